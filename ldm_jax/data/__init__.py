@@ -1,0 +1,1 @@
+"""Images and words: sources, transforms and batches as a pure function of the step."""

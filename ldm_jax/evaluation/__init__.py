@@ -1,0 +1,1 @@
+"""The verdict: distances and judges over arrays."""

@@ -1,0 +1,1 @@
+"""The machine: meshes, checkpoints, optimizers, logs; the same for any other model."""

@@ -1,0 +1,1 @@
+"""The learning: one file is one meaning of "a training step"."""

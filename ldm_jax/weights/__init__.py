@@ -1,0 +1,1 @@
+"""Foreign weight files: containers and name tables, in numpy alone."""

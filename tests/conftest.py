@@ -1,0 +1,23 @@
+"""One session: eight virtual devices, a compilation cache, checked shapes."""
+
+import os
+import pathlib
+
+import jax
+from jaxtyping import install_import_hook
+
+CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# Processes that tests start share the cache.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+# Shapes in signatures are checked here, and only here.
+install_import_hook("ldm_jax", "beartype.beartype")
