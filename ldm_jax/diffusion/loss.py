@@ -1,0 +1,75 @@
+"""The training objective: corrupt, ask, compare; one number per example."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ldm_jax.diffusion.prediction import Prediction, target, x0_gain
+from ldm_jax.diffusion.schedule import Schedule, Time, q_sample
+
+Network = Callable[[Float[Array, "b *rest"], Time], Float[Array, "b *rest"]]
+
+
+def draw_times(
+  key: Array, schedule: Schedule, count: int
+) -> Float[Array, " b"]:
+  """t ~ U{0, ..., T - 1}, whole numbers held as floats."""
+  return jax.random.randint(key, (count,), 0, schedule.steps).astype(
+    jnp.float32
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingLoss:
+  """w_t |y(x0, eps, t) - network(x_t, t)|^p, averaged over each image.
+
+  With prediction "eps", norm "l2" and no weighting this is L_simple (Ho et al.
+  2020, eq. 14; Rombach et al. 2022, eq. 2).
+
+  Attributes:
+    norm: "l2" squares the error, "l1" takes its size (LDM's churches, layout
+      and semantic-synthesis models).
+    min_snr: clips the weight that an x0-loss gives to low noise at this
+      signal-to-noise ratio (Hang et al. 2023, eq. 8; they use 5), whatever the
+      network predicts. None leaves the prediction's own weighting.
+  """
+
+  prediction: Prediction = "eps"
+  norm: Literal["l1", "l2"] = "l2"
+  min_snr: float | None = None
+
+  def __post_init__(self):
+    if self.min_snr is not None and self.norm != "l2":
+      raise ValueError(
+        "min_snr weighs squared errors and is undefined for norm='l1'; "
+        "use norm='l2' or min_snr=None"
+      )
+
+  def __call__(
+    self,
+    schedule: Schedule,
+    network: Network,
+    x0: Float[Array, "b *rest"],
+    t: Float[Array, " b"],
+    noise: Float[Array, "b *rest"],
+  ) -> Float[Array, " b"]:
+    """Loss of every example, in float32."""
+    output = network(q_sample(schedule, x0, t, noise), t)
+    error = target(self.prediction, schedule, x0, t, noise) - output
+    error = error.astype(jnp.float32)
+    powered = jnp.abs(error) if self.norm == "l1" else jnp.square(error)
+    each = jnp.mean(powered.reshape(len(powered), -1), axis=1)
+    return each if self.min_snr is None else each * self.weight(schedule, t)
+
+  def weight(self, schedule: Schedule, t: Float[Array, " b"]) -> Time:
+    """min(SNR_t, min_snr) (d x0 / d y)^2  (Hang et al. 2023, eq. 8).
+
+    min(SNR, g) / SNR for eps, min(SNR, g) for x0, min(SNR, g) / (SNR + 1)
+    for v.
+    """
+    clipped = jnp.minimum(schedule.snr(t), self.min_snr)
+    return clipped * x0_gain(self.prediction, schedule, t) ** 2

@@ -1,0 +1,162 @@
+"""How fast images drown in noise: tables of alpha-bar and what follows."""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Time = Float[Array, ""] | Float[Array, " b"]
+
+CLEAN = -1.0  # the time at which nothing has been added: alpha-bar is 1
+
+
+def _scaled_linear(start: float, end: float, steps: int) -> np.ndarray:
+  return np.linspace(start**0.5, end**0.5, steps) ** 2
+
+
+def _sqrt(start: float, end: float, steps: int) -> np.ndarray:
+  return np.linspace(start, end, steps) ** 0.5
+
+
+def _cosine(start: float, end: float, steps: int) -> np.ndarray:
+  """Nichol and Dhariwal 2021, eq. 17; start and end play no part."""
+  del start, end
+  angle = (np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2
+  alpha_bar = np.cos(angle) ** 2
+  return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, 0.999)
+
+
+_BETAS = {
+  "scaled_linear": _scaled_linear,
+  "linear": np.linspace,
+  "sqrt": _sqrt,
+  "cosine": _cosine,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """q(x_t | x_0) = N(sqrt(ab_t) x_0, (1 - ab_t) I)  (Ho et al. 2020, eq. 4).
+
+  Time runs over [0, steps); 0 is the least noisy. Between whole numbers log
+  alpha-bar is interpolated, and t = -1 stands for the clean image itself, so
+  that samplers may land there.
+
+  Attributes:
+    kind: how beta_t runs from `start` to `end`. LDM and Stable Diffusion call
+      "scaled_linear" (linear in sqrt(beta)) "linear", and DDPM's "linear"
+      "sqrt_linear". "cosine" ignores both ends.
+    zero_terminal_snr: shift and scale sqrt(ab) so that x_{T-1} is pure noise
+      and x_0 unchanged (Lin et al. 2023, algorithm 1).
+  """
+
+  kind: Literal["scaled_linear", "linear", "sqrt", "cosine"] = "scaled_linear"
+  start: float = 0.00085
+  end: float = 0.012
+  steps: int = 1000
+  zero_terminal_snr: bool = False
+
+  def __post_init__(self):
+    if self.steps < 2:
+      raise ValueError(f"schedule steps must be at least 2, got {self.steps}")
+    if not 0 < self.start <= self.end < 1:
+      raise ValueError(
+        "schedule needs 0 < start <= end < 1, got "
+        f"start={self.start} end={self.end}"
+      )
+
+  @functools.cached_property
+  def betas(self) -> np.ndarray:
+    """beta_t before any rescaling, float64 [steps]."""
+    return _BETAS[self.kind](self.start, self.end, self.steps)
+
+  @functools.cached_property
+  def alpha_bar(self) -> np.ndarray:
+    """Float64 [steps]; a float32 product of 1,000 factors is off by 2e-6."""
+    alpha_bar = np.cumprod(1.0 - self.betas)
+    if not self.zero_terminal_snr:
+      return alpha_bar
+    signal = np.sqrt(alpha_bar)
+    first, last = signal[0], signal[-1]
+    return ((signal - last) * first / (first - last)) ** 2
+
+  @functools.cached_property
+  def _log_alpha_bar(self) -> np.ndarray:
+    """Float64 [steps + 1]: entry t + 1 belongs to time t, entry 0 to clean."""
+    with np.errstate(divide="ignore"):  # zero terminal SNR ends at -inf
+      return np.concatenate([[0.0], np.log(self.alpha_bar)])
+
+  def log_alpha_bar(self, t: Time) -> Time:
+    """ln(ab_t) for t in [-1, steps - 1], in t's format (float32 at least)."""
+    dtype = jnp.promote_types(t.dtype, jnp.float32)
+    table = jnp.asarray(self._log_alpha_bar, dtype)
+    place = t.astype(dtype) + 1
+    low = jnp.clip(jnp.floor(place), 0, self.steps).astype(jnp.int32)
+    before = table[low]
+    after = table[jnp.minimum(low + 1, self.steps)]
+    share = place - low
+    between = before + share * (after - before)
+    # Towards ab = 0 the logarithm has no slope to follow; the signal has.
+    fading = before + 2 * jnp.log1p(-jnp.clip(share, 0, 1))
+    between = jnp.where(jnp.isfinite(after), between, fading)
+    return jnp.where(share == 0, before, between)
+
+  def signal_and_sigma(self, t: Time) -> tuple[Time, Time]:
+    """sqrt(ab_t) and sqrt(1 - ab_t), exact where 1 - ab_t is tiny."""
+    log_alpha_bar = self.log_alpha_bar(t)
+    return jnp.exp(0.5 * log_alpha_bar), jnp.sqrt(-jnp.expm1(log_alpha_bar))
+
+  def snr(self, t: Time) -> Time:
+    """ab_t / (1 - ab_t)."""
+    signal, sigma = self.signal_and_sigma(t)
+    return (signal / sigma) ** 2
+
+
+def like(
+  scale: Float[Array, "..."], x: Float[Array, "b *rest"]
+) -> Float[Array, "..."]:
+  """A number per image, or one for all, shaped to multiply images."""
+  return (
+    scale.reshape(scale.shape + (1,) * (x.ndim - 1)) if scale.ndim else scale
+  )
+
+
+def q_sample(
+  schedule: Schedule,
+  x0: Float[Array, "b *rest"],
+  t: Time,
+  noise: Float[Array, "b *rest"],
+) -> Float[Array, "b *rest"]:
+  """x_t = sqrt(ab_t) x0 + sqrt(1 - ab_t) noise  (Ho et al. 2020, eq. 4).
+
+  Args:
+    x0: latents of about unit variance; see `LatentDiffusion.encode`.
+    t: time in [0, T); T - 1 is almost pure noise.
+    noise: standard normal, same shape as x0.
+  """
+  signal, sigma = schedule.signal_and_sigma(t)
+  return like(signal, x0) * x0 + like(sigma, x0) * noise
+
+
+def posterior(
+  schedule: Schedule,
+  x0: Float[Array, "b *rest"],
+  xt: Float[Array, "b *rest"],
+  t: Time,
+  s: Time,
+) -> tuple[Float[Array, "b *rest"], Time]:
+  """Mean and variance of q(x_s | x_t, x_0), s < t  (Ho et al. 2020, eq. 7).
+
+  The paper's case is s = t - 1; any earlier s follows from the same two
+  Gaussians with alpha_t replaced by ab_t / ab_s. s = -1 gives x_0 itself.
+  """
+  log_t, log_s = schedule.log_alpha_bar(t), schedule.log_alpha_bar(s)
+  alpha, beta = jnp.exp(log_t - log_s), -jnp.expm1(log_t - log_s)
+  noise_t, noise_s = -jnp.expm1(log_t), -jnp.expm1(log_s)
+  from_x0 = jnp.exp(0.5 * log_s) * beta / noise_t
+  from_xt = jnp.sqrt(alpha) * noise_s / noise_t
+  mean = like(from_x0, x0) * x0 + like(from_xt, xt) * xt
+  return mean, beta * noise_s / noise_t
