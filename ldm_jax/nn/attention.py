@@ -1,0 +1,157 @@
+"""softmax(q k^T / sqrt(d)) v, by whichever road is shortest."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Road = Literal["auto", "xla", "chunked"]
+
+# From this many scores per head on, holding them costs more than the loop.
+_MANY_SCORES = 1024 * 1024
+_QUERIES, _KEYS = 1024, 256  # chunk lengths, measured best on two CPU cores
+
+
+def attend(
+  q: Float[Array, "b l n d"],
+  k: Float[Array, "b m n d"],
+  v: Float[Array, "b m n d"],
+  road: Road = "auto",
+) -> Float[Array, "b l n d"]:
+  """Scaled dot-product attention (Vaswani et al. 2017, eq. 1), n heads.
+
+  Scores and softmax are float32, the result has q's format.
+
+  Args:
+    road: "xla" holds all l x m scores; "chunked" never does, forward or
+      backward; "auto" takes the second for long sequences.
+  """
+  is_long = q.shape[1] * k.shape[1] >= _MANY_SCORES
+  if road == "chunked" or (road == "auto" and is_long):
+    return chunked(q, k, v)
+  return jax.nn.dot_product_attention(q, k, v)
+
+
+@jax.custom_vjp
+def chunked(
+  q: Float[Array, "b l n d"],
+  k: Float[Array, "b m n d"],
+  v: Float[Array, "b m n d"],
+) -> Float[Array, "b l n d"]:
+  """Attention by an online softmax over chunks (Rabe and Staats 2021).
+
+  Memory is linear in l and m. The backward pass recomputes each chunk's
+  scores from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
+  """
+  return _forward(q, k, v)[0]
+
+
+def _forward(q: Array, k: Array, v: Array):
+  """Returns the output and, for the backward pass, ln sum exp of scores."""
+  queries, length = _cut(q, _QUERIES), q.shape[1]
+  keys, values = _cut(k, _KEYS), _cut(v, _KEYS)
+  bias = _padding_bias(k.shape[1])
+
+  def over_keys(query: Array):
+    def body(carry, chunk):
+      total, mass, top = carry
+      key, value, key_bias = chunk
+      scores = _scores(query, key) + key_bias
+      top_now = jnp.maximum(top, scores.max(-1))
+      weights = jnp.exp(scores - top_now[..., None])
+      fade = jnp.exp(top - top_now)
+      total = total * fade[..., None] + _mix(weights, value)
+      return (total, mass * fade + weights.sum(-1), top_now), None
+
+    b, rows, n, d = query.shape
+    start = (
+      jnp.zeros((b, n, rows, d), jnp.float32),
+      jnp.zeros((b, n, rows), jnp.float32),
+      jnp.full((b, n, rows), -jnp.inf, jnp.float32),
+    )
+    (total, mass, top), _ = jax.lax.scan(body, start, (keys, values, bias))
+    out = (total / mass[..., None]).swapaxes(1, 2).astype(q.dtype)
+    return out, top + jnp.log(mass)
+
+  outs, log_masses = jax.lax.map(over_keys, queries)
+  out = _join(outs, length)
+  return out, (q, k, v, out, log_masses)
+
+
+def _backward(saved, grad: Array):
+  """dv = P^T do; dP = do v^T; dS = P (dP - sum(do o)); dq, dk from dS."""
+  q, k, v, out, log_masses = saved
+  scale = q.shape[-1] ** -0.5
+  grad32 = grad.astype(jnp.float32)
+  inner = _cut((grad32 * out.astype(jnp.float32)).sum(-1), _QUERIES)
+  by_query = (_cut(q, _QUERIES), _cut(grad32, _QUERIES), log_masses, inner)
+
+  def over_queries(dq_total: Array, chunk):
+    key, value, key_bias = chunk
+
+    def body(carry, row):
+      query, row_grad, log_mass, row_inner = row
+      dk, dv = carry
+      weights = jnp.exp(_scores(query, key) + key_bias - log_mass[..., None])
+      dv += jnp.einsum("bnqk,bqnd->bknd", weights, row_grad)
+      dweights = jnp.einsum("bqnd,bknd->bnqk", row_grad, value)
+      dscores = weights * (dweights - row_inner.swapaxes(1, 2)[..., None])
+      dk += scale * jnp.einsum("bnqk,bqnd->bknd", dscores, query)
+      dq = scale * jnp.einsum("bnqk,bknd->bqnd", dscores, key)
+      return (dk, dv), dq
+
+    zero = jnp.zeros(key.shape, jnp.float32)
+    (dk, dv), dq = jax.lax.scan(body, (zero, zero), by_query)
+    return dq_total + dq, (dk, dv)
+
+  chunks = (_cut(k, _KEYS), _cut(v, _KEYS), _padding_bias(k.shape[1]))
+  start = jnp.zeros(by_query[0].shape, jnp.float32)
+  dq, (dk, dv) = jax.lax.scan(over_queries, start, chunks)
+  return (
+    _join(dq, q.shape[1]).astype(q.dtype),
+    _join(dk, k.shape[1]).astype(k.dtype),
+    _join(dv, v.shape[1]).astype(v.dtype),
+  )
+
+
+chunked.defvjp(_forward, _backward)
+
+
+def _cut(x: Array, most: int) -> Array:
+  """[b l ...] -> [chunks b l' ...], even chunks of at most `most`, padded."""
+  count = math.ceil(x.shape[1] / most)
+  each = math.ceil(x.shape[1] / count)
+  padding = [(0, 0), (0, count * each - x.shape[1])]
+  x = jnp.pad(x, padding + [(0, 0)] * (x.ndim - 2))
+  x = x.reshape(x.shape[0], count, each, *x.shape[2:])
+  return jnp.moveaxis(x, 1, 0)
+
+
+def _join(x: Array, length: int) -> Array:
+  """Undoes `_cut`."""
+  x = jnp.moveaxis(x, 0, 1)
+  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def _padding_bias(length: int) -> Array:
+  """0 for a key, -inf for the padding behind the last, as [chunks l']."""
+  bias = _cut(jnp.ones((1, length)), _KEYS)[:, 0]
+  return jnp.where(bias > 0, 0.0, -jnp.inf)
+
+
+def _scores(query: Array, key: Array) -> Array:
+  scores = jnp.einsum(
+    "bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32
+  )
+  return scores * query.shape[-1] ** -0.5
+
+
+def _mix(weights: Array, value: Array) -> Array:
+  return jnp.einsum(
+    "bnqk,bknd->bnqd",
+    weights.astype(value.dtype),
+    value,
+    preferred_element_type=jnp.float32,
+  )

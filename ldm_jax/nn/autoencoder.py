@@ -1,0 +1,204 @@
+"""The first stage: images to latents an f-th as wide, and back."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ldm_jax.nn.attention import Road
+from ldm_jax.nn.bottleneck import (
+  Gaussian,
+  GaussianBottleneck,
+  Point,
+  VectorQuantizer,
+)
+from ldm_jax.nn.layers import conv, downsample, group_norm, upsample
+from ldm_jax.nn.resnet import ResBlock
+from ldm_jax.nn.transformer import PixelAttention
+
+EPSILON = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+  """What encoder and decoder have in common, one being the other's mirror.
+
+  Attributes:
+    channels: width of the first level, multiplied per level.
+    blocks: residual blocks per level of the encoder; the decoder has one more.
+    attention_levels: levels whose every block is followed by attention.
+    has_mid_attention: attend at the lowest resolution (all but vq-f4-noattn).
+    groups: of the group norms; 32 wherever the widths allow it.
+    dtype: of computation; norms, softmax and results stay float32.
+  """
+
+  channels: int = 128
+  multipliers: tuple[int, ...] = (1, 2, 4, 4)
+  blocks: int = 2
+  attention_levels: tuple[int, ...] = ()
+  has_mid_attention: bool = True
+  dropout: float = 0.0
+  groups: int = 32
+  road: Road = "auto"
+  dtype: DTypeLike = "float32"
+
+  @property
+  def halvings(self) -> int:
+    """How often h and w are halved."""
+    return len(self.multipliers) - 1
+
+  def level(self, h: Array, level: int, blocks: int, side: str) -> Array:
+    """`blocks` residual blocks, each with attention where the level has it."""
+    for i in range(blocks):
+      name = f"{side}_{level}_block_{i}"
+      h = self.block(h, self.multipliers[level], name)
+      if level in self.attention_levels:
+        h = self.attention(h, f"{side}_{level}_attention_{i}")
+    return h
+
+  def middle(self, h: Array) -> Array:
+    """Block, attention, block at the lowest resolution."""
+    h = self.block(h, self.multipliers[-1], "mid_block_0")
+    if self.has_mid_attention:
+      h = self.attention(h, "mid_attention")
+    return self.block(h, self.multipliers[-1], "mid_block_1")
+
+  def out(self, h: Array, features: int) -> Array:
+    """Norm, silu and the last convolution."""
+    h = group_norm(
+      h, name="norm_out", groups=self.groups, epsilon=EPSILON, dtype=self.dtype
+    )
+    return conv(jax.nn.silu(h), features, name="conv_out", dtype=self.dtype)
+
+  def block(self, h: Array, multiplier: int, name: str) -> Array:
+    """One residual block without an embedding."""
+    block = ResBlock(
+      self.channels * multiplier,
+      epsilon=EPSILON,
+      is_zero=False,
+      dropout=self.dropout,
+      groups=self.groups,
+      dtype=self.dtype,
+      name=name,
+    )
+    return block(h)
+
+  def attention(self, h: Array, name: str) -> Array:
+    """One head over all pixels."""
+    attention = PixelAttention(
+      epsilon=EPSILON,
+      groups=self.groups,
+      road=self.road,
+      dtype=self.dtype,
+      name=name,
+    )
+    return attention(h)
+
+
+class Encoder(nn.Module):
+  """Images to `features` channels at the lowest resolution."""
+
+  trunk: Trunk
+  features: int
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, "b H W 3"]
+  ) -> Float[Array, "b h w c"]:
+    trunk, dtype = self.trunk, self.trunk.dtype
+    h = conv(images, trunk.channels, name="conv_in", dtype=dtype)
+    for level in range(trunk.halvings + 1):
+      h = trunk.level(h, level, trunk.blocks, "down")
+      if level < trunk.halvings:
+        name = f"down_{level}_downsample"
+        h = downsample(h, name=name, padding=(0, 1), dtype=dtype)
+    h = trunk.out(trunk.middle(h), self.features)
+    h = conv(h, self.features, name="quant_conv", size=1, dtype=dtype)
+    return h.astype(jnp.float32)
+
+
+class Decoder(nn.Module):
+  """Latents to images; level 0 is the finest, as in the encoder."""
+
+  trunk: Trunk
+  features: int
+
+  @nn.compact
+  def __call__(
+    self, latents: Float[Array, "b h w c"]
+  ) -> Float[Array, "b H W 3"]:
+    trunk, dtype = self.trunk, self.trunk.dtype
+    width = trunk.channels * trunk.multipliers[-1]
+    h = conv(
+      latents, self.features, name="post_quant_conv", size=1, dtype=dtype
+    )
+    h = trunk.middle(conv(h, width, name="conv_in", dtype=dtype))
+    for level in reversed(range(trunk.halvings + 1)):
+      h = trunk.level(h, level, trunk.blocks + 1, "up")
+      if level > 0:
+        name = f"up_{level}_upsample"
+        h = conv(upsample(h), h.shape[-1], name=name, dtype=dtype)
+    return trunk.out(h, 3).astype(jnp.float32)
+
+
+class Autoencoder(nn.Module):
+  """LDM's convolutional autoencoder (Rombach et al. 2022, section 3.1).
+
+  The published sizes, all of 128 channels: kl-f4 has multipliers (1, 2, 4)
+  and 3 latent channels, kl-f8 (1, 2, 4, 4) and 4, kl-f16 (1, 1, 2, 2, 4), 16
+  and attention at level 4, kl-f32 (1, 1, 2, 2, 4, 4), 64 and levels 4 and 5.
+
+  Attributes:
+    latent_channels: c of the latents.
+    bottleneck: a Gaussian with a KL price, or a vector quantiser.
+  """
+
+  trunk: Trunk = Trunk()
+  latent_channels: int = 4
+  bottleneck: GaussianBottleneck | VectorQuantizer = GaussianBottleneck()
+
+  @property
+  def stride(self) -> int:
+    """f: pixels per latent, along one side."""
+    return 2**self.trunk.halvings
+
+  def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    """(h, w, c) of the latents of a height x width image.
+
+    Raises:
+      ValueError: if a side is no multiple of the stride.
+    """
+    for side in (height, width):
+      if side < self.stride or side % self.stride:
+        near = max(1, round(side / self.stride)) * self.stride
+        raise ValueError(
+          f"image size {side} must be a multiple of {self.stride} (the "
+          f"autoencoder halves it {self.trunk.halvings} times); try {near}"
+        )
+    return height // self.stride, width // self.stride, self.latent_channels
+
+  def setup(self):
+    moments = self.bottleneck.expansion * self.latent_channels
+    self.encoder = Encoder(self.trunk, moments)
+    self.decoder = Decoder(self.trunk, self.latent_channels)
+
+  def encode(self, images: Float[Array, "b h w 3"]) -> Gaussian | Point:
+    """q(z | x) of images in [-1, 1], as the bottleneck defines it."""
+    self.latent_shape(*images.shape[1:3])
+    return self.bottleneck.posterior(self.encoder(images))
+
+  def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+    """Images of latents; about [-1, 1], not clipped. VQ quantises first."""
+    return self.decoder(self.bottleneck.enter(latents))
+
+  def __call__(
+    self, images: Float[Array, "b h w 3"], noise: Float[Array, "b hz wz c"]
+  ) -> tuple[Float[Array, "b h w 3"], Float[Array, ""]]:
+    """Reconstructions through sampled latents, and the bottleneck's price."""
+    posterior = self.encode(images)
+    latents = posterior.sample(noise)
+    price = self.bottleneck.price(posterior, latents)
+    return self.decode(latents), price

@@ -1,0 +1,117 @@
+"""What lies between encoder and decoder, and its price."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@flax.struct.dataclass
+class Gaussian:
+  """q(z | x) = N(mean, exp(logvar)), every element of [b h w c] on its own."""
+
+  mean: Any
+  logvar: Any
+
+  def mode(self) -> Float[Array, "b h w c"]:
+    """The most likely latents."""
+    return self.mean
+
+  def sample(self, noise: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """mean + std noise, noise standard normal."""
+    return self.mean + jnp.exp(0.5 * self.logvar) * noise
+
+  def kl(self) -> Float[Array, " b"]:
+    """KL(q || N(0, 1)) = sum (mean^2 + var - 1 - logvar) / 2, per image."""
+    each = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
+    return 0.5 * each.sum(axis=(1, 2, 3))
+
+
+@flax.struct.dataclass
+class Point:
+  """A posterior without width: latents [b h w c] before quantisation."""
+
+  mean: Any
+
+  def mode(self) -> Float[Array, "b h w c"]:
+    """The latents."""
+    return self.mean
+
+  def sample(self, noise: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """The latents; there is nothing to draw."""
+    del noise
+    return self.mean
+
+
+class GaussianBottleneck(nn.Module):
+  """Kingma and Welling 2014 with LDM's clamp: logvar in [-30, 20]."""
+
+  expansion = 2  # encoder channels per latent channel: mean and logvar
+
+  def posterior(self, moments: Float[Array, "b h w c2"]) -> Gaussian:
+    """Splits the encoder's channels into mean and clamped logvar."""
+    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return Gaussian(mean, jnp.clip(logvar, -30.0, 20.0))
+
+  def enter(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """What the decoder sees: the latents as they are."""
+    return latents
+
+  def price(
+    self, posterior: Gaussian, latents: Float[Array, "b h w c"]
+  ) -> Float[Array, ""]:
+    """KL summed over each image and averaged over the batch (LDM)."""
+    del latents
+    return posterior.kl().mean()
+
+
+class VectorQuantizer(nn.Module):
+  """Nearest of `codes` vectors (van den Oord et al. 2017, eq. 2).
+
+  Attributes:
+    codes: size of the codebook.
+    width: channels of a code, the latent channels.
+    beta: weight of the codebook's term. LDM puts it there and not, as the
+      paper's eq. 3 does, on the commitment term; released weights were trained
+      so.
+  """
+
+  codes: int = 8192
+  width: int = 3
+  beta: float = 0.25
+
+  expansion = 1
+
+  def setup(self):
+    bound = 1.0 / self.codes
+    init = lambda key, shape: jax.random.uniform(
+      key, shape, jnp.float32, -bound, bound
+    )
+    self.codebook = self.param("codebook", init, (self.codes, self.width))
+
+  def posterior(self, moments: Float[Array, "b h w c"]) -> Point:
+    """Latents before quantisation: the decoder quantises first."""
+    return Point(moments.astype(jnp.float32))
+
+  def nearest(self, latents: Float[Array, "b h w c"]) -> Array:
+    """The code closest to every latent vector, by squared distance."""
+    flat = latents.reshape(-1, self.width)
+    distance = (self.codebook**2).sum(-1) - 2 * flat @ self.codebook.T
+    codes = self.codebook[jnp.argmin(distance, axis=-1)]
+    return codes.reshape(latents.shape)
+
+  def enter(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """The nearest codes; gradients pass straight through to the latents."""
+    return latents + jax.lax.stop_gradient(self.nearest(latents) - latents)
+
+  def price(
+    self, posterior: Point, latents: Float[Array, "b h w c"]
+  ) -> Float[Array, ""]:
+    """mean |sg[code] - z|^2 + beta mean |code - sg[z]|^2."""
+    del posterior
+    codes, sg = self.nearest(latents), jax.lax.stop_gradient
+    commitment = jnp.mean((sg(codes) - latents) ** 2)
+    return commitment + self.beta * jnp.mean((codes - sg(latents)) ** 2)

@@ -1,0 +1,120 @@
+"""What a denoiser is told: one contract, and the networks that fulfil it.
+
+A conditioner is a module over raw arrays (ids, labels) that makes its part of
+a `Condition`, and knows what "nothing was said" means for it: where `drop` is
+true it answers with its null. Training dropout, guidance and a prompt that was
+not given are that one definition.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from ldm_jax.nn.text import TextEncoder
+
+
+@flax.struct.dataclass
+class Condition:
+  """Everything a U-Net may be told beside x_t and t; each part may be absent.
+
+  Attributes:
+    context: [b l d], tokens for cross-attention.
+    concat: [b h w c], channels laid beside x_t.
+    vector: [b v], added to the time embedding through the U-Net's own layers.
+  """
+
+  # Any: as a tree it carries shapes and shardings as well as arrays.
+  context: Any = None
+  concat: Any = None
+  vector: Any = None
+
+
+def _joined(parts: list[Array], axis: int) -> Array | None:
+  return jnp.concatenate(parts, axis) if parts else None
+
+
+def merge(conditions: list[Condition]) -> Condition:
+  """Contexts one after another, channels and vectors side by side.
+
+  Raises:
+    ValueError: if two contexts differ in width.
+  """
+  pick = lambda part: [
+    value for c in conditions if (value := getattr(c, part)) is not None
+  ]
+  widths = {context.shape[-1] for context in pick("context")}
+  if len(widths) > 1:
+    raise ValueError(
+      f"contexts of widths {sorted(widths)} cannot stand in one sequence; "
+      "give every conditioner the same width"
+    )
+  return Condition(
+    context=_joined(pick("context"), 1),
+    concat=_joined(pick("concat"), -1),
+    vector=_joined(pick("vector"), -1),
+  )
+
+
+class ClassEmbedder(nn.Module):
+  """A class label as one token; label `classes` is the null class.
+
+  LDM's ClassEmbedder (Rombach et al. 2022, appendix E.2): ImageNet's has
+  1,001 rows of 512.
+
+  Attributes:
+    reads: the batch's array of labels, in [0, classes).
+    drop_rate: how often training replaces the label by the null class.
+  """
+
+  classes: int
+  width: int
+  reads: str = "label"
+  drop_rate: float = 0.1
+
+  @nn.compact
+  def __call__(
+    self, label: Int[Array, " b"], drop: Bool[Array, " b"]
+  ) -> Condition:
+    table = nn.Embed(
+      self.classes + 1,
+      self.width,
+      embedding_init=nn.initializers.normal(1.0),  # torch.nn.Embedding's
+      name="table",
+    )
+    return Condition(
+      context=table(jnp.where(drop, self.classes, label))[:, None]
+    )
+
+
+class TextEmbedder(nn.Module):
+  """Token ids through a transformer trained with the U-Net; null is "".
+
+  Attributes:
+    empty: ids of the empty prompt, as the tokenizer writes them up to its
+      padding, e.g. (101, 102) for BERT.
+    padding: the id that fills the rest.
+    reads: the batch's array of ids.
+    drop_rate: how often training replaces the prompt by the empty one.
+  """
+
+  encoder: TextEncoder
+  empty: tuple[int, ...] = (2, 3)
+  padding: int = 0
+  reads: str = "tokens"
+  drop_rate: float = 0.1
+
+  def null(self, length: int) -> Int[Array, " l"]:
+    """Ids of the empty prompt, padded to `length`."""
+    ids = self.empty + (self.padding,) * (length - len(self.empty))
+    return jnp.asarray(ids[:length], jnp.int32)
+
+  def __call__(
+    self, tokens: Int[Array, "b l"], drop: Bool[Array, " b"]
+  ) -> Condition:
+    null = self.null(tokens.shape[1])
+    return Condition(
+      context=self.encoder(jnp.where(drop[:, None], null, tokens))
+    )

@@ -1,0 +1,150 @@
+"""Convolutions, norms and embeddings as the ancestors initialised them.
+
+PyTorch draws weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); LDM
+kept that, and so do we. Flax's own default has three times the variance.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def torch_init(fan_in: int) -> dict[str, Any]:
+  """Initialisers of PyTorch's Conv2d and Linear for `nn.Conv`, `nn.Dense`."""
+  bound = fan_in**-0.5
+
+  def bias_init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+  return {"kernel_init": kernel_init, "bias_init": bias_init}
+
+
+ZERO_INIT = {
+  "kernel_init": nn.initializers.zeros,
+  "bias_init": nn.initializers.zeros,
+}
+
+
+def conv(
+  x: Float[Array, "b h w c"],
+  features: int,
+  *,
+  name: str,
+  size: int = 3,
+  is_zero: bool = False,
+  dtype: DTypeLike,
+) -> Float[Array, "b h w d"]:
+  """A size x size convolution that keeps h and w; zero at first if asked."""
+  init = ZERO_INIT if is_zero else torch_init(size * size * x.shape[-1])
+  window = (size, size)
+  layer = nn.Conv(
+    features, window, padding=size // 2, dtype=dtype, name=name, **init
+  )
+  return layer(x)
+
+
+def dense(
+  x: Float[Array, "... c"],
+  features: int,
+  *,
+  name: str,
+  use_bias: bool = True,
+  is_zero: bool = False,
+  dtype: DTypeLike,
+) -> Float[Array, "... d"]:
+  """x W + b over the last axis; zero at first if asked."""
+  init = ZERO_INIT if is_zero else torch_init(x.shape[-1])
+  layer = nn.Dense(features, use_bias, dtype=dtype, name=name, **init)
+  return layer(x)
+
+
+def group_norm(
+  x: Float[Array, "b *space c"],
+  *,
+  name: str,
+  groups: int,
+  epsilon: float,
+  dtype: DTypeLike,
+) -> Float[Array, "b *space c"]:
+  """Wu and He 2018, in float32 and with the two-pass variance.
+
+  Decoder activations have means far above their deviations; the one-pass
+  formula loses two digits there.
+
+  Raises:
+    ValueError: if the channels do not divide into the groups.
+  """
+  if x.shape[-1] % groups:
+    raise ValueError(
+      f"{x.shape[-1]} channels do not divide into {groups} norm groups; set "
+      "`groups` to a divisor of every level's channels"
+    )
+  norm = nn.GroupNorm(
+    groups,
+    epsilon=epsilon,
+    dtype=jnp.float32,
+    use_fast_variance=False,
+    name=name,
+  )
+  return norm(x.astype(jnp.float32)).astype(dtype)
+
+
+def layer_norm(
+  x: Float[Array, "... c"], *, name: str, dtype: DTypeLike
+) -> Float[Array, "... c"]:
+  """Over the last axis in float32, epsilon 1e-5 (PyTorch's default)."""
+  norm = nn.LayerNorm(
+    epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name
+  )
+  return norm(x.astype(jnp.float32)).astype(dtype)
+
+
+def sinusoids(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
+  """[cos(t f_i) | sin(t f_i)], f_i = 10000^(-i / half), half = width // 2.
+
+  Vaswani et al. 2017, section 3.5, in the order of Ho et al. 2020's
+  successors; t is raw, not scaled to [0, 1].
+  """
+  half = width // 2
+  frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / half)
+  angles = t.astype(jnp.float32)[:, None] * frequencies
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+  """Nearest neighbour, twice as high and wide."""
+  return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+  """The mean of every 2 x 2 cell."""
+  return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+def downsample(
+  x: Float[Array, "b h w c"],
+  *,
+  name: str,
+  padding: tuple[int, int],
+  dtype: DTypeLike,
+) -> Float[Array, "b h2 w2 c"]:
+  """A 3 x 3 convolution of stride 2 after `padding` (before, after) zeros.
+
+  The U-Net pads (1, 1), the autoencoder (0, 1); both keep the channels.
+  """
+  channels = x.shape[-1]
+  layer = nn.Conv(
+    channels,
+    (3, 3),
+    strides=2,
+    padding=(padding, padding),
+    dtype=dtype,
+    name=name,
+    **torch_init(9 * channels),
+  )
+  return layer(x)

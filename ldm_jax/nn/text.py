@@ -1,0 +1,67 @@
+"""Text encoders over token ids."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from ldm_jax.nn.attention import Road
+from ldm_jax.nn.layers import dense, layer_norm
+from ldm_jax.nn.transformer import Attention
+
+
+class TextEncoder(nn.Module):
+  """LDM's BERT-like encoder, trained from scratch with the U-Net.
+
+  Rombach et al. 2022, appendix E.2.1: learned positions, pre-norm blocks whose
+  attention has heads * head_width = 512 features whatever the width, a gelu
+  feed-forward four times as wide, a final norm, and no padding mask. LDM's are
+  of width 640 or 1280, depth 32 and vocabulary 30,522.
+
+  Attributes:
+    length: most tokens, and the number of learned positions.
+  """
+
+  vocabulary: int
+  width: int = 1280
+  depth: int = 32
+  heads: int = 8
+  head_width: int = 64
+  length: int = 77
+  road: Road = "auto"
+  dtype: DTypeLike = "float32"
+
+  @nn.compact
+  def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    count = tokens.shape[1]
+    if count > self.length:
+      raise ValueError(
+        f"{count} tokens, but the text encoder has {self.length} positions; "
+        "shorten the tokenizer's `length` or raise the encoder's"
+      )
+    init = nn.initializers.normal(0.02)
+    table = nn.Embed(
+      self.vocabulary, self.width, embedding_init=init, name="tokens"
+    )
+    positions = self.param("positions", init, (self.length, self.width))
+    x = (table(tokens) + positions[:count]).astype(self.dtype)
+    for i in range(self.depth):
+      x = self.block(x, i)
+    x = layer_norm(x, name="norm", dtype=self.dtype)
+    return x.astype(jnp.float32)
+
+  def block(self, x: Array, i: int) -> Array:
+    """x + attention(norm x), then x + feed-forward(norm x)."""
+    attention = Attention(
+      self.heads,
+      self.head_width,
+      self.road,
+      self.dtype,
+      name=f"attention_{i}",
+    )
+    norm = lambda name: layer_norm(x, name=f"{name}_{i}", dtype=self.dtype)
+    x = x + attention(norm("norm1"))
+    h = dense(norm("norm2"), 4 * self.width, name=f"up_{i}", dtype=self.dtype)
+    h = jax.nn.gelu(h, approximate=False)
+    return x + dense(h, self.width, name=f"down_{i}", dtype=self.dtype)

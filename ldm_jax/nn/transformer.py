@@ -1,0 +1,177 @@
+"""Blocks that attend: over pixels alone, or over pixels and a context."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ldm_jax.nn.attention import Road, attend
+from ldm_jax.nn.layers import conv, dense, group_norm, layer_norm
+
+
+class Attention(nn.Module):
+  """Multi-head attention from x to `context`, or to x itself.
+
+  Projects to heads * head_width, whatever the width of x; q, k and v have no
+  bias, the output has one.
+  """
+
+  heads: int
+  head_width: int
+  road: Road = "auto"
+  dtype: DTypeLike = "float32"
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b l c"],
+    context: Float[Array, "b m d"] | None = None,
+  ) -> Float[Array, "b l c"]:
+    source = x if context is None else context
+    inner = self.heads * self.head_width
+
+    def project(tokens, name):
+      tokens = dense(tokens, inner, name=name, use_bias=False, dtype=self.dtype)
+      return tokens.reshape(*tokens.shape[:2], self.heads, self.head_width)
+
+    q, k, v = project(x, "q"), project(source, "k"), project(source, "v")
+    out = attend(q, k, v, self.road).reshape(*x.shape[:2], inner)
+    return dense(out, x.shape[-1], name="out", dtype=self.dtype)
+
+
+class GatedFeedForward(nn.Module):
+  """(x A) * gelu(x B), then back to the width of x  (Shazeer 2020, eq. 6)."""
+
+  dtype: DTypeLike = "float32"
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
+    width = x.shape[-1]
+    h = dense(x, 8 * width, name="up", dtype=self.dtype)
+    value, gate = jnp.split(h, 2, axis=-1)
+    h = value * jax.nn.gelu(gate, approximate=False)
+    return dense(h, width, name="down", dtype=self.dtype)
+
+
+class TransformerBlock(nn.Module):
+  """Self-attention, cross-attention, feed-forward, each after a norm.
+
+  Attributes:
+    is_cross_only: the first attention reads the context too (the x4
+      upscaler's `disable_self_attn`).
+  """
+
+  heads: int
+  head_width: int
+  is_cross_only: bool = False
+  road: Road = "auto"
+  dtype: DTypeLike = "float32"
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b l c"],
+    context: Float[Array, "b m d"] | None,
+  ) -> Float[Array, "b l c"]:
+    def attention(name):
+      return Attention(
+        self.heads, self.head_width, self.road, self.dtype, name=name
+      )
+
+    first = context if self.is_cross_only else None
+    norm = lambda x, name: layer_norm(x, name=name, dtype=self.dtype)
+    x = x + attention("attention1")(norm(x, "norm1"), first)
+    x = x + attention("attention2")(norm(x, "norm2"), context)
+    return x + GatedFeedForward(self.dtype, name="ff")(norm(x, "norm3"))
+
+
+class SpatialTransformer(nn.Module):
+  """Lays pixels out as tokens, applies `depth` blocks and adds the result.
+
+  Rombach et al. 2022, section 3.3 and appendix E.2.1. The last projection
+  starts at zero, so a fresh block is the identity.
+
+  Attributes:
+    depth: number of transformer blocks.
+    is_linear: project by a matrix on tokens (SD 2 and SDXL) or by a 1 x 1
+      convolution on pixels (LDM, SD 1): the same numbers, stored otherwise.
+  """
+
+  depth: int
+  heads: int
+  head_width: int
+  is_linear: bool = False
+  is_cross_only: bool = False
+  groups: int = 32
+  road: Road = "auto"
+  dtype: DTypeLike = "float32"
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b h w c"],
+    context: Float[Array, "b m d"] | None,
+  ) -> Float[Array, "b h w c"]:
+    b, height, width, c = x.shape
+    inner = self.heads * self.head_width
+
+    def project(x, features, name, is_zero=False):
+      if self.is_linear:
+        return dense(x, features, name=name, is_zero=is_zero, dtype=self.dtype)
+      return conv(
+        x, features, name=name, size=1, is_zero=is_zero, dtype=self.dtype
+      )
+
+    h = group_norm(
+      x, name="norm", groups=self.groups, epsilon=1e-6, dtype=self.dtype
+    )
+    h = project(h, inner, "proj_in").reshape(b, height * width, inner)
+    for i in range(self.depth):
+      block = TransformerBlock(
+        self.heads,
+        self.head_width,
+        self.is_cross_only,
+        self.road,
+        self.dtype,
+        name=f"block_{i}",
+      )
+      h = block(h, context)
+    h = h.reshape(b, height, width, inner)
+    return x + project(h, c, "proj_out", is_zero=True)
+
+
+class PixelAttention(nn.Module):
+  """Self-attention over pixels with biased q, k, v and a residual.
+
+  The autoencoder's has one head as wide as the channels and epsilon 1e-6; the
+  U-Net's has several, epsilon 1e-5 and a last projection that starts at zero.
+  """
+
+  heads: int = 1
+  epsilon: float = 1e-6
+  is_zero: bool = False
+  groups: int = 32
+  road: Road = "auto"
+  dtype: DTypeLike = "float32"
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    b, height, width, c = x.shape
+    h = group_norm(
+      x,
+      name="norm",
+      groups=self.groups,
+      epsilon=self.epsilon,
+      dtype=self.dtype,
+    ).reshape(b, height * width, c)
+
+    def project(name):
+      tokens = dense(h, c, name=name, dtype=self.dtype)
+      return tokens.reshape(b, -1, self.heads, c // self.heads)
+
+    out = attend(project("q"), project("k"), project("v"), self.road)
+    out = out.reshape(b, height, width, c)
+    return x + dense(
+      out, c, name="proj_out", is_zero=self.is_zero, dtype=self.dtype
+    )

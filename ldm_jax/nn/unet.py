@@ -1,0 +1,267 @@
+"""The second stage's network: a time-conditional U-Net that attends."""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ldm_jax.nn.attention import Road
+from ldm_jax.nn.conditioner import Condition
+from ldm_jax.nn.layers import (
+  conv,
+  dense,
+  downsample,
+  group_norm,
+  sinusoids,
+  upsample,
+)
+from ldm_jax.nn.resnet import ResBlock
+from ldm_jax.nn.transformer import PixelAttention, SpatialTransformer
+
+EPSILON = 1e-5  # torch's default, which the U-Net keeps; the autoencoder's 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionPlan:
+  """Where a U-Net attends, and how.
+
+  Attributes:
+    depths: transformer blocks per level, finest first; 0 means no attention.
+    mid_depth: the same in the middle, which always attends.
+    heads: number of heads at every level, or None if their width is fixed.
+    head_width: features of a head, or None if their number is fixed.
+    kind: "transformer" reads a context; "plain" attends to pixels only.
+    is_linear: project by matrices, not 1 x 1 convolutions (SD 2, SDXL).
+    cross_only: per level, whether self-attention reads the context instead;
+      empty means nowhere. The middle never does.
+  """
+
+  depths: tuple[int, ...] = (1, 1, 1, 0)
+  mid_depth: int = 1
+  heads: int | None = 8
+  head_width: int | None = None
+  kind: Literal["transformer", "plain"] = "transformer"
+  is_linear: bool = False
+  cross_only: tuple[bool, ...] = ()
+
+  def __post_init__(self):
+    if (self.heads is None) == (self.head_width is None):
+      raise ValueError(
+        "set exactly one of heads (their number) and head_width, got "
+        f"heads={self.heads} head_width={self.head_width}"
+      )
+    if self.cross_only and len(self.cross_only) != len(self.depths):
+      raise ValueError(
+        f"cross_only has {len(self.cross_only)} levels, depths has "
+        f"{len(self.depths)}; give one per level or leave it empty"
+      )
+
+  def split(self, channels: int) -> tuple[int, int]:
+    """(heads, head width) of a level of `channels`.
+
+    Raises:
+      ValueError: if they do not divide.
+    """
+    count = self.heads or channels // self.head_width
+    if count == 0 or channels % count:
+      raise ValueError(
+        f"{channels} channels do not divide into heads={self.heads} "
+        f"head_width={self.head_width}"
+      )
+    return count, channels // count
+
+
+class UNet(nn.Module):
+  """eps_theta(x_t, t, y)  (Rombach et al. 2022, section 3.3, eq. 3).
+
+  SD 1 is the default. A zero last layer makes a fresh network answer 0.
+
+  Attributes:
+    out_channels: of the answer; what comes in is counted from the arrays.
+    channels: width of the first level, multiplied per level.
+    blocks: residual blocks per level going down; one more going up.
+    vector: how `Condition.vector` joins the time embedding: "mlp" (SDXL's
+      sizes), "table" (a matrix without bias: rows of classes if the vector is
+      one-hot), or None if there is none.
+    modulation: of the residual blocks; see `ResBlock`.
+    resampling: halve and double by a convolution, or inside a residual block
+      (LDM's `resblock_updown`).
+    is_remat: recompute blocks in the backward pass instead of storing them.
+    dtype: of computation; norms, softmax, time embedding and answer stay
+      float32.
+  """
+
+  out_channels: int = 4
+  channels: int = 320
+  multipliers: tuple[int, ...] = (1, 2, 4, 4)
+  blocks: int = 2
+  attention: AttentionPlan = AttentionPlan()
+  vector: Literal["mlp", "table"] | None = None
+  modulation: Literal["add", "scale_shift"] = "add"
+  resampling: Literal["conv", "block"] = "conv"
+  dropout: float = 0.0
+  groups: int = 32
+  is_remat: bool = False
+  road: Road = "auto"
+  dtype: DTypeLike = "float32"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if len(self.attention.depths) != len(self.multipliers):
+      raise ValueError(
+        f"attention.depths has {len(self.attention.depths)} levels, "
+        f"multipliers has {len(self.multipliers)}; give one depth per level"
+      )
+
+  @nn.compact
+  def __call__(
+    self,
+    xt: Float[Array, "b h w c"],
+    t: Float[Array, " b"],
+    condition: Condition,
+  ) -> Float[Array, "b h w d"]:
+    emb = self.embed(t, condition.vector)
+    h = xt.astype(self.dtype)
+    if condition.concat is not None:
+      h = jnp.concatenate([h, condition.concat.astype(self.dtype)], axis=-1)
+    h = conv(h, self.channels, name="conv_in", dtype=self.dtype)
+    h, skips = self.descend(h, emb, condition.context)
+    middle = len(self.multipliers) - 1
+    h = self.block(h, emb, middle, "mid_block_0")
+    h = self.attend(h, condition.context, None, "mid_attention")
+    h = self.block(h, emb, middle, "mid_block_1")
+    h = self.ascend(h, skips, emb, condition.context)
+    h = group_norm(
+      h, name="norm_out", groups=self.groups, epsilon=EPSILON, dtype=self.dtype
+    )
+    h = conv(
+      jax.nn.silu(h),
+      self.out_channels,
+      name="conv_out",
+      is_zero=True,
+      dtype=self.dtype,
+    )
+    return h.astype(jnp.float32)
+
+  def embed(self, t: Array, vector: Array | None) -> Array:
+    """MLP(sinusoids(t)), plus what the vector says."""
+    if (vector is None) != (self.vector is None):
+      raise ValueError(
+        f"the U-Net has vector={self.vector!r} but the condition "
+        f"{'has no vector' if vector is None else 'brings one'}"
+      )
+    width = 4 * self.channels
+
+    def mlp(x, name):
+      h = dense(x, width, name=f"{name}_1", dtype="float32")
+      return dense(jax.nn.silu(h), width, name=f"{name}_2", dtype="float32")
+
+    emb = mlp(sinusoids(t, self.channels), "time")
+    if self.vector == "mlp":
+      emb = emb + mlp(vector, "vector")
+    elif self.vector == "table":
+      # Drawn as an embedding is: a one-hot row has no fan-in to divide by.
+      table = nn.Dense(
+        width,
+        use_bias=False,
+        kernel_init=nn.initializers.normal(1.0),
+        name="vector",
+      )
+      emb = emb + table(vector)
+    return emb.astype(self.dtype)
+
+  def descend(self, h: Array, emb: Array, context: Array | None):
+    """The way down; returns the lowest level and every skip connection."""
+    skips = [h]
+    for level in range(len(self.multipliers)):
+      for i in range(self.blocks):
+        h = self.block(h, emb, level, f"down_{level}_block_{i}")
+        h = self.attend(h, context, level, f"down_{level}_attention_{i}")
+        skips.append(h)
+      if level < len(self.multipliers) - 1:
+        name = f"down_{level}_downsample"
+        if self.resampling == "block":
+          h = self.block(h, emb, level, name, "down")
+        else:
+          h = downsample(h, name=name, padding=(1, 1), dtype=self.dtype)
+        skips.append(h)
+    return h, skips
+
+  def ascend(
+    self, h: Array, skips: list[Array], emb: Array, context: Array | None
+  ) -> Array:
+    """The way up, each block reading the skip connection it mirrors."""
+    skips = list(skips)
+    for level in reversed(range(len(self.multipliers))):
+      for i in range(self.blocks + 1):
+        h = jnp.concatenate([h, skips.pop()], axis=-1)
+        h = self.block(h, emb, level, f"up_{level}_block_{i}")
+        h = self.attend(h, context, level, f"up_{level}_attention_{i}")
+      if level > 0:
+        name = f"up_{level}_upsample"
+        if self.resampling == "block":
+          h = self.block(h, emb, level, name, "up")
+        else:
+          h = conv(upsample(h), h.shape[-1], name=name, dtype=self.dtype)
+    return h
+
+  def block(
+    self,
+    h: Array,
+    emb: Array,
+    level: int,
+    name: str,
+    resample: Literal["up", "down"] | None = None,
+  ) -> Array:
+    """A residual block as wide as the level."""
+    make = nn.remat(ResBlock) if self.is_remat else ResBlock
+    block = make(
+      self.channels * self.multipliers[level],
+      epsilon=EPSILON,
+      modulation=self.modulation,
+      resample=resample,
+      dropout=self.dropout,
+      groups=self.groups,
+      dtype=self.dtype,
+      name=name,
+    )
+    return block(h, emb)
+
+  def attend(
+    self, h: Array, context: Array | None, level: int | None, name: str
+  ) -> Array:
+    """Attention of the level (None is the middle), if it has any."""
+    plan = self.attention
+    depth = plan.mid_depth if level is None else plan.depths[level]
+    if depth == 0:
+      return h
+    heads, head_width = plan.split(h.shape[-1])
+    if plan.kind == "plain":
+      make = nn.remat(PixelAttention) if self.is_remat else PixelAttention
+      return make(
+        heads,
+        EPSILON,
+        is_zero=True,
+        groups=self.groups,
+        road=self.road,
+        dtype=self.dtype,
+        name=name,
+      )(h)
+    make = nn.remat(SpatialTransformer) if self.is_remat else SpatialTransformer
+    return make(
+      depth,
+      heads,
+      head_width,
+      is_linear=plan.is_linear,
+      is_cross_only=bool(
+        plan.cross_only and level is not None and plan.cross_only[level]
+      ),
+      groups=self.groups,
+      road=self.road,
+      dtype=self.dtype,
+      name=name,
+    )(h, context)

@@ -1,0 +1,87 @@
+"""All roads to attention give one answer, and one gradient."""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.nn import attention
+
+
+def exact(q, k, v):
+  """Attention in float64 NumPy."""
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  scores = np.einsum("blnd,bmnd->bnlm", q, k) / np.sqrt(q.shape[-1])
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  return np.einsum("bnlm,bmnd->blnd", weights, v)
+
+
+def draw(length, keys, heads=2, width=8, dtype=jnp.float32, scale=1.0):
+  key = jax.random.split(jax.random.key(length + keys), 4)
+  shapes = [(2, n, heads, width) for n in (length, keys, keys, length)]
+  return [
+    scale * jax.random.normal(k, shape, dtype)
+    for k, shape in zip(key, shapes, strict=True)
+  ]
+
+
+# Less than a chunk, just a chunk, ragged, many chunks; cross-attention.
+LENGTHS = [(5, 5), (64, 77), (1024, 256), (1025, 257), (2100, 600)]
+
+
+@pytest.mark.parametrize("road", ["xla", "chunked"])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_attention_is_exact(road, lengths):
+  q, k, v, _ = draw(*lengths, scale=2.0)
+  found = attention.attend(q, k, v, road)
+  np.testing.assert_allclose(found, exact(q, k, v), atol=5e-6)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_gradients_agree(lengths):
+  q, k, v, cotangent = draw(*lengths)
+
+  def pull(road):
+    attend = lambda *qkv: attention.attend(*qkv, road)
+    return jax.vjp(attend, q, k, v)[1](cotangent)
+
+  for ours, theirs in zip(pull("chunked"), pull("xla"), strict=True):
+    scale = float(jnp.abs(theirs).max())
+    np.testing.assert_allclose(ours, theirs, atol=3e-6 * max(scale, 1))
+
+
+def test_bfloat16_keeps_its_format_and_float32_softmax():
+  q, k, v, _ = draw(300, 600, dtype=jnp.bfloat16)
+  found = attention.attend(q, k, v, "chunked")
+  assert found.dtype == jnp.bfloat16
+  reference = exact(*(x.astype(jnp.float32) for x in (q, k, v)))
+  np.testing.assert_allclose(found.astype(jnp.float32), reference, atol=8e-3)
+
+
+def test_large_scores_do_not_overflow():
+  q, k, v, _ = draw(40, 700, scale=100.0)
+  found = attention.attend(q, k, v, "chunked")
+  np.testing.assert_allclose(found, exact(q, k, v), rtol=1e-3, atol=1e-2)
+
+
+def test_the_chunked_road_never_holds_all_scores():
+  """No array of l x m elements is in the program, forward or backward."""
+  length = 4096
+  q = jnp.zeros((1, length, 1, 8))
+
+  def both(q):
+    out, pull = jax.vjp(lambda q: attention.attend(q, q, q), q)
+    return out, pull(out)
+
+  def largest(jaxpr):
+    most = 0
+    for eqn in jaxpr.eqns:
+      for var in eqn.outvars:
+        most = max(most, var.aval.size)
+      for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+        most = max(most, largest(inner))
+    return most
+
+  assert largest(jax.make_jaxpr(both)(q).jaxpr) < length * length / 16
