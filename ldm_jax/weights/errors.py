@@ -1,0 +1,5 @@
+"""What is raised when a foreign weight file cannot be used."""
+
+
+class WeightsError(ValueError):
+  """One line: which file or tensor, what was found, what is needed."""

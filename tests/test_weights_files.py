@@ -1,0 +1,189 @@
+"""Torch files come back bit for bit; anything else is refused in one line."""
+
+import collections
+import zipfile
+
+import numpy as np
+import pytest
+import torch_files
+from torch_files import Storage, Tensor, refusal, tensor, write
+
+from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.files import read_torch
+
+both_layouts = pytest.mark.parametrize("layout", ["zip", "legacy"])
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / "weights.pth"
+
+
+def grid(dtype=np.float32):
+  numbers = np.random.default_rng(0).normal(size=(3, 4)) * 10
+  return numbers.astype(dtype)
+
+
+@both_layouts
+@pytest.mark.parametrize("dtype", torch_files.DTYPES, ids=str)
+def test_every_number_format_returns_bit_for_bit(path, layout, dtype):
+  write(layout, path, {"a": tensor(grid(dtype))})
+  array = read_torch(path)["a"]
+  assert array.dtype == dtype
+  assert array.tobytes() == grid(dtype).tobytes()
+
+
+@both_layouts
+@pytest.mark.parametrize(
+  "array",
+  [
+    np.float32(2.5),
+    np.empty((0, 3), np.float32),
+    grid().T,
+    np.ones((2, 1, 3, 1), np.float32),
+  ],
+  ids=["0-d", "empty", "transposed", "ones"],
+)
+def test_every_shape_returns(path, layout, array):
+  write(layout, path, {"a": tensor(array)})
+  np.testing.assert_array_equal(read_torch(path)["a"], array, strict=True)
+
+
+@both_layouts
+def test_windows_on_one_storage_share_memory(path, layout):
+  storage = Storage(grid())
+  value = {
+    "rows": Tensor(storage, (2, 4), (4, 1), 4),
+    "column": Tensor(storage, (3,), (4,), 1),
+  }
+  write(layout, path, value)
+  arrays = read_torch(path)
+  np.testing.assert_array_equal(arrays["rows"], grid()[1:])
+  np.testing.assert_array_equal(arrays["column"], grid()[:, 1])
+  assert np.shares_memory(arrays["rows"], arrays["column"])
+  assert not arrays["rows"].flags.writeable
+
+
+@both_layouts
+def test_a_state_dict_is_unwrapped_with_its_metadata_ignored(path, layout):
+  state = collections.OrderedDict(a=tensor(grid()))
+  state._metadata = {"": {"version": 1}}
+  write(layout, path, {"state_dict": state, "epoch": 3, "rates": [1e-4, None]})
+  assert list(read_torch(path)) == ["a"]
+
+
+@both_layouts
+@pytest.mark.parametrize("count", [3, 5, 2**40])
+def test_a_storage_of_another_length_than_declared_is_refused(
+  path, layout, count
+):
+  storage = Storage(np.zeros(4, np.float32), count)
+  write(layout, path, {"a": Tensor(storage, (2,), (1,))})
+  assert "storage 0" in refusal(path)
+
+
+@both_layouts
+def test_a_file_cut_anywhere_is_refused(path, layout):
+  write(layout, path, {"a": tensor(grid()), "b": tensor(grid().T)})
+  whole = path.read_bytes()
+  for length in [*range(0, len(whole) - 1, 13), len(whole) - 1]:
+    path.write_bytes(whole[:length])
+    assert refusal(path)
+
+
+@both_layouts
+def test_a_damaged_byte_gives_an_array_or_a_refusal(path, layout):
+  write(layout, path, {"a": tensor(grid()), "b": tensor(grid().T)})
+  whole = path.read_bytes()
+  rng = np.random.default_rng(0)
+  for position in rng.integers(len(whole), size=400):
+    damaged = bytearray(whole)
+    damaged[position] ^= 1 << rng.integers(8)
+    path.write_bytes(damaged)
+    try:
+      arrays = read_torch(path)
+    except WeightsError:
+      continue
+    assert all(isinstance(array, np.ndarray) for array in arrays.values())
+
+
+def test_damaged_values_in_a_zip_are_noticed(path):
+  write("zip", path, {"a": tensor(grid())})
+  whole = path.read_bytes()
+  start = whole.index(grid().tobytes())
+  path.write_bytes(
+    whole[:start] + bytes([whole[start] ^ 1]) + whole[start + 1 :]
+  )
+  assert "Bad CRC-32" in refusal(path)
+
+
+def test_a_member_name_that_is_no_text_is_refused(path):
+  write("zip", path, {})
+  with zipfile.ZipFile(path, "a") as archive:
+    archive.writestr("archive/\u00e9", b"")  # sets the flag for UTF-8
+  whole = path.read_bytes()
+  path.write_bytes(whole.replace("\u00e9".encode(), b"\x85\x85"))
+  assert "damaged zip" in refusal(path)
+
+
+def test_a_compressed_member_is_refused(path):
+  """A zip bomb of 200 KB can hold 200 MiB."""
+  write("zip", path, {"a": tensor(grid())}, compression=zipfile.ZIP_DEFLATED)
+  assert "compressed" in refusal(path)
+
+
+@pytest.mark.parametrize(
+  "name, content, words",
+  [
+    ("other/data.pkl", b"", "2 members named data.pkl"),
+    ("archive/data/../../up", b"", "leaves the archive"),
+    ("/etc/passwd", b"", "leaves the archive"),
+    ("archive/data/0", b"", "appears twice"),
+  ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_odd_member_is_refused(path, name, content, words):
+  write("zip", path, {"a": tensor(grid())})
+  with zipfile.ZipFile(path, "a") as archive:
+    archive.writestr(name, content)
+  assert words in refusal(path)
+
+
+def test_an_encrypted_member_is_refused(path):
+  write("zip", path, {"a": tensor(grid())})
+  whole = bytearray(path.read_bytes())
+  whole[whole.index(b"PK\x01\x02") + 8] |= 1  # flag bits in the directory
+  path.write_bytes(whole)
+  assert "encrypted" in refusal(path)
+
+
+def test_a_big_endian_file_is_refused(path):
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", torch_files.pickled({})[0])
+    archive.writestr("archive/byteorder", "big")
+  assert "big-endian" in refusal(path)
+
+
+@pytest.mark.parametrize(
+  "content, words",
+  [
+    (b"", "0 bytes long"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    (b"<!DOCTYPE html><title>403</title>", "web page"),
+    (b'\x10\0\0\0\0\0\0\0{"a": {}}       ', "safetensors"),
+    (b"some words", "not a torch file"),
+  ],
+)
+def test_another_kind_of_file_is_named(path, content, words):
+  path.write_bytes(content)
+  assert words in refusal(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+  assert "no such file" in refusal(tmp_path / "absent.pth")
+  assert "not a regular file" in refusal(tmp_path)
+
+
+def test_what_is_not_a_tensor_is_named(path):
+  write("zip", path, {"a": tensor(grid()), "epoch": 3})
+  assert "'epoch' is of type int" in refusal(path)

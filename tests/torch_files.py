@@ -1,0 +1,161 @@
+"""Writes torch files without torch, byte for byte, and catches refusals."""
+
+import collections
+import io
+import pathlib
+import pickle
+import sys
+import zipfile
+from typing import ClassVar
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.files import read_torch
+
+KINDS = {
+  "float32": "FloatStorage",
+  "float16": "HalfStorage",
+  "bfloat16": "BFloat16Storage",
+  "float64": "DoubleStorage",
+  "int64": "LongStorage",
+  "int32": "IntStorage",
+  "int16": "ShortStorage",
+  "int8": "CharStorage",
+  "uint8": "ByteStorage",
+  "bool": "BoolStorage",
+}
+DTYPES = [np.dtype(k) for k in KINDS if k != "bfloat16"] + [
+  np.dtype(ml_dtypes.bfloat16)
+]
+
+
+class Name:
+  """A global that is written by name and need not exist."""
+
+  def __init__(self, module, name):
+    self.text = f"c{module}\n{name}\n".encode()
+
+  def __call__(self):
+    raise AssertionError("only its name is wanted")
+
+
+REBUILD = Name("torch._utils", "_rebuild_tensor_v2")
+STORAGES = {kind: Name("torch", name) for kind, name in KINDS.items()}
+
+
+class Storage:
+  """Values in one row; `count` may lie about their number."""
+
+  def __init__(self, values, count=None):
+    self.values = np.ascontiguousarray(values).reshape(-1)
+    self.count = self.values.size if count is None else count
+
+
+class Tensor:
+  """A window on a storage, in units of elements, checked by nobody."""
+
+  def __init__(self, storage, shape, strides, offset=0, extra=(), by=REBUILD):
+    hooks = (False, collections.OrderedDict(), *extra)
+    self.call = by, (storage, offset, shape, strides, *hooks)
+
+  def __reduce_ex__(self, protocol):
+    return self.call
+
+
+def tensor(array):
+  """A tensor with a storage of its own; a transposed array stays transposed."""
+  array = np.asarray(array)
+  strides = tuple(s // array.itemsize for s in array.strides)
+  if not array.size:
+    strides = tuple(
+      int(np.prod([max(n, 1) for n in array.shape[i + 1 :]]))
+      for i in range(array.ndim)
+    )
+  memory = array.T if array.flags.f_contiguous else array
+  return Tensor(Storage(memory), array.shape, strides)
+
+
+class Pickler(pickle._Pickler):
+  """Protocol 2 with persistent ids for storages.
+
+  It is the one written in Python, which lets names be written unimported.
+  """
+
+  dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+  def __init__(self, file, is_legacy):
+    super().__init__(file, protocol=2)
+    self.is_legacy, self.storages = is_legacy, {}
+
+  def persistent_id(self, value):
+    if not isinstance(value, Storage):
+      return None
+    key = self.storages.setdefault(id(value), (str(len(self.storages)), value))
+    kind = STORAGES[value.values.dtype.name]
+    view = (None,) if self.is_legacy else ()
+    return ("storage", kind, key[0], "cpu", value.count, *view)
+
+  def save_name(self, name):
+    self.write(name.text)
+    self.memoize(name)
+
+  dispatch[Name] = save_name
+
+
+def pickled(value, is_legacy=False):
+  """The pickle of a value, and its storages in order."""
+  file = io.BytesIO()
+  pickler = Pickler(file, is_legacy)
+  pickler.dump(value)
+  return file.getvalue(), [s for _, s in pickler.storages.values()]
+
+
+def write_zip(path, value, *, data=None, compression=zipfile.ZIP_STORED):
+  """The layout of torch >= 1.6; `data` replaces the pickle."""
+  text, storages = pickled(value)
+  with zipfile.ZipFile(path, "w", compression) as archive:
+    archive.writestr("archive/data.pkl", text if data is None else data)
+    archive.writestr("archive/byteorder", sys.byteorder)
+    for key, storage in enumerate(storages):
+      archive.writestr(f"archive/data/{key}", storage.values.tobytes())
+    archive.writestr("archive/version", "3\n")
+
+
+def write_legacy(path, value, *, data=None):
+  """The layout of torch < 1.6."""
+  text, storages = pickled(value, is_legacy=True)
+  sizes = {"short": 2, "int": 4, "long": 4}
+  system = {
+    "protocol_version": 1001,
+    "little_endian": sys.byteorder == "little",
+    "type_sizes": sizes,
+  }
+  with pathlib.Path(path).open("wb") as file:
+    for head in (0x1950A86A20F9469CFC6C, 1001, system):
+      file.write(pickle.dumps(head, protocol=2))
+    file.write(text if data is None else data)
+    # torch sorts storages by key, which is an address there: any order.
+    keys = [str(key) for key in reversed(range(len(storages)))]
+    file.write(pickle.dumps(keys, protocol=2))
+    for storage in reversed(storages):
+      file.write(storage.values.size.to_bytes(8, "little"))
+      file.write(storage.values.tobytes())
+
+
+WRITERS = {"zip": write_zip, "legacy": write_legacy}
+
+
+def write(layout, path, value, **changes):
+  WRITERS[layout](path, value, **changes)
+
+
+def refusal(path):
+  """The message with which a file is refused."""
+  with pytest.raises(WeightsError) as caught:
+    read_torch(path)
+  message = str(caught.value)
+  assert message.startswith(str(path)) and "\n" not in message
+  return message
