@@ -1,0 +1,169 @@
+"""Any picture file to pixels, uint8 [h, w, 3], or to a reason why not."""
+
+import io
+import pathlib
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image, UnidentifiedImageError
+
+# EPS would start Ghostscript; the rest of Pillow's readers are little tested.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+EXTENSIONS = frozenset((
+  ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+  ".ppm", ".pgm", ".pbm", ".pnm",
+))  # fmt: skip
+MAX_PIXELS = 64_000_000  # an 11 KB PNG can hold 90 MP; Pillow only warns
+WHITE = (255, 255, 255, 255)
+
+# The EXIF 2.32 table of tag 0x0112: what turns the stored picture upright.
+ORIENTATION = 0x0112
+UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+  """A picture that cannot be used: `path`, `detail`, a `kind` to count by.
+
+  Kinds: unreadable, not_an_image, too_large, truncated, corrupt, non_finite,
+  unsupported.
+  """
+
+  def __init__(self, path: str, kind: str, detail: str):
+    super().__init__(path, kind, detail)
+    self.path, self.kind, self.detail = path, kind, detail
+
+  def __str__(self) -> str:
+    line = f"{self.path}: {self.kind} image: {self.detail}"
+    return " ".join(line.split())
+
+
+def read_image(path: str | pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+  """The first frame, upright, in RGB, over white where it is transparent.
+
+  Raises ImageError if the file is missing, damaged, no picture, or larger than
+  MAX_PIXELS.
+  """
+  return decode_image(path, str(path))
+
+
+def decode_image(
+  file: str | pathlib.Path | io.BytesIO, name: str
+) -> UInt8[np.ndarray, "h w 3"]:
+  """`read_image` for an open file, too; `name` is what errors call it."""
+  try:
+    with Image.open(file, formats=FORMATS) as image:
+      pixels = image.width * image.height
+      if pixels > MAX_PIXELS:
+        raise ImageError(name, "too_large", _too_large(image.size))
+      image.load()
+      return np.asarray(_upright(image, _to_rgb(image, name)))
+  except ImageError:
+    raise
+  # On hostile bytes Pillow's readers raise a dozen types, SyntaxError among
+  # them; whatever it is, the picture is bad and the type tells the kind.
+  except Exception as error:
+    raise ImageError(name, _kind(error), _detail(error)) from error
+
+
+def rgb(values: Shaped[np.ndarray, "..."], name: str) -> np.ndarray:
+  """An array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] as uint8 [h, w, 3].
+
+  Four channels are laid over white. Raises ImageError for any other array.
+  """
+  if values.ndim == 3 and values.shape[-1] == 1:
+    values = values[..., 0]
+  fits = values.ndim == 2 or (values.ndim == 3 and values.shape[-1] in (3, 4))
+  if values.dtype != np.uint8 or not fits:
+    got = f"{values.dtype} {list(values.shape)}; needs uint8 [h, w, 1, 3 or 4]"
+    raise ImageError(name, "unsupported", f"an array of {got}")
+  return np.asarray(_to_rgb(Image.fromarray(values), name))
+
+
+def resize(
+  image: UInt8[np.ndarray, "h w 3"], size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+  """Square, by Pillow's bicubic, whose kernel widens as it reduces.
+
+  That is, antialiased; an image that has the size is returned as it is.
+  """
+  if image.shape[:2] == (size, size):
+    return image
+  shape = (size, size)
+  return np.asarray(
+    Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC)
+  )
+
+
+def resize_map(values: Shaped[np.ndarray, "h w ..."], size: int) -> np.ndarray:
+  """Square, by nearest neighbour: class numbers must not be averaged."""
+  height, width = values.shape[:2]
+  centres = (np.arange(size) + 0.5) / size
+  rows = (centres * height).astype(int)
+  columns = (centres * width).astype(int)
+  return values[rows[:, None], columns[None, :]]
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+  if image.mode == "F":
+    finite = np.isfinite(np.asarray(image)).all()
+    detail = "floating-point pixels have no agreed range; save 8 or 16 bits"
+    raise ImageError(name, "unsupported" if finite else "non_finite", detail)
+  if image.mode.startswith("I"):  # I;16, I;16B, and I from a 16-bit PGM
+    return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
+  if not image.has_transparency_data:
+    return image.convert("RGB")
+  image = image.convert("LA" if image.mode == "La" else image.mode)
+  paper = Image.new("RGBA", image.size, WHITE)
+  return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, name: str) -> UInt8[np.ndarray, "h w"]:
+  """round(x / 257): 65535 becomes 255. Pillow's own conversion saturates."""
+  low, high = int(values.min()), int(values.max())
+  if low < 0 or high > 65535:
+    detail = f"whole numbers from {low} to {high} exceed 16 bits"
+    raise ImageError(name, "unsupported", detail)
+  return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
+  """`pixels` turned as the loaded image's EXIF asks; nonsense is ignored."""
+  try:
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+  except (SyntaxError, ValueError, TypeError, OSError, KeyError):
+    return pixels
+  return pixels if turn is None else pixels.transpose(turn)
+
+
+def _kind(error: Exception) -> str:
+  if isinstance(error, UnidentifiedImageError):
+    return "not_an_image"
+  bombs = Image.DecompressionBombError, Image.DecompressionBombWarning
+  if isinstance(error, bombs):
+    return "too_large"
+  if "truncated" in str(error).lower() or isinstance(error, EOFError):
+    return "truncated"
+  if isinstance(error, OSError) and error.errno is not None:
+    return "unreadable"
+  return "corrupt"
+
+
+def _detail(error: Exception) -> str:
+  if isinstance(error, UnidentifiedImageError):
+    return f"no reader of {', '.join(FORMATS)} knows it"
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return f"{error}"[:200] or type(error).__name__
+
+
+def _too_large(size: tuple[int, int]) -> str:
+  limit = MAX_PIXELS // 1_000_000
+  return f"{size[0]} x {size[1]} pixels; at most {limit} million are read"

@@ -1,0 +1,269 @@
+"""Text to ids and back, by our own tokenizers and by transformers'."""
+
+import concurrent.futures
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer
+
+from ldm_jax.data.tokens import Tokenizer, load
+
+CAPTIONS = [
+  "a large red circle, left of a small blue square",
+  "a small green triangle on grey",
+  "A Large Blue Circle.",
+]
+
+
+@pytest.fixture
+def clip(tmp_path):
+  """The files of CLIP: every byte, inside a word and at its end, two merges."""
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  ends = [letter + "</w>" for letter in letters]
+  special = ["<|startoftext|>", "<|endoftext|>"]
+  vocabulary = [*letters, *ends, "ca", "cat</w>", *special]
+  folder = tmp_path / "clip"
+  folder.mkdir()
+  ids = {token: i for i, token in enumerate(vocabulary)}
+  (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+  merges = "#version: 0.2\nc a\nca t</w>\n"
+  (folder / "merges.txt").write_text(merges, encoding="utf-8")
+  return folder
+
+
+@pytest.fixture
+def bert(tmp_path):
+  folder = tmp_path / "bert"
+  folder.mkdir()
+  words = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "red",
+    "cat",
+    "##s",
+  ]
+  (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+  return folder
+
+
+def trained(kind, **fields):
+  fields = {"vocabulary": 400, "length": 16} | fields
+  return Tokenizer(kind=kind, **fields).build(CAPTIONS)
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_trained_ids_begin_end_and_pad(kind):
+  words = trained(kind)
+  ids = words.encode(["a red circle", ""])
+  assert ids.dtype == np.int32 and ids.shape == (2, 16)
+  row = ids[0].tolist()
+  end = row.index(3)
+  assert row[0] == 2 and not any(row[end + 1 :]) and min(row[1:end]) > 3
+  np.testing.assert_array_equal(ids[1], [2, 3] + [0] * 14)
+  np.testing.assert_array_equal(words.empty, ids[1])
+  assert words.encode([]).shape == (0, 16)
+
+
+def test_every_word_of_the_captions_has_one_id():
+  words = trained("word", length=32)
+  distinct = set(" ".join(CAPTIONS).lower().replace(",", " ,").split())
+  distinct = (distinct - {"circle."}) | {"circle", "."}
+  assert words.size == 4 + len(distinct)
+  assert not (words.encode(CAPTIONS) == 1).any()
+  np.testing.assert_array_equal(
+    words.encode(["a zebra"])[0, :4], [2, words.encode(["a"])[0, 1], 1, 3]
+  )
+
+
+def test_bytes_know_every_text():
+  words = trained("bpe", length=64)
+  text = "zebra 🦓 naïve ñ"
+  assert words.decode(words.encode([text])[0]) == text
+  assert words.size <= 400
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_decode_inverts_encode_up_to_case(kind):
+  words = trained(kind, length=64)
+  for caption, ids in zip(CAPTIONS, words.encode(CAPTIONS), strict=True):
+    assert words.decode(ids) == caption.lower()
+  assert words.decode(words.empty) == ""
+
+
+@pytest.mark.parametrize(("kind", "length"), [("word", 5), ("bpe", 5)])
+def test_long_texts_are_cut_before_the_end(kind, length):
+  words, whole = trained(kind, length=length), trained(kind, length=64)
+  for text in CAPTIONS:
+    used = int((whole.encode([text]) != 0).sum())
+    row = words.encode([text])[0]
+    assert row[0] == 2 and row[-1] == 3
+    np.testing.assert_array_equal(
+      row[:-1], whole.encode([text])[0, : length - 1]
+    )
+    assert words.cut([text]).tolist() == [used - length]
+  assert words.cut(["", "a"]).tolist() == [0, 0]
+
+
+def test_a_small_vocabulary_keeps_the_frequent_words():
+  words = Tokenizer(vocabulary=6, length=8).build(["b b b", "a a", "c"])
+  assert words.size == 6
+  assert (words.encode(["a b c"])[0, 1:4] == [5, 4, 1]).all()
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_training_does_not_depend_on_order(kind):
+  captions = [f"thing {i} and {i * 7 % 50}" for i in range(50)]
+  one, other = (
+    Tokenizer(kind=kind, vocabulary=330).build(texts)
+    for texts in (captions, captions[::-1])
+  )
+  assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+  np.testing.assert_array_equal(one.encode(captions), other.encode(captions))
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_saved_ones_load_here_and_in_transformers(kind, tmp_path):
+  words = trained(kind)
+  words.encode(CAPTIONS)  # what it sets up to cut and pad must not be saved
+  words.save(tmp_path / "saved")
+  again = load(tmp_path / "saved", 16)
+  np.testing.assert_array_equal(again.encode(CAPTIONS), words.encode(CAPTIONS))
+  assert again.size == words.size
+  assert again.decode(again.encode(CAPTIONS)[1]) == CAPTIONS[1]
+  theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+  assert (theirs.pad_token_id, theirs.unk_token_id) == (0, 1)
+  assert (theirs.bos_token_id, theirs.eos_token_id) == (2, 3)
+  long = "a large red circle " * 9
+  rows = theirs([*CAPTIONS, long], padding="max_length", max_length=16,
+                truncation=True).input_ids  # fmt: skip
+  np.testing.assert_array_equal(rows, words.encode([*CAPTIONS, long]))
+  assert len(theirs(long).input_ids) > 16
+
+
+def test_clip_from_its_bare_files_and_saved(clip, tmp_path):
+  words = load(clip, 8)
+  cat, begin, end = 513, 514, 515
+  bang = json.loads((clip / "vocab.json").read_text(encoding="utf-8"))["!</w>"]
+  expected = [begin, cat, cat, bang, end, end, end, end]  # padded by its end
+  np.testing.assert_array_equal(words.encode(["Cat cat!"])[0], expected)
+  assert words.size == 516
+  assert words.decode(np.array(expected)) == "cat cat !"
+  assert words.cut(["cat " * 9]).tolist() == [3]
+  words.save(tmp_path / "saved")
+  again = load(tmp_path / "saved", 8)
+  np.testing.assert_array_equal(again.encode(["Cat cat!"])[0], expected)
+
+
+def test_clip_as_stable_diffusion_ships_it(clip):
+  told = {
+    "tokenizer_class": "CLIPTokenizer",
+    "model_max_length": 77,
+    "pad_token": "!",
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+  }
+  path = clip / "tokenizer_config.json"
+  path.write_text(json.dumps(told), encoding="utf-8")
+  row = Tokenizer(path=str(clip), length=6).build([]).encode(["cat"])[0]
+  np.testing.assert_array_equal(row, [514, 513, 515, 0, 0, 0])  # "!" is id 0
+
+
+def test_bert_from_its_bare_file_and_saved(bert, tmp_path):
+  words = load(bert, 7)
+  expected = [2, 5, 6, 7, 8, 1, 3]
+  np.testing.assert_array_equal(words.encode(["A red cats dog"])[0], expected)
+  np.testing.assert_array_equal(words.empty, [2, 3, 0, 0, 0, 0, 0])
+  assert words.decode(words.encode(["a Red cats"])[0]) == "a red cats"
+  words.save(tmp_path / "saved")
+  again = load(tmp_path / "saved", 7)
+  np.testing.assert_array_equal(again.encode(["A red cats dog"])[0], expected)
+
+
+def test_a_cased_vocabulary_keeps_its_case(bert):
+  with (bert / "vocab.txt").open("a", encoding="utf-8") as file:
+    file.write("\nParis")
+  np.testing.assert_array_equal(
+    load(bert, 5).encode(["Paris Cat"])[0], [2, 9, 1, 3, 0]
+  )
+
+
+@pytest.mark.parametrize(
+  ("files", "message"),
+  [
+    (None, "no tokenizer folder.*hub are not looked up"),
+    ({}, "holds no tokenizer; needed is tokenizer.json"),
+    ({"vocab.json": '{"a": 0}'}, "has vocab.json, but not merges.txt"),
+    ({"tokenizer_config.json": '{"tokenizer_class": "CLIPTokenizer"}'},
+     "no words, only its 2 special tokens"),
+    ({"tokenizer_config.json": '{"tokenizer_class": "BertTokenizer"}'},
+     "no words, only its 5 special tokens"),
+    ({"tokenizer_config.json": '{"tokenizer_class": "T5Tokenizer"}'},
+     "no words, only its 104 special tokens"),
+    ({"vocab.txt": ""}, "no words"),
+    ({"tokenizer.json": "{}"}, "no tokenizer loads from"),
+    ({"tokenizer.json": "cut of"}, "no tokenizer loads from"),
+  ],
+)  # fmt: skip
+def test_no_vocabulary_is_an_error_in_one_line(tmp_path, files, message):
+  folder = tmp_path / "x"
+  if files is not None:
+    folder.mkdir()
+    for name, text in files.items():
+      (folder / name).write_text(text, encoding="utf-8")
+  with pytest.raises(ValueError, match=message) as caught:
+    load(folder, 8)
+  assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_code_in_a_folder_is_not_run(bert, tmp_path):
+  told = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+  path = bert / "tokenizer_config.json"
+  path.write_text(json.dumps(told), encoding="utf-8")
+  sentinel = tmp_path / "sentinel"
+  code = f"open({str(sentinel)!r}, 'w')"
+  (bert / "evil.py").write_text(code, encoding="utf-8")
+  with pytest.raises(ValueError, match="no tokenizer loads from"):
+    load(bert, 8)
+  assert not sentinel.exists()
+
+
+def test_what_cannot_be_trained_is_refused():
+  with pytest.raises(ValueError, match="no words to train"):
+    Tokenizer().build(["", "  "])
+  with pytest.raises(ValueError, match="needs 260"):
+    Tokenizer(kind="bpe", vocabulary=259)
+  with pytest.raises(ValueError, match="length 2"):
+    Tokenizer(length=2)
+
+
+def test_threads_share_one(clip):
+  words = load(clip, 12)
+  texts = [f"cat {i}" for i in range(200)]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    rows = list(pool.map(lambda text: words.encode([text])[0], texts))
+  np.testing.assert_array_equal(np.stack(rows), words.encode(texts))
+
+
+def test_loading_prints_nothing(tmp_path):
+  trained("word").save(tmp_path / "saved")
+  code = (
+    "import sys; from ldm_jax.data.tokens import load; "
+    "w = load(sys.argv[1], 16); print(*w.encode(['a large red circle'])[0]); "
+    "assert not {'torch', 'jax'} & set(sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code, tmp_path / "saved"],
+    capture_output=True, text=True, check=True, timeout=60,
+  )  # fmt: skip
+  expected = trained("word").encode(["a large red circle"])[0]
+  assert done.stdout.split() == [str(i) for i in expected]
+  assert done.stderr == ""

@@ -1,0 +1,154 @@
+"""A prepared tensorflow-datasets folder is a source, without TensorFlow."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from ldm_jax.data.images import ImageError
+from ldm_jax.data.zoo import Zoo
+
+BUILDER = '''
+import io
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+def png(mode, value):
+  file = io.BytesIO()
+  Image.new(mode, (7, 5), value).save(file, "PNG")
+  file.seek(0)
+  return file
+
+class TinyZoo(tfds.core.GeneratorBasedBuilder):
+  """Seven animals."""
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    f = tfds.features
+    return self.dataset_info_from_configs(features=f.FeaturesDict({
+      "image": f.Image(shape=(None, None, 3)),
+      "grey": f.Image(shape=(None, None, 1)),
+      "glass": f.Image(shape=(None, None, 4)),
+      "raw": f.Tensor(shape=(4, 4, 3), dtype=np.uint8),
+      "bad": f.Image(shape=(None, None, 3)),
+      "label": f.ClassLabel(names=["cat", "dog"]),
+      "caption": f.Text(),
+      "more": f.Sequence({"text": f.Text()}),
+    }))
+
+  def _split_generators(self, manager):
+    return {"train": self._generate_examples(7, 0),
+            "test": self._generate_examples(2, 100)}
+
+  def _generate_examples(self, count, first):
+    for i in range(first, first + count):
+      yield i, {
+        "image": png("RGB", (i, 2, 3)), "grey": png("L", i),
+        "glass": png("RGBA", (0, 0, 0, 0)),
+        "raw": np.full((4, 4, 3), i, np.uint8),
+        "bad": io.BytesIO(png("RGB", 0).getvalue()[:44]),
+        "label": i % 2, "caption": f"number {i}",
+        "more": [{"text": f"first {i}"}, {"text": "second"}],
+      }
+'''
+
+PREPARE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from tiny_zoo.tiny_zoo_dataset_builder import TinyZoo
+TinyZoo(data_dir=sys.argv[2], file_format="array_record").download_and_prepare()
+"""
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  """Prepared by another process: this one has the files, but no builder."""
+  root = tmp_path_factory.mktemp("zoo")
+  package = root / "code" / "tiny_zoo"
+  package.mkdir(parents=True)
+  (package / "__init__.py").write_text("", encoding="utf-8")
+  code = textwrap.dedent(BUILDER)
+  (package / "tiny_zoo_dataset_builder.py").write_text(code, encoding="utf-8")
+  command = [sys.executable, "-c", PREPARE, root / "code", root / "data"]
+  subprocess.run(command, check=True, capture_output=True, timeout=120)
+  return str(root / "data")
+
+
+def numbers(zoo):
+  return sorted(int(zoo[i]["image"][0, 0, 0]) for i in range(len(zoo)))
+
+
+def test_images_captions_and_labels(data_dir):
+  zoo = Zoo("tfds:tiny_zoo", data_dir=data_dir)
+  assert len(zoo) == 7 and zoo.classes == ("cat", "dog")
+  assert numbers(zoo) == list(range(7))
+  for index in range(7):  # tfds has shuffled them; what is in one belongs there
+    item = zoo[index]
+    assert item.keys() == {"image", "caption", "label"}
+    number = int(item["image"][0, 0, 0])
+    np.testing.assert_array_equal(
+      item["image"], np.full((5, 7, 3), (number, 2, 3))
+    )
+    assert item["caption"] == f"number {number}"
+    assert item["label"] == number % 2 and item["label"].dtype == np.int32
+  assert "tensorflow" not in sys.modules
+
+
+def test_splits(data_dir):
+  assert numbers(Zoo("tiny_zoo", "test", data_dir)) == [100, 101]
+  assert len(Zoo("tiny_zoo:1.0.0", "train[:3]", data_dir)) == 3
+  assert len(Zoo("tiny_zoo", "train+test", data_dir)) == 9
+
+
+def test_other_features(data_dir):
+  def item(**features):
+    return Zoo("tiny_zoo", "train", data_dir, **features)[0]
+
+  number = int(item()["image"][0, 0, 0])
+  grey = item(image="grey", label=None)
+  assert grey.keys() == {"image", "caption"}
+  np.testing.assert_array_equal(grey["image"], np.full((5, 7, 3), number))
+  raw = item(image="raw", caption="more/text")
+  np.testing.assert_array_equal(raw["image"], np.full((4, 4, 3), number))
+  assert raw["caption"] == f"first {number}"
+  assert item(image="glass")["image"].min() == 255  # transparent over white
+
+
+def test_a_bad_picture_is_named_by_its_record(data_dir):
+  zoo = Zoo("tiny_zoo", data_dir=data_dir, image="bad")
+  with pytest.raises(ImageError, match=r"tiny_zoo\[train\] 3"):
+    zoo[3]
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"label": "lable"}, "no feature 'lable' for label; it has bad, caption"),
+    ({"image": "pixels"}, "no feature 'pixels' for image"),
+    ({"split": "val"}, "no split 'val'; it has test, train"),
+    ({"split": "train[:x]"}, "no split"),
+    ({"name": "mnist"}, r"not prepared in .*mnist.*array_record"),
+    ({"name": "no_such_thing"}, "cannot open 'no_such_thing'"),
+  ],
+)
+def test_what_is_wrong_is_told_in_one_line(data_dir, fields, message):
+  fields = {"name": "tiny_zoo", "data_dir": data_dir} | fields
+  with pytest.raises(ValueError, match=message) as caught:
+    len(Zoo(**fields))
+  assert "\n" not in str(caught.value)
+
+
+def test_a_format_that_cannot_be_read_at_random(data_dir, tmp_path):
+  shutil.copytree(data_dir, tmp_path / "data")
+  info = tmp_path / "data/tiny_zoo/1.0.0/dataset_info.json"
+  told = json.loads(info.read_text(encoding="utf-8"))
+  told["fileFormat"] = "tfrecord"
+  info.write_text(json.dumps(told), encoding="utf-8")
+  with pytest.raises(ValueError, match=r"at random.*array_record") as caught:
+    len(Zoo("tiny_zoo", data_dir=str(tmp_path / "data")))
+  assert "\n" not in str(caught.value)
