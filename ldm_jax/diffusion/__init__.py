@@ -1,1 +1,1 @@
-"""The mathematics of diffusion: schedules, predictions, losses, samplers. Knows no network."""
+"""The mathematics: schedules, predictions, losses, samplers."""

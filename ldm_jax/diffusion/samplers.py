@@ -77,7 +77,7 @@ def rows(grid: np.ndarray) -> Row:
 
 
 def chunks(plan: Row, length: int = CHUNK) -> Iterator[Row]:
-  """Cuts a plan into pieces of `length` rows, the last filled by masked ones."""
+  """Cuts a plan into pieces of `length` rows; masked ones fill the last."""
   count = len(plan.time)
   padding = -count % length
   padded = [np.pad(column, (0, padding)) for column in plan]

@@ -1,1 +1,1 @@
-"""The machine: meshes, checkpoints, optimizers, logs; the same for any other model."""
+"""The machine: whatever would be the same for any other model."""

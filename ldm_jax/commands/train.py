@@ -1,0 +1,41 @@
+"""Trains one experiment, either stage.
+
+  python train.py --config=configs/X.py --workdir=runs/X
+  python train.py --config=configs/Y.py --workdir=runs/Y \\
+      --config.first_stage=runs/X --config.task.optimizer.rate=1e-4
+
+Any field of the config can be set on the command line by its dotted path. A
+workdir that holds a run of the same experiment is gone on with.
+"""
+
+from collections.abc import Sequence
+
+from ldm_jax.commands.doors import Parser, enter
+
+
+def parser() -> Parser:
+  """The flags of train.py."""
+  flags = Parser("train.py", __doc__)
+  flags.add_argument(
+    "--config",
+    required=True,
+    metavar="FILE",
+    help="a Python file whose get_config() returns an Experiment; then "
+    "--config.FIELD[.FIELD...]=VALUE sets fields of it",
+  )
+  flags.add_argument(
+    "--workdir", required=True, metavar="DIR", help="the run folder"
+  )
+  return flags
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Reads the flags and trains; returns the exit code."""
+  flags, overrides = parser().read(arguments, "config")
+  from ldm_jax.commands import training  # brings jax
+
+  return training.train(flags.config, flags.workdir, overrides)
+
+
+if __name__ == "__main__":
+  enter(main)

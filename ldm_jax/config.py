@@ -1,0 +1,169 @@
+"""What to run: an Experiment, a tree of frozen dataclasses."""
+
+import dataclasses
+import runpy
+from typing import Any
+
+from ldm_jax.data.folder import Folder
+from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.data.pipeline import Augment
+from ldm_jax.data.tokens import Tokenizer
+from ldm_jax.data.zoo import Zoo
+from ldm_jax.diffusion.loss import DenoisingLoss
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.bottleneck import GaussianBottleneck, VectorQuantizer
+from ldm_jax.nn.conditioner import ClassEmbedder, TextEmbedder
+from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.perceptual import LPIPS
+from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.nodes import ConfigError, read
+from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.tasks.denoising import Denoising
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is learned from, and what is held out to judge by.
+
+  Attributes:
+    augment: needed where images differ in size.
+    tokenizer: for captions, or None to leave them out.
+    batch: images per update, over all devices and slices.
+    held_out: how many of the validation source's first images are measured.
+    threads: that read and decode.
+  """
+
+  source: Glyphs | Folder | Zoo
+  validation: Glyphs | Folder | Zoo
+  augment: Augment | None = None
+  tokenizer: Tokenizer | None = None
+  batch: int = 64
+  held_out: int = 64
+  threads: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Reports:
+  """How often a run speaks, in steps, and how many pictures it shows."""
+
+  every: int = 50
+  previews_every: int = 1000
+  previews: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptualWeights:
+  """Files LPIPS is read from; "random" is a choice that must be written out.
+
+  Attributes:
+    trunk: torchvision's vgg16-397923af.pth, or "random".
+    heads: the lpips package's weights/v0.1/vgg.pth, or "random".
+  """
+
+  trunk: str = "vgg16-397923af.pth"
+  heads: str = "vgg.pth"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One run of one stage.
+
+  Attributes:
+    steps: updates in all.
+    seed: of initialisation, noise and the order of the data.
+    perceptual: where stage one's LPIPS comes from.
+    first_stage: the run folder whose autoencoder stage two freezes.
+    first_stage_digest: of its parameters; filled in when the run starts.
+  """
+
+  task: Autoencoding | Denoising
+  data: Data
+  steps: int
+  seed: int = 0
+  mesh: MeshShape = MeshShape()
+  checkpoints: Keeping = Keeping()
+  reports: Reports = Reports()
+  perceptual: PerceptualWeights = PerceptualWeights()
+  first_stage: str = ""
+  first_stage_digest: str = ""
+
+
+# The classes a config may name, and the only ones its JSON can bring to life.
+CLASSES = {
+  kind.__name__: kind
+  for kind in (
+    Experiment,
+    Data,
+    Reports,
+    PerceptualWeights,
+    MeshShape,
+    Keeping,
+    Optimizer,
+    Glyphs,
+    Folder,
+    Zoo,
+    Augment,
+    Tokenizer,
+    Autoencoding,
+    Denoising,
+    DenoisingLoss,
+    Schedule,
+    LatentDiffusion,
+    Autoencoder,
+    Trunk,
+    GaussianBottleneck,
+    VectorQuantizer,
+    UNet,
+    AttentionPlan,
+    ClassEmbedder,
+    TextEmbedder,
+    TextEncoder,
+    PatchDiscriminator,
+    LPIPS,
+  )
+}
+
+
+def load(path: str) -> Experiment:
+  """The Experiment that `get_config()` of a Python file returns.
+
+  Raises:
+    ConfigError: no such file or function, or it fails, or returns another
+      thing.
+  """
+  try:
+    names = runpy.run_path(path)
+  except FileNotFoundError:
+    raise ConfigError(f"config file not found: {path}") from None
+  except (SyntaxError, ImportError, ValueError, TypeError) as error:
+    raise ConfigError(f"{path}: {error}") from error
+  if "get_config" not in names:
+    raise ConfigError(f"{path} has no function get_config()")
+  try:
+    experiment = names["get_config"]()
+  except (ImportError, ValueError, TypeError) as error:
+    raise ConfigError(f"{path}: {error}") from error
+  if not isinstance(experiment, Experiment):
+    raise ConfigError(
+      f"get_config() of {path} must return an ldm_jax.config.Experiment, got "
+      f"{type(experiment).__name__}"
+    )
+  return experiment
+
+
+def from_json(tree: Any) -> Experiment:
+  """The Experiment that `nodes.to_json` wrote.
+
+  Raises:
+    ConfigError: it names other classes or fields than ours.
+  """
+  experiment = read(tree, CLASSES, "config")
+  if not isinstance(experiment, Experiment):
+    raise ConfigError("the JSON of a config must be that of an Experiment")
+  return experiment

@@ -1,0 +1,100 @@
+"""Gradients into updates: Adam as the papers set it, averages, slices."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """AdamW (Loshchilov and Hutter 2019) with warm-up; torch's defaults.
+
+  Attributes:
+    rate: learning rate after warm-up. LDM's published base rates are per
+      example: multiply them by the batch.
+    betas: of the two moments; LDM's first stage uses (0.5, 0.9).
+    weight_decay: decoupled, on everything; 0 is plain Adam.
+    warmup: steps over which the rate rises linearly from 0.
+    decay: how the rate ends: "constant", or "cosine" to 0 at `decay_steps`.
+    clip: most global norm of a gradient, or None.
+  """
+
+  rate: float = 1e-4
+  betas: tuple[float, float] = (0.9, 0.999)
+  epsilon: float = 1e-8
+  weight_decay: float = 0.01
+  warmup: int = 0
+  decay: Literal["constant", "cosine"] = "constant"
+  decay_steps: int = 0
+  clip: float | None = None
+
+  def __post_init__(self):
+    if self.decay == "cosine" and self.decay_steps <= self.warmup:
+      raise ValueError(
+        f"decay='cosine' ends at decay_steps, got {self.decay_steps}; give "
+        f"more than the warm-up's {self.warmup}, usually the run's steps"
+      )
+    if self.rate <= 0:
+      raise ValueError(f"learning rate must be positive, got {self.rate}")
+
+  def schedule(self) -> optax.Schedule:
+    """The learning rate as a function of the number of updates."""
+    if self.decay == "cosine":
+      return optax.warmup_cosine_decay_schedule(
+        0.0, self.rate, self.warmup, self.decay_steps
+      )
+    return optax.join_schedules(
+      [
+        optax.linear_schedule(0.0, self.rate, max(1, self.warmup)),
+        optax.constant_schedule(self.rate),
+      ],
+      [self.warmup],
+    )
+
+  def build(self) -> optax.GradientTransformation:
+    """The chain of transformations the fields describe."""
+    adam = optax.adamw(
+      self.schedule(),
+      *self.betas,
+      eps=self.epsilon,
+      weight_decay=self.weight_decay,
+    )
+    if self.clip is None:
+      return adam
+    return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+
+
+def averaged(average: Any, params: Any, step: Any, decay: float) -> Any:
+  """d average + (1 - d) params with d = min(decay, (1 + n) / (10 + n)).
+
+  LDM's warm-up of the moving average: n = 1 after the first update.
+  """
+  n = jnp.asarray(step, jnp.float32)
+  d = jnp.minimum(decay, (1 + n) / (10 + n))
+  return optax.incremental_update(params, average, 1 - d)
+
+
+def in_slices(gradient: Callable, count: int, *trees: Any) -> Any:
+  """Mean of `gradient(*slice)` over `count` equal slices of the batch axis.
+
+  A scan, so only one slice's activations live at a time. Every slice takes
+  every count-th example: a batch that is spread over devices stays spread.
+  """
+  if count == 1:
+    return gradient(*trees)
+  split = lambda x: jnp.swapaxes(
+    x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1
+  )
+  slices = jax.tree.map(split, trees)
+  first = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], slices))
+  zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
+
+  def add(total, piece):
+    return jax.tree.map(jnp.add, total, gradient(*piece)), None
+
+  total, _ = jax.lax.scan(add, zero, slices)
+  return jax.tree.map(lambda x: x / count, total)
