@@ -243,7 +243,7 @@ def _loop(
 ) -> int:
   reports, example = experiment.reports, _held_out(experiment, words)
   shown = {name: rows[: reports.previews] for name, rows in example.items()}
-  captions = words.decode(shown["tokens"]) if words is not None else ()
+  captions = [words.decode(ids) for ids in shown["tokens"]] if words else ()
   loop = Loop(
     experiment.task,
     sharding,

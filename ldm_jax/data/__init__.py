@@ -1,1 +1,1 @@
-"""Images and words: sources, transforms and batches as a pure function of the step."""
+"""Images and words: sources, transforms, batches as a function of the step."""

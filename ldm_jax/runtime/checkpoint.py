@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 import os
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ class Checkpoints:
   """The checkpoints of one run, one per step."""
 
   def __init__(self, folder: str, keeping: Keeping = Keeping()):
-    import orbax.checkpoint as ocp
+    ocp = _orbax()
 
     self._orbax = ocp
     options = ocp.CheckpointManagerOptions(
@@ -121,10 +122,8 @@ def latest_step(folder: str) -> int | None:
   """The newest complete step under `folder`, or None; nothing is touched."""
   if not os.path.isdir(folder):
     return None
-  from orbax.checkpoint import checkpoint_utils
-
-  steps = checkpoint_utils.checkpoint_steps(_absolute(folder))
-  return max(steps) if steps else None
+  with _reading(folder) as manager:
+    return manager.latest_step()
 
 
 def restore_part(folder: str, step: int, target: Any) -> Any:
@@ -133,10 +132,9 @@ def restore_part(folder: str, step: int, target: Any) -> Any:
   Args:
     target: a tree of `ShapeDtypeStruct` with shardings.
   """
-  import orbax.checkpoint as ocp
+  ocp = _orbax()
 
-  options = ocp.CheckpointManagerOptions(read_only=True)
-  with ocp.CheckpointManager(_absolute(folder), options=options) as manager:
+  with _reading(folder) as manager:
     arguments = ocp.args.PyTreeRestore(
       item=target,
       restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -147,9 +145,16 @@ def restore_part(folder: str, step: int, target: Any) -> Any:
     ]
 
 
+def _reading(folder: str) -> Any:
+  ocp = _orbax()
+
+  options = ocp.CheckpointManagerOptions(read_only=True)
+  return ocp.CheckpointManager(_absolute(folder), options=options)
+
+
 def save_tree(folder: str, tree: Any) -> None:
   """Writes one tree of arrays, once."""
-  import orbax.checkpoint as ocp
+  ocp = _orbax()
 
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(_absolute(folder), tree)
@@ -157,7 +162,7 @@ def save_tree(folder: str, tree: Any) -> None:
 
 def load_tree(folder: str, target: Any) -> Any:
   """Reads what `save_tree` wrote, placed as `target` says."""
-  import orbax.checkpoint as ocp
+  ocp = _orbax()
 
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(_absolute(folder), target)
@@ -172,6 +177,14 @@ def digest(tree: Any) -> str:
     sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
     sha.update(array.tobytes())
   return sha.hexdigest()
+
+
+def _orbax() -> Any:
+  """The library, late because it is slow, and without its routine warnings."""
+  import orbax.checkpoint
+
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  return orbax.checkpoint
 
 
 def _absolute(folder: str) -> str:
