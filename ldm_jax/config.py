@@ -33,6 +33,8 @@ class Data:
 
   Attributes:
     augment: needed where images differ in size.
+    validation_augment: the same for what is held out, always centred and
+      never mirrored; None takes `augment`.
     tokenizer: for captions, or None to leave them out.
     batch: images per update, over all devices and slices.
     held_out: how many of the validation source's first images are measured.
@@ -42,10 +44,16 @@ class Data:
   source: Glyphs | Folder | Zoo
   validation: Glyphs | Folder | Zoo
   augment: Augment | None = None
+  validation_augment: Augment | None = None
   tokenizer: Tokenizer | None = None
   batch: int = 64
   held_out: int = 64
   threads: int = 8
+
+  @property
+  def centred(self) -> Augment | None:
+    """How held-out images are cut."""
+    return self.validation_augment or self.augment
 
 
 @dataclasses.dataclass(frozen=True)

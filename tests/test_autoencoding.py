@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,13 @@ import pytest
 
 from ldm_jax.latent_diffusion import to_float
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nn.bottleneck import VectorQuantizer
+from ldm_jax.nn.bottleneck import (
+  Gaussian,
+  GaussianBottleneck,
+  VectorQuantizer,
+)
 from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.layers import downsample
 from ldm_jax.nn.perceptual import LPIPS
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding, Frozen
@@ -36,9 +42,9 @@ def draw(seed=0, count=4, side=16):
 def begin(task=TASK, seed=0):
   batch = draw(seed)
   images = to_float(batch["image"])
-  lpips = task.perceptual.init(jax.random.key(1), images, images)
+  lpips = jax.jit(task.perceptual.init)(jax.random.key(1), images, images)
   frozen = Frozen(lpips)
-  return task.init(jax.random.key(2), batch, frozen), frozen, batch
+  return jax.jit(task.init)(jax.random.key(2), batch, frozen), frozen, batch
 
 
 def noise_of(task, batch, key):
@@ -66,7 +72,8 @@ def plain_losses(task, state, frozen, batch, key):
     return parts(variables, state.params["logvar"])[index]
 
   last = state.params["autoencoder"]["params"]["decoder"]["conv_out"]["kernel"]
-  norms = [jnp.sqrt((jax.grad(with_last)(last, i) ** 2).sum()) for i in (0, 2)]
+  slope = jax.jit(jax.grad(with_last), static_argnums=1)
+  norms = [jnp.sqrt((slope(last, i) ** 2).sum()) for i in (0, 2)]
   d_weight = jnp.clip(norms[0] / (norms[1] + 1e-4), 0, 1e4)
 
   def generator(params):
@@ -99,18 +106,13 @@ def test_one_forward_serves_both_players():
   generator, discriminator, d_weight = plain_losses(
     sgd, state, frozen, batch, key
   )
-  seen = {}
-
-  def spy(grads, opt, params):
-    """Adam's first moments after one step are half of the gradients."""
-    del opt, params
-    seen.update(grads)
-
   after, metrics = jax.jit(sgd.step)(state, frozen, batch, key)
+  # Adam's first moments after one step are half of the gradients.
   first = lambda opt: jax.tree.map(lambda m: m / 0.5, opt[0].mu)
-  del spy, seen
-  close(first(after.opt), jax.grad(generator)(state.params), 2e-4)
-  close(first(after.critic_opt), jax.grad(discriminator)(state.critic), 2e-4)
+  expected = jax.jit(jax.grad(generator))(state.params)
+  close(first(after.opt), expected, 2e-4)
+  expected = jax.jit(jax.grad(discriminator))(state.critic)
+  close(first(after.critic_opt), expected, 2e-4)
   np.testing.assert_allclose(metrics["d_weight"], d_weight, rtol=1e-4)
   np.testing.assert_allclose(
     metrics["critic_loss"], discriminator(state.critic), rtol=1e-5
@@ -147,8 +149,6 @@ def test_logvar_stays_where_the_optimizer_does_not_see_it():
 
 def test_the_price_of_a_gaussian():
   """0 for N(0, 1); 2048 = 4096 / 2 for mean 1 on 4 x 32 x 32 latents."""
-  from ldm_jax.nn.bottleneck import Gaussian, GaussianBottleneck
-
   zeros = jnp.zeros((2, 32, 32, 4))
   assert np.all(Gaussian(zeros, zeros).kl() == 0)
   np.testing.assert_allclose(Gaussian(zeros + 1, zeros).kl(), 2048)
@@ -221,15 +221,14 @@ def test_the_autoencoder_pads_right_and_bottom():
   trunk = Trunk(8, (1, 2), 1, has_mid_attention=False, groups=1)
   autoencoder = Autoencoder(trunk, 3)
   images = to_float(draw(5, 1, 32)["image"])
-  variables = autoencoder.init(
+  variables = jax.jit(autoencoder.init)(
     jax.random.key(0), images, jnp.zeros((1, 16, 16, 3))
   )
   kernel = variables["params"]["encoder"]["down_0_downsample"]["kernel"]
   one = jnp.zeros((1, 8, 8, 8)).at[0, 0, 0, 0].set(1.0)
-  from ldm_jax.nn.layers import downsample
 
-  class Down(__import__("flax").linen.Module):
-    @__import__("flax").linen.compact
+  class Down(nn.Module):
+    @nn.compact
     def __call__(self, x):
       return downsample(x, name="d", padding=(0, 1), dtype="float32")
 

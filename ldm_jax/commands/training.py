@@ -34,7 +34,6 @@ def train(path: str, folder: str, overrides: Mapping[str, str]) -> int:
     experiment = override(config.load(path), overrides)
     sharding = experiment.mesh.build()
     sharding.check_batch(experiment.data.batch, slices(experiment))
-    sharding.check_batch(experiment.data.held_out)
     experiment, run, words, frozen = _ready(experiment, folder, sharding)
   try:
     code = _loop(run, experiment, words, sharding, frozen)
@@ -74,9 +73,13 @@ def _ready(
     run.write()
     return experiment, run, run.tokenizer, run.frozen(sharding)
   words = _tokenizer(experiment)
-  example = _held_out(experiment, words)
+  check_conditions(experiment, words, _held_out(experiment, words))
+  data = experiment.data
+  example = pipeline.first(
+    data.source, 1, augment=data.augment, tokenizer=words
+  )
   check_conditions(experiment, words, example)
-  run = Run(folder, experiment, shapes_of(example, experiment.data.batch))
+  run = Run(folder, experiment, shapes_of(example, data.batch))
   frozen = _frozen(experiment, stage_one, words, sharding)
   if words is not None:
     run.save_tokenizer(words)
@@ -141,10 +144,8 @@ def _held_out(
 ) -> dict[str, np.ndarray]:
   data = experiment.data
   count = min(data.held_out, len(data.validation))
-  # A small validation set is told again, so that every device has its share.
-  places = [i % count for i in range(data.held_out)]
-  return pipeline.ordered(
-    data.validation, places, augment=data.augment, tokenizer=words
+  return pipeline.first(
+    data.validation, count, augment=data.centred, tokenizer=words
   )
 
 

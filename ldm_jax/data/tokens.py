@@ -85,6 +85,17 @@ class Words:
     rows = self._backend.encode_batch(list(texts))
     return np.array([_left_out(row) for row in rows], np.int32)
 
+  def unknown(self, text: str) -> list[str]:
+    """The parts of a text that no token stands for."""
+    row = self._backend.encode(text)
+    number = self.tokenizer.unk_token_id
+    lost = [
+      text[begin:end]
+      for token, (begin, end) in zip(row.ids, row.offsets, strict=True)
+      if token == number and end > begin
+    ]
+    return list(dict.fromkeys(lost))
+
   def decode(self, ids: Integer[np.ndarray, " l"]) -> str:
     """The text, without padding, begin and end."""
     ids = [int(i) for i in ids]

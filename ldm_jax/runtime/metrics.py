@@ -30,7 +30,7 @@ class Journal:
     with open(part, "w") as file:
       file.writelines(json.dumps(line) + "\n" for line in told)
     os.replace(part, self._path)
-    self._file = open(self._path, "a")
+    self._file = open(self._path, "a")  # noqa: SIM115, open until `close`
     events = os.path.join(folder, "tensorboard")
     purge = step + 1 if told else None
     self._events = SummaryWriter(events, purge_step=purge, write_to_disk=True)

@@ -113,16 +113,17 @@ class Sharding:
       for name, rows in batch.items()
     }
 
-  def whole(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A batch every process has all of, spread if it divides, else copied."""
-    rows = len(next(iter(batch.values())))
-    place = self.replicated if rows % self.mesh.size else self.batch
-    return {
-      name: jax.make_array_from_callback(
-        array.shape, place, lambda index, array=array: array[index]
+  def whole(self, tree: Any) -> Any:
+    """Arrays of which every process has all rows: spread, if they divide."""
+
+    def place(array: np.ndarray) -> jax.Array:
+      rows = np.shape(array)[0]
+      where = self.replicated if rows % self.mesh.size else self.batch
+      return jax.make_array_from_callback(
+        np.shape(array), where, lambda index: array[index]
       )
-      for name, array in batch.items()
-    }
+
+    return jax.tree.map(place, tree)
 
   def ahead(
     self, batches: Iterable[dict[str, np.ndarray]], depth: int = 2

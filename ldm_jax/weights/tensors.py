@@ -57,6 +57,11 @@ class Parameter:
 
 
 def set_items(target, keys, values):
+  """target[key] = value for a dictionary, and for nothing else.
+
+  Raises:
+    WeightsError: it is another thing, or a key is no plain value.
+  """
   if not isinstance(target, dict):
     raise WeightsError("malformed pickle: it sets items of no dictionary")
   for key, value in zip(keys, values, strict=True):

@@ -1,0 +1,44 @@
+# Every target makes what it needs: a fresh machine wants only Python and make.
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= runs
+BIN = $(VENV)/bin
+STAMP = $(VENV)/installed
+
+.PHONY: quickstart test slow lint clean
+
+# Trains both stages on the built-in glyphs, draws, and judges what it drew.
+quickstart: $(STAMP)
+	$(BIN)/python train.py --config=configs/glyphs_autoencoder.py \
+	  --workdir=$(RUNS)/glyphs_autoencoder
+	$(BIN)/python train.py --config=configs/glyphs_text.py \
+	  --workdir=$(RUNS)/glyphs_text \
+	  --config.first_stage=$(RUNS)/glyphs_autoencoder
+	$(BIN)/python sample.py --model=$(RUNS)/glyphs_text --num 16 --steps 25 \
+	  --prompt "a large red striped circle at the top left on a black background" \
+	  --out $(RUNS)/samples
+	$(BIN)/python -m ldm_jax.commands.report --model=$(RUNS)/glyphs_text \
+	  --out $(RUNS)/report
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+# Heavier truths, and live comparisons with torch, diffusers and lpips.
+slow: $(STAMP)
+	$(BIN)/pip install -q torch==2.13.0
+	$(BIN)/pip install -q -e ".[reference]"
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
+	  'Python 3.11 or newer is needed; try make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build *.egg-info

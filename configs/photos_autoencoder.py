@@ -1,0 +1,93 @@
+"""kl-f4 on a folder of photographs, at a quarter of its width, on a CPU.
+
+The whole first stage of Rombach et al. 2022: L1 + LPIPS through the full
+VGG16, a KL term of 1e-6, and a patch discriminator that joins late, with the
+adaptive weight. In LDM it is 128 channels wide and runs for 176,991 steps of
+256-pixel crops; here it is 32 wide and runs for some 15 minutes on 64-pixel
+crops.
+
+The photographs are those that ship with scikit-image (the `test` extra); for
+others say --config.data.source.path=FOLDER, the same for validation, and clear
+`only`. What is held out is no crop and no stereo twin of what is learned.
+
+VGG16's weights are not ours to ship: "random" features are used unless
+--config.perceptual.trunk=vgg16-397923af.pth and
+--config.perceptual.heads=lpips/weights/v0.1/vgg.pth name the files.
+"""
+
+import importlib.util
+import pathlib
+
+from ldm_jax.config import Data, Experiment, PerceptualWeights, Reports
+from ldm_jax.data.folder import Folder
+from ldm_jax.data.pipeline import Augment
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.perceptual import LPIPS
+from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.tasks.autoencoding import Autoencoding
+
+STEPS = 900
+
+LEARNED = (
+  "astronaut.png",
+  "brick.png",
+  "camera.png",
+  "coins.png",
+  "grass.png",
+  "gravel.png",
+  "hubble_deep_field.jpg",
+  "ihc.png",
+  "moon.png",
+  "motorcycle_left.png",
+  "retina.jpg",
+)
+HELD_OUT = ("chelsea.png", "coffee.png", "rocket.jpg")
+
+
+def photographs() -> str:
+  """The folder of scikit-image's pictures, or "photos" without it."""
+  spec = importlib.util.find_spec("skimage")
+  if spec is None:
+    return "photos"
+  return str(pathlib.Path(spec.origin).parent / "data")
+
+
+def get_config():
+  folder = photographs()
+  optimizer = Optimizer(
+    rate=5e-4, betas=(0.5, 0.9), weight_decay=0.0, warmup=50, clip=1e4
+  )
+  return Experiment(
+    task=Autoencoding(
+      autoencoder=Autoencoder(
+        Trunk(channels=32, multipliers=(1, 2, 4), blocks=1, groups=8),
+        latent_channels=3,
+      ),
+      perceptual=LPIPS(),
+      discriminator=PatchDiscriminator(),
+      optimizer=optimizer,
+      critic_optimizer=optimizer,
+      perceptual_weight=0.1,
+      bottleneck_weight=1e-6,
+      disc_start=STEPS * 2 // 3,
+      disc_weight=0.1,
+      ema_decay=0.99,
+      init_scale=3**0.5,
+    ),
+    data=Data(
+      source=Folder(folder, only=LEARNED),
+      validation=Folder(folder, only=HELD_OUT),
+      augment=Augment(size=64, crop="random", scale=(0.15, 0.4)),
+      validation_augment=Augment(size=256, crop="center"),
+      batch=8,
+      held_out=len(HELD_OUT),
+    ),
+    steps=STEPS,
+    checkpoints=Keeping(every=STEPS // 3, best="psnr", best_is="max"),
+    reports=Reports(
+      every=25, previews_every=STEPS // 3, previews=len(HELD_OUT)
+    ),
+    perceptual=PerceptualWeights(trunk="random", heads="random"),
+  )

@@ -1,0 +1,37 @@
+"""Judges a run of stage two and writes a report with pictures.
+
+  python -m ldm_jax.commands.report --model=runs/X --out=runs/report
+
+The report is one HTML file: loss curves, reconstructions of held-out images,
+captioned samples, and, for the built-in glyphs, what the judge reads in them.
+One line of JSON on stdout ends it.
+"""
+
+from collections.abc import Sequence
+
+from ldm_jax.commands.doors import Parser, enter
+
+
+def parser() -> Parser:
+  """The flags of the report."""
+  flags = Parser("python -m ldm_jax.commands.report", __doc__)
+  add = flags.add_argument
+  add("--model", required=True, metavar="RUN", help="a run of stage two")
+  add("--out", required=True, metavar="DIR", help="gets report.html")
+  add("--num", type=int, default=256, help="samples to judge (default 256)")
+  add("--steps", type=int, default=25, help="of DDIM (default 25)")
+  add("--guidance", type=float, default=2.0, help="scale (default 2)")
+  add("--seed", type=int, default=0)
+  return flags
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Reads the flags and reports; returns the exit code."""
+  flags, _ = parser().read(arguments)
+  from ldm_jax.commands import reporting  # brings jax
+
+  return reporting.report(flags)
+
+
+if __name__ == "__main__":
+  enter(main)

@@ -1,0 +1,160 @@
+"""Configs: every file builds, every field can be set, every slip is told."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ldm_jax import config, nodes
+from ldm_jax.commands import train
+from ldm_jax.commands.doors import Stop
+from ldm_jax.nodes import ConfigError, override
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted((ROOT / "configs").glob("*.py"))
+TEXT = ROOT / "configs" / "glyphs_text.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_config_is_what_its_json_says(path):
+  experiment = config.load(str(path))
+  tree = json.loads(json.dumps(nodes.to_json(experiment)))
+  again = config.from_json(tree)
+  assert again == experiment and not nodes.differences(again, experiment)
+  assert '"""' in path.read_text()[:10]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_leaf_can_be_set_to_itself(path):
+  """Walks all fields: what a config prints is what a flag takes."""
+  experiment = config.load(str(path))
+
+  def walk(node, prefix):
+    for field in nodes.fields(node):
+      value, name = getattr(node, field.name), prefix + field.name
+      if dataclasses.is_dataclass(value):
+        yield from walk(value, name + ".")
+      elif isinstance(value, tuple) and any(
+        map(dataclasses.is_dataclass, value)
+      ):
+        for i, item in enumerate(value):
+          yield from walk(item, f"{name}.{i}.")
+      elif value != ():
+        yield name, str(value)
+
+  texts = dict(walk(experiment, ""))
+  assert len(texts) > 40
+  assert override(experiment, texts) == experiment
+
+
+def test_fields_that_must_agree_change_together():
+  experiment = override(
+    config.load(str(TEXT)),
+    {
+      "task.model.unet.multipliers": "1,2,4",
+      "task.model.unet.attention.depths": "(0,1,1)",
+      "task.model.prediction": "v",
+      "task.loss.prediction": "v",
+      "task.model.unet.dtype": "bfloat16",
+      "data.tokenizer": "none",
+      "task.model.conditioners.0.drop_rate": "0.2",
+    },
+  )
+  assert experiment.task.model.unet.multipliers == (1, 2, 4)
+  assert experiment.task.model.conditioners[0].drop_rate == 0.2
+  assert experiment.data.tokenizer is None
+
+
+WRONG = {
+  "task.optimiser.rate=1": "did you mean 'optimizer'",
+  "task.optimizer.rate=abc": "valid number, got 'abc'",
+  "task.optimizer.rate=-1": "must be positive",
+  "steps=1e3": "valid integer",
+  "steps=none": "needs int",
+  "seed=1.5": "valid integer",
+  "task.model.unet.multipliers=1,x": "valid integer, got '1,x'",
+  "task.model.unet.multipliers=1": "one depth per level",
+  "task.model.unet.dtype=bfloat61": "number format",
+  "task.model.unet=3": "set one of its fields",
+  "task.model.unet.attention.heads=none": "exactly one of heads",
+  "task.model.prediction=v": "set loss.prediction and model.prediction",
+  "task.loss.norm=l3": "'l1' or 'l2'",
+  "task.model.unet.is_remat=1": "valid boolean",
+  "data.augment=yes": "needs Augment",
+  "data.tokenizer.length.x=3": "without fields",
+  "task.model.conditioners.7.width=3": "number below 1",
+  "task.model.unet.__class__=x": "unknown field",
+  "task.model.schedule.start=2": "start <= end",
+  "mesh.fsdp=3": "mesh",
+  "data.batch=7": "does not divide",
+  "first_stage=": "--config.first_stage",
+  "first_stage=nowhere": "no run folder",
+}
+
+
+@pytest.mark.parametrize("flag", WRONG)
+def test_a_slip_is_one_line_and_nothing_is_written(flag, tmp_path):
+  folder = tmp_path / "run"
+  with pytest.raises(Stop) as stop:
+    train.main([f"--config={TEXT}", f"--workdir={folder}", f"--config.{flag}"])
+  assert WRONG[flag] in str(stop.value)
+  assert stop.value.code == 2 and "\n" not in str(stop.value)
+  assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ("x = 1", "no function get_config"),
+    ("def get_config(): return 3", "must return an ldm_jax.config.Experiment"),
+    ("def get_config(:", "invalid syntax"),
+    ("import nosuchthing", "No module named 'nosuchthing'"),
+  ],
+)
+def test_a_wrong_config_file_is_one_line(text, words, tmp_path):
+  path = tmp_path / "config.py"
+  path.write_text(text)
+  with pytest.raises(ConfigError, match=words):
+    config.load(str(path))
+
+
+def test_json_brings_only_our_classes_to_life():
+  tree = nodes.to_json(config.load(str(TEXT)))
+  tree["task"]["class"] = "subprocess.Popen"
+  with pytest.raises(ConfigError, match="is none of"):
+    config.from_json(tree)
+  tree = nodes.to_json(config.load(str(TEXT)))
+  tree["task"]["ema_decey"] = 0.5
+  with pytest.raises(ConfigError, match="did you mean 'ema_decay'"):
+    config.from_json(tree)
+  tree = nodes.to_json(config.load(str(TEXT)))
+  tree["steps"] = "many"
+  with pytest.raises(ConfigError, match="valid integer"):
+    config.from_json(tree)
+
+
+# What a shell sees: one line, no traceback, the code.
+SHELL = [
+  (["train.py"], "required"),
+  (["train.py", "--config=no.py", "--workdir=w"], "not found: no.py"),
+  (["train.py", "--config=no.py", "--wokdir=w"], "workdir"),
+  (["sample.py", "--model=nowhere"], "no run folder"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", SHELL, ids=lambda a: a[0][:6])
+def test_the_shell_sees_one_line_and_2(arguments, words, tmp_path):
+  script, *rest = arguments
+  done = subprocess.run(
+    [sys.executable, ROOT / script, *rest],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+  )
+  assert done.returncode == 2
+  assert words in done.stderr and done.stderr.count("\n") == 1
+  assert not list(tmp_path.iterdir()) and jax.device_count() == 8

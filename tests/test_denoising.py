@@ -1,0 +1,261 @@
+"""Stage two's step, by identities."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ldm_jax.diffusion.loss import DenoisingLoss
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.latent_diffusion import LatentDiffusion, to_float, to_uint8
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.conditioner import (
+  ClassEmbedder,
+  Condition,
+  TextEmbedder,
+  merge,
+)
+from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.runtime.optimizer import Optimizer, averaged
+from ldm_jax.tasks.denoising import Denoising, Frozen, measured_scale
+
+TEXT = TextEmbedder(TextEncoder(20, 16, 1, 2, 8, length=6), (2, 3))
+LABEL = ClassEmbedder(5, 16)
+TASK = Denoising(
+  model=LatentDiffusion(
+    first_stage=Autoencoder(
+      Trunk(8, (1, 2), 1, has_mid_attention=False, groups=4), 3
+    ),
+    unet=UNet(3, 16, (1, 2), 1, AttentionPlan((0, 1), heads=2), groups=4),
+    conditioners=(TEXT, LABEL),
+  ),
+  optimizer=Optimizer(1e-3),
+)
+
+
+def draw(seed=0, count=8, side=8):
+  rng = np.random.default_rng(seed)
+  return {
+    "image": jnp.asarray(
+      rng.integers(0, 256, (count, side, side, 3), np.uint8)
+    ),
+    "tokens": jnp.asarray(rng.integers(4, 20, (count, 6), np.int32)),
+    "label": jnp.asarray(rng.integers(0, 5, count, np.int32)),
+  }
+
+
+def begin(task=TASK, seed=0):
+  batch = draw(seed)
+  shapes = task.frozen_shapes(batch)
+  noise = jnp.zeros((8, 4, 4, 3))
+  first_stage = jax.jit(task.model.first_stage.init)(
+    jax.random.key(1), to_float(batch["image"]), noise
+  )
+  frozen = Frozen(first_stage, jnp.float32(1.7))
+  jax.tree.map(lambda a, b: a.shape == b.shape or 1 / 0, frozen, shapes)
+  return jax.jit(task.init)(jax.random.key(2), batch, frozen), frozen, batch
+
+
+def stirred(state, seed=9):
+  """The same state with every zero weight replaced: a net that answers."""
+  leaves, tree = jax.tree.flatten(state.params)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  noisy = [
+    leaf + 0.05 * jax.random.normal(key, leaf.shape)
+    for leaf, key in zip(leaves, keys, strict=True)
+  ]
+  params = jax.tree.unflatten(tree, noisy)
+  return state.replace(params=params, ema=params)
+
+
+def gradient(task, state, frozen, batch, key):
+  """The gradient the step takes, read off an SGD step of rate 1."""
+  draws = task.draw(key, batch)
+  loss = lambda p: task._loss(p, frozen, batch, draws).mean()
+  return jax.jit(jax.grad(loss))(state.params)
+
+
+def test_a_fresh_network_answers_zero_and_pays_one():
+  """Zero-initialised outputs: the first eps loss is E|eps|^2 = 1."""
+  state, frozen, batch = begin()
+  params = TASK.parameters(state.params, frozen)
+  drop = {"tokens": jnp.zeros(8, bool), "label": jnp.zeros(8, bool)}
+  condition = TASK.model.condition(params, batch, drop)
+  xt = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
+  network = jax.jit(TASK.model.network)
+  out = network(params, xt, jnp.arange(8.0), condition)
+  assert np.all(out == 0)
+  _, metrics = jax.jit(TASK.step)(state, frozen, batch, jax.random.key(3))
+  draws = TASK.draw(jax.random.key(3), batch)
+  np.testing.assert_allclose(
+    metrics["loss"], jnp.square(draws.noise).mean(), rtol=1e-5
+  )
+
+
+def test_slices_of_a_batch_are_the_batch():
+  state, frozen, batch = begin()
+  state = stirred(state)
+  whole, metrics = jax.jit(TASK.step)(state, frozen, batch, jax.random.key(3))
+  task = dataclasses.replace(TASK, accumulate=4)
+  parts, same = jax.jit(task.step)(state, frozen, batch, jax.random.key(3))
+  np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-5)
+  for a, b in zip(
+    jax.tree.leaves(whole.opt[0].mu),
+    jax.tree.leaves(parts.opt[0].mu),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7)
+
+
+def test_remat_changes_no_gradient():
+  state, frozen, batch = begin()
+  state, key = stirred(state), jax.random.key(3)
+  unet = TASK.model.unet.clone(is_remat=True)
+  model = dataclasses.replace(TASK.model, unet=unet)
+  task = dataclasses.replace(TASK, model=model)
+  ours = gradient(TASK, state, frozen, batch, key)
+  theirs = gradient(task, state, frozen, batch, key)
+  norm = float(optax.tree.norm(ours))
+  difference = optax.tree.norm(jax.tree.map(jnp.subtract, ours, theirs))
+  assert norm > 0 and difference / norm < 1e-5
+
+
+def test_bfloat16_computes_what_float32_does():
+  state, frozen, batch = begin()
+  state, key = stirred(state), jax.random.key(3)
+  unet = TASK.model.unet.clone(dtype="bfloat16")
+  task = dataclasses.replace(
+    TASK, model=dataclasses.replace(TASK.model, unet=unet)
+  )
+  _, half = jax.jit(task.step)(state, frozen, batch, key)
+  after, full = jax.jit(TASK.step)(state, frozen, batch, key)
+  np.testing.assert_allclose(half["loss"], full["loss"], rtol=0.02)
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(after.params)}
+  assert dtypes == {jnp.dtype("float32")}
+
+
+def test_the_first_stage_gets_no_gradient():
+  state, frozen, batch = begin()
+  state = stirred(state)
+  draws = TASK.draw(jax.random.key(3), batch)
+  loss = lambda f: TASK._loss(state.params, f, batch, draws).mean()
+  grads = jax.jit(jax.grad(loss))(frozen)
+  assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads.first_stage))
+
+
+def test_dropped_conditions_are_the_null_condition():
+  """Training's drop, guidance's negative and an empty prompt are one thing."""
+  state, frozen, batch = begin()
+  params = TASK.parameters(stirred(state).params, frozen)
+  yes, no = jnp.ones(8, bool), jnp.zeros(8, bool)
+  condition = jax.jit(TASK.model.condition)
+  say = lambda raw, drop: condition(params, raw, drop).context
+  dropped = say(batch, {"tokens": yes, "label": yes})
+  empty = batch | {
+    "tokens": jnp.tile(jnp.array([2, 3, 0, 0, 0, 0]), (8, 1)),
+    "label": jnp.full(8, 5),
+  }
+  np.testing.assert_array_equal(
+    dropped, say(empty, {"tokens": no, "label": no})
+  )
+  mixed = say(batch, {"tokens": yes, "label": no})
+  kept = say(batch, {"tokens": no, "label": no})
+  np.testing.assert_array_equal(mixed[:, 6:], kept[:, 6:])
+  assert np.abs(mixed[:, :6] - kept[:, :6]).max() > 0
+  assert mixed.shape == (8, 7, 16)
+
+
+def test_drop_rates_are_kept():
+  batch = {name: jnp.concatenate([rows] * 500) for name, rows in draw().items()}
+  drop = TASK.draw(jax.random.key(0), batch).drop
+  for mask in drop.values():
+    assert abs(float(mask.mean()) - 0.1) < 4.5 * (0.09 / 4000) ** 0.5
+  both = float((drop["tokens"] & drop["label"]).mean())
+  assert abs(both - 0.01) < 4.5 * (0.0099 / 4000) ** 0.5
+
+
+def test_guidance_one_is_the_conditional_model():
+  state, frozen, batch = begin()
+  params = TASK.parameters(stirred(state).params, frozen)
+  yes, no = jnp.ones(8, bool), jnp.zeros(8, bool)
+  say = lambda drop: TASK.model.condition(
+    params, batch, {"tokens": drop, "label": drop}
+  )
+  xt = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
+  t = jnp.float32(300)
+  alone, null = (
+    jax.jit(lambda drop: TASK.model.denoiser(params, say(drop))(xt, t))(drop)
+    for drop in (no, yes)
+  )
+  guided = jax.jit(
+    lambda s: TASK.model.guided(params, say(yes), say(no), s)(xt, t)
+  )
+  np.testing.assert_allclose(guided(1.0).eps, alone.eps, atol=1e-5)
+  np.testing.assert_allclose(guided(0.0).eps, null.eps, atol=1e-5)
+  np.testing.assert_allclose(
+    guided(3.0).eps, null.eps + 3 * (alone.eps - null.eps), atol=1e-4
+  )
+
+
+def test_the_average_warms_up_as_in_ldm():
+  # (1 + n) / (10 + n): .181818, .25, .55, .918182 after 1, 2, 10, 100 updates.
+  for n, decay in [(1, 0.181818), (2, 0.25), (10, 0.55), (100, 0.918182)]:
+    found = averaged(jnp.float32(1), jnp.float32(0), n, 0.9999)
+    np.testing.assert_allclose(found, decay, rtol=1e-5)
+  np.testing.assert_allclose(
+    averaged(jnp.float32(1), jnp.float32(0), 10**6, 0.9999), 0.9999
+  )
+
+
+def test_the_measured_scale_gives_unit_variance():
+  _, frozen, _ = begin()
+  batches = [draw(seed) for seed in range(4)]
+  scale = measured_scale(
+    TASK.model, frozen.first_stage, batches, jax.random.key(0)
+  )
+  latents = []
+  for i, batch in enumerate(batches):
+    params = dataclasses.replace(
+      TASK.parameters({"unet": 0, "conditioners": 0}, frozen)
+    )
+    posterior = TASK.model.encode(params, to_float(batch["image"]))
+    noise = jax.random.normal(
+      jax.random.fold_in(jax.random.key(0), i), posterior.mean.shape
+    )
+    latents.append(scale * posterior.sample(noise))
+  np.testing.assert_allclose(np.std(latents), 1.0, rtol=1e-3)
+
+
+def test_decode_undoes_the_scale():
+  state, frozen, batch = begin()
+  params = TASK.parameters(state.params, frozen)
+  images = to_float(batch["image"])
+  latents = TASK.model.encode(params, images).mode()
+  direct = TASK.model.first_stage.apply(
+    frozen.first_stage, latents, method="decode"
+  )
+  scaled = TASK.model.decode(params, params.latent_scale * latents)
+  np.testing.assert_allclose(scaled, direct, atol=1e-5)
+
+
+def test_bytes_and_floats():
+  every = jnp.arange(256, dtype=jnp.uint8).repeat(3).reshape(1, 16, 16, 3)
+  np.testing.assert_array_equal(to_uint8(to_float(every)), every)
+  assert to_float(every).min() == -1 and to_float(every).max() == 1
+  wild = jnp.full((1, 1, 1, 3), 7.0)
+  assert np.all(to_uint8(wild) == 255) and np.all(to_uint8(-wild) == 0)
+
+
+def test_contradictions_are_refused():
+  with pytest.raises(ValueError, match="asks for 'v'"):
+    Denoising(loss=DenoisingLoss("v"))
+  with pytest.raises(ValueError, match="zero_terminal_snr"):
+    LatentDiffusion(schedule=Schedule(zero_terminal_snr=True))
+  with pytest.raises(ValueError, match="read the same array"):
+    LatentDiffusion(conditioners=(LABEL, ClassEmbedder(3, 4)))
+  with pytest.raises(ValueError, match="widths"):
+    merge([Condition(jnp.zeros((1, 1, 2))), Condition(jnp.zeros((1, 1, 3)))])

@@ -1,0 +1,199 @@
+"""Every mesh computes what one device computes: gradients, then steps."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.conditioner import ClassEmbedder, TextEmbedder
+from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.perceptual import LPIPS
+from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.runtime.sharding import MeshShape, Sharding
+from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.tasks.denoising import Denoising
+
+MESHES = [(8, 1), (1, 8), (2, 4)]
+STEPS, DISC_START, BATCH, SIDE = 5, 3, 16, 16
+
+
+class Descent(Optimizer):
+  """Plain gradient descent that remembers the last gradient."""
+
+  def build(self):
+    return optax.chain(optax.trace(0.0), optax.scale(-self.rate))
+
+
+TRUNK = Trunk(8, (1, 2), 1, groups=4)
+STAGE_ONE = Autoencoding(
+  autoencoder=Autoencoder(TRUNK, 3),
+  perceptual=LPIPS(width=8),
+  discriminator=PatchDiscriminator(width=8, layers=2),
+  optimizer=Descent(1e-5),
+  critic_optimizer=Descent(1e-2),
+  disc_start=DISC_START,
+  ema_decay=0.9,
+)
+STAGE_TWO = Denoising(
+  model=LatentDiffusion(
+    first_stage=Autoencoder(TRUNK, 3),
+    unet=UNet(3, 16, (1, 2), 1, AttentionPlan((1, 1), heads=2), groups=4),
+    conditioners=(
+      TextEmbedder(TextEncoder(24, 16, 1, 2, 8, length=6)),
+      ClassEmbedder(7, 16),
+    ),
+  ),
+  optimizer=Descent(1e-2),
+)
+
+
+def draw(step):
+  rng = np.random.default_rng(step)
+  return {
+    "image": rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8),
+    "tokens": rng.integers(4, 24, (BATCH, 6), np.int32),
+    "label": rng.integers(0, 7, BATCH, np.int32),
+  }
+
+
+def frozen_of(task):
+  """Random frozen parts, the same for every mesh."""
+  shapes = task.frozen_shapes(draw(0))
+  leaves, tree = jax.tree.flatten(shapes)
+  rng = np.random.default_rng(1)
+  drawn = [
+    rng.normal(0, 1 / max(1, np.prod(s.shape[:-1])) ** 0.5, s.shape)
+    if s.shape
+    else 1.3
+    for s in leaves
+  ]
+  return jax.tree.unflatten(tree, [np.float32(x) for x in drawn])
+
+
+@functools.cache
+def history(task_name, data, fsdp):
+  """(losses, gradients per step, last parameters) of some steps on a mesh."""
+  task = {"one": STAGE_ONE, "two": STAGE_TWO}[task_name]
+  count = data * fsdp
+  sharding = MeshShape(data, fsdp).build(jax.devices()[:count])
+  sharding = dataclasses.replace(sharding, smallest=1)
+  frozen = frozen_of(task)
+  frozen = jax.device_put(frozen, sharding.state(frozen))
+  key = jax.random.key(0)
+  batch = sharding.put(draw(0))
+  places = sharding.state(jax.eval_shape(task.init, key, batch, frozen))
+  state = jax.jit(task.init, out_shardings=places)(key, batch, frozen)
+  if fsdp > 1:
+    cut = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
+    assert len(cut) > 20  # the mesh must have something to do
+  step = jax.jit(
+    task.step, donate_argnums=0, out_shardings=(places, sharding.replicated)
+  )
+  losses, gradients = [], []
+  for i in range(STEPS):
+    key = jax.random.fold_in(jax.random.key(1), i)
+    state, metrics = step(state, frozen, sharding.put(draw(i)), key)
+    losses.append({k: float(v) for k, v in metrics.items()})
+    seen = {"model": state.opt[0].trace}
+    if task_name == "one":
+      seen["critic"] = state.critic_opt[0].trace
+    gradients.append(jax.tree.map(np.asarray, seen))
+  return losses, gradients, jax.tree.map(np.asarray, state.params)
+
+
+def distance(ours, theirs):
+  """|a - b| / |b| over a whole tree."""
+  difference = jax.tree.map(np.subtract, ours, theirs)
+  norm = lambda tree: float(optax.tree.norm(tree))
+  return norm(difference) / max(norm(theirs), 1e-30)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda m: f"{m[0]}x{m[1]}")
+@pytest.mark.parametrize("task", ["one", "two"])
+def test_every_mesh_is_one_device(task, mesh):
+  losses, gradients, params = history(task, *mesh)
+  alone, one_gradients, one_params = history(task, 1, 1)
+  for step in range(STEPS):
+    for player in one_gradients[step]:
+      ours, theirs = gradients[step][player], one_gradients[step][player]
+      if player == "critic" and step < DISC_START:
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(ours))
+        continue
+      # Later steps start from parameters that already differ by rounding.
+      limit = 1e-5 if step == 0 else 1e-4
+      assert distance(ours, theirs) <= limit, (step, player)
+      floor = 1e-5 * float(optax.tree.norm(theirs))
+      for a, b in zip(
+        jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True
+      ):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=floor)
+    for name, value in alone[step].items():
+      np.testing.assert_allclose(
+        losses[step][name], value, rtol=1e-4 if name == "d_weight" else 1e-5
+      )
+  if task == "one":
+    assert alone[DISC_START - 1]["critic_loss"] == 0
+    assert alone[DISC_START]["critic_loss"] > 0
+  assert distance(params, one_params) < 1e-5
+
+
+def test_rules_decide_and_the_largest_divisible_axis_is_the_default():
+  sharding = MeshShape(2, 4).build(rules=[(r"special", P("fsdp"))])
+  sharding = dataclasses.replace(sharding, smallest=64)
+  assert sharding.spec("a/kernel", (3, 3, 64, 128)) == P(
+    None, None, None, "fsdp"
+  )
+  assert sharding.spec("a/kernel", (3, 3, 128, 30)) == P(None, None, "fsdp")
+  assert sharding.spec("a/bias", (32,)) == P()
+  assert sharding.spec("a/odd", (9, 9, 9)) == P()
+  assert sharding.spec("special/odd", (4, 64)) == P("fsdp")
+
+
+def test_impossible_meshes_and_batches_are_refused():
+  with pytest.raises(ValueError, match="needs 6 devices but there are 8"):
+    MeshShape(3, 2).build()
+  with pytest.raises(ValueError, match="there are 8"):
+    MeshShape(None, 3).build()
+  with pytest.raises(ValueError, match="try 8"):
+    MeshShape().build().check_batch(6)
+  with pytest.raises(ValueError, match="times 2 slices; try 16"):
+    MeshShape().build().check_batch(8, 2)
+  assert isinstance(MeshShape(None, 2).build(), Sharding)
+
+
+def test_slices_of_a_sharded_batch_stay_spread():
+  """Gradient accumulation takes the same examples on every mesh."""
+  task = dataclasses.replace(STAGE_TWO, accumulate=2)
+  frozen = frozen_of(task)
+  found = []
+  for count in (1, 8):
+    sharding = MeshShape(count, 1).build(jax.devices()[:count])
+    batch = sharding.put(draw(0))
+    state = jax.jit(task.init)(jax.random.key(0), batch, frozen)
+    state, metrics = jax.jit(task.step)(state, frozen, batch, jax.random.key(1))
+    found.append((float(metrics["loss"]), state.opt[0].trace))
+  np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+  gradients = [jax.tree.map(np.asarray, trace) for _, trace in found]
+  assert distance(gradients[1], gradients[0]) < 1e-5
+
+
+def test_leaves_that_one_device_would_hold_are_cut():
+  """fsdp = 8 leaves every device an eighth of each large kernel."""
+  sharding = dataclasses.replace(MeshShape(1, 8).build(), smallest=1)
+  frozen, batch = frozen_of(STAGE_TWO), sharding.put(draw(0))
+  shapes = jax.eval_shape(STAGE_TWO.init, jax.random.key(0), batch, frozen)
+  places = sharding.state(shapes)
+  init = jax.jit(STAGE_TWO.init, out_shardings=places)
+  state = init(jax.random.key(0), batch, frozen)
+  kernel = state.ema["unet"]["params"]["mid_block_0"]["conv1"]["kernel"]
+  assert kernel.addressable_shards[0].data.size == kernel.size // 8
+  same = jax.jit(STAGE_TWO.init)(jax.random.key(0), draw(0), frozen)
+  jax.tree.map(np.testing.assert_array_equal, state, same)

@@ -1,0 +1,209 @@
+"""Both stages through the commands, in small: resume, move, draw."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.commands import sample, train
+from ldm_jax.commands.doors import Stop
+from ldm_jax.run import Run
+from ldm_jax.runtime import checkpoint, metrics
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+DATA = [
+  "--config.data.batch=8",
+  "--config.data.held_out=8",
+  "--config.data.source.size=40",
+  "--config.reports.every=1",
+  "--config.reports.previews=4",
+  "--config.reports.previews_every=100",
+]
+ONE = [
+  "--config.task.autoencoder.trunk.channels=8",
+  "--config.task.autoencoder.trunk.multipliers=1,2",
+  "--config.task.autoencoder.trunk.groups=4",
+  *DATA,
+]
+TWO = [
+  "--config.task.model.unet.channels=16",
+  "--config.task.model.unet.groups=4",
+  "--config.task.model.unet.multipliers=1,",
+  "--config.task.model.unet.attention.depths=1,",
+  "--config.task.model.conditioners.0.encoder.width=16",
+  "--config.task.model.conditioners.0.encoder.depth=1",
+  "--config.task.preview_steps=2",
+  *DATA,
+]
+
+
+def run(config, folder, steps, flags, every=2):
+  return train.main(
+    [
+      f"--config={CONFIGS / config}",
+      f"--workdir={folder}",
+      f"--config.steps={steps}",
+      f"--config.checkpoints.every={every}",
+      *flags,
+    ]
+  )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """Each stage once straight and once in two halves."""
+  root = tmp_path_factory.mktemp("runs")
+  name = "glyphs_autoencoder.py"
+  assert run(name, root / "one", 4, ONE) == 0
+  assert run(name, root / "one_halves", 2, ONE) == 0
+  assert run(name, root / "one_halves", 4, ONE) == 0
+  first = [*TWO, f"--config.first_stage={root / 'one'}"]
+  assert run("glyphs_text.py", root / "two", 4, first) == 0
+  assert run("glyphs_text.py", root / "two_halves", 2, first) == 0
+  assert run("glyphs_text.py", root / "two_halves", 4, TWO) == 0
+  return root
+
+
+def state_of(folder):
+  """Every array of the newest checkpoint, as Orbax finds it."""
+  import orbax.checkpoint as ocp
+
+  step = checkpoint.latest_step(str(folder / "checkpoints"))
+  path = folder / "checkpoints" / str(step) / "state"
+  with ocp.PyTreeCheckpointer() as reader:
+    return step, reader.restore(path)
+
+
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_two_halves_are_the_whole_bit_for_bit(runs, stage):
+  whole, halves = (state_of(runs / f"{stage}{s}") for s in ("", "_halves"))
+  assert whole[0] == halves[0] == 4
+  assert len(jax.tree.leaves(whole[1])) > 100
+  jax.tree.map(np.testing.assert_array_equal, whole[1], halves[1])
+  told = [metrics.read(str(runs / f"{stage}{s}")) for s in ("", "_halves")]
+  clocks = {"seconds", "images_per_second"}
+  bare = [
+    [{k: v for k, v in line.items() if k not in clocks} for line in log]
+    for log in told
+  ]
+  losses = [
+    {line["step"]: line["loss"] for line in log if "loss" in line}
+    for log in bare
+  ]
+  assert losses[0] == losses[1] and sorted(losses[0]) == [1, 2, 3, 4]
+  assert bare[0][-1] == bare[1][-1]
+
+
+def test_a_run_that_is_done_is_left_alone(runs, capsys):
+  before = state_of(runs / "one")
+  assert run("glyphs_autoencoder.py", runs / "one", 4, ONE) == 0
+  assert "has had its 4 steps" in capsys.readouterr().err
+  jax.tree.map(np.testing.assert_array_equal, before, state_of(runs / "one"))
+
+
+def test_another_experiment_is_refused(runs):
+  flags = [*ONE, "--config.task.optimizer.rate=0.5"]
+  with pytest.raises(Stop, match=r"task\.optimizer\.rate") as stop:
+    run("glyphs_autoencoder.py", runs / "one", 4, flags)
+  assert stop.value.code == 2
+
+
+def test_a_run_folder_tells_its_story(runs):
+  folder = runs / "two"
+  assert (folder / "previews" / "samples_0000004.png").exists()
+  assert Image.open(folder / "previews" / "samples_0000004.png").width > 100
+  opened = Run.open(str(folder))
+  digest = opened.experiment.first_stage_digest
+  assert len(digest) == 64
+  stage_one = Run.open(str(runs / "one"))
+  first = opened.experiment.task.model.first_stage
+  assert first == stage_one.experiment.task.autoencoder
+  from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+  )
+
+  events = EventAccumulator(str(folder / "tensorboard"))
+  events.Reload()
+  told = [line["loss"] for line in metrics.read(str(folder)) if "loss" in line]
+  seen = [event.value for event in events.Scalars("loss")]
+  np.testing.assert_allclose(seen, told, rtol=1e-6)
+
+
+def draw(folder, out, *flags):
+  return sample.main([f"--model={folder}", f"--out={out}", "--steps=3", *flags])
+
+
+def pixels(path):
+  return np.asarray(Image.open(path)).astype(int)
+
+
+def test_a_moved_run_draws_and_a_picture_is_its_seed_and_index(
+  runs, tmp_path, capsys
+):
+  moved = tmp_path / "elsewhere"
+  shutil.copytree(runs / "two", moved)
+  (runs / "one").rename(runs / "hidden")
+  try:
+    ask = ["--prompt", "a small red circle", "--num=3", "--seed=5"]
+    assert draw(moved, tmp_path / "a", *ask, "--batch=8") == 0
+    assert draw(moved, tmp_path / "b", *ask, "--batch=1") == 0
+  finally:
+    (runs / "hidden").rename(runs / "one")
+  paths = capsys.readouterr().out.split()
+  assert [os.path.basename(p) for p in paths[:4]] == [
+    "00000.png",
+    "00001.png",
+    "00002.png",
+    "grid.png",
+  ]
+  for i in range(3):
+    a, b = (pixels(tmp_path / d / f"{i:05d}.png") for d in "ab")
+    assert a.shape == (32, 32, 3) and np.abs(a - b).max() <= 1
+  assert np.abs(pixels(paths[0]) - pixels(paths[1])).max() > 1
+  told = json.loads(Image.open(paths[1]).text["ldm_jax"])
+  assert told["prompt"] == "a small red circle" and told["index"] == 1
+  assert told["steps"] == 3 and told["seed"] == 5
+
+  assert draw(moved, tmp_path / "a", *ask, "--guidance=1", "--no_metadata") == 0
+  paths = capsys.readouterr().out.split()
+  assert os.path.basename(paths[0]) == "00003.png"
+  assert os.path.basename(paths[-1]) == "grid_00003.png"
+  assert "ldm_jax" not in Image.open(paths[0]).text
+  assert (tmp_path / "a" / "grid.png").exists()
+
+
+def test_what_the_model_does_not_know_is_said(runs, tmp_path, capsys):
+  long = "a small red zebra " + "circle " * 40
+  assert draw(runs / "two", tmp_path, "--prompt", long) == 0
+  said = capsys.readouterr().err
+  assert "does not know zebra" in said and "beyond its length" in said
+
+
+WRONG = {
+  "no such run": (["--model=nowhere"], "no run folder"),
+  "stage one": (["--model={one}"], "cannot draw"),
+  "steps": (["--model={two}", "--steps=0"], "between 1 and 1000"),
+  "many steps": (["--model={two}", "--steps=1001"], "between 1 and 1000"),
+  "size": (["--model={two}", "-H", "33"], "must be a multiple of 2"),
+  "class": (["--model={two}", "--class_label=1"], "knows no classes"),
+  "number": (["--model={two}", "--num=0"], "--num and --batch"),
+  "flag": (["--model={two}", "--guidence=3"], "did you mean --guidance"),
+  "type": (["--model={two}", "--steps=ten"], "invalid int value: 'ten'"),
+  "sampler": (["--model={two}", "--sampler=dimm"], "invalid choice"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_samples_are_one_line_and_exit_2(runs, tmp_path, case):
+  flags, words = WRONG[case]
+  where = {stage: runs / stage for stage in ("one", "two")}
+  flags = [flag.format(**where) for flag in flags]
+  with pytest.raises(Stop, match=words) as stop:
+    sample.main([*flags, f"--out={tmp_path / 'out'}"])
+  assert stop.value.code == 2 and "\n" not in str(stop.value)
+  assert not (tmp_path / "out").exists()
