@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ Stream = Iterator[dict[str, np.ndarray]]
 INIT, TRAIN, MEASURE, PREVIEW = range(4)  # what a key is for
 
 
+@runtime_checkable
 class Task(Protocol):
   """One meaning of "a training step"; the tasks happen to fit.
 

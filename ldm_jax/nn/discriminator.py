@@ -18,7 +18,7 @@ class PatchDiscriminator(nn.Module):
 
   width: int = 64
   layers: int = 3
-  dtype: DTypeLike = jnp.float32
+  dtype: DTypeLike = "float32"
 
   @nn.compact
   def __call__(

@@ -23,7 +23,7 @@ class VGG16(nn.Module):
   """
 
   width: int = 64
-  dtype: DTypeLike = jnp.float32
+  dtype: DTypeLike = "float32"
 
   @nn.compact
   def __call__(
@@ -65,7 +65,7 @@ class LPIPS(nn.Module):
   """
 
   width: int = 64
-  dtype: DTypeLike = jnp.float32
+  dtype: DTypeLike = "float32"
 
   @nn.compact
   def __call__(

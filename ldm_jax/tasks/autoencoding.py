@@ -49,8 +49,8 @@ class Frozen(flax.struct.PyTreeNode):
 class Autoencoding:
   """Rombach et al. 2022, section 3.1 and eq. 25, with LDM's reductions.
 
-  nll = (|x - r| + perceptual_weight LPIPS(x, r)) / e^s + s, where LPIPS is one
-  number per image and s is `logvar`; it is summed over pixels and averaged
+  nll = (|x - r|^p + perceptual_weight LPIPS(x, r)) / e^s + s, where LPIPS is
+  one number per image and s is `logvar`; it is summed over pixels and averaged
   over images. The autoencoder descends
 
     nll + bottleneck_weight price + disc_weight d g,   g = -mean D(r),
@@ -60,6 +60,7 @@ class Autoencoding:
   `disc_start`. The critic descends its own loss on the same r.
 
   Attributes:
+    pixel_norm: p is 1 in LDM, 2 in the later sd-vae-ft-mse.
     bottleneck_weight: 1e-6 for the KL price, 1 for vector quantisation.
     reduction: "sum" over pixels (KL), or "mean" (VQ). The weights, the clip of
       d and Adam's epsilon mean what they mean under it.
@@ -79,6 +80,7 @@ class Autoencoding:
   discriminator: PatchDiscriminator | None = PatchDiscriminator()
   optimizer: Optimizer = Optimizer(4.5e-6, (0.5, 0.9), weight_decay=0.0)
   critic_optimizer: Optimizer = Optimizer(4.5e-6, (0.5, 0.9), weight_decay=0.0)
+  pixel_norm: Literal["l1", "l2"] = "l1"
   perceptual_weight: float = 1.0
   bottleneck_weight: float = 1e-6
   reduction: Literal["sum", "mean"] = "sum"
@@ -194,9 +196,10 @@ class Autoencoding:
   def _nll(
     self, recon: Array, logvar: Array, images: Array, frozen: Frozen
   ) -> tuple[Array, dict[str, Array]]:
-    """sum or mean of (|x - r| + LPIPS) / e^s + s, and its parts."""
-    absolute = jnp.abs(images - recon)
-    each, metrics = absolute, {"l1": absolute.mean()}
+    """sum or mean of (|x - r|^p + LPIPS) / e^s + s, and its parts."""
+    error = jnp.abs(images - recon)
+    metrics = {"l1": error.mean()}
+    each = error if self.pixel_norm == "l1" else jnp.square(error)
     if self.perceptual is not None:
       distance = self.perceptual.apply(frozen.perceptual, images, recon)
       metrics["lpips"] = distance.mean()
