@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int, Shaped, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from ldm_jax.diffusion import samplers
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters, to_uint8
@@ -22,12 +22,13 @@ class Said:
   """What is said to the conditioners, by what each reads.
 
   Attributes:
-    raw: arrays of one row per image.
+    raw: arrays [b ...], one row per image.
     is_null: per conditioner, where nothing is said, bool [b].
   """
 
-  raw: dict[str, Shaped[np.ndarray, "b ..."]]
-  is_null: dict[str, Bool[np.ndarray, " b"]]
+  # Any: as a tree it carries arrays of either library.
+  raw: dict[str, Any]
+  is_null: dict[str, Any]
 
   def rows(self, places: Int[np.ndarray, " n"]) -> "Said":
     """The same for some of the images."""

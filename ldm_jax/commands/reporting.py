@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -128,7 +129,7 @@ def _draw(
 
 def _page(
   told: Mapping[str, float],
-  logs: Mapping[str, list[dict[str, float]]],
+  logs: Mapping[str, list[dict[str, Any]]],
   pairs: Images,
   drawn: Images,
   captions: Sequence[str],
@@ -159,7 +160,7 @@ def _picture(image: UInt8[np.ndarray, "h w 3"]) -> str:
   return f'<img src="data:image/png;base64,{text}">'
 
 
-def _curve(log: Sequence[Mapping[str, float]]) -> str:
+def _curve(log: Sequence[Mapping[str, Any]]) -> str:
   """A line over a logarithmic axis, as SVG."""
   points = [
     (line["step"], np.log10(line["loss"]))

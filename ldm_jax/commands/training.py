@@ -42,7 +42,7 @@ def train(path: str, folder: str, overrides: Mapping[str, str]) -> int:
   except ImageError as error:
     raise Stop(str(error), DATA) from error
   if jax.process_index() == 0:
-    told: dict[str, float] = {}
+    told: dict[str, Any] = {}
     for line in metrics.read(folder):
       told |= line
     print(json.dumps({"workdir": folder} | told))

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class Journal:
       self._events.close()
 
 
-def read(folder: str) -> list[dict[str, float]]:
+def read(folder: str) -> list[dict[str, Any]]:
   """Every whole line of a run's metrics.jsonl, oldest first."""
   path = os.path.join(folder, "metrics.jsonl")
   if not os.path.exists(path):

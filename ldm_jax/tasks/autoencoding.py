@@ -1,6 +1,7 @@
 """Stage one: reconstruct, compress and fool the critic, in one step."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.struct
@@ -20,7 +21,7 @@ from ldm_jax.nn.discriminator import (
 from ldm_jax.nn.perceptual import LPIPS
 from ldm_jax.runtime.optimizer import Optimizer, averaged
 
-Batch = dict[str, Array]
+Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 CRITIC_LOSSES = {"hinge": hinge_loss, "vanilla": vanilla_loss}
 
 

@@ -1,7 +1,7 @@
 """Stage two: add noise to latents, name it, descend, and average."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -15,7 +15,7 @@ from ldm_jax.diffusion.loss import DenoisingLoss, draw_times
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters, to_float
 from ldm_jax.runtime.optimizer import Optimizer, averaged, in_slices
 
-Batch = dict[str, Array]
+Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
 
 class State(flax.struct.PyTreeNode):
