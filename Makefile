@@ -21,7 +21,7 @@ quickstart: $(STAMP)
 	  --out $(RUNS)/report
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Heavier truths, and live comparisons with torch, diffusers and lpips.
 slow: $(STAMP)

@@ -20,7 +20,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 
-STEPS = 900
+STEPS = 800
 LENGTH = 24
 
 
@@ -30,11 +30,13 @@ def get_config():
       model=LatentDiffusion(
         unet=UNet(
           out_channels=4,
-          channels=64,
+          channels=48,
           multipliers=(1, 2),
           blocks=1,
           attention=AttentionPlan(depths=(0, 1), heads=4),
-          groups=16,
+          vector="mlp",
+          modulation="scale_shift",
+          groups=12,
         ),
         schedule=Schedule(start=0.0015, end=0.0205),
         prediction="v",
@@ -48,11 +50,13 @@ def get_config():
               head_width=32,
               length=LENGTH,
             ),
+            is_pooled=True,
           ),
         ),
       ),
       optimizer=Optimizer(
-        rate=1e-3,
+        rate=2e-3,
+        betas=(0.9, 0.99),
         warmup=50,
         decay="cosine",
         decay_steps=STEPS,
@@ -65,7 +69,7 @@ def get_config():
       source=Glyphs(level=0, split="train"),
       validation=Glyphs(level=0, split="validation", size=512),
       tokenizer=Tokenizer(kind="word", vocabulary=128, length=LENGTH),
-      batch=32,
+      batch=64,
       held_out=128,
       threads=2,
     ),

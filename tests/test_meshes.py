@@ -85,7 +85,7 @@ def history(task_name, data, fsdp):
   task = {"one": STAGE_ONE, "lpips": WITH_LPIPS, "two": STAGE_TWO}[task_name]
   count = data * fsdp
   sharding = MeshShape(data, fsdp).build(jax.devices()[:count])
-  sharding = dataclasses.replace(sharding, smallest=1)
+  sharding = dataclasses.replace(sharding, smallest=256)
   frozen = frozen_of(task)
   frozen = jax.device_put(frozen, sharding.state(frozen))
   key = jax.random.key(0)

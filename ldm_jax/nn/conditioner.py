@@ -98,6 +98,8 @@ class TextEmbedder(nn.Module):
     padding: the id that fills the rest.
     reads: the batch's array of ids.
     drop_rate: how often training replaces the prompt by the empty one.
+    is_pooled: give the mean of the tokens as a vector too; SDXL's U-Net takes
+      such a summary of the text beside its tokens (Podell et al. 2023, 2.1).
   """
 
   encoder: TextEncoder
@@ -105,6 +107,7 @@ class TextEmbedder(nn.Module):
   padding: int = 0
   reads: str = "tokens"
   drop_rate: float = 0.1
+  is_pooled: bool = False
 
   def null(self, length: int) -> Int[Array, " l"]:
     """Ids of the empty prompt, padded to `length`."""
@@ -115,6 +118,7 @@ class TextEmbedder(nn.Module):
     self, tokens: Int[Array, "b l"], drop: Bool[Array, " b"]
   ) -> Condition:
     null = self.null(tokens.shape[1])
+    context = self.encoder(jnp.where(drop[:, None], null, tokens))
     return Condition(
-      context=self.encoder(jnp.where(drop[:, None], null, tokens))
+      context, vector=context.mean(1) if self.is_pooled else None
     )

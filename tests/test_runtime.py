@@ -1,0 +1,198 @@
+"""The machine room: what stays on disk, what is told, how a run ends."""
+
+import dataclasses
+import os
+import signal
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from ldm_jax.loop import Loop, NonFinite
+from ldm_jax.runtime import pictures
+from ldm_jax.runtime.checkpoint import Checkpoints, Keeping, digest
+from ldm_jax.runtime.metrics import Journal, read
+from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.signals import Interruption
+
+
+def test_what_stays_is_the_latest_the_best_and_every_kth(tmp_path):
+  keeping = Keeping(every=1, keep=2, keep_every=4, best="psnr", best_is="max")
+  checkpoints = Checkpoints(str(tmp_path), keeping)
+  scores = [1, 2, 9, 3, 4, 5, 6, 7, 8, 0]
+  for step, score in enumerate(scores, start=1):
+    checkpoints.save(step, {"x": jnp.full(4, step)}, {"psnr": float(score)})
+  checkpoints.wait()
+  # 4 and 8 by every = 4, 3 by its score, 9 and 10 as the latest.
+  assert checkpoints.steps == [3, 4, 8, 9, 10]
+  assert checkpoints.latest == 10
+  checkpoints.close()
+
+
+def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path):
+  rng = np.random.default_rng(0)
+  state = {"a": jnp.asarray(rng.normal(size=(16, 8))), "n": jnp.int32(7)}
+  state["h"] = state["a"].astype(jnp.bfloat16)
+  places = [MeshShape(*shape).build() for shape in ((8, 1), (1, 8))]
+  first, second = (
+    jax.tree.map(lambda _, s=s: s.replicated, state) for s in places
+  )
+  cut = second | {"a": places[1].batch}
+  checkpoints = Checkpoints(str(tmp_path))
+  checkpoints.save(3, jax.device_put(state, first))
+  checkpoints.wait()
+  shapes = jax.eval_shape(lambda: state)
+  back = checkpoints.restore(3, shapes, cut)
+  checkpoints.close()
+  assert digest(back) == digest(state)
+  assert back["a"].addressable_shards[0].data.shape == (2, 8)
+  flipped = state | {"a": state["a"].at[3, 3].add(1e-6)}
+  assert digest(flipped) != digest(state)
+
+
+def test_a_journal_forgets_what_lies_beyond_a_restored_step(tmp_path):
+  folder = str(tmp_path)
+  journal = Journal(folder)
+  for step in (1, 2, 3):
+    journal.write(step, {"loss": step / 10})
+  journal.close()
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 4, "lo')  # killed here
+  journal = Journal(folder, step=2)
+  journal.write(3, {"loss": 0.5, "odd": float("nan")})
+  journal.close()
+  told = read(folder)
+  assert [line["step"] for line in told] == [1, 2, 3]
+  assert told[2]["loss"] == 0.5 and told[2]["odd"] is None
+  seconds = [line["seconds"] for line in told]
+  assert seconds == sorted(seconds)
+
+
+def test_a_signal_is_remembered_and_the_second_one_acts():
+  with Interruption() as interruption:
+    assert interruption.exit_code == 0
+    os.kill(os.getpid(), signal.SIGINT)
+    assert interruption.received == signal.SIGINT
+    assert interruption.exit_code == 130
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+      signal.pause()
+  with Interruption() as interruption:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert interruption.exit_code == 143
+
+
+class Falling:
+  """A task that counts, and whose loss is no number from step 5 on."""
+
+  def init(self, key, batch, frozen):
+    return Count(jnp.int32(0), jnp.zeros(8))
+
+  def step(self, state, frozen, batch, key):
+    step = state.step + 1
+    drawn = jax.random.normal(key, (8,))
+    return Count(step, state.x + drawn), {
+      "loss": jnp.where(step >= 5, jnp.nan, 1.0 / step)
+    }
+
+  def measure(self, state, frozen, batch, key):
+    return {"x": state.x.sum()}
+
+  def preview(self, state, frozen, batch, key):
+    return {}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Count:
+  """Steps, and a sum of everything drawn."""
+
+  step: Any
+  x: Any
+
+
+def stream(start, hook=lambda step: None):
+  step = start
+  while True:
+    hook(step)
+    yield {"image": np.full((8, 1), step, np.float32)}
+    step += 1
+
+
+def make_loop(tmp_path, steps):
+  sharding = MeshShape().build()
+  held_out = sharding.whole({"image": np.zeros((8, 1), np.float32)})
+  keeping = Keeping(every=2)
+  loop = Loop(Falling(), sharding, str(tmp_path), steps, 0, keeping, every=1)
+  return loop, held_out
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):
+  loop, held_out = make_loop(tmp_path, 9)
+  with pytest.raises(NonFinite, match="loss at step 5 is not finite"):
+    loop.run(None, stream, held_out, held_out)
+  checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+  assert checkpoints.latest == 4
+  checkpoints.close()
+  assert read(str(tmp_path))[-1]["loss"] is None
+
+
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path):
+  def hook(step):
+    if step == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  loop, held_out = make_loop(tmp_path / "cut", 4)
+  code = loop.run(None, lambda s: stream(s, hook), held_out, held_out)
+  assert code == 143
+  told = read(str(tmp_path / "cut"))
+  assert 0 < told[-1]["step"] < 4
+  assert loop.run(None, stream, held_out, held_out) == 0
+  whole, held_out = make_loop(tmp_path / "whole", 4)
+  assert whole.run(None, stream, held_out, held_out) == 0
+  ends = [
+    read(str(tmp_path / name))[-1]["validation_x"] for name in ("cut", "whole")
+  ]
+  assert ends[0] == ends[1]
+
+
+def test_learning_rates():
+  constant = Optimizer(rate=2.0, warmup=4).schedule()
+  np.testing.assert_allclose([constant(i) for i in (0, 2, 4, 99)], [0, 1, 2, 2])
+  cosine = Optimizer(rate=2.0, warmup=2, decay="cosine", decay_steps=10)
+  rates = [float(cosine.schedule()(i)) for i in (0, 1, 2, 6, 10)]
+  np.testing.assert_allclose(rates, [0, 1, 2, 1, 0], atol=1e-6)
+  with pytest.raises(ValueError, match="ends at decay_steps"):
+    Optimizer(decay="cosine")
+
+
+def test_adamw_is_torchs():
+  """One step from torch 2.13's AdamW: x = 1, g = .5, rate .1, decay .01."""
+  tx = Optimizer(rate=0.1).build()
+  x = jnp.float32(1.0)
+  updates, _ = tx.update(jnp.float32(0.5), tx.init(x), x)
+  # x (1 - .1 * .01) - .1 g / (|g| + 1e-8)
+  np.testing.assert_allclose(optax.apply_updates(x, updates), 0.899, rtol=1e-6)
+  clipped = Optimizer(rate=0.1, clip=1.0, weight_decay=0.0).build()
+  assert clipped.init(x) is not None
+
+
+def test_grids_and_png_settings(tmp_path):
+  images = np.zeros((5, 32, 32, 3), np.uint8)
+  images[:, :, :, 0] = np.arange(5)[:, None, None] * 50
+  sheet = pictures.grid(images)
+  assert sheet.shape == (2 * 64 + 2, 3 * 64 + 2 * 2, 3)
+  assert sheet[0, 66, 0] == 50 and sheet[66, 0, 0] == 150
+  named = pictures.grid(images, ["a red circle"] * 5, columns=5)
+  assert named.shape[0] > 128 and named.shape[1] == 5 * 128 + 4 * 2
+  path = str(tmp_path / "deep" / "x.png")
+  pictures.write_png(path, sheet, {"ldm_jax": '{"prompt": "é"}'})
+  opened = Image.open(path)
+  assert opened.text["ldm_jax"] == '{"prompt": "é"}'
+  np.testing.assert_array_equal(np.asarray(opened), sheet)
+  assert os.listdir(tmp_path / "deep") == ["x.png"]
