@@ -36,7 +36,7 @@ LENGTHS = [(5, 5), (64, 77), (1024, 256), (1025, 257), (2100, 600)]
 def test_attention_is_exact(road, lengths):
   q, k, v, _ = draw(*lengths, scale=2.0)
   found = attention.attend(q, k, v, road)
-  np.testing.assert_allclose(found, exact(q, k, v), atol=5e-6)
+  np.testing.assert_allclose(found, exact(q, k, v), atol=2e-5)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -49,7 +49,7 @@ def test_gradients_agree(lengths):
 
   for ours, theirs in zip(pull("chunked"), pull("xla"), strict=True):
     scale = float(jnp.abs(theirs).max())
-    np.testing.assert_allclose(ours, theirs, atol=3e-6 * max(scale, 1))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(scale, 1))
 
 
 def test_bfloat16_keeps_its_format_and_float32_softmax():
