@@ -51,6 +51,7 @@ class PatchDiscriminator(nn.Module):
     return x.astype(jnp.float32)
 
   def conv(self, x, width, stride, *, use_bias, name):
+    """A 4 x 4 convolution, drawn as pix2pix draws it."""
     bound = (4 * 4 * x.shape[-1]) ** -0.5  # torch's default: 1 / sqrt(fan-in)
     return nn.Conv(
       width,
