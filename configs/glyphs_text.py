@@ -1,6 +1,6 @@
 """Stage two on the built-in glyphs: text to image, two cores, five minutes.
 
-A U-Net of 4 M parameters on the 8 x 8 x 4 latents of glyphs_autoencoder.py,
+A U-Net of 2.5 M parameters on the 8 x 8 x 4 latents of glyphs_autoencoder.py,
 told by a small transformer that is trained with it. So few latents show what
 is in them through much noise: only the noisiest times are left to learn from
 the words. The velocity (as in Stable Diffusion 2) weighs those times as much
@@ -20,8 +20,8 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 
-STEPS = 800
-LENGTH = 24
+STEPS = 700
+LENGTH = 20
 
 
 def get_config():
@@ -35,6 +35,7 @@ def get_config():
           blocks=1,
           attention=AttentionPlan(depths=(0, 1), heads=4),
           vector="mlp",
+          has_coordinates=True,
           modulation="scale_shift",
           groups=12,
         ),

@@ -13,6 +13,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from ldm_jax.nn.layers import layer_norm
 from ldm_jax.nn.text import TextEncoder
 
 
@@ -98,8 +99,9 @@ class TextEmbedder(nn.Module):
     padding: the id that fills the rest.
     reads: the batch's array of ids.
     drop_rate: how often training replaces the prompt by the empty one.
-    is_pooled: give the mean of the tokens as a vector too; SDXL's U-Net takes
-      such a summary of the text beside its tokens (Podell et al. 2023, 2.1).
+    is_pooled: give the normalised mean of the tokens as a vector too; SDXL's
+      U-Net takes such a summary of the text beside its tokens (Podell et al.
+      2023, 2.1).
   """
 
   encoder: TextEncoder
@@ -114,11 +116,14 @@ class TextEmbedder(nn.Module):
     ids = self.empty + (self.padding,) * (length - len(self.empty))
     return jnp.asarray(ids[:length], jnp.int32)
 
+  @nn.compact
   def __call__(
     self, tokens: Int[Array, "b l"], drop: Bool[Array, " b"]
   ) -> Condition:
     null = self.null(tokens.shape[1])
     context = self.encoder(jnp.where(drop[:, None], null, tokens))
-    return Condition(
-      context, vector=context.mean(1) if self.is_pooled else None
-    )
+    if not self.is_pooled:
+      return Condition(context)
+    # The mean of many words is short, and most of it common to all texts.
+    pooled = layer_norm(context.mean(1), name="pooled", dtype="float32")
+    return Condition(context, vector=pooled)

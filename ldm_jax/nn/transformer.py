@@ -15,12 +15,16 @@ class Attention(nn.Module):
 
   Projects to heads * head_width, whatever the width of x; q, k and v have no
   bias, the output has one.
+
+  Attributes:
+    is_zero: a fresh one answers 0.
   """
 
   heads: int
   head_width: int
   road: Road = "auto"
   dtype: DTypeLike = "float32"
+  is_zero: bool = False
 
   @nn.compact
   def __call__(
@@ -37,7 +41,9 @@ class Attention(nn.Module):
 
     q, k, v = project(x, "q"), project(source, "k"), project(source, "v")
     out = attend(q, k, v, self.road).reshape(*x.shape[:2], inner)
-    return dense(out, x.shape[-1], name="out", dtype=self.dtype)
+    return dense(
+      out, x.shape[-1], name="out", is_zero=self.is_zero, dtype=self.dtype
+    )
 
 
 class GatedFeedForward(nn.Module):
