@@ -13,7 +13,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding
 
-STEPS = 1400
+STEPS = 1300
 
 
 def get_config():
@@ -53,6 +53,7 @@ def get_config():
       threads=2,
     ),
     steps=STEPS,
+    seed=1,
     checkpoints=Keeping(every=STEPS, best="psnr", best_is="max"),
     reports=Reports(every=50, previews_every=STEPS),
   )

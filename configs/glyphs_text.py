@@ -20,7 +20,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 
-STEPS = 700
+STEPS = 650
 LENGTH = 20
 
 
@@ -65,6 +65,7 @@ def get_config():
       ),
       loss=DenoisingLoss("v"),
       ema_decay=0.995,
+      preview_steps=10,
     ),
     data=Data(
       source=Glyphs(level=0, split="train"),

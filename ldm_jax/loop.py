@@ -73,7 +73,13 @@ class Programs:
       jitted = jax.jit(function, **options)
       return lambda state, batch: jitted(state, frozen, batch, purpose(n))
 
-    placed = jax.jit(task.init, out_shardings=self.places)
+    # Runs once and draws every kernel by itself: optimised, its compilation
+    # takes a CPU as long as the step's.
+    is_cpu = jax.default_backend() == "cpu"
+    swift = {"xla_backend_optimization_level": 0} if is_cpu else None
+    placed = jax.jit(
+      task.init, out_shardings=self.places, compiler_options=swift
+    )
     self.init = lambda batch: placed(purpose(INIT), batch, frozen)
     moved = (self.places, copied)
     self.step = bound(step, TRAIN, donate_argnums=0, out_shardings=moved)
