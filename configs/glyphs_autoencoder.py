@@ -13,7 +13,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding
 
-STEPS = 1300
+STEPS = 1250
 
 
 def get_config():

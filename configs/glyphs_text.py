@@ -20,7 +20,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 
-STEPS = 650
+STEPS = 1250
 LENGTH = 20
 
 
@@ -56,22 +56,22 @@ def get_config():
         ),
       ),
       optimizer=Optimizer(
-        rate=2e-3,
+        rate=1.5e-3,
         betas=(0.9, 0.99),
-        warmup=50,
+        warmup=100,
         decay="cosine",
         decay_steps=STEPS,
         clip=1.0,
       ),
       loss=DenoisingLoss("v"),
-      ema_decay=0.995,
+      ema_decay=0.997,
       preview_steps=10,
     ),
     data=Data(
       source=Glyphs(level=0, split="train"),
       validation=Glyphs(level=0, split="validation", size=512),
       tokenizer=Tokenizer(kind="word", vocabulary=128, length=LENGTH),
-      batch=64,
+      batch=32,
       held_out=128,
       threads=2,
     ),
