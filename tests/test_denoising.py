@@ -19,7 +19,7 @@ from ldm_jax.nn.conditioner import (
   merge,
 )
 from ldm_jax.nn.text import TextEncoder
-from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.nn.unet import AttentionPlan, UNet, coordinates
 from ldm_jax.runtime.optimizer import Optimizer, averaged
 from ldm_jax.tasks.denoising import Denoising, Frozen, measured_scale
 
@@ -259,3 +259,50 @@ def test_contradictions_are_refused():
     LatentDiffusion(conditioners=(LABEL, ClassEmbedder(3, 4)))
   with pytest.raises(ValueError, match="widths"):
     merge([Condition(jnp.zeros((1, 1, 2))), Condition(jnp.zeros((1, 1, 3)))])
+
+
+def test_a_fresh_text_encoder_leaves_every_word_alone():
+  encoder = TextEncoder(20, 16, 2, 2, 8, length=6)
+  tokens = draw()["tokens"]
+  params = encoder.init(jax.random.key(0), tokens)
+  before = encoder.apply(params, tokens)
+  after = encoder.apply(params, tokens.at[:, 2].set((tokens[:, 2] + 1) % 20))
+  same = jnp.array([0, 1, 3, 4, 5])
+  np.testing.assert_array_equal(after[:, same], before[:, same])
+  assert jnp.all(jnp.abs(after[:, 2] - before[:, 2]).max(axis=-1) > 0.1)
+
+
+def test_pooled_text_is_a_normalised_vector_beside_the_tokens():
+  pooled = TEXT.clone(is_pooled=True)
+  tokens, drop = draw()["tokens"], jnp.arange(8) % 2 == 0
+  says, params = pooled.init_with_output(jax.random.key(0), tokens, drop)
+  np.testing.assert_allclose(says.vector.mean(-1), 0, atol=1e-6)
+  np.testing.assert_allclose(says.vector.var(-1), 1, rtol=1e-2)
+  null = pooled.apply(params, tokens, jnp.ones(8, bool))
+  np.testing.assert_allclose(says.vector[::2], null.vector[::2], atol=1e-6)
+  assert float(jnp.abs(says.vector - null.vector)[1::2].max(-1).min()) > 0.1
+
+
+def test_coordinates_run_from_the_first_pixel_to_the_last():
+  x = jnp.ones((2, 3, 5, 4))
+  waves = coordinates(x, 2)
+  assert waves.shape == (2, 3, 5, 8)
+  row, column = np.array([-1, 0, 1]), np.array([-1, -0.5, 0, 0.5, 1])
+  for u, mine in ((row, waves[1, :, 4, :4]), (column, waves[0, 2, :, 4:])):
+    angle = np.pi / 2 * u[:, None] * [1, 2]
+    expected = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    np.testing.assert_allclose(mine, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("octaves", [0, 2])
+def test_coordinates_tell_equal_pixels_apart(octaves):
+  flat, t = jnp.ones((1, 28, 28, 3)), jnp.zeros(1)
+  plan = AttentionPlan((0,), mid_depth=0, heads=1)
+  unet = UNet(3, 8, (1,), 1, plan, groups=1, octaves=octaves)
+  params = unet.init(jax.random.key(0), flat, t, Condition())
+  rng = np.random.default_rng(1)
+  stir = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)
+  answer = unet.apply(jax.tree.map(stir, params), flat, t, Condition())
+  # Twelve convolutions lie between x_t and the answer: no padding is in reach.
+  spread = answer[0, 13:15, 13:15].std(axis=(0, 1)).max()
+  assert spread > 1e-3 if octaves else spread < 1e-5

@@ -75,11 +75,20 @@ class AttentionPlan:
     return count, channels // count
 
 
-def coordinates(x: Float[Array, "b h w c"]) -> Float[Array, "b h w 2"]:
-  """Row and column of every pixel, -1 at the first and 1 at the last."""
-  axes = [jnp.linspace(-1, 1, size, dtype=x.dtype) for size in x.shape[1:3]]
+def coordinates(
+  x: Float[Array, "b h w c"], octaves: int
+) -> Float[Array, "b h w k"]:
+  """Sines and cosines of every pixel's row and column, 4 * octaves channels.
+
+  Fourier features (Tancik et al. 2020, eq. 4) of u, -1 at the first pixel and
+  1 at the last, at pi u / 2 and its octaves.
+  """
+  axes = [jnp.linspace(-1, 1, size) for size in x.shape[1:3]]
   places = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
-  return jnp.broadcast_to(places, (len(x), *places.shape))
+  angles = places[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(octaves))
+  waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+  waves = waves.reshape(*places.shape[:2], 4 * octaves).astype(x.dtype)
+  return jnp.broadcast_to(waves, (len(x), *waves.shape))
 
 
 class UNet(nn.Module):
@@ -95,9 +104,8 @@ class UNet(nn.Module):
       sizes), "table" (a matrix without bias: rows of classes if the vector is
       one-hot), or None if there is none.
     modulation: of the residual blocks; see `ResBlock`.
-    has_coordinates: lay two channels beside x_t, row and column from -1 to 1
-      (Liu et al. 2018, CoordConv). Zero padding alone tells a small network
-      slowly where it is.
+    octaves: of `coordinates` laid beside x_t (as Liu et al. 2018 do, CoordConv);
+      0 lays none. Zero padding alone tells a small network slowly where it is.
     resampling: halve and double by a convolution, or inside a residual block
       (LDM's `resblock_updown`).
     is_remat: recompute blocks in the backward pass instead of storing them.
@@ -112,7 +120,7 @@ class UNet(nn.Module):
   attention: AttentionPlan = AttentionPlan()
   vector: Literal["mlp", "table"] | None = None
   modulation: Literal["add", "scale_shift"] = "add"
-  has_coordinates: bool = False
+  octaves: int = 0
   resampling: Literal["conv", "block"] = "conv"
   dropout: float = 0.0
   groups: int = 32
@@ -139,8 +147,8 @@ class UNet(nn.Module):
     h = xt.astype(self.dtype)
     if condition.concat is not None:
       h = jnp.concatenate([h, condition.concat.astype(self.dtype)], axis=-1)
-    if self.has_coordinates:
-      h = jnp.concatenate([h, coordinates(h)], axis=-1)
+    if self.octaves:
+      h = jnp.concatenate([h, coordinates(h, self.octaves)], axis=-1)
     h = conv(h, self.channels, name="conv_in", dtype=self.dtype)
     h, skips = self.descend(h, emb, condition.context)
     middle = len(self.multipliers) - 1
