@@ -104,8 +104,9 @@ class UNet(nn.Module):
       sizes), "table" (a matrix without bias: rows of classes if the vector is
       one-hot), or None if there is none.
     modulation: of the residual blocks; see `ResBlock`.
-    octaves: of `coordinates` laid beside x_t (as Liu et al. 2018 do, CoordConv);
-      0 lays none. Zero padding alone tells a small network slowly where it is.
+    octaves: of `coordinates` laid beside x_t, as CoordConv does (Liu et al.
+      2018); 0 lays none. Zero padding alone tells a small network slowly where
+      it is.
     resampling: halve and double by a convolution, or inside a residual block
       (LDM's `resblock_updown`).
     is_remat: recompute blocks in the backward pass instead of storing them.
