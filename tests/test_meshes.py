@@ -79,6 +79,13 @@ def frozen_of(task):
   return jax.tree.unflatten(tree, [np.float32(x) for x in drawn])
 
 
+def stirred(params):
+  """The same with noise on every leaf, zero layers among them."""
+  rng = np.random.default_rng(3)
+  stir = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)
+  return jax.tree.map(lambda x: stir(np.asarray(x)), params)
+
+
 @functools.cache
 def history(task_name, data, fsdp):
   """(losses, gradients per step, last parameters) of some steps on a mesh."""
@@ -92,6 +99,9 @@ def history(task_name, data, fsdp):
   batch = sharding.put(draw(0))
   places = sharding.state(jax.eval_shape(task.init, key, batch, frozen))
   state = jax.jit(task.init, out_shardings=places)(key, batch, frozen)
+  if task_name == "two":  # most of a fresh one's gradients are zero
+    params = jax.device_put(stirred(state.params), places.params)
+    state = state.replace(params=params)
   if fsdp > 1:
     cut = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
     assert len(cut) > 20  # the mesh must have something to do
