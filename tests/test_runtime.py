@@ -187,8 +187,19 @@ def test_adamw_is_torchs():
   updates, _ = tx.update(jnp.float32(0.5), tx.init(x), x)
   # x (1 - .1 * .01) - .1 g / (|g| + 1e-8)
   np.testing.assert_allclose(optax.apply_updates(x, updates), 0.899, rtol=1e-6)
-  clipped = Optimizer(rate=0.1, clip=1.0, weight_decay=0.0).build()
-  assert clipped.init(x) is not None
+
+
+def test_clipping_keeps_the_direction_and_bounds_the_norm():
+  def moments(clip, gradient):
+    tx = Optimizer(clip=clip).build()
+    _, state = tx.update(gradient, tx.init(gradient), gradient)
+    return optax.tree.get(state, "mu")
+
+  gradient = jnp.array([30.0, -40.0])
+  mu = 0.1 * gradient  # (1 - beta_1) g
+  np.testing.assert_allclose(moments(None, gradient), mu, rtol=1e-6)
+  np.testing.assert_allclose(moments(5.0, gradient), mu / 10, rtol=1e-6)
+  np.testing.assert_allclose(moments(60.0, gradient), mu, rtol=1e-6)
 
 
 def test_grids_and_png_settings(tmp_path):
