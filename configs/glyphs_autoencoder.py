@@ -1,4 +1,4 @@
-"""Stage one on the built-in glyphs, for two cores and about three minutes.
+"""Stage one on the built-in glyphs, for two cores and about two minutes.
 
 kl-f4 in small: 32 x 32 pixels to 8 x 8 x 4 latents. No perceptual term and no
 critic: VGG16 alone would take several times as long as the autoencoder here,

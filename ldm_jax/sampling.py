@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -59,6 +59,15 @@ class Settings:
   seed: int = 0
 
 
+class _Wish(NamedTuple):
+  """What a chunk of steps is asked for; all of it is traced."""
+
+  positive: Condition
+  negative: Condition
+  guidance: Any
+  eta: Any
+
+
 class Studio:
   """A model with its parameters on the devices, ready to draw."""
 
@@ -111,7 +120,12 @@ class Studio:
     model, params = self._model, self._params
     place = lambda said: self._sharding.whole(said)
     say = lambda said: self._condition(params, said.raw, said.is_null)
-    conditions = say(place(positive)), say(place(negative))
+    wish = _Wish(
+      say(place(positive)),
+      say(place(negative)),
+      settings.guidance,
+      settings.eta,
+    )
     root = jax.random.fold_in(jax.random.key(settings.seed), _PICTURES)
     keys = samplers.image_keys(root, self._sharding.whole(rows))
     shape = model.first_stage.latent_shape(settings.height, settings.width)
@@ -124,9 +138,7 @@ class Studio:
         xt,
         piece,
         keys,
-        conditions,
-        settings.guidance,
-        settings.eta,
+        wish,
         sampler=settings.sampler,
         is_guided=is_guided,
       )
@@ -139,18 +151,18 @@ class Studio:
     xt: Array,
     piece: samplers.Row,
     keys: Array,
-    conditions: tuple[Condition, Condition],
-    guidance: Any,
-    eta: Any,
+    wish: _Wish,
     *,
     sampler: Sampler,
     is_guided: bool,
   ) -> Array:
     """A chunk of steps, all but the last two arguments traced."""
-    model, (positive, negative) = self._model, conditions
+    model = self._model
     if is_guided:
-      denoise = model.guided(params, negative, positive, guidance)
+      denoise = model.guided(
+        params, wish.negative, wish.positive, wish.guidance
+      )
     else:
-      denoise = model.denoiser(params, positive)
-    step = samplers.SAMPLERS[sampler](model.schedule, eta)
+      denoise = model.denoiser(params, wish.positive)
+    step = samplers.SAMPLERS[sampler](model.schedule, wish.eta)
     return samplers.run(step, denoise, xt, piece, keys)

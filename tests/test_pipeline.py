@@ -92,9 +92,7 @@ def test_a_start_far_ahead_is_reached_at_once():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_put_together_are_one_global_batch(processes, words):
   options = {"augment": AUGMENT, "tokenizer": words, "batch": 8, "start": 2}
-  parts = [
-    take(4, process=p, processes=processes, **options) for p in range(processes)
-  ]
+  parts = [take(4, share=(p, processes), **options) for p in range(processes)]
   together = [
     {
       key: np.concatenate([part[n][key] for part in parts])
@@ -251,10 +249,10 @@ def test_bad_pictures_are_named_through_the_threads(tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"batch": 6, "processes": 4}, "batch 6 .* 4 processes; try 4"),
-    ({"batch": 2, "processes": 4}, "try 4"),
+    ({"batch": 6, "share": (0, 4)}, "batch 6 .* 4 processes; try 4"),
+    ({"batch": 2, "share": (0, 4)}, "try 4"),
     ({"batch": 0}, "batch 0"),
-    ({"process": 2, "processes": 2}, "process 2"),
+    ({"share": (2, 2)}, "process 2"),
     ({"start": -1}, "start -1"),
     ({"source": []}, "list has no examples"),
   ],

@@ -229,8 +229,7 @@ def batches(
     augment=data.augment,
     tokenizer=words,
     start=start,
-    process=jax.process_index(),
-    processes=jax.process_count(),
+    share=(jax.process_index(), jax.process_count()),
     threads=data.threads,
   )
 

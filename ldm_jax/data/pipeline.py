@@ -101,8 +101,7 @@ def batches(
   augment: Augment | None = None,
   tokenizer: Words | None = None,
   start: int = 0,
-  process: int = 0,
-  processes: int = 1,
+  share: tuple[int, int] = (0, 1),
   threads: int = 8,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Global batches start, start + 1, ... of `batch` rows, without end.
@@ -112,11 +111,15 @@ def batches(
   processes they are the same for any number of them. Captions become "tokens"
   if there is a tokenizer; other text is dropped.
 
+  Args:
+    share: this process, counted from 0, and how many there are.
+
   Raises:
     ValueError: `batch` cannot be shared by the processes, the source is empty,
       or (later) its items do not fit into one batch.
     ImageError: (later) a picture is bad; it names the path.
   """
+  process, processes = share
   if start < 0 or not 0 <= process < processes:
     raise ValueError(
       f"start {start} must be 0 or more, and process {process} one of the "

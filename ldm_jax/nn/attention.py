@@ -55,6 +55,8 @@ def _forward(q: Array, k: Array, v: Array):
   bias = _padding_bias(k.shape[1])
 
   def over_keys(query: Array):
+    """(output, ln sum exp) of one chunk of queries, all keys seen in turn."""
+
     def body(carry, chunk):
       total, mass, top = carry
       key, value, key_bias = chunk
@@ -89,6 +91,7 @@ def _backward(saved, grad: Array):
   by_query = (_cut(q, _QUERIES), _cut(grad32, _QUERIES), log_masses, inner)
 
   def over_queries(dq_total: Array, chunk):
+    """Adds what one chunk of keys gives dq; returns the chunk's (dk, dv)."""
     key, value, key_bias = chunk
 
     def body(carry, row):
