@@ -1,6 +1,6 @@
 """Stage one on the built-in glyphs, for two cores and under three minutes.
 
-kl-f4 in small: 32 x 32 pixels to 8 x 8 x 4 latents. No perceptual term and no
+kl-f4 in small: 32 x 32 pixels to 8 x 8 x 8 latents. No perceptual term and no
 critic: VGG16 alone would take several times as long as the autoencoder here,
 and flat colours with sharp edges come back from squared errors alone. The full
 first stage is in photos_autoencoder.py.
@@ -13,7 +13,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding
 
-STEPS = 1650
+STEPS = 1150
 
 
 def get_config():
@@ -27,17 +27,18 @@ def get_config():
           has_mid_attention=False,
           groups=4,
         ),
-        latent_channels=4,
+        latent_channels=8,
       ),
       perceptual=None,
       discriminator=None,
       optimizer=Optimizer(
         rate=4e-3,
-        betas=(0.9, 0.99),
+        betas=(0.9, 0.95),
         weight_decay=0.0,
         warmup=50,
         decay="cosine",
         decay_steps=STEPS,
+        clip=100.0,
       ),
       pixel_norm="l2",
       bottleneck_weight=1e-4,
@@ -53,7 +54,6 @@ def get_config():
       threads=2,
     ),
     steps=STEPS,
-    seed=1,
     checkpoints=Keeping(every=STEPS, best="psnr", best_is="max"),
     reports=Reports(every=50, previews_every=STEPS),
   )

@@ -1,6 +1,6 @@
 """Stage two on the built-in glyphs: text to image, two cores, five minutes.
 
-A U-Net of 2.5 M parameters on the 8 x 8 x 4 latents of glyphs_autoencoder.py,
+A U-Net of 2.5 M parameters on the 8 x 8 x 8 latents of glyphs_autoencoder.py,
 told by a small transformer that is trained with it. So few latents show what
 is in them through much noise: only the noisiest times are left to learn from
 the words. The velocity (as in Stable Diffusion 2) weighs those times as much
@@ -20,7 +20,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 
-STEPS = 1050
+STEPS = 1100
 LENGTH = 20
 
 
@@ -29,7 +29,7 @@ def get_config():
     task=Denoising(
       model=LatentDiffusion(
         unet=UNet(
-          out_channels=4,
+          out_channels=8,
           channels=48,
           multipliers=(1, 2),
           blocks=1,

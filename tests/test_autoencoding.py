@@ -143,8 +143,12 @@ def test_logvar_stays_where_the_optimizer_does_not_see_it():
     TASK, logvar=0.5, optimizer=dataclasses.replace(SLOW, weight_decay=0.1)
   )
   state, frozen, batch = begin(task)
-  after, _ = jax.jit(task.step)(state, frozen, batch, jax.random.key(3))
+  after, metrics = jax.jit(task.step)(state, frozen, batch, jax.random.key(3))
   assert after.params["logvar"] == 0.5
+  # Nor has it a share in the norm that gradients are clipped by.
+  moments = after.opt[0].mu["autoencoder"]
+  norm = optax.tree.norm(moments) / (1 - SLOW.betas[0])
+  np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
 
 
 def test_the_price_of_a_gaussian():

@@ -142,6 +142,8 @@ class Autoencoding:
 
     state, towards, game = self._play(state, images, recon, towards, pullback)
     (grads,) = pullback((towards, jnp.float32(self.bottleneck_weight)))
+    # A constant has no share in the norm that clipping looks at.
+    logvar_grad = jnp.where(self.learns_logvar, logvar_grad, 0.0)
     grads = {"autoencoder": grads, "logvar": logvar_grad}
     metrics |= {"loss": nll + self.bottleneck_weight * price, "price": price}
     metrics |= {"gradient_norm": optax.tree.norm(grads)} | game
