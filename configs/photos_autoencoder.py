@@ -28,7 +28,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding
 
-STEPS = 900
+STEPS = 700
 
 LEARNED = (
   "astronaut.png",
@@ -57,7 +57,13 @@ def photographs() -> str:
 def get_config():
   folder = photographs()
   optimizer = Optimizer(
-    rate=5e-4, betas=(0.5, 0.9), weight_decay=0.0, warmup=50, clip=1e4
+    rate=1e-3,
+    betas=(0.5, 0.9),
+    weight_decay=0.0,
+    warmup=50,
+    decay="cosine",
+    decay_steps=STEPS,
+    clip=1e4,
   )
   return Experiment(
     task=Autoencoding(
@@ -71,7 +77,7 @@ def get_config():
       critic_optimizer=optimizer,
       perceptual_weight=0.1,
       bottleneck_weight=1e-6,
-      disc_start=STEPS * 2 // 3,
+      disc_start=STEPS * 4 // 5,
       disc_weight=0.1,
       ema_decay=0.99,
       init_scale=3**0.5,
