@@ -77,6 +77,5 @@ def get_config():
     ),
     steps=STEPS,
     checkpoints=Keeping(every=STEPS, best="loss"),
-    # No previews: the report draws, and they take 15 s to compile.
-    reports=Reports(every=50, previews_every=2 * STEPS),
+    reports=Reports(every=50, previews_every=STEPS),
   )
