@@ -25,11 +25,13 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# Heavier truths, and live comparisons with torch and lpips. The latter asks for
-# torchvision, which has no CPU build and is not needed.
+# Heavier truths, and live comparisons with torch, diffusers and lpips. The last
+# asks for torchvision, which has no CPU build and is not needed.
 slow: $(STAMP)
 	$(BIN)/pip install -q torch==2.13.0
 	$(BIN)/pip install -q --no-deps "lpips>=0.1.4"
+	$(BIN)/pip install -q "diffusers>=0.42" "safetensors>=0.5" \
+	  "peft>=0.17"
 	$(BIN)/python -m pytest -q -m slow
 
 lint: $(STAMP)

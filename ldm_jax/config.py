@@ -14,9 +14,11 @@ from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.bottleneck import GaussianBottleneck, VectorQuantizer
-from ldm_jax.nn.conditioner import ClassEmbedder, TextEmbedder
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
 from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.perceptual import LPIPS
+from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.text import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.nodes import ConfigError, read
@@ -58,7 +60,11 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Reports:
-  """How often a run speaks, in steps, and how many pictures it shows."""
+  """How often a run speaks, in steps, and how many pictures it shows.
+
+  Attributes:
+    previews_every: 0 shows none, not even at the end.
+  """
 
   every: int = 50
   previews_every: int = 1000
@@ -88,6 +94,9 @@ class Experiment:
     perceptual: where stage one's LPIPS comes from.
     first_stage: the run folder whose autoencoder stage two freezes.
     first_stage_digest: of its parameters; filled in when the run starts.
+    text_encoders: folders of the towers that a frozen ClipEmbedder listens
+      through, in their order, such as model/text_encoder; read once, when the
+      run starts.
   """
 
   task: Autoencoding | Denoising
@@ -100,6 +109,7 @@ class Experiment:
   perceptual: PerceptualWeights = PerceptualWeights()
   first_stage: str = ""
   first_stage_digest: str = ""
+  text_encoders: tuple[str, ...] = ()
 
 
 # The classes a config may name, and the only ones its JSON can bring to life.
@@ -132,6 +142,9 @@ CLASSES = {
     ClassEmbedder,
     TextEmbedder,
     TextEncoder,
+    ClipEmbedder,
+    ClipText,
+    SizeEmbedder,
     PatchDiscriminator,
     LPIPS,
   )

@@ -19,12 +19,8 @@ from ldm_jax.diffusion.prediction import (
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.bottleneck import Gaussian, Point
-from ldm_jax.nn.conditioner import (
-  ClassEmbedder,
-  Condition,
-  TextEmbedder,
-  merge,
-)
+from ldm_jax.nn.conditioner import Condition, merge
+from ldm_jax.nn.prompts import ClipEmbedder, Conditioner
 from ldm_jax.nn.unet import UNet
 
 
@@ -69,7 +65,7 @@ class LatentDiffusion:
 
   first_stage: Autoencoder | None = None
   unet: UNet = UNet()
-  conditioners: tuple[ClassEmbedder | TextEmbedder, ...] = ()
+  conditioners: tuple[Conditioner, ...] = ()
   schedule: Schedule = Schedule()
   prediction: Prediction = "eps"
 
@@ -85,6 +81,12 @@ class LatentDiffusion:
         "zero_terminal_snr leaves nothing of the image at the last time, so "
         "x0 cannot be told from eps there; use prediction='v' or 'x0'"
       )
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    """What the conditioners read that are not trained with the U-Net."""
+    parts = [p for p in self.conditioners if isinstance(p, ClipEmbedder)]
+    return tuple(part.reads for part in parts if part.is_frozen)
 
   def encode(
     self, params: Parameters, images: Float[Array, "b h w 3"]

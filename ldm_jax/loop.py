@@ -146,7 +146,7 @@ class Loop:
   Attributes:
     folder: of the run.
     every: steps between lines of the journal.
-    previews_every: steps between previews.
+    previews_every: steps between previews; 0 shows none.
     captions: to write under previewed samples.
   """
 
@@ -235,7 +235,8 @@ class Chapter:
         if is_last or step % loop.keeping.every == 0:
           reporter.flush()
           self.save(step, state)
-        if step == loop.steps or step % loop.previews_every == 0:
+        each = loop.previews_every
+        if each and (step == loop.steps or step % each == 0):
           self.preview(step, state)
         if is_last:
           break

@@ -78,8 +78,14 @@ class Run:
 
   @classmethod
   def exists(cls, folder: str) -> bool:
-    """Whether `folder` holds a run."""
-    return os.path.exists(os.path.join(folder, "config.json"))
+    """Whether `folder` holds a run; other programs have a config.json too."""
+    try:
+      with open(os.path.join(folder, "config.json")) as file:
+        return "experiment" in json.load(file)
+    except FileNotFoundError:
+      return False
+    except (OSError, ValueError):
+      return os.path.isdir(os.path.join(folder, "checkpoints"))
 
   def write(self) -> None:
     """Writes config.json; never half of it."""

@@ -6,9 +6,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion.schedule import CLEAN
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters, to_uint8
 from ldm_jax.nn.conditioner import Condition
 from ldm_jax.runtime.sharding import Sharding
@@ -47,6 +48,8 @@ class Settings:
     guidance: scale of classifier-free guidance.
     eta: noise of DDIM; scale of the noise of DDPM.
     height, width: of the images, in pixels.
+    landing: the time of the last step's result. Stable Diffusion's samplers
+      stop at 0, the schedule's first time, and leave its little noise in.
   """
 
   height: int
@@ -57,6 +60,24 @@ class Settings:
   grid: samplers.Grid = "leading"
   eta: float = 0.0
   seed: int = 0
+  landing: float = CLEAN
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """How much to draw, and of what kind.
+
+  Attributes:
+    count: images in all.
+    batch: images at a time.
+    noise: [count h w c] of unit variance in place of the seed's, or None.
+    output: pictures, or scaled latents as they leave the sampler.
+  """
+
+  count: int
+  batch: int
+  noise: Float[np.ndarray, "n h w c"] | None = None
+  output: Literal["images", "latents"] = "images"
 
 
 class _Wish(NamedTuple):
@@ -89,12 +110,10 @@ class Studio:
     settings: Settings,
     positive: Said,
     negative: Said,
-    *,
-    count: int,
-    batch: int,
+    order: Order,
     progress: Callable[[int], None] = lambda steps: None,
-  ) -> Iterator[UInt8[np.ndarray, "b h w 3"]]:
-    """Yields `count` images in order, at most `batch` at a time.
+  ) -> Iterator[np.ndarray]:
+    """Yields images, uint8 [b h w 3], or latents in order, a batch at a time.
 
     An image's noise is a function of (settings.seed, its index) alone, so it
     does not depend on `batch` or on the devices.
@@ -102,39 +121,63 @@ class Studio:
     Args:
       progress: called with the number of steps just done.
     """
-    for start in range(0, count, batch):
-      rows = np.minimum(np.arange(start, start + batch), count - 1)
-      images = self._batch(
-        settings, positive.rows(rows), negative.rows(rows), rows, progress
-      )
-      yield np.asarray(images)[: count - start]
+    self._check(settings, order)
+    for start in range(0, order.count, order.batch):
+      rows = np.minimum(np.arange(start, start + order.batch), order.count - 1)
+      xt, keys = self._start(settings, order, rows)
+      wish = self._wish(settings, positive.rows(rows), negative.rows(rows))
+      x0 = self._descend(settings, wish, xt, keys, progress)
+      if order.output == "images":
+        x0 = self._decode(self._params, x0)
+      yield np.asarray(x0)[: order.count - start]
 
-  def _batch(
-    self,
-    settings: Settings,
-    positive: Said,
-    negative: Said,
-    rows: Int[np.ndarray, " b"],
-    progress: Callable[[int], None],
-  ) -> Array:
-    model, params = self._model, self._params
-    place = lambda said: self._sharding.whole(said)
-    say = lambda said: self._condition(params, said.raw, said.is_null)
-    wish = _Wish(
-      say(place(positive)),
-      say(place(negative)),
-      settings.guidance,
-      settings.eta,
-    )
+  def _check(self, settings: Settings, order: Order) -> None:
+    """Raises ValueError if the order's noise is not that of its images."""
+    shape = self._shape(settings)
+    if order.noise is not None and order.noise.shape != (order.count, *shape):
+      raise ValueError(
+        f"initial latents of shape {order.noise.shape}; {order.count} images "
+        f"of {settings.height} x {settings.width} need {(order.count, *shape)}"
+      )
+
+  def _shape(self, settings: Settings) -> tuple[int, int, int]:
+    first_stage = self._model.first_stage
+    return first_stage.latent_shape(settings.height, settings.width)
+
+  def _start(
+    self, settings: Settings, order: Order, rows: Int[np.ndarray, " b"]
+  ) -> tuple[Array, Array]:
+    """x_T of the images `rows`, and their keys."""
     root = jax.random.fold_in(jax.random.key(settings.seed), _PICTURES)
     keys = samplers.image_keys(root, self._sharding.whole(rows))
-    shape = model.first_stage.latent_shape(settings.height, settings.width)
-    xt = self._begin(keys, shape)
+    if order.noise is None:
+      return self._begin(keys, self._shape(settings)), keys
+    return self._sharding.whole(order.noise[rows].astype(np.float32)), keys
+
+  def _wish(self, settings: Settings, positive: Said, negative: Said) -> _Wish:
+    def hear(said: Said) -> Condition:
+      said = self._sharding.whole(said)
+      return self._condition(self._params, said.raw, said.is_null)
+
+    return _Wish(
+      hear(positive), hear(negative), settings.guidance, settings.eta
+    )
+
+  def _descend(
+    self,
+    settings: Settings,
+    wish: _Wish,
+    xt: Array,
+    keys: Array,
+    progress: Callable[[int], None],
+  ) -> Array:
+    """From x_T to x_0, chunk by chunk."""
+    model = self._model
     times = samplers.times(settings.steps, settings.grid, model.schedule.steps)
     is_guided = bool(model.conditioners) and settings.guidance != 1.0
-    for piece in samplers.chunks(samplers.rows(times)):
+    for piece in samplers.chunks(samplers.rows(times, settings.landing)):
       xt = self._chunk(
-        params,
+        self._params,
         xt,
         piece,
         keys,
@@ -143,7 +186,7 @@ class Studio:
         is_guided=is_guided,
       )
       progress(int(piece.is_active.sum()))
-    return self._decode(params, xt)
+    return xt
 
   def _steps(
     self,

@@ -1,13 +1,25 @@
 """Tables join both sides completely, and the join reads both ways."""
 
+import collections.abc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ldm_jax.nn.perceptual import LPIPS
-from ldm_jax.weights.convert import convert, parse_table, read_table, revert
+from ldm_jax.weights.convert import (
+  MOST_NAMES,
+  Row,
+  convert,
+  make_table,
+  parse_table,
+  read_table,
+  revert,
+)
 from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.layouts import LAYOUTS, Part
 
 SMALL = "conv/kernel\tc.weight\tconv\nconv/bias\tc.bias\tsame\n"
 
@@ -125,3 +137,132 @@ def test_a_tensor_of_another_rank_is_refused():
 def test_a_faulty_table_is_refused(text, words):
   with pytest.raises(WeightsError, match=words):
     parse_table(text)
+
+
+# Every layout, and a stack of two parts in three heads.
+SHAPED = make_table(
+  [
+    Row("same", "s", "same", (2, 3)),
+    Row("conv", "c", "conv", (3, 3, 2, 5)),
+    Row("dense", "d", "dense", (2, 5)),
+    Row("pointwise", "p", "pointwise", (2, 5)),
+    Row("line", "l", "line", (2, 5)),
+    Row("first", "both", "dense", (2, 6), Part(0, 2)),
+    Row("second", "both", "dense", (2, 6), Part(1, 2)),
+    Row("odd", "heads", "line", (2, 6), Part(0, 2, 3)),
+    Row("even", "heads", "line", (2, 6), Part(1, 2, 3)),
+  ],
+  [],
+)
+
+
+def shaped_tensors():
+  rng = np.random.default_rng(0)
+  return {
+    row.theirs: rng.normal(size=row.foreign_shape()) for row in SHAPED.rows
+  }
+
+
+def test_every_layout_is_in_the_table_of_all():
+  assert {row.layout for row in SHAPED.rows} == set(LAYOUTS)
+
+
+def test_reverting_inverts_converting_for_every_layout():
+  tensors = shaped_tensors()
+  params = convert(SHAPED, tensors)
+  assert shapes(params) == {row.ours: row.shape for row in SHAPED.rows}
+  back = revert(SHAPED, params)
+  assert back.keys() == tensors.keys()
+  for name, tensor in tensors.items():
+    np.testing.assert_array_equal(back[name], tensor)
+
+
+def test_nothing_is_copied_but_what_lies_in_many_heads():
+  tensors = shaped_tensors()
+  params = convert(SHAPED, tensors)
+  for row in SHAPED.rows:
+    is_view = np.shares_memory(params[row.ours], tensors[row.theirs])
+    assert is_view == (row.theirs != "heads"), row
+
+
+class Reading(collections.abc.Mapping):
+  """Makes an array at every reading; no earlier one may still be held."""
+
+  def __init__(self, arrays):
+    self.arrays, self.held = arrays, []
+
+  def __getitem__(self, name):
+    assert not any(array() is not None for array in self.held), name
+    array = self.arrays[name].copy()
+    self.held.append(weakref.ref(array))
+    return array
+
+  def __iter__(self):
+    return iter(self.arrays)
+
+  def __len__(self):
+    return len(self.arrays)
+
+
+def test_one_tensor_is_in_memory_at_a_time():
+  tensors = shaped_tensors()
+  sums = convert(SHAPED, Reading(tensors), place=lambda _, x: float(x.sum()))
+  params = convert(SHAPED, tensors)
+  assert sums == {name: float(array.sum()) for name, array in params.items()}
+
+
+def test_each_parameter_is_placed_under_its_path():
+  placed = {}
+  tensors = small_tensors()
+  params = convert(
+    parse_table(SMALL),
+    tensors,
+    place=lambda path, x: placed.setdefault(path, x.astype(np.float16)),
+  )
+  assert placed.keys() == {"conv/kernel", "conv/bias"}
+  assert params["conv"]["bias"] is placed["conv/bias"]
+  assert params["conv"]["bias"].dtype == np.float16
+
+
+def test_axes_of_one_at_the_end_are_free():
+  """A matrix is a 1 x 1 convolution; files have it either way."""
+  tensors = shaped_tensors()
+  params = convert(SHAPED, tensors)
+  other = dict(tensors)
+  other["d"] = tensors["d"][:, :, None, None]
+  other["p"] = tensors["p"][:, :, 0, 0]
+  other["l"] = tensors["l"][..., None]
+  other["heads"] = tensors["heads"][:, :, 0]
+  again = convert(SHAPED, other)
+  for name, array in params.items():
+    np.testing.assert_array_equal(again[name], array)
+
+
+@pytest.mark.parametrize(
+  "name, shape",
+  [("d", (2, 5)), ("c", (5, 2, 3, 1)), ("both", (6, 2)), ("s", (2, 3, 2))],
+)
+def test_another_shape_is_refused(name, shape):
+  tensors = {**shaped_tensors(), name: np.ones(shape)}
+  with pytest.raises(WeightsError) as error:
+    convert(SHAPED, tensors)
+  assert f"{name} has shape {shape}" in str(error.value)
+  ours = next(row.ours for row in SHAPED.rows if row.theirs == name)
+  assert f"for our {ours}" in str(error.value)
+
+
+def test_another_shape_of_ours_is_refused():
+  params = convert(SHAPED, shaped_tensors())
+  params["dense"] = np.ones((5, 2))
+  with pytest.raises(WeightsError, match=r"dense has shape \(5, 2\); \(2, 5\)"):
+    revert(SHAPED, params)
+
+
+def test_long_lists_of_names_are_cut():
+  tensors = small_tensors()
+  extra = MOST_NAMES + 7
+  tensors.update({f"x{k:02}": np.ones((k, 2)) for k in range(extra)})
+  with pytest.raises(WeightsError) as error:
+    convert(parse_table(SMALL), tensors)
+  assert f"x{MOST_NAMES - 1} ({MOST_NAMES - 1}, 2), and 7" in str(error.value)
+  assert str(error.value).endswith("and 7 more")

@@ -22,10 +22,15 @@ FLOORS = {
   "config": 3,
   "loop": 3,
   "run": 3,
+  "opened": 3,
   "pretrained": 3,
   "commands": 4,
 }
-BESIDE = {("run", "config"), ("pretrained", "config")}  # on floor 3
+BESIDE = {  # on floor 3
+  ("run", "config"),
+  ("pretrained", "config"),
+  ("pretrained", "opened"),
+}
 
 # What a room may import from outside, beside the standard library.
 NETWORKS = {"jax", "flax", "optax", "numpy", "jaxtyping"}

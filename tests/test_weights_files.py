@@ -1,15 +1,18 @@
 """Torch files come back bit for bit; anything else is refused in one line."""
 
 import collections
+import pickle
 import zipfile
 
 import numpy as np
 import pytest
 import torch_files
+from flax import serialization
+from safetensors.numpy import save_file as save_safetensors
 from torch_files import Storage, Tensor, refusal, tensor, write
 
 from ldm_jax.weights.errors import WeightsError
-from ldm_jax.weights.files import read_torch
+from ldm_jax.weights.files import read_global_step, read_tensors, read_torch
 
 both_layouts = pytest.mark.parametrize("layout", ["zip", "legacy"])
 
@@ -101,7 +104,7 @@ def test_a_damaged_byte_gives_an_array_or_a_refusal(path, layout):
     damaged[position] ^= 1 << rng.integers(8)
     path.write_bytes(damaged)
     try:
-      arrays = read_torch(path)
+      arrays = dict(read_torch(path))
     except WeightsError:
       continue
     assert all(isinstance(array, np.ndarray) for array in arrays.values())
@@ -114,7 +117,20 @@ def test_damaged_values_in_a_zip_are_noticed(path):
   path.write_bytes(
     whole[:start] + bytes([whole[start] ^ 1]) + whole[start + 1 :]
   )
-  assert "Bad CRC-32" in refusal(path)
+  assert "bad CRC-32 of 'archive/data/0'" in refusal(path)
+
+
+def test_damage_to_one_tensor_spares_the_others(path):
+  write("zip", path, {"a": tensor(grid()), "b": tensor(grid().T.copy())})
+  whole = path.read_bytes()
+  start = whole.index(grid().tobytes())
+  path.write_bytes(
+    whole[:start] + bytes([whole[start] ^ 1]) + whole[start + 1 :]
+  )
+  arrays = read_torch(path)
+  np.testing.assert_array_equal(arrays["b"], grid().T)
+  with pytest.raises(WeightsError, match=r"weights\.pth: damaged zip"):
+    arrays["a"]
 
 
 def test_a_member_name_that_is_no_text_is_refused(path):
@@ -171,6 +187,7 @@ def test_a_big_endian_file_is_refused(path):
     (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     (b"<!DOCTYPE html><title>403</title>", "web page"),
     (b'\x10\0\0\0\0\0\0\0{"a": {}}       ', "safetensors"),
+    (b"\x81\xa1a\x01", "Flax msgpack"),
     (b"some words", "not a torch file"),
   ],
 )
@@ -187,3 +204,101 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_what_is_not_a_tensor_is_named(path):
   write("zip", path, {"a": tensor(grid()), "epoch": 3})
   assert "'epoch' is of type int" in refusal(path)
+
+
+def sparse_zip(path, text, count):
+  """A zip64 file of two storages, of which the first takes no disk."""
+  size = count * 4
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", text)
+    hole = zipfile.ZipInfo("archive/data/0")
+    hole.file_size = hole.compress_size = size
+    hole.header_offset, hole.CRC = archive.fp.tell(), 0
+    archive.fp.write(hole.FileHeader())
+    archive.fp.seek(size, 1)
+    archive.start_dir = archive.fp.tell()
+    archive.filelist.append(hole)
+    archive.writestr("archive/data/1", grid().tobytes())
+
+
+def sparse_legacy(path, text, count):
+  write("legacy", path, {}, data=text)
+  whole = path.read_bytes()
+  end = pickle.dumps([], 2)
+  assert whole.endswith(end)
+  with path.open("wb") as file:
+    file.write(whole.removesuffix(end) + pickle.dumps(["0", "1"], 2))
+    file.write(count.to_bytes(8, "little"))
+    file.seek(count * 4, 1)
+    file.write(grid().size.to_bytes(8, "little") + grid().tobytes())
+
+
+@pytest.mark.parametrize("layout", [sparse_zip, sparse_legacy])
+def test_one_tensor_of_a_huge_file_is_read_alone(path, layout):
+  """Five gigabytes of which nothing is on the disk, nor comes into memory."""
+  count = 5 * 2**28
+  huge = Storage(np.zeros(1, np.float32), count)
+  value = {"huge": Tensor(huge, (count,), (1,)), "a": tensor(grid())}
+  text, _ = torch_files.pickled(value, is_legacy=layout is sparse_legacy)
+  layout(path, text, count)
+  assert path.stat().st_size > 5 * 2**30
+  with torch_files.little_memory(4 * 2**20):
+    arrays = read_torch(path)
+    np.testing.assert_array_equal(arrays["a"], grid())
+    if layout is sparse_legacy:  # a zip's checksum would take a pass over it
+      assert arrays["huge"].shape == (count,) and not arrays["huge"][-1]
+
+
+@pytest.mark.parametrize(
+  "name, content",
+  [
+    ("a.bin", lambda p: save_safetensors({"a": grid()}, p)),
+    ("a.ckpt", lambda p: write("zip", p, {"a": tensor(grid())})),
+    ("a.safetensors", lambda p: write("legacy", p, {"a": tensor(grid())})),
+    ("a.pt", lambda p: p.write_bytes(serialization.to_bytes({"a": grid()}))),
+  ],
+)
+def test_the_front_door_goes_by_content_not_by_name(tmp_path, name, content):
+  content(tmp_path / name)
+  arrays = read_tensors(tmp_path / name)
+  np.testing.assert_array_equal(arrays["a"], grid(), strict=True)
+  assert read_global_step(tmp_path / name) is None
+
+
+@pytest.mark.parametrize(
+  "name, content, words",
+  [
+    ("a.bin", b"", "0 bytes long"),
+    ("a.bin", b"some words", "not a safetensors, torch or Flax file"),
+    ("a.safetensors", b"some words", "truncated or not a safetensors file"),
+    ("a.msgpack", b"some words", "malformed msgpack"),
+    ("a.safetensors", b"version https://git-lfs.github.com", "its header"),
+    ("a.ckpt", b"version https://git-lfs.github.com", "git lfs pull"),
+  ],
+)
+def test_the_front_door_refuses_in_one_line(tmp_path, name, content, words):
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(WeightsError) as caught:
+    read_tensors(path)
+  message = str(caught.value)
+  assert words in message and message.count(str(path)) == 1
+  assert "\n" not in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("dtype", torch_files.DTYPES, ids=str)
+def test_files_of_torch_equal_ours_in_every_dtype(path, is_zip, dtype):
+  torch = pytest.importorskip("torch")
+  theirs = getattr(torch, dtype.name)
+  bits = torch.randint(0, 2, (6, 4, dtype.itemsize), dtype=torch.uint8)
+  value = bits.flatten(1).view(theirs)
+  state = {"a": value, "b": value.T, "c": value[1:3, ::2], "d": value[0, 0]}
+  torch.save(state, path, _use_new_zipfile_serialization=is_zip)
+  arrays = read_torch(path)
+  numbers = bits.numpy().reshape(6, -1).view(dtype)
+  expected = [numbers, numbers.T, numbers[1:3, ::2], numbers[0, 0]]
+  for name, array in zip("abcd", expected, strict=True):
+    assert arrays[name].dtype == dtype and arrays[name].shape == array.shape
+    assert arrays[name].tobytes() == array.tobytes()

@@ -3,13 +3,28 @@
 import collections
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
-from torch_files import Name, Storage, Tensor, refusal, tensor, write
+from torch_files import (
+  Name,
+  Reduced,
+  Storage,
+  Tensor,
+  refusal,
+  tensor,
+  write,
+)
 
 from ldm_jax.weights.errors import WeightsError
-from ldm_jax.weights.files import read_torch
+from ldm_jax.weights.files import (
+  read_global_step,
+  read_pickled,
+  read_tensors,
+  read_torch,
+)
+from ldm_jax.weights.inert import Inert
 
 both_layouts = pytest.mark.parametrize("layout", ["zip", "legacy"])
 
@@ -21,16 +36,6 @@ def path(tmp_path):
 
 def grid():
   return np.arange(12, dtype=np.float32).reshape(3, 4)
-
-
-class Reduced:
-  """Pickles as a call, with a state to be set afterwards if there is one."""
-
-  def __init__(self, name, arguments, *state):
-    self.call = name, arguments, *state
-
-  def __reduce_ex__(self, protocol):
-    return self.call
 
 
 PARAMETER = Name("torch.nn.parameter", "Parameter")
@@ -145,3 +150,226 @@ def test_lazy_bits_are_refused(path):
   window = Tensor(Storage(grid()), (3, 4), (4, 1), extra=({"neg": True},))
   write("zip", path, {"a": window})
   assert "lazy bits" in refusal(path)
+
+
+@both_layouts
+def test_a_checkpoint_of_lightning_gives_its_state_dict_and_step(path, layout):
+  """Callbacks by class, schedules, settings: as pytorch_lightning 1 writes."""
+  callback = Name("pytorch_lightning.callbacks.model_checkpoint", "Checkpoint")
+  score = Reduced(
+    Name("numpy.core.multiarray", "scalar"),
+    (
+      Reduced(Name("numpy", "dtype"), ("f8", 0, 1), (3, "<", None)),
+      b"12345678",
+    ),
+  )
+  settings = Reduced(
+    Name("omegaconf.dictconfig", "DictConfig"), (), {"_content": {"a": [1]}}
+  )
+  attributes = Name("pytorch_lightning.utilities.parsing", "AttributeDict")
+  value = {
+    "epoch": 4,
+    "global_step": 875000,
+    "state_dict": collections.OrderedDict(a=tensor(grid())),
+    "callbacks": {callback: {"best": score, "at": tensor(grid())}},
+    "optimizer_states": [{"state": {0: {"step": 1}}, "betas": (0.9, 0.99)}],
+    "hyper_parameters": Reduced(attributes, (), None, None, [("lr", 1e-4)]),
+    "settings": settings,
+    "words": Reduced(Name("lightning.x", "Words"), (), None, ["a", "b"]),
+  }
+  write(layout, path, value)
+  arrays = read_torch(path)
+  assert list(arrays) == ["a"]
+  np.testing.assert_array_equal(arrays["a"], grid())
+  assert read_global_step(path) == 875000
+  plain = read_pickled(path)
+  assert plain["callbacks"].keys() == {Inert(callback.text_name)}
+  assert plain["settings"] == Inert("omegaconf.dictconfig.DictConfig")
+  assert plain["hyper_parameters"] == Inert(attributes.text_name)
+  assert plain["words"] == Inert("lightning.x.Words")
+
+
+@pytest.mark.parametrize("step", [None, "7", 7.0, True])
+def test_a_step_that_is_no_whole_number_is_none(path, step):
+  write("zip", path, {"state_dict": {}, "global_step": step})
+  assert read_global_step(path) is None
+
+
+@both_layouts
+def test_files_of_textual_inversion_are_read_nested(path, layout):
+  parameters = Reduced(
+    Name("torch.nn.modules.container", "ParameterDict"),
+    (),
+    {"_parameters": {"*": tensor(grid())}, "_hooks": {}},
+  )
+  value = {
+    "string_to_param": parameters,
+    "string_to_token": {"*": 265},
+    "name": "cat",
+    "steps": [1, (2.5, None, True)],
+    "shared": {"a": tensor(grid())},
+  }
+  write(layout, path, value)
+  plain = read_pickled(path)
+  np.testing.assert_array_equal(plain["string_to_param"].pop("*"), grid())
+  np.testing.assert_array_equal(plain["shared"].pop("a"), grid())
+  assert plain == {
+    "string_to_param": {},
+    "string_to_token": {"*": 265},
+    "name": "cat",
+    "steps": [1, (2.5, None, True)],
+    "shared": {},
+  }
+
+
+def text(words):
+  return b"X" + len(words).to_bytes(4, "little") + words.encode()
+
+
+# Pickles that run a command, in the machine language of pickle: how, by which
+# name they are refused, and the bytes before and after the command.
+ATTACKS = [
+  ("a call", "posix.system", b"cposix\nsystem\n", b"\x85R."),
+  (
+    "words made code",
+    "builtins.eval",
+    b"cbuiltins\neval\n" + text("__import__('os').system") + b"\x85R",
+    b"\x85R.",
+  ),
+  (
+    "getattr",
+    "builtins.getattr",
+    b"cbuiltins\ngetattr\ncbuiltins\n__import__\n"
+    + (text("os") + b"\x85R" + text("system") + b"\x86R"),
+    b"\x85R.",
+  ),
+  (
+    "a chain of attributes, which pickle follows",
+    "os.path.os.system",
+    b"\x80\x04" + text("os") + text("path.os.system") + b"\x93",
+    b"\x85R.",
+  ),
+  (
+    "the state of an object that is inert here",
+    "posix.system",
+    b"cargparse\nNamespace\n)R}"
+    + (text("__setstate__") + b"cposix\nsystem\nsb"),
+    b"b.",
+  ),
+  ("INST", "opcode INST posix system", b"(", b"iposix\nsystem\n."),
+  ("OBJ", "posix.system", b"(cposix\nsystem\n", b"o."),
+]
+
+
+@both_layouts
+@pytest.mark.parametrize(
+  "name, before, after",
+  [attack[1:] for attack in ATTACKS],
+  ids=[attack[0] for attack in ATTACKS],
+)
+def test_attacks_that_succeed_on_pickle_are_refused(
+  path, layout, name, before, after
+):
+  canary = path.with_name("canary")
+  attack = before + text(f"touch {canary}") + after
+  pickle.loads(attack)
+  assert canary.exists(), "this is no attack"
+  canary.unlink()
+  within = b"\x80\x02}" + text("state_dict") + attack[:-1] + b"s."
+  for data in (attack, within):
+    write(layout, path, {}, data=data)
+    for read in (read_torch, read_tensors, read_pickled, read_global_step):
+      with pytest.raises(WeightsError, match=f"refused.* {name}"):
+        read(path)
+  assert not canary.exists()
+
+
+@both_layouts
+def test_what_is_inert_is_not_even_imported(path, layout, monkeypatch):
+  """Even where its package is installed, and even if that is malicious."""
+  canary = path.with_name("canary")
+  package = path.with_name("pytorch_lightning.py")
+  package.write_text(f"open({str(canary)!r}, 'w')\ndef call(*_): import here\n")
+  monkeypatch.syspath_prepend(path.parent)
+  call = Reduced(Name("pytorch_lightning", "call"), ("a",), {"b": 1}, [2])
+  write(layout, path, {"state_dict": {}, "callbacks": call})
+  assert not read_torch(path)
+  assert read_pickled(path)["callbacks"] == Inert("pytorch_lightning.call")
+  assert "pytorch_lightning" not in sys.modules and not canary.exists()
+
+
+def test_what_is_inert_is_no_tensor(path):
+  write("zip", path, {"a": Name("lightning.pytorch", "Trainer")})
+  assert "'a' is of type lightning.pytorch.Trainer" in refusal(path)
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["pytorch_lightnings.x", "builtins.dict.get", "ldm.util.make", "torch"],
+)
+def test_names_like_those_of_inert_objects_are_refused(path, name):
+  module, _, name = name.rpartition(".")
+  write("zip", path, {"a": Name(module, name)})
+  assert f"refused global {module}.{name}" in refusal(path)
+
+
+def test_a_refusal_has_one_line_whatever_the_name(path):
+  data = b"\x80\x04" + text("a\nb\x1b[2J") + text("c" * 5000) + b"\x93."
+  write("zip", path, {}, data=data)
+  assert len(refusal(path)) < 500
+
+
+def test_data_that_holds_itself_is_refused(path):
+  write("zip", path, {}, data=b"\x80\x02]q\x00h\x00a.")
+  with pytest.raises(WeightsError, match="nested over"):
+    read_pickled(path)
+
+
+def test_data_that_repeats_itself_is_converted_once(path):
+  """Thirty lists, each ten times in the next, would be 10^30 leaves."""
+  grow = b"q\x00" + b"]" + b"(" + b"h\x00" * 10 + b"e"
+  write("zip", path, {}, data=b"\x80\x02]" + grow * 30 + b".")
+  value = read_pickled(path)
+  assert len(value) == 10 and value[0] is value[9]
+
+
+ENDLESS = {
+  "deep": b")" + b"\x85" * 10**4 + b"q\x00",
+  "wide": b"()" + (b"q\x00(" + b"h\x00" * 9 + b"t") * 40 + b"q\x00t",
+}
+
+
+@pytest.mark.parametrize("endless", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_size_that_is_endless_data_is_refused(path, place, endless):
+  """Written out it would be 9^40 words, or exhaust the stack."""
+  sizes = [b"K\x00", b"K\x01\x85", b"K\x01\x85"]  # offset, shape, strides
+  sizes[place] = b"h\x00"
+  storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n"
+  storage += text("0") + text("cpu") + b"K\x04tQ"
+  rebuild = b"ctorch._utils\n_rebuild_tensor\n("
+  data = b"\x80\x02" + endless + rebuild + storage + b"".join(sizes) + b"tR."
+  write("zip", path, {}, data=data)
+  assert "malformed tensor" in refusal(path)
+
+
+def test_a_list_of_pairs_makes_one_dictionary(path):
+  """A small file that names a long list often must not fill the memory."""
+  pairs = b"](" + (b"](" + text("a") + b"K\x01e") + b"eq\x00"
+  made = b"ccollections\nOrderedDict\nh\x00\x85R"
+  data = b"\x80\x02(" + pairs + made + made + b"t."
+  write("zip", path, {}, data=data)
+  assert read_pickled(path) == ([], {"a": 1}, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_parameter_dictionaries_of_torch_are_read(path, is_zip):
+  torch = pytest.importorskip("torch")
+  vectors = torch.randn(2, 5)
+  module = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
+  value = {"string_to_param": module, "string_to_token": {"*": vectors[0]}}
+  torch.save(value, path, _use_new_zipfile_serialization=is_zip)
+  plain = read_pickled(path)
+  np.testing.assert_array_equal(plain["string_to_param"]["*"], vectors)
+  np.testing.assert_array_equal(plain["string_to_token"]["*"], vectors[0])

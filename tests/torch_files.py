@@ -1,10 +1,13 @@
 """Writes torch files without torch, byte for byte, and catches refusals."""
 
 import collections
+import contextlib
 import io
+import mmap
 import pathlib
 import pickle
 import sys
+import tracemalloc
 import zipfile
 from typing import ClassVar
 
@@ -26,9 +29,22 @@ KINDS = {
   "int8": "CharStorage",
   "uint8": "ByteStorage",
   "bool": "BoolStorage",
+  "complex64": "ComplexFloatStorage",
+  "complex128": "ComplexDoubleStorage",
 }
-DTYPES = [np.dtype(k) for k in KINDS if k != "bfloat16"] + [
-  np.dtype(ml_dtypes.bfloat16)
+# These have no class of storage: torch saves bytes, and a dtype beside them.
+UNTYPED_KINDS = (
+  "uint16",
+  "uint32",
+  "uint64",
+  "float8_e4m3fn",
+  "float8_e4m3fnuz",
+  "float8_e5m2",
+  "float8_e5m2fnuz",
+  "float8_e8m0fnu",
+)
+DTYPES = [
+  np.dtype(getattr(ml_dtypes, name, name)) for name in (*KINDS, *UNTYPED_KINDS)
 ]
 
 
@@ -36,21 +52,36 @@ class Name:
   """A global that is written by name and need not exist."""
 
   def __init__(self, module, name):
+    self.text_name = f"{module}.{name}"
     self.text = f"c{module}\n{name}\n".encode()
 
   def __call__(self):
     raise AssertionError("only its name is wanted")
 
 
+class Reduced:
+  """Pickles as a call, with a state to be set afterwards if there is one."""
+
+  def __init__(self, name, arguments, *state):
+    self.call = name, arguments, *state
+
+  def __reduce_ex__(self, protocol):
+    return self.call
+
+
 REBUILD = Name("torch._utils", "_rebuild_tensor_v2")
+REBUILD_UNTYPED = Name("torch._utils", "_rebuild_tensor_v3")
 STORAGES = {kind: Name("torch", name) for kind, name in KINDS.items()}
+UNTYPED = Name("torch.storage", "UntypedStorage")
 
 
 class Storage:
   """Values in one row; `count` may lie about their number."""
 
   def __init__(self, values, count=None):
-    self.values = np.ascontiguousarray(values).reshape(-1)
+    values = np.ascontiguousarray(values).reshape(-1)
+    self.kind = STORAGES.get(values.dtype.name, UNTYPED)
+    self.values = values.view(np.uint8) if self.kind is UNTYPED else values
     self.count = self.values.size if count is None else count
 
 
@@ -74,8 +105,12 @@ def tensor(array):
       int(np.prod([max(n, 1) for n in array.shape[i + 1 :]]))
       for i in range(array.ndim)
     )
-  memory = array.T if array.flags.f_contiguous else array
-  return Tensor(Storage(memory), array.shape, strides)
+  storage = Storage(array.T if array.flags.f_contiguous else array)
+  if storage.kind is not UNTYPED:
+    return Tensor(storage, array.shape, strides)
+  dtype = (Name("torch", array.dtype.name),)
+  by = REBUILD_UNTYPED
+  return Tensor(storage, array.shape, strides, extra=dtype, by=by)
 
 
 class Pickler(pickle._Pickler):
@@ -94,9 +129,8 @@ class Pickler(pickle._Pickler):
     if not isinstance(value, Storage):
       return None
     key = self.storages.setdefault(id(value), (str(len(self.storages)), value))
-    kind = STORAGES[value.values.dtype.name]
     view = (None,) if self.is_legacy else ()
-    return ("storage", kind, key[0], "cpu", value.count, *view)
+    return ("storage", value.kind, key[0], "cpu", value.count, *view)
 
   def save_name(self, name):
     self.write(name.text)
@@ -155,7 +189,27 @@ def write(layout, path, value, **changes):
 def refusal(path):
   """The message with which a file is refused."""
   with pytest.raises(WeightsError) as caught:
-    read_torch(path)
+    dict(read_torch(path))
   message = str(caught.value)
   assert message.startswith(str(path)) and "\n" not in message
   return message
+
+
+@contextlib.contextmanager
+def little_memory(limit):
+  """Fails if what runs inside needs more than so many bytes.
+
+  Both what Python allocates and what the process holds, mapped files too.
+  """
+  pages = pathlib.Path("/proc/self/statm")
+  before = pages.read_text().split() if pages.exists() else None
+  tracemalloc.start()
+  try:
+    yield
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert peak < limit
+  if before:
+    grown = int(pages.read_text().split()[1]) - int(before[1])
+    assert grown * mmap.PAGESIZE < limit

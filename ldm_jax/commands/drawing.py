@@ -1,165 +1,193 @@
-"""Behind sample.py: a run and flags become pictures."""
+"""Behind sample.py: a model and flags become pictures or latents."""
 
 import argparse
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 import ldm_jax
 from ldm_jax.commands.doors import usage
-from ldm_jax.data.tokens import Words
+from ldm_jax.commands.models import Reading, open_model
 from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion.torch_noise import torch_normal
 from ldm_jax.loop import say
-from ldm_jax.nn.conditioner import ClassEmbedder, TextEmbedder
 from ldm_jax.nodes import ConfigError
-from ldm_jax.run import Run
+from ldm_jax.opened import Opened, Request, hear
 from ldm_jax.runtime import pictures
-from ldm_jax.runtime.sharding import MeshShape, Sharding
-from ldm_jax.sampling import Said, Settings, Studio
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.sampling import Order, Said, Settings, Studio
 
 ETA = {"ddim": 0.0, "ddpm": 1.0}  # what the papers do
-LONGEST = 10_000  # characters of a prompt
 
 
 def draw(flags: argparse.Namespace) -> int:
   """Draws what the flags ask for; returns the exit code."""
   with usage():
-    run = open_denoising(flags.model)
-    settings = _settings(flags, run)
+    opened = open_model(flags.model, _reading(flags))
+    settings = _settings(flags, opened)
     prompts = [text for text in flags.prompt for _ in range(flags.num)]
     count = len(prompts) or flags.num
-    positive = said(run, count, prompts, flags.class_label)
-    negative = said(run, count, [flags.negative_prompt] * count, None)
-    sharding = MeshShape().build()
-    studio = open_studio(run, sharding)
+    order = Order(
+      count,
+      flags.batch,
+      _noise(flags, settings, opened, count),
+      "latents" if flags.output == "latent" else "images",
+    )
+    positive, negative = hear(
+      opened,
+      Request(
+        prompts,
+        [flags.negative_prompt] * count,
+        flags.class_label,
+        settings.height,
+        settings.width,
+      ),
+      say,
+    )
+    studio = Studio(opened.model, opened.params, MeshShape().build())
     os.makedirs(flags.out, exist_ok=True)
-  batches = -(-count // flags.batch)
-  first, images = _next_number(flags.out), []
+  drawn = _progress(studio, settings, positive, negative, order)
+  if order.output == "latents":
+    path = os.path.join(flags.out, "latents.npy")
+    _write_array(path, np.concatenate(list(drawn)))
+    print(path)
+    return 0
+  _write_pictures(flags, settings, prompts, drawn)
+  return 0
+
+
+def _progress(
+  studio: Studio,
+  settings: Settings,
+  positive: Said,
+  negative: Said,
+  order: Order,
+) -> Iterator[np.ndarray]:
+  """What the studio draws, with a bar of steps."""
+  batches = -(-order.count // order.batch)
   with tqdm(total=batches * settings.steps, unit="step") as bar:
-    for drawn in studio.draw(
-      settings,
-      positive,
-      negative,
-      count=count,
-      batch=flags.batch,
-      progress=bar.update,
-    ):
-      for image in drawn:
-        number = first + len(images)
-        text = prompts[len(images)] if prompts else ""
-        told = (
-          None
-          if flags.no_metadata
-          else _told(flags, settings, text, len(images))
-        )
-        path = os.path.join(flags.out, f"{number:05d}.png")
-        pictures.write_png(path, image, told)
-        print(path, flush=True)
-        images.append(image)
+    yield from studio.draw(settings, positive, negative, order, bar.update)
+
+
+def _write_pictures(
+  flags: argparse.Namespace,
+  settings: Settings,
+  prompts: Sequence[str],
+  drawn: Iterator[np.ndarray],
+) -> None:
+  """Numbered PNGs, each as soon as it is there, and a grid of them."""
+  first, images = _next_number(flags.out), []
+  for image in (image for batch in drawn for image in batch):
+    index = len(images)
+    text = prompts[index] if prompts else ""
+    told = None if flags.no_metadata else _told(flags, settings, text, index)
+    path = os.path.join(flags.out, f"{first + index:05d}.png")
+    pictures.write_png(path, image, told)
+    print(path, flush=True)
+    images.append(image)
   sheet = pictures.grid(np.stack(images), prompts)
   name = f"grid_{first:05d}.png" if first else "grid.png"
   pictures.write_png(os.path.join(flags.out, name), sheet)
   print(os.path.join(flags.out, name))
-  return 0
 
 
-def open_denoising(folder: str) -> Run:
-  """The run of stage two in `folder`.
+def _write_array(path: str, array: np.ndarray) -> None:
+  """Writes an .npy, never over another and never half of it.
 
   Raises:
-    ConfigError: if it is none.
+    ConfigError: it is there already.
   """
-  run = Run.open(folder)
-  if not isinstance(run.experiment.task, Denoising):
-    raise ConfigError(
-      f"{folder!r} is a run of stage one, which reconstructs but cannot draw; "
-      "give --model a run of stage two"
-    )
-  return run
+  if os.path.exists(path):
+    raise ConfigError(f"{path} is there already; choose another --out")
+  with open(path + ".part", "wb") as file:
+    np.save(file, array)
+  os.replace(path + ".part", path)
 
 
-def open_studio(run: Run, sharding: Sharding) -> Studio:
-  """The run's model, averaged, on the devices."""
-  task = run.experiment.task
-  params = task.parameters(run.trained(sharding), run.frozen(sharding))
-  return Studio(task.model, params, sharding)
+def _reading(flags: argparse.Namespace) -> Reading:
+  names = Reading.__dataclass_fields__
+  told = {name: getattr(flags, name) for name in names}
+  return Reading(**{k: v for k, v in told.items() if v is not None})
 
 
-def _settings(flags: argparse.Namespace, run: Run) -> Settings:
-  _, height, width, _ = run.batch["image"].shape
+def _settings(flags: argparse.Namespace, opened: Opened) -> Settings:
   eta = ETA[flags.sampler] if flags.eta is None else flags.eta
+  guidance = opened.guidance if flags.guidance is None else flags.guidance
   if flags.num < 1 or flags.batch < 1:
     raise ConfigError(
       f"--num and --batch must be 1 or more, got {flags.num} and {flags.batch}"
     )
-  if not (math.isfinite(flags.guidance) and eta >= 0 and math.isfinite(eta)):
+  if not (math.isfinite(guidance) and eta >= 0 and math.isfinite(eta)):
     raise ConfigError(
-      f"--guidance must be a number and --eta 0 or more, got "
-      f"{flags.guidance} and {eta}"
+      f"--guidance must be a number and --eta 0 or more, got {guidance} and "
+      f"{eta}"
     )
   settings = Settings(
-    height=flags.height or height,
-    width=flags.width or width,
+    height=flags.height or opened.height,
+    width=flags.width or opened.width,
     steps=flags.steps,
-    guidance=flags.guidance,
+    guidance=guidance,
     sampler=flags.sampler,
     grid=flags.grid,
     eta=eta,
     seed=flags.seed,
+    landing=opened.landing,
   )
-  model = run.experiment.task.model
+  model = opened.model
   model.first_stage.latent_shape(settings.height, settings.width)
   samplers.times(settings.steps, settings.grid, model.schedule.steps)
+  channels = model.first_stage.latent_channels
+  if opened.inputs not in (None, channels):
+    raise ConfigError(
+      f"this model's U-Net reads {opened.inputs} channels, {channels} of them "
+      "latents: it changes images given to it, which sample.py cannot give it; "
+      "use the U-Net alone from Python (ldm_jax.from_pretrained)"
+    )
   return settings
 
 
-def said(
-  run: Run, count: int, prompts: Sequence[str], label: int | None
-) -> Said:
-  """What prompts and label say to the run's conditioners.
+def _noise(
+  flags: argparse.Namespace, settings: Settings, opened: Opened, count: int
+) -> np.ndarray | None:
+  """x_T where the flags say whence: a file, or torch's generator."""
+  if flags.initial_latents is not None:
+    if flags.rng == "torch":
+      raise ConfigError("--initial_latents replace --rng; give one of them")
+    return _read_array(flags.initial_latents)
+  if flags.rng != "torch":
+    return None
+  if settings.eta:
+    raise ConfigError(
+      "--rng torch draws the first latents only, and this sampler draws more; "
+      "use --sampler ddim --eta 0"
+    )
+  shape = opened.model.first_stage.latent_shape(settings.height, settings.width)
+  height, width, channels = shape
+  drawn = torch_normal(settings.seed, (count, channels, height, width))
+  return drawn.transpose(0, 2, 3, 1)
+
+
+def _read_array(path: str) -> np.ndarray:
+  """The array of an .npy file; no code in it is run.
 
   Raises:
-    ConfigError: if the model has no ear for them.
+    ConfigError: it is missing, damaged, or not of finite numbers.
   """
-  parts = {type(p): p for p in run.experiment.task.model.conditioners}
-  raw, is_null = {}, {}
-  if any(prompts) and TextEmbedder not in parts:
-    raise ConfigError("this model takes no text; leave --prompt out")
-  if label is not None and ClassEmbedder not in parts:
-    raise ConfigError("this model knows no classes; leave --class_label out")
-  for part in parts.values():
-    if isinstance(part, TextEmbedder):
-      texts = list(prompts) or [""] * count
-      raw[part.reads] = _tokens(run.tokenizer, texts)
-      is_null[part.reads] = np.asarray([not text.strip() for text in texts])
-    else:
-      if label is not None and not 0 <= label < part.classes:
-        raise ConfigError(
-          f"--class_label must be 0 to {part.classes - 1}, got {label}"
-        )
-      raw[part.reads] = np.full(count, label or 0, np.int32)
-      is_null[part.reads] = np.full(count, label is None)
-  return Said(raw, is_null)
-
-
-def _tokens(words: Words, texts: Sequence[str]) -> np.ndarray:
-  """Ids of prompts; what is lost on the way is said."""
-  for text in dict.fromkeys(texts):
-    if len(text) > LONGEST:
-      raise ConfigError(
-        f"a prompt has {len(text)} characters; {LONGEST} are the most"
-      )
-    if unknown := words.unknown(text):
-      say(f"note: the model does not know {', '.join(unknown)} ({text!r})")
-    (lost,) = words.cut([text])
-    if lost:
-      say(f"note: the last {lost} tokens of {text!r} are beyond its length")
-  return words.encode(texts)
+  try:
+    array = np.load(path, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise ConfigError(f"--initial_latents {path!r}: {error}") from error
+  is_numbers = isinstance(array, np.ndarray) and array.dtype.kind == "f"
+  if not is_numbers or array.ndim != 4 or not np.isfinite(array).all():
+    raise ConfigError(
+      f"--initial_latents {path!r} must hold finite floats of shape "
+      "(images, height, width, channels)"
+    )
+  return array
 
 
 def _next_number(folder: str) -> int:
@@ -178,6 +206,9 @@ def _told(
     "class_label": flags.class_label,
     "index": index,
     "model": flags.model,
+    "lora": flags.lora,
+    "embedding": flags.embedding,
+    "rng": flags.rng,
     "ldm_jax": ldm_jax.__version__,
   }
   told |= {

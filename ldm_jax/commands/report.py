@@ -19,7 +19,7 @@ def parser() -> Parser:
   add("--model", required=True, metavar="RUN", help="a run of stage two")
   add("--out", required=True, metavar="DIR", help="gets report.html")
   add("--num", type=int, default=256, help="samples to judge (default 256)")
-  add("--steps", type=int, default=25, help="of DDIM (default 25)")
+  add("--steps", type=int, default=15, help="of DDIM (default 15)")
   add("--guidance", type=float, default=2.0, help="scale (default 2)")
   add("--seed", type=int, default=0)
   return flags

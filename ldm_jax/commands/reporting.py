@@ -16,17 +16,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from ldm_jax.commands.doors import usage
-from ldm_jax.commands.drawing import open_denoising, open_studio, said
+from ldm_jax.commands.models import open_denoising, open_run
 from ldm_jax.data import pipeline
 from ldm_jax.data.glyphs import Glyphs
 from ldm_jax.evaluation.judge import judge, score
 from ldm_jax.evaluation.psnr import psnr
 from ldm_jax.latent_diffusion import to_float, to_uint8
+from ldm_jax.loop import say
 from ldm_jax.nodes import ConfigError
+from ldm_jax.opened import Request, hear
 from ldm_jax.run import Run
 from ldm_jax.runtime import metrics, pictures
 from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.sampling import Settings
+from ldm_jax.sampling import Order, Settings, Studio
 from ldm_jax.tasks.denoising import Denoising, Frozen
 
 BATCH = 64
@@ -107,22 +109,19 @@ def _draw(
     guidance=flags.guidance,
     seed=flags.seed,
   )
+  sharding = MeshShape().build()
+  opened = open_run(run, sharding)
   words = captions if any(captions) else []
-  positive = said(run, count, words, None)
-  negative = said(run, count, [], None)
+  request = Request(words, [None] * count, None, height, width)
+  positive, negative = hear(opened, request, say)
   for name in positive.raw:
     positive.raw[name] = held_out[name]
     positive.is_null[name] = np.zeros(count, bool)
-  studio = open_studio(run, MeshShape().build())
+  studio = Studio(opened.model, opened.params, sharding)
   batches = -(-count // BATCH)
   with tqdm(total=batches * settings.steps, unit="step") as bar:
     drawn = studio.draw(
-      settings,
-      positive,
-      negative,
-      count=count,
-      batch=BATCH,
-      progress=bar.update,
+      settings, positive, negative, Order(count, BATCH), bar.update
     )
     return np.concatenate(list(drawn))
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import config, pretrained
+from ldm_jax import config
 from ldm_jax.commands.doors import DATA, NUMERICS, Stop, usage
 from ldm_jax.config import Experiment
 from ldm_jax.data import pipeline
@@ -17,7 +17,10 @@ from ldm_jax.data.images import ImageError
 from ldm_jax.data.tokens import Words
 from ldm_jax.loop import Loop, NonFinite, say
 from ldm_jax.nn.conditioner import ClassEmbedder, TextEmbedder
+from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nodes import ConfigError, override
+from ldm_jax.pretrained import towers
+from ldm_jax.pretrained.perceptual import perceptual
 from ldm_jax.run import Run, open_first_stage, shapes_of
 from ldm_jax.runtime import metrics
 from ldm_jax.runtime.checkpoint import digest
@@ -163,7 +166,7 @@ def check_conditions(
         f"{', '.join(sorted(example))}"
         + ("; set data.tokenizer" if part.reads == "tokens" else "")
       )
-    if isinstance(part, TextEmbedder):
+    if isinstance(part, TextEmbedder | ClipEmbedder):
       _check_text(part, words)
     elif isinstance(part, ClassEmbedder):
       most = int(example[part.reads].max())
@@ -174,17 +177,26 @@ def check_conditions(
         )
 
 
-def _check_text(part: TextEmbedder, words: Words) -> None:
-  if words.size > part.encoder.vocabulary:
+def _check_text(part: TextEmbedder | ClipEmbedder, words: Words) -> None:
+  is_clip = isinstance(part, ClipEmbedder)
+  encoder = part.encoders[0] if is_clip else part.encoder
+  if words.size > encoder.vocabulary:
     raise ConfigError(
       f"the tokenizer has {words.size} ids, the text encoder "
-      f"vocabulary={part.encoder.vocabulary}; raise it"
+      f"vocabulary={encoder.vocabulary}; raise it"
     )
-  null = np.asarray(part.null(words.length))
+  if is_clip and words.length != encoder.length:
+    raise ConfigError(
+      f"the tokenizer has length={words.length}, the text encoder "
+      f"{encoder.length}; set data.tokenizer.length={encoder.length}"
+    )
+  length = words.length
+  null = np.asarray(part.empty(length)[0] if is_clip else part.null(length))
   if not np.array_equal(null, words.empty):
     raise ConfigError(
       f"the tokenizer writes the empty prompt as {words.empty.tolist()}, the "
-      f"conditioner as {null.tolist()}; set its `empty` and `padding`"
+      f"conditioner as {null.tolist()}; set the ids it begins, ends and is "
+      "padded with"
     )
 
 
@@ -199,7 +211,7 @@ def _frozen(
   if stage_one is None:
     if task.perceptual is None:
       return autoencoding.Frozen(None)
-    lpips = pretrained.perceptual(task.perceptual, experiment.perceptual)
+    lpips = perceptual(task.perceptual, experiment.perceptual)
     return jax.device_put(
       autoencoding.Frozen(lpips), sharding.state(autoencoding.Frozen(lpips))
     )
@@ -214,7 +226,9 @@ def _frozen(
     )
     say(f"latents are multiplied by {scale:.5f}, their measured 1 / std")
   scale = jax.device_put(np.float32(scale), sharding.replicated)
-  return denoising.Frozen(stage_one.params, scale)
+  parts = towers.frozen_parts(task.model, experiment.text_encoders)
+  parts = jax.device_put(parts, sharding.state(parts))
+  return denoising.Frozen(stage_one.params, scale, parts)
 
 
 def batches(

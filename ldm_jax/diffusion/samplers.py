@@ -65,12 +65,12 @@ def times(steps: int, grid: Grid, total: int = 1000) -> np.ndarray:
   return (rising + offset)[::-1].astype(np.float64)
 
 
-def rows(grid: np.ndarray) -> Row:
-  """One row per time; the last step lands on the clean image."""
+def rows(grid: np.ndarray, landing: float = CLEAN) -> Row:
+  """One row per time; the last step lands on the clean image, or earlier."""
   count = len(grid)
   return Row(
     grid,
-    np.append(grid[1:], CLEAN),
+    np.append(grid[1:], landing),
     np.arange(count, dtype=np.int32),
     np.ones(count, bool),
   )

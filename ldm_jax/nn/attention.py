@@ -1,5 +1,6 @@
 """softmax(q k^T / sqrt(d)) v, by whichever road is shortest."""
 
+import functools
 import math
 from typing import Literal
 
@@ -19,6 +20,8 @@ def attend(
   k: Float[Array, "b m n d"],
   v: Float[Array, "b m n d"],
   road: Road = "auto",
+  *,
+  is_causal: bool = False,
 ) -> Float[Array, "b l n d"]:
   """Scaled dot-product attention (Vaswani et al. 2017, eq. 1), n heads.
 
@@ -27,40 +30,43 @@ def attend(
   Args:
     road: "xla" holds all l x m scores; "chunked" never does, forward or
       backward; "auto" takes the second for long sequences.
+    is_causal: query i reads keys 0 to i only.
   """
   is_long = q.shape[1] * k.shape[1] >= _MANY_SCORES
   if road == "chunked" or (road == "auto" and is_long):
-    return chunked(q, k, v)
-  return jax.nn.dot_product_attention(q, k, v)
+    return chunked(q, k, v, is_causal=is_causal)
+  return jax.nn.dot_product_attention(q, k, v, is_causal=is_causal)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnames=("is_causal",))
 def chunked(
   q: Float[Array, "b l n d"],
   k: Float[Array, "b m n d"],
   v: Float[Array, "b m n d"],
+  is_causal: bool = False,
 ) -> Float[Array, "b l n d"]:
   """Attention by an online softmax over chunks (Rabe and Staats 2021).
 
   Memory is linear in l and m. The backward pass recomputes each chunk's
   scores from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
   """
-  return _forward(q, k, v)[0]
+  return _forward(q, k, v, is_causal)[0]
 
 
-def _forward(q: Array, k: Array, v: Array):
+def _forward(q: Array, k: Array, v: Array, is_causal: bool):
   """Returns the output and, for the backward pass, ln sum exp of scores."""
   queries, length = _cut(q, _QUERIES), q.shape[1]
   keys, values = _cut(k, _KEYS), _cut(v, _KEYS)
-  bias = _padding_bias(k.shape[1])
+  sights = _sights(queries, k.shape[1], is_causal)
 
-  def over_keys(query: Array):
+  def over_keys(row):
     """(output, ln sum exp) of one chunk of queries, all keys seen in turn."""
+    query, sight = row
 
     def body(carry, chunk):
       total, mass, top = carry
-      key, value, key_bias = chunk
-      scores = _scores(query, key) + key_bias
+      key, value, place = chunk
+      scores = _scores(query, key, sight, place)
       top_now = jnp.maximum(top, scores.max(-1))
       weights = jnp.exp(scores - top_now[..., None])
       fade = jnp.exp(top - top_now)
@@ -73,31 +79,35 @@ def _forward(q: Array, k: Array, v: Array):
       jnp.zeros((b, n, rows), jnp.float32),
       jnp.full((b, n, rows), -jnp.inf, jnp.float32),
     )
-    (total, mass, top), _ = jax.lax.scan(body, start, (keys, values, bias))
+    chunks = (keys, values, _places(keys))
+    (total, mass, top), _ = jax.lax.scan(body, start, chunks)
     out = (total / mass[..., None]).swapaxes(1, 2).astype(q.dtype)
     return out, top + jnp.log(mass)
 
-  outs, log_masses = jax.lax.map(over_keys, queries)
+  outs, log_masses = jax.lax.map(over_keys, (queries, sights))
   out = _join(outs, length)
   return out, (q, k, v, out, log_masses)
 
 
-def _backward(saved, grad: Array):
+def _backward(is_causal: bool, saved, grad: Array):
   """dv = P^T do; dP = do v^T; dS = P (dP - sum(do o)); dq, dk from dS."""
   q, k, v, out, log_masses = saved
   scale = q.shape[-1] ** -0.5
   grad32 = grad.astype(jnp.float32)
   inner = _cut((grad32 * out.astype(jnp.float32)).sum(-1), _QUERIES)
-  by_query = (_cut(q, _QUERIES), _cut(grad32, _QUERIES), log_masses, inner)
+  queries, keys = _cut(q, _QUERIES), _cut(k, _KEYS)
+  sights = _sights(queries, k.shape[1], is_causal)
+  by_query = (queries, _cut(grad32, _QUERIES), log_masses, inner, sights)
 
   def over_queries(dq_total: Array, chunk):
     """Adds what one chunk of keys gives dq; returns the chunk's (dk, dv)."""
-    key, value, key_bias = chunk
+    key, value, place = chunk
 
     def body(carry, row):
-      query, row_grad, log_mass, row_inner = row
+      query, row_grad, log_mass, row_inner, sight = row
       dk, dv = carry
-      weights = jnp.exp(_scores(query, key) + key_bias - log_mass[..., None])
+      scores = _scores(query, key, sight, place)
+      weights = jnp.exp(scores - log_mass[..., None])
       dv += jnp.einsum("bnqk,bqnd->bknd", weights, row_grad)
       dweights = jnp.einsum("bqnd,bknd->bnqk", row_grad, value)
       dscores = weights * (dweights - row_inner.swapaxes(1, 2)[..., None])
@@ -109,8 +119,8 @@ def _backward(saved, grad: Array):
     (dk, dv), dq = jax.lax.scan(body, (zero, zero), by_query)
     return dq_total + dq, (dk, dv)
 
-  chunks = (_cut(k, _KEYS), _cut(v, _KEYS), _padding_bias(k.shape[1]))
-  start = jnp.zeros(by_query[0].shape, jnp.float32)
+  chunks = (keys, _cut(v, _KEYS), _places(keys))
+  start = jnp.zeros(queries.shape, jnp.float32)
   dq, (dk, dv) = jax.lax.scan(over_queries, start, chunks)
   return (
     _join(dq, q.shape[1]).astype(q.dtype),
@@ -138,17 +148,26 @@ def _join(x: Array, length: int) -> Array:
   return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
-def _padding_bias(length: int) -> Array:
-  """0 for a key, -inf for the padding behind the last, as [chunks l']."""
-  bias = _cut(jnp.ones((1, length)), _KEYS)[:, 0]
-  return jnp.where(bias > 0, 0.0, -jnp.inf)
+def _places(chunks: Array) -> Array:
+  """Each row's number in the whole, [chunks l'], of what `_cut` cut."""
+  count, _, each = chunks.shape[:3]
+  return jnp.arange(count * each).reshape(count, each)
 
 
-def _scores(query: Array, key: Array) -> Array:
+def _sights(queries: Array, keys: int, is_causal: bool) -> Array:
+  """The last key in sight of each query, [chunks l']; padding lies behind."""
+  places = _places(queries)
+  last = jnp.full_like(places, keys - 1)
+  return jnp.minimum(places, last) if is_causal else last
+
+
+def _scores(query: Array, key: Array, sight: Array, place: Array) -> Array:
+  """q k^T / sqrt(d), -inf where the key lies behind what is in sight."""
   scores = jnp.einsum(
     "bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32
   )
-  return scores * query.shape[-1] ** -0.5
+  scores = scores * query.shape[-1] ** -0.5
+  return jnp.where(place <= sight[:, None], scores, -jnp.inf)
 
 
 def _mix(weights: Array, value: Array) -> Array:

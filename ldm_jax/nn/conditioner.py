@@ -6,14 +6,14 @@ true it answers with its null. Training dropout, guidance and a prompt that was
 not given are that one definition.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Real
 
-from ldm_jax.nn.layers import layer_norm
+from ldm_jax.nn.layers import layer_norm, sinusoids
 from ldm_jax.nn.text import TextEncoder
 
 
@@ -88,6 +88,46 @@ class ClassEmbedder(nn.Module):
     return Condition(
       context=table(jnp.where(drop, self.classes, label))[:, None]
     )
+
+
+class SizeEmbedder(nn.Module):
+  """Each number's sinusoids, one number's after another's; no parameters.
+
+  SDXL's micro-conditioning (Podell et al. 2023, 2.2), in pixels and height
+  first: the base is told the original size, the crop's top and left and the
+  target size, six numbers; the refiner the original size, the crop and an
+  aesthetic score, five. `drop` changes nothing: the sizes of an image are as
+  true of its null.
+
+  Attributes:
+    ends_with: what the last numbers are, the target's height and width or the
+      score.
+    width: of one number's sinusoids, cosines first.
+    reads: the batch's array of numbers.
+    drop_rate: without effect, whatever it is.
+  """
+
+  ends_with: Literal["target", "score"] = "target"
+  width: int = 256
+  reads: str = "sizes"
+  drop_rate: float = 0.0
+
+  @property
+  def count(self) -> int:
+    """How many numbers are told."""
+    return {"target": 6, "score": 5}[self.ends_with]
+
+  def __call__(
+    self, sizes: Real[Array, "b k"], drop: Bool[Array, " b"]
+  ) -> Condition:
+    if sizes.shape[1] != self.count:
+      raise ValueError(
+        f"{sizes.shape[1]} numbers of size, but {self.count} are told where "
+        f"they end with a {self.ends_with}"
+      )
+    numbers = sizes.reshape(-1).astype(jnp.float32)  # sizes may be whole
+    rows = sinusoids(numbers, self.width)
+    return Condition(vector=rows.reshape(len(sizes), -1))
 
 
 class TextEmbedder(nn.Module):

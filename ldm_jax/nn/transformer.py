@@ -13,11 +13,12 @@ from ldm_jax.nn.layers import conv, dense, group_norm, layer_norm
 class Attention(nn.Module):
   """Multi-head attention from x to `context`, or to x itself.
 
-  Projects to heads * head_width, whatever the width of x; q, k and v have no
-  bias, the output has one.
+  Projects to heads * head_width, whatever the width of x.
 
   Attributes:
     is_zero: a fresh one answers 0.
+    is_causal: token i of x reads tokens 0 to i of the source.
+    is_biased: q, k and v have a bias; the output always has one.
   """
 
   heads: int
@@ -25,6 +26,8 @@ class Attention(nn.Module):
   road: Road = "auto"
   dtype: DTypeLike = "float32"
   is_zero: bool = False
+  is_causal: bool = False
+  is_biased: bool = False
 
   @nn.compact
   def __call__(
@@ -36,11 +39,14 @@ class Attention(nn.Module):
     inner = self.heads * self.head_width
 
     def project(tokens, name):
-      tokens = dense(tokens, inner, name=name, use_bias=False, dtype=self.dtype)
+      tokens = dense(
+        tokens, inner, name=name, use_bias=self.is_biased, dtype=self.dtype
+      )
       return tokens.reshape(*tokens.shape[:2], self.heads, self.head_width)
 
     q, k, v = project(x, "q"), project(source, "k"), project(source, "v")
-    out = attend(q, k, v, self.road).reshape(*x.shape[:2], inner)
+    out = attend(q, k, v, self.road, is_causal=self.is_causal)
+    out = out.reshape(*x.shape[:2], inner)
     return dense(
       out, x.shape[-1], name="out", is_zero=self.is_zero, dtype=self.dtype
     )

@@ -28,10 +28,12 @@ class State(flax.struct.PyTreeNode):
 
 
 class Frozen(flax.struct.PyTreeNode):
-  """What learning leaves alone: the first stage and the scale of latents."""
+  """What learning leaves alone: the first stage, the scale of its latents, and
+  conditioners that were trained before (by what each reads)."""
 
   first_stage: Any
   latent_scale: Any
+  conditioners: Any = flax.struct.field(default_factory=dict)
 
 
 class Draws(NamedTuple):
@@ -94,12 +96,27 @@ class Denoising:
         self.model.first_stage.init, jax.random.key(0), images, noise
       ),
       jax.ShapeDtypeStruct((), jnp.float32),
+      self._frozen_parts(batch),
     )
+
+  def _frozen_parts(self, batch: Batch) -> dict[str, Any]:
+    """Shapes of the conditioners that are not trained."""
+    if not self.model.frozen:
+      return {}
+    made = jax.eval_shape(
+      lambda batch: self.model.init(
+        jax.random.key(0), batch, self._latent_shape(batch)
+      ),
+      batch,
+    )
+    return {name: made["conditioners"][name] for name in self.model.frozen}
 
   def init(self, key: Array, batch: Batch, frozen: Frozen) -> State:
     """A fresh state for batches like this one."""
     del frozen
     params = self.model.init(key, batch, self._latent_shape(batch))
+    for name in self.model.frozen:
+      del params["conditioners"][name]
     opt = self.optimizer.build().init(params)
     return State(jnp.zeros((), jnp.int32), params, params, opt)
 
@@ -162,7 +179,7 @@ class Denoising:
     return Parameters(
       first_stage=frozen.first_stage,
       latent_scale=frozen.latent_scale,
-      conditioners=trained["conditioners"],
+      conditioners={**trained["conditioners"], **frozen.conditioners},
       unet=trained["unet"],
     )
 

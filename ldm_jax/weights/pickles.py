@@ -1,18 +1,21 @@
 """A pickle machine that executes nothing: plain data and tensors, or refusal.
 
 torch writes its files with pickle, a small stack language in which a file may
-call any function by name. Here names are looked up in tensors.py and never
-imported, so the worst a file can do is to be refused.
+call any function by name. Here names are looked up in tensors.py and inert.py
+and never imported, so the worst a file can do is to be refused.
 """
 
 import io
+import mmap
 import pickletools
 from typing import Any, NamedTuple
 
 from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.inert import Inert, is_inert
 from ldm_jax.weights.tensors import (
   CALLS,
   STORAGES,
+  TORCH_DTYPES,
   Global,
   Storage,
   read_storage,
@@ -22,6 +25,7 @@ from ldm_jax.weights.tensors import (
 
 MAX_BYTES = 64 * 2**20  # a state dict takes about 200 bytes per tensor
 MAX_OPCODES = 10_000_000
+MAX_ARGUMENTS = 16
 
 
 class Pickle(NamedTuple):
@@ -53,18 +57,19 @@ class Machine:
     return items
 
 
-def read_pickle(stream: io.BytesIO) -> Pickle:
+def read_pickle(stream: io.BytesIO | mmap.mmap) -> Pickle:
   """The value of the pickle at the stream's position, which moves past it.
 
   Raises:
     WeightsError: the pickle is cut short, malformed, or asks for anything but
-      numbers, strings, tuples, lists, dictionaries and tensors.
+      numbers, strings, tuples, lists, dictionaries, tensors and what
+      inert.py knows to ignore.
   """
   try:
     return _run(stream)
   except WeightsError:
     raise
-  except (ValueError, LookupError) as error:
+  except (ValueError, LookupError, RecursionError) as error:
     raise WeightsError(f"truncated or malformed pickle ({error})") from error
 
 
@@ -101,9 +106,11 @@ def _store(machine, index):
 
 
 def _append(machine, items):
-  if not isinstance(machine.stack[-1], list):
+  target = machine.stack[-1]
+  if isinstance(target, list):
+    target.extend(items)
+  elif not isinstance(target, Inert):
     raise WeightsError("malformed pickle: it appends to what is not a list")
-  machine.stack[-1].extend(items)
 
 
 def _set_item(machine, _):
@@ -117,11 +124,15 @@ def _set_marked_items(machine, _):
 
 
 def _push_global(machine, name):
-  if name not in STORAGES and name not in CALLS:
+  if name in STORAGES or name in CALLS or name in TORCH_DTYPES:
+    machine.push(Global(name))
+  elif is_inert(name):
+    machine.push(Inert(name))
+  else:
     raise WeightsError(
-      f"refused global {name}; a weight file needs tensors and plain data only"
+      f"refused global {name[:200]}; a weight file needs tensors and plain "
+      "data only"
     )
-  machine.push(Global(name))
 
 
 def _push_stacked_global(machine, _):
@@ -133,9 +144,13 @@ def _push_stacked_global(machine, _):
 
 def _call(machine, _):
   arguments, function = machine.pop(), machine.pop()
+  if isinstance(function, Inert):
+    machine.push(function)
+    return
   if not isinstance(function, Global) or function.name not in CALLS:
     raise WeightsError("malformed pickle: it calls what is not a function")
-  if not isinstance(arguments, tuple):
+  is_tuple = isinstance(arguments, tuple)
+  if not is_tuple or len(arguments) > MAX_ARGUMENTS:
     raise WeightsError(f"malformed call of {function.name}")
   machine.push(CALLS[function.name](*arguments))
 
@@ -145,8 +160,16 @@ def _build(machine, _):
   set_state(machine.stack[-1], state)
 
 
-def _push_storage(machine, _):
-  storage = read_storage(machine.pop())
+def _push_persistent(machine, _):
+  """A storage; or, in the legacy layout, a class with its source code."""
+  match machine.pop():
+    case ("module", (Global() | Inert()) as named, str(), str()):
+      machine.push(named)
+    case identity:
+      _push_storage(machine, read_storage(identity))
+
+
+def _push_storage(machine, storage):
   if machine.storages.setdefault(storage.key, storage) != storage:
     raise WeightsError(f"storage {storage.key} is declared twice, differently")
   machine.push(storage)
@@ -167,6 +190,8 @@ STEPS = {
   "SHORT_BINUNICODE": _push_argument,
   "BINSTRING": _push_argument,  # Python 2's strings
   "SHORT_BINSTRING": _push_argument,
+  "BINBYTES": _push_argument,
+  "SHORT_BINBYTES": _push_argument,
   "EMPTY_DICT": lambda machine, _: machine.push({}),
   "EMPTY_LIST": lambda machine, _: machine.push([]),
   "EMPTY_TUPLE": _push_tuple(0),
@@ -189,5 +214,5 @@ STEPS = {
   "REDUCE": _call,
   "NEWOBJ": _call,
   "BUILD": _build,
-  "BINPERSID": _push_storage,
+  "BINPERSID": _push_persistent,
 }

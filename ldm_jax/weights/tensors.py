@@ -5,25 +5,29 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.inert import Inert
+from ldm_jax.weights.mapped import DTYPES, check_shape, is_count
 
-MAX_RANK = 32
-
+UNTYPED = "torch.storage.UntypedStorage"  # bytes; each tensor has a dtype
 STORAGES = {
-  "torch.FloatStorage": np.dtype("<f4"),
-  "torch.HalfStorage": np.dtype("<f2"),
-  "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-  "torch.DoubleStorage": np.dtype("<f8"),
-  "torch.LongStorage": np.dtype("<i8"),
-  "torch.IntStorage": np.dtype("<i4"),
-  "torch.ShortStorage": np.dtype("<i2"),
-  "torch.CharStorage": np.dtype("i1"),
-  "torch.ByteStorage": np.dtype("u1"),
-  "torch.BoolStorage": np.dtype("?"),
+  "torch.FloatStorage": DTYPES["float32"],
+  "torch.HalfStorage": DTYPES["float16"],
+  "torch.BFloat16Storage": DTYPES["bfloat16"],
+  "torch.DoubleStorage": DTYPES["float64"],
+  "torch.LongStorage": DTYPES["int64"],
+  "torch.IntStorage": DTYPES["int32"],
+  "torch.ShortStorage": DTYPES["int16"],
+  "torch.CharStorage": DTYPES["int8"],
+  "torch.ByteStorage": DTYPES["uint8"],
+  "torch.BoolStorage": DTYPES["bool"],
+  "torch.ComplexFloatStorage": DTYPES["complex64"],
+  "torch.ComplexDoubleStorage": DTYPES["complex128"],
+  UNTYPED: DTYPES["uint8"],
 }
+TORCH_DTYPES = {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
 
 
 class Global(NamedTuple):
@@ -39,11 +43,17 @@ class Storage(NamedTuple):
   dtype: np.dtype
   count: int
 
+  @property
+  def size(self) -> int:
+    """In bytes."""
+    return self.count * self.dtype.itemsize
+
 
 class Tensor(NamedTuple):
   """A strided window on a storage, known to lie within it."""
 
   storage: Storage
+  dtype: np.dtype
   offset: int
   shape: tuple[int, ...]
   strides: tuple[int, ...]
@@ -56,28 +66,45 @@ class Parameter:
   data: Any = None
 
 
+@dataclasses.dataclass
+class ParameterDict:
+  """torch's dictionary of parameters, as in files of textual inversion."""
+
+  items: dict = dataclasses.field(default_factory=dict)
+
+
 def set_items(target, keys, values):
-  """target[key] = value for a dictionary, and for nothing else.
+  """target[key] = value for a dictionary; what is inert stays so.
 
   Raises:
     WeightsError: it is another thing, or a key is no plain value.
   """
+  if isinstance(target, Inert):
+    return
   if not isinstance(target, dict):
     raise WeightsError("malformed pickle: it sets items of no dictionary")
   for key, value in zip(keys, values, strict=True):
-    # Hashing a deeply nested tuple would exhaust the C stack.
-    if not isinstance(key, (str, int, float, type(None))):
+    # Hashing a deeply nested tuple would exhaust the C stack. Lightning's
+    # dictionary of callbacks had their classes as keys.
+    if not isinstance(key, (str, int, float, type(None), Inert)):
       raise WeightsError(f"a dictionary key is a {type(key).__name__}")
     target[key] = value
 
 
 def _ordered_dict(pairs=(), *_):
-  """Python 3 calls it without arguments, Python 2 with a list of pairs."""
+  """Python 3 calls it without arguments, Python 2 with a list of pairs.
+
+  The list is used up: a file that named one list a million times would
+  otherwise fill the memory.
+  """
   made = collections.OrderedDict()
-  for pair in pairs if isinstance(pairs, list) else ():
+  if not isinstance(pairs, list):
+    return made
+  for pair in pairs:
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
       raise WeightsError("malformed OrderedDict: its items are not pairs")
     set_items(made, pair[:1], pair[1:])
+  pairs.clear()
   return made
 
 
@@ -89,44 +116,72 @@ def _parameter(data=None, *_):
   return Parameter(data)
 
 
-def _tensor(storage=None, offset=None, shape=None, strides=None, *rest):
-  """A tensor that lies within its storage and is no larger than it.
+def _parameter_dict(*_):
+  return ParameterDict()
 
-  `rest` is requires_grad, hooks and, since torch 2, bits such as "conjugated".
-  """
-  if not isinstance(storage, Storage) or not _is_count(offset):
-    raise WeightsError("malformed tensor: it has no storage or no offset")
-  for sizes in (shape, strides):
-    if not isinstance(sizes, tuple) or not all(map(_is_count, sizes)):
-      raise WeightsError(f"malformed tensor on storage {storage.key}")
-  if len(shape) != len(strides) or len(shape) > MAX_RANK:
-    raise WeightsError(
-      f"malformed tensor on storage {storage.key}: rank {len(shape)} with "
-      f"{len(strides)} strides, at most {MAX_RANK}"
-    )
+
+def _tensor(storage=None, offset=None, shape=None, strides=None, *rest):
+  """`rest` is requires_grad, hooks and, since torch 2, bits like "negated"."""
   if any(rest[2:]):
     raise WeightsError("a tensor has lazy bits; a plain tensor is needed")
+  if not isinstance(storage, Storage):
+    raise WeightsError("malformed tensor: it has no storage")
+  return _window(Tensor(storage, storage.dtype, offset, shape, strides))
+
+
+def _tensor_of_dtype(*arguments):
+  """torch's form for formats without a storage class, such as 8-bit floats.
+
+  Offset and strides count numbers of that format, the storage counts bytes.
+  """
+  storage, offset, shape, strides, _, _, dtype, *rest = (
+    *arguments,
+    *[None] * (7 - len(arguments)),
+  )
+  if any(rest):
+    raise WeightsError("a tensor has lazy bits; a plain tensor is needed")
+  if not isinstance(storage, Storage) or storage.dtype != DTYPES["uint8"]:
+    raise WeightsError("malformed tensor: it has no storage of bytes")
+  if not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES:
+    raise WeightsError("malformed tensor: it has no dtype")
+  dtype = TORCH_DTYPES[dtype.name]
+  return _window(Tensor(storage, dtype, offset, shape, strides))
+
+
+def _window(tensor):
+  """The tensor, if it lies within its storage and is no larger than it."""
+  storage, dtype, offset, shape, strides = tensor
+  if not is_count(offset):
+    raise WeightsError("malformed tensor: it has no offset")
+  try:
+    check_shape(shape)
+  except WeightsError as error:
+    raise WeightsError(
+      f"malformed tensor on storage {storage.key}: {error}"
+    ) from error
+  is_tuple = isinstance(strides, tuple) and len(strides) == len(shape)
+  if not is_tuple or not all(map(is_count, strides)):
+    raise WeightsError(
+      f"malformed tensor on storage {storage.key}: its strides do not fit its "
+      f"shape {shape}"
+    )
   last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-  size = math.prod(shape)
-  # numpy multiplies the axes of an empty array too, and must not overflow.
-  is_huge = not size and math.prod(n for n in shape if n) >= 2**48
-  if is_huge or (size and (last >= storage.count or size > storage.count)):
+  size, count = math.prod(shape), storage.size // dtype.itemsize
+  if size and (last >= count or size > count):
     raise WeightsError(
       f"a tensor of shape {shape} and strides {strides} at {offset} reads past "
-      f"its storage {storage.key}, which holds {storage.count} values"
+      f"its storage {storage.key}, which holds {count} values"
     )
-  return Tensor(storage, offset, shape, strides)
-
-
-def _is_count(number):
-  return type(number) is int and 0 <= number < 2**48
+  return tensor
 
 
 def read_storage(identity: Any) -> Storage:
   """A storage by its persistent id ("storage", kind, key, device, count)."""
+  if isinstance(identity, tuple) and len(identity) > 6:
+    identity = None
   match identity:
-    case ("storage", Global(kind), str(key), _, int(count), *view) if (
-      kind in STORAGES and _is_count(count) and key.isascii() and key.isdigit()
+    case ("storage", Global(kind), str(key), _, int(count), *_) if (
+      kind in STORAGES and is_count(count) and key.isascii() and key.isdigit()
     ):
       storage = Storage(key, STORAGES[kind], count)
     case _:
@@ -134,7 +189,7 @@ def read_storage(identity: Any) -> Storage:
         "malformed storage; needed are a kind of storage, a key of digits and "
         "a number of values"
       )
-  if any(part is not None for part in view):
+  if any(part is not None for part in identity[5:]):
     raise WeightsError(
       f"storage {key} is a view of another one; save it again with torch >= 0.4"
     )
@@ -142,12 +197,22 @@ def read_storage(identity: Any) -> Storage:
 
 
 def set_state(target: Any, state: Any):
-  """Object state: ignored, but for the data of Parameters before torch 0.4."""
-  if not isinstance(target, (Parameter, collections.OrderedDict)):
-    raise WeightsError(f"refused to set the state of a {type(target).__name__}")
-  is_old = isinstance(state, tuple) and len(state) == 5
-  if isinstance(target, Parameter) and is_old:
-    target.data = state[0]
+  """Object state: ignored, but for the data of parameters.
+
+  Raises:
+    WeightsError: the target is no object that has a state.
+  """
+  match target, state:
+    case ParameterDict(), {"_parameters": dict(items)}:
+      target.items = items
+    case Parameter(), (data, _, _, _, _):  # torch before 0.4
+      target.data = data
+    case ((Parameter() | collections.OrderedDict() | Inert()), _):
+      pass
+    case _:
+      raise WeightsError(
+        f"refused to set the state of a {type(target).__name__}"
+      )
 
 
 CALLS = {
@@ -155,6 +220,8 @@ CALLS = {
   "torch.Size": _size,
   "torch._utils._rebuild_tensor": _tensor,  # torchvision's vgg16-397923af.pth
   "torch._utils._rebuild_tensor_v2": _tensor,
+  "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
   "torch._utils._rebuild_parameter": _parameter,
   "torch.nn.parameter.Parameter": _parameter,  # before torch 0.4
+  "torch.nn.modules.container.ParameterDict": _parameter_dict,
 }

@@ -1,4 +1,4 @@
-"""Foreign weights into parameters of ours."""
+"""LPIPS from the files of torchvision and of the lpips package."""
 
 import os
 from typing import Any

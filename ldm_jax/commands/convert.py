@@ -1,0 +1,66 @@
+"""Converts a model between runs, diffusers folders and single files.
+
+  python -m ldm_jax.commands.convert SRC DST [--dtype fp16] [--single_file]
+
+SRC is a run, a diffusers folder (or one network's), a single file, or
+owner/model of the hub. DST becomes a folder that diffusers loads as it is, or
+with --single_file a .safetensors with the names of CompVis and Stability.
+"""
+
+from collections.abc import Sequence
+
+from ldm_jax.commands.doors import Parser, enter
+
+
+def parser() -> Parser:
+  """The flags of convert."""
+  flags = Parser("python -m ldm_jax.commands.convert", __doc__)
+  add = flags.add_argument
+  add("source", metavar="SRC", help="what is read")
+  add("target", metavar="DST", help="what is written; must not be there yet")
+  add(
+    "--dtype",
+    choices=("fp32", "fp16", "bf16"),
+    default="fp32",
+    help="of the tensors written (default fp32)",
+  )
+  add(
+    "--single_file",
+    action="store_true",
+    help="write one .safetensors instead of a folder",
+  )
+  add("--subfolder", help="one network of SRC: vae, unet, text_encoder")
+  add("--variant", help="of the weights' files read, such as fp16")
+  add(
+    "--prediction",
+    choices=("eps", "v", "x0"),
+    help="what the U-Net answers, where a single file does not say",
+  )
+  add(
+    "--weights",
+    choices=("raw", "ema"),
+    default="raw",
+    help="which of a single file's two U-Nets (default raw)",
+  )
+  add("--config", metavar="FOLDER", help="diffusers' configs of a single file")
+  add("--tokenizer", metavar="FOLDER", help="CLIP's, for single files")
+  add(
+    "--shard_gigabytes",
+    type=float,
+    default=10.0,
+    metavar="N",
+    help="cut weights into shards above this size (default 10)",
+  )
+  return flags
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Reads the flags and converts; returns the exit code."""
+  flags, _ = parser().read(arguments)
+  from ldm_jax.commands import converting  # brings jax
+
+  return converting.convert(flags)
+
+
+if __name__ == "__main__":
+  enter(main)

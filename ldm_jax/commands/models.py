@@ -1,0 +1,122 @@
+"""What --model may name: a run, or a model of Stable Diffusion's kind."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from ldm_jax.data.prompts import Dialect, Prompts
+from ldm_jax.data.tokens import Words
+from ldm_jax.loop import say
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nodes import ConfigError
+from ldm_jax.opened import Opened
+from ldm_jax.pretrained import loading
+from ldm_jax.pretrained.adapters import merge_lora
+from ldm_jax.pretrained.inversion import load_inversion
+from ldm_jax.run import Run
+from ldm_jax.runtime.sharding import MeshShape, Sharding
+from ldm_jax.tasks.denoising import Denoising
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How a model is to be read; see pretrained/loading.py.
+
+  Attributes:
+    lora: files of LoRAs to merge, each with :SCALE behind it or without.
+    embedding: files of textual inversion.
+  """
+
+  dtype: str = "float32"
+  variant: str | None = None
+  prediction: str | None = None
+  weights: str = "raw"
+  config: str | None = None
+  tokenizer: str | None = None
+  lora: Sequence[str] = ()
+  embedding: Sequence[str] = ()
+
+
+def open_denoising(folder: str) -> Run:
+  """The run of stage two in `folder`.
+
+  Raises:
+    ConfigError: if it is none.
+  """
+  run = Run.open(folder)
+  if not isinstance(run.experiment.task, Denoising):
+    raise ConfigError(
+      f"{folder!r} is a run of stage one, which reconstructs but cannot draw; "
+      "give --model a run of stage two"
+    )
+  return run
+
+
+def open_run(run: Run, sharding: Sharding) -> Opened:
+  """A run's model with its averaged parameters, on the devices."""
+  task = run.experiment.task
+  _, height, width, _ = run.batch["image"].shape
+  return Opened(
+    model=task.model,
+    params=task.parameters(run.trained(sharding), run.frozen(sharding)),
+    words=_words(run),
+    height=height,
+    width=width,
+  )
+
+
+def _words(run: Run) -> Words | Prompts | None:
+  """The run's tokenizer, as what it was trained on listens to it."""
+  words = run.tokenizer
+  for part in run.experiment.task.model.conditioners:
+    if isinstance(part, ClipEmbedder):
+      return Prompts((Dialect(words, part.paddings[0]),))
+  return words
+
+
+def open_model(path: str, reading: Reading = Reading()) -> Opened:
+  """A model by the name of its run, folder, file or repository.
+
+  Raises:
+    ConfigError: it is none of these.
+    WeightsError: its weights, or those of an adapter, are not what they should
+      be.
+  """
+  plain = dataclasses.replace(reading, lora=(), embedding=())
+  opened = _open(path, plain)
+  for file in reading.embedding:
+    opened = load_inversion(opened, file)
+  for text in reading.lora:
+    file, scale = split_scale(text)
+    opened = merge_lora(opened, file, scale=scale)
+  return opened
+
+
+def _open(path: str, reading: Reading) -> Opened:
+  """The model without adapters."""
+  if Run.exists(path):
+    if reading != Reading():
+      raise ConfigError(
+        f"{path!r} is a run of ours, whose formats and words are its own; "
+        "leave --dtype, --variant, --prediction, --weights, --config and "
+        "--tokenizer out"
+      )
+    return open_run(open_denoising(path), MeshShape().build())
+  told = dataclasses.asdict(reading)
+  del told["lora"], told["embedding"]
+  tokenizer = told.pop("tokenizer")
+  opened = loading.open_foreign(path, **told)
+  for notice in opened.notices:
+    say(f"note: {notice}")
+  return loading.with_tokenizer(opened, tokenizer) if tokenizer else opened
+
+
+def split_scale(text: str) -> tuple[str, float]:
+  """FILE:SCALE in two; without a number behind the last colon it is 1.
+
+  A colon may be part of a name, as that of a drive.
+  """
+  file, _, number = text.rpartition(":")
+  try:
+    return file, float(number)
+  except ValueError:
+    return text, 1.0

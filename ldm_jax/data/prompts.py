@@ -1,0 +1,131 @@
+"""Prompts to ids, as towers of fixed length want them: chunk by chunk."""
+
+import copy
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from ldm_jax.data.tokens import Words
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+  """One tower's tokenizer and how it fills a chunk.
+
+  Attributes:
+    words: the tokenizer; its `length` is the tower's, begin and end included.
+    padding: the id behind the end token; CLIP ViT-L/14 repeats its end token,
+      OpenCLIP's towers have 0.
+  """
+
+  words: Words
+  padding: int
+
+  @functools.cached_property
+  def _backend(self) -> Any:
+    """A copy that neither cuts nor pads; see `Words`."""
+    import tokenizers
+
+    backend = self.words.tokenizer.backend_tokenizer
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+  @functools.cached_property
+  def _learned(self) -> dict[int, tuple[int, ...]]:
+    """What an added word w stands for: itself, w_1, w_2 and so on.
+
+    So diffusers' load_textual_inversion names a word of several vectors.
+    """
+    added = self.words.tokenizer.added_tokens_encoder
+    rows = {}
+    for word, number in added.items():
+      more = (added.get(f"{word}_{i}") for i in itertools.count(1))
+      whole = itertools.takewhile(lambda i: i is not None, more)
+      rows[number] = (number, *whole)
+    return rows
+
+  def ids(self, text: str) -> list[int]:
+    """Ids of the whole text, without begin and end."""
+    return [j for i in self._tokens(text) for j in self._learned.get(i, [i])]
+
+  def _tokens(self, text: str) -> list[int]:
+    """Ids of what stands there: of an added word but the first."""
+    return self._backend.encode(text, add_special_tokens=False).ids
+
+  def chunk(self, ids: Sequence[int]) -> list[int]:
+    """Begin, at most `length` - 2 ids, end, and padding up to `length`."""
+    tokenizer, length = self.words.tokenizer, self.words.length
+    row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    return row + [self.padding] * (length - len(row))
+
+  def taught(self, word: str, count: int) -> "Dialect":
+    """A copy to which the word is so many tokens, new ones: w, w_1, ...
+
+    A word of letters is one only where none stands beside it: "cat" is not to
+    be found in "catalog".
+
+    Raises:
+      ValueError: it is known already, is no word to the tokenizer, or would be
+        part of another one.
+    """
+    import tokenizers
+
+    names = [word, *(f"{word}_{i}" for i in range(1, count))]
+    known = self.words.tokenizer.get_vocab()
+    for name in names:
+      # As a piece of words, or as the one token of a text.
+      if name in known or len(self._tokens(name)) == 1:
+        raise ValueError(
+          f"the tokenizer knows the word {name!r}; choose another one (a file "
+          "of vectors that does not name its word is known by its file name)"
+        )
+    tokenizer = copy.deepcopy(self.words.tokenizer)
+    is_whole = re.fullmatch(r"\w(.*\w)?", word) is not None
+    tokenizer.add_tokens(
+      [tokenizers.AddedToken(name, single_word=is_whole) for name in names]
+    )
+    taught = Dialect(Words(tokenizer, self.words.length), self.padding)
+    is_found = taught.ids(word) == tokenizer.convert_tokens_to_ids(names)
+    if not is_found or not self._learned.items() <= taught._learned.items():
+      raise ValueError(
+        f"{word!r} is no word of its own to the tokenizer; choose another one"
+      )
+    return taught
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Texts as ids for every tower of a model.
+
+  A text that is longer than a tower is cut into chunks with a begin and an end
+  of their own, the way AUTOMATIC1111's and ComfyUI's users know it.
+  """
+
+  dialects: tuple[Dialect, ...]
+
+  @property
+  def room(self) -> int:
+    """Ids of a text in one chunk."""
+    return self.dialects[0].words.length - 2
+
+  def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "b e l"]:
+    """Ids per text and tower; all texts get the chunks the longest needs."""
+    ids = [[dialect.ids(text) for text in texts] for dialect in self.dialects]
+    longest = max(len(row) for rows in ids for row in rows)
+    starts = range(0, max(longest, 1), self.room)
+    towers = [
+      [
+        [i for s in starts for i in dialect.chunk(row[s : s + self.room])]
+        for row in rows
+      ]
+      for dialect, rows in zip(self.dialects, ids, strict=True)
+    ]
+    return np.asarray(towers, np.int32).swapaxes(0, 1)

@@ -1,0 +1,152 @@
+"""A model opened, from a run or from foreign files: all that drawing needs."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ldm_jax.data.prompts import Prompts
+from ldm_jax.data.tokens import Words
+from ldm_jax.diffusion.schedule import CLEAN
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nodes import ConfigError
+from ldm_jax.sampling import Said
+
+LONGEST = 10_000  # characters of a prompt
+SCORES = (6.0, 2.5)  # aesthetic scores that SDXL's refiner is told (its config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A model with everything beside its parameters that drawing asks for.
+
+  Attributes:
+    words: the tokenizer of its texts, if it reads any.
+    height, width: of its images unless others are asked for, in pixels.
+    guidance: scale unless another is asked for.
+    landing: see `sampling.Settings`.
+    inputs: channels its U-Net takes; None where they are the latents'.
+    notices: lines for the user.
+  """
+
+  model: LatentDiffusion
+  params: Parameters
+  words: Words | Prompts | None
+  height: int
+  width: int
+  guidance: float = 3.0
+  landing: float = CLEAN
+  inputs: int | None = None
+  notices: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What is asked for, one of each per image.
+
+  Attributes:
+    texts: prompts; empty if there are none.
+    negatives: what guidance leads away from; None says nothing.
+    label: a class, or None.
+    height, width: of the images, in pixels.
+  """
+
+  texts: Sequence[str]
+  negatives: Sequence[str | None]
+  label: int | None
+  height: int
+  width: int
+
+
+def hear(
+  opened: Opened, request: Request, say: Callable[[str], None]
+) -> tuple[Said, Said]:
+  """What the conditioners are told, positive and negative.
+
+  Args:
+    say: is told what of a text is lost on the way.
+
+  Raises:
+    ConfigError: the model has no ear for it.
+  """
+  parts = opened.model.conditioners
+  kinds = {type(part) for part in parts}
+  if any(request.texts) and not kinds & {TextEmbedder, ClipEmbedder}:
+    raise ConfigError("this model takes no text; leave --prompt out")
+  if request.label is not None and ClassEmbedder not in kinds:
+    raise ConfigError("this model knows no classes; leave --class_label out")
+  raw, nothing = ({}, {}), ({}, {})
+  for part in parts:
+    told = _EARS[type(part)](opened, part, request, say)
+    for side, (array, is_null) in enumerate(told):
+      raw[side][part.reads], nothing[side][part.reads] = array, is_null
+  return Said(raw[0], nothing[0]), Said(raw[1], nothing[1])
+
+
+def _texts(request: Request) -> tuple[list[str], list[str]]:
+  count = len(request.negatives)
+  texts = list(request.texts) or [""] * count
+  for text in dict.fromkeys([*texts, *filter(None, request.negatives)]):
+    if len(text) > LONGEST:
+      raise ConfigError(
+        f"a prompt has {len(text)} characters; {LONGEST} are the most"
+      )
+  return texts, [text or "" for text in request.negatives]
+
+
+def _hear_words(opened, part, request, say):
+  """A text encoder of fixed length; longer texts are cut, and that is said."""
+  told = []
+  for texts in _texts(request):
+    for text in dict.fromkeys(texts):
+      if unknown := opened.words.unknown(text):
+        say(f"note: the model does not know {', '.join(unknown)} ({text!r})")
+      (lost,) = opened.words.cut([text])
+      if lost:
+        say(f"note: the last {lost} tokens of {text!r} are beyond its length")
+    is_null = np.asarray([not text.strip() for text in texts])
+    told.append((opened.words.encode(texts), is_null))
+  return told
+
+
+def _hear_prompts(opened, part, request, say):
+  """Towers of CLIP: both sides get the chunks that the longest text needs."""
+  if opened.words is None:
+    raise ConfigError(
+      "the model has no tokenizer beside it; give --tokenizer FOLDER with "
+      "vocab.json and merges.txt, or tokenizer.json (CLIP's, as in the "
+      "tokenizer folder of any Stable Diffusion model)"
+    )
+  texts, negatives = _texts(request)
+  ids = opened.words.encode([*texts, *negatives])
+  is_null = np.asarray([text is None for text in request.negatives])
+  count = len(texts)
+  return (ids[:count], np.zeros(count, bool)), (ids[count:], is_null)
+
+
+def _hear_class(opened, part, request, say):
+  label, count = request.label, len(request.negatives)
+  if label is not None and not 0 <= label < part.classes:
+    raise ConfigError(
+      f"--class_label must be 0 to {part.classes - 1}, got {label}"
+    )
+  row = np.full(count, label or 0, np.int32)
+  return (row, np.full(count, label is None)), (row, np.ones(count, bool))
+
+
+def _hear_sizes(opened, part, request, say):
+  """SDXL's own sizes: nothing cropped, original and target as asked."""
+  count, size = len(request.negatives), [request.height, request.width]
+  ends = [size, size] if part.ends_with == "target" else [[s] for s in SCORES]
+  rows = [np.tile(np.float32([*size, 0, 0, *end]), (count, 1)) for end in ends]
+  return [(row, np.zeros(count, bool)) for row in rows]
+
+
+_EARS = {
+  TextEmbedder: _hear_words,
+  ClipEmbedder: _hear_prompts,
+  ClassEmbedder: _hear_class,
+  SizeEmbedder: _hear_sizes,
+}

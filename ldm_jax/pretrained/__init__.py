@@ -1,0 +1,1 @@
+"""Foreign weights and configurations into ours, and back."""

@@ -1,0 +1,179 @@
+"""What a pipeline says of itself: its index, its card, its prefixes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ldm_jax.data.prompts import Prompts
+from ldm_jax.data.tokens import Words
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.bottleneck import VectorQuantizer
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nodes import ConfigError
+from ldm_jax.pretrained.configs import DIFFUSERS
+
+_CARD = """---
+tags:
+{tags}
+library_name: diffusers
+---
+
+# A latent diffusion model
+
+Written by ldm_jax as a `{kind}`. In Python, with diffusers:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("this/folder")
+```
+
+There is no safety checker with it. Licence and training data are for its
+author to state here.
+"""
+_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "diffusers", "jax")
+
+
+def index(
+  model: LatentDiffusion, networks: Sequence[Any], words: Prompts | Words | None
+) -> dict[str, Any]:
+  """model_index.json: the pipeline's class and where each part's is found.
+
+  Raises:
+    ConfigError: diffusers has no pipeline for such a model.
+  """
+  kind = pipeline(model)
+  listed: dict[str, Any] = {
+    "_class_name": kind,
+    "_diffusers_version": DIFFUSERS,
+    "scheduler": ["diffusers", "DDIMScheduler"],
+  }
+  renamed = old_names(kind)
+  for network in networks:
+    classes = network.config.get("architectures") or [
+      network.config["_class_name"]
+    ]
+    is_clip = isinstance(network.module, ClipText)
+    library = "transformers" if is_clip else "diffusers"
+    listed[renamed.get(network.name, network.name)] = [library, classes[0]]
+  for name in tokenizers(model, words):
+    listed[name] = ["transformers", "CLIPTokenizer"]
+  if kind.startswith("StableDiffusionXL"):
+    part = next(p for p in model.conditioners if isinstance(p, ClipEmbedder))
+    listed["force_zeros_for_empty_prompt"] = part.null == "zeros"
+    for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+      listed.setdefault(name, [None, None])
+    listed |= {"image_encoder": [None, None], "feature_extractor": [None, None]}
+  elif kind == "StableDiffusionPipeline":
+    listed |= {
+      "safety_checker": [None, None],
+      "feature_extractor": [None, None],
+      "requires_safety_checker": False,
+    }
+  return listed
+
+
+def old_names(kind: str) -> dict[str, str]:
+  """What a pipeline calls parts that all others call otherwise."""
+  if kind == "LDMPipeline":
+    return {"vae": "vqvae"}
+  if kind == "LDMTextToImagePipeline":
+    return {"vae": "vqvae", "text_encoder": "bert"}
+  return {}
+
+
+def pipeline(model: LatentDiffusion) -> str:
+  """The class of diffusers that samples from such a model.
+
+  Raises:
+    ConfigError: it has none.
+  """
+  kinds = {type(part) for part in model.conditioners}
+  if ClassEmbedder in kinds:
+    raise ConfigError(
+      "diffusers has no pipeline for LDM's class embedder; write a single file "
+      "instead, or the U-Net and the autoencoder by themselves"
+    )
+  sizes = [p for p in model.conditioners if isinstance(p, SizeEmbedder)]
+  if sizes:
+    is_base = sizes[0].ends_with == "target"
+    suffix = "Pipeline" if is_base else "Img2ImgPipeline"
+    return f"StableDiffusionXL{suffix}"
+  if ClipEmbedder in kinds:
+    if isinstance(model.first_stage.bottleneck, VectorQuantizer):
+      raise ConfigError(
+        "StableDiffusionPipeline takes no autoencoder that quantises; write "
+        "the U-Net and the autoencoder by themselves"
+      )
+    return "StableDiffusionPipeline"
+  return "LDMTextToImagePipeline" if TextEmbedder in kinds else "LDMPipeline"
+
+
+def places(model: LatentDiffusion) -> list[str]:
+  """Subfolders of the text encoders; SDXL's refiner has only a second one."""
+  names = ["text_encoder", "text_encoder_2"]
+  for part in model.conditioners:
+    if isinstance(part, ClassEmbedder):
+      return ["class_embedder"]
+    if isinstance(part, SizeEmbedder) and part.ends_with == "score":
+      return names[1:]
+  parts = [p for p in model.conditioners if isinstance(p, ClipEmbedder)]
+  if parts:
+    return names[: len(parts[0].encoders)]
+  return names[:1] if model.conditioners else []
+
+
+def tokenizers(
+  model: LatentDiffusion, words: Prompts | Words | None
+) -> dict[str, Any]:
+  """Tokenizers by the names of their subfolders."""
+  if words is None:
+    return {}
+  if isinstance(words, Words):
+    return {"tokenizer": words.tokenizer}
+  names = [name.replace("text_encoder", "tokenizer") for name in places(model)]
+  each = [dialect.words.tokenizer for dialect in words.dialects]
+  return dict(zip(names, each, strict=True))
+
+
+def prefixes(model: LatentDiffusion) -> dict[str, tuple[str, str]]:
+  """Prefix and naming of each network within a single file.
+
+  Raises:
+    ConfigError: such files cannot hold the model.
+  """
+  found = {
+    "unet": ("model.diffusion_model.", "unet"),
+    "vae": ("first_stage_model.", "autoencoder"),
+  }
+  is_sized = any(isinstance(p, SizeEmbedder) for p in model.conditioners)
+  for part in model.conditioners:
+    if isinstance(part, ClassEmbedder):
+      found["class_embedder"] = ("cond_stage_model.", "classes")
+    elif isinstance(part, TextEmbedder):
+      found["text_encoder"] = ("cond_stage_model.", "text")
+    elif isinstance(part, ClipEmbedder):
+      found |= dict(zip(places(model), _towers(part, is_sized), strict=True))
+  return found
+
+
+def _towers(part: ClipEmbedder, is_sized: bool) -> list[tuple[str, str]]:
+  """OpenAI's towers keep transformers' names, OpenCLIP's their own."""
+  found = []
+  for i, tower in enumerate(part.encoders):
+    is_open = tower.activation == "gelu"
+    start = f"conditioner.embedders.{i}." if is_sized else "cond_stage_model."
+    found.append(
+      (f"{start}model.", "open_clip")
+      if is_open
+      else (f"{start}transformer.text_model.", "clip")
+    )
+  return found
+
+
+def card(listed: dict[str, Any]) -> str:
+  """README.md for the hub."""
+  kind = listed["_class_name"]
+  tags = [*_TAGS, "text-to-image"] if "text_encoder" in listed else list(_TAGS)
+  return _CARD.format(tags="\n".join(f"- {tag}" for tag in tags), kind=kind)

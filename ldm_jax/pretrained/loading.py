@@ -1,0 +1,178 @@
+"""The way in for foreign weights: a folder, a file or a repository."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jax.typing import DTypeLike
+
+from ldm_jax.data import tokens
+from ldm_jax.data.prompts import Dialect, Prompts
+from ldm_jax.diffusion.prediction import Prediction
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nodes import ConfigError
+from ldm_jax.opened import Opened
+from ldm_jax.pretrained import hub, pieces
+from ldm_jax.pretrained.assemble import assemble, restated
+from ldm_jax.pretrained.networks import Module, load
+from ldm_jax.pretrained.parts import Given
+from ldm_jax.pretrained.pieces import Pieces
+
+Loaded = tuple[LatentDiffusion, Parameters] | tuple[Module, dict[str, Any]]
+Weights = Literal["raw", "ema"]
+
+
+def from_pretrained(
+  path: str,
+  subfolder: str | None = None,
+  *,
+  variant: str | None = None,
+  dtype: DTypeLike = "float32",
+  revision: str | None = None,
+) -> Loaded:
+  """A module and its parameters from a folder of diffusers' layout.
+
+    vae, params = ldm_jax.from_pretrained(folder, subfolder="vae")
+    posterior = vae.apply(params, images, method="encode")
+
+  Args:
+    path: a local folder, or a repository of the hub such as owner/model.
+    subfolder: one network of a pipeline: "vae", "unet", "text_encoder".
+    variant: of the weights' files, such as "fp16".
+    dtype: of parameters and computation, whatever the file has; norms, softmax
+      and results stay float32.
+    revision: of the repository.
+
+  Returns:
+    (LatentDiffusion, Parameters) of a pipeline; of a single network its Linen
+    module and variables. All are pure functions, to be used inside jit.
+
+  Raises:
+    ConfigError: it is not here and cannot be had, or it asks for what we do
+      not have.
+    WeightsError: its weights are missing, malformed, or those of another
+      network.
+  """
+  folder = hub.local(
+    path, subfolder=subfolder, variant=variant, revision=revision
+  )
+  if not os.path.isdir(folder):
+    raise ConfigError(
+      f"{path!r} is a file; load it with from_single_file, or name a folder"
+    )
+  folder = os.path.join(folder, subfolder or "")
+  if not os.path.isdir(folder):
+    raise ConfigError(f"{path!r} has no subfolder {subfolder!r}")
+  return _loaded(pieces.open_folder(folder, variant), dtype)
+
+
+def from_single_file(
+  path: str,
+  *,
+  config: Mapping[str, Given] | str | None = None,
+  prediction: Prediction | None = None,
+  weights: Weights = "raw",
+  dtype: DTypeLike = "float32",
+) -> Loaded:
+  """The same from a single file (.safetensors, .ckpt) of CompVis's names.
+
+  Args:
+    config: what shapes cannot tell: by a part's name ("unet", "vae",
+      "text_encoder", "scheduler") keys of its config.json; or a folder of
+      diffusers' layout that has them.
+    prediction: what the U-Net answers, if the file does not say.
+    weights: "ema" takes the U-Net's moving average where the file has both.
+
+  Raises:
+    ConfigError, WeightsError: as `from_pretrained`.
+  """
+  given = configs_of(config) if isinstance(config, str) else config
+  return _loaded(
+    pieces.open_file(
+      path,
+      prediction=prediction,
+      config=given,
+      is_averaged=weights == "ema",
+    ),
+    dtype,
+  )
+
+
+def open_foreign(
+  path: str,
+  *,
+  variant: str | None = None,
+  dtype: DTypeLike = "float32",
+  prediction: Prediction | None = None,
+  weights: Weights = "raw",
+  config: str | None = None,
+) -> Opened:
+  """A whole model, ready to draw, from a folder, file or repository.
+
+  Raises:
+    ConfigError, WeightsError: as `from_pretrained`.
+  """
+  if os.path.isfile(path):
+    found = pieces.open_file(
+      path,
+      prediction=prediction,
+      config=configs_of(config) if config else None,
+      is_averaged=weights == "ema",
+    )
+  else:
+    found = pieces.open_folder(hub.local(path, variant=variant), variant)
+  return assemble(found, dtype)
+
+
+def with_tokenizer(opened: Opened, folder: str) -> Opened:
+  """The model with a CLIP tokenizer's folder, which single files lack.
+
+  Raises:
+    ConfigError: the model has no towers of CLIP.
+    ValueError: the folder has no tokenizer.
+  """
+  parts = opened.model.conditioners
+  part = next((p for p in parts if isinstance(p, ClipEmbedder)), None)
+  if part is None:
+    raise ConfigError("the model has no towers of CLIP; leave --tokenizer out")
+  words = tokens.load(folder, part.encoders[0].length)
+  dialects = tuple(Dialect(words, padding) for padding in part.paddings)
+  return restated(opened, Prompts(dialects))
+
+
+def is_lone_file(path: str) -> bool:
+  """Whether a single file holds one network and no whole model.
+
+  Raises:
+    WeightsError: it is nothing that we know.
+  """
+  return len(pieces.open_file(path).networks) == 1
+
+
+def configs_of(folder: str) -> dict[str, Given]:
+  """The config.json of every part of a diffusers folder.
+
+  Raises:
+    ConfigError: the folder or one of its files is missing or malformed.
+  """
+  if not os.path.isdir(folder):
+    raise ConfigError(f"config {folder!r} is no folder")
+  found = {}
+  for name in (*pieces.NETWORKS, "scheduler"):
+    file = "scheduler_config.json" if name == "scheduler" else "config.json"
+    path = os.path.join(folder, name, file)
+    if os.path.isfile(path):
+      found[name] = pieces.read_json(pathlib.Path(path))
+  if not found:
+    raise ConfigError(f"config {folder!r} has no part's config.json")
+  return found
+
+
+def _loaded(found: Pieces, dtype: DTypeLike) -> Loaded:
+  if len(found.networks) == 1:
+    (foreign,) = found.networks.values()
+    return load(foreign, dtype)
+  opened = assemble(found, dtype)
+  return opened.model, opened.params

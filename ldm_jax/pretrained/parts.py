@@ -1,0 +1,194 @@
+"""The networks of a single file: where they lie, and their configurations."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.text import TextEncoder
+from ldm_jax.pretrained import shapes as seen
+from ldm_jax.pretrained import texts, unets
+from ldm_jax.pretrained.autoencoders import autoencoder, autoencoder_config
+from ldm_jax.pretrained.families import Family
+from ldm_jax.pretrained.shapes import Shape, Shapes
+from ldm_jax.pretrained.unet_configs import unet_config
+from ldm_jax.weights.errors import WeightsError
+
+Given = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One network of a file.
+
+  Attributes:
+    name: what a folder of diffusers calls it: "unet", "vae", "text_encoder",
+      "text_encoder_2"; and "class_embedder", which it has not.
+    network: what weights/names.py calls it.
+    prefix: before the names of its tensors.
+    config: what its config.json would hold.
+  """
+
+  name: str
+  network: str
+  prefix: str
+  config: dict[str, Any]
+
+
+class Site(NamedTuple):
+  """Where a network may lie, and a tensor by which it shows."""
+
+  name: str
+  network: str
+  prefix: str
+  tensor: str
+
+
+UNETS = [
+  Site("unet", "unet", prefix, "output_blocks.0.0.in_layers.0.weight")
+  for prefix in ("model.diffusion_model.", "")
+]
+VAES = [
+  Site("vae", "autoencoder", prefix, "encoder.down.0.block.0.conv1.weight")
+  for prefix in ("first_stage_model.", "vae.", "")
+]
+_CLIP = "embeddings.token_embedding.weight"
+_OPEN_CLIP = "token_embedding.weight"
+_FIRST, _SECOND = "conditioner.embedders.0.", "conditioner.embedders.1."
+_OLD = "cond_stage_model."
+TEXTS = [
+  Site("text_encoder", "clip", f"{_OLD}transformer.text_model.", _CLIP),
+  Site("text_encoder", "clip", f"{_OLD}transformer.", _CLIP),
+  Site("text_encoder", "open_clip", f"{_OLD}model.", _OPEN_CLIP),
+  Site("text_encoder", "text", _OLD, "transformer.token_emb.weight"),
+  Site("class_embedder", "classes", _OLD, "embedding.weight"),
+  Site("text_encoder", "clip", f"{_FIRST}transformer.text_model.", _CLIP),
+  Site("text_encoder_2", "open_clip", f"{_FIRST}model.", _OPEN_CLIP),
+  Site("text_encoder_2", "open_clip", f"{_SECOND}model.", _OPEN_CLIP),
+]
+
+_HEAD = 64  # features of a head, in every tower of CLIP and in LDM's encoder
+_SINUSOIDS = 256  # features of each of SDXL's sizes
+_BLOCKS_OF_H = 24  # in OpenCLIP's ViT-H, of which SD 2 leaves out the last
+
+
+def find(shapes: Mapping[str, Shape], sites: list[Site]) -> Site | None:
+  """The first of the sites that shows."""
+  shown = (site for site in sites if site.prefix + site.tensor in shapes)
+  return next(shown, None)
+
+
+@contextlib.contextmanager
+def _advising(site: Site, key: str):
+  """Adds to a refusal what the caller can do."""
+  try:
+    yield
+  except ValueError as error:
+    raise WeightsError(
+      f"{site.name}: {error}; shapes do not tell this: give it, as in "
+      f"config={{{site.name!r}: {{{key!r}: ...}}}}"
+    ) from error
+
+
+def unet_part(
+  site: Site, shapes: Mapping[str, Shape], family: Family, given: Given
+) -> Part:
+  """The U-Net; `given` goes before what shapes and family say.
+
+  Raises:
+    WeightsError: heads or groups do not divide its channels.
+  """
+  module, fed = seen.read_unet(Shapes(shapes, site.prefix))
+  plan = module.attention
+  if "attention_head_dim" not in given:
+    heads = {"heads": family.heads, "head_width": family.head_width}
+    plan = dataclasses.replace(plan, **heads)
+  groups = given.get("norm_num_groups", module.groups)
+  module = module.clone(attention=plan, groups=groups)
+  sinusoids = _sinusoids(shapes, fed.vector, family) if family.sizes else None
+  fed = fed._replace(size=family.size, sinusoids=sinusoids)
+  with _advising(site, "attention_head_dim"):
+    config = unet_config(module, fed) | given
+    unets.unet(config)
+  return Part(site.name, site.network, site.prefix, config)
+
+
+def _sinusoids(shapes: Mapping[str, Shape], vector: int, family: Family) -> int:
+  """Features of a size: the vector's less the pooled text's, shared out."""
+  for site in TEXTS:
+    pooled = shapes.get(f"{site.prefix}text_projection")
+    if site.name == "text_encoder_2" and pooled is not None:
+      return (vector - pooled[-1]) // family.sizes
+  return _SINUSOIDS
+
+
+def vae_part(
+  site: Site, shapes: Mapping[str, Shape], family: Family, given: Given
+) -> Part:
+  """The first stage; `given` goes before what shapes and family say.
+
+  Raises:
+    WeightsError: it is not laid out as ours, or groups do not divide.
+  """
+  module = seen.read_autoencoder(Shapes(shapes, site.prefix))
+  scale = given.get("scaling_factor", family.scale)
+  if scale is None:
+    raise WeightsError(
+      "the latents of this model have a scale that its file holds as "
+      "scale_factor and is not there to read; give it, as in "
+      "config={'vae': {'scaling_factor': ...}}"
+    )
+  with _advising(site, "norm_num_groups"):
+    size = family.size * module.stride
+    config = autoencoder_config(module, scaling_factor=scale, sample_size=size)
+    config |= given
+    autoencoder(config)
+  return Part(site.name, site.network, site.prefix, config)
+
+
+def text_part(site: Site, shapes: Mapping[str, Shape], given: Given) -> Part:
+  """A text encoder or class embedder; `given` goes before what shapes say.
+
+  Raises:
+    WeightsError: heads do not divide its width.
+  """
+  tensors = Shapes(shapes, site.prefix)
+  with _advising(site, "num_attention_heads"):
+    if site.network == "classes":
+      config = texts.classes_config(seen.read_classes(tensors)) | given
+      texts.classes(config)
+    elif site.network == "text":
+      config = texts.text_config(_text(tensors, given)) | given
+      texts.text(config)
+    else:
+      config = texts.clip_config(_tower(site, tensors, given)) | given
+      texts.clip(config)
+  return Part(site.name, site.network, site.prefix, config)
+
+
+def _text(tensors: Shapes, given: Given) -> TextEncoder:
+  module = seen.read_text(tensors)
+  heads = _heads(module.head_width, given.get("encoder_attention_heads"))
+  return module.clone(heads=heads, head_width=module.head_width // heads)
+
+
+def _tower(site: Site, tensors: Shapes, given: Given) -> ClipText:
+  """A tower; of SD 2's the last block and the projection are not used.
+
+  Files made from folders lack both, and ViT-H's 24 blocks are told by their
+  number if only the projection is gone.
+  """
+  is_open = site.network == "open_clip"
+  module = (seen.read_open_clip if is_open else seen.read_clip)(tensors)
+  heads = _heads(module.width, given.get("num_attention_heads"))
+  if is_open and site.name == "text_encoder":
+    is_whole = module.projection is not None or module.depth == _BLOCKS_OF_H
+    module = module.clone(depth=module.depth - is_whole, projection=None)
+  return module.clone(heads=heads)
+
+
+def _heads(width: int, given: int | None) -> int:
+  if given is None and width % _HEAD:
+    raise ValueError(f"{width} features do not divide into heads of {_HEAD}")
+  return given or width // _HEAD

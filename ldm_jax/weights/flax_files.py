@@ -1,0 +1,157 @@
+"""Flax's files (.msgpack): nested dictionaries of arrays.
+
+The format is flax/serialization.py: an array is a msgpack extension, within
+which a shape, numpy's name of a dtype and the numbers are packed again; one of
+over 2^30 bytes is a dictionary of pieces.
+"""
+
+import math
+import os
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.mapped import (
+  DTYPES,
+  MAX_RANK,
+  check_shape,
+  map_file,
+  opened,
+  view,
+)
+
+ARRAY, SCALAR = 1, 3  # flax/serialization.py: _MsgpackExtType
+CHUNKED = "__msgpack_chunked_array__"
+
+# msgpack makes room for as many entries as a dictionary announces, on every
+# level, before it reads them; no module has as many children.
+MAX_ENTRIES = 2**16
+MAX_DEPTH = 64
+
+
+def read_flax(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The arrays of a file, their names the keys on the way joined by "/".
+
+  It is read whole, one copy of the numbers being made. Python's own numbers
+  become arrays without axes.
+
+  Raises:
+    WeightsError: the file is cut short or malformed, or holds something
+      besides nested dictionaries of numbers.
+  """
+  with opened(path) as file:
+    data = map_file(file)
+    value = _unpack(
+      data,
+      ext_hook=_extension,
+      object_pairs_hook=_unique,
+      max_array_len=0,
+      max_map_len=min(MAX_ENTRIES, data.size),
+    )
+    if not isinstance(value, dict):
+      raise WeightsError(
+        f"it holds a {type(value).__name__}; a dictionary is needed"
+      )
+    arrays = {}
+    _flatten(value, (), arrays)
+    return arrays
+
+
+def _unpack(data, **options):
+  """One msgpack value that takes all of the bytes."""
+  try:
+    return msgpack.unpackb(data, strict_map_key=True, **options)
+  except WeightsError:
+    raise
+  except (ValueError, msgpack.UnpackException, RecursionError) as error:
+    raise WeightsError(f"truncated or malformed msgpack ({error})") from error
+
+
+def _unique(pairs):
+  made = {}
+  for name, value in pairs:
+    if not isinstance(name, str):
+      raise WeightsError(f"the key {name[:80]!r} is no string")
+    if name in made:
+      raise WeightsError(f"{name[:80]!r} stands twice in a dictionary")
+    made[name] = value
+  return made
+
+
+def _extension(code, data):
+  """An array; `data` is kept, and the array is a view of its end."""
+  if code not in (ARRAY, SCALAR):
+    raise WeightsError(
+      f"it has a msgpack extension of type {code}; needed are arrays (1) and "
+      "numpy scalars (3)"
+    )
+  parts = _unpack(
+    data,
+    ext_hook=_extension_within_array,
+    raw=True,
+    max_array_len=MAX_RANK,
+    max_map_len=0,
+  )
+  match parts:
+    case [list(shape), bytes(name), bytes(numbers)]:
+      pass
+    case _:
+      raise WeightsError("an array is no triple of shape, dtype and numbers")
+  name = name.decode(errors="replace")
+  if name not in DTYPES:
+    raise WeightsError(
+      f"an array has the dtype {name[:80]!r}; known are {', '.join(DTYPES)}"
+    )
+  return view(np.frombuffer(numbers, np.uint8), DTYPES[name], shape)
+
+
+def _extension_within_array(code, _):
+  raise WeightsError(f"an array holds a msgpack extension of type {code}")
+
+
+def _flatten(value: Any, place, arrays):
+  """Writes the arrays below `value` into `arrays`, by their places."""
+  if len(place) > MAX_DEPTH:
+    raise WeightsError(f"its dictionaries are nested over {MAX_DEPTH} deep")
+  name = "/".join(place)
+  match value:
+    case dict() if CHUNKED in value:
+      value = _join(name, value)
+    case dict():
+      for key, part in value.items():
+        _flatten(part, (*place, key), arrays)
+      return
+    case bool() | int() | float():
+      value = np.asarray(value)
+    case np.ndarray():
+      pass
+    case _:
+      raise WeightsError(
+        f"entry {name!r} is of type {type(value).__name__}; needed are nested "
+        "dictionaries of arrays"
+      )
+  if name in arrays:
+    raise WeightsError(f"two entries have the name {name!r}")
+  arrays[name] = value
+
+
+def _join(name, value):
+  """An array from its pieces, which lie flat one after another."""
+  try:
+    shape, pieces = _listed(value["shape"]), _listed(value["chunks"])
+    check_shape(shape)
+    array = np.concatenate(pieces)
+    is_like = {piece.dtype for piece in pieces} == {array.dtype}
+  except (LookupError, TypeError, ValueError, AttributeError) as error:
+    raise WeightsError(f"array {name!r} has malformed pieces") from error
+  if not is_like or array.size != math.prod(shape):
+    raise WeightsError(
+      f"array {name!r} has pieces of {array.size} numbers; its shape is {shape}"
+    )
+  return array.reshape(shape)
+
+
+def _listed(numbered):
+  return [numbered[str(index)] for index in range(len(numbered))]

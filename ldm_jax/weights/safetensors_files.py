@@ -1,0 +1,199 @@
+"""safetensors: a length, a JSON header, then the tensors one by one.
+
+The format is huggingface/safetensors' README. Its own library (0.8) is not used
+here: in numpy it knows no 8-bit floats, it keeps the last of two tensors of one
+name, and it writes a transposed array without transposing it.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.mapped import (
+  DTYPES,
+  is_count,
+  map_file,
+  naming,
+  opened,
+  replacing,
+  view,
+)
+from ldm_jax.weights.strict_json import parse_json
+
+MAX_HEADER = 100_000_000  # safetensors/src/tensor.rs: MAX_HEADER_SIZE
+METADATA = "__metadata__"
+FORMAT = {"format": "pt"}  # transformers reads no file without it
+
+# In the order in which the format's own library ranks them.
+WORDS = {
+  "BOOL": "bool",
+  "U8": "uint8",
+  "I8": "int8",
+  "F8_E5M2": "float8_e5m2",
+  "F8_E4M3": "float8_e4m3fn",
+  "F8_E8M0": "float8_e8m0fnu",
+  "F8_E4M3FNUZ": "float8_e4m3fnuz",
+  "F8_E5M2FNUZ": "float8_e5m2fnuz",
+  "I16": "int16",
+  "U16": "uint16",
+  "F16": "float16",
+  "BF16": "bfloat16",
+  "I32": "int32",
+  "U32": "uint32",
+  "F32": "float32",
+  "C64": "complex64",
+  "F64": "float64",
+  "I64": "int64",
+  "U64": "uint64",
+}
+WORD_OF = {name: word for word, name in WORDS.items()}
+RANKS = {name: -rank for rank, name in enumerate(WORDS.values())}
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The tensors of a file by name, mapped: read when touched, read-only.
+
+  Raises:
+    WeightsError: the file is cut short, its header is malformed or repeats a
+      name, a dtype is unknown, or the tensors do not fill the file exactly.
+  """
+  with opened(path) as file:
+    header, data = _split(map_file(file))
+    header.pop(METADATA, None)
+    places = {name: _place(name, entry) for name, entry in header.items()}
+    _check_places(places, data.size)
+    return {
+      name: _tensor(name, data[start:end], header[name])
+      for name, (start, end) in places.items()
+    }
+
+
+def metadata(path: str | os.PathLike) -> dict[str, str]:
+  """The words that a file says of itself; empty where it says none.
+
+  Raises:
+    WeightsError: as `read_safetensors`, as far as the header goes.
+  """
+  with opened(path) as file:
+    header, _ = _split(map_file(file))
+    return header.get(METADATA, {})
+
+
+def write_safetensors(
+  path: str | os.PathLike,
+  tensors: Mapping[str, np.ndarray],
+  *,
+  metadata: Mapping[str, str] = FORMAT,
+):
+  """Writes tensors one by one under PATH.part, which then takes PATH's place.
+
+  The bytes are those that the format's own library writes: wide numbers come
+  before narrow ones, which aligns them, and then names are sorted.
+
+  Raises:
+    WeightsError: a dtype has no word in the format, or a name is not allowed.
+  """
+  with naming(path):
+    for name, tensor in tensors.items():
+      _check_writable(name, tensor.dtype.name)
+    names = sorted(tensors, key=lambda n: (RANKS[tensors[n].dtype.name], n))
+    header = _header({name: tensors[name] for name in names}, metadata)
+  with replacing(path) as file:
+    file.write(len(header).to_bytes(8, "little") + header)
+    for name in names:
+      array = np.asarray(tensors[name])
+      little = DTYPES[array.dtype.name]
+      array = array.astype(little, order="C", copy=False)
+      file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def _split(data):
+  """The header and what follows it."""
+  length = int.from_bytes(data[:8].tobytes(), "little")
+  if data.size < 8 or length > data.size - 8:
+    raise WeightsError(
+      f"truncated or not a safetensors file: its header of {length} bytes is "
+      f"longer than the file of {data.size}"
+    )
+  if length > MAX_HEADER:
+    raise WeightsError(f"a header of {length} bytes; at most {MAX_HEADER}")
+  text = data[8 : 8 + length].tobytes()
+  header = parse_json(text) if text.startswith(b"{") else None
+  if not isinstance(header, dict):
+    raise WeightsError("not a safetensors file: its header is no JSON object")
+  words = header.get(METADATA, {})
+  if not isinstance(words, dict) or not all(
+    isinstance(word, str) for word in words.values()
+  ):
+    raise WeightsError(f"its {METADATA} is no dictionary of strings")
+  return header, data[8 + length :]
+
+
+def _place(name, entry):
+  """Where a tensor begins and ends among the bytes after the header."""
+  match entry:
+    case {"dtype": str(), "shape": list(), "data_offsets": [start, end]} if (
+      len(entry) == 3 and is_count(start) and is_count(end) and start <= end
+    ):
+      return start, end
+  raise WeightsError(
+    f"tensor {name[:200]!r} has a malformed entry; needed are a dtype, a shape "
+    "and two data_offsets, and nothing else"
+  )
+
+
+def _check_places(places, size):
+  """Tensors follow each other from the first byte to the last."""
+  before = 0
+  for name, (start, end) in sorted(places.items(), key=lambda item: item[1]):
+    if start != before or end > size:
+      raise WeightsError(
+        f"tensor {name!r} lies at {start} to {end} of {size} bytes, and the "
+        f"one before it ends at {before}; the file is truncated or malformed"
+      )
+    before = end
+  if before != size:
+    raise WeightsError(f"its tensors end at {before} of {size} bytes")
+
+
+def _tensor(name, data, entry):
+  if entry["dtype"] not in WORDS:
+    raise WeightsError(
+      f"tensor {name!r} has the dtype {entry['dtype'][:20]!r}; known are "
+      f"{', '.join(WORDS)}"
+    )
+  try:
+    return view(data, DTYPES[WORDS[entry["dtype"]]], entry["shape"])
+  except WeightsError as error:
+    raise WeightsError(f"tensor {name!r}: {error}") from error
+
+
+def _check_writable(name, dtype):
+  if not isinstance(name, str) or name == METADATA:
+    raise WeightsError(f"a tensor cannot be named {name!r}")
+  if dtype not in WORD_OF:
+    raise WeightsError(
+      f"tensor {name!r} is {dtype}, which safetensors cannot hold; it holds "
+      f"{', '.join(WORD_OF)}"
+    )
+
+
+def _header(tensors, words):
+  """The JSON of tensors that will lie in this order, padded to eight bytes."""
+  if not all(isinstance(word, str) for word in words.values()):
+    raise WeightsError(f"metadata can only be strings; got {dict(words)}")
+  header, start = {METADATA: dict(words)} if words else {}, 0
+  for name, tensor in tensors.items():
+    end = start + math.prod(tensor.shape) * tensor.dtype.itemsize
+    header[name] = {
+      "dtype": WORD_OF[tensor.dtype.name],
+      "shape": list(tensor.shape),
+      "data_offsets": [start, end],
+    }
+    start = end
+  text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+  return text + b" " * (-len(text) % 8)

@@ -1,0 +1,302 @@
+"""A single file says by its tensors' shapes which family it is of."""
+
+import numpy as np
+import pytest
+from networks import class_shapes
+from single_files import (
+  CHURCHES,
+  CLIP,
+  CLIP_PART,
+  FACES,
+  FAMILIES,
+  FIRST,
+  H_PART,
+  LDM_CLASSES,
+  LDM_TEXT,
+  OLD,
+  OPEN,
+  SD1,
+  SD2,
+  SDXL,
+  SECOND,
+  SIZES,
+  TINY_CLIP,
+  TINY_G,
+  TINY_H,
+  TINY_VAE,
+  TINY_VQ,
+  UNET,
+  VAE,
+  XL_PARTS,
+  open_clip_file,
+  text_file,
+  tiny,
+  under,
+  unet_file,
+  vae_file,
+)
+from test_published_sizes import transformer
+
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.unet import UNet
+from ldm_jax.pretrained.autoencoders import autoencoder
+from ldm_jax.pretrained.detect import detect
+from ldm_jax.pretrained.schedules import schedule
+from ldm_jax.pretrained.texts import classes, clip, text
+from ldm_jax.pretrained.unets import inputs, unet
+from ldm_jax.weights.errors import WeightsError
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_gives_back_the_modules_it_was_made_of(family):
+  module, fed, beside, vae, scale, noise = FAMILIES[family]
+  shapes = unet_file(module, fed) | vae_file(vae) | beside
+  found = detect(shapes, read=lambda name: np.float32(0.7))
+  assert found.family == family
+  assert unet(found.unet.config) == module
+  told = inputs(found.unet.config)
+  assert (told.channels, told.context, told.vector) == (*fed, None, None)[:3]
+  assert found.unet.prefix == UNET
+  made, told_scale = autoencoder(found.vae.config)
+  assert (made, found.vae.prefix) == (vae, VAE)
+  assert told_scale == pytest.approx(scale)
+  prediction = "v" if family in ("sd2-v", "x4-upscaler") else "eps"
+  assert schedule(found.scheduler) == (noise, prediction)
+
+
+def test_text_encoders_are_found_where_they_lie():
+  shapes = unet_file(SDXL, SIZES) | XL_PARTS
+  first, second = detect(shapes).texts
+  assert clip(first.config) == TINY_CLIP
+  assert clip(second.config) == TINY_G
+  assert (first.name, first.network) == ("text_encoder", "clip")
+  assert (second.name, second.network) == ("text_encoder_2", "open_clip")
+  assert second.prefix == f"{SECOND}model."
+  shapes = unet_file(SDXL, (4, 128, 5 * 16 + 128))
+  shapes |= text_file(f"{FIRST}model.", "open_clip", TINY_G)
+  assert [part.name for part in detect(shapes).texts] == ["text_encoder_2"]
+  (encoder,) = detect(unet_file(*FAMILIES["ldm-text-f8"][:2])
+    | text_file(OLD, "text", LDM_TEXT)).texts  # fmt: skip
+  assert text(encoder.config) == LDM_TEXT
+  embedder = under(OLD, "classes", class_shapes(10, 24))
+  (part,) = detect(unet_file(tiny(out=3), (3, 24)) | embedder).texts
+  assert classes(part.config) == LDM_CLASSES
+
+
+@pytest.mark.parametrize("prefix", [CLIP, "cond_stage_model.transformer."])
+def test_sd1s_text_encoder_with_and_without_text_model(prefix):
+  shapes = unet_file(SD1, (4, 64)) | text_file(prefix, "clip", TINY_CLIP)
+  shapes |= {f"{prefix}embeddings.position_ids": (1, 9)}
+  (part,) = detect(shapes).texts
+  assert part.prefix == prefix
+  assert clip(part.config) == TINY_CLIP
+
+
+def test_sd2_leaves_out_the_last_block_of_a_whole_tower():
+  unet_part = unet_file(SD2, (4, 128))
+  (part,) = detect(unet_part | H_PART).texts
+  assert clip(part.config) == TINY_H
+  # A file made from a folder lacks that block and the projection.
+  made = text_file(OPEN, "open_clip", TINY_H)
+  assert clip(detect(unet_part | made).texts[0].config) == TINY_H
+
+
+@pytest.mark.parametrize("prefix", [UNET, ""])
+def test_a_lone_unet_is_taken_for_a_family_and_says_so(prefix):
+  found = detect(unet_file(SD1, (4, 64), prefix))
+  assert (found.family, found.unet.prefix) == ("sd1", prefix)
+  assert found.vae is None and found.texts == ()
+  no_vae, no_text = found.notices
+  assert "no autoencoder" in no_vae
+  assert "no text encoder" in no_text and "sd1" in no_text
+
+
+def test_half_of_sdxls_text_encoders():
+  """The lone bigG of a base model does not make it the refiner."""
+  second = text_file(f"{SECOND}model.", "open_clip", TINY_G)
+  found = detect(unet_file(SDXL, (4, 2048, 224)) | second)
+  assert found.family == "sdxl"
+  assert "only text_encoder_2" in found.notices[1]
+
+
+def test_a_whole_model_says_nothing():
+  shapes = unet_file(SD1, (4, 64)) | vae_file(TINY_VAE) | CLIP_PART
+  assert detect(shapes).notices == ()
+
+
+@pytest.mark.parametrize(
+  "module, fed, family",
+  [
+    (SD2, (4, 1024), "sd2-v"),
+    (SDXL, (4, 2048, 2816), "sdxl"),
+    (SDXL, (4, 1280, 2560), "sdxl-refiner"),
+    (SD1, (4, 1280), "ldm-text-f8"),
+    (tiny(out=3, heads=1), (3, 512), "ldm-classes-f4"),
+  ],
+)
+def test_a_lone_unet_is_told_by_its_context(module, fed, family):
+  found = detect(unet_file(module, fed, ""))
+  assert found.family == family
+  assert unet(found.unet.config) == module
+
+
+@pytest.mark.parametrize("prefix", ["", "vae.", VAE])
+def test_a_lone_autoencoder(prefix):
+  found = detect(vae_file(TINY_VAE, prefix))
+  assert (found.family, found.unet, found.scheduler) == ("vae", None, None)
+  assert autoencoder(found.vae.config) == (TINY_VAE, 0.18215)
+  assert found.vae.prefix == prefix
+  assert "0.13025" in found.notices[0]
+  told = {"vae": {"scaling_factor": 0.5}}
+  found = detect(vae_file(TINY_VAE, prefix), config=told)
+  assert autoencoder(found.vae.config)[1] == 0.5 and not found.notices
+  assert autoencoder(detect(vae_file(TINY_VQ)).vae.config) == (TINY_VQ, 1.0)
+
+
+def predicted(shapes, **kwargs):
+  found = detect(shapes, **kwargs)
+  return schedule(found.scheduler)[1], found.family
+
+
+SD2_FILE = unet_file(SD2, (4, 128)) | H_PART | vae_file(TINY_VAE)
+BIAS = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
+
+
+def test_sd2_is_told_by_the_length_of_its_training():
+  base = {"global_step": 875_000}
+  assert predicted(SD2_FILE, **base) == ("eps", "sd2")
+  assert predicted(SD2_FILE, global_step=140_000) == ("v", "sd2-v")
+  assert detect(SD2_FILE, **base).notices == ()
+  assert "prediction=" in detect(SD2_FILE).notices[0]
+
+
+@pytest.mark.parametrize("spread, word", [(0.05, "eps"), (0.12, "v")])
+def test_sd2_is_told_by_the_spread_of_a_bias(spread, word):
+  values = np.random.default_rng(1).normal(scale=spread, size=320)
+  read = {BIAS: values.astype(np.float16)}.__getitem__
+  shapes = SD2_FILE | {BIAS: (320,)}
+  assert predicted(shapes, read=read)[0] == word
+  notice = detect(shapes, read=read).notices[0]
+  assert repr(word) in notice and "0.09" in notice
+  assert detect(shapes, read=read, prediction="eps").notices == ()
+  # SD 2's other models predict noise, whatever that bias is.
+  inpainting = unet_file(SD2, (9, 128)) | H_PART | {BIAS: (320,)}
+  assert predicted(inpainting, read=read)[0] == "eps"
+
+
+def test_marks_and_callers_go_before_guesses():
+  marked = unet_file(SDXL, SIZES) | XL_PARTS | {"v_pred": (0,), "ztsnr": (0,)}
+  noise = Schedule(zero_terminal_snr=True)
+  assert schedule(detect(marked).scheduler) == (noise, "v")
+  assert predicted(marked, prediction="eps")[0] == "eps"
+  assert predicted(SD2_FILE, prediction="eps") == ("eps", "sd2")
+  told = {"scheduler": {"prediction_type": "epsilon", "beta_end": 0.5}}
+  found = detect(SD2_FILE, config=told)
+  assert schedule(found.scheduler) == (Schedule(end=0.5), "eps")
+  assert found.notices == ()
+
+
+def test_the_size_of_sd2s_latents_follows_what_it_predicts():
+  size = lambda prediction: (
+    inputs(detect(SD2_FILE, prediction=prediction).unet.config).size
+  )
+  assert (size("eps"), size("v")) == (64, 96)
+
+
+def test_what_is_of_no_use_is_passed_over():
+  more = dict.fromkeys(
+    (
+      "betas",
+      "alphas_cumprod_prev",
+      "sqrt_one_minus_alphas_cumprod",
+      "log_one_minus_alphas_cumprod",
+      "posterior_mean_coef1",
+      "lvlb_weights",
+      "logvar",
+      "model_ema.decay",
+      "model_ema.diffusion_modelinput_blocks00weight",
+      "cond_stage_model.logit_scale",
+      "cond_stage_model.transformer.text_projection.weight",
+      "first_stage_model.loss.logvar",
+      "denoiser.sigmas",
+    ),
+    (1000,),
+  )
+  shapes = unet_file(SD1, (4, 64)) | vae_file(TINY_VAE) | CLIP_PART
+  assert detect(shapes | more) == detect(shapes)
+
+
+def test_a_config_says_what_shapes_do_not():
+  """Heads of 64 do not divide 32 channels; 32 groups do not divide 16."""
+  plan = transformer((1, 0), 1, 4, None, True)
+  small = UNet(4, 16, (1, 2), 1, plan, groups=8)
+  tower = ClipText(40, 48, 2, 4, 9, activation="gelu")
+  shapes = unet_file(small, (4, 48)) | open_clip_file(OPEN, tower)
+  with pytest.raises(WeightsError, match=r"48 features.*'num_attention_heads'"):
+    detect(shapes)
+  given = {"text_encoder": {"num_attention_heads": 4}}
+  with pytest.raises(WeightsError, match=r"'unet'.*'attention_head_dim'"):
+    detect(shapes, config=given)
+  given["unet"] = {"attention_head_dim": 4, "norm_num_groups": 8}
+  found = detect(shapes, config=given, prediction="eps")
+  assert unet(found.unet.config) == small
+  assert clip(found.texts[0].config) == tower
+
+
+def test_a_whole_folders_config_goes_before_the_family():
+  """A tiny model, its folder's configs at hand: all that they say holds."""
+  folder = {
+    "unet": {"_class_name": "UNet2DConditionModel", "attention_head_dim": 4},
+    "vae": {"_class_name": "AutoencoderKL", "scaling_factor": 0.5},
+    "scheduler": {"_class_name": "EulerDiscreteScheduler", "beta_end": 0.02},
+  }
+  shapes = unet_file(SD1, (4, 64)) | vae_file(TINY_VAE) | CLIP_PART
+  found = detect(shapes, config=folder)
+  assert unet(found.unet.config).attention.heads == 4
+  assert autoencoder(found.vae.config) == (TINY_VAE, 0.5)
+  assert schedule(found.scheduler) == (Schedule(end=0.02), "eps")
+  assert found.scheduler["_class_name"] == "EulerDiscreteScheduler"
+
+
+LONE = unet_file(SD1, (4, 64))
+REFUSED = {
+  "nothing": ({}, "neither a U-Net nor an autoencoder"),
+  "noise": ({"a": (1,), "b": (2,)}, "2 tensors (a, b"),
+  "lora": ({"lora_unet_x.lora_up.weight": (1, 1)}, "an adapter (LoRA)"),
+  "control": ({"control_model.input_blocks.0.0.weight": (1,)}, "ControlNet"),
+  "flux": ({"double_blocks.0.img_attn.qkv.weight": (1,)}, "Flux"),
+  "sd3": ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "Diffusion 3"),
+  "folder": ({"down_blocks.0.resnets.0.norm1.weight": (1,)}, "the folder"),
+  "more": (LONE | {"embedding_manager.x": (1,)}, "embedding_manager.x"),
+  "edm": (LONE | {"edm_mean": (4,)}, "EDM"),
+  "pix2pix": (unet_file(SD1, (8, 64)), "8 channels in and 4 out"),
+  "concat": (unet_file(FACES, (6,)), "6 channels in and 3 out"),
+  "unclip": (unet_file(SDXL, (4, 1024, 2048)), "of no family"),
+  "layout": (
+    unet_file(tiny(depths=(3, 0), mid=3), (4, 32))
+    | text_file(OLD, "text", LDM_TEXT),
+    "of no family",
+  ),
+  "uneven": (
+    LONE | {f"{UNET}input_blocks.1.1.transformer_blocks.1.x": (1,)},
+    "depths [1, 2]",
+  ),
+  "cut": (
+    {k: v for k, v in LONE.items() if "out.2" not in k}, "out.2.weight",
+  ),
+  "grey": (
+    vae_file(TINY_VAE) | {f"{VAE}encoder.conv_in.weight": (32, 1, 3, 3)},
+    "1 colours",
+  ),
+  "churches": (unet_file(CHURCHES, (4,)) | vae_file(TINY_VAE), "scale_factor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_unknown_is_refused_in_one_line(name):
+  shapes, message = REFUSED[name]
+  with pytest.raises(WeightsError) as error:
+    detect(shapes)
+  assert message in str(error.value)
+  assert "\n" not in str(error.value)

@@ -1,0 +1,340 @@
+"""Whole models in foreign files: written, read, drawn from, refused."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import clip_words
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ldm_jax
+from ldm_jax.commands import convert, info, sample
+from ldm_jax.commands.doors import Stop
+from ldm_jax.data import tokens
+from ldm_jax.data.prompts import Dialect, Prompts
+from ldm_jax.diffusion.torch_noise import torch_normal
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.opened import Request, hear
+from ldm_jax.pretrained import loading, saving
+from ldm_jax.weights.convert import revert
+from ldm_jax.weights.convert import shapes as shapes_of
+from ldm_jax.weights.files import read_tensors
+from ldm_jax.weights.names import table
+from ldm_jax.weights.safetensors_files import write_safetensors
+
+SIDE = 32
+PROMPT = "a red fox in the snow"
+
+
+def stirred(variables, seed):
+  """Every number drawn: fresh networks are full of zeros."""
+  leaves, tree = jax.tree.flatten(variables)
+  rng = np.random.default_rng(seed)
+  drawn = [
+    leaf + jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+    for leaf in leaves
+  ]
+  return jax.tree.unflatten(tree, drawn)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+  """CLIP's kind of tokenizer, in a folder, and as prompts."""
+  folder = tmp_path_factory.mktemp("tokenizer")
+  clip_words.tokenizer(folder).save_pretrained(folder)
+  loaded = tokens.load(folder, 77)
+  dialect = Dialect(loaded, loaded.tokenizer.pad_token_id)
+  return str(folder), Prompts((dialect,))
+
+
+@pytest.fixture(scope="module")
+def model(words):
+  """Stable Diffusion 1 in small: eight heads, 32 groups, two levels."""
+  tokenizer = words[1].dialects[0].words.tokenizer
+  tower = ClipText(
+    len(tokenizer), 64, 2, 1, hidden=80, end=tokenizer.eos_token_id
+  )
+  embedder = ClipEmbedder(
+    (tower,),
+    paddings=(tokenizer.pad_token_id,),
+    begin=tokenizer.bos_token_id,
+    end=tokenizer.eos_token_id,
+  )
+  made = LatentDiffusion(
+    Autoencoder(Trunk(32, (1, 1), 1), 4),
+    UNet(4, 32, (1, 1), 1, AttentionPlan((1, 1), heads=8)),
+    (embedder,),
+  )
+  key = jax.random.key(0)
+  ids = jnp.asarray(words[1].encode([PROMPT]))
+  trained = jax.jit(lambda: made.init(key, {"tokens": ids}, (1, 8, 8, 4)))()
+  image, noise = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8, 8, 4))
+  first = jax.jit(made.first_stage.init)(key, image, noise)
+  return made, Parameters(
+    stirred(first, 1),
+    jnp.float32(0.18215),
+    stirred(trained["conditioners"], 2),
+    stirred(trained["unet"], 3),
+  )
+
+
+@pytest.fixture(scope="module")
+def folder(model, words, tmp_path_factory):
+  path = str(tmp_path_factory.mktemp("saved") / "model")
+  ldm_jax.save_pretrained(*model, path, words=words[1], side=16)
+  return path
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory):
+  path = str(tmp_path_factory.mktemp("single") / "model.safetensors")
+  ldm_jax.save_single_file(*model, path)
+  return path
+
+
+def same(found, expected):
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_folder_is_read_as_it_was_written(model, folder):
+  found, params = ldm_jax.from_pretrained(folder)
+  made, expected = model
+  assert found.unet == made.unet and found.first_stage == made.first_stage
+  assert found.conditioners == made.conditioners
+  assert found.schedule == made.schedule
+  same(params, expected)
+
+
+def test_a_lone_autoencoder_is_one_line(model, folder):
+  vae, params = ldm_jax.from_pretrained(folder, subfolder="vae")
+  images = jax.random.uniform(jax.random.key(4), (2, 16, 24, 3), minval=-1)
+  encode = jax.jit(lambda p, x: vae.apply(p, x, method="encode"))
+  made, expected = model
+  same(encode(params, images), jax.jit(made.encode)(expected, images))
+
+
+def test_a_single_file_is_read_as_it_was_written(model, file, words):
+  found, params = ldm_jax.from_single_file(file)
+  same(params, model[1])
+  assert found.unet == model[0].unet
+  opened = loading.with_tokenizer(loading.open_foreign(file), words[0])
+  (part,) = opened.model.conditioners
+  # That the end token is the largest id is all that such a file says.
+  towers = tuple(t.clone(end=None) for t in model[0].conditioners[0].encoders)
+  assert part == model[0].conditioners[0].clone(encoders=towers)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_is_rounded_once(model, tmp_path, dtype):
+  """Written, read and written again: the same bytes."""
+  made, params = model
+  ldm_jax.save_pretrained(
+    made.unet, params.unet, str(tmp_path / "a"), dtype=dtype
+  )
+  unet, found = ldm_jax.from_pretrained(str(tmp_path / "a"), dtype="float32")
+  cast = saving.FORMATS[dtype]
+  rounded = jax.tree.map(
+    lambda x: np.asarray(x).astype(cast).astype(np.float32), params.unet
+  )
+  same(found, rounded)
+  ldm_jax.save_pretrained(unet, found, str(tmp_path / "b"), dtype=dtype)
+  name = "diffusion_pytorch_model.safetensors"
+  first, second = ((tmp_path / x / name).read_bytes() for x in "ab")
+  assert first == second
+  half, stored = ldm_jax.from_pretrained(str(tmp_path / "a"), dtype="bfloat16")
+  assert half.dtype == "bfloat16"
+  assert {x.dtype.name for x in jax.tree.leaves(stored)} == {"bfloat16"}
+
+
+def test_the_average_of_a_single_file_is_asked_for(model, file, tmp_path):
+  tensors = read_tensors(file)
+  prefix = "model.diffusion_model."
+  both = {name: tensors[name] for name in tensors}
+  for name in tensors:
+    if name.startswith(prefix):
+      flat = name.removeprefix("model.").replace(".", "")
+      both[f"model_ema.{flat}"] = 2 * tensors[name]
+  both["model_ema.decay"] = np.float32([0.9999])
+  path = str(tmp_path / "both.safetensors")
+  write_safetensors(path, both)
+  same(ldm_jax.from_single_file(path)[1].unet, model[1].unet)
+  _, params = ldm_jax.from_single_file(path, weights="ema")
+  same(params.unet, jax.tree.map(lambda x: 2 * x, model[1].unet))
+  same(params.first_stage, model[1].first_stage)
+  with pytest.raises(ValueError, match="0 averages"):
+    ldm_jax.from_single_file(file, weights="ema")
+
+
+def test_a_folder_of_the_former_flax_models(model, folder, tmp_path):
+  """What diffusers' Flax classes saved: their names, our layouts."""
+  shutil.copytree(folder, tmp_path / "model")
+  made, params = model
+  parts = {
+    "unet": (made.unet, params.unet, "diffusion", "unet", ""),
+    "vae": (
+      made.first_stage,
+      params.first_stage,
+      "diffusion",
+      "autoencoder",
+      "",
+    ),
+    "text_encoder": (
+      made.conditioners[0].encoders[0],
+      {
+        "params": params.conditioners["tokens"]["params"]["encoders_0"],
+      },
+      "",
+      "clip",
+      "text_model/",
+    ),
+  }
+  for name, (_, variables, stem, network, prefix) in parts.items():
+    where = tmp_path / "model" / name
+    for old in where.glob("*.safetensors"):
+      old.unlink()
+    shapes = shapes_of(variables["params"])
+    found = revert(table(network, "flax", shapes), variables["params"])
+    flat = {tuple(f"{prefix}{k}".split("/")): v for k, v in found.items()}
+    tree = flax.traverse_util.unflatten_dict(flat)
+    stem = f"{stem}_flax_model" if stem else "flax_model"
+    data = flax.serialization.msgpack_serialize(tree)
+    (where / f"{stem}.msgpack").write_bytes(data)
+  same(ldm_jax.from_pretrained(str(tmp_path / "model"))[1], params)
+
+
+def test_shards_are_one_network(model, tmp_path):
+  made, params = model
+  path = str(tmp_path / "shards")
+  saving.save_pretrained(made.unet, params.unet, path, max_bytes=300_000)
+  assert len(os.listdir(path)) > 3
+  same(ldm_jax.from_pretrained(path)[1], params.unet)
+
+
+def test_what_is_there_is_not_overwritten(model, folder, file):
+  with pytest.raises(FileExistsError, match="choose another"):
+    saving.save_pretrained(*model, folder)
+  with pytest.raises(FileExistsError, match="choose another"):
+    saving.save_single_file(*model, file)
+
+
+def test_what_the_format_cannot_hold_is_said(model, tmp_path):
+  made, params = model
+  octaves = dataclasses.replace(made, unet=made.unet.clone(octaves=2))
+  with pytest.raises(ValueError, match="octaves=2"):
+    saving.save_pretrained(octaves, params, str(tmp_path / "x"))
+
+
+def test_long_prompts_are_chunks_and_both_sides_have_as_many(folder):
+  opened = loading.open_foreign(folder)
+  long = " ".join(["fox"] * 100)
+  request = Request([long, PROMPT], [None, "cat"], None, SIDE, SIDE)
+  positive, negative = hear(opened, request, pytest.fail)
+  assert positive.raw["tokens"].shape == (2, 1, 154)
+  assert negative.raw["tokens"].shape == (2, 1, 154)
+  tokenizer = opened.words.dialects[0].words.tokenizer
+  begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+  row = positive.raw["tokens"][0, 0]
+  assert (row[[0, 77]] == begin).all() and (row[[76, 153]] == end).all()
+  fox = tokenizer.convert_tokens_to_ids("fox</w>")
+  assert (row == fox).sum() == 100
+  tower = jax.tree.map(jnp.asarray, positive)
+  told = jax.jit(opened.model.condition)(
+    opened.params, tower.raw, tower.is_null
+  )
+  assert told.context.shape == (2, 154, 64)
+
+
+def draw(capsys, *flags):
+  code = sample.main([*flags, "--steps", "3", "-H", "16", "-W", "16"])
+  assert code == 0
+  return capsys.readouterr().out.split()
+
+
+def test_latents_of_torch_are_those_given_as_a_file(folder, tmp_path, capsys):
+  common = [f"--model={folder}", "--prompt", PROMPT, "--num", "3"]
+  common += ["--output", "latent", "--guidance", "2"]
+  (one,) = draw(
+    capsys, *common, "--rng=torch", "--seed=5", "--out", str(tmp_path / "a")
+  )
+  noise = torch_normal(5, (3, 4, 8, 8)).transpose(0, 2, 3, 1)
+  np.save(tmp_path / "noise.npy", noise)
+  given = f"--initial_latents={tmp_path / 'noise.npy'}"
+  (two,) = draw(
+    capsys, *common, given, "--batch=2", "--out", str(tmp_path / "b")
+  )
+  first, second = np.load(one), np.load(two)
+  assert first.shape == (3, 8, 8, 4)
+  np.testing.assert_allclose(first, second, atol=1e-5)
+  assert np.abs(first - noise).max() > 0.1
+
+
+def test_pictures_from_a_folder(folder, tmp_path, capsys):
+  paths = draw(
+    capsys, f"--model={folder}", "--prompt", PROMPT, "--out", str(tmp_path)
+  )
+  assert [os.path.basename(p) for p in paths] == ["00000.png", "grid.png"]
+  assert info.main([paths[0]]) == 0
+  told = json.loads(capsys.readouterr().out)
+  assert told["prompt"] == PROMPT and told["guidance"] == 7.5
+
+
+def test_info_tells_a_folder_and_a_file(model, folder, file, capsys):
+  count = sum(x.size for x in jax.tree.leaves(model[1].unet))
+  for path in (folder, file):
+    assert info.main([path]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["prediction"] == "eps"
+    assert told["networks"]["unet"]["parameters"] == count
+    assert told["networks"]["unet"]["dtype"] == {"float32": count}
+  assert told["family"] == "sd1"
+
+
+def test_folder_file_folder_is_the_same_bytes(folder, words, tmp_path, capsys):
+  middle, end = str(tmp_path / "x.safetensors"), str(tmp_path / "end")
+  assert convert.main([folder, middle, "--single_file"]) == 0
+  back = [middle, end, f"--tokenizer={words[0]}", f"--config={folder}"]
+  assert convert.main(back) == 0
+  for part in ("unet", "vae"):
+    name = f"{part}/diffusion_pytorch_model.safetensors"
+    first, second = (pathlib.Path(f, name).read_bytes() for f in (folder, end))
+    assert first == second
+  assert os.path.exists(f"{end}/tokenizer/tokenizer.json")
+
+
+@pytest.mark.parametrize(
+  ("flags", "line"),
+  [
+    (["--model=nowhere/at/all"], "no file or folder 'nowhere/at/all'"),
+    (["--model={folder}", "--class_label=1"], "knows no classes"),
+    (["--model={folder}", "--height=15"], "multiple of 2"),
+    (["--model={folder}", "--variant=fp16"], "no weights of variant 'fp16'"),
+    (["--model={file}", "--prompt=a"], "no tokenizer beside it"),
+    (["--model={folder}", "--rng=torch", "--eta=1"], "this sampler draws more"),
+    (["--model={folder}", "--initial_latents=no.npy"], "no.npy"),
+    (["--model={folder}/vae"], "has no unet"),
+  ],
+)
+def test_wrong_requests_are_one_line(flags, line, folder, file, tmp_path):
+  flags = [flag.format(folder=folder, file=file) for flag in flags]
+  with pytest.raises(Stop, match=line) as stop:
+    sample.main([*flags, "--out", str(tmp_path / "out")])
+  assert stop.value.code in (2, 5) and "\n" not in str(stop.value)
+  assert not (tmp_path / "out").exists()
+
+
+def test_the_package_itself_brings_no_jax():
+  code = "import ldm_jax, sys; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+  assert "from_pretrained" in dir(ldm_jax)

@@ -1,0 +1,254 @@
+"""Words that a model learns by textual inversion, from files of every form."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lora_files import assembled
+from single_files import SD1
+from tokenizers import pre_tokenizers
+from torch_files import tensor, write
+
+from ldm_jax.data.prompts import Dialect, Prompts
+from ldm_jax.data.tokens import load
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.pretrained.inversion import load_inversion
+from ldm_jax.weights.safetensors_files import write_safetensors
+
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """CLIP's kind of tokenizer: every byte, inside words and at their ends."""
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
+  vocabulary += ["ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+  folder = tmp_path_factory.mktemp("words")
+  ids = {token: i for i, token in enumerate(vocabulary)}
+  (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+  (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+  return folder
+
+
+def listening(folder, count=1, end=None):
+  """A model with so many towers, each with a tokenizer of its own."""
+  words = [load(folder, LENGTH) for _ in range(count)]
+  last = words[0].tokenizer.eos_token_id
+  towers = tuple(
+    ClipText(words[0].size, 16 + 8 * i, 2, 2, LENGTH, end=end)
+    for i in range(count)
+  )
+  dialects = tuple(Dialect(each, last) for each in words)
+  opened = assembled(SD1, (4, 64), towers, words=Prompts(dialects))
+  embedder = ClipEmbedder(
+    towers,
+    (0,) * count,
+    (last,) * count,
+    is_pooled=True,
+    begin=last - 1,
+    end=last,
+  )
+  model = dataclasses.replace(opened.model, conditioners=(embedder,))
+  return dataclasses.replace(opened, model=model)
+
+
+def rows(*shape):
+  return np.random.default_rng(5).normal(size=shape).astype(np.float32)
+
+
+def learned(tmp_path, opened, content, name="x.safetensors", **told):
+  """The model with a file's word; .pt is torch's older layout."""
+  path = tmp_path / name
+  if name.endswith("safetensors"):
+    write_safetensors(path, content)
+  else:
+    is_array = lambda x: isinstance(x, np.ndarray)
+    layout = "legacy" if name.endswith(".pt") else "zip"
+    content = jax.tree.map(lambda x: tensor(x) if is_array(x) else x, content)
+    write(layout, path, content)
+  return load_inversion(opened, path, **told)
+
+
+def table(opened, i=0):
+  towers = opened.params.conditioners["tokens"]["params"]
+  return np.asarray(towers[f"encoders_{i}"]["tokens"]["embedding"])
+
+
+THREE = rows(3, 16)
+NAMED = {
+  "<cat-toy>": ("x.safetensors", {"<cat-toy>": THREE}),
+  "<toy>": ("learned_embeds.bin", {"<toy>": THREE}),
+  "my-style": (
+    "other.pt",
+    {
+      "string_to_token": {"*": np.array(265)},
+      "string_to_param": {"*": THREE},
+      "name": "my-style",
+      "step": 7,
+    },
+  ),
+  "by_file": ("by_file.pt", {"string_to_param": {"*": THREE}, "name": "*"}),
+  "easynegative": ("easynegative.safetensors", {"emb_params": THREE}),
+  "Bare": ("Bare.pt", THREE),
+}
+
+
+@pytest.mark.parametrize("word", NAMED)
+def test_a_word_becomes_its_vectors_tokens(tmp_path, folder, word):
+  name, content = NAMED[word]
+  opened = listening(folder)
+  before = opened.words.encode([f"a {word} b"])
+  found = learned(tmp_path, opened, content, name)
+  size = len(table(opened))
+  a, b = (opened.words.dialects[0].ids(letter)[0] for letter in "ab")
+  ids = found.words.dialects[0].ids(f"a {word.upper()} b, {word}")
+  comma = opened.words.dialects[0].ids(",")[0]
+  new = [size, size + 1, size + 2]
+  assert ids == [a, *new, b, comma, *new]
+  np.testing.assert_array_equal(table(found)[size:], THREE)
+  np.testing.assert_array_equal(table(found)[:size], table(opened))
+  (tower,) = found.model.conditioners[0].encoders
+  assert tower.vocabulary == size + 3
+  added = found.words.dialects[0].words.tokenizer.added_tokens_encoder
+  assert [added[f"{word}{end}"] for end in ("", "_1", "_2")] == new
+  # The caller's own model has learned nothing.
+  np.testing.assert_array_equal(opened.words.encode([f"a {word} b"]), before)
+  assert len(table(opened)) == size
+
+
+def test_a_word_is_found_as_a_word_only(tmp_path, folder):
+  opened = listening(folder)
+  found = learned(tmp_path, opened, {"zap": rows(2, 16)})
+  ids = lambda model, text: model.words.dialects[0].ids(text)
+  for text in ("zaps", "a zap_ b", "bizap", "a fox"):
+    assert ids(found, text) == ids(opened, text)
+  size = len(table(opened))
+  assert ids(found, "zap,zap") == [
+    *(size, size + 1), *ids(opened, ","), *(size, size + 1),
+  ]  # fmt: skip
+  assert ids(found, "zap_1") == [size + 1]
+
+
+def test_words_add_up_and_survive_saving(tmp_path, folder):
+  opened = listening(folder)
+  found = learned(tmp_path, opened, {"<one>": rows(16)})
+  found = learned(tmp_path, found, {"<two>": rows(2, 16)}, token="<2>")
+  dialect = found.words.dialects[0]
+  size = len(table(opened))
+  assert dialect.ids("<one> <2>") == [size, size + 1, size + 2]
+  assert dialect.ids("<two>") == opened.words.dialects[0].ids("<two>")
+  dialect.words.save(tmp_path / "saved")
+  again = Dialect(load(tmp_path / "saved", LENGTH), dialect.padding)
+  for text in ("<one> <2>", "a <2>x", "<2", "a cat"):
+    assert again.ids(text) == dialect.ids(text)
+
+
+def test_each_tower_has_its_own_vectors(tmp_path, folder):
+  opened = listening(folder, 2)
+  ours = {"clip_l": rows(2, 16), "clip_g": rows(2, 24)}
+  found = learned(tmp_path, opened, ours, "thing.safetensors")
+  size = len(table(opened))
+  for i, key in enumerate(ours):
+    np.testing.assert_array_equal(table(found, i)[size:], ours[key])
+  ids = found.words.encode(["a thing"])
+  assert (ids[0, 0] == ids[0, 1]).all() and size + 1 in ids
+
+
+def said(opened, ids):
+  (embedder,) = opened.model.conditioners
+  params = opened.params.conditioners["tokens"]
+  run = jax.jit(embedder.apply)
+  return run(params, jnp.asarray(ids), jnp.zeros(len(ids), bool))
+
+
+@pytest.mark.parametrize("has_end", [False, True])
+def test_a_learned_word_is_heard_like_an_old_one_of_its_vector(
+  tmp_path, folder, has_end
+):
+  """Contexts and pooled vectors, also where the largest id is pooled."""
+  end = load(folder, LENGTH).tokenizer.eos_token_id if has_end else None
+  opened = listening(folder, end=end)
+  (cat,) = opened.words.dialects[0].ids("cat")
+  found = learned(tmp_path, opened, {"<new>": table(opened)[cat]})
+  texts = ["a <new> b", "a fox"]
+  old = opened.words.encode([text.replace("<new>", "cat") for text in texts])
+  new = found.words.encode(texts)
+  assert (old[0] != new[0]).sum() == 1 and (old[1] == new[1]).all()
+  pairs = zip(
+    jax.tree.leaves(said(found, new)),
+    jax.tree.leaves(said(opened, old)),
+    strict=True,
+  )
+  for ours, theirs in pairs:
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def refused(call):
+  with pytest.raises(ValueError) as caught:
+    call()
+  assert "\n" not in str(caught.value)
+  return str(caught.value)
+
+
+def deaf(opened):
+  model = dataclasses.replace(opened.model, conditioners=())
+  return dataclasses.replace(opened, model=model)
+
+
+def unread(opened):
+  return dataclasses.replace(opened, words=None)
+
+
+REFUSED = {
+  "width": ({"<a>": rows(2, 768)}, {}, "its vectors have 768 features; this "
+            "model's text towers need 16"),
+  "towers": ({"clip_l": rows(2, 16), "clip_g": rows(2, 24)}, {},
+             "its vectors have 16 and 24 features; this model's text towers "
+             "need 16"),
+  "words": ({"<a>": rows(2, 16), "<b>": rows(2, 16)}, {},
+            "it holds 2 entries (<a>, <b>); needed are the vectors of one"),
+  "nothing": ({}, {}, "it holds 0 entries (); needed are the vectors of one"),
+  "no floats": ({"<a>": np.ones((2, 16), np.int32)}, {}, "<a> is (2, 16)"),
+  "no rows": ({"<a>": rows(0, 16)}, {}, "<a> is (0, 16); needed"),
+  "known": ({"<a>": rows(1, 16)}, {"token": "Cat"},
+            "the tokenizer knows the word 'Cat'; choose another one"),
+  "a piece": ({"<a>": rows(1, 16)}, {"token": "ca"},
+              "the tokenizer knows the word 'ca'"),
+  "no word": ({"<a>": rows(1, 16)}, {"token": " "}, "'' is no word"),
+  "deaf": ({"<a>": rows(1, 16)}, {"change": deaf},
+           "the model has no towers of CLIP"),
+  "unread": ({"<a>": rows(1, 16)}, {"change": unread},
+             "the model has no tokenizer that could learn a word; give --tok"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_vectors_that_do_not_fit_are_refused(tmp_path, folder, case):
+  content, told, message = REFUSED[case]
+  told = dict(told)
+  opened = told.pop("change", lambda x: x)(listening(folder))
+  error = refused(lambda: learned(tmp_path, opened, content, **told))
+  assert error.removeprefix(f"{tmp_path}/x.safetensors: ").startswith(message)
+
+
+def test_a_word_is_learned_once_and_towers_alike(tmp_path, folder):
+  opened = listening(folder)
+  found = learned(tmp_path, opened, {"<a>": rows(2, 16)})
+  for token in ("<a>", "<a>_1", "<A>"):
+    error = refused(
+      lambda token=token: learned(
+        tmp_path, found, {"<b>": rows(16)}, token=token
+      )
+    )
+    assert error.startswith(f"the tokenizer knows the word {token!r}")
+  third = lambda: learned(tmp_path, found, {"<b>": rows(16)}, token="<a>_2")
+  assert refused(third).startswith("'<a>_2' is no word of its own")
+  uneven = {"clip_l": rows(2, 16), "clip_g": rows(3, 24)}
+  error = refused(lambda: learned(tmp_path, listening(folder, 2), uneven))
+  assert error.endswith("2 and 3 vectors for the towers; as many for each "
+                             "are needed")  # fmt: skip

@@ -1,0 +1,315 @@
+"""Adapters against diffusers: merged weights, prompts with learned words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import draw
+
+from ldm_jax.commands.models import Reading, open_model
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.pretrained.adapters import merge_lora
+from ldm_jax.pretrained.inversion import load_inversion
+from ldm_jax.pretrained.loading import open_foreign
+from ldm_jax.weights.safetensors_files import write_safetensors
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+torch_models = pytest.importorskip("torch_models")
+
+pytestmark = pytest.mark.slow
+
+RANK = 2
+KOHYA = {
+  "unet": "lora_unet_",
+  "text_encoder": "lora_te_",
+  "text_encoder_2": "lora_te2_",
+}
+
+
+@pytest.fixture(params=["sd1", "sd2", "sdxl", "refiner"])
+def pipe(request, tmp_path):
+  torch.manual_seed(0)
+  made = torch_models.FAMILIES[request.param](tmp_path / "words")
+  made.set_progress_bar_config(disable=True)
+  made.save_pretrained(tmp_path / "base")
+  return made
+
+
+def sdxl(tmp_path):
+  torch.manual_seed(0)
+  made = torch_models.sdxl(tmp_path / "words")
+  made.save_pretrained(tmp_path / "base")
+  return made
+
+
+def layers(pipe):
+  """(network, name): the linear maps and convolutions that LoRAs change."""
+  kinds = (torch.nn.Linear, torch.nn.Conv2d)
+  return {
+    (part, name): layer
+    for part in KOHYA
+    if getattr(pipe, part, None) is not None
+    for name, layer in getattr(pipe, part).named_modules()
+    if isinstance(layer, kinds)
+  }
+
+
+def drawn(pipe):
+  """down and up for every layer."""
+  sizes = {}
+  for place, layer in layers(pipe).items():
+    outputs, *inputs = layer.weight.shape
+    sizes["/".join(place), "down"] = (RANK, *inputs)
+    ones = [1] * (len(inputs) - 1)
+    sizes["/".join(place), "up"] = (outputs, RANK, *ones)
+  return {name: 0.1 * array for name, array in draw(sizes).items()}
+
+
+def whole_name(part, name):
+  """transformers may leave out what every file has."""
+  is_text = part != "unet" and not name.startswith("text_")
+  return f"text_model.{name}" if is_text else name
+
+
+def assert_same(ours, theirs):
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)
+  jax.tree.map(close, ours.params, theirs.params)
+
+
+def test_every_layer_of_diffusers_is_changed(pipe, tmp_path):
+  """What torch adds to its layers is what we add, under kohya's names."""
+  values, tensors = drawn(pipe), {}
+  for i, ((part, name), layer) in enumerate(layers(pipe).items()):
+    down, up = (values[f"{part}/{name}", role] for role in ("down", "up"))
+    start = KOHYA[part]
+    if part == "text_encoder" and getattr(pipe, "text_encoder_2", None):
+      start = "lora_te1_"
+    start += whole_name(part, name).replace(".", "_")
+    alpha = np.float32(1 + i % 3)
+    tensors |= {
+      f"{start}.lora_down.weight": down,
+      f"{start}.lora_up.weight": up,
+      f"{start}.alpha": alpha,
+    }
+    product = np.tensordot(up.reshape(-1, RANK), down, 1)
+    change = torch.from_numpy(0.7 * (alpha / RANK) * product)
+    layer.weight.data += change.reshape(layer.weight.shape)
+  write_safetensors(tmp_path / "x.safetensors", tensors)
+  pipe.save_pretrained(tmp_path / "changed")
+  base = str(tmp_path / "base")
+  ours = merge_lora(open_foreign(base), tmp_path / "x.safetensors", scale=0.7)
+  assert_same(ours, open_foreign(str(tmp_path / "changed")))
+  said = Reading(lora=[f"{tmp_path / 'x.safetensors'}:0.7"])
+  assert_same(open_model(base, said), ours)
+
+
+# Of SDXL in small; the blocks are counted by hand.
+SGM = (
+  "input_blocks_1_1_transformer_blocks_0_attn1_to_q",
+  "input_blocks_3_1_transformer_blocks_1_attn2_to_k",
+  "input_blocks_3_1_proj_in",
+  "middle_block_1_transformer_blocks_1_ff_net_0_proj",
+  "output_blocks_2_1_transformer_blocks_0_attn1_to_out_0",
+  "output_blocks_5_1_transformer_blocks_0_ff_net_2",
+  "output_blocks_5_1_proj_out",
+)
+
+
+def sgm_file():
+  """A file of kohya's for SDXL; layers as the model has them."""
+  unet = {
+    "attn1_to_q": (32, 32),
+    "attn2_to_k": (64, 80),
+    "3_1_proj_in": (64, 64),
+    "ff_net_0_proj": (512, 64),
+    "attn1_to_out_0": (64, 64),
+    "ff_net_2": (32, 128),
+    "5_1_proj_out": (32, 32),
+  }
+  places = {
+    f"lora_unet_{name}": next(
+      s for end, s in unet.items() if name.endswith(end)
+    )
+    for name in SGM
+  }
+  for number, width in ((1, 32), (2, 48)):
+    start = f"lora_te{number}_text_model_encoder_layers_1_"
+    # diffusers knows kohya's q_proj only where there is an out_proj too.
+    places[f"{start}self_attn_q_proj"] = width, width
+    places[f"{start}self_attn_out_proj"] = width, width
+    places[f"{start}mlp_fc1"] = 3 * width, width
+  rng, tensors = np.random.default_rng(1), {}
+  for name, (outputs, inputs) in places.items():
+    for role, shape in (("down", (RANK, inputs)), ("up", (outputs, RANK))):
+      array = rng.normal(size=shape).astype(np.float32)
+      tensors[f"{name}.lora_{role}.weight"] = 0.1 * array
+    tensors[f"{name}.alpha"] = np.float32(3)
+  return tensors
+
+
+def peft_file(pipe, folder):
+  """What diffusers itself saves of a pipeline that was given layers by peft."""
+  import peft
+
+  told = peft.LoraConfig(
+    r=RANK,
+    lora_alpha=5,
+    target_modules=["to_q", "to_out.0", "conv1", "proj_in", "ff.net.0.proj"],
+    alpha_pattern={"mid_block.resnets.0.conv1": 3},
+    init_lora_weights=False,
+  )
+  text = peft.LoraConfig(
+    r=RANK,
+    lora_alpha=7,
+    target_modules=["q_proj", "fc1"],
+    init_lora_weights=False,
+    use_rslora=True,
+  )
+  layers = {}
+  for part, config in (("unet", told), ("text_encoder", text)):
+    network = getattr(pipe, part)
+    network.add_adapter(config)
+    state = peft.get_peft_model_state_dict(network)
+    layers[f"{part}_lora_layers"] = state
+    layers[f"{part}_lora_adapter_metadata"] = network.peft_config[
+      "default"
+    ].to_dict()
+  pipe.save_lora_weights(folder, **layers)
+  return folder / "pytorch_lora_weights.safetensors"
+
+
+def processors_file():
+  """What diffusers' own trainer wrote before there was peft."""
+  unet = "mid_block.attentions.0.transformer_blocks.1.attn2.processor.to_"
+  places = {f"unet.{unet}{word}_lora": (64, 64) for word in ("q", "out")}
+  places |= {f"unet.{unet}{word}_lora": (64, 80) for word in "kv"}
+  text = "text_encoder_2.text_model.encoder.layers.0.self_attn.to_"
+  places |= {f"{text}{w}_lora": (48, 48) for w in ("q", "k", "v", "out")}
+  rng, tensors = np.random.default_rng(1), {}
+  for name, (outputs, inputs) in places.items():
+    for role, shape in (("down", (RANK, inputs)), ("up", (outputs, RANK))):
+      array = rng.normal(size=shape).astype(np.float32)
+      tensors[f"{name}.{role}.weight"] = 0.1 * array
+  return tensors
+
+
+@pytest.mark.parametrize("form", ["sgm", "processors", "peft"])
+def test_diffusers_with_peft_merges_the_same(tmp_path, form):
+  pytest.importorskip("peft")
+  pipe = sdxl(tmp_path)
+  path = tmp_path / "x.safetensors"
+  if form == "sgm":
+    write_safetensors(path, sgm_file())
+  elif form == "processors":
+    write_safetensors(path, processors_file())
+  else:
+    path = peft_file(pipe, tmp_path)
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(
+      tmp_path / "base"
+    )
+  pipe.load_lora_weights(str(path))
+  pipe.fuse_lora(lora_scale=0.6)
+  pipe.unload_lora_weights()
+  pipe.save_pretrained(tmp_path / "changed")
+  base = open_foreign(str(tmp_path / "base"))
+  ours = merge_lora(base, path, scale=0.6)
+  assert_same(ours, open_foreign(str(tmp_path / "changed")))
+  moved = jax.tree.map(lambda a, b: a is not b, ours.params, base.params)
+  assert sum(jax.tree.leaves(moved)) > 5
+
+
+PROMPTS = (
+  "a <toy> fox in the snow",
+  "painting of <toy>, a red <toy>",
+  "a cat",
+)
+
+
+def told(opened, prompts):
+  """Context and vector, in numpy."""
+  part = next(
+    p for p in opened.model.conditioners if isinstance(p, ClipEmbedder)
+  )
+  ids = jnp.asarray(opened.words.encode(prompts))
+  keep = jnp.zeros(len(prompts), bool)
+  params = opened.params.conditioners[part.reads]
+  with jax.default_matmul_precision("highest"):
+    condition = jax.jit(part.apply)(params, ids, keep)
+  return np.asarray(condition.context), condition.vector
+
+
+def encoded(pipe, prompts):
+  """The same by diffusers, which encodes one text after another."""
+  contexts, vectors = [], []
+  for prompt in prompts:
+    with torch.no_grad():
+      context, _, *pooled = pipe.encode_prompt(
+        prompt,
+        device="cpu",
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+      )
+    contexts.append(context.numpy())
+    vectors += [pooled[0].numpy()] if pooled else []
+  return np.concatenate(contexts), np.concatenate(vectors) if vectors else None
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_learned_words_are_heard_as_diffusers_hears_them(pipe, tmp_path, count):
+  names = [p for p in KOHYA if p != "unet" and getattr(pipe, p, None)]
+  widths = [getattr(pipe, name).config.hidden_size for name in names]
+  vectors = {
+    name: torch.randn(count, width) * 0.05
+    for name, width in zip(names, widths, strict=True)
+  }
+  for name, rows in vectors.items():
+    tokenizer = getattr(pipe, name.replace("text_encoder", "tokenizer"))
+    pipe.load_textual_inversion(
+      {"<toy>": rows},
+      text_encoder=getattr(pipe, name),
+      tokenizer=tokenizer,
+    )
+  opened = open_foreign(str(tmp_path / "base"))
+  if len(names) > 1:
+    path = tmp_path / "<toy>.safetensors"
+    clips = zip(("clip_l", "clip_g"), vectors.values(), strict=True)
+    write_safetensors(path, {key: rows.numpy() for key, rows in clips})
+  else:
+    path = tmp_path / "learned_embeds.bin"
+    (rows,) = vectors.values()
+    torch.save({"<toy>": rows}, path)
+  found = load_inversion(opened, path)
+  context, vector = told(found, PROMPTS)
+  theirs, pooled = encoded(pipe, PROMPTS)
+  np.testing.assert_allclose(context, theirs, atol=2e-5)
+  if pooled is not None:
+    np.testing.assert_allclose(vector, pooled, atol=2e-5)
+  # The word is heard, and said in vain to the model that has not learned it.
+  assert np.abs(told(opened, PROMPTS)[0] - theirs)[:2].max() > 1e-2
+  said = Reading(embedding=[str(path)])
+  again, _ = told(open_model(str(tmp_path / "base"), said), PROMPTS)
+  np.testing.assert_array_equal(again, context)
+
+
+def test_files_of_automatic1111_are_those_that_torch_writes(tmp_path):
+  torch.manual_seed(0)
+  made = torch_models.sd1(tmp_path / "words")
+  made.save_pretrained(tmp_path / "base")
+  rows = torch.randn(2, 32)
+  content = {
+    "string_to_token": {"*": 265},
+    "string_to_param": {"*": rows},
+    "name": "<toy>",
+    "step": 1000,
+    "sd_checkpoint": None,
+  }
+  torch.save(content, tmp_path / "other.pt")
+  content["string_to_param"] = torch.nn.ParameterDict({"*": rows})
+  torch.save(content, tmp_path / "older.pt")
+  made.load_textual_inversion(str(tmp_path), weight_name="other.pt")
+  theirs, _ = encoded(made, PROMPTS)
+  for name in ("other.pt", "older.pt"):
+    opened = open_foreign(str(tmp_path / "base"))
+    context, _ = told(load_inversion(opened, tmp_path / name), PROMPTS)
+    np.testing.assert_allclose(context, theirs, atol=2e-5)

@@ -1,0 +1,179 @@
+"""Live comparisons with transformers' CLIP text towers, random and small."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.prompts import ClipEmbedder
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.slow
+
+VOCABULARY, LENGTH, END = 64, 11, 57
+OLD_END = 2  # what configs say that mean the largest id
+
+
+def towers(width, *, end, activation="quick_gelu", projection=None):
+  """A tower of transformers in float64, every tensor random, and ours."""
+  config = transformers.CLIPTextConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=width,
+    intermediate_size=3 * width,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=LENGTH,
+    hidden_act=activation,
+    eos_token_id=end,
+    projection_dim=projection or 1,
+    attn_implementation="sdpa",  # "eager" softmaxes in float32 even here
+  )
+  kind = transformers.CLIPTextModel
+  if projection:
+    kind = transformers.CLIPTextModelWithProjection
+  theirs = kind(config).eval().double()
+  for name, parameter in theirs.named_parameters():
+    is_scale = "norm" in name and name.endswith("weight")
+    # From float32, so that both formats hold the same model.
+    drawn = torch.randn(parameter.shape) * 0.3 + float(is_scale)
+    parameter.data = drawn.double()
+  ours = ClipText(
+    VOCABULARY,
+    width,
+    3,
+    4,
+    LENGTH,
+    hidden=3 * width,
+    activation=activation,
+    projection=projection,
+    end=None if end == OLD_END else end,
+  )
+  return theirs, ours
+
+
+def carried(theirs):
+  """Its tensors as ours."""
+  tensors = {
+    name.removeprefix("text_model."): tensor.numpy().astype(np.float32)
+    for name, tensor in theirs.state_dict().items()
+  }
+
+  def pair(name, weight):
+    return {
+      weight: tensors[f"{name}.weight"].T,
+      "bias": tensors[f"{name}.bias"],
+    }
+
+  dense = lambda name: pair(name, "kernel")
+  norm = lambda name: pair(name, "scale")
+  params = {
+    "tokens": {"embedding": tensors["embeddings.token_embedding.weight"]},
+    "positions": tensors["embeddings.position_embedding.weight"],
+    "norm": norm("final_layer_norm"),
+  }
+  if "text_projection.weight" in tensors:
+    params["projection"] = {"kernel": tensors["text_projection.weight"].T}
+  for i in range(3):
+    at = f"encoder.layers.{i}"
+    params[f"block_{i}"] = {
+      "norm1": norm(f"{at}.layer_norm1"),
+      "norm2": norm(f"{at}.layer_norm2"),
+      "up": dense(f"{at}.mlp.fc1"),
+      "down": dense(f"{at}.mlp.fc2"),
+      "attention": {
+        ours: dense(f"{at}.self_attn.{ours}_proj") for ours in ("q", "k", "v")
+      }
+      | {"out": dense(f"{at}.self_attn.out_proj")},
+    }
+  return {"params": jax.tree.map(jnp.asarray, params)}
+
+
+def said(theirs, tokens):
+  """(states before the last norm, by depth; normed ones; pooled), in numpy."""
+  with torch.no_grad():
+    out = theirs(torch.from_numpy(tokens), output_hidden_states=True)
+    norm = getattr(theirs, "text_model", theirs).final_layer_norm
+    states = out.hidden_states
+    normed = [norm(state) for state in states]
+    pooled = out["text_embeds" if "text_embeds" in out else "pooler_output"]
+  torch.testing.assert_close(normed[-1], out.last_hidden_state)
+  numpy = lambda tensors: [tensor.numpy() for tensor in tensors]
+  return numpy(states), numpy(normed), pooled.numpy()
+
+
+def assert_as_close(ours, float32, float64):
+  """The error is 20 times torch's own at most, or a 1e-5th of the scale."""
+  error = np.abs(np.asarray(ours, np.float64) - float64).max()
+  theirs = np.abs(float32 - float64).max()
+  assert error <= max(20 * theirs, 1e-5 * float64.std())
+
+
+def prompts(seed):
+  """Several ends in each, and ids above the end in most."""
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(3, VOCABULARY, (6, LENGTH))
+  tokens[:, [5, 9]] = END
+  tokens[0] = np.minimum(tokens[0], END)  # pooled alike by both rules
+  return tokens
+
+
+@pytest.mark.parametrize("projection", [None, 24])
+@pytest.mark.parametrize("end", [END, OLD_END])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_states_and_vectors_equal_transformers(activation, end, projection):
+  torch.manual_seed(0)
+  theirs, ours = towers(
+    32, end=end, activation=activation, projection=projection
+  )
+  params, tokens = carried(theirs), prompts(0)
+  exact = said(theirs, tokens)
+  float32 = said(theirs.float(), tokens)
+  with jax.default_matmul_precision("highest"):
+    for skip in range(3):
+      for is_normed in (False, True):
+        found = ours.apply(params, jnp.asarray(tokens), skip, is_normed)
+        at = 3 - skip
+        assert_as_close(
+          found.context, float32[is_normed][at], exact[is_normed][at]
+        )
+        assert_as_close(found.pooled, float32[2], exact[2])
+
+
+def test_two_towers_say_what_sdxl_is_told():
+  """hidden_states[-2] of both side by side, text_embeds of the second."""
+  torch.manual_seed(1)
+  pairs = [
+    towers(16, end=OLD_END),
+    towers(32, end=OLD_END, activation="gelu", projection=32),
+  ]
+  embedder = ClipEmbedder(
+    tuple(ours for _, ours in pairs),
+    skips=(1, 1),
+    paddings=(END, 0),
+    is_normed=False,
+    is_pooled=True,
+    null="zeros",
+  )
+  params = {
+    f"encoders_{i}": carried(theirs)["params"]
+    for i, (theirs, _) in enumerate(pairs)
+  }
+  tokens = np.stack([prompts(2), prompts(3)], axis=1)
+
+  def expected(precise):
+    parts = [
+      said(theirs.to(precise), tokens[:, i])
+      for i, (theirs, _) in enumerate(pairs)
+    ]
+    return np.concatenate([part[0][-2] for part in parts], -1), parts[1][2]
+
+  exact, float32 = expected(torch.float64), expected(torch.float32)
+  with jax.default_matmul_precision("highest"):
+    found = embedder.apply(
+      {"params": params}, jnp.asarray(tokens), jnp.zeros(6, bool)
+    )
+  assert_as_close(found.context, float32[0], exact[0])
+  assert_as_close(found.vector, float32[1], exact[1])

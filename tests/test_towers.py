@@ -1,0 +1,154 @@
+"""Stage two on a text tower that was trained before, and its way out."""
+
+import pathlib
+
+import clip_words
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ldm_jax
+from ldm_jax.commands import convert, sample, train
+from ldm_jax.commands.doors import Stop
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.run import Run
+from ldm_jax.runtime.sharding import MeshShape
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+SMALL = [
+  "--config.data.batch=8",
+  "--config.data.held_out=8",
+  "--config.data.source.size=40",
+  "--config.reports.previews_every=0",
+  "--config.steps=2",
+  "--config.checkpoints.every=2",
+]
+CONFIG = """
+import dataclasses
+import runpy
+
+from ldm_jax.data.tokens import Tokenizer
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.unet import AttentionPlan, UNet
+
+
+def get_config():
+  made = runpy.run_path({base!r})["get_config"]()
+  embedder = ClipEmbedder(({tower},), **{ids})
+  unet = UNet(8, 16, (1,), 1, AttentionPlan((1,), heads=2), groups=4)
+  model = dataclasses.replace(
+    made.task.model, unet=unet, conditioners=(embedder,)
+  )
+  task = dataclasses.replace(made.task, model=model, preview_steps=2)
+  tokenizer = Tokenizer(path={words!r}, length=77)
+  data = dataclasses.replace(made.data, tokenizer=tokenizer)
+  return dataclasses.replace(made, task=task, data=data)
+"""
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+  """A first stage's run, a tower's folder, and a config that joins them."""
+  root = tmp_path_factory.mktemp("towers")
+  words = clip_words.tokenizer(root / "words")
+  words.save_pretrained(root / "words")
+  tower = ClipText(len(words), 16, 2, 2, hidden=24, end=words.eos_token_id)
+  variables = tower.init(jax.random.key(7), jnp.zeros((1, 77), jnp.int32))
+  ldm_jax.save_pretrained(tower, variables, str(root / "tower"))
+  ids = {
+    "begin": words.bos_token_id,
+    "end": words.eos_token_id,
+    "paddings": (words.pad_token_id,),
+  }
+  asked = (
+    f"ClipText({len(words)}, 16, 2, 2, hidden=24, end={words.eos_token_id})"
+  )
+  text = CONFIG.format(
+    base=str(CONFIGS / "glyphs_text.py"),
+    tower=asked,
+    ids=ids,
+    words=str(root / "words"),
+  )
+  (root / "config.py").write_text(text)
+  flags = [
+    "--config.task.autoencoder.trunk.channels=8",
+    "--config.task.autoencoder.trunk.multipliers=1,2",
+    "--config.task.autoencoder.trunk.groups=4",
+  ]
+  config = f"--config={CONFIGS / 'glyphs_autoencoder.py'}"
+  assert train.main([config, f"--workdir={root / 'ae'}", *flags, *SMALL]) == 0
+  return root, variables
+
+
+def learn(root, folder, *flags):
+  return train.main(
+    [
+      f"--config={root / 'config.py'}",
+      f"--workdir={folder}",
+      f"--config.first_stage={root / 'ae'}",
+      *SMALL,
+      *flags,
+    ]
+  )
+
+
+def test_a_model_with_a_trained_tower_goes_out_whole(parts, tmp_path, capsys):
+  root, tower = parts
+  folder = tmp_path / "run"
+  told = f"--config.text_encoders={root / 'tower'},"
+  assert learn(root, folder, told) == 0
+  assert not (folder / "previews").exists()
+  run = Run.open(str(folder))
+  trained = run.trained(MeshShape().build())
+  assert trained["conditioners"] == {}  # neither learned nor averaged
+  assert convert.main([str(folder), str(tmp_path / "out")]) == 0
+  model, params = ldm_jax.from_pretrained(str(tmp_path / "out"))
+  found = params.conditioners["tokens"]["params"]["encoders_0"]
+  jax.tree.map(np.testing.assert_array_equal, found, tower["params"])
+  jax.tree.map(np.testing.assert_array_equal, params.unet, trained["unet"])
+  assert model.prediction == "v"
+  frozen = run.frozen(MeshShape().build())
+  np.testing.assert_allclose(params.latent_scale, frozen.latent_scale)
+  draws = []
+  for name in (folder, tmp_path / "out"):
+    out = str(tmp_path / f"drawn_{pathlib.Path(name).name}")
+    flags = ["--prompt", "a red fox", "--steps=2", "--output=latent"]
+    flags += ["--guidance=2", "-H=32", "-W=32", "--out", out]
+    capsys.readouterr()
+    assert sample.main([f"--model={name}", *flags]) == 0
+    draws.append(np.load(capsys.readouterr().out.strip()))
+  # Stable Diffusion's samplers stop at the first time, ours at the image.
+  assert draws[0].shape == draws[1].shape
+  assert np.abs(draws[0] - draws[1]).max() < 0.1 * np.abs(draws[0]).max()
+
+
+@pytest.mark.parametrize(
+  ("flags", "line"),
+  [
+    ([], "text_encoders names 0 folders"),
+    (["--config.text_encoders={root}/words,"], "config.json"),
+    (
+      [
+        "--config.text_encoders={root}/tower,",
+        "--config.task.model.conditioners.0.encoders.0.depth=3",
+      ],
+      "depth=2.*depth=3",
+    ),
+    (
+      [
+        "--config.text_encoders={root}/tower,",
+        "--config.data.tokenizer.length=20",
+      ],
+      "length=20, the text encoder 77",
+    ),
+  ],
+)
+def test_what_does_not_fit_is_refused(parts, tmp_path, flags, line):
+  root, _ = parts
+  flags = [flag.format(root=root) for flag in flags]
+  with pytest.raises(Stop, match=line) as stop:
+    learn(root, tmp_path / "run", *flags)
+  assert stop.value.code == 2
+  assert not (tmp_path / "run").exists()

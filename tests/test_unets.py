@@ -1,0 +1,197 @@
+"""A published config makes the published U-Net, and comes back the same."""
+
+import json
+import math
+
+import pytest
+from networks import unet_shapes
+from published_configs import (
+  CELEBA,
+  CHURCHES,
+  CONDITIONAL,
+  CONFIGS,
+  SD1,
+  SDXL,
+)
+from test_published_sizes import UNETS, plain, transformer
+
+from ldm_jax.nn.unet import UNet
+from ldm_jax.nodes import ConfigError
+from ldm_jax.pretrained.unet_configs import unet_config
+from ldm_jax.pretrained.unets import Inputs, inputs, unet
+
+
+def size(sizes):
+  return sum(math.prod(shape) for shape in sizes.values())
+
+
+# Keys that have one lawful value or say nothing: we do not write them.
+UNWRITTEN = {
+  "addition_embed_type_num_heads",
+  "attention_type",
+  "class_embeddings_concat",
+  "conv_in_kernel",
+  "conv_out_kernel",
+  "dual_cross_attention",
+  "encoder_hid_dim",
+  "mid_block_only_cross_attention",
+  "resnet_out_scale_factor",
+  "time_cond_proj_dim",
+  "time_embedding_type",
+  "upcast_attention",
+}
+
+
+def unet_size(config):
+  fed = inputs(config)
+  shapes = unet_shapes(unet(config), fed.channels, fed.context, fed.vector)
+  return size(shapes)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_published_config_is_the_published_unet(name):
+  """Of the size that test_published_sizes measures."""
+  fed = inputs(CONFIGS[name])
+  published, *sizes, _ = UNETS[name]
+  assert unet(CONFIGS[name]) == published
+  assert [fed.channels, fed.context, fed.vector] == sizes
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "celeba256"])
+def test_a_published_unet_has_its_published_size(name):
+  assert unet_size(CONFIGS[name]) == UNETS[name][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_published_unet_has_its_published_size(name):
+  assert unet_size(CONFIGS[name]) == UNETS[name][-1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_unets_config_comes_back(name):
+  config = CONFIGS[name]
+  written = json.loads(json.dumps(unet_config(unet(config), inputs(config))))
+  for key in config.keys() - UNWRITTEN:
+    assert written[key] == config[key], key
+  assert unet(written) == unet(config)
+  assert inputs(written) == inputs(config)
+
+
+@pytest.mark.parametrize(
+  "module, fed",
+  [
+    (UNet(), Inputs(4, 64, 768)),
+    (UNet(4, 32, (1, 2), 1, transformer((0, 3), 3, 4)), Inputs(9, 8, 7)),
+    # Two levels of one width: their heads are still said as a width.
+    (UNet(4, 32, (1, 1), 1, transformer((1, 2), 2, None, 8)), Inputs(4, 8, 7)),
+    (
+      UNet(
+        4, 32, (1, 2), 1, transformer((2, 0), 3, 2), vector="mlp", dropout=0.1,
+        modulation="scale_shift", groups=16,
+      ),
+      Inputs(4, 8, 7, 5, 3),
+    ),
+    (UNet(4, 32, (1,), 1, transformer((1,), 1, 2), vector="mlp"),
+     Inputs(4, 8, 7, 5)),
+    (UNet(3, 32, (1, 2), 1, plain((1, 0), width=16)), Inputs(3, 8)),
+    (UNet(3, 32, (1, 2), 1, plain((0, 1), heads=1), vector="table"),
+     Inputs(3, 8, None, 10)),
+    (
+      UNet(
+        3, 32, (1, 2), 1, plain((1, 1), heads=4), resampling="block",
+        modulation="scale_shift",
+      ),
+      Inputs(3, 8),
+    ),
+  ],
+)  # fmt: skip
+def test_a_unet_comes_back(module, fed):
+  config = unet_config(module, fed)
+  assert unet(config) == module
+  assert inputs(config) == fed
+
+
+def test_a_flax_config_is_the_same_as_torchs():
+  flax = SD1 | {"_class_name": "FlaxUNet2DConditionModel", "dtype": "float32"}
+  flax |= {"use_memory_efficient_attention": False, "split_head_dim": False}
+  assert unet(flax) == unet(SD1)
+
+
+def test_missing_keys_mean_diffusers_defaults():
+  assert unet(CONDITIONAL) == unet(SD1)
+  assert inputs(CONDITIONAL) == Inputs(4, None, 1280)
+  # CelebA's network is UNet2DModel's signature, but for the heads' width.
+  bare = {"_class_name": "UNet2DModel"}
+  assert unet(bare) == unet(CELEBA | {"attention_head_dim": 8})
+  assert inputs(bare) == Inputs(3)
+
+
+REFUSED = [
+  (SD1, "_class_name", "UNet3DConditionModel", "one of UNet2DConditionModel"),
+  (SD1, "act_fn", "mish", "needed: 'silu' or 'swish'"),
+  (SD1, "center_input_sample", True, "needed: null"),
+  (SD1, "class_embed_type", "timestep", "needed: null or 'projection'"),
+  (SD1, "conv_in_kernel", 1, "needed: 3"),
+  (SD1, "dual_cross_attention", True, "needed: null"),
+  (SD1, "encoder_hid_dim", 1024, "needed: null"),
+  (SD1, "flip_sin_to_cos", False, "needed: True"),
+  (SD1, "freq_shift", 1, "needed: 0"),
+  (SD1, "layers_per_block", [2, 2, 2, 1], "one number for all levels"),
+  (SD1, "mid_block_scale_factor", 1.5, "needed: 1"),
+  (SD1, "mid_block_type", "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"),
+  (SD1, "norm_eps", 1e-6, "needed: 1e-05"),
+  (SD1, "norm_num_groups", None, "a divisor of all"),
+  (SD1, "num_attention_heads", 8, "needed: null"),
+  (SD1, "resnet_time_scale_shift", "ada_group", "'default' or 'scale_shift'"),
+  (SD1, "time_cond_proj_dim", 256, "needed: null"),
+  (SD1, "attention_head_dim", [8, 8, 16, 20], "for all levels"),
+  (SD1, "attention_head_dim", 7, "do not divide"),
+  (SD1, "attention_head_dim", 0, "one number of heads"),
+  (SD1, "block_out_channels", [320, 480, 1280, 1280], "multiples of the first"),
+  (SD1, "block_out_channels", 320, "a list of numbers"),
+  (SD1, "down_block_types", ["CrossAttnDownBlock2D"], "one per level"),
+  (SD1, "up_block_types", ["UpBlock2D"] * 4, "the levels of down_block_types"),
+  (SD1, "down_block_types", ["SimpleCrossAttnDownBlock2D"] * 4, "DownBlock2D"),
+  (SDXL, "addition_embed_type", "text", "null or 'text_time'"),
+  (SDXL, "num_class_embeds", 10, "needed: null"),
+  (SDXL, "class_embed_type", "projection", "needed: null"),
+  (SDXL, "projection_class_embeddings_input_dim", None, "of the vector"),
+  (SDXL, "transformer_layers_per_block", [[1], [2], [10]], "one per level"),
+  (SDXL, "reverse_transformer_layers_per_block", [1, 2, 3], "needed: null"),
+  (CELEBA, "downsample_type", "fir", "'conv' or 'resnet'"),
+  (CELEBA, "upsample_type", "resnet", "needed: 'conv'"),
+  (CELEBA, "class_embed_type", "timestep", "needed: null"),
+  (CHURCHES, "attn_norm_num_groups", None, "needed: 32"),
+  (CHURCHES, "attention_head_dim", [24, 24, 48, 96, 96], "for all levels"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("base, key, value, message", REFUSED)
+def test_what_we_cannot_do_is_refused_by_name(base, key, value, message):
+  with pytest.raises(ConfigError, match=key) as error:
+    unet(base | {key: value})
+  assert message in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "module, fed, message",
+  [
+    (UNet(octaves=2), Inputs(4, 64, 768), "octaves=2"),
+    (UNet(multipliers=(2, 4, 4, 4)), Inputs(4, 64, 768), "start with 1"),
+    (UNet(vector="mlp"), Inputs(4, 64, 768), "give both or none"),
+    (UNet(), Inputs(4, 64), "a context of None"),
+    (UNet(resampling="block"), Inputs(4, 64, 768), "resampling='block'"),
+    (UNet(attention=transformer((1, 1, 1, 2), 1, 8)), Inputs(4, 64, 768),
+     "as deep as the last level"),
+    (UNet(attention=transformer((1, 1, 1, 0), 1, 7)), Inputs(4, 64, 768),
+     "do not divide"),
+    (UNet(attention=plain((1, 1, 1, 0), 8), vector="mlp"),
+     Inputs(4, 64, None, 9), "vector='mlp'"),
+  ],
+)  # fmt: skip
+def test_what_diffusers_cannot_do_is_not_written(module, fed, message):
+  with pytest.raises(ConfigError) as error:
+    unet_config(module, fed)
+  assert message in str(error.value)

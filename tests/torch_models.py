@@ -1,0 +1,219 @@
+"""Small models of every family with random weights, made by diffusers."""
+
+import pathlib
+
+import torch
+from clip_words import tokenizer
+from diffusers import (
+  AutoencoderKL,
+  DDIMScheduler,
+  LDMPipeline,
+  StableDiffusionPipeline,
+  StableDiffusionXLImg2ImgPipeline,
+  StableDiffusionXLPipeline,
+  UNet2DConditionModel,
+  UNet2DModel,
+  VQModel,
+)
+from transformers import (
+  CLIPTextConfig,
+  CLIPTextModel,
+  CLIPTextModelWithProjection,
+  CLIPTokenizer,
+)
+
+
+def tower(
+  words: CLIPTokenizer, width: int, *, activation: str, projection=None
+):
+  """A text tower of three blocks."""
+  config = CLIPTextConfig(
+    vocab_size=len(words),
+    hidden_size=width,
+    intermediate_size=3 * width,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    hidden_act=activation,
+    projection_dim=projection or width,
+    bos_token_id=words.bos_token_id,
+    eos_token_id=words.eos_token_id,
+  )
+  kind = CLIPTextModel if projection is None else CLIPTextModelWithProjection
+  return spread(kind(config))
+
+
+def spread(module: torch.nn.Module) -> torch.nn.Module:
+  """Norms and biases drawn too: fresh ones are ones and zeros."""
+  for name, parameter in module.named_parameters():
+    if parameter.ndim == 1:
+      shift = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+      parameter.data = shift + 0.1 * torch.randn_like(parameter)
+  return module.eval()
+
+
+def vae(scale: float = 0.18215) -> AutoencoderKL:
+  """kl-f4 in small."""
+  return spread(
+    AutoencoderKL(
+      block_out_channels=(16, 32, 32),
+      down_block_types=("DownEncoderBlock2D",) * 3,
+      up_block_types=("UpDecoderBlock2D",) * 3,
+      latent_channels=4,
+      norm_num_groups=8,
+      layers_per_block=1,
+      sample_size=32,
+      scaling_factor=scale,
+    )
+  )
+
+
+def unet(**changes) -> UNet2DConditionModel:
+  """Three levels, the last of them without attention."""
+  values = {
+    "block_out_channels": (32, 64, 64),
+    "down_block_types": (
+      "CrossAttnDownBlock2D",
+      "CrossAttnDownBlock2D",
+      "DownBlock2D",
+    ),
+    "up_block_types": (
+      "UpBlock2D",
+      "CrossAttnUpBlock2D",
+      "CrossAttnUpBlock2D",
+    ),
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+    "attention_head_dim": 4,
+    "cross_attention_dim": 32,
+    "sample_size": 8,
+  }
+  return spread(UNet2DConditionModel(**(values | changes)))
+
+
+def scheduler(**changes) -> DDIMScheduler:
+  """Stable Diffusion's."""
+  values = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+  }
+  return DDIMScheduler(**(values | changes))
+
+
+def sd1(folder: pathlib.Path, **changes) -> StableDiffusionPipeline:
+  """SD 1: CLIP with quick gelu, a number of heads, convolutions."""
+  words = tokenizer(folder / "words")
+  return StableDiffusionPipeline(
+    vae(),
+    tower(words, 32, activation="quick_gelu"),
+    words,
+    unet(**changes),
+    scheduler(),
+    None,
+    None,
+    requires_safety_checker=False,
+  )
+
+
+def sd2(folder: pathlib.Path) -> StableDiffusionPipeline:
+  """SD 2: OpenCLIP's gelu, v-prediction, heads of one width, matrices."""
+  words = tokenizer(folder / "words", pad="!")
+  return StableDiffusionPipeline(
+    vae(),
+    tower(words, 32, activation="gelu"),
+    words,
+    unet(attention_head_dim=[2, 4, 4], use_linear_projection=True),
+    scheduler(prediction_type="v_prediction"),
+    None,
+    None,
+    requires_safety_checker=False,
+  )
+
+
+def sdxl(folder: pathlib.Path) -> StableDiffusionXLPipeline:
+  """SDXL: two towers, a pooled vector and sizes, depths of 1 and 2."""
+  first = tokenizer(folder / "words")
+  second = tokenizer(folder / "words_2", pad="!")
+  return StableDiffusionXLPipeline(
+    vae(0.13025),
+    tower(first, 32, activation="quick_gelu"),
+    tower(second, 48, activation="gelu", projection=40),
+    first,
+    second,
+    _sdxl_unet(80, 40 + 6 * 16),
+    scheduler(),
+  )
+
+
+def refiner(folder: pathlib.Path) -> StableDiffusionXLImg2ImgPipeline:
+  """SDXL's refiner: the second tower alone, and an aesthetic score."""
+  words = tokenizer(folder / "words_2", pad="!")
+  return StableDiffusionXLImg2ImgPipeline(
+    vae(0.13025),
+    None,
+    tower(words, 48, activation="gelu", projection=40),
+    None,
+    words,
+    _sdxl_unet(48, 40 + 5 * 16),
+    scheduler(),
+    requires_aesthetics_score=True,
+    force_zeros_for_empty_prompt=False,
+  )
+
+
+def _sdxl_unet(context: int, vector: int) -> UNet2DConditionModel:
+  return unet(
+    attention_head_dim=[2, 4, 4],
+    use_linear_projection=True,
+    cross_attention_dim=context,
+    transformer_layers_per_block=[1, 2, 2],
+    addition_embed_type="text_time",
+    addition_time_embed_dim=16,
+    projection_class_embeddings_input_dim=vector,
+  )
+
+
+def ldm(folder: pathlib.Path) -> LDMPipeline:
+  """Unconditional latent diffusion: plain attention, a vector quantiser."""
+  del folder
+  return LDMPipeline(
+    spread(
+      VQModel(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=3,
+        num_vq_embeddings=64,
+        norm_num_groups=8,
+        sample_size=16,
+        scaling_factor=1.0,
+      )
+    ),
+    spread(
+      UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=16,
+        attention_head_dim=16,
+        layers_per_block=1,
+        downsample_padding=1,
+      )
+    ),
+    scheduler(),
+  )
+
+
+FAMILIES = {
+  "sd1": sd1,
+  "sd2": sd2,
+  "sdxl": sdxl,
+  "refiner": refiner,
+  "ldm": ldm,
+}
