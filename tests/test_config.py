@@ -142,7 +142,7 @@ SHELL = [
   (["train.py"], "required"),
   (["train.py", "--config=no.py", "--workdir=w"], "not found: no.py"),
   (["train.py", "--config=no.py", "--wokdir=w"], "workdir"),
-  (["sample.py", "--model=nowhere"], "no run folder"),
+  (["sample.py", "--model=nowhere"], "no run, file or folder"),
 ]
 
 

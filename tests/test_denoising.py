@@ -220,7 +220,7 @@ def test_the_measured_scale_gives_unit_variance():
   latents = []
   for i, batch in enumerate(batches):
     params = dataclasses.replace(
-      TASK.parameters({"unet": 0, "conditioners": 0}, frozen)
+      TASK.parameters({"unet": 0, "conditioners": {}}, frozen)
     )
     posterior = TASK.model.encode(params, to_float(batch["image"]))
     noise = jax.random.normal(

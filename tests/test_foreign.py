@@ -316,7 +316,7 @@ def test_folder_file_folder_is_the_same_bytes(folder, words, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("flags", "line"),
   [
-    (["--model=nowhere/at/all"], "no file or folder 'nowhere/at/all'"),
+    (["--model=nowhere/at/all"], "no run, file or folder 'nowhere"),
     (["--model={folder}", "--class_label=1"], "knows no classes"),
     (["--model={folder}", "--height=15"], "multiple of 2"),
     (["--model={folder}", "--variant=fp16"], "no weights of variant 'fp16'"),

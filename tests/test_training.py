@@ -185,7 +185,7 @@ def test_what_the_model_does_not_know_is_said(runs, tmp_path, capsys):
 
 
 WRONG = {
-  "no such run": (["--model=nowhere"], "no run folder"),
+  "no such run": (["--model=nowhere"], "no run, file or folder"),
   "stage one": (["--model={one}"], "cannot draw"),
   "steps": (["--model={two}", "--steps=0"], "between 1 and 1000"),
   "many steps": (["--model={two}", "--steps=1001"], "between 1 and 1000"),

@@ -185,11 +185,6 @@ def _check_text(part: TextEmbedder | ClipEmbedder, words: Words) -> None:
       f"the tokenizer has {words.size} ids, the text encoder "
       f"vocabulary={encoder.vocabulary}; raise it"
     )
-  if is_clip and words.length != encoder.length:
-    raise ConfigError(
-      f"the tokenizer has length={words.length}, the text encoder "
-      f"{encoder.length}; set data.tokenizer.length={encoder.length}"
-    )
   length = words.length
   null = np.asarray(part.empty(length)[0] if is_clip else part.null(length))
   if not np.array_equal(null, words.empty):

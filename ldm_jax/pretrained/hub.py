@@ -29,7 +29,7 @@ def local(
     return path
   if not _REPOSITORY.fullmatch(path):
     raise ConfigError(
-      f"there is no file or folder {path!r}, nor is it the name of a "
+      f"there is no run, file or folder {path!r}, nor is it the name of a "
       "repository such as owner/model"
     )
   try:

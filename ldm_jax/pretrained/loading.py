@@ -138,7 +138,10 @@ def with_tokenizer(opened: Opened, folder: str) -> Opened:
   if part is None:
     raise ConfigError("the model has no towers of CLIP; leave --tokenizer out")
   words = tokens.load(folder, part.encoders[0].length)
-  dialects = tuple(Dialect(words, padding) for padding in part.paddings)
+  # CLIP's own tower is padded with its end token, whatever its number here.
+  end = words.tokenizer.eos_token_id
+  ids = [end if padding == part.end else padding for padding in part.paddings]
+  dialects = tuple(Dialect(words, padding) for padding in ids)
   return restated(opened, Prompts(dialects))
 
 

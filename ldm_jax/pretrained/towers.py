@@ -27,7 +27,7 @@ def frozen_parts(
     raise ConfigError(
       f"the model listens through {needed} towers that are not trained, but "
       f"text_encoders names {len(folders)} folders; write for example "
-      "--config.text_encoders=model/text_encoder,"
+      "--config.text_encoders=model/text_encoder"
     )
   left = list(folders)
   return {
