@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.commands import sample, train
+from ldm_jax.commands import report, sample, train
 from ldm_jax.commands.doors import Stop
 from ldm_jax.run import Run
 from ldm_jax.runtime import checkpoint, metrics
@@ -175,6 +175,17 @@ def test_a_moved_run_draws_and_a_picture_is_its_seed_and_index(
   assert os.path.basename(paths[-1]) == "grid_00003.png"
   assert "ldm_jax" not in Image.open(paths[0]).text
   assert (tmp_path / "a" / "grid.png").exists()
+
+
+def test_a_report_judges_and_shows(runs, tmp_path, capsys):
+  flags = [f"--model={runs / 'two'}", f"--out={tmp_path}"]
+  assert report.main([*flags, "--num=8", "--steps=2"]) == 0
+  told = json.loads(capsys.readouterr().out.splitlines()[-1])
+  names = ("colour", "background", "size", "position", "texture", "shape")
+  assert all(0 <= told[name] <= 1 for name in (*names, "all"))
+  assert told["psnr"] > 0 and told["seconds_stage_two"] > 0
+  page = (tmp_path / "report.html").read_text()
+  assert page.count("data:image/png;base64,") == 2 and "<svg" in page
 
 
 def test_what_the_model_does_not_know_is_said(runs, tmp_path, capsys):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -79,7 +80,7 @@ def reconstruct(task: Denoising, frozen: Frozen, images: Images) -> Images:
 
   @jax.jit
   def restore(frozen: Frozen, images: jax.Array) -> jax.Array:
-    params = task.parameters({"conditioners": None, "unet": None}, frozen)
+    params = task.parameters({"conditioners": {}, "unet": None}, frozen)
     latents = model.encode(params, to_float(images)).mode()
     return model.decode(params, latents * params.latent_scale)
 
@@ -90,7 +91,9 @@ def reconstruct(task: Denoising, frozen: Frozen, images: Images) -> Images:
 
 
 def _psnr(images: Images, restored: Images) -> float:
-  each = psnr(*(np.asarray(to_float(x)) for x in (images, restored)))
+  each = psnr(
+    *(np.asarray(to_float(jnp.asarray(x))) for x in (images, restored))
+  )
   return float(np.mean(each))
 
 
