@@ -132,7 +132,7 @@ def _draw(
 def _page(
   told: Mapping[str, float],
   logs: Mapping[str, list[dict[str, Any]]],
-  pairs: Images,
+  pairs: UInt8[np.ndarray, "b h w2 3"],
   drawn: Images,
   captions: Sequence[str],
 ) -> str:
