@@ -20,7 +20,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 
-STEPS = 1250
+STEPS = 1150
 LENGTH = 20
 
 

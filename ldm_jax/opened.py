@@ -42,6 +42,31 @@ class Opened:
   notices: tuple[str, ...] = ()
 
 
+def skip_blocks(opened: Opened, count: int) -> Opened:
+  """The model whose towers of CLIP leave out `count` more of their last blocks.
+
+  Raises:
+    ConfigError: it has no such towers, or they have no more to leave out.
+  """
+  parts = list(opened.model.conditioners)
+  for i, part in enumerate(parts):
+    if not isinstance(part, ClipEmbedder):
+      continue
+    most = min(
+      encoder.depth - skip
+      for encoder, skip in zip(part.encoders, part.skips, strict=True)
+    )
+    if not 0 <= count < most:
+      raise ConfigError(
+        f"{count} blocks of a text encoder cannot be skipped; give 0 to "
+        f"{most - 1} (--clip_skip 1 to {most})"
+      )
+    parts[i] = part.clone(skips=tuple(skip + count for skip in part.skips))
+    model = dataclasses.replace(opened.model, conditioners=tuple(parts))
+    return dataclasses.replace(opened, model=model)
+  raise ConfigError("this model has no tower of CLIP; leave --clip_skip out")
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
   """What is asked for, one of each per image.

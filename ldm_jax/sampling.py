@@ -121,7 +121,7 @@ class Studio:
     Args:
       progress: called with the number of steps just done.
     """
-    self._check(settings, order)
+    self.check(settings, order)
     for start in range(0, order.count, order.batch):
       rows = np.minimum(np.arange(start, start + order.batch), order.count - 1)
       xt, keys = self._start(settings, order, rows)
@@ -131,8 +131,12 @@ class Studio:
         x0 = self._decode(self._params, x0)
       yield np.asarray(x0)[: order.count - start]
 
-  def _check(self, settings: Settings, order: Order) -> None:
-    """Raises ValueError if the order's noise is not that of its images."""
+  def check(self, settings: Settings, order: Order) -> None:
+    """Whether an order can be drawn.
+
+    Raises:
+      ValueError: its noise is not of the shape of its images' latents.
+    """
     shape = self._shape(settings)
     if order.noise is not None and order.noise.shape != (order.count, *shape):
       raise ValueError(

@@ -18,6 +18,7 @@ import pytest
 import ldm_jax
 from ldm_jax.commands import convert, info, sample
 from ldm_jax.commands.doors import Stop
+from ldm_jax.commands.models import Reading, open_model
 from ldm_jax.data import tokens
 from ldm_jax.data.prompts import Dialect, Prompts
 from ldm_jax.diffusion.torch_noise import torch_normal
@@ -27,7 +28,7 @@ from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.opened import Request, hear
-from ldm_jax.pretrained import loading, saving
+from ldm_jax.pretrained import saving
 from ldm_jax.weights.convert import revert
 from ldm_jax.weights.convert import shapes as shapes_of
 from ldm_jax.weights.files import read_tensors
@@ -129,7 +130,7 @@ def test_a_single_file_is_read_as_it_was_written(model, file, words):
   found, params = ldm_jax.from_single_file(file)
   same(params, model[1])
   assert found.unet == model[0].unet
-  opened = loading.with_tokenizer(loading.open_foreign(file), words[0])
+  opened = open_model(file, Reading(tokenizer=words[0]))
   (part,) = opened.model.conditioners
   # That the end token is the largest id is all that such a file says.
   towers = tuple(t.clone(end=None) for t in model[0].conditioners[0].encoders)
@@ -237,7 +238,7 @@ def test_what_the_format_cannot_hold_is_said(model, tmp_path):
 
 
 def test_long_prompts_are_chunks_and_both_sides_have_as_many(folder):
-  opened = loading.open_foreign(folder)
+  opened = open_model(folder)
   long = " ".join(["fox"] * 100)
   request = Request([long, PROMPT], [None, "cat"], None, SIDE, SIDE)
   positive, negative = hear(opened, request, pytest.fail)

@@ -10,7 +10,6 @@ from ldm_jax.commands.models import Reading, open_model
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.pretrained.adapters import merge_lora
 from ldm_jax.pretrained.inversion import load_inversion
-from ldm_jax.pretrained.loading import open_foreign
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 torch = pytest.importorskip("torch")
@@ -98,8 +97,8 @@ def test_every_layer_of_diffusers_is_changed(pipe, tmp_path):
   write_safetensors(tmp_path / "x.safetensors", tensors)
   pipe.save_pretrained(tmp_path / "changed")
   base = str(tmp_path / "base")
-  ours = merge_lora(open_foreign(base), tmp_path / "x.safetensors", scale=0.7)
-  assert_same(ours, open_foreign(str(tmp_path / "changed")))
+  ours = merge_lora(open_model(base), tmp_path / "x.safetensors", scale=0.7)
+  assert_same(ours, open_model(str(tmp_path / "changed")))
   said = Reading(lora=[f"{tmp_path / 'x.safetensors'}:0.7"])
   assert_same(open_model(base, said), ours)
 
@@ -212,9 +211,9 @@ def test_diffusers_with_peft_merges_the_same(tmp_path, form):
   pipe.fuse_lora(lora_scale=0.6)
   pipe.unload_lora_weights()
   pipe.save_pretrained(tmp_path / "changed")
-  base = open_foreign(str(tmp_path / "base"))
+  base = open_model(str(tmp_path / "base"))
   ours = merge_lora(base, path, scale=0.6)
-  assert_same(ours, open_foreign(str(tmp_path / "changed")))
+  assert_same(ours, open_model(str(tmp_path / "changed")))
   moved = jax.tree.map(lambda a, b: a is not b, ours.params, base.params)
   assert sum(jax.tree.leaves(moved)) > 5
 
@@ -270,7 +269,7 @@ def test_learned_words_are_heard_as_diffusers_hears_them(pipe, tmp_path, count):
       text_encoder=getattr(pipe, name),
       tokenizer=tokenizer,
     )
-  opened = open_foreign(str(tmp_path / "base"))
+  opened = open_model(str(tmp_path / "base"))
   if len(names) > 1:
     path = tmp_path / "<toy>.safetensors"
     clips = zip(("clip_l", "clip_g"), vectors.values(), strict=True)
@@ -310,6 +309,6 @@ def test_files_of_automatic1111_are_those_that_torch_writes(tmp_path):
   made.load_textual_inversion(str(tmp_path), weight_name="other.pt")
   theirs, _ = encoded(made, PROMPTS)
   for name in ("other.pt", "older.pt"):
-    opened = open_foreign(str(tmp_path / "base"))
+    opened = open_model(str(tmp_path / "base"))
     context, _ = told(load_inversion(opened, tmp_path / name), PROMPTS)
     np.testing.assert_allclose(context, theirs, atol=2e-5)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ldm_jax
+from ldm_jax.commands.models import open_model
 from ldm_jax.nn.conditioner import Condition, SizeEmbedder
 from ldm_jax.opened import Request, hear
 from ldm_jax.pretrained import loading, saving
@@ -33,7 +34,7 @@ def family(request, tmp_path_factory):
   pipe = torch_models.FAMILIES[request.param](folder)
   pipe.save_pretrained(folder / "model")
   pipe.set_progress_bar_config(disable=True)
-  opened = loading.open_foreign(str(folder / "model"))
+  opened = open_model(str(folder / "model"))
   return request.param, pipe, folder / "model", opened
 
 

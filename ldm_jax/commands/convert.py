@@ -10,6 +10,7 @@ with --single_file a .safetensors with the names of CompVis and Stability.
 from collections.abc import Sequence
 
 from ldm_jax.commands.doors import Parser, enter
+from ldm_jax.commands.reading import add_reading
 
 
 def parser() -> Parser:
@@ -30,20 +31,6 @@ def parser() -> Parser:
     help="write one .safetensors instead of a folder",
   )
   add("--subfolder", help="one network of SRC: vae, unet, text_encoder")
-  add("--variant", help="of the weights' files read, such as fp16")
-  add(
-    "--prediction",
-    choices=("eps", "v", "x0"),
-    help="what the U-Net answers, where a single file does not say",
-  )
-  add(
-    "--weights",
-    choices=("raw", "ema"),
-    default="raw",
-    help="which of a single file's two U-Nets (default raw)",
-  )
-  add("--config", metavar="FOLDER", help="diffusers' configs of a single file")
-  add("--tokenizer", metavar="FOLDER", help="CLIP's, for single files")
   add(
     "--shard_gigabytes",
     type=float,
@@ -51,6 +38,7 @@ def parser() -> Parser:
     metavar="N",
     help="cut weights into shards above this size (default 10)",
   )
+  add_reading(flags)
   return flags
 
 

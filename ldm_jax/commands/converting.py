@@ -3,18 +3,24 @@
 import argparse
 import dataclasses
 import os
-import shutil
 from typing import Any
 
 import jax
 import numpy as np
 
 from ldm_jax.commands.doors import usage
-from ldm_jax.commands.models import Reading, open_model
+from ldm_jax.commands.models import (
+  Reading,
+  find,
+  open_model,
+  put_together,
+)
 from ldm_jax.loop import say
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
-from ldm_jax.pretrained import loading, saving
+from ldm_jax.pretrained import saving
+from ldm_jax.pretrained.networks import load
+from ldm_jax.pretrained.schemas import SCALING_FACTOR
 from ldm_jax.run import Run
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.tasks.autoencoding import Autoencoding
@@ -45,48 +51,37 @@ def convert(flags: argparse.Namespace) -> int:
 
 
 def _read(flags: argparse.Namespace) -> Model:
-  source = flags.source
-  if Run.exists(source):
-    return _run(source)
-  if flags.subfolder or _is_lone(source):
-    is_file = os.path.isfile(source)
-    if is_file:
-      read = {"config": flags.config, "prediction": flags.prediction}
-      return Model(*loading.from_single_file(source, **read))
-    return Model(
-      *loading.from_pretrained(source, flags.subfolder, variant=flags.variant)
+  reading = dataclasses.replace(Reading.told(flags), dtype="float32")
+  if Run.exists(flags.source):
+    if flags.subfolder:
+      raise ConfigError(f"{flags.source!r} is a run; leave --subfolder out")
+    return _run(flags.source, reading)
+  found = find(flags.source, reading, flags.subfolder)
+  if found.lone is None:
+    return _whole(put_together(found, reading))
+  if reading.tokenizer:
+    raise ConfigError(
+      "a network by itself needs no words; leave --tokenizer out"
     )
-  reading = Reading(
-    variant=flags.variant,
-    prediction=flags.prediction,
-    weights=flags.weights,
-    config=flags.config,
-    tokenizer=flags.tokenizer,
-  )
-  opened = open_model(source, reading)
+  return Model(*load(found.lone))
+
+
+def _whole(opened: Opened) -> Model:
   return Model(opened.model, opened.params, opened)
 
 
-def _run(folder: str) -> Model:
+def _run(folder: str, reading: Reading) -> Model:
   """A run of ours: stage one is an autoencoder, stage two a whole model."""
   run = Run.open(folder)
   task = run.experiment.task
-  if isinstance(task, Autoencoding):
+  if isinstance(task, Autoencoding) and reading == Reading():
     params = run.trained(MeshShape().build())
     say(
       "note: a first stage does not know what its latents are to be multiplied "
-      f"by; {saving.SCALE} is written, diffusers' own default"
+      f"by; {SCALING_FACTOR} is written, diffusers' own default"
     )
     return Model(task.autoencoder, params)
-  opened = open_model(folder)
-  return Model(opened.model, opened.params, opened)
-
-
-def _is_lone(source: str) -> bool:
-  """Whether SRC holds one network and no pipeline."""
-  if os.path.isdir(source):
-    return not os.path.exists(os.path.join(source, "model_index.json"))
-  return os.path.isfile(source) and loading.is_lone_file(source)
+  return _whole(open_model(folder, reading))
 
 
 def _write(flags: argparse.Namespace, model: Model) -> None:
@@ -99,20 +94,14 @@ def _write(flags: argparse.Namespace, model: Model) -> None:
       model.module, params, flags.target, dtype=flags.dtype
     )
     return
-  part = f"{flags.target.rstrip('/')}.part"
-  shutil.rmtree(part, ignore_errors=True)
   told = (
     {} if opened is None else {"words": opened.words, "side": opened.height}
   )
-  try:
-    saving.save_pretrained(
-      model.module,
-      params,
-      part,
-      dtype=flags.dtype,
-      max_bytes=int(flags.shard_gigabytes * 2**30),
-      **told,
-    )
-    os.replace(part, flags.target)
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
+  saving.save_pretrained(
+    model.module,
+    params,
+    flags.target,
+    dtype=flags.dtype,
+    max_bytes=int(flags.shard_gigabytes * 2**30),
+    **told,
+  )

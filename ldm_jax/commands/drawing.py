@@ -1,10 +1,12 @@
 """Behind sample.py: a model and flags become pictures or latents."""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,10 +18,11 @@ from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.torch_noise import torch_normal
 from ldm_jax.loop import say
 from ldm_jax.nodes import ConfigError
-from ldm_jax.opened import Opened, Request, hear
+from ldm_jax.opened import Opened, Request, hear, skip_blocks
 from ldm_jax.runtime import pictures
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.sampling import Order, Said, Settings, Studio
+from ldm_jax.weights.mapped import replacing
 
 ETA = {"ddim": 0.0, "ddpm": 1.0}  # what the papers do
 
@@ -27,7 +30,9 @@ ETA = {"ddim": 0.0, "ddpm": 1.0}  # what the papers do
 def draw(flags: argparse.Namespace) -> int:
   """Draws what the flags ask for; returns the exit code."""
   with usage():
-    opened = open_model(flags.model, _reading(flags))
+    opened = open_model(flags.model, Reading.told(flags))
+    if flags.clip_skip is not None:
+      opened = skip_blocks(opened, flags.clip_skip - 1)
     settings = _settings(flags, opened)
     prompts = [text for text in flags.prompt for _ in range(flags.num)]
     count = len(prompts) or flags.num
@@ -49,12 +54,17 @@ def draw(flags: argparse.Namespace) -> int:
       say,
     )
     studio = Studio(opened.model, opened.params, MeshShape().build())
+    studio.check(settings, order)
     os.makedirs(flags.out, exist_ok=True)
+    array = os.path.join(flags.out, "latents.npy")
+    if order.output == "latents" and os.path.exists(array):
+      raise ConfigError(f"{array} is there already; choose another --out")
   drawn = _progress(studio, settings, positive, negative, order)
   if order.output == "latents":
-    path = os.path.join(flags.out, "latents.npy")
-    _write_array(path, np.concatenate(list(drawn)))
-    print(path)
+    latents = np.concatenate(list(drawn))
+    with replacing(array) as file:
+      np.save(file, latents)
+    print(array)
     return 0
   _write_pictures(flags, settings, prompts, drawn)
   return 0
@@ -93,25 +103,6 @@ def _write_pictures(
   name = f"grid_{first:05d}.png" if first else "grid.png"
   pictures.write_png(os.path.join(flags.out, name), sheet)
   print(os.path.join(flags.out, name))
-
-
-def _write_array(path: str, array: np.ndarray) -> None:
-  """Writes an .npy, never over another and never half of it.
-
-  Raises:
-    ConfigError: it is there already.
-  """
-  if os.path.exists(path):
-    raise ConfigError(f"{path} is there already; choose another --out")
-  with open(path + ".part", "wb") as file:
-    np.save(file, array)
-  os.replace(path + ".part", path)
-
-
-def _reading(flags: argparse.Namespace) -> Reading:
-  names = Reading.__dataclass_fields__
-  told = {name: getattr(flags, name) for name in names}
-  return Reading(**{k: v for k, v in told.items() if v is not None})
 
 
 def _settings(flags: argparse.Namespace, opened: Opened) -> Settings:
@@ -199,19 +190,38 @@ def _next_number(folder: str) -> int:
 def _told(
   flags: argparse.Namespace, settings: Settings, prompt: str, index: int
 ) -> dict[str, str]:
-  """What a PNG says of itself."""
+  """What a PNG says of itself: all of it, and in words that others read."""
   told = {
     "prompt": prompt,
     "negative_prompt": flags.negative_prompt,
     "class_label": flags.class_label,
     "index": index,
     "model": flags.model,
+    "clip_skip": flags.clip_skip,
     "lora": flags.lora,
     "embedding": flags.embedding,
     "rng": flags.rng,
     "ldm_jax": ldm_jax.__version__,
   }
-  told |= {
-    name: getattr(settings, name) for name in settings.__dataclass_fields__
+  told |= dataclasses.asdict(settings)
+  return {"parameters": _parameters(told), "ldm_jax": json.dumps(told)}
+
+
+def _parameters(told: Mapping[str, Any]) -> str:
+  """The text that A1111's web UI writes, and ComfyUI and Civitai read."""
+  model = os.path.basename(os.path.normpath(told["model"]))
+  pairs = {
+    "Steps": told["steps"],
+    "Sampler": told["sampler"].upper(),
+    "CFG scale": f"{told['guidance']:g}",
+    "Seed": told["seed"],
+    "Size": f"{told['width']}x{told['height']}",
+    "Model": json.dumps(model) if "," in model else model,
+    "Clip skip": told["clip_skip"],
+    "Version": f"ldm_jax {told['ldm_jax']}",
   }
-  return {"ldm_jax": json.dumps(told)}
+  lines = [told["prompt"]]
+  if told["negative_prompt"]:
+    lines.append(f"Negative prompt: {told['negative_prompt']}")
+  said = (f"{name}: {value}" for name, value in pairs.items() if value)
+  return "\n".join([*lines, ", ".join(said)])

@@ -4,7 +4,7 @@
 
 FILE is a run, a diffusers folder (or one network's), a single file, or a PNG
 that sample.py wrote. Prints one JSON object: family, parameters, prediction
-and format of a model, the settings of a picture..
+and format of a model, the settings of a picture.
 """
 
 from collections.abc import Sequence

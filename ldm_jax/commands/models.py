@@ -1,5 +1,6 @@
 """What --model may name: a run, or a model of Stable Diffusion's kind."""
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 
@@ -11,7 +12,9 @@ from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
 from ldm_jax.pretrained import loading
 from ldm_jax.pretrained.adapters import merge_lora
+from ldm_jax.pretrained.assemble import assemble
 from ldm_jax.pretrained.inversion import load_inversion
+from ldm_jax.pretrained.pieces import Pieces
 from ldm_jax.run import Run
 from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.tasks.denoising import Denoising
@@ -34,6 +37,18 @@ class Reading:
   tokenizer: str | None = None
   lora: Sequence[str] = ()
   embedding: Sequence[str] = ()
+
+  @classmethod
+  def told(cls, flags: argparse.Namespace) -> "Reading":
+    """What a command's flags say of it; not every command has all of them."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(
+      **{
+        name: value
+        for name, value in vars(flags).items()
+        if name in names and value is not None
+      }
+    )
 
 
 def open_denoising(folder: str) -> Run:
@@ -101,12 +116,35 @@ def _open(path: str, reading: Reading) -> Opened:
         "--tokenizer out"
       )
     return open_run(open_denoising(path), MeshShape().build())
-  told = dataclasses.asdict(reading)
-  del told["lora"], told["embedding"]
-  tokenizer = told.pop("tokenizer")
-  opened = loading.open_foreign(path, **told)
+  return put_together(find(path, reading), reading)
+
+
+def find(path: str, reading: Reading, subfolder: str | None = None) -> Pieces:
+  """The networks of a foreign model, not read yet.
+
+  Raises:
+    ConfigError, WeightsError: as `open_model`.
+  """
+  return loading.find(
+    path,
+    subfolder=subfolder,
+    variant=reading.variant,
+    prediction=reading.prediction,
+    weights=reading.weights,
+    config=reading.config,
+  )
+
+
+def put_together(found: Pieces, reading: Reading) -> Opened:
+  """A foreign model from its networks.
+
+  Raises:
+    ConfigError, WeightsError: as `open_model`.
+  """
+  opened = assemble(found, reading.dtype)
   for notice in opened.notices:
     say(f"note: {notice}")
+  tokenizer = reading.tokenizer
   return loading.with_tokenizer(opened, tokenizer) if tokenizer else opened
 
 

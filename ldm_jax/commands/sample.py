@@ -12,6 +12,7 @@ their paths. Nothing is overwritten.
 from collections.abc import Sequence
 
 from ldm_jax.commands.doors import Parser, enter
+from ldm_jax.commands.reading import add_reading
 
 
 def parser() -> Parser:
@@ -26,7 +27,7 @@ def parser() -> Parser:
   _add_sampling(flags)
   _add_noise(flags)
   _add_output(flags)
-  _add_reading(flags)
+  add_reading(flags)
   _add_adapters(flags)
   return flags
 
@@ -47,6 +48,13 @@ def _add_wishes(flags: Parser) -> None:
     type=int,
     default=1,
     help="images per prompt (default 1)",
+  )
+  add(
+    "--clip_skip",
+    type=int,
+    metavar="N",
+    help="2 leaves the last block of CLIP out, beyond what the model leaves "
+    "out anyway; 1 is as trained",
   )
   add(*("--height", "-H"), type=int, help="pixels (default: as trained)")
   add(*("--width", "-W"), type=int, help="pixels (default: as trained)")
@@ -80,6 +88,11 @@ def _add_sampling(flags: Parser) -> None:
     help="noise: of DDIM 0 to 1 (default 0), of DDPM a factor (default 1)",
   )
   add("--batch", type=int, default=16, help="images at a time (default 16)")
+  add(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    help="of foreign parameters and computation (default float32)",
+  )
 
 
 def _add_noise(flags: Parser) -> None:
@@ -114,29 +127,6 @@ def _add_output(flags: Parser) -> None:
     action="store_true",
     help="leave the settings out of the PNGs",
   )
-
-
-def _add_reading(flags: Parser) -> None:
-  """How foreign weights are read."""
-  add = flags.add_argument_group("Stable Diffusion's weights").add_argument
-  add(
-    "--dtype",
-    choices=("float32", "bfloat16"),
-    help="of parameters and computation (default float32)",
-  )
-  add("--variant", help="of the weights' files, such as fp16")
-  add(
-    "--prediction",
-    choices=("eps", "v", "x0"),
-    help="what the U-Net answers, where a single file does not say",
-  )
-  add(
-    "--weights",
-    choices=("raw", "ema"),
-    help="which of a single file's two U-Nets (default raw)",
-  )
-  add("--config", metavar="FOLDER", help="diffusers' configs of a single file")
-  add("--tokenizer", metavar="FOLDER", help="CLIP's, for single files")
 
 
 def _add_adapters(flags: Parser) -> None:

@@ -12,10 +12,12 @@ from PIL import Image
 
 from ldm_jax.commands.doors import usage
 from ldm_jax.nodes import ConfigError
-from ldm_jax.pretrained import hub, pieces
+from ldm_jax.pretrained import loading
 from ldm_jax.pretrained.networks import class_of
+from ldm_jax.pretrained.pieces import Pieces
 from ldm_jax.pretrained.schedules import schedule
 from ldm_jax.run import Run
+from ldm_jax.tasks.denoising import Denoising
 
 PNG = b"\x89PNG"
 
@@ -33,17 +35,16 @@ def _told(path: str, variant: str | None) -> dict[str, Any]:
   if os.path.isfile(path):
     with open(path, "rb") as file:
       start = file.read(4)
-    return _picture(path) if start == PNG else _model(pieces.open_file(path))
-  folder = hub.local(path, variant=variant)
-  return _model(pieces.open_folder(folder, variant))
+    if start == PNG:
+      return _picture(path)
+  return _model(loading.find(path, variant=variant))
 
 
 def _run(run: Run) -> dict[str, Any]:
   task = run.experiment.task
   told = {"kind": "run", "task": type(task).__name__, "step": run.step}
-  model = getattr(task, "model", None)
-  if model is not None:
-    told["prediction"] = model.prediction
+  if isinstance(task, Denoising):
+    told["prediction"] = task.model.prediction
   shapes = jax.eval_shape(
     task.init, jax.random.key(0), run.batch, task.frozen_shapes(run.batch)
   )
@@ -65,7 +66,7 @@ def _picture(path: str) -> dict[str, Any]:
   return {"kind": "picture", "size": list(size)} | json.loads(text)
 
 
-def _model(found: pieces.Pieces) -> dict[str, Any]:
+def _model(found: Pieces) -> dict[str, Any]:
   """Family, prediction, and what each network is."""
   told: dict[str, Any] = {"kind": "model"}
   if found.family is not None:

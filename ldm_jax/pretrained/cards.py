@@ -138,11 +138,7 @@ def tokenizers(
 
 
 def prefixes(model: LatentDiffusion) -> dict[str, tuple[str, str]]:
-  """Prefix and naming of each network within a single file.
-
-  Raises:
-    ConfigError: such files cannot hold the model.
-  """
+  """Prefix and naming of each network within a single file."""
   found = {
     "unet": ("model.diffusion_model.", "unet"),
     "vae": ("first_stage_model.", "autoencoder"),

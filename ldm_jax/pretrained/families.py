@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.nn.unet import UNet
+from ldm_jax.pretrained.schemas import SCALING_FACTOR
 from ldm_jax.pretrained.unets import Inputs
 from ldm_jax.weights.errors import WeightsError
 
@@ -31,8 +32,8 @@ class Family(NamedTuple):
 
 
 _LDM = Schedule(start=0.0015, end=0.0195)
-_SD1 = Family(64, 0.18215, heads=8)
-_SD2 = Family(64, 0.18215, head_width=64)
+_SD1 = Family(64, SCALING_FACTOR, heads=8)
+_SD2 = Family(64, SCALING_FACTOR, head_width=64)
 _SDXL = Family(128, 0.13025, head_width=64, sizes=6)
 
 # CompVis's and Stability's configs (models/ldm and configs of their
@@ -54,7 +55,7 @@ FAMILIES = {
     schedule=Schedule(start=0.0001, end=0.02),
     prediction="v",
   ),
-  "ldm-text-f8": Family(32, 0.18215, heads=8),
+  "ldm-text-f8": Family(32, SCALING_FACTOR, heads=8),
   "ldm-text-f4": Family(64, 1.0, head_width=32, schedule=_LDM),
   "ldm-classes-f8": Family(32, 1.0, head_width=32, schedule=_LDM),
   "ldm-classes-f4": Family(64, 1.0, heads=1, schedule=_LDM),

@@ -55,17 +55,12 @@ def from_pretrained(
     WeightsError: its weights are missing, malformed, or those of another
       network.
   """
-  folder = hub.local(
-    path, subfolder=subfolder, variant=variant, revision=revision
-  )
-  if not os.path.isdir(folder):
+  if os.path.isfile(path):
     raise ConfigError(
       f"{path!r} is a file; load it with from_single_file, or name a folder"
     )
-  folder = os.path.join(folder, subfolder or "")
-  if not os.path.isdir(folder):
-    raise ConfigError(f"{path!r} has no subfolder {subfolder!r}")
-  return _loaded(pieces.open_folder(folder, variant), dtype)
+  where = {"subfolder": subfolder, "variant": variant, "revision": revision}
+  return _loaded(find(path, **where), dtype)
 
 
 def from_single_file(
@@ -88,42 +83,53 @@ def from_single_file(
   Raises:
     ConfigError, WeightsError: as `from_pretrained`.
   """
-  given = configs_of(config) if isinstance(config, str) else config
-  return _loaded(
-    pieces.open_file(
-      path,
-      prediction=prediction,
-      config=given,
-      is_averaged=weights == "ema",
-    ),
-    dtype,
-  )
+  if not os.path.isfile(path):
+    raise ConfigError(f"there is no file {path!r}")
+  told = {"config": config, "prediction": prediction, "weights": weights}
+  return _loaded(find(path, **told), dtype)
 
 
-def open_foreign(
+def find(
   path: str,
   *,
+  subfolder: str | None = None,
   variant: str | None = None,
-  dtype: DTypeLike = "float32",
+  revision: str | None = None,
   prediction: Prediction | None = None,
   weights: Weights = "raw",
-  config: str | None = None,
-) -> Opened:
-  """A whole model, ready to draw, from a folder, file or repository.
+  config: Mapping[str, Given] | str | None = None,
+) -> Pieces:
+  """The networks of a folder, file or repository; nothing of them is read yet.
+
+  The first three are of folders and repositories, the others of single files.
 
   Raises:
     ConfigError, WeightsError: as `from_pretrained`.
   """
   if os.path.isfile(path):
-    found = pieces.open_file(
+    if subfolder or variant or revision:
+      raise ConfigError(
+        f"{path!r} is a single file, without subfolders, variants or "
+        "revisions; leave them out"
+      )
+    return pieces.open_file(
       path,
       prediction=prediction,
-      config=configs_of(config) if config else None,
+      config=configs_of(config) if isinstance(config, str) else config,
       is_averaged=weights == "ema",
     )
-  else:
-    found = pieces.open_folder(hub.local(path, variant=variant), variant)
-  return assemble(found, dtype)
+  folder = hub.local(
+    path, subfolder=subfolder, variant=variant, revision=revision
+  )
+  if prediction or config or weights != "raw":
+    raise ConfigError(
+      f"{path!r} is a folder, which says itself what it holds; leave "
+      "prediction, config and weights out"
+    )
+  folder = os.path.join(folder, subfolder or "")
+  if not os.path.isdir(folder):
+    raise ConfigError(f"{path!r} has no subfolder {subfolder!r}")
+  return pieces.open_folder(folder, variant)
 
 
 def with_tokenizer(opened: Opened, folder: str) -> Opened:
@@ -143,15 +149,6 @@ def with_tokenizer(opened: Opened, folder: str) -> Opened:
   ids = [end if padding == part.end else padding for padding in part.paddings]
   dialects = tuple(Dialect(words, padding) for padding in ids)
   return restated(opened, Prompts(dialects))
-
-
-def is_lone_file(path: str) -> bool:
-  """Whether a single file holds one network and no whole model.
-
-  Raises:
-    WeightsError: it is nothing that we know.
-  """
-  return len(pieces.open_file(path).networks) == 1
 
 
 def configs_of(folder: str) -> dict[str, Given]:
@@ -174,8 +171,7 @@ def configs_of(folder: str) -> dict[str, Given]:
 
 
 def _loaded(found: Pieces, dtype: DTypeLike) -> Loaded:
-  if len(found.networks) == 1:
-    (foreign,) = found.networks.values()
-    return load(foreign, dtype)
+  if found.lone is not None:
+    return load(found.lone, dtype)
   opened = assemble(found, dtype)
   return opened.model, opened.params

@@ -46,6 +46,13 @@ class Pieces:
   family: str | None = None
   notices: tuple[str, ...] = ()
 
+  @property
+  def lone(self) -> Foreign | None:
+    """The network, if there is just one."""
+    return (
+      next(iter(self.networks.values())) if len(self.networks) == 1 else None
+    )
+
 
 def open_folder(folder: str, variant: str | None = None) -> Pieces:
   """A whole pipeline's folder, or one network's.

@@ -108,13 +108,14 @@ ENCODER_BLOCKS = (
   {"AttnUpDecoderBlock2D": True, "UpDecoderBlock2D": False},
 )
 
+SCALING_FACTOR = 0.18215  # of a config without one: that of SD 1 and 2
 _AUTOENCODER = {
   "down_block_types": ("DownEncoderBlock2D",),
   "up_block_types": ("UpDecoderBlock2D",),
   "block_out_channels": (64,),
   "layers_per_block": 1,
   "norm_num_groups": 32,
-  "scaling_factor": 0.18215,
+  "scaling_factor": SCALING_FACTOR,
   "mid_block_add_attention": True,
 }
 _IMAGES = {
