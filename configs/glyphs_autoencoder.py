@@ -13,7 +13,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding
 
-STEPS = 900
+STEPS = 1200
 
 
 def get_config():

@@ -20,7 +20,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 
-STEPS = 1150
+STEPS = 1250
 LENGTH = 20
 
 

@@ -1,19 +1,25 @@
 """Every family against diffusers: random weights, the same numbers."""
 
 import copy
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import ldm_jax
-from ldm_jax.commands.models import open_model
-from ldm_jax.nn.conditioner import Condition, SizeEmbedder
-from ldm_jax.opened import Request, hear
+from ldm_jax.commands import sample
+from ldm_jax.commands.models import Reading, open_model
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.conditioner import ClassEmbedder, Condition, SizeEmbedder
+from ldm_jax.nodes import ConfigError
+from ldm_jax.opened import Request, hear, skip_blocks
 from ldm_jax.pretrained import loading, saving
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.sampling import Order, Settings, Studio
+from ldm_jax.weights.files import read_tensors
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -22,7 +28,7 @@ torch_models = pytest.importorskip("torch_models")
 pytestmark = pytest.mark.slow
 
 FAMILIES = list(torch_models.FAMILIES)
-TEXTUAL = [name for name in FAMILIES if name != "ldm"]
+CHANGES_IMAGES = ("refiner", "inpainting", "upscaler")
 PROMPTS = ["a red fox in the snow", "painting of a cat"]
 
 
@@ -78,7 +84,10 @@ def test_the_unet_at_fractional_times_of_a_landscape(family):
   xt, t = draw(3, 8, 12, opened.inputs), jnp.float32([1, 500.25, 999])
   width = config.get("cross_attention_dim")
   context = draw(3, 20, width) if width else None
-  vector = added = None
+  vector = added = labels = None
+  if unet.vector == "table":
+    labels = np.int64([20, 0, 350])
+    vector = jnp.int32(labels)
   if unet.vector == "mlp":
     count = config.projection_class_embeddings_input_dim - 40
     sizes = np.random.default_rng(1).integers(0, 1024, (3, count // 16))
@@ -96,6 +105,8 @@ def test_the_unet_at_fractional_times_of_a_landscape(family):
     more = {}
     if width:
       arguments.append(theirs(context, dtype))
+    if labels is not None:
+      more["class_labels"] = torch.tensor(labels)
     if added:
       more["added_cond_kwargs"] = {
         name: theirs(value, dtype) for name, value in added.items()
@@ -112,7 +123,7 @@ def test_moments_and_decoding(family):
   name, pipe, _, opened = family
   images, first = draw(2, 32, 48, 3), opened.model.first_stage
   latents = draw(2, 8, 12, first.latent_channels)
-  vae = pipe.vqvae if name == "ldm" else pipe.vae
+  vae = pipe.vqvae if name.startswith("ldm") else pipe.vae
 
   def run(module, dtype):
     encoded = module.encode(theirs(images, dtype))
@@ -141,6 +152,17 @@ def request_of(negatives, height=32, width=32):
   return Request(PROMPTS, negatives, None, height, width)
 
 
+def bert_states(pipe, texts):
+  ids = pipe.tokenizer(
+    texts,
+    padding="max_length",
+    max_length=77,
+    truncation=True,
+    return_tensors="pt",
+  ).input_ids
+  return pipe.bert(ids)[0]
+
+
 def said_by_them(pipe, name, negative):
   """(context, vector of text) of prompts, then of what is led away from."""
   asked = {
@@ -152,6 +174,9 @@ def said_by_them(pipe, name, negative):
   if name in ("sdxl", "refiner"):
     context, away, pooled, away_pooled = pipe.encode_prompt(PROMPTS, **asked)
     return (context, pooled), (away, away_pooled)
+  if name == "ldm_text":
+    sides = (PROMPTS, [negative or ""] * 2)
+    return tuple((bert_states(pipe, texts), None) for texts in sides)
   context, away = pipe.encode_prompt(PROMPTS, **asked)
   return (context, None), (away, None)
 
@@ -177,19 +202,22 @@ def test_what_prompts_say(family, negative):
 @pytest.mark.parametrize("negative", [None, "a cat"])
 def test_ten_steps_of_guided_ddim(family, negative):
   name, pipe, _, opened = family
-  if name == "refiner":
-    pytest.skip("diffusers' refiner begins with an image")
-  channels = opened.model.first_stage.latent_channels
-  noise = np.asarray(draw(2, 8, 8, channels))
+  if name in CHANGES_IMAGES:
+    pytest.skip("its pipeline begins with an image")
+  first = opened.model.first_stage
+  noise = np.asarray(draw(2, 8, 8, first.latent_channels))
   settings = Settings(
-    height=8 * opened.model.first_stage.stride,
-    width=8 * opened.model.first_stage.stride,
+    height=8 * first.stride,
+    width=8 * first.stride,
     steps=10,
-    guidance=1.0 if name == "ldm" else 4.0,
+    guidance=4.0,
     landing=opened.landing,
   )
   if name == "ldm":
-    expected = without_a_prompt(pipe, noise)
+    expected = by_hand(pipe, noise, [None])
+  elif name == "ldm_text":
+    (context, _), (away, _) = said_by_them(pipe, name, negative)
+    expected = by_hand(pipe, noise, [context, away])
   else:
     expected = ours(
       pipe(
@@ -205,33 +233,48 @@ def test_ten_steps_of_guided_ddim(family, negative):
     )
   texts = [] if name == "ldm" else PROMPTS
   request = Request(texts, [negative] * 2, None, 32, 32)
-  positive, away = hear(opened, request, pytest.fail)
-  studio = Studio(opened.model, opened.params, MeshShape().build())
-  order = Order(2, 2, noise=noise, output="latents")
-  (found,) = studio.draw(settings, positive, away, order)
+  found = drawn(opened, settings, request, noise)
   np.testing.assert_allclose(
     found, expected, atol=2e-3 * np.abs(expected).max()
   )
 
 
-def without_a_prompt(pipe, noise):
-  """DDIM with their U-Net and their scheduler, without a pipeline."""
+def drawn(opened, settings, request, noise):
+  """Latents of a request by us."""
+  positive, away = hear(opened, request, pytest.fail)
+  studio = Studio(opened.model, opened.params, MeshShape().build())
+  order = Order(len(noise), len(noise), noise=noise, output="latents")
+  (found,) = studio.draw(settings, positive, away, order)
+  return found
+
+
+def by_hand(pipe, noise, contexts, scale=4.0):
+  """DDIM with their U-Net and scheduler, where no pipeline gives latents."""
   pipe.scheduler.set_timesteps(10)
   xt = theirs(noise)
   with torch.no_grad():
     for t in pipe.scheduler.timesteps:
-      xt = pipe.scheduler.step(pipe.unet(xt, t).sample, t, xt).prev_sample
+      told = [() if context is None else (context,) for context in contexts]
+      answers = [pipe.unet(xt, t, *context).sample for context in told]
+      answer = answers[-1] + scale * (answers[0] - answers[-1])
+      xt = pipe.scheduler.step(answer, t, xt).prev_sample
   return ours(xt)
 
 
 def test_a_folder_comes_back_bit_for_bit(family, tmp_path):
   name, pipe, _, opened = family
   back = tmp_path / "back"
+  if name == "upscaler":
+    with pytest.raises(ConfigError, match="noises the image"):
+      saving.save_pretrained(opened.model, opened.params, str(back))
+    assert not back.exists()
+    return
   saving.save_pretrained(
     opened.model, opened.params, str(back), words=opened.words, side=32
   )
   again = type(pipe).from_pretrained(back)
-  for part in ("unet", "vae", "vqvae", "text_encoder", "text_encoder_2"):
+  parts = ("unet", "vae", "vqvae", "bert", "text_encoder", "text_encoder_2")
+  for part in parts:
     module = getattr(pipe, part, None)
     if module is None:
       continue
@@ -239,10 +282,12 @@ def test_a_folder_comes_back_bit_for_bit(family, tmp_path):
     assert before.keys() == after.keys()
     for key in before:
       assert torch.equal(before[key], after[key]), (part, key)
+  for key in ("force_zeros_for_empty_prompt", "requires_aesthetics_score"):
+    assert again.config.get(key) == pipe.config.get(key)
   assert again.scheduler.config.prediction_type == (
     pipe.scheduler.config.prediction_type
   )
-  if name in TEXTUAL:
+  if name != "ldm":
     tokenizer = again.tokenizer or again.tokenizer_2
     ids = (pipe.tokenizer or pipe.tokenizer_2)(PROMPTS).input_ids
     assert tokenizer(PROMPTS).input_ids == ids
@@ -253,7 +298,7 @@ def test_a_single_file_comes_back_bit_for_bit(family, tmp_path):
   path = str(tmp_path / "model.safetensors")
   saving.save_single_file(opened.model, opened.params, path)
   given = loading.configs_of(str(folder))
-  if name == "ldm":
+  if name.startswith("ldm"):
     given["vae"] = given.get("vae", {"norm_num_groups": 8})
   model, params = ldm_jax.from_single_file(path, config=given)
   assert model.prediction == opened.model.prediction
@@ -279,3 +324,81 @@ def test_diffusers_reads_our_single_file(family, tmp_path):
   )
   for key, value in pipe.unet.state_dict().items():
     assert torch.equal(unet.state_dict()[key], value), key
+
+
+def test_a_seed_of_torch_is_their_picture(family, tmp_path):
+  name, pipe, folder, _ = family
+  if name not in ("sd1", "sd2", "sdxl"):
+    pytest.skip("no pipeline of theirs begins with a seed's noise alone")
+  flags = ["--rng=torch", "--seed=7", "--steps=4", "--guidance=3"]
+  flags += [f"--prompt={PROMPTS[0]}", "--num=2", f"--out={tmp_path}"]
+  assert sample.main([f"--model={folder}", "-H=32", "-W=48", *flags]) == 0
+  expected = pipe(
+    PROMPTS[0],
+    num_images_per_prompt=2,
+    generator=torch.Generator().manual_seed(7),
+    num_inference_steps=4,
+    guidance_scale=3.0,
+    height=32,
+    width=48,
+  ).images
+  for i, image in enumerate(expected):
+    with Image.open(tmp_path / f"{i:05d}.png") as picture:
+      found = np.asarray(picture, np.int32)
+    assert found.std() > 5  # no empty picture agrees with another
+    assert np.abs(found - np.asarray(image, np.int32)).max() <= 1
+
+
+def test_skipped_blocks_are_those_that_diffusers_skips(family):
+  name, pipe, _, opened = family
+  if name not in ("sd1", "sd2", "sdxl"):
+    pytest.skip("its pipeline skips nothing")
+  asked = {"device": "cpu", "num_images_per_prompt": 1, "clip_skip": 1}
+  try:
+    with torch.no_grad():
+      expected = pipe.encode_prompt(
+        PROMPTS, do_classifier_free_guidance=False, **asked
+      )[0]
+  except AttributeError:
+    pytest.skip("diffusers' own clip_skip is broken with this transformers")
+  skipped = skip_blocks(opened, 1)
+  said, _ = hear(skipped, request_of([None] * 2), pytest.fail)
+  said = jax.tree.map(jnp.asarray, said)
+  found = skipped.model.condition(skipped.params, said.raw, said.is_null)
+  np.testing.assert_allclose(found.context, ours(expected), atol=2e-5)
+
+
+def test_class_conditional_ldm_from_a_single_file(tmp_path):
+  torch.manual_seed(3)
+  unet = torch_models.unet(in_channels=3, out_channels=3)
+  table = torch.nn.Embedding(11, 32)  # ten classes, and none of them
+  unet.save_pretrained(tmp_path / "unet")
+  torch_models.ldm(tmp_path).vqvae.save_pretrained(tmp_path / "vae")
+  (unet_of_ours, unet_params), (vq, vq_params) = (
+    ldm_jax.from_pretrained(str(tmp_path), subfolder=name)
+    for name in ("unet", "vae")
+  )
+  told = {"table": {"embedding": jnp.asarray(table.weight.detach().numpy())}}
+  path = str(tmp_path / "cin.safetensors")
+  saving.save_single_file(
+    LatentDiffusion(vq, unet_of_ours, (ClassEmbedder(10, 32),)),
+    Parameters(
+      vq_params, jnp.float32(1), {"label": {"params": told}}, unet_params
+    ),
+    path,
+  )
+  assert read_tensors(path)["cond_stage_model.embedding.weight"].shape == (
+    (11, 32)
+  )
+  torch_models.scheduler().save_pretrained(tmp_path / "scheduler")
+  opened = open_model(path, Reading(config=str(tmp_path)))
+  noise = np.asarray(draw(2, 8, 8, 3))
+  settings = Settings(16, 16, 10, guidance=4.0, landing=opened.landing)
+  request = Request([], [None] * 2, 7, 16, 16)
+  found = drawn(opened, settings, request, noise)
+  contexts = [table(torch.full((2, 1), label)) for label in (7, 10)]
+  pipe = types.SimpleNamespace(unet=unet, scheduler=torch_models.scheduler())
+  expected = by_hand(pipe, noise, contexts)
+  np.testing.assert_allclose(
+    found, expected, atol=2e-3 * np.abs(expected).max()
+  )

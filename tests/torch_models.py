@@ -7,15 +7,24 @@ from clip_words import tokenizer
 from diffusers import (
   AutoencoderKL,
   DDIMScheduler,
+  DDPMScheduler,
   LDMPipeline,
+  LDMTextToImagePipeline,
+  StableDiffusionInpaintPipeline,
   StableDiffusionPipeline,
+  StableDiffusionUpscalePipeline,
   StableDiffusionXLImg2ImgPipeline,
   StableDiffusionXLPipeline,
   UNet2DConditionModel,
   UNet2DModel,
   VQModel,
 )
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
+  LDMBertConfig,
+  LDMBertModel,
+)
 from transformers import (
+  BertTokenizer,
   CLIPTextConfig,
   CLIPTextModel,
   CLIPTextModelWithProjection,
@@ -210,10 +219,71 @@ def ldm(folder: pathlib.Path) -> LDMPipeline:
   )
 
 
+def ldm_text(folder: pathlib.Path) -> LDMTextToImagePipeline:
+  """LDM's text to image: a transformer over BERT's tokens, never normed."""
+  words = ["[PAD]", *(f"[unused{i}]" for i in range(99))]
+  words += ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "of", "red", "fox"]
+  folder.mkdir(exist_ok=True)
+  (folder / "vocab.txt").write_text("\n".join(words))
+  bert = LDMBertModel(
+    LDMBertConfig(
+      vocab_size=len(words),
+      encoder_layers=2,
+      encoder_ffn_dim=128,
+      encoder_attention_heads=2,
+      head_dim=16,
+      d_model=32,
+    )
+  )
+  return LDMTextToImagePipeline(
+    vae(),
+    spread(bert),
+    BertTokenizer(str(folder / "vocab.txt")),
+    unet(),
+    scheduler(),
+  )
+
+
+def inpainting(folder: pathlib.Path) -> StableDiffusionInpaintPipeline:
+  """SD 1 with a mask and a masked image beside the latents."""
+  words = tokenizer(folder / "words")
+  return StableDiffusionInpaintPipeline(
+    vae(),
+    tower(words, 32, activation="quick_gelu"),
+    words,
+    unet(in_channels=9),
+    scheduler(),
+    None,
+    None,
+    requires_safety_checker=False,
+  )
+
+
+def upscaler(folder: pathlib.Path) -> StableDiffusionUpscalePipeline:
+  """The x4 upscaler: a small image beside the latents, its noise as a class."""
+  words = tokenizer(folder / "words", pad="!")
+  return StableDiffusionUpscalePipeline(
+    vae(0.08333),
+    tower(words, 32, activation="gelu"),
+    words,
+    unet(
+      in_channels=7,
+      num_class_embeds=1000,
+      only_cross_attention=[True, True, False],
+      use_linear_projection=True,
+    ),
+    low_res_scheduler=DDPMScheduler(),
+    scheduler=scheduler(prediction_type="v_prediction"),
+  )
+
+
 FAMILIES = {
   "sd1": sd1,
   "sd2": sd2,
   "sdxl": sdxl,
   "refiner": refiner,
+  "inpainting": inpainting,
+  "upscaler": upscaler,
   "ldm": ldm,
+  "ldm_text": ldm_text,
 }

@@ -43,7 +43,8 @@ def index(
   Raises:
     ConfigError: diffusers has no pipeline for such a model.
   """
-  kind = pipeline(model)
+  unet = next(network for network in networks if network.name == "unet")
+  kind = pipeline(model, unet.config["in_channels"])
   listed: dict[str, Any] = {
     "_class_name": kind,
     "_diffusers_version": DIFFUSERS,
@@ -62,10 +63,13 @@ def index(
   if kind.startswith("StableDiffusionXL"):
     part = next(p for p in model.conditioners if isinstance(p, ClipEmbedder))
     listed["force_zeros_for_empty_prompt"] = part.null == "zeros"
+    if kind != "StableDiffusionXLPipeline":  # which takes no such argument
+      ends = {getattr(part, "ends_with", None) for part in model.conditioners}
+      listed["requires_aesthetics_score"] = "score" in ends
     for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
       listed.setdefault(name, [None, None])
     listed |= {"image_encoder": [None, None], "feature_extractor": [None, None]}
-  elif kind == "StableDiffusionPipeline":
+  elif kind in ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"):
     listed |= {
       "safety_checker": [None, None],
       "feature_extractor": [None, None],
@@ -83,11 +87,14 @@ def old_names(kind: str) -> dict[str, str]:
   return {}
 
 
-def pipeline(model: LatentDiffusion) -> str:
+def pipeline(model: LatentDiffusion, channels: int) -> str:
   """The class of diffusers that samples from such a model.
 
+  Args:
+    channels: that its U-Net reads.
+
   Raises:
-    ConfigError: it has none.
+    ConfigError: it has none, or one that asks for more than the model is.
   """
   kinds = {type(part) for part in model.conditioners}
   if ClassEmbedder in kinds:
@@ -95,19 +102,33 @@ def pipeline(model: LatentDiffusion) -> str:
       "diffusers has no pipeline for LDM's class embedder; write a single file "
       "instead, or the U-Net and the autoencoder by themselves"
     )
+  if ClipEmbedder not in kinds:
+    return "LDMTextToImagePipeline" if TextEmbedder in kinds else "LDMPipeline"
+  if isinstance(model.first_stage.bottleneck, VectorQuantizer):
+    raise ConfigError(
+      "StableDiffusionPipeline takes no autoencoder that quantises; write "
+      "the U-Net and the autoencoder by themselves"
+    )
+  latents = model.first_stage.latent_channels
+  if model.unet.vector == "table":
+    raise ConfigError(
+      "StableDiffusionUpscalePipeline noises the image it is given by a "
+      "schedule that this model does not hold; write a single file instead, or "
+      "the U-Net and the autoencoder by themselves"
+    )
+  if channels not in (latents, 2 * latents + 1):
+    raise ConfigError(
+      f"diffusers has no text pipeline for a U-Net that reads {channels} "
+      f"channels beside latents of {latents}; write a single file instead, or "
+      "the U-Net and the autoencoder by themselves"
+    )
+  is_inpainting = channels > latents
   sizes = [p for p in model.conditioners if isinstance(p, SizeEmbedder)]
-  if sizes:
-    is_base = sizes[0].ends_with == "target"
-    suffix = "Pipeline" if is_base else "Img2ImgPipeline"
-    return f"StableDiffusionXL{suffix}"
-  if ClipEmbedder in kinds:
-    if isinstance(model.first_stage.bottleneck, VectorQuantizer):
-      raise ConfigError(
-        "StableDiffusionPipeline takes no autoencoder that quantises; write "
-        "the U-Net and the autoencoder by themselves"
-      )
-    return "StableDiffusionPipeline"
-  return "LDMTextToImagePipeline" if TextEmbedder in kinds else "LDMPipeline"
+  if not sizes:
+    return f"StableDiffusion{'Inpaint' * is_inpainting}Pipeline"
+  is_refiner = sizes[0].ends_with == "score"
+  middle = "Inpaint" if is_inpainting else "Img2Img" * is_refiner
+  return f"StableDiffusionXL{middle}Pipeline"
 
 
 def places(model: LatentDiffusion) -> list[str]:
