@@ -1,6 +1,7 @@
 """Stage one's step against the plain reading of its definition."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -39,12 +40,19 @@ def draw(seed=0, count=4, side=16):
   return {"image": jnp.asarray(image)}
 
 
+@functools.cache
 def begin(task=TASK, seed=0):
   batch = draw(seed)
   images = to_float(batch["image"])
   lpips = jax.jit(task.perceptual.init)(jax.random.key(1), images, images)
   frozen = Frozen(lpips)
   return jax.jit(task.init)(jax.random.key(2), batch, frozen), frozen, batch
+
+
+@functools.cache
+def stepping(task):
+  """The step, compiled once for equal tasks."""
+  return jax.jit(task.step)
 
 
 def noise_of(task, batch, key):
@@ -106,7 +114,7 @@ def test_one_forward_serves_both_players():
   generator, discriminator, d_weight = plain_losses(
     sgd, state, frozen, batch, key
   )
-  after, metrics = jax.jit(sgd.step)(state, frozen, batch, key)
+  after, metrics = stepping(sgd)(state, frozen, batch, key)
   # Adam's first moments after one step are half of the gradients.
   first = lambda opt: jax.tree.map(lambda m: m / 0.5, opt[0].mu)
   expected = jax.jit(jax.grad(generator))(state.params)
@@ -122,13 +130,13 @@ def test_one_forward_serves_both_players():
 def test_before_the_start_the_critic_rests_and_costs_nothing():
   task = dataclasses.replace(TASK, disc_start=1)
   state, frozen, batch = begin(task)
-  step = jax.jit(task.step)
+  step = stepping(task)
   first, metrics = step(state, frozen, batch, jax.random.key(3))
   jax.tree.map(np.testing.assert_array_equal, first.critic, state.critic)
   assert metrics["critic_loss"] == 0 and metrics["d_weight"] == 0
   alone = dataclasses.replace(task, discriminator=None)
   bare = state.replace(critic=None, critic_opt=None)
-  same, _ = jax.jit(alone.step)(bare, frozen, batch, jax.random.key(3))
+  same, _ = stepping(alone)(bare, frozen, batch, jax.random.key(3))
   close(first.params, same.params)
   second, metrics = step(first, frozen, batch, jax.random.key(4))
   assert metrics["critic_loss"] > 0
@@ -143,7 +151,7 @@ def test_logvar_stays_where_the_optimizer_does_not_see_it():
     TASK, logvar=0.5, optimizer=dataclasses.replace(SLOW, weight_decay=0.1)
   )
   state, frozen, batch = begin(task)
-  after, metrics = jax.jit(task.step)(state, frozen, batch, jax.random.key(3))
+  after, metrics = stepping(task)(state, frozen, batch, jax.random.key(3))
   assert after.params["logvar"] == 0.5
   # Nor has it a share in the norm that gradients are clipped by.
   moments = after.opt[0].mu["autoencoder"]
@@ -207,7 +215,7 @@ def test_vq_autoencoder_trains():
     ema_decay=0.99,
   )
   state, frozen, batch = begin(task)
-  step, losses = jax.jit(task.step), []
+  step, losses = stepping(task), []
   for i in range(8):
     state, metrics = step(state, frozen, batch, jax.random.key(i))
     losses.append(float(metrics["l1"]))

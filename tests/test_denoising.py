@@ -1,6 +1,7 @@
 """Stage two's step, by identities."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ def draw(seed=0, count=8, side=8):
   }
 
 
+@functools.cache
 def begin(task=TASK, seed=0):
   batch = draw(seed)
   shapes = task.frozen_shapes(batch)
@@ -58,6 +60,12 @@ def begin(task=TASK, seed=0):
   frozen = Frozen(first_stage, jnp.float32(1.7))
   jax.tree.map(lambda a, b: a.shape == b.shape or 1 / 0, frozen, shapes)
   return jax.jit(task.init)(jax.random.key(2), batch, frozen), frozen, batch
+
+
+@functools.cache
+def stepping(task):
+  """The step, compiled once for equal tasks."""
+  return jax.jit(task.step)
 
 
 def stirred(state, seed=9):
@@ -89,7 +97,7 @@ def test_a_fresh_network_answers_zero_and_pays_one():
   network = jax.jit(TASK.model.network)
   out = network(params, xt, jnp.arange(8.0), condition)
   assert np.all(out == 0)
-  _, metrics = jax.jit(TASK.step)(state, frozen, batch, jax.random.key(3))
+  _, metrics = stepping(TASK)(state, frozen, batch, jax.random.key(3))
   draws = TASK.draw(jax.random.key(3), batch)
   np.testing.assert_allclose(
     metrics["loss"], jnp.square(draws.noise).mean(), rtol=1e-5
@@ -99,9 +107,9 @@ def test_a_fresh_network_answers_zero_and_pays_one():
 def test_slices_of_a_batch_are_the_batch():
   state, frozen, batch = begin()
   state = stirred(state)
-  whole, metrics = jax.jit(TASK.step)(state, frozen, batch, jax.random.key(3))
+  whole, metrics = stepping(TASK)(state, frozen, batch, jax.random.key(3))
   task = dataclasses.replace(TASK, accumulate=4)
-  parts, same = jax.jit(task.step)(state, frozen, batch, jax.random.key(3))
+  parts, same = stepping(task)(state, frozen, batch, jax.random.key(3))
   np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-5)
   for a, b in zip(
     jax.tree.leaves(whole.opt[0].mu),
@@ -131,8 +139,8 @@ def test_bfloat16_computes_what_float32_does():
   task = dataclasses.replace(
     TASK, model=dataclasses.replace(TASK.model, unet=unet)
   )
-  _, half = jax.jit(task.step)(state, frozen, batch, key)
-  after, full = jax.jit(TASK.step)(state, frozen, batch, key)
+  _, half = stepping(task)(state, frozen, batch, key)
+  after, full = stepping(TASK)(state, frozen, batch, key)
   np.testing.assert_allclose(half["loss"], full["loss"], rtol=0.02)
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(after.params)}
   assert dtypes == {jnp.dtype("float32")}

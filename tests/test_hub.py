@@ -1,0 +1,61 @@
+"""Repositories by name: from the hub's cache, or one line that says why not."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import ldm_jax
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nodes import ConfigError
+from ldm_jax.pretrained import hub
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def info(home, *arguments):
+  """The command in a process of its own: the hub reads its variables once."""
+  return subprocess.run(
+    [sys.executable, "-m", "ldm_jax.commands.info", *arguments],
+    env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_a_repository_that_was_fetched_before_is_read_offline(tmp_path):
+  repository = tmp_path / "hub" / "models--owner--small"
+  vae = Autoencoder(Trunk(8, (1, 2), 1, groups=4), 3)
+  params = vae.init(
+    jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 4, 4, 3))
+  )
+  folder = repository / "snapshots" / REVISION
+  ldm_jax.save_pretrained(vae, params, str(folder))
+  (repository / "refs").mkdir()
+  (repository / "refs" / "main").write_text(REVISION)
+  done = info(tmp_path, "owner/small")
+  assert done.returncode == 0, done.stderr
+  network = json.loads(done.stdout)["networks"]["vae"]
+  assert network["class"] == "AutoencoderKL"
+  assert network["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_a_repository_that_cannot_be_had_is_one_line(tmp_path):
+  done = info(tmp_path, "owner/absent")
+  assert done.returncode == 2
+  assert done.stderr.count("\n") == 1
+  assert "'owner/absent' is not here and cannot be fetched" in done.stderr
+  assert "give a local folder or file" in done.stderr
+
+
+@pytest.mark.parametrize(
+  "name", ["absent", "./absent/model", "/no/such/folder", "a/b/c"]
+)
+def test_what_is_no_repository_is_not_looked_for(name):
+  with pytest.raises(ConfigError, match="there is no run, file or folder"):
+    hub.local(name)
