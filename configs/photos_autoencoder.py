@@ -28,7 +28,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding
 
-STEPS = 700
+STEPS = 1000
 
 LEARNED = (
   "astronaut.png",
@@ -57,8 +57,8 @@ def photographs() -> str:
 def get_config():
   folder = photographs()
   optimizer = Optimizer(
-    rate=1e-3,
-    betas=(0.5, 0.9),
+    rate=2e-3,
+    betas=(0.9, 0.95),
     weight_decay=0.0,
     warmup=50,
     decay="cosine",
@@ -87,7 +87,7 @@ def get_config():
       validation=Folder(folder, only=HELD_OUT),
       augment=Augment(size=64, crop="random", scale=(0.15, 0.4)),
       validation_augment=Augment(size=256, crop="center"),
-      batch=8,
+      batch=4,
       held_out=len(HELD_OUT),
     ),
     steps=STEPS,
