@@ -1,6 +1,7 @@
 """Every family against diffusers: random weights, the same numbers."""
 
 import copy
+import shutil
 import types
 
 import jax
@@ -29,6 +30,12 @@ pytestmark = pytest.mark.slow
 
 FAMILIES = list(torch_models.FAMILIES)
 CHANGES_IMAGES = ("refiner", "inpainting", "upscaler")
+OLD_NAMES = {  # of the attention in autoencoders
+  ".to_q.": ".query.",
+  ".to_k.": ".key.",
+  ".to_v.": ".value.",
+  ".to_out.0.": ".proj_attn.",
+}
 PROMPTS = ["a red fox in the snow", "painting of a cat"]
 
 
@@ -311,6 +318,40 @@ def test_a_single_file_comes_back_bit_for_bit(family, tmp_path):
   before, after = opened.params.conditioners, params.conditioners
   jax.tree.map(np.testing.assert_array_equal, before, after)
   assert model.unet == opened.model.unet
+
+
+def test_other_files_of_torch_are_the_same_model(family, tmp_path):
+  """.bin by torch.save, attention named as of old, and a variant's halves."""
+  name, pipe, folder, opened = family
+  if name != "sd1":
+    pytest.skip("files are files in every family")
+  shutil.copytree(folder, tmp_path / "old")
+  shutil.copytree(folder, tmp_path / "half")
+  for part in ("unet", "vae", "text_encoder"):
+    is_text = part == "text_encoder"
+    state = dict(getattr(pipe, part).state_dict())
+    if part == "vae":
+      for now, once in OLD_NAMES.items():
+        state = {key.replace(now, once): x for key, x in state.items()}
+      assert any(".proj_attn." in key for key in state)
+    (found,) = (tmp_path / "old" / part).glob("*.safetensors")
+    found.unlink()
+    stem = "pytorch_model" if is_text else "diffusion_pytorch_model"
+    torch.save(state, tmp_path / "old" / part / f"{stem}.bin")
+    (found,) = (tmp_path / "half" / part).glob("*.safetensors")
+    found.unlink()
+    half = copy.deepcopy(getattr(pipe, part)).half()
+    half.save_pretrained(tmp_path / "half" / part, variant="fp16")
+  same = open_model(str(tmp_path / "old"))
+  jax.tree.map(np.testing.assert_array_equal, same.params, opened.params)
+  halves = open_model(str(tmp_path / "half"), Reading(variant="fp16"))
+  jax.tree.map(
+    lambda ours, whole: np.testing.assert_array_equal(
+      ours, np.float32(np.float16(whole))
+    ),
+    halves.params.unet,
+    opened.params.unet,
+  )
 
 
 def test_diffusers_reads_our_single_file(family, tmp_path):
