@@ -1,6 +1,5 @@
 """Batch number n is a pure function of (source, seed, n)."""
 
-import collections
 import dataclasses
 import itertools
 import subprocess
@@ -288,23 +287,3 @@ print(next(stream)["image"].shape)
   )
   assert (done.returncode, done.stderr) == (0, "")
   assert done.stdout == "(4, 4, 4, 3)\n"
-
-
-def test_colours_take_each_symmetry_of_their_cube_as_often():
-  source = Coordinates(8, 8)
-  augment = Augment(8, flip=False, recolor=True)
-  batches = take(24, source, batch=64, augment=augment)
-  images = np.concatenate([b["image"] for b in batches])
-  variants = {
-    np.where(signs, 255 - source.image, source.image)[
-      ..., list(order)
-    ].tobytes()
-    for order in itertools.permutations(range(3))
-    for signs in itertools.product([False, True], repeat=3)
-  }
-  assert len(variants) == 48
-  found = collections.Counter(image.tobytes() for image in images)
-  assert set(found) == variants
-  fair = len(images) / 48
-  counts = np.asarray(list(found.values()))
-  assert ((counts - fair) ** 2 / fair).sum() < 91  # 99.99 %, 47 degrees

@@ -222,7 +222,8 @@ def ldm(folder: pathlib.Path) -> LDMPipeline:
 def ldm_text(folder: pathlib.Path) -> LDMTextToImagePipeline:
   """LDM's text to image: a transformer over BERT's tokens, never normed."""
   words = ["[PAD]", *(f"[unused{i}]" for i in range(99))]
-  words += ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "of", "red", "fox"]
+  words += ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+  words += ["a", "cat", "fox", "in", "of", "painting", "red", "snow", "the"]
   folder.mkdir(exist_ok=True)
   (folder / "vocab.txt").write_text("\n".join(words))
   bert = LDMBertModel(

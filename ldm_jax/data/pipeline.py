@@ -35,16 +35,12 @@ class Augment:
       U(scale), anywhere.
     flip: mirror every other image. Set it to False where captions tell left
       from right, or pictures hold text.
-    recolor: permute an image's channels and invert some, each of the 48
-      symmetries of the colour cube as often. A first stage that sees few or
-      mostly grey pictures learns all colours so; captions lose theirs.
   """
 
   size: int
   crop: Literal["random", "center"] = "random"
   scale: tuple[float, float] = (1.0, 1.0)
   flip: bool = True
-  recolor: bool = False
 
   def __post_init__(self):
     low, high = self.scale
@@ -61,16 +57,13 @@ class Augment:
   def random(
     self, item: dict[str, Any], rng: np.random.Generator
   ) -> dict[str, Any]:
-    """As the fields say. Always five draws, so that crops keep their flips."""
-    zoom, top, left, flip, color = rng.random(5)
+    """As the fields say. Always four draws, so that crops keep their flips."""
+    zoom, top, left, flip = rng.random(4)
+    if self.crop == "center":
+      return self._square(item, None, bool(self.flip and flip < 0.5))
     low, high = self.scale
     place = (low + (high - low) * zoom, top, left)
-    if self.crop == "center":
-      place = None
-    cut = self._square(item, place, bool(self.flip and flip < 0.5))
-    if self.recolor:
-      cut["image"] = _recolored(cut["image"], int(color * 48))
-    return cut
+    return self._square(item, place, bool(self.flip and flip < 0.5))
 
   def center(self, item: dict[str, Any]) -> dict[str, Any]:
     """The whole shorter side, never mirrored: for validation."""
@@ -98,15 +91,6 @@ class Augment:
         value = value[:, ::-1] if flip else value
       cut[key] = value
     return cut
-
-
-def _recolored(
-  image: UInt8[np.ndarray, "h w 3"], symmetry: int
-) -> UInt8[np.ndarray, "h w 3"]:
-  """The image under one of the 48 symmetries of the colour cube, 0 the same."""
-  order = list(itertools.permutations(range(3)))[symmetry % 6]
-  is_inverted = [symmetry // 6 >> channel & 1 for channel in range(3)]
-  return np.where(is_inverted, 255 - image, image)[..., order]
 
 
 def batches(

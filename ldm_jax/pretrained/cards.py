@@ -10,6 +10,7 @@ from ldm_jax.nn.bottleneck import VectorQuantizer
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
 from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.text import TextEncoder
 from ldm_jax.nodes import ConfigError
 from ldm_jax.pretrained.configs import DIFFUSERS
 
@@ -32,6 +33,8 @@ pipeline = DiffusionPipeline.from_pretrained("this/folder")
 There is no safety checker with it. Licence and training data are for its
 author to state here.
 """
+# Where diffusers looks for a part's class, if not among its own models.
+LIBRARIES = {ClipText: "transformers", TextEncoder: "latent_diffusion"}
 _TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "diffusers", "jax")
 
 
@@ -55,11 +58,12 @@ def index(
     classes = network.config.get("architectures") or [
       network.config["_class_name"]
     ]
-    is_clip = isinstance(network.module, ClipText)
-    library = "transformers" if is_clip else "diffusers"
+    library = LIBRARIES.get(type(network.module), "diffusers")
     listed[renamed.get(network.name, network.name)] = [library, classes[0]]
+  is_bert = kind == "LDMTextToImagePipeline"
   for name in tokenizers(model, words):
-    listed[name] = ["transformers", "CLIPTokenizer"]
+    kind_of_words = "BertTokenizer" if is_bert else "CLIPTokenizer"
+    listed[name] = ["transformers", kind_of_words]
   if kind.startswith("StableDiffusionXL"):
     part = next(p for p in model.conditioners if isinstance(p, ClipEmbedder))
     listed["force_zeros_for_empty_prompt"] = part.null == "zeros"

@@ -160,10 +160,11 @@ def configs_of(folder: str) -> dict[str, Given]:
   if not os.path.isdir(folder):
     raise ConfigError(f"config {folder!r} is no folder")
   found = {}
-  for name in (*pieces.NETWORKS, "scheduler"):
-    file = "scheduler_config.json" if name == "scheduler" else "config.json"
-    path = os.path.join(folder, name, file)
+  for place in (*pieces.NETWORKS, *pieces.ALIASES, "scheduler"):
+    file = "scheduler_config.json" if place == "scheduler" else "config.json"
+    path = os.path.join(folder, place, file)
     if os.path.isfile(path):
+      name = pieces.ALIASES.get(place, place)
       found[name] = pieces.read_json(pathlib.Path(path))
   if not found:
     raise ConfigError(f"config {folder!r} has no part's config.json")

@@ -154,11 +154,13 @@ def text_part(site: Site, shapes: Mapping[str, Shape], given: Given) -> Part:
     WeightsError: heads do not divide its width.
   """
   tensors = Shapes(shapes, site.prefix)
-  with _advising(site, "num_attention_heads"):
+  is_ldm = site.network == "text"
+  key = "encoder_attention_heads" if is_ldm else "num_attention_heads"
+  with _advising(site, key):
     if site.network == "classes":
       config = texts.classes_config(seen.read_classes(tensors)) | given
       texts.classes(config)
-    elif site.network == "text":
+    elif is_ldm:
       config = texts.text_config(_text(tensors, given)) | given
       texts.text(config)
     else:

@@ -19,7 +19,7 @@ from ldm_jax.weights.errors import WeightsError
 from ldm_jax.weights.files import read_global_step, read_tensors
 
 # Names that pipelines of LDM have for parts that all models have.
-_ALIASES = {"vqvae": "vae", "bert": "text_encoder"}
+ALIASES = {"vqvae": "vae", "bert": "text_encoder"}
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 _EMA = "model_ema."
@@ -77,7 +77,7 @@ def open_folder(folder: str, variant: str | None = None) -> Pieces:
     return Pieces({name: foreign})
   index = read_json(path / "model_index.json")
   names = {
-    _ALIASES.get(name, name): name for name in index if _is_there(index, name)
+    ALIASES.get(name, name): name for name in index if _is_there(index, name)
   }
   return Pieces(
     {

@@ -139,7 +139,7 @@ def _write_network(
       else f"text_model.{name}": array
       for name, array in tensors.items()
     }
-  is_text = network.kind in ("clip", "open_clip")
+  is_text = network.kind in ("clip", "open_clip", "text")
   stem = "model" if is_text else "diffusion_pytorch_model"
   write_sharded(folder, stem, tensors=tensors, max_bytes=max_bytes)
   _write_json(folder / "config.json", network.config)
