@@ -35,7 +35,7 @@ slow: $(STAMP)
 	$(BIN)/pip install -q --no-deps "lpips>=0.1.4"
 	$(BIN)/pip install -q "diffusers>=0.42" "safetensors>=0.5" \
 	  "peft>=0.17"
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

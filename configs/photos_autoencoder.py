@@ -80,7 +80,7 @@ def get_config():
     data=Data(
       source=Folder(folder, only=LEARNED),
       validation=Folder(folder, only=HELD_OUT),
-      augment=Augment(size=48, crop="random", scale=(0.1, 0.25), recolor=True),
+      augment=Augment(size=48, crop="random", scale=(0.1, 0.25)),
       validation_augment=Augment(size=256, crop="center"),
       batch=4,
       held_out=len(HELD_OUT),
