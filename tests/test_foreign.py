@@ -27,7 +27,7 @@ from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.opened import Request, hear
+from ldm_jax.opened import Request, hear, skip_blocks
 from ldm_jax.pretrained import saving
 from ldm_jax.weights.convert import revert
 from ldm_jax.weights.convert import shapes as shapes_of
@@ -324,15 +324,40 @@ def test_folder_file_folder_is_the_same_bytes(folder, words, tmp_path, capsys):
     (["--model={file}", "--prompt=a"], "no tokenizer beside it"),
     (["--model={folder}", "--rng=torch", "--eta=1"], "this sampler draws more"),
     (["--model={folder}", "--initial_latents=no.npy"], "no.npy"),
+    (["--model={folder}", "--initial_latents={wrong}"], "1 images of .* need"),
+    (["--model={folder}", "--clip_skip=0"], "cannot be skipped"),
+    (["--model={folder}", "--clip_skip=99"], "cannot be skipped"),
+    (["--model={file}", "--variant=fp16"], "is a single file"),
+    (["--model={folder}", "--weights=ema"], "says itself what it holds"),
     (["--model={folder}/vae"], "has no unet"),
   ],
 )
 def test_wrong_requests_are_one_line(flags, line, folder, file, tmp_path):
-  flags = [flag.format(folder=folder, file=file) for flag in flags]
+  wrong = str(tmp_path / "wrong.npy")
+  np.save(wrong, np.ones((1, 3, 3, 4), np.float32))
+  paths = {"folder": folder, "file": file, "wrong": wrong}
+  flags = [flag.format(**paths) for flag in flags]
   with pytest.raises(Stop, match=line) as stop:
     sample.main([*flags, "--out", str(tmp_path / "out")])
   assert stop.value.code in (2, 5) and "\n" not in str(stop.value)
   assert not (tmp_path / "out").exists()
+
+
+def test_a_skipped_block_is_a_tower_with_one_less(folder):
+  opened = open_model(folder)
+  request = Request(["a red fox"], [None], None, 16, 16)
+  said, _ = hear(opened, request, pytest.fail)
+  (ours,) = skip_blocks(opened, 1).model.conditioners
+  (part,) = opened.model.conditioners
+  (tower,) = part.encoders
+  fewer = part.clone(encoders=(tower.clone(depth=tower.depth - 1),))
+  variables = opened.params.conditioners["tokens"]
+  told = [jnp.asarray(x["tokens"]) for x in (said.raw, said.is_null)]
+  found, expected, whole = (
+    module.apply(variables, *told).context for module in (ours, fewer, part)
+  )
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert np.abs(found - whole).max() > 1e-3
 
 
 def test_the_package_itself_brings_no_jax():
