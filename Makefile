@@ -26,7 +26,8 @@ quickstart: $(BASE)
 	  --out $(RUNS)/report
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile \
+	  --no-loadscope-reorder
 
 # Heavier truths, and live comparisons with torch, diffusers and lpips. The last
 # asks for torchvision, which has no CPU build and is not needed.
@@ -35,7 +36,8 @@ slow: $(STAMP)
 	$(BIN)/pip install -q --no-deps "lpips>=0.1.4"
 	$(BIN)/pip install -q "diffusers>=0.42" "safetensors>=0.5" \
 	  "peft>=0.17"
-	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile \
+	  --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
@@ -24,5 +25,13 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+# The longest first, so that no worker is left with one of them at the end.
+LONGEST = ("training", "meshes", "towers", "foreign", "denoising")
+
 # Shapes in signatures are checked here, and only here.
 install_import_hook("ldm_jax", "beartype.beartype")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  places = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: places.get(item.path.stem, len(places)))

@@ -30,7 +30,8 @@ TASK = Autoencoding(
   discriminator=PatchDiscriminator(width=8, layers=2),
   optimizer=SLOW,
   critic_optimizer=SLOW,
-  disc_start=0,
+  disc_start=1,
+  learns_logvar=True,
 )
 
 
@@ -108,13 +109,12 @@ def close(a, b, rtol=1e-5):
 
 def test_one_forward_serves_both_players():
   """Gradients equal those of the two losses differentiated on their own."""
-  sgd = dataclasses.replace(TASK, learns_logvar=True)
-  state, frozen, batch = begin(sgd)
-  key = jax.random.key(3)
+  state, frozen, batch = begin()
+  state, key = state.replace(step=state.step + 1), jax.random.key(3)
   generator, discriminator, d_weight = plain_losses(
-    sgd, state, frozen, batch, key
+    TASK, state, frozen, batch, key
   )
-  after, metrics = stepping(sgd)(state, frozen, batch, key)
+  after, metrics = stepping(TASK)(state, frozen, batch, key)
   # Adam's first moments after one step are half of the gradients.
   first = lambda opt: jax.tree.map(lambda m: m / 0.5, opt[0].mu)
   expected = jax.jit(jax.grad(generator))(state.params)
@@ -128,13 +128,12 @@ def test_one_forward_serves_both_players():
 
 
 def test_before_the_start_the_critic_rests_and_costs_nothing():
-  task = dataclasses.replace(TASK, disc_start=1)
-  state, frozen, batch = begin(task)
-  step = stepping(task)
+  state, frozen, batch = begin()
+  step = stepping(TASK)
   first, metrics = step(state, frozen, batch, jax.random.key(3))
   jax.tree.map(np.testing.assert_array_equal, first.critic, state.critic)
   assert metrics["critic_loss"] == 0 and metrics["d_weight"] == 0
-  alone = dataclasses.replace(task, discriminator=None)
+  alone = dataclasses.replace(TASK, discriminator=None)
   bare = state.replace(critic=None, critic_opt=None)
   same, _ = stepping(alone)(bare, frozen, batch, jax.random.key(3))
   close(first.params, same.params)
@@ -148,7 +147,10 @@ def test_before_the_start_the_critic_rests_and_costs_nothing():
 
 def test_logvar_stays_where_the_optimizer_does_not_see_it():
   task = dataclasses.replace(
-    TASK, logvar=0.5, optimizer=dataclasses.replace(SLOW, weight_decay=0.1)
+    TASK,
+    logvar=0.5,
+    learns_logvar=False,
+    optimizer=dataclasses.replace(SLOW, weight_decay=0.1),
   )
   state, frozen, batch = begin(task)
   after, metrics = stepping(task)(state, frozen, batch, jax.random.key(3))

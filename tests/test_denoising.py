@@ -31,7 +31,7 @@ TASK = Denoising(
     first_stage=Autoencoder(
       Trunk(8, (1, 2), 1, has_mid_attention=False, groups=4), 3
     ),
-    unet=UNet(3, 16, (1, 2), 1, AttentionPlan((0, 1), heads=2), groups=4),
+    unet=UNet(3, 16, (1,), 1, AttentionPlan((1,), heads=2), groups=4),
     conditioners=(TEXT, LABEL),
   ),
   optimizer=Optimizer(1e-3),

@@ -1,6 +1,8 @@
 """safetensors come back bit for bit, and cost what is touched of them."""
 
 import json
+import pathlib
+import re
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.mapped import forget
 from ldm_jax.weights.safetensors_files import (
   WORDS,
   metadata,
@@ -17,6 +20,7 @@ from ldm_jax.weights.safetensors_files import (
   write_safetensors,
 )
 
+STATUS = pathlib.Path("/proc/self/status")
 DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in WORDS.values()]
 EIGHT_BITS = [d for d in DTYPES if d.name.startswith("float8")]
 
@@ -273,6 +277,28 @@ def test_one_tensor_of_a_huge_file_is_read_alone(path):
     arrays = read_safetensors(path)
     assert_same(arrays["a"], numbers)
     assert arrays["huge"].size == size // 2 and not arrays["huge"][-1]
+
+
+@pytest.mark.skipif(
+  not STATUS.exists(), reason="the memory of a mapping is told by Linux alone"
+)
+def test_what_was_read_and_forgotten_takes_no_memory(path):
+  def megabytes():
+    (line,) = re.findall(r"RssFile:\s+(\d+) kB", STATUS.read_text())
+    return int(line) / 1024
+
+  numbers = np.arange(2**24, dtype=np.float32).reshape(4, -1)  # 64 MiB
+  write_safetensors(path, {"a": numbers, "b": numbers[:, :5]})
+  arrays = read_safetensors(path)
+  before = megabytes()
+  assert arrays["a"].max() == numbers.max()
+  assert megabytes() - before > 60
+  forget(arrays["a"].T)
+  assert megabytes() - before < 4
+  for name, array in arrays.items():
+    assert_same(array, numbers if name == "a" else numbers[:, :5])
+  forget(numbers)  # not mapped: nothing to do
+  assert numbers[3, -1] == 2**24 - 1
 
 
 def test_writing_takes_the_memory_of_one_tensor(path):

@@ -18,7 +18,7 @@ from ldm_jax.nn.unet import UNet
 from ldm_jax.nodes import ConfigError
 from ldm_jax.pretrained import texts, unets
 from ldm_jax.pretrained.autoencoders import autoencoder
-from ldm_jax.weights import convert, names
+from ldm_jax.weights import convert, mapped, names
 from ldm_jax.weights.errors import WeightsError
 
 Module = UNet | Autoencoder | ClipText | TextEncoder | ClassEmbedder
@@ -118,8 +118,10 @@ def load(
   def place(path: str, array: np.ndarray) -> jax.Array:
     if not np.issubdtype(array.dtype, np.number) and array.dtype.kind != "V":
       raise WeightsError(f"{path} holds {array.dtype}; numbers are needed")
-    # A copy of its own: the file may go away.
-    return jnp.asarray(np.array(array, jnp.dtype(dtype), order="C"))
+    # A copy of its own: the file may go away, and its pages are let go.
+    copy = np.array(array, jnp.dtype(dtype), order="C")
+    mapped.forget(array)
+    return jnp.asarray(copy)
 
   return module, {"params": convert.convert(table, tensors, place=place)}
 

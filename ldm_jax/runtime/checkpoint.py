@@ -180,11 +180,18 @@ def digest(tree: Any) -> str:
 
 
 def _orbax() -> Any:
-  """The library, late because it is slow, and without its routine warnings."""
-  import orbax.checkpoint
+  """The library, late because it is slow, and without its routine warnings.
+
+  Several processes share the writing of what all hold. One has nobody to share
+  with, and would compile a slice of every shape for it.
+  """
+  import orbax.checkpoint as ocp
 
   logging.getLogger("absl").setLevel(logging.ERROR)
-  return orbax.checkpoint
+  if jax.process_count() == 1:
+    alone = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    ocp.type_handlers.register_type_handler(jax.Array, alone, override=True)
+  return ocp
 
 
 def _absolute(folder: str) -> str:

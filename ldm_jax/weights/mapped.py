@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+from numpy.lib import array_utils
 
 from ldm_jax.weights.errors import WeightsError
 
@@ -88,6 +89,25 @@ def map_file(file: BinaryIO) -> np.ndarray:
     return np.empty(0, np.uint8)
   mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   return np.frombuffer(mapping, np.uint8)
+
+
+def forget(array: np.ndarray) -> None:
+  """Gives back the memory of what was read of a mapped array, if it is one.
+
+  Its values stay: they leave the disk again when touched.
+  """
+  whole = array
+  while isinstance(whole.base, np.ndarray):
+    whole = whole.base
+  mapping = getattr(whole.base, "obj", whole.base)
+  if not isinstance(mapping, mmap.mmap) or not hasattr(mapping, "madvise"):
+    return
+  start, end = (
+    address - whole.ctypes.data for address in array_utils.byte_bounds(array)
+  )
+  start -= start % mmap.PAGESIZE
+  if end > start:
+    mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def view(data: np.ndarray, dtype: np.dtype, shape: Any) -> np.ndarray:
