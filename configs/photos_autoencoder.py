@@ -3,7 +3,7 @@
 The whole first stage of Rombach et al. 2022: L1 + LPIPS through the full
 VGG16, a KL term of 1e-6, and a patch discriminator that joins late, with the
 adaptive weight. In LDM it is 128 channels wide and runs for 176,991 steps of
-256-pixel crops; here it is 32 wide and runs for about 14 minutes on 48-pixel
+256-pixel crops; here it is 32 wide and runs for about 13 minutes on 48-pixel
 crops.
 
 The photographs are those that ship with scikit-image (the `test` extra); for

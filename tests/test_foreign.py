@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import ldm_jax
 from ldm_jax.commands import convert, info, sample
@@ -289,6 +290,28 @@ def test_pictures_from_a_folder(folder, tmp_path, capsys):
   assert info.main([paths[0]]) == 0
   told = json.loads(capsys.readouterr().out)
   assert told["prompt"] == PROMPT and told["guidance"] == 7.5
+
+
+def test_a_picture_tells_other_programs_how_it_was_made(
+  folder, tmp_path, capsys
+):
+  asked = [f"--model={folder}", "--prompt", PROMPT, "--out", str(tmp_path)]
+  asked += ["--seed=0", "--guidance=3.5", "--clip_skip=2"]
+  asked += ["--negative_prompt", "blue, wet"]
+  drawn = Image.open(draw(capsys, *asked)[0])
+  first, second, settings = drawn.text["parameters"].split("\n")
+  assert first == PROMPT and second == "Negative prompt: blue, wet"
+  pairs = dict(pair.split(": ") for pair in settings.split(", "))
+  assert pairs.pop("Version").startswith("ldm_jax ")
+  assert pairs == {
+    "Steps": pairs["Steps"],
+    "Sampler": "DDIM",
+    "CFG scale": "3.5",
+    "Seed": "0",
+    "Size": f"{drawn.width}x{drawn.height}",
+    "Model": "model",
+    "Clip skip": "2",
+  }
 
 
 def test_info_tells_a_folder_and_a_file(model, folder, file, capsys):

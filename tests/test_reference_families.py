@@ -1,76 +1,36 @@
 """Every family against diffusers: random weights, the same numbers."""
 
 import copy
-import shutil
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_families
 from PIL import Image
+from reference_families import (
+  PROMPTS,
+  by_hand,
+  draw,
+  drawn,
+  ours,
+  request_of,
+  said_by_them,
+  theirs,
+)
 
-import ldm_jax
 from ldm_jax.commands import sample
-from ldm_jax.commands.models import Reading, open_model
-from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.conditioner import ClassEmbedder, Condition, SizeEmbedder
-from ldm_jax.nodes import ConfigError
+from ldm_jax.diffusion import samplers
+from ldm_jax.nn.conditioner import Condition, SizeEmbedder
 from ldm_jax.opened import Request, hear, skip_blocks
-from ldm_jax.pretrained import loading, saving
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.sampling import Order, Settings, Studio
-from ldm_jax.weights.files import read_tensors
+from ldm_jax.sampling import Settings
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-torch_models = pytest.importorskip("torch_models")
 
 pytestmark = pytest.mark.slow
+family, highest = reference_families.family, reference_families.highest
 
-FAMILIES = list(torch_models.FAMILIES)
 CHANGES_IMAGES = ("refiner", "inpainting", "upscaler")
-OLD_NAMES = {  # of the attention in autoencoders
-  ".to_q.": ".query.",
-  ".to_k.": ".key.",
-  ".to_v.": ".value.",
-  ".to_out.0.": ".proj_attn.",
-}
-PROMPTS = ["a red fox in the snow", "painting of a cat"]
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request, tmp_path_factory):
-  """(name, their pipeline, its folder, the same opened by us)."""
-  folder = tmp_path_factory.mktemp(request.param)
-  torch.manual_seed(FAMILIES.index(request.param))
-  pipe = torch_models.FAMILIES[request.param](folder)
-  pipe.save_pretrained(folder / "model")
-  pipe.set_progress_bar_config(disable=True)
-  opened = open_model(str(folder / "model"))
-  return request.param, pipe, folder / "model", opened
-
-
-@pytest.fixture(autouse=True)
-def highest():
-  with jax.default_matmul_precision("highest"):
-    yield
-
-
-def draw(*shape):
-  rng = np.random.default_rng(sum(shape))
-  return jnp.asarray(rng.standard_normal(shape, np.float32))
-
-
-def theirs(array, dtype=torch.float32):
-  """An array of ours for them: channels first."""
-  tensor = torch.tensor(np.asarray(array)).to(dtype)
-  return tensor.movedim(-1, 1) if tensor.ndim == 4 else tensor
-
-
-def ours(tensor):
-  array = tensor.detach().double().numpy()
-  return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
 
 
 def agree(found, run, module, times=20):
@@ -155,39 +115,6 @@ def test_moments_and_decoding(family):
   agree(found, run, vae)
 
 
-def request_of(negatives, height=32, width=32):
-  return Request(PROMPTS, negatives, None, height, width)
-
-
-def bert_states(pipe, texts):
-  ids = pipe.tokenizer(
-    texts,
-    padding="max_length",
-    max_length=77,
-    truncation=True,
-    return_tensors="pt",
-  ).input_ids
-  return pipe.bert(ids)[0]
-
-
-def said_by_them(pipe, name, negative):
-  """(context, vector of text) of prompts, then of what is led away from."""
-  asked = {
-    "device": "cpu",
-    "num_images_per_prompt": 1,
-    "do_classifier_free_guidance": True,
-    "negative_prompt": None if negative is None else [negative] * 2,
-  }
-  if name in ("sdxl", "refiner"):
-    context, away, pooled, away_pooled = pipe.encode_prompt(PROMPTS, **asked)
-    return (context, pooled), (away, away_pooled)
-  if name == "ldm_text":
-    sides = (PROMPTS, [negative or ""] * 2)
-    return tuple((bert_states(pipe, texts), None) for texts in sides)
-  context, away = pipe.encode_prompt(PROMPTS, **asked)
-  return (context, None), (away, None)
-
-
 @pytest.mark.parametrize("negative", [None, "", "a cat"])
 def test_what_prompts_say(family, negative):
   name, pipe, _, opened = family
@@ -221,10 +148,11 @@ def test_ten_steps_of_guided_ddim(family, negative):
     landing=opened.landing,
   )
   if name == "ldm":
-    expected = by_hand(pipe, noise, [None])
+    expected = by_hand(pipe, noise, [{}])
   elif name == "ldm_text":
-    (context, _), (away, _) = said_by_them(pipe, name, negative)
-    expected = by_hand(pipe, noise, [context, away])
+    sides = said_by_them(pipe, name, negative)
+    sides = [{"encoder_hidden_states": context} for context, _ in sides]
+    expected = by_hand(pipe, noise, sides)
   else:
     expected = ours(
       pipe(
@@ -246,125 +174,47 @@ def test_ten_steps_of_guided_ddim(family, negative):
   )
 
 
-def drawn(opened, settings, request, noise):
-  """Latents of a request by us."""
-  positive, away = hear(opened, request, pytest.fail)
-  studio = Studio(opened.model, opened.params, MeshShape().build())
-  order = Order(len(noise), len(noise), noise=noise, output="latents")
-  (found,) = studio.draw(settings, positive, away, order)
-  return found
-
-
-def by_hand(pipe, noise, contexts, scale=4.0):
-  """DDIM with their U-Net and scheduler, where no pipeline gives latents."""
-  pipe.scheduler.set_timesteps(10)
-  xt = theirs(noise)
-  with torch.no_grad():
-    for t in pipe.scheduler.timesteps:
-      told = [() if context is None else (context,) for context in contexts]
-      answers = [pipe.unet(xt, t, *context).sample for context in told]
-      answer = answers[-1] + scale * (answers[0] - answers[-1])
-      xt = pipe.scheduler.step(answer, t, xt).prev_sample
-  return ours(xt)
-
-
-def test_a_folder_comes_back_bit_for_bit(family, tmp_path):
+def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
+  """The refiner from noise alone, the others with channels beside it."""
   name, pipe, _, opened = family
-  back = tmp_path / "back"
-  if name == "upscaler":
-    with pytest.raises(ConfigError, match="noises the image"):
-      saving.save_pretrained(opened.model, opened.params, str(back))
-    assert not back.exists()
-    return
-  saving.save_pretrained(
-    opened.model, opened.params, str(back), words=opened.words, side=32
+  if name not in CHANGES_IMAGES:
+    pytest.skip("its pipeline begins with noise")
+  noise, beside = draw(2, 8, 8, 4), None
+  if opened.inputs > 4:
+    beside = draw(2, 8, 8, opened.inputs - 4)
+  with torch.no_grad():
+    expected = said_by_them(pipe, name, "a cat")
+  sides = []
+  for (context, pooled), score in zip(expected, (6.0, 2.5), strict=True):
+    side = {"encoder_hidden_states": context}
+    if name == "refiner":
+      numbers = torch.tensor([[32.0, 32.0, 0.0, 0.0, score]] * 2)
+      added = {"text_embeds": pooled, "time_ids": numbers}
+      side["added_cond_kwargs"] = added
+    if name == "upscaler":
+      side["class_labels"] = torch.tensor([20, 20])
+    sides.append(side)
+  expected = by_hand(pipe, noise, sides, beside=beside)
+
+  model, params = opened.model, opened.params
+  told = []
+  for side in hear(opened, request_of(["a cat"] * 2), pytest.fail):
+    side = jax.tree.map(jnp.asarray, side)
+    said = model.condition(params, side.raw, side.is_null)
+    if name == "upscaler":
+      said = said.replace(vector=jax.nn.one_hot(jnp.array([20, 20]), 1000))
+    told.append(said.replace(concat=beside))
+  denoise = model.guided(params, told[1], told[0], 4.0)
+  plan = samplers.rows(samplers.times(10, "leading"), opened.landing)
+  keys = jax.random.split(jax.random.key(0), 2)
+  walk = jax.jit(
+    lambda xt: samplers.run(
+      samplers.ddim(model.schedule), denoise, xt, plan, keys
+    )
   )
-  again = type(pipe).from_pretrained(back)
-  parts = ("unet", "vae", "vqvae", "bert", "text_encoder", "text_encoder_2")
-  for part in parts:
-    module = getattr(pipe, part, None)
-    if module is None:
-      continue
-    before, after = module.state_dict(), getattr(again, part).state_dict()
-    assert before.keys() == after.keys()
-    for key in before:
-      if key.startswith("to_logits."):
-        continue  # LDM's head that predicts words, which nothing reads
-      assert torch.equal(before[key], after[key]), (part, key)
-  for key in ("force_zeros_for_empty_prompt", "requires_aesthetics_score"):
-    assert again.config.get(key) == pipe.config.get(key)
-  assert again.scheduler.config.prediction_type == (
-    pipe.scheduler.config.prediction_type
+  np.testing.assert_allclose(
+    walk(noise), expected, atol=2e-3 * np.abs(expected).max()
   )
-  if name != "ldm":
-    tokenizer = again.tokenizer or again.tokenizer_2
-    ids = (pipe.tokenizer or pipe.tokenizer_2)(PROMPTS).input_ids
-    assert tokenizer(PROMPTS).input_ids == ids
-
-
-def test_a_single_file_comes_back_bit_for_bit(family, tmp_path):
-  _, _, folder, opened = family
-  path = str(tmp_path / "model.safetensors")
-  saving.save_single_file(opened.model, opened.params, path)
-  given = loading.configs_of(str(folder))
-  model, params = ldm_jax.from_single_file(path, config=given)
-  assert model.prediction == opened.model.prediction
-  jax.tree.map(np.testing.assert_array_equal, params.unet, opened.params.unet)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    params.first_stage,
-    opened.params.first_stage,
-  )
-  before, after = opened.params.conditioners, params.conditioners
-  jax.tree.map(np.testing.assert_array_equal, before, after)
-  assert model.unet == opened.model.unet
-
-
-def test_other_files_of_torch_are_the_same_model(family, tmp_path):
-  """.bin by torch.save, attention named as of old, and a variant's halves."""
-  name, pipe, folder, opened = family
-  if name != "sd1":
-    pytest.skip("files are files in every family")
-  shutil.copytree(folder, tmp_path / "old")
-  shutil.copytree(folder, tmp_path / "half")
-  for part in ("unet", "vae", "text_encoder"):
-    is_text = part == "text_encoder"
-    state = dict(getattr(pipe, part).state_dict())
-    if part == "vae":
-      for now, once in OLD_NAMES.items():
-        state = {key.replace(now, once): x for key, x in state.items()}
-      assert any(".proj_attn." in key for key in state)
-    (found,) = (tmp_path / "old" / part).glob("*.safetensors")
-    found.unlink()
-    stem = "pytorch_model" if is_text else "diffusion_pytorch_model"
-    torch.save(state, tmp_path / "old" / part / f"{stem}.bin")
-    (found,) = (tmp_path / "half" / part).glob("*.safetensors")
-    found.unlink()
-    half = copy.deepcopy(getattr(pipe, part)).half()
-    half.save_pretrained(tmp_path / "half" / part, variant="fp16")
-  same = open_model(str(tmp_path / "old"))
-  jax.tree.map(np.testing.assert_array_equal, same.params, opened.params)
-  halves = open_model(str(tmp_path / "half"), Reading(variant="fp16"))
-  jax.tree.map(
-    lambda ours, whole: np.testing.assert_array_equal(
-      ours, np.float32(np.float16(whole))
-    ),
-    halves.params.unet,
-    opened.params.unet,
-  )
-
-
-def test_diffusers_reads_our_single_file(family, tmp_path):
-  name, pipe, folder, opened = family
-  if name not in ("sd1", "sdxl"):
-    pytest.skip("diffusers' reader drops block 23 of SD 2's tower by number")
-  path = str(tmp_path / "model.safetensors")
-  saving.save_single_file(opened.model, opened.params, path)
-  unet = type(pipe.unet).from_single_file(
-    path, config=str(folder), subfolder="unet"
-  )
-  for key, value in pipe.unet.state_dict().items():
-    assert torch.equal(unet.state_dict()[key], value), key
 
 
 def test_a_seed_of_torch_is_their_picture(family, tmp_path):
@@ -407,39 +257,3 @@ def test_skipped_blocks_are_those_that_diffusers_skips(family):
   said = jax.tree.map(jnp.asarray, said)
   found = skipped.model.condition(skipped.params, said.raw, said.is_null)
   np.testing.assert_allclose(found.context, ours(expected), atol=2e-5)
-
-
-def test_class_conditional_ldm_from_a_single_file(tmp_path):
-  torch.manual_seed(3)
-  unet = torch_models.unet(in_channels=3, out_channels=3)
-  table = torch.nn.Embedding(11, 32)  # ten classes, and none of them
-  unet.save_pretrained(tmp_path / "unet")
-  torch_models.ldm(tmp_path).vqvae.save_pretrained(tmp_path / "vae")
-  (unet_of_ours, unet_params), (vq, vq_params) = (
-    ldm_jax.from_pretrained(str(tmp_path), subfolder=name)
-    for name in ("unet", "vae")
-  )
-  told = {"table": {"embedding": jnp.asarray(table.weight.detach().numpy())}}
-  path = str(tmp_path / "cin.safetensors")
-  saving.save_single_file(
-    LatentDiffusion(vq, unet_of_ours, (ClassEmbedder(10, 32),)),
-    Parameters(
-      vq_params, jnp.float32(1), {"label": {"params": told}}, unet_params
-    ),
-    path,
-  )
-  assert read_tensors(path)["cond_stage_model.embedding.weight"].shape == (
-    (11, 32)
-  )
-  torch_models.scheduler().save_pretrained(tmp_path / "scheduler")
-  opened = open_model(path, Reading(config=str(tmp_path)))
-  noise = np.asarray(draw(2, 8, 8, 3))
-  settings = Settings(16, 16, 10, guidance=4.0, landing=opened.landing)
-  request = Request([], [None] * 2, 7, 16, 16)
-  found = drawn(opened, settings, request, noise)
-  contexts = [table(torch.full((2, 1), label)) for label in (7, 10)]
-  pipe = types.SimpleNamespace(unet=unet, scheduler=torch_models.scheduler())
-  expected = by_hand(pipe, noise, contexts)
-  np.testing.assert_allclose(
-    found, expected, atol=2e-3 * np.abs(expected).max()
-  )

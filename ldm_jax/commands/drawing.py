@@ -223,5 +223,5 @@ def _parameters(told: Mapping[str, Any]) -> str:
   lines = [told["prompt"]]
   if told["negative_prompt"]:
     lines.append(f"Negative prompt: {told['negative_prompt']}")
-  said = (f"{name}: {value}" for name, value in pairs.items() if value)
+  said = (f"{k}: {v}" for k, v in pairs.items() if v is not None)
   return "\n".join([*lines, ", ".join(said)])

@@ -1,0 +1,108 @@
+"""The families of torch's world, the same opened by us, and how to compare."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.commands.models import open_model
+from ldm_jax.opened import Request, hear
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.sampling import Order, Studio
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+torch_models = pytest.importorskip("torch_models")
+
+FAMILIES = list(torch_models.FAMILIES)
+PROMPTS = ["a red fox in the snow", "painting of a cat"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+  """(name, their pipeline, its folder, the same opened by us)."""
+  folder = tmp_path_factory.mktemp(request.param)
+  torch.manual_seed(FAMILIES.index(request.param))
+  pipe = torch_models.FAMILIES[request.param](folder)
+  pipe.save_pretrained(folder / "model")
+  pipe.set_progress_bar_config(disable=True)
+  opened = open_model(str(folder / "model"))
+  return request.param, pipe, folder / "model", opened
+
+
+@pytest.fixture(autouse=True)
+def highest():
+  with jax.default_matmul_precision("highest"):
+    yield
+
+
+def draw(*shape):
+  rng = np.random.default_rng(sum(shape))
+  return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+
+def theirs(array, dtype=torch.float32):
+  """An array of ours for them: channels first."""
+  tensor = torch.tensor(np.asarray(array)).to(dtype)
+  return tensor.movedim(-1, 1) if tensor.ndim == 4 else tensor
+
+
+def ours(tensor):
+  array = tensor.detach().double().numpy()
+  return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
+
+
+def request_of(negatives, height=32, width=32):
+  return Request(PROMPTS, negatives, None, height, width)
+
+
+def bert_states(pipe, texts):
+  ids = pipe.tokenizer(
+    texts,
+    padding="max_length",
+    max_length=77,
+    truncation=True,
+    return_tensors="pt",
+  ).input_ids
+  return pipe.bert(ids)[0]
+
+
+def said_by_them(pipe, name, negative):
+  """(context, vector of text) of prompts, then of what is led away from."""
+  asked = {
+    "device": "cpu",
+    "num_images_per_prompt": 1,
+    "do_classifier_free_guidance": True,
+    "negative_prompt": None if negative is None else [negative] * 2,
+  }
+  if name in ("sdxl", "refiner"):
+    context, away, pooled, away_pooled = pipe.encode_prompt(PROMPTS, **asked)
+    return (context, pooled), (away, away_pooled)
+  if name == "ldm_text":
+    sides = (PROMPTS, [negative or ""] * 2)
+    return tuple((bert_states(pipe, texts), None) for texts in sides)
+  context, away = pipe.encode_prompt(PROMPTS, **asked)
+  return (context, None), (away, None)
+
+
+def drawn(opened, settings, request, noise):
+  """Latents of a request by us."""
+  positive, away = hear(opened, request, pytest.fail)
+  studio = Studio(opened.model, opened.params, MeshShape().build())
+  order = Order(len(noise), len(noise), noise=noise, output="latents")
+  (found,) = studio.draw(settings, positive, away, order)
+  return found
+
+
+def by_hand(pipe, noise, sides, scale=4.0, beside=None):
+  """DDIM with their U-Net and scheduler, where no pipeline gives latents."""
+  pipe.scheduler.set_timesteps(10)
+  xt = theirs(noise)
+  more = [] if beside is None else [theirs(beside)]
+  with torch.no_grad():
+    for t in pipe.scheduler.timesteps:
+      read = torch.cat([xt, *more], 1)
+      answers = [pipe.unet(read, t, **side).sample for side in sides]
+      answer = answers[-1] + scale * (answers[0] - answers[-1])
+      xt = pipe.scheduler.step(answer, t, xt).prev_sample
+  return ours(xt)
