@@ -87,7 +87,8 @@ def _advising(site: Site, key: str):
   except ValueError as error:
     raise WeightsError(
       f"{site.name}: {error}; shapes do not tell this: give it, as in "
-      f"config={{{site.name!r}: {{{key!r}: ...}}}}"
+      f"config={{{site.name!r}: {{{key!r}: ...}}}}, or name a folder of "
+      "configs (--config=FOLDER)"
     ) from error
 
 
