@@ -5,6 +5,8 @@ RUNS ?= runs
 BIN = $(VENV)/bin
 BASE = $(VENV)/installed
 STAMP = $(VENV)/installed-test
+# A file stays with one worker; tests/conftest.py says which files come first.
+PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test slow lint clean
 
@@ -26,8 +28,7 @@ quickstart: $(BASE)
 	  --out $(RUNS)/report
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile \
-	  --no-loadscope-reorder
+	$(PYTEST)
 
 # Heavier truths, and live comparisons with torch, diffusers and lpips. The last
 # asks for torchvision, which has no CPU build and is not needed.
@@ -36,8 +37,7 @@ slow: $(STAMP)
 	$(BIN)/pip install -q --no-deps "lpips>=0.1.4"
 	$(BIN)/pip install -q "diffusers>=0.42" "safetensors>=0.5" \
 	  "peft>=0.17"
-	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile \
-	  --no-loadscope-reorder
+	$(PYTEST) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
