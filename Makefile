@@ -8,24 +8,41 @@ STAMP = $(VENV)/installed-test
 # A file stays with one worker; tests/conftest.py says which files come first.
 PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test slow lint clean
+.PHONY: quickstart gallery test slow lint clean
 
 # Trains both stages on the built-in glyphs, draws, and judges what it drew. As
 # two devices, two cores finish half as much again; less optimisation compiles
 # in two thirds of the time, to code as fast. Other hardware ignores the first.
+# The configs' own steps take 12 minutes each, and reach what the README shows.
+STEPS_ONE ?= 1200
+STEPS_TWO ?= 1250
 quickstart: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 \
   --xla_backend_optimization_level=1
 quickstart: $(BASE)
 	$(BIN)/python train.py --config=configs/glyphs_autoencoder.py \
-	  --workdir=$(RUNS)/glyphs_autoencoder
+	  --workdir=$(RUNS)/glyphs_autoencoder --config.steps=$(STEPS_ONE) \
+	  --config.task.optimizer.decay_steps=$(STEPS_ONE)
 	$(BIN)/python train.py --config=configs/glyphs_text.py \
 	  --workdir=$(RUNS)/glyphs_text \
-	  --config.first_stage=$(RUNS)/glyphs_autoencoder
+	  --config.first_stage=$(RUNS)/glyphs_autoencoder \
+	  --config.steps=$(STEPS_TWO) \
+	  --config.task.optimizer.decay_steps=$(STEPS_TWO)
 	$(BIN)/python sample.py --model=$(RUNS)/glyphs_text --num 16 --steps 25 \
 	  --prompt "a large red striped circle at the top left on a black background" \
 	  --out $(RUNS)/samples
 	$(BIN)/python -m ldm_jax.commands.report --model=$(RUNS)/glyphs_text \
 	  --out $(RUNS)/report
+
+# One condition on the glyphs: make show-class, show-layout, ...; see
+# benchmarks/glyphs.py. Some twelve minutes, and as many for the first stage.
+show-%: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 \
+  --xla_backend_optimization_level=1
+show-%: $(BASE)
+	$(BIN)/python benchmarks/glyphs.py $*
+
+# The pictures of docs/gallery.md, from the quickstart's model.
+gallery: $(BASE)
+	$(BIN)/python docs/gallery.py
 
 test: $(STAMP)
 	$(PYTEST)

@@ -66,6 +66,7 @@ def measure(path: str, dtype: str) -> None:
 
   import ldm_jax
   from ldm_jax.diffusion import samplers
+  from ldm_jax.diffusion.guidance import Guidance
 
   told, clock = {"dtype": dtype}, time.perf_counter()
 
@@ -83,13 +84,14 @@ def measure(path: str, dtype: str) -> None:
   ids = jnp.full((1, 1, 77), 49407, jnp.int32).at[:, :, 0].set(49406)
   say = jax.jit(model.condition)
   word = say(params, {"tokens": ids}, {"tokens": jnp.zeros((1,), bool)})
-  rows = samplers.rows(samplers.times(50, "leading"), 0.0)
-  row = samplers.Row(*(jnp.asarray(column[0]) for column in rows))
+  program = samplers.Recipe(landing=0.0).plan(model.schedule).program
+  row = jax.tree.map(lambda x: x[:1], program)
+  keys = jax.random.split(jax.random.key(1), 1)
 
   @jax.jit
   def step(params, xt):
-    denoise = model.guided(params, word, word, 7.5)
-    return samplers.ddim(model.schedule)(denoise, xt, row, jnp.zeros_like(xt))
+    denoise = model.guided(params, word, word, Guidance(7.5))
+    return samplers.sample(denoise, xt, row, keys)
 
   xt = step(params, jax.random.normal(jax.random.key(0), (1, 64, 64, 4)))
   told["step_is_finite"] = bool(jnp.isfinite(xt).all())

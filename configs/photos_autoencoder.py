@@ -19,8 +19,8 @@ import importlib.util
 import pathlib
 
 from ldm_jax.config import Data, Experiment, PerceptualWeights, Reports
+from ldm_jax.data.augment import Augment
 from ldm_jax.data.folder import Folder
-from ldm_jax.data.pipeline import Augment
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.perceptual import LPIPS

@@ -3,9 +3,9 @@
 `diffusion/` is the mathematics and `nn/` the networks; they have never met.
 `latent_diffusion.py` introduces them. `tasks/` says what a training step is,
 `data/` feeds it, `runtime/` places it on a machine, `loop.py` repeats it.
-`config.py` describes an experiment, `run.py` opens a finished one,
-`pretrained/` speaks with Stable Diffusion's files through `weights/`, and
-`commands/` are the doors.
+`sampling/` makes pictures. `config.py` describes an experiment, `run.py` opens
+a finished one, `pretrained/` speaks with Stable Diffusion's files through
+`weights/`, and `commands/` are the doors.
 """
 
 import importlib
@@ -21,6 +21,10 @@ _PUBLIC = {
   "LatentDiffusion": "ldm_jax.latent_diffusion",
   "Autoencoder": "ldm_jax.nn.autoencoder",
   "UNet": "ldm_jax.nn.unet",
+  "Recipe": "ldm_jax.diffusion.samplers",
+  "Studio": "ldm_jax.sampling",
+  "Settings": "ldm_jax.sampling",
+  "Order": "ldm_jax.sampling",
 }
 __all__ = list(_PUBLIC)
 

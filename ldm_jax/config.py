@@ -1,12 +1,20 @@
 """What to run: an Experiment, a tree of frozen dataclasses."""
 
+import contextlib
 import dataclasses
+import os
 import runpy
+import sys
+from collections.abc import Iterator
 from typing import Any
 
+from ldm_jax.data.augment import Augment
+from ldm_jax.data.degradation import Degradation
 from ldm_jax.data.folder import Folder
 from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.data.pipeline import Augment
+from ldm_jax.data.layout import LayoutTokens
+from ldm_jax.data.masks import Masks
+from ldm_jax.data.neighbours import Neighbours
 from ldm_jax.data.tokens import Tokenizer
 from ldm_jax.data.zoo import Zoo
 from ldm_jax.diffusion.loss import DenoisingLoss
@@ -14,11 +22,25 @@ from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.bottleneck import GaussianBottleneck, VectorQuantizer
+from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
+from ldm_jax.nn.conditioner import (
+  ClassEmbedder,
+  LayoutEmbedder,
+  SizeEmbedder,
+  TextEmbedder,
+)
 from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.lora import LoRA
 from ldm_jax.nn.perceptual import LPIPS
 from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.spatial import (
+  DepthMap,
+  Embeddings,
+  LowResolution,
+  MapEmbedder,
+  MaskedImage,
+)
 from ldm_jax.nn.text import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.nodes import ConfigError, read
@@ -26,6 +48,7 @@ from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.tasks.classifying import Classifying
 from ldm_jax.tasks.denoising import Denoising
 
 
@@ -38,16 +61,18 @@ class Data:
     validation_augment: the same for what is held out, always centred and
       never mirrored; None takes `augment`.
     tokenizer: for captions, or None to leave them out.
+    views: what is made of every example for conditioners, in this order.
     batch: images per update, over all devices and slices.
     held_out: how many of the validation source's first images are measured.
     threads: that read and decode.
   """
 
-  source: Glyphs | Folder | Zoo
-  validation: Glyphs | Folder | Zoo
+  source: Glyphs | Folder | Zoo | Neighbours
+  validation: Glyphs | Folder | Zoo | Neighbours
   augment: Augment | None = None
   validation_augment: Augment | None = None
   tokenizer: Tokenizer | None = None
+  views: tuple[Masks | LayoutTokens | Degradation, ...] = ()
   batch: int = 64
   held_out: int = 64
   threads: int = 8
@@ -94,12 +119,15 @@ class Experiment:
     perceptual: where stage one's LPIPS comes from.
     first_stage: the run folder whose autoencoder stage two freezes.
     first_stage_digest: of its parameters; filled in when the run starts.
+    start: a run of stage two, or foreign weights, whose U-Net and conditioners
+      stage two begins from; read once. Its first stage serves too, unless
+      `first_stage` names another.
     text_encoders: folders of the towers that a frozen ClipEmbedder listens
       through, in their order, such as model/text_encoder; read once, when the
       run starts.
   """
 
-  task: Autoencoding | Denoising
+  task: Autoencoding | Denoising | Classifying
   data: Data
   steps: int
   seed: int = 0
@@ -109,6 +137,7 @@ class Experiment:
   perceptual: PerceptualWeights = PerceptualWeights()
   first_stage: str = ""
   first_stage_digest: str = ""
+  start: str = ""
   text_encoders: tuple[str, ...] = ()
 
 
@@ -126,10 +155,17 @@ CLASSES = {
     Glyphs,
     Folder,
     Zoo,
+    Neighbours,
     Augment,
     Tokenizer,
+    Masks,
+    LayoutTokens,
+    Degradation,
     Autoencoding,
     Denoising,
+    Classifying,
+    HalfUNet,
+    LoRA,
     DenoisingLoss,
     Schedule,
     LatentDiffusion,
@@ -145,6 +181,12 @@ CLASSES = {
     ClipEmbedder,
     ClipText,
     SizeEmbedder,
+    LayoutEmbedder,
+    MapEmbedder,
+    DepthMap,
+    MaskedImage,
+    LowResolution,
+    Embeddings,
     PatchDiscriminator,
     LPIPS,
   )
@@ -154,12 +196,15 @@ CLASSES = {
 def load(path: str) -> Experiment:
   """The Experiment that `get_config()` of a Python file returns.
 
+  It may import the files beside it by their names.
+
   Raises:
     ConfigError: no such file or function, or it fails, or returns another
       thing.
   """
   try:
-    names = runpy.run_path(path)
+    with _beside(path):
+      names = runpy.run_path(path)
   except FileNotFoundError:
     raise ConfigError(f"config file not found: {path}") from None
   except (SyntaxError, ImportError, ValueError, TypeError) as error:
@@ -176,6 +221,21 @@ def load(path: str) -> Experiment:
       f"{type(experiment).__name__}"
     )
   return experiment
+
+
+@contextlib.contextmanager
+def _beside(path: str) -> Iterator[None]:
+  """Imports find the files beside a config, and are forgotten afterwards."""
+  folder, before = os.path.dirname(os.path.abspath(path)), set(sys.modules)
+  sys.path.insert(0, folder)
+  try:
+    yield
+  finally:
+    sys.path.remove(folder)
+    for name in set(sys.modules) - before:
+      file = getattr(sys.modules[name], "__file__", None) or ""
+      if os.path.dirname(file) == folder:
+        del sys.modules[name]
 
 
 def from_json(tree: Any) -> Experiment:

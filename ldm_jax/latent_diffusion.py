@@ -7,20 +7,22 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
-from ldm_jax.diffusion.guidance import guide
+from ldm_jax.diffusion.guidance import Guidance, guide
 from ldm_jax.diffusion.prediction import (
   Denoiser,
   Estimate,
   Prediction,
   to_pair,
 )
-from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.diffusion.schedule import Level, Schedule
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.bottleneck import Gaussian, Point
 from ldm_jax.nn.conditioner import Condition, merge
-from ldm_jax.nn.prompts import ClipEmbedder, Conditioner
+from ldm_jax.nn.conditioners import Conditioner
+from ldm_jax.nn.controlnet import ControlNet, controlled
+from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.unet import UNet
 
 
@@ -33,23 +35,14 @@ class Parameters:
     latent_scale: latents are multiplied by it to have about unit variance.
     conditioners: by what each reads.
     unet: of the U-Net.
+    control: of the ControlNet, if there is one.
   """
 
   first_stage: Any
   latent_scale: Any
   conditioners: Any
   unet: Any
-
-
-def to_float(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-  """0..255 to [-1, 1]."""
-  return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
-  """[-1, 1] to 0..255, clipped and rounded half up, never truncated."""
-  scaled = jnp.floor((images + 1.0) * 127.5 + 0.5)
-  return jnp.clip(scaled, 0, 255).astype(jnp.uint8)
+  control: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +54,8 @@ class LatentDiffusion:
       filled in from the first stage's run.
     conditioners: each reads one array of the batch; their parts are merged.
     prediction: what the U-Net answers.
+    control: a ControlNet, which speaks where a condition has a hint.
+    low_noise: of the small pictures that `LowResolution` reads; None for none.
   """
 
   first_stage: Autoencoder | None = None
@@ -68,6 +63,8 @@ class LatentDiffusion:
   conditioners: tuple[Conditioner, ...] = ()
   schedule: Schedule = Schedule()
   prediction: Prediction = "eps"
+  control: ControlNet | None = None
+  low_noise: Schedule | None = None
 
   def __post_init__(self):
     names = [part.reads for part in self.conditioners]
@@ -76,17 +73,26 @@ class LatentDiffusion:
         f"two conditioners read the same array (they read {names}); give "
         "each its own"
       )
-    if self.schedule.zero_terminal_snr and self.prediction == "eps":
+    if self.schedule.is_drowned and self.prediction == "eps":
       raise ValueError(
-        "zero_terminal_snr leaves nothing of the image at the last time, so "
-        "x0 cannot be told from eps there; use prediction='v' or 'x0'"
+        "zero_terminal_snr (or rectified_flow) leaves nothing of the image at "
+        "the last time, where eps tells no x0; use prediction v, x0 or flow"
       )
 
   @property
   def frozen(self) -> tuple[str, ...]:
     """What the conditioners read that are not trained with the U-Net."""
-    parts = [p for p in self.conditioners if isinstance(p, ClipEmbedder)]
-    return tuple(part.reads for part in parts if part.is_frozen)
+    frozen = lambda p: isinstance(p, ClipEmbedder) and p.is_frozen
+    return tuple(p.reads for p in self.conditioners if frozen(p))
+
+  def part(self, kind: type) -> Any:
+    """The first conditioner of a kind, or None."""
+    return next((p for p in self.conditioners if isinstance(p, kind)), None)
+
+  @property
+  def unit(self) -> int:
+    """Pixels that the sides of images must be multiples of."""
+    return self.first_stage.stride * 2 ** (len(self.unet.multipliers) - 1)
 
   def encode(
     self, params: Parameters, images: Float[Array, "b h w 3"]
@@ -109,7 +115,7 @@ class LatentDiffusion:
   def condition(
     self,
     params: Parameters,
-    raw: Mapping[str, Array],
+    raw: Mapping[str, Any],
     drop: Mapping[str, Array],
   ) -> Condition:
     """Merges every conditioner's part.
@@ -138,15 +144,19 @@ class LatentDiffusion:
 
     `rngs` holds a "dropout" key in training and is absent otherwise.
     """
+    if condition.hint is not None:
+      hint, share = condition.hint, t / self.schedule.steps
+      said = self.control.apply(params.control, xt, t, condition, hint)
+      condition = controlled(condition, said, share)
     return self.unet.apply(params.unet, xt, t, condition, rngs=rngs)
 
   def denoiser(self, params: Parameters, condition: Condition) -> Denoiser:
-    """(x_t, t) -> (x0, eps) under a condition; t may be one for all."""
+    """(x_t, level) -> (x0, eps) under a condition."""
 
-    def denoise(xt: Array, t: Array) -> Estimate:
-      t = jnp.broadcast_to(t, (len(xt),))
+    def denoise(xt: Array, level: Level) -> Estimate:
+      t = jnp.broadcast_to(level.time, (len(xt),))
       output = self.network(params, xt, t, condition)
-      return to_pair(self.prediction, self.schedule, xt, t, output)
+      return to_pair(self.prediction, level, xt, output)
 
     return denoise
 
@@ -155,40 +165,36 @@ class LatentDiffusion:
     params: Parameters,
     negative: Condition,
     positive: Condition,
-    scale: Float[Array, ""] | float,
+    guidance: Guidance,
   ) -> Denoiser:
     """Classifier-free guidance, both halves in one pass, the negative first."""
     both = jax.tree.map(lambda *x: jnp.concatenate(x), negative, positive)
-    denoise_both = self.denoiser(params, both)
 
-    def denoise(xt: Array, t: Array) -> Estimate:
-      pair = denoise_both(jnp.concatenate([xt, xt]), t)
-      half = lambda i: jax.tree.map(lambda x: jnp.split(x, 2)[i], pair)
-      return guide(half(0), half(1), scale)
+    def denoise(xt: Array, level: Level) -> Estimate:
+      t = jnp.broadcast_to(level.time, (2 * len(xt),))
+      output = self.network(params, jnp.concatenate([xt, xt]), t, both)
+      share = level.time / self.schedule.steps
+      output = guide(*jnp.split(output, 2), guidance, share)
+      return to_pair(self.prediction, level, xt, output)
 
     return denoise
 
-  def init(self, key: Array, raw: Mapping[str, Array], shape: tuple) -> dict:
+  def init(self, key: Array, raw: Mapping[str, Any], shape: tuple) -> dict:
     """Fresh parameters of what stage two trains: U-Net and conditioners.
 
     Args:
-      raw: an example of what the conditioners read.
+      raw: an example of what the conditioners read; see `beside.look`.
       shape: [b h w c] of the latents.
     """
     key_unet, key_parts = jax.random.split(key)
-    drop = jnp.zeros((shape[0],), bool)
     keys = jax.random.split(key_parts, max(1, len(self.conditioners)))
-    made = [
-      part.init_with_output(k, raw[part.reads], drop)
+    drop, t = jnp.zeros((shape[0],), bool), jnp.zeros((shape[0],))
+    made = {
+      part.reads: part.init_with_output(k, raw[part.reads], drop)
       for k, part in zip(keys, self.conditioners, strict=False)
-    ]
-    condition = merge([out for out, _ in made])
-    names = [part.reads for part in self.conditioners]
-    latents, t = jnp.zeros(shape), jnp.zeros((shape[0],))
+    }
+    condition = merge([said for said, _ in made.values()])
     return {
-      "unet": self.unet.init(key_unet, latents, t, condition),
-      "conditioners": {
-        name: variables
-        for name, (_, variables) in zip(names, made, strict=True)
-      },
+      "unet": self.unet.init(key_unet, jnp.zeros(shape), t, condition),
+      "conditioners": {name: each for name, (_, each) in made.items()},
     }

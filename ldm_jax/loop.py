@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from ldm_jax.latent_diffusion import to_uint8
+from ldm_jax.pixels import to_uint8
 from ldm_jax.runtime import pictures
 from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
 from ldm_jax.runtime.metrics import Journal
@@ -86,6 +86,13 @@ class Programs:
     self.measure = bound(task.measure, MEASURE, out_shardings=copied)
     self.preview = bound(task.preview, PREVIEW, out_shardings=copied)
 
+  def begun(self, state: Any, start: Any) -> Any:
+    """The state with other parameters; its average is a copy of them."""
+    places = (self.places.params, self.places.ema)
+    twice = jax.jit(lambda start: (start, start), out_shardings=places)
+    params, ema = twice(start)
+    return state.replace(params=params, ema=ema)
+
 
 class Reporter:
   """Tells of a step once the next one is under way, so none has to wait."""
@@ -148,6 +155,7 @@ class Loop:
     every: steps between lines of the journal.
     previews_every: steps between previews; 0 shows none.
     captions: to write under previewed samples.
+    start: parameters to begin from instead of fresh ones.
   """
 
   task: Task
@@ -159,6 +167,7 @@ class Loop:
   every: int = 50
   previews_every: int = 1000
   captions: Sequence[str] = ()
+  start: Any = None
 
   def run(
     self,
@@ -191,6 +200,8 @@ class Loop:
         state = checkpoints.restore(begin, programs.shapes, programs.places)
       else:
         state = programs.init(held_out)
+        if self.start is not None:
+          state = programs.begun(state, self.start)
       chapter = Chapter(self, programs, journal, checkpoints, held_out, shown)
       stream = self.sharding.ahead(batches(begin))
       with Interruption() as interruption:

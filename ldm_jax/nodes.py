@@ -89,7 +89,9 @@ def _override_items(items: tuple, group: list[Change]) -> tuple:
 
 def fields(node: Any) -> list[dataclasses.Field]:
   """The fields of a config node that are ours."""
-  return [f for f in dataclasses.fields(node) if f.name not in _LINEN]
+  all_of_them = dataclasses.fields(node)
+  is_linen = {field.name for field in all_of_them} >= _LINEN
+  return [f for f in all_of_them if not (is_linen and f.name in _LINEN)]
 
 
 def _field(node: Any, name: str, path: str) -> dataclasses.Field:

@@ -5,12 +5,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ldm_jax.data.emphasis import Weighted, read_weights
+from ldm_jax.data.layout import LayoutTokens
 from ldm_jax.data.prompts import Prompts
 from ldm_jax.data.tokens import Words
-from ldm_jax.diffusion.schedule import CLEAN
+from ldm_jax.diffusion.samplers import Recipe
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
+from ldm_jax.nn.conditioner import (
+  ClassEmbedder,
+  LayoutEmbedder,
+  SizeEmbedder,
+  TextEmbedder,
+)
+from ldm_jax.nn.conditioners import Beside, has_null
 from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.spatial import Embeddings, MapEmbedder
 from ldm_jax.nodes import ConfigError
 from ldm_jax.sampling import Said
 
@@ -26,8 +35,9 @@ class Opened:
     words: the tokenizer of its texts, if it reads any.
     height, width: of its images unless others are asked for, in pixels.
     guidance: scale unless another is asked for.
-    landing: see `sampling.Settings`.
+    recipe: the sampler it is used with unless another is asked for.
     inputs: channels its U-Net takes; None where they are the latents'.
+    layout: how boxes become ids, if it reads layouts.
     notices: lines for the user.
   """
 
@@ -37,8 +47,9 @@ class Opened:
   height: int
   width: int
   guidance: float = 3.0
-  landing: float = CLEAN
+  recipe: Recipe = Recipe()
   inputs: int | None = None
+  layout: LayoutTokens | None = None
   notices: tuple[str, ...] = ()
 
 
@@ -76,6 +87,10 @@ class Request:
     negatives: what guidance leads away from; None says nothing.
     label: a class, or None.
     height, width: of the images, in pixels.
+    is_weighted: read (word:1.3) and [word] in texts as weights.
+    segmap: a map of classes, of the size of the images.
+    boxes: of a layout, rows of x0, y0, x1, y1 in [0, 1] and a class.
+    neighbours: rows of embeddings.
   """
 
   texts: Sequence[str]
@@ -83,6 +98,10 @@ class Request:
   label: int | None
   height: int
   width: int
+  is_weighted: bool = False
+  segmap: np.ndarray | None = None
+  boxes: np.ndarray | None = None
+  neighbours: np.ndarray | None = None
 
 
 def hear(
@@ -100,14 +119,68 @@ def hear(
   kinds = {type(part) for part in parts}
   if any(request.texts) and not kinds & {TextEmbedder, ClipEmbedder}:
     raise ConfigError("this model takes no text; leave --prompt out")
-  if request.label is not None and ClassEmbedder not in kinds:
-    raise ConfigError("this model knows no classes; leave --class_label out")
+  for given, kind, told in (
+    (request.label, ClassEmbedder, "knows no classes; leave --class_label out"),
+    (request.segmap, MapEmbedder, "reads no maps; leave --segmap out"),
+    (request.boxes, LayoutEmbedder, "reads no layouts; leave --layout out"),
+    (
+      request.neighbours,
+      Embeddings,
+      "has no neighbours; leave --neighbours out",
+    ),
+  ):
+    if given is not None and kind not in kinds:
+      raise ConfigError(f"this model {told}")
+  weighted = None
+  if request.is_weighted:
+    request, weighted = _unweighted(request)
   raw, nothing = ({}, {}), ({}, {})
   for part in parts:
+    if isinstance(part, Beside):
+      continue  # they read pictures; see sampling/start.py
     told = _EARS[type(part)](opened, part, request, say)
     for side, (array, is_null) in enumerate(told):
       raw[side][part.reads], nothing[side][part.reads] = array, is_null
-  return Said(raw[0], nothing[0]), Said(raw[1], nothing[1])
+  said = Said(raw[0], nothing[0]), Said(raw[1], nothing[1])
+  return said if weighted is None else _weighed(opened, said, weighted)
+
+
+def _unweighted(
+  request: Request,
+) -> tuple[Request, tuple[list[Weighted], list[Weighted]]]:
+  """The request without brackets, and what they said of either side."""
+  sides = tuple(
+    [read_weights(text) for text in side] for side in _texts(request)
+  )
+  texts, negatives = ([each.text for each in side] for side in sides)
+  told = [
+    None if given is None else text
+    for given, text in zip(request.negatives, negatives, strict=True)
+  ]
+  return dataclasses.replace(request, texts=texts, negatives=told), sides
+
+
+def _weighed(
+  opened: Opened,
+  said: tuple[Said, Said],
+  weighted: tuple[list[Weighted], list[Weighted]],
+) -> tuple[Said, Said]:
+  """Both sides with their weights, and what they are measured from."""
+  (part,) = (
+    part
+    for part in opened.model.conditioners
+    if isinstance(part, TextEmbedder | ClipEmbedder)
+  )
+  words, name, count = opened.words, part.reads, len(weighted[0])
+  rows = words.weigh([*weighted[0], *weighted[1]])
+  return tuple(
+    dataclasses.replace(
+      side,
+      weights=rows[i * count : (i + 1) * count],
+      empty=side.raw | {name: words.silence(side.raw[name])},
+    )
+    for i, side in enumerate(said)
+  )
 
 
 def _texts(request: Request) -> tuple[list[str], list[str]]:
@@ -169,9 +242,47 @@ def _hear_sizes(opened, part, request, say):
   return [(row, np.zeros(count, bool)) for row in rows]
 
 
+def _hear_map(opened, part, request, say):
+  """The same map for every image; guided by its absence if it has a null."""
+  if request.segmap is None:
+    raise ConfigError("this model reads a map of classes; give it --segmap")
+  count, most = len(request.negatives), int(request.segmap.max())
+  if most >= part.classes:
+    raise ConfigError(
+      f"--segmap has class {most}; this model knows 0 to {part.classes - 1}"
+    )
+  row = np.broadcast_to(request.segmap, (count, *request.segmap.shape))
+  return (row, np.zeros(count, bool)), (row, np.full(count, has_null(part)))
+
+
+def _hear_layout(opened, part, request, say):
+  count, spec = len(request.negatives), opened.layout
+  boxes = np.zeros((0, 5)) if request.boxes is None else request.boxes
+  row = np.tile(spec.encode(boxes), (count, 1))
+  is_null = np.full(count, request.boxes is None)
+  return (row, is_null), (row, np.ones(count, bool))
+
+
+def _hear_neighbours(opened, part, request, say):
+  count, rows = len(request.negatives), request.neighbours
+  is_null = np.full(count, rows is None)
+  if rows is None:
+    rows = np.zeros((1, part.width), np.float32)
+  if rows.shape[1:] != (part.width,):
+    raise ConfigError(
+      f"--neighbours of shape {rows.shape}; this model reads rows of "
+      f"{part.width}"
+    )
+  rows = np.broadcast_to(rows, (count, *rows.shape))
+  return (rows, is_null), (rows, np.ones(count, bool))
+
+
 _EARS = {
   TextEmbedder: _hear_words,
   ClipEmbedder: _hear_prompts,
   ClassEmbedder: _hear_class,
   SizeEmbedder: _hear_sizes,
+  MapEmbedder: _hear_map,
+  LayoutEmbedder: _hear_layout,
+  Embeddings: _hear_neighbours,
 }

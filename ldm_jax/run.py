@@ -26,7 +26,6 @@ from ldm_jax.nodes import ConfigError
 from ldm_jax.runtime import checkpoint
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.tasks.autoencoding import Autoencoding
-from ldm_jax.tasks.denoising import Denoising
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -37,6 +36,7 @@ MAY_CHANGE = (
   "config.reports",
   "config.checkpoints",
   "config.first_stage:",
+  "config.start:",
   "config.data.threads",
 )
 
@@ -155,7 +155,7 @@ class Run:
     task = self.experiment.task
     frozen = task.frozen_shapes(self.batch)
     state = jax.eval_shape(task.init, jax.random.key(0), self.batch, frozen)
-    if isinstance(task, Denoising) or state.ema is not None:
+    if state.ema is not None:
       part = {"ema": state.ema}
     else:
       part = {"params": {"autoencoder": state.params["autoencoder"]}}

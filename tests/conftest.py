@@ -26,7 +26,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 # The longest first, so that no worker is left with one of them at the end.
-LONGEST = ("training", "meshes", "towers", "foreign", "denoising")
+LONGEST = ("training", "meshes", "towers", "foreign", "sampling", "denoising")
 
 # Shapes in signatures are checked here, and only here.
 install_import_hook("ldm_jax", "beartype.beartype")

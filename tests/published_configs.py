@@ -102,7 +102,7 @@ CHURCHES = CELEBA | {
   ),
 }
 
-# By their names in test_published_sizes, where the counts come from.
+# By their names in published_networks.py, where the counts come from.
 CONFIGS = {
   "sd1": SD1,
   "sd1-inpainting": SD1 | {"in_channels": 9},

@@ -9,7 +9,7 @@ from networks import (
   text_shapes,
   unet_shapes,
 )
-from test_published_sizes import plain, transformer, vq
+from published_networks import plain, transformer, vq
 
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk

@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from ldm_jax.latent_diffusion import to_float
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.bottleneck import (
   Gaussian,
@@ -20,6 +19,7 @@ from ldm_jax.nn.bottleneck import (
 from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.layers import downsample
 from ldm_jax.nn.perceptual import LPIPS
+from ldm_jax.pixels import to_float
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding, Frozen
 

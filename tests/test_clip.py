@@ -305,3 +305,14 @@ def test_errors_say_what_is_needed(message):
     BAD[message]()
   assert str(error.value).startswith(message)
   assert "\n" not in str(error.value)
+
+
+def test_one_tokenizers_ids_get_every_towers_padding():
+  """SDXL's two tokenizers differ in nothing else (CLIP's pads with its end)."""
+  towers = (ClipText(60, 8, 1, 2, 6), ClipText(60, 8, 1, 2, 6))
+  embedder = ClipEmbedder(towers, (0, 0), (51, 0), begin=50, end=51)
+  ids = jnp.array([[50, 3, 4, 51, 51, 51], [50, 7, 51, 51, 51, 51]])
+  found = embedder.each(ids)
+  np.testing.assert_array_equal(found[:, 0], ids)
+  wanted = [[50, 3, 4, 51, 0, 0], [50, 7, 51, 0, 0, 0]]
+  np.testing.assert_array_equal(found[:, 1], wanted)

@@ -15,7 +15,11 @@ from ldm_jax.commands.doors import Stop
 from ldm_jax.nodes import ConfigError, override
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = sorted((ROOT / "configs").glob("*.py"))
+FILES = sorted(
+  path
+  for path in (ROOT / "configs").rglob("*.py")
+  if "def get_config()" in path.read_text()
+)
 TEXT = ROOT / "configs" / "glyphs_text.py"
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
+from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
-from ldm_jax.latent_diffusion import LatentDiffusion, to_float, to_uint8
+from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.conditioner import (
   ClassEmbedder,
@@ -21,8 +22,10 @@ from ldm_jax.nn.conditioner import (
 )
 from ldm_jax.nn.text import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet, coordinates
+from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.optimizer import Optimizer, averaged
-from ldm_jax.tasks.denoising import Denoising, Frozen, measured_scale
+from ldm_jax.tasks.denoising import Denoising, Frozen
+from ldm_jax.tasks.latents import measured_scale
 
 TEXT = TextEmbedder(TextEncoder(20, 16, 1, 2, 8, length=6), (2, 3))
 LABEL = ClassEmbedder(5, 16)
@@ -194,13 +197,17 @@ def test_guidance_one_is_the_conditional_model():
     params, batch, {"tokens": drop, "label": drop}
   )
   xt = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
-  t = jnp.float32(300)
+  level = TASK.model.schedule.level(jnp.float32(300))
   alone, null = (
-    jax.jit(lambda drop: TASK.model.denoiser(params, say(drop))(xt, t))(drop)
+    jax.jit(lambda drop: TASK.model.denoiser(params, say(drop))(xt, level))(
+      drop
+    )
     for drop in (no, yes)
   )
   guided = jax.jit(
-    lambda s: TASK.model.guided(params, say(yes), say(no), s)(xt, t)
+    lambda s: TASK.model.guided(params, say(yes), say(no), Guidance(s))(
+      xt, level
+    )
   )
   np.testing.assert_allclose(guided(1.0).eps, alone.eps, atol=1e-5)
   np.testing.assert_allclose(guided(0.0).eps, null.eps, atol=1e-5)
@@ -223,7 +230,7 @@ def test_the_measured_scale_gives_unit_variance():
   _, frozen, _ = begin()
   batches = [draw(seed) for seed in range(4)]
   scale = measured_scale(
-    TASK.model, frozen.first_stage, batches, jax.random.key(0)
+    TASK.model.first_stage, frozen.first_stage, batches, jax.random.key(0)
   )
   latents = []
   for i, batch in enumerate(batches):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from networks import class_shapes
+from published_networks import transformer
 from single_files import (
   CHURCHES,
   CLIP,
@@ -35,7 +36,6 @@ from single_files import (
   unet_file,
   vae_file,
 )
-from test_published_sizes import transformer
 
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.nn.clip import ClipText

@@ -2,6 +2,7 @@
 
 import pytest
 from published_configs import BIG_G, CLIP_L, CONFIGS, KL_F8, VIT_H, VQ_F4
+from published_networks import FIRST_STAGES, UNETS
 from single_files import (
   CLIP,
   FIRST,
@@ -12,7 +13,6 @@ from single_files import (
   unet_file,
   vae_file,
 )
-from test_published_sizes import FIRST_STAGES, UNETS
 
 from ldm_jax.pretrained.detect import detect
 from ldm_jax.pretrained.texts import clip

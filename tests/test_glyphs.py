@@ -218,13 +218,34 @@ def test_outside_the_object_lies_the_background_and_inside_the_colour():
     assert background == 0 or shaded.any() == (texture > 0)
 
 
-def test_colours_half_colours_and_backgrounds_are_far_apart():
-  colours = np.array(list(scenes.COLOURS.values()), float)
+@pytest.mark.parametrize("palette", [0, 1])
+def test_colours_half_colours_and_backgrounds_are_far_apart(palette):
+  colours = scenes.PALETTES[palette].astype(float)
   ground = np.array(list(scenes.BACKGROUNDS.values()), float)
   shown = np.concatenate([colours, ground])
   for others in (shown, colours / 2):
     gaps = np.linalg.norm(shown[:, None] - others, axis=-1)
     assert gaps[gaps > 0].min() >= 70
+
+
+def test_another_palette_paints_the_same_scenes():
+  vivid, soft, both = (
+    Glyphs(palette=name, size=40) for name in ("vivid", "soft", "both")
+  )
+  gaps = np.linalg.norm(
+    scenes.PALETTES[0].astype(float) - scenes.PALETTES[1], axis=1
+  )
+  assert gaps.min() >= 70
+  shown = set()
+  for i in range(40):
+    a, b, c = vivid[i], soft[i], both[i]
+    assert a["caption"] == b["caption"]
+    np.testing.assert_array_equal(a["segmap"], b["segmap"])
+    assert (a["image"] != b["image"]).any()
+    is_soft = np.array_equal(c["image"], b["image"])
+    assert is_soft or np.array_equal(c["image"], a["image"])
+    shown.add(is_soft)
+  assert shown == {True, False}
 
 
 def test_large_is_at_least_half_as_wide_again_as_small():

@@ -15,7 +15,9 @@ GROUND = ("diffusion", "nn", "weights", "data", "runtime")
 FLOORS = {
   **dict.fromkeys(GROUND, 0),
   "nodes": 0,
+  "pixels": 0,
   "latent_diffusion": 1,
+  "beside": 1,
   "tasks": 2,
   "evaluation": 2,
   "sampling": 2,
@@ -26,7 +28,8 @@ FLOORS = {
   "pretrained": 3,
   "commands": 4,
 }
-BESIDE = {  # on floor 3
+BESIDE = {  # on one floor
+  ("beside", "latent_diffusion"),
   ("run", "config"),
   ("pretrained", "config"),
   ("pretrained", "opened"),
@@ -35,7 +38,7 @@ BESIDE = {  # on floor 3
 # What a room may import from outside, beside the standard library.
 NETWORKS = {"jax", "flax", "optax", "numpy", "jaxtyping"}
 ALLOWED = {
-  "diffusion": {"jax", "numpy", "jaxtyping"},
+  "diffusion": {"jax", "numpy", "scipy", "jaxtyping"},
   "nn": {"jax", "flax", "jaxtyping"},
   "weights": {"numpy", "ml_dtypes", "safetensors", "msgpack", "jaxtyping"},
   "tasks": NETWORKS,

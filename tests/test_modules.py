@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from networks import autoencoder_shapes, text_shapes
 from published_configs import BIG_G, CLIP_L, KL_F8, KL_F16, VIT_H, VQ_F4
-from test_published_sizes import FIRST_STAGES, kl, vq
+from published_networks import FIRST_STAGES, kl, vq
 
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk

@@ -14,7 +14,7 @@ from networks import (
   text_shapes,
   unet_shapes,
 )
-from test_published_sizes import plain, transformer
+from published_networks import plain, transformer
 
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.bottleneck import VectorQuantizer

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_jax.data.augment import Augment
 from ldm_jax.data.folder import Folder
 from ldm_jax.data.images import ImageError
-from ldm_jax.data.pipeline import Augment, batches, first, ordered
+from ldm_jax.data.pipeline import batches, first, ordered
 from ldm_jax.data.tokens import Tokenizer
 
 AUGMENT = Augment(8, scale=(0.5, 1.0))

@@ -5,13 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.guidance import guide
+from ldm_jax.diffusion.guidance import Guidance, by_class, guide
 from ldm_jax.diffusion.loss import DenoisingLoss, draw_times
-from ldm_jax.diffusion.prediction import Estimate, target, to_pair
+from ldm_jax.diffusion.prediction import (
+  Estimate,
+  target,
+  thresholded,
+  to_pair,
+)
 from ldm_jax.diffusion.schedule import Schedule, q_sample
 
 SCHEDULE = Schedule()
-KINDS = ["eps", "x0", "v"]
+KINDS = ["eps", "x0", "v", "flow"]
 T = jnp.array([0.0, 1.0, 17.5, 400.0, 998.5, 999.0])
 
 
@@ -24,7 +29,9 @@ def draw(seed=0):
 def test_to_pair_inverts_target(kind):
   x0, noise = draw()
   xt = q_sample(SCHEDULE, x0, T, noise)
-  pair = to_pair(kind, SCHEDULE, xt, T, target(kind, SCHEDULE, x0, T, noise))
+  pair = to_pair(
+    kind, SCHEDULE.level(T), xt, target(kind, SCHEDULE, x0, T, noise)
+  )
   # Dividing by sigma at t = 0, or by the signal at the end, costs digits.
   np.testing.assert_allclose(pair.x0, x0, atol=2e-5)
   np.testing.assert_allclose(pair.eps, noise, atol=6e-5)
@@ -36,7 +43,7 @@ def test_v_at_zero_terminal_snr_is_minus_x0():
   last = jnp.full((len(T),), 999.0)
   v = target("v", schedule, x0, last, noise)
   np.testing.assert_allclose(v, -x0, atol=1e-6)
-  pair = to_pair("v", schedule, noise, last, v)
+  pair = to_pair("v", schedule.level(last), noise, v)
   np.testing.assert_allclose(pair.x0, x0, atol=1e-6)
 
 
@@ -97,20 +104,133 @@ def test_times_cover_the_schedule_evenly():
   assert np.all(np.abs(counts - 10_000) < 500)
 
 
-def test_guidance_is_the_identity_at_one_and_keeps_the_mixture():
-  x0, noise = draw(5)
-  xt = q_sample(SCHEDULE, x0, T, noise)
-  outputs = draw(6)
-  no, yes = (to_pair("eps", SCHEDULE, xt, T, out) for out in outputs)
-  same = guide(no, yes, 1.0)
-  np.testing.assert_allclose(same.eps, yes.eps, atol=1e-5)
-  strong = guide(no, yes, 7.5)
+def test_guidance_is_the_identity_at_one_and_linear():
+  no, yes = draw(6)
+  np.testing.assert_allclose(guide(no, yes, Guidance(1.0)), yes, atol=1e-6)
+  np.testing.assert_allclose(guide(no, yes, Guidance(0.0)), no, atol=1e-6)
   np.testing.assert_allclose(
-    strong.eps, no.eps + 7.5 * (yes.eps - no.eps), atol=1e-4
+    guide(no, yes, Guidance(7.5)), no + 7.5 * (yes - no), atol=1e-4
   )
-  middle = jnp.array([2, 3])
-  np.testing.assert_allclose(
-    q_sample(SCHEDULE, strong.x0[middle], T[middle], strong.eps[middle]),
-    xt[middle],
-    atol=1e-3,
-  )
+
+
+def test_rescaled_guidance_has_the_spread_of_the_condition():
+  """Lin et al. 2023, eq. 15: phi = 1 gives the positive's spread."""
+  no, yes = draw(6)
+  spread = lambda y: np.std(np.asarray(y), axis=(1, 2, 3))
+  whole = guide(no, yes, Guidance(7.5, rescale=1.0))
+  np.testing.assert_allclose(spread(whole), spread(yes), rtol=1e-5)
+  plain = guide(no, yes, Guidance(7.5))
+  half = guide(no, yes, Guidance(7.5, rescale=0.5))
+  np.testing.assert_allclose(half, (plain + whole) / 2, atol=1e-5)
+
+
+def test_guidance_outside_its_interval_is_the_conditional_model():
+  no, yes = draw(6)
+  guidance = Guidance(4.0, start=0.2, stop=0.8)
+  for share, scale in [(0.1, 1.0), (0.2, 4.0), (0.8, 4.0), (0.9, 1.0)]:
+    np.testing.assert_allclose(
+      guide(no, yes, guidance, jnp.float32(share)),
+      guide(no, yes, Guidance(scale)),
+      atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+  "wrong", [Guidance(float("nan")), Guidance(2, 1.5), Guidance(2, 0, 0.8, 0.2)]
+)
+def test_meaningless_guidance_is_refused(wrong):
+  with pytest.raises(ValueError, match="guidance"):
+    wrong.check()
+
+
+def test_thresholding_keeps_x0_in_range_and_eps_true_to_it():
+  """Saharia et al. 2022, 2.3: clip to the quantile s, then divide by s."""
+  xt, x0 = draw(8)
+  level = jax.tree.map(lambda x: x[3], SCHEDULE.level(T))
+  x0 = 2 * x0
+  denoise = lambda xt, level: Estimate(x0, xt)
+  for most in (1.0, 1.5, 100.0):
+    found, eps = thresholded(denoise, 0.9, most)(xt, level)
+    each = np.abs(np.asarray(x0)).reshape(len(x0), -1)
+    size = np.clip(np.quantile(each, 0.9, axis=1), 1, most).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(
+      found, np.clip(x0, -size, size) / size, atol=1e-5
+    )
+    np.testing.assert_allclose(
+      level.signal * found + level.sigma * eps, xt, atol=1e-5
+    )
+
+
+def test_a_rectified_flow_is_the_straight_line():
+  """x_t, its target and DDIM's step, all divided by the line's own spread."""
+  schedule = Schedule("rectified_flow", steps=50)
+  rng = np.random.default_rng(0)
+  x0, eps = rng.standard_normal((2, 3, 4))
+  on_device = lambda level: jax.tree.map(jnp.float32, level)
+  for index in (0, 10, 48, 49):
+    s = (index + 1) / 50
+    spread = np.hypot(1 - s, s)
+    level = schedule.level_at(index)
+    np.testing.assert_allclose(level.signal, (1 - s) / spread, atol=1e-12)
+    np.testing.assert_allclose(level.sigma, s / spread, atol=1e-12)
+    xt = level.signal * x0 + level.sigma * eps
+    velocity = eps - x0
+    found = to_pair(
+      "flow", on_device(level), jnp.asarray(xt), jnp.asarray(velocity)
+    )
+    np.testing.assert_allclose(found.x0, x0, atol=1e-5)
+    np.testing.assert_allclose(found.eps, eps, atol=1e-5)
+  # Euler from s to r along the line, and DDIM from the one level to the other.
+  s, r = 0.8, 0.6
+  here, there = schedule.level_at(39), schedule.level_at(29)
+  line = (1 - s) * x0 + s * eps
+  other = rng.standard_normal((3, 4))  # whatever a network says
+  euler = (line + (r - s) * other) / np.hypot(1 - r, r)
+  xt = line / np.hypot(1 - s, s)
+  guess = to_pair("flow", on_device(here), jnp.asarray(xt), jnp.asarray(other))
+  ddim = there.signal * guess.x0 + there.sigma * guess.eps
+  np.testing.assert_allclose(ddim, euler, atol=1e-5)
+
+
+def test_times_around_the_middle_are_asked_more_often():
+  """P(t < T / 4) = Phi(ln(1 / 3)) of a logit-normal."""
+  key, count = jax.random.key(0), 40_000
+  t = draw_times(key, Schedule(), count, "logit_normal")
+  assert t.min() >= 0 and t.max() <= 999 and (t == jnp.floor(t)).all()
+  np.testing.assert_allclose((t < 250).mean(), 0.1360, atol=0.006)
+  np.testing.assert_allclose((t < 500).mean(), 0.5, atol=0.01)
+
+
+def test_a_classifier_leads_as_the_posterior_says():
+  """Two classes with Gaussian images: guidance by the true p(y | x_t) turns
+  the score of the mixture into that of the class."""
+  schedule = Schedule()
+  means, spread = jnp.array([-1.0, 1.5]), 0.3
+
+  def scores(xt, level):
+    variance = (level.signal * spread) ** 2 + level.sigma**2
+    return (
+      -((xt - level.signal * means) ** 2) / (2 * variance),
+      -(xt - level.signal * means) / variance,
+    )
+
+  def of(score, xt, level):
+    eps = -level.sigma * score
+    return Estimate((xt - level.sigma * eps) / level.signal, eps)
+
+  def mixture(xt, level):
+    logs, each = jax.vmap(scores, (0, None))(xt, level)
+    return of((jax.nn.softmax(logs) * each).sum(1)[:, None], xt, level)
+
+  for time in (5, 300, 900):
+    level = schedule.level(jnp.float32(time))
+    logits = lambda xt, t, level=level: jax.vmap(scores, (0, None))(xt, level)[
+      0
+    ]
+    xt = jnp.array([[0.3], [-2.0], [1.0]])
+    labels = jnp.array([0, 1, 1])
+    found = by_class(mixture, logits, labels, 1.0)(xt, level)
+    each = jax.vmap(scores, (0, None))(xt, level)[1]
+    wanted = of(each[jnp.arange(3), labels][:, None], xt, level)
+    np.testing.assert_allclose(found.eps, wanted.eps, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.x0, wanted.x0, rtol=1e-2, atol=1e-2)

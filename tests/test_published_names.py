@@ -11,7 +11,7 @@ from networks import (
   text_shapes,
   unet_shapes,
 )
-from test_published_sizes import FIRST_STAGES, UNETS
+from published_networks import FIRST_STAGES, UNETS
 
 from ldm_jax.nn.text import TextEncoder
 from ldm_jax.weights.names import DIALECTS, Geometry, table

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.clip_vision import MEAN, SPREAD, ClipVision
 from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.pretrained.networks import load
+from ldm_jax.pretrained.pieces import open_network
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -177,3 +180,64 @@ def test_two_towers_say_what_sdxl_is_told():
     )
   assert_as_close(found.context, float32[0], exact[0])
   assert_as_close(found.vector, float32[1], exact[1])
+
+
+@pytest.mark.parametrize("kind", ["CLIPVisionModelWithProjection", "CLIPModel"])
+def test_embeddings_of_pictures_equal_transformers(tmp_path, kind):
+  """Through a folder in the real format, as a download would lie there."""
+  torch.manual_seed(1)
+  vision = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 12,
+    "patch_size": 4,
+    "projection_dim": 24,
+  }
+  if kind == "CLIPModel":
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 64}
+    text |= {"num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.CLIPConfig(
+      text_config=text, vision_config=vision, projection_dim=24
+    )
+  else:
+    config = transformers.CLIPVisionConfig(**vision)
+  theirs = getattr(transformers, kind)(config).eval()
+  for parameter in theirs.parameters():
+    parameter.data += torch.randn(parameter.shape) * 0.2
+  theirs.save_pretrained(tmp_path)
+  module, variables = load(open_network(str(tmp_path)))
+  pixels = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12, 3))
+  pixels = pixels.astype(np.float32)
+  shown = ((pixels + 1) / 2 - np.array(MEAN)) / np.array(SPREAD)
+  shown = torch.tensor(shown.transpose(0, 3, 1, 2), dtype=torch.float32)
+  with torch.no_grad():
+    if kind == "CLIPModel":
+      said = theirs.get_image_features(pixel_values=shown)
+      said = getattr(said, "pooler_output", said)
+    else:
+      said = theirs(pixel_values=shown).image_embeds
+  wanted = said.numpy() / np.linalg.norm(said.numpy(), axis=1, keepdims=True)
+  found = module.apply(variables, jnp.asarray(pixels))
+  np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_a_published_image_tower_has_its_exact_size():
+  """ViT-L/14: transformers' own count of the same config."""
+  config = transformers.CLIPVisionConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    image_size=224,
+    patch_size=14,
+    projection_dim=768,
+  )
+  with torch.device("meta"):
+    theirs = transformers.CLIPVisionModelWithProjection(config)
+  shapes = jax.eval_shape(
+    ClipVision().init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
+  )
+  count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  assert count == sum(p.numel() for p in theirs.parameters())

@@ -1,6 +1,7 @@
 """Every family's files: read, written, and read by diffusers again."""
 
 import copy
+import dataclasses
 import shutil
 import types
 
@@ -18,6 +19,7 @@ from reference_families import (
 
 import ldm_jax
 from ldm_jax.commands.models import Reading, open_model
+from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioner import ClassEmbedder
 from ldm_jax.nodes import ConfigError
@@ -164,7 +166,12 @@ def test_class_conditional_ldm_from_a_single_file(tmp_path):
   torch_models.scheduler().save_pretrained(tmp_path / "scheduler")
   opened = open_model(path, Reading(config=str(tmp_path)))
   noise = np.asarray(draw(2, 8, 8, 3))
-  settings = Settings(16, 16, 10, guidance=4.0, landing=opened.landing)
+  settings = Settings(
+    16,
+    16,
+    dataclasses.replace(opened.recipe, steps=10),
+    Guidance(4.0),
+  )
   request = Request([], [None] * 2, 7, 16, 16)
   found = drawn(opened, settings, request, noise)
   sides = [

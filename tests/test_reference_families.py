@@ -1,6 +1,7 @@
 """Every family against diffusers: random weights, the same numbers."""
 
 import copy
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from reference_families import (
 
 from ldm_jax.commands import sample
 from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.nn.conditioner import Condition, SizeEmbedder
 from ldm_jax.opened import Request, hear, skip_blocks
 from ldm_jax.sampling import Settings
@@ -143,9 +145,8 @@ def test_ten_steps_of_guided_ddim(family, negative):
   settings = Settings(
     height=8 * first.stride,
     width=8 * first.stride,
-    steps=10,
-    guidance=4.0,
-    landing=opened.landing,
+    recipe=dataclasses.replace(opened.recipe, steps=10),
+    guidance=Guidance(4.0),
   )
   if name == "ldm":
     expected = by_hand(pipe, noise, [{}])
@@ -204,14 +205,10 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
     if name == "upscaler":
       said = said.replace(vector=jax.nn.one_hot(jnp.array([20, 20]), 1000))
     told.append(said.replace(concat=beside))
-  denoise = model.guided(params, told[1], told[0], 4.0)
-  plan = samplers.rows(samplers.times(10, "leading"), opened.landing)
+  denoise = model.guided(params, told[1], told[0], Guidance(4.0))
+  plan = dataclasses.replace(opened.recipe, steps=10).plan(model.schedule)
   keys = jax.random.split(jax.random.key(0), 2)
-  walk = jax.jit(
-    lambda xt: samplers.run(
-      samplers.ddim(model.schedule), denoise, xt, plan, keys
-    )
-  )
+  walk = jax.jit(lambda xt: samplers.sample(denoise, xt, plan.program, keys))
   np.testing.assert_allclose(
     walk(noise), expected, atol=2e-3 * np.abs(expected).max()
   )

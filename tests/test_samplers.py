@@ -1,219 +1,340 @@
 """Samplers by the identities that define them."""
 
-import json
-import os
-import subprocess
-import sys
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sampler_rows import follow, mixture, mixture_eps, solve
 
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.prediction import Estimate
-from ldm_jax.diffusion.samplers import Row, ddim, ddpm, rows, run, times
-from ldm_jax.diffusion.schedule import Schedule, like, q_sample
+from ldm_jax.diffusion.samplers import SAMPLERS, Recipe, grids, unipc
+from ldm_jax.diffusion.samplers.names import SPACING_NAMES
+from ldm_jax.diffusion.samplers.program import stack
+from ldm_jax.diffusion.schedule import Schedule
 
 SCHEDULE = Schedule()
 SHAPE = (2, 4, 4, 3)
 KEYS = samplers.image_keys(jax.random.key(0), jnp.arange(2))
-X0, NOISE = jax.random.normal(jax.random.key(7), (2, *SHAPE))
+SPACINGS = [name for name in SPACING_NAMES if name != "lcm"]
+BY_TIME = [name for name in SPACINGS if name not in grids.BY_RATIO]
+RNG = np.random.default_rng(7)
+X0, NOISE = RNG.standard_normal((2, *SHAPE))
+NOISES = RNG.standard_normal((3100, 3))
 
 
-def oracle(xt, t):
-  """Knows x0, and infers the noise from what it sees."""
-  signal, sigma = SCHEDULE.signal_and_sigma(t)
-  return Estimate(X0, (xt - like(signal, xt) * X0) / like(sigma, xt))
+def consistent(x0, xt, level):
+  """An estimate that says x0, and infers the noise from what it sees."""
+  return x0, (xt - level.signal * x0) / level.sigma
 
 
-@pytest.mark.parametrize("make", [ddim, ddpm])
-@pytest.mark.parametrize("grid", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 1000])
-def test_an_oracle_is_obeyed_for_any_number_of_steps(make, grid, steps):
-  plan = rows(times(steps, grid))
-  start = jnp.full((2,), plan.time[0], jnp.float32)
-  xt = q_sample(SCHEDULE, X0, start, NOISE)
-  x0 = run(make(SCHEDULE, 1.0), oracle, xt, plan, KEYS)
-  np.testing.assert_allclose(x0, X0, atol=1e-5)
+def opinion(xt, level):
+  """Some smooth answer."""
+  return consistent(jnp.tanh(xt + level.sigma), xt, level)
 
 
-@pytest.mark.parametrize("grid", ["leading", "trailing", "linspace"])
-def test_every_number_of_steps_has_a_grid(grid):
-  for steps in range(1, 1001):
-    grid_times = times(steps, grid)
-    assert len(grid_times) == steps
-    assert grid_times[0] <= 999 and grid_times[-1] >= 0
-    assert np.all(np.diff(grid_times) < 0)
+def from_oracle(recipe, schedule=SCHEDULE):
+  """Where a sampler ends whose network knows x0."""
+  plan = recipe.plan(schedule)
+  first = jax.tree.map(lambda x: x[0], plan.program.asked)
+  x0, noise = X0[0, 0, 0], NOISE[0, 0, 0]
+  oracle = lambda xt, level: consistent(x0, xt, level)
+  xt = first.signal * x0 + first.sigma * noise
+  return follow(plan.program, xt, oracle, NOISES), x0, noise
 
 
-def test_published_grids():
-  # Steps 1, 21, ..., 981 of LDM's make_ddim_timesteps(50).
-  np.testing.assert_array_equal(times(50, "leading"), np.arange(981, 0, -20))
-  # 999, 979, ..., 19: trailing spacing, as Stability's sgm steps from 999.
-  np.testing.assert_array_equal(times(50, "trailing"), np.arange(999, 0, -20))
-  assert times(1000, "leading")[0] == 999 and times(1, "trailing")[0] == 999
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+def test_an_oracle_is_obeyed_for_any_number_of_steps_on_any_grid(name):
+  wide = (1, 2, 3, 4, 5, 6, 7, 13, 14, 15, 16, 50, 101, 333)
+  for spacing in SPACINGS:
+    for steps in wide:
+      found, x0, _ = from_oracle(Recipe(steps, name, spacing))
+      where = f"{spacing} {steps}"
+      np.testing.assert_allclose(found, x0, atol=1e-6, err_msg=where)
 
 
-@pytest.mark.parametrize("steps", [0, -3, 1001])
-def test_impossible_step_counts_are_refused(steps):
-  with pytest.raises(ValueError, match="between 1 and 1000"):
-    times(steps, "leading")
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "plms"])
+def test_an_oracle_is_obeyed_for_every_number_of_steps(name):
+  """LDM's own sampler cannot take 599 of them."""
+  for steps in [*range(1, 60), *range(60, 1001, 47)]:
+    found, x0, _ = from_oracle(Recipe(steps, name))
+    np.testing.assert_allclose(found, x0, atol=1e-9, err_msg=str(steps))
 
 
-def test_published_ddim_steps():
-  """x = 1 and eps = .5 through LDM's DDIMSampler formulas, SD's schedule."""
-  one = jnp.ones((1, 1))
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_distilled_samplers_obey_an_oracle_on_their_grid(name):
+  for steps in range(1, 51):
+    found, x0, _ = from_oracle(Recipe(steps, name))
+    # LCM mixes some of x in, 7e-6 of it at its last time.
+    np.testing.assert_allclose(found, x0, atol=5e-5, err_msg=str(steps))
 
-  def denoise(xt, t):
-    signal, sigma = SCHEDULE.signal_and_sigma(t)
-    half = jnp.full_like(xt, 0.5)
-    return Estimate((xt - sigma * half) / signal, half)
 
-  def at(t, s, eta):
-    row = Row(jnp.float32(t), jnp.float32(s), jnp.int32(0), jnp.bool_(True))
-    return ddim(SCHEDULE, eta)(denoise, one, row, jnp.zeros((1, 1)))[0, 0]
+@pytest.mark.parametrize("name", ["ddim", "plms", "pndm_prk"])
+def test_samplers_that_stop_early_stop_at_the_first_time(name):
+  """alpha-bar of time 0 is what Stable Diffusion's DDIM and PNDM end with."""
+  for steps in (1, 3, 7, 50):
+    found, x0, noise = from_oracle(Recipe(steps, name, landing=0.0))
+    first = SCHEDULE.level_at(0)
+    np.testing.assert_allclose(first.signal**2, SCHEDULE.alpha_bar[0])
+    # A deterministic path of an oracle keeps its noise.
+    expected = first.signal * x0 + first.sigma * noise
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+def test_pure_noise_at_the_last_time_divides_nothing_by_zero(name):
+  schedule = Schedule(zero_terminal_snr=True)
+  for steps in (1, 2, 20):
+    found, x0, _ = from_oracle(Recipe(steps, name, "trailing"), schedule)
+    np.testing.assert_allclose(found, x0, atol=1e-5, err_msg=str(steps))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_scan_follows_the_rows(name):
+  """Jitted, in float32 and in chunks it is what the rows say."""
+  program = Recipe(13, name, eta=None).plan(SCHEDULE).program
+  noises = [
+    samplers.normal(
+      jax.vmap(jax.random.fold_in, (0, None))(KEYS, 1 + i), SHAPE[1:]
+    )
+    for i in range(len(program.index))
+  ]
+  expected = follow(program, NOISE, opinion, np.asarray(noises, np.float64))
+  state = samplers.begin(jnp.asarray(NOISE))
+  for piece in samplers.chunks(program):
+    state = go_on(state, piece)
   np.testing.assert_allclose(
-    denoise(one, 981.0 * one[0, 0]).x0, 6.598259, rtol=1e-5
+    state[0], expected, atol=2e-4 * np.abs(expected).max()
   )
-  np.testing.assert_allclose(at(981, 961, 0.0), 1.061226, rtol=1e-5)
-  np.testing.assert_allclose(at(981, 961, 1.0), 1.006384, rtol=1e-5)
-  np.testing.assert_allclose(at(1, 0, 0.0), 0.994357, rtol=1e-5)
 
 
-def test_ancestral_sampling_is_ddim_with_eta_one():
-  plan = rows(times(40, "trailing"))
-  denoise = lambda xt, t: Estimate(jnp.tanh(xt), xt - jnp.sin(xt))
-
-  def consistent(xt, t):
-    x0 = denoise(xt, t).x0
-    signal, sigma = SCHEDULE.signal_and_sigma(t)
-    return Estimate(x0, (xt - signal * x0) / sigma)
-
-  a = run(ddpm(SCHEDULE), consistent, NOISE, plan, KEYS)
-  b = run(ddim(SCHEDULE, 1.0), consistent, NOISE, plan, KEYS)
-  np.testing.assert_allclose(a, b, atol=2e-4)
+traces = []
 
 
-def test_ancestral_sampling_keeps_a_gaussian():
-  """Exact denoiser of N(0.5, 0.3^2): 2,000 samples have those moments."""
+@jax.jit
+def go_on(state, piece):
+  traces.append(1)
+  return samplers.run(opinion, state, piece, KEYS)
+
+
+def test_nothing_about_a_sampler_recompiles():
+  go_on(samplers.begin(jnp.asarray(NOISE)), next(pieces(Recipe())))
+  traces.clear()
+  for recipe in (
+    Recipe(1, eta=0.3),
+    Recipe(20, "heun", "karras"),
+    Recipe(37, "unipc", order=3),
+    Recipe(sampler="dpmpp_2m_sde", times=(900, 500, 3.5)),
+    Recipe(7, "lms", compat="diffusers"),
+  ):
+    state = samplers.begin(jnp.asarray(NOISE))
+    for piece in pieces(recipe):
+      state = go_on(state, piece)
+  assert not traces
+
+
+def pieces(recipe):
+  return samplers.chunks(recipe.plan(SCHEDULE).program)
+
+
+# The same algorithm under two names, or with another's option.
+TWINS = [
+  (Recipe(20, "ddim", "karras"), Recipe(20, "euler", "karras")),
+  (Recipe(20, "ddim", eta=1.0), Recipe(20, "ddpm")),
+  (
+    Recipe(20, "ddim", "trailing", eta=0.6),
+    Recipe(20, "euler_ancestral", "trailing", eta=0.6),
+  ),
+  (Recipe(20, "dpm2"), Recipe(20, "dpm2_ancestral", eta=0.0)),
+  (Recipe(20, "dpmpp_2m"), Recipe(20, "dpmpp_2m_sde", eta=0.0)),
+  (Recipe(20, "lms", "karras", order=1), Recipe(20, "euler", "karras")),
+  (Recipe(20, "deis", order=1), Recipe(20, "euler")),
+]
+
+
+@pytest.mark.parametrize("pair", TWINS)
+def test_samplers_with_two_names_are_one(pair):
+  found = [
+    follow(
+      each.plan(SCHEDULE).program,
+      NOISE,
+      mixture,
+      np.tile(NOISES[:, None, None, None], (1, *SHAPE[:3], 1)),
+    )
+    for each in pair
+  ]
+  np.testing.assert_allclose(*found, atol=1e-9)
+
+
+# (sampler, order of its own): the order of convergence.
+ORDERS = [
+  (Recipe(sampler="ddim"), 1),
+  (Recipe(sampler="euler"), 1),
+  (Recipe(sampler="heun"), 2),
+  (Recipe(sampler="dpm2"), 2),
+  (Recipe(sampler="dpmpp_2m"), 2),
+  (Recipe(sampler="dpmpp_2s"), 2),
+  (Recipe(sampler="dpmpp_3s"), 3),
+  (Recipe(sampler="deis", order=2), 2),
+  (Recipe(sampler="unipc", order=1), 2),
+  (Recipe(sampler="unipc", order=2), 3),
+  (Recipe(sampler="unipc_bh1", order=2), 3),
+]
+COUNTS = [40, 80, 160, 320, 640]
+LINE = np.linspace(-2.0, 2.0, 41)
+
+
+@pytest.fixture(scope="module")
+def solution():
+  """Of the ODE between the schedule's ends, and Euler's step to the image."""
+  high, low = (SCHEDULE.level_at(t) for t in (999, 0))
+  x = solve(LINE / high.signal, high.ratio, low.ratio)
+  return x - low.ratio * mixture_eps(x, low.ratio)
+
+
+def slope(make_program, solution):
+  """Of ln error over ln 1/steps, by least squares."""
+  errors = [
+    np.sqrt(np.mean((follow(make_program(n), LINE, mixture) - solution) ** 2))
+    for n in COUNTS
+  ]
+  return -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
+
+
+@pytest.mark.parametrize("recipe, order", ORDERS)
+def test_order_of_convergence(recipe, order, solution):
+  """On a mixture of Gaussians in closed form, even steps in ln SNR, float64.
+
+  UniPC's corrector adds one to its order (Zhao et al. 2023, theorem 3.1).
+  """
+
+  def program(steps):
+    asked = dataclasses.replace(recipe, steps=steps, spacing="exponential")
+    return asked.plan(SCHEDULE).program
+
+  found = slope(program, solution)
+  assert abs(found - order) < 0.1, found
+
+
+@pytest.mark.parametrize("name", ["unipc", "unipc_bh1"])
+def test_order_of_unipc_three(name, solution):
+  """3, set by the first step, which is of order 2: seen at very small steps."""
+  high, low = (np.log(SCHEDULE.level_at(t).ratio) for t in (999, 0))
+  errors = []
+  for steps in (2560, 5120):
+    ratios = tuple(np.exp(np.linspace(high, low, steps)))
+    recipe = Recipe(sampler=name, order=3, sigmas=ratios)
+    found = follow(recipe.plan(SCHEDULE).program, LINE, mixture)
+    errors.append(np.sqrt(np.mean((found - solution) ** 2)))
+  assert abs(np.log2(errors[0] / errors[1]) - 3) < 0.1, errors
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_predictor_alone_has_its_own_order(order, solution):
+  def program(steps):
+    grid = grids.grid(SCHEDULE, steps, "exponential")
+    return stack(list(unipc.unipc(grid, order, corrects=False)))
+
+  assert abs(slope(program, solution) - order) < 0.1
+
+
+@pytest.mark.parametrize(
+  "recipe, order",
+  [
+    (Recipe(sampler="ddpm"), 1),
+    (Recipe(sampler="ddim", eta=1.0), 1),
+    (Recipe(sampler="ddim", eta=0.5), 1),
+    (Recipe(sampler="euler_ancestral"), 1),
+    (Recipe(sampler="dpm2_ancestral"), 2),
+    (Recipe(sampler="dpmpp_2m_sde"), 2),
+  ],
+)
+def test_moments_of_stochastic_samplers(recipe, order):
+  """Exact denoiser of N(0.5, 0.3^2): mean and spread without sampling.
+
+  All is linear then, so unit vectors for x_T and each noise give the Gaussian
+  that comes out. The last step answers with E[x0 | x], which is narrower.
+  """
   std, mean = 0.3, 0.5
 
-  def exact(xt, t):
-    signal, sigma = SCHEDULE.signal_and_sigma(t)
-    gain = signal * std**2 / ((signal * std) ** 2 + sigma**2)
-    x0 = mean + gain * (xt - signal * mean)
-    return Estimate(x0, (xt - signal * x0) / sigma)
+  def exact(xt, level):
+    gain = level.signal * std**2 / ((level.signal * std) ** 2 + level.sigma**2)
+    return consistent(mean + gain * (xt - level.signal * mean), xt, level)
 
-  keys = samplers.image_keys(jax.random.key(1), jnp.arange(2000))
-  xt = samplers.initial_noise(keys, (4,))
-  x0 = run(ddpm(SCHEDULE), exact, xt, rows(times(1000, "leading")), keys)
-  assert abs(float(x0.mean()) - mean) < 4.5 * std / 8000**0.5
-  assert abs(float(x0.std()) / std - 1) < 0.03
-
-
-def test_chunks_give_the_same_images_as_one_scan():
-  plan = rows(times(23, "trailing"))
-  denoise = lambda xt, t: Estimate(jnp.tanh(xt), jnp.sin(xt))
-  whole = run(ddim(SCHEDULE, 0.7), denoise, NOISE, plan, KEYS)
-  xt, lengths = NOISE, []
-  for piece in samplers.chunks(plan, 10):
-    lengths.append(len(piece.time))
-    xt = run(ddim(SCHEDULE, 0.7), denoise, xt, piece, KEYS)
-  assert lengths == [10, 10, 10]
-  np.testing.assert_allclose(xt, whole, atol=1e-6)
+  last = SCHEDULE.level_at(0).ratio
+  narrow = std * np.sqrt(std**2 / (std**2 + last**2))
+  errors = []
+  for steps in (100, 200, 400):
+    plan = dataclasses.replace(recipe, steps=steps, spacing="exponential").plan(
+      SCHEDULE
+    )
+    first = SCHEDULE.level_at(999)
+    unit = np.eye(len(plan.program.index) + 2)
+    spread = np.sqrt((first.signal * std) ** 2 + first.sigma**2)
+    xt = first.signal * mean + spread * unit[1]
+    found = follow(plan.program, xt, exact, unit[2:])
+    np.testing.assert_allclose(found[0], mean, atol=1e-9)
+    errors.append(abs(np.sqrt(np.sum((found[1:] - found[0]) ** 2)) - narrow))
+  assert errors[-1] < 0.003
+  rates = np.log2(np.array(errors[:-1]) / errors[1:])
+  assert np.all(abs(rates - order) < 0.35), rates
 
 
-def test_the_number_of_steps_never_recompiles():
-  traces = []
+def test_inversion_returns_to_the_noise_it_came_from():
+  """Down and up again on fine grids: two Euler methods of order 1."""
+  noise = np.linspace(-1.8, 1.8, 13)
+  errors = []
+  for steps in (100, 200, 400):
+    recipe = Recipe(steps, "ddim", "exponential")
+    x0 = follow(recipe.plan(SCHEDULE).program, noise, mixture)
+    up = recipe.inversion(SCHEDULE).program
+    back = follow(up, x0, clean_mixture)
+    errors.append(np.abs(back - noise).max())
+  assert errors[2] < 0.05 and errors[2] < 0.6 * errors[1] < 0.36 * errors[0]
 
-  @jax.jit
-  def sample_chunk(xt, piece, eta, keys):
-    traces.append(1)
-    denoise = lambda xt, t: Estimate(jnp.tanh(xt), jnp.sin(xt))
-    return run(ddim(SCHEDULE, eta), denoise, xt, piece, keys)
 
-  for steps, eta in [(1, 0.0), (20, 0.5), (37, 1.0)]:
-    xt = NOISE
-    for piece in samplers.chunks(rows(times(steps, "leading"))):
-      xt = sample_chunk(xt, piece, eta, KEYS)
-  assert len(traces) == 1
+def clean_mixture(xt, level):
+  """At the image itself the noise is the limit of what is expected."""
+  if level.sigma == 0:
+    return xt, np.zeros_like(xt)
+  return mixture(xt, level)
+
+
+def test_a_strength_takes_the_last_steps():
+  recipe = Recipe(50, "ddim")
+  whole, part = recipe.plan(SCHEDULE), recipe.plan(SCHEDULE, 0.8)
+  assert len(part.program.index) == 40
+  np.testing.assert_array_equal(
+    part.program.asked.time, whole.program.asked.time[10:]
+  )
+  with pytest.raises(ValueError, match="leaves none"):
+    recipe.plan(SCHEDULE, 0.01)
 
 
 def test_an_image_depends_on_its_index_and_not_on_its_batch():
   many = samplers.image_keys(jax.random.key(5), jnp.arange(16))
   alone = samplers.image_keys(jax.random.key(5), jnp.array([11]))
-  plan = rows(times(5, "leading"))
-  denoise = lambda xt, t: Estimate(jnp.tanh(xt), jnp.sin(xt))
-  step = ddim(SCHEDULE, 1.0)
-  a = run(step, denoise, samplers.initial_noise(many, (8,)), plan, many)
-  b = run(step, denoise, samplers.initial_noise(alone, (8,)), plan, alone)
+  program = Recipe(5, eta=1.0).plan(SCHEDULE).program
+  a, b = (
+    samplers.sample(opinion, samplers.initial_noise(k, (8,)), program, k)
+    for k in (many, alone)
+  )
   np.testing.assert_allclose(a[11], b[0], atol=1e-6)
 
 
-ORDER = """
-import json, jax
-jax.config.update("jax_enable_x64", True)
-import jax.numpy as jnp, numpy as np
-from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.prediction import Estimate
-from ldm_jax.diffusion.schedule import Schedule
+def test_published_ddim_steps():
+  """x = 1 and eps = .5 through LDM's DDIMSampler formulas, SD's schedule."""
 
-schedule = Schedule()
-MEANS, STD = np.array([-1.5, 0.3, 1.1]), 0.5
-WEIGHTS = np.array([0.3, 0.5, 0.2])
+  def half(xt, level):
+    eps = np.full_like(xt, 0.5)
+    return (xt - level.sigma * eps) / level.signal, eps
 
+  def at(t, s, eta):
+    recipe = Recipe(times=(t, s), eta=eta, landing=-1.0)
+    one = jax.tree.map(lambda x: x[:1], recipe.plan(SCHEDULE).program)
+    return follow(one, np.ones(1), half)[0]
 
-def eps_of(x, sigma, xp):
-  "Noise expected in x = x0 + sigma eps for the mixture, in closed form."
-  variance = STD**2 + sigma**2
-  logits = xp.log(WEIGHTS) - (x[..., None] - MEANS) ** 2 / (2 * variance)
-  share = xp.exp(logits - logits.max(-1, keepdims=True))
-  share = share / share.sum(-1, keepdims=True)
-  return sigma * (share * (x[..., None] - MEANS)).sum(-1) / variance
-
-
-def denoise(xt, t):
-  signal, sigma = schedule.signal_and_sigma(t)
-  eps = eps_of(xt / signal, sigma / signal, jnp)
-  return Estimate((xt - sigma * eps) / signal, eps)
-
-
-x_T = np.linspace(-2.0, 2.0, 41)[None]
-ab = schedule.alpha_bar
-high, low = (np.sqrt((1 - a) / a) for a in (ab[-1], ab[0]))
-
-# Reference: dx / d sigma = eps by classical Runge-Kutta in log sigma.
-x, logs = x_T / np.sqrt(ab[-1]), np.linspace(np.log(high), np.log(low), 20001)
-f = lambda x, s: np.exp(s) * eps_of(x, np.exp(s), np)
-for s, r in zip(logs[:-1], logs[1:]):
-  h = r - s
-  a = f(x, s); b = f(x + h/2*a, s + h/2)
-  c = f(x + h/2*b, s + h/2); d = f(x + h*c, r)
-  x = x + h / 6 * (a + 2*b + 2*c + d)
-reference = x - low * eps_of(x, low, np)
-
-errors = []
-for steps in (20, 40, 80, 160, 320, 640):
-  plan = samplers.rows(samplers.times(steps, "linspace"))
-  keys = samplers.image_keys(jax.random.key(0), jnp.arange(1))
-  step = samplers.ddim(schedule)
-  out = samplers.run(step, denoise, jnp.asarray(x_T), plan, keys)
-  assert out.dtype == jnp.float64
-  errors.append(float(np.sqrt(np.mean((np.asarray(out) - reference) ** 2))))
-print(json.dumps(errors))
-"""
-
-
-def test_ddim_converges_with_order_one():
-  """On a Gaussian mixture, float64: halving the step halves the error."""
-  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-  done = subprocess.run(
-    [sys.executable, "-c", ORDER], capture_output=True, text=True, env=env
-  )
-  assert done.returncode == 0, done.stderr
-  errors = np.array(json.loads(done.stdout.splitlines()[-1]))
-  steps = np.array([20, 40, 80, 160, 320, 640])
-  slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
-  assert abs(-slope - 1) < 0.05, (slope, errors)
+  np.testing.assert_allclose(at(981, 961, 0.0), 1.061226, rtol=1e-6)
+  np.testing.assert_allclose(at(981, 961, 1.0), 1.006384, rtol=1e-6)
+  np.testing.assert_allclose(at(1, 0, 0.0), 0.994357, rtol=1e-6)

@@ -26,8 +26,8 @@ SMALL = [
 ]
 CONFIG = """
 import dataclasses
-import runpy
 
+from ldm_jax import config
 from ldm_jax.data.tokens import Tokenizer
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.prompts import ClipEmbedder
@@ -35,7 +35,7 @@ from ldm_jax.nn.unet import AttentionPlan, UNet
 
 
 def get_config():
-  made = runpy.run_path({base!r})["get_config"]()
+  made = config.load({base!r})
   embedder = ClipEmbedder(({tower},), **{ids})
   unet = UNet(8, 16, (1,), 1, AttentionPlan((1,), heads=2), groups=4)
   model = dataclasses.replace(

@@ -197,6 +197,88 @@ def test_what_the_model_does_not_know_is_said(runs, tmp_path, capsys):
   assert "does not know zebra" in said and "beyond its length" in said
 
 
+def test_pictures_are_filled_in_and_extended(runs, tmp_path, capsys):
+  noise = np.random.default_rng(1).integers(0, 256, (32, 32, 3))
+  image, mask = noise.astype(np.uint8), np.zeros((32, 32), np.uint8)
+  mask[8:20, 4:28] = 255
+  Image.fromarray(image).save(tmp_path / "image.png")
+  Image.fromarray(mask).save(tmp_path / "mask.png")
+  given = [f"--image={tmp_path / 'image.png'}", "--prompt=a red circle"]
+  masked = [f"--mask={tmp_path / 'mask.png'}", "--sampler=DPM++ 2M Karras"]
+  assert draw(runs / "two", tmp_path / "a", *given, *masked) == 0
+  found = pixels(tmp_path / "a" / "00000.png")
+  np.testing.assert_array_equal(found[mask == 0], image[mask == 0])
+  assert np.abs(found - image)[mask > 0].max() > 1
+  told = Image.open(tmp_path / "a" / "00000.png").text["parameters"]
+  assert "Sampler: DPM++ 2M, Schedule type: Karras" in told
+  assert "Denoising strength: 1" in told
+  more = ["--outpaint=4,0,4,8", "--tiled=16", "--window=32", "--guidance=1"]
+  assert draw(runs / "two", tmp_path / "b", *given, *more) == 0
+  found = pixels(tmp_path / "b" / "00000.png")
+  assert found.shape == (40, 40, 3)
+  np.testing.assert_array_equal(found[:32, 4:36], image)
+  told = json.loads(Image.open(tmp_path / "b" / "00000.png").text["ldm_jax"])
+  assert told["outpaint"] == "4,0,4,8" and told["tile"] == 16
+  assert "tiles decoded differ" in capsys.readouterr().err
+
+
+def test_the_noise_of_a_picture_is_found_and_drawn_from(runs, tmp_path, capsys):
+  ask = ["--prompt=a red circle", "--guidance=1", "--steps=100"]
+  assert draw(runs / "two", tmp_path / "a", *ask) == 0
+  image = f"--image={tmp_path / 'a' / '00000.png'}"
+  back = ["--invert", image, "--output=latent"]
+  assert draw(runs / "two", tmp_path / "b", *ask, *back) == 0
+  noise = np.load(tmp_path / "b" / "latents.npy")
+  assert noise.shape[0] == 1 and 0.3 < noise.std() < 3
+  again = [f"--initial_latents={tmp_path / 'b' / 'latents.npy'}"]
+  assert draw(runs / "two", tmp_path / "c", *ask, *again) == 0
+  # How near depends on the model; its mathematics is in test_sampling.
+  assert pixels(tmp_path / "c" / "00000.png").shape == (32, 32, 3)
+
+
+def test_many_prompts_and_ways_between_them(runs, tmp_path, capsys):
+  (tmp_path / "prompts.txt").write_text("a red circle\n\n a blue square \n")
+  flags = [f"--prompts_file={tmp_path / 'prompts.txt'}", "--num=2"]
+  assert draw(runs / "two", tmp_path / "a", *flags, "--emphasis") == 0
+  paths = capsys.readouterr().out.split()
+  told = [json.loads(Image.open(path).text["ldm_jax"]) for path in paths[:4]]
+  prompts = ["a red circle", "a red circle", "a blue square", "a blue square"]
+  assert [each["prompt"] for each in told] == prompts
+  flags = ["--prompt=a red circle", "--prompt=a blue square"]
+  assert draw(runs / "two", tmp_path / "b", *flags, "--interpolate=3") == 0
+  paths = capsys.readouterr().out.split()
+  assert len(paths) == 4
+  told = json.loads(Image.open(paths[1]).text["ldm_jax"])
+  assert told["toward"] == "a blue square"
+  # The same prompts from a file, and the noise from torch.
+  (tmp_path / "two.txt").write_text("a red circle\na blue square\n")
+  flags = [f"--prompts_file={tmp_path / 'two.txt'}", "--interpolate=3"]
+  assert draw(runs / "two", tmp_path / "c", *flags) == 0
+  for i in range(3):
+    a, b = (pixels(tmp_path / d / f"{i:05d}.png") for d in "bc")
+    np.testing.assert_array_equal(a, b)
+  flags = ["--prompt=a", "--interpolate=3", "--rng=torch"]
+  assert draw(runs / "two", tmp_path / "d", *flags) == 0
+
+
+def test_an_interruption_keeps_what_is_finished(
+  runs, tmp_path, capsys, monkeypatch
+):
+  from ldm_jax.sampling import Studio
+
+  whole = Studio.draw
+
+  def interrupted(self, *arguments):
+    yield next(whole(self, *arguments))
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(Studio, "draw", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    draw(runs / "two", tmp_path, "--prompt=a", "--num=9", "--batch=1")
+  names = sorted(os.listdir(tmp_path))
+  assert names[0] == "00000.png" and names[-1] == "grid.png"
+
+
 WRONG = {
   "no such run": (["--model=nowhere"], "no run, file or folder"),
   "stage one": (["--model={one}"], "cannot draw"),
@@ -207,7 +289,30 @@ WRONG = {
   "number": (["--model={two}", "--num=0"], "--num and --batch"),
   "flag": (["--model={two}", "--guidence=3"], "did you mean --guidance"),
   "type": (["--model={two}", "--steps=ten"], "invalid int value: 'ten'"),
-  "sampler": (["--model={two}", "--sampler=dimm"], "invalid choice"),
+  "sampler": (["--model={two}", "--sampler=dimm"], "did you mean ddim"),
+  "grid": (["--model={two}", "--grid=karas"], "did you mean karras"),
+  "eta": (["--model={two}", "--sampler=euler", "--eta=1"], "has no eta"),
+  "times": (["--model={two}", "--times=1,2"], "must fall"),
+  "words for times": (["--model={two}", "--times=a"], "numbers between commas"),
+  "rescale": (["--model={two}", "--guidance_rescale=2"], "must be 0 to 1"),
+  "interval": (
+    ["--model={two}", "--guidance_interval", "0.8", "0.2"],
+    "must rise",
+  ),
+  "mask alone": (["--model={two}", "--mask=x.png"], "need --image"),
+  "strength alone": (["--model={two}", "--strength=0.5"], "of --image"),
+  "no image": (["--model={two}", "--image=x.png"], "--image x.png: unreadable"),
+  "no prompts": (["--model={two}", "--prompts_file=x"], "--prompts_file 'x'"),
+  "noise level": (["--model={two}", "--noise_level=5"], "enlarges nothing"),
+  "inversion": (["--model={two}", "--invert"], "--invert needs --image"),
+  "num of a way": (
+    ["--model={two}", "--interpolate=3", "--num=2"],
+    "leave --num out",
+  ),
+  "one frame": (["--model={two}", "--interpolate=1"], "N >= 2"),
+  "variation": (["--model={two}", "--variation=2"], "must be 0 to 1"),
+  "window": (["--model={two}", "--window=0"], "--window must be"),
+  "no control": (["--model={two}", "--controlnet={one}"], "ControlNetModel"),
 }
 
 

@@ -13,7 +13,7 @@ from published_configs import (
   SD1,
   SDXL,
 )
-from test_published_sizes import UNETS, plain, transformer
+from published_networks import UNETS, plain, transformer
 
 from ldm_jax.nn.unet import UNet
 from ldm_jax.nodes import ConfigError
@@ -50,7 +50,7 @@ def unet_size(config):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_published_config_is_the_published_unet(name):
-  """Of the size that test_published_sizes measures."""
+  """Of the size that published_networks tells."""
   fed = inputs(CONFIGS[name])
   published, *sizes, _ = UNETS[name]
   assert unet(CONFIGS[name]) == published

@@ -30,6 +30,11 @@ def parser() -> Parser:
     action="store_true",
     help="write one .safetensors instead of a folder",
   )
+  add(
+    "--lora",
+    choices=("kohya", "peft"),
+    help="SRC is a run of a LoRA: write its factors alone, in this form",
+  )
   add("--subfolder", help="one network of SRC: vae, unet, text_encoder")
   add(
     "--shard_gigabytes",

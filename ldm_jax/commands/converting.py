@@ -12,13 +12,16 @@ from ldm_jax.commands.doors import usage
 from ldm_jax.commands.models import (
   Reading,
   find,
+  open_denoising,
   open_model,
+  open_run,
   put_together,
 )
 from ldm_jax.loop import say
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
 from ldm_jax.pretrained import saving
+from ldm_jax.pretrained.adapters_out import save_lora
 from ldm_jax.pretrained.networks import load
 from ldm_jax.pretrained.schemas import SCALING_FACTOR
 from ldm_jax.run import Run
@@ -44,10 +47,27 @@ def convert(flags: argparse.Namespace) -> int:
       raise ConfigError(
         f"--shard_gigabytes must be above 0, got {flags.shard_gigabytes}"
       )
-    model = _read(flags)
-    _write(flags, model)
+    if flags.lora:
+      _write_lora(flags)
+    else:
+      _write(flags, _read(flags))
   print(flags.target)
   return 0
+
+
+def _write_lora(flags: argparse.Namespace) -> None:
+  """The factors of a run, in one file."""
+  run = open_denoising(flags.source)
+  task = run.experiment.task
+  if task.lora is None:
+    raise ConfigError(
+      f"{flags.source!r} trained whole matrices; leave --lora out"
+    )
+  sharding = MeshShape().build()
+  factors = jax.tree.map(np.asarray, run.trained(sharding))
+  save_lora(
+    open_run(run, sharding), task.lora, factors, flags.target, flags.lora
+  )
 
 
 def _read(flags: argparse.Namespace) -> Model:

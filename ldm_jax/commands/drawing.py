@@ -3,182 +3,226 @@
 import argparse
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 import ldm_jax
+from ldm_jax.commands.asking import (
+  Pictures,
+  noise_of,
+  prompts_of,
+  settings_of,
+)
+from ldm_jax.commands.conditions import (
+  open_classifier,
+  read_neighbours,
+  read_segmap,
+)
 from ldm_jax.commands.doors import usage
-from ldm_jax.commands.models import Reading, open_model
-from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.torch_noise import torch_normal
+from ldm_jax.commands.models import Reading, open_model, with_control
+from ldm_jax.data.annotations import read_boxes
 from ldm_jax.loop import say
+from ldm_jax.nn.classifier import HalfUNet
+from ldm_jax.nn.conditioner import ClassEmbedder
+from ldm_jax.nn.spatial import LowResolution, MaskedImage
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened, Request, hear, skip_blocks
 from ldm_jax.runtime import pictures
-from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.sampling import Order, Said, Settings, Studio
 from ldm_jax.weights.mapped import replacing
 
-ETA = {"ddim": 0.0, "ddpm": 1.0}  # what the papers do
+A1111 = {  # its names where they are not ours in capitals
+  "euler": "Euler",
+  "euler_ancestral": "Euler a",
+  "heun": "Heun",
+  "dpm2": "DPM2",
+  "dpm2_ancestral": "DPM2 a",
+  "dpmpp_2m": "DPM++ 2M",
+  "dpmpp_2m_sde": "DPM++ 2M SDE",
+  "unipc": "UniPC",
+}
+SCHEDULES = {
+  "karras": "Karras",
+  "exponential": "Exponential",
+  "sgm_uniform": "SGM Uniform",
+  "simple": "Simple",
+  "beta": "Beta",
+  "kl_optimal": "KL Optimal",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A studio and what it is to draw."""
+
+  studio: Studio
+  settings: Settings
+  order: Order
+  positive: Said
+  negative: Said
+  prompts: Sequence[str]
+  toward: str | None = None
+
+  def drawn(self) -> Iterator[np.ndarray]:
+    """What the studio draws, with a bar of questions to the network."""
+    draw, order = self.studio.draw, self.order
+    batches = -(-order.count // self.studio.batch(order))
+    total = batches * self.studio.questions(self.settings)
+    with tqdm(total=total, unit="step") as bar:
+      yield from draw(
+        self.settings, self.positive, self.negative, order, bar.update
+      )
+
+  def inverted(self) -> Iterator[np.ndarray]:
+    """The noise that the pictures given come from."""
+    images = self.order.given.images[:1]
+    latents = self.studio.darkroom.encode(images, tile=self.settings.tile)
+    said = self.positive.rows(np.arange(1))
+    yield np.asarray(self.studio.invert(self.settings, latents, said))
 
 
 def draw(flags: argparse.Namespace) -> int:
   """Draws what the flags ask for; returns the exit code."""
   with usage():
-    opened = open_model(flags.model, Reading.told(flags))
-    if flags.clip_skip is not None:
-      opened = skip_blocks(opened, flags.clip_skip - 1)
-    settings = _settings(flags, opened)
-    prompts = [text for text in flags.prompt for _ in range(flags.num)]
-    count = len(prompts) or flags.num
-    order = Order(
-      count,
-      flags.batch,
-      _noise(flags, settings, opened, count),
-      "latents" if flags.output == "latent" else "images",
-    )
-    positive, negative = hear(
-      opened,
-      Request(
-        prompts,
-        [flags.negative_prompt] * count,
-        flags.class_label,
-        settings.height,
-        settings.width,
-      ),
-      say,
-    )
-    studio = Studio(opened.model, opened.params, MeshShape().build())
-    studio.check(settings, order)
-    os.makedirs(flags.out, exist_ok=True)
+    job = _job(flags)
     array = os.path.join(flags.out, "latents.npy")
-    if order.output == "latents" and os.path.exists(array):
+    if job.order.output == "latents" and os.path.exists(array):
       raise ConfigError(f"{array} is there already; choose another --out")
-  drawn = _progress(studio, settings, positive, negative, order)
-  if order.output == "latents":
-    latents = np.concatenate(list(drawn))
-    with replacing(array) as file:
-      np.save(file, latents)
-    print(array)
-    return 0
-  _write_pictures(flags, settings, prompts, drawn)
+  os.makedirs(flags.out, exist_ok=True)
+  if job.order.output == "latents":
+    _write_latents(array, job.inverted() if flags.invert else job.drawn())
+  else:
+    _write_pictures(flags, job)
   return 0
 
 
-def _progress(
-  studio: Studio,
-  settings: Settings,
-  positive: Said,
-  negative: Said,
-  order: Order,
-) -> Iterator[np.ndarray]:
-  """What the studio draws, with a bar of steps."""
-  batches = -(-order.count // order.batch)
-  with tqdm(total=batches * settings.steps, unit="step") as bar:
-    yield from studio.draw(settings, positive, negative, order, bar.update)
+def _write_latents(path: str, batches: Iterator[np.ndarray]) -> None:
+  """All latents as one array; interrupted, those that are finished."""
+  finished = []
+  try:
+    finished.extend(batches)
+  finally:
+    if finished and jax.process_index() == 0:
+      with replacing(path) as file:
+        np.save(file, np.concatenate(finished))
+      print(path)
 
 
-def _write_pictures(
-  flags: argparse.Namespace,
-  settings: Settings,
-  prompts: Sequence[str],
-  drawn: Iterator[np.ndarray],
-) -> None:
-  """Numbered PNGs, each as soon as it is there, and a grid of them."""
-  first, images = _next_number(flags.out), []
-  for image in (image for batch in drawn for image in batch):
-    index = len(images)
-    text = prompts[index] if prompts else ""
-    told = None if flags.no_metadata else _told(flags, settings, text, index)
-    path = os.path.join(flags.out, f"{first + index:05d}.png")
-    pictures.write_png(path, image, told)
-    print(path, flush=True)
-    images.append(image)
-  sheet = pictures.grid(np.stack(images), prompts)
-  name = f"grid_{first:05d}.png" if first else "grid.png"
-  pictures.write_png(os.path.join(flags.out, name), sheet)
-  print(os.path.join(flags.out, name))
-
-
-def _settings(flags: argparse.Namespace, opened: Opened) -> Settings:
-  eta = ETA[flags.sampler] if flags.eta is None else flags.eta
-  guidance = opened.guidance if flags.guidance is None else flags.guidance
-  if flags.num < 1 or flags.batch < 1:
-    raise ConfigError(
-      f"--num and --batch must be 1 or more, got {flags.num} and {flags.batch}"
-    )
-  if not (math.isfinite(guidance) and eta >= 0 and math.isfinite(eta)):
-    raise ConfigError(
-      f"--guidance must be a number and --eta 0 or more, got {guidance} and "
-      f"{eta}"
-    )
-  settings = Settings(
-    height=flags.height or opened.height,
-    width=flags.width or opened.width,
-    steps=flags.steps,
-    guidance=guidance,
-    sampler=flags.sampler,
-    grid=flags.grid,
-    eta=eta,
-    seed=flags.seed,
-    landing=opened.landing,
-  )
-  model = opened.model
-  model.first_stage.latent_shape(settings.height, settings.width)
-  samplers.times(settings.steps, settings.grid, model.schedule.steps)
-  channels = model.first_stage.latent_channels
-  if opened.inputs not in (None, channels):
-    raise ConfigError(
-      f"this model's U-Net reads {opened.inputs} channels, {channels} of them "
-      "latents: it changes images given to it, which sample.py cannot give it; "
-      "use the U-Net alone from Python (ldm_jax.from_pretrained)"
-    )
-  return settings
-
-
-def _noise(
-  flags: argparse.Namespace, settings: Settings, opened: Opened, count: int
-) -> np.ndarray | None:
-  """x_T where the flags say whence: a file, or torch's generator."""
-  if flags.initial_latents is not None:
-    if flags.rng == "torch":
-      raise ConfigError("--initial_latents replace --rng; give one of them")
-    return _read_array(flags.initial_latents)
-  if flags.rng != "torch":
-    return None
-  if settings.eta:
-    raise ConfigError(
-      "--rng torch draws the first latents only, and this sampler draws more; "
-      "use --sampler ddim --eta 0"
-    )
-  shape = opened.model.first_stage.latent_shape(settings.height, settings.width)
-  height, width, channels = shape
-  drawn = torch_normal(settings.seed, (count, channels, height, width))
-  return drawn.transpose(0, 2, 3, 1)
-
-
-def _read_array(path: str) -> np.ndarray:
-  """The array of an .npy file; no code in it is run.
+def _job(flags: argparse.Namespace) -> Job:
+  """Everything that may be wrong with the flags is found here.
 
   Raises:
-    ConfigError: it is missing, damaged, or not of finite numbers.
+    ValueError: it is.
   """
-  try:
-    array = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise ConfigError(f"--initial_latents {path!r}: {error}") from error
-  is_numbers = isinstance(array, np.ndarray) and array.dtype.kind == "f"
-  if not is_numbers or array.ndim != 4 or not np.isfinite(array).all():
-    raise ConfigError(
-      f"--initial_latents {path!r} must hold finite floats of shape "
-      "(images, height, width, channels)"
+  given = Pictures(flags)
+  prompts, toward = prompts_of(flags)
+  opened = open_model(flags.model, Reading.told(flags))
+  if flags.clip_skip is not None:
+    opened = skip_blocks(opened, flags.clip_skip - 1)
+  if flags.controlnet is not None:
+    opened = with_control(opened, flags.controlnet, flags.dtype)
+  _refuse_channels(opened)
+  settings = settings_of(flags, opened, given.size(opened))
+  count = len(prompts) or flags.interpolate or flags.num
+  noises = count
+  if flags.interpolate is not None:
+    noises = 2 if toward is None else 1  # the ends of the way
+  order = Order(
+    count,
+    flags.batch,
+    noise_of(flags, settings, opened, noises),
+    "latents" if flags.output == "latent" else "images",
+    given.given(settings, opened, count),
+    flags.variation,
+  )
+  # Both ends are heard at once, so that they get the same length.
+  texts = prompts if toward is None else prompts + [toward] * count
+  label = flags.class_label
+  request = Request(
+    texts,
+    [flags.negative_prompt] * max(count, len(texts)),
+    label if not flags.classifier or opened.model.part(ClassEmbedder) else None,
+    settings.height,
+    settings.width,
+    flags.emphasis,
+    flags.segmap and read_segmap(flags.segmap, settings.height, settings.width),
+    flags.layout and read_boxes(flags.layout),
+    flags.neighbours and read_neighbours(flags.neighbours),
+  )
+  positive, negative = hear(opened, request, say)
+  if flags.interpolate:
+    order = dataclasses.replace(
+      order,
+      shares=np.linspace(0, 1, count),
+      toward=None
+      if toward is None
+      else positive.rows(np.arange(count, 2 * count)),
     )
-  return array
+  sharding = MeshShape().build()
+  classifier = None
+  if flags.classifier:
+    classifier = _classifier(flags, opened, sharding)
+    labels = None if label is None else np.full(count, label)
+    order = dataclasses.replace(order, labels=labels)
+  studio = Studio(opened.model, opened.params, sharding, say, classifier)
+  studio.check(settings, order)
+  return Job(studio, settings, order, positive, negative, prompts, toward)
+
+
+def _classifier(
+  flags: argparse.Namespace, opened: Opened, sharding: Sharding
+) -> tuple[HalfUNet, Any]:
+  """The classifier that is to lead, which knows the class."""
+  scale = float(opened.params.latent_scale)
+  module, params = open_classifier(flags.classifier, scale, sharding)
+  if not 0 <= (flags.class_label or 0) < module.classes:
+    raise ConfigError(
+      f"--class_label must be 0 to {module.classes - 1}, got "
+      f"{flags.class_label}"
+    )
+  return module, params
+
+
+def _refuse_channels(opened: Opened) -> None:
+  """Raises ConfigError for a U-Net that reads what nobody can give it."""
+  channels = opened.model.first_stage.latent_channels
+  kinds = {type(part) for part in opened.model.conditioners}
+  is_fed = kinds & {MaskedImage, LowResolution}
+  if opened.inputs not in (None, channels) and not is_fed:
+    raise ConfigError(
+      f"this model's U-Net reads {opened.inputs} channels, {channels} of them "
+      "latents, and is neither of the inpainting nor of the upscaling kind; "
+      "use the U-Net alone from Python (ldm_jax.from_pretrained)"
+    )
+
+
+def _write_pictures(flags: argparse.Namespace, job: Job) -> None:
+  """Numbered PNGs, each as soon as it is there, and a grid of them.
+
+  Interrupted, what is finished stays, and the grid shows it.
+  """
+  first, images = _next_number(flags.out), []
+  is_writer = jax.process_index() == 0
+  try:
+    for image in (image for batch in job.drawn() for image in batch):
+      index = len(images)
+      images.append(image)
+      path = os.path.join(flags.out, f"{first + index:05d}.png")
+      if is_writer:
+        pictures.write_png(path, image, _told(flags, job, index))
+        print(path, flush=True)
+  finally:
+    if images and is_writer:
+      sheet = pictures.grid(np.stack(images), job.prompts[: len(images)])
+      name = f"grid_{first:05d}.png" if first else "grid.png"
+      pictures.write_png(os.path.join(flags.out, name), sheet)
+      print(os.path.join(flags.out, name))
 
 
 def _next_number(folder: str) -> int:
@@ -188,11 +232,13 @@ def _next_number(folder: str) -> int:
 
 
 def _told(
-  flags: argparse.Namespace, settings: Settings, prompt: str, index: int
-) -> dict[str, str]:
+  flags: argparse.Namespace, job: Job, index: int
+) -> dict[str, str] | None:
   """What a PNG says of itself: all of it, and in words that others read."""
+  if flags.no_metadata:
+    return None
   told = {
-    "prompt": prompt,
+    "prompt": job.prompts[index] if job.prompts else "",
     "negative_prompt": flags.negative_prompt,
     "class_label": flags.class_label,
     "index": index,
@@ -201,9 +247,27 @@ def _told(
     "lora": flags.lora,
     "embedding": flags.embedding,
     "rng": flags.rng,
+    "image": flags.image,
+    "mask": flags.mask,
+    "outpaint": flags.outpaint,
+    "variation": flags.variation,
+    "interpolate": flags.interpolate,
+    "toward": job.toward,
+    "emphasis": flags.emphasis,
+    "controlnet": flags.controlnet,
+    "control_image": flags.control_image,
+    "segmap": flags.segmap,
+    "layout": flags.layout,
+    "neighbours": flags.neighbours,
+    "classifier": flags.classifier,
+    "classifier_scale": flags.classifier and flags.classifier_scale,
     "ldm_jax": ldm_jax.__version__,
   }
-  told |= dataclasses.asdict(settings)
+  settings = dataclasses.asdict(job.settings)
+  told |= settings.pop("recipe") | {"guidance": job.settings.guidance.scale}
+  told |= {k: v for k, v in settings.items() if k != "guidance"}
+  told["guidance_rescale"] = job.settings.guidance.rescale
+  told["guidance_interval"] = job.settings.guidance[2:]
   return {"parameters": _parameters(told), "ldm_jax": json.dumps(told)}
 
 
@@ -212,12 +276,14 @@ def _parameters(told: Mapping[str, Any]) -> str:
   model = os.path.basename(os.path.normpath(told["model"]))
   pairs = {
     "Steps": told["steps"],
-    "Sampler": told["sampler"].upper(),
+    "Sampler": A1111.get(told["sampler"], told["sampler"].upper()),
+    "Schedule type": SCHEDULES.get(told["spacing"]),
     "CFG scale": f"{told['guidance']:g}",
     "Seed": told["seed"],
     "Size": f"{told['width']}x{told['height']}",
     "Model": json.dumps(model) if "," in model else model,
     "Clip skip": told["clip_skip"],
+    "Denoising strength": told["strength"] if told["image"] else None,
     "Version": f"ldm_jax {told['ldm_jax']}",
   }
   lines = [told["prompt"]]

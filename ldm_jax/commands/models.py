@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
+from ldm_jax.data.layout import LayoutTokens
 from ldm_jax.data.prompts import Dialect, Prompts
 from ldm_jax.data.tokens import Words
 from ldm_jax.loop import say
@@ -14,7 +15,9 @@ from ldm_jax.pretrained import loading
 from ldm_jax.pretrained.adapters import merge_lora
 from ldm_jax.pretrained.assemble import assemble
 from ldm_jax.pretrained.inversion import load_inversion
+from ldm_jax.pretrained.networks import class_of, load
 from ldm_jax.pretrained.pieces import Pieces
+from ldm_jax.pretrained.unets import CONTROL
 from ldm_jax.run import Run
 from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.tasks.denoising import Denoising
@@ -70,12 +73,14 @@ def open_run(run: Run, sharding: Sharding) -> Opened:
   """A run's model with its averaged parameters, on the devices."""
   task = run.experiment.task
   _, height, width, _ = run.batch["image"].shape
+  views = run.experiment.data.views
   return Opened(
     model=task.model,
     params=task.parameters(run.trained(sharding), run.frozen(sharding)),
     words=_words(run),
     height=height,
     width=width,
+    layout=next((v for v in views if isinstance(v, LayoutTokens)), None),
   )
 
 
@@ -104,6 +109,37 @@ def open_model(path: str, reading: Reading = Reading()) -> Opened:
     file, scale = split_scale(text)
     opened = merge_lora(opened, file, scale=scale)
   return opened
+
+
+def with_control(opened: Opened, path: str, dtype: str | None) -> Opened:
+  """The model with a ControlNet, of diffusers' layout, beside its U-Net.
+
+  Raises:
+    ConfigError: there is none, or it was made for another U-Net.
+    WeightsError: its weights are not what they should be.
+  """
+  found = find(path, Reading())
+  if found.lone is None or class_of(found.lone.config) != CONTROL:
+    raise ConfigError(
+      f"--controlnet {path!r} must be the folder of one ControlNetModel of "
+      "diffusers"
+    )
+  control, variables = load(found.lone, dtype or "float32")
+  unet = opened.model.unet
+  ours, needed = (
+    (net.channels, net.multipliers, net.blocks, net.attention.depths)
+    for net in (control, unet)
+  )
+  if ours != needed:
+    raise ConfigError(
+      f"--controlnet {path!r} was made for another U-Net: widths, levels, "
+      f"blocks and depths {ours}; the model has {needed}"
+    )
+  return dataclasses.replace(
+    opened,
+    model=dataclasses.replace(opened.model, control=control),
+    params=opened.params.replace(control=variables),
+  )
 
 
 def _open(path: str, reading: Reading) -> Opened:

@@ -3,7 +3,8 @@
   python -m ldm_jax.commands.report --model=runs/X --out=runs/report
 
 The report is one HTML file: loss curves, reconstructions of held-out images,
-captioned samples, and, for the built-in glyphs, what the judge reads in them.
+captioned samples, and, for the built-in glyphs, what the judge reads in them:
+whether every condition the model is told is obeyed.
 One line of JSON on stdout ends it.
 """
 
@@ -22,6 +23,16 @@ def parser() -> Parser:
   add("--steps", type=int, default=15, help="of DDIM (default 15)")
   add("--guidance", type=float, default=2.0, help="scale (default 2)")
   add("--seed", type=int, default=0)
+  add(
+    "--held_out",
+    action="store_true",
+    help="judge by shapes and colours that training never paired",
+  )
+  add("--classifier", metavar="RUN", help="guides to the examples' labels")
+  add("--classifier_scale", type=float, default=1.0, help="default 1")
+  add(
+    "--null", action="store_true", help="say nothing: samples of no condition"
+  )
   return flags
 
 

@@ -10,9 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.data.annotations import (
+  ENDINGS,
+  padded,
+  read_boxes,
+  read_depth,
+  read_map,
+  read_mask,
+)
 from ldm_jax.data.images import EXTENSIONS, read_image
 
 CAPTION = "caption.txt"  # one caption for all pictures of its folder
+_READERS = {"segmap": read_map, "mask": read_mask, "depth": read_depth}
+_PLANES = tuple(ENDINGS[key] for key in _READERS)
 METADATA = "metadata.jsonl"  # Hugging Face's ImageFolder with captions
 
 
@@ -21,15 +31,22 @@ class Folder:
   """Every picture below `path`, in the sorted order of its relative name.
 
   "label" is the index of a picture's first-level folder among `classes`; it is
-  there if every picture lies in such a folder. "caption" is `<stem>.txt` beside
+  there if every picture lies in such a folder. "score" is metadata.jsonl's
+  number of that name. "caption" is `<stem>.txt` beside
   the picture, else caption.txt in its folder, else metadata.jsonl in the root,
   else ""; it is there if one picture has one. Neither depends on `only` and
   `without`, so that two parts of a folder agree. Names that begin with a dot
   are passed over, links to folders are followed.
 
+  Beside a picture name.jpg may lie, for every picture or for none: name.map.png
+  ("segmap", one channel of classes), name.mask.png ("mask", white is a hole),
+  name.depth.png ("depth"), each of the picture's size, and name.boxes.json
+  ("boxes", see `read_boxes`, padded to `objects` rows).
+
   Attributes:
     only: relative names to keep, such as "cats/1.jpg"; all if empty.
     without: relative names to leave out, whether they exist or not.
+    objects: rows of "boxes"; objects beyond them are left out.
 
   Raises (all at first use):
     ValueError: there is no such folder, no picture, or no picture of `only`.
@@ -39,6 +56,7 @@ class Folder:
   path: str
   only: tuple[str, ...] = ()
   without: tuple[str, ...] = ()
+  objects: int = 30
 
   def __len__(self) -> int:
     return len(self.names)
@@ -48,9 +66,47 @@ class Folder:
     item: dict[str, Any] = {"image": read_image(self._root / name)}
     if self._has_captions:
       item["caption"] = self._caption(name)
+    score = self._metadata.get(name, ("", None))[1]
+    if score is not None:
+      item["score"] = np.float32(score)
+    item |= self._beside(name, item["image"].shape[:2])
     if self.classes:
       item["label"] = np.int32(self._labels[_first_folder(name)])
     return item
+
+  def _beside(self, name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """What is told of a picture by the files beside it."""
+    stem = str(pathlib.PurePosixPath(name).with_suffix(""))
+    found = {}
+    for key in self._told:
+      path = self._root / (stem + ENDINGS[key])
+      if key == "boxes":
+        found[key] = padded(read_boxes(path), self.objects)
+      else:
+        found[key] = _READERS[key](path, size)
+    return found
+
+  @functools.cached_property
+  def _told(self) -> tuple[str, ...]:
+    """Which kinds of files lie beside every picture.
+
+    Raises:
+      ValueError: one lies beside some pictures only.
+    """
+    told = []
+    stems = [str(pathlib.PurePosixPath(n).with_suffix("")) for n in self.names]
+    files = frozenset(self._files)
+    for key, ending in ENDINGS.items():
+      missing = [stem for stem in stems if stem + ending not in files]
+      if not missing:
+        told.append(key)
+      elif len(missing) < len(stems):
+        raise ValueError(
+          f"{self.path} has {ending} files beside {len(stems) - len(missing)} "
+          f"of {len(stems)} pictures; {missing[0] + ending} is the first that "
+          "is missing"
+        )
+    return tuple(told)
 
   @functools.cached_property
   def names(self) -> tuple[str, ...]:
@@ -95,7 +151,11 @@ class Folder:
 
   @functools.cached_property
   def _pictures(self) -> tuple[str, ...]:
-    names = tuple(n for n in self._files if _suffix(n) in EXTENSIONS)
+    names = tuple(
+      name
+      for name in self._files
+      if _suffix(name) in EXTENSIONS and not name.endswith(_PLANES)
+    )
     if not names:
       raise ValueError(
         f"0 images among the {len(self._files)} files of {self.path}; "
@@ -108,7 +168,7 @@ class Folder:
     return frozenset(name for name in self._files if _suffix(name) == ".txt")
 
   @functools.cached_property
-  def _metadata(self) -> dict[str, str]:
+  def _metadata(self) -> dict[str, tuple[str, float | None]]:
     return _read_metadata(self._root) if METADATA in self._files else {}
 
   @functools.cached_property
@@ -128,7 +188,7 @@ class Folder:
   def _caption(self, name: str) -> str:
     text = self._text_of(name)
     if text is None:
-      return self._metadata.get(name, "")
+      return self._metadata.get(name, ("", None))[0]
     return " ".join(_read_text(self._root / text).split())
 
 
@@ -161,8 +221,10 @@ def _read_text(path: pathlib.Path) -> str:
     raise ValueError(f"{path} is not UTF-8: {error.reason}") from error
 
 
-def _read_metadata(root: pathlib.Path) -> dict[str, str]:
-  """{relative name: caption} from lines of {"file_name": ..., "text": ...}."""
+def _read_metadata(
+  root: pathlib.Path,
+) -> dict[str, tuple[str, float | None]]:
+  """{name: (caption, score)} of lines {"file_name": ..., "text": ...}."""
   captions = {}
   path = root / METADATA
   for number, line in enumerate(_read_text(path).splitlines(), 1):
@@ -170,12 +232,13 @@ def _read_metadata(root: pathlib.Path) -> dict[str, str]:
       continue
     try:
       entry = json.loads(line)
-      name, text = entry["file_name"], entry["text"]
+      name, text, score = entry["file_name"], entry["text"], entry.get("score")
+      score = None if score is None else float(score)
     except (ValueError, TypeError, KeyError) as error:
       raise ValueError(
         f"{path}:{number}: needed is a JSON object with file_name and text, "
         f"got {line.strip()[:60]!r}"
       ) from error
     name = pathlib.PurePosixPath(str(name)).as_posix()
-    captions[name] = " ".join(str(text).split())
+    captions[name] = " ".join(str(text).split()), score
   return captions

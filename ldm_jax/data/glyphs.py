@@ -48,6 +48,8 @@ CORNERS = (0, 2, 6, 8)
 # The first index of each split: no index, hence no draw, is in two of them.
 _SPLITS = {"train": 0, "validation": 2**31, "held_out": 2**32}
 
+_PAINTS = {"vivid": (0,), "soft": (1,), "both": (0, 1)}
+
 _Dice = Callable[[int], int]
 
 
@@ -178,13 +180,15 @@ class Glyphs:
 
   Objects that a scene lacks are rows of -1 in boxes and attributes. Train and
   validation share no draw; held_out has only (shape, colour) pairs that the
-  other two never show.
+  other two never show. Palette "soft" paints the same scenes in other colours
+  of the same names, "both" every other one on average.
   """
 
   level: int = 0
   split: Literal["train", "validation", "held_out"] = "train"
   size: int = 50_000
   seed: int = 0
+  palette: Literal["vivid", "soft", "both"] = "vivid"
 
   def __post_init__(self):
     if self.level not in range(len(LEVELS)):
@@ -219,6 +223,8 @@ class Glyphs:
     roll = _dice(self.seed, _SPLITS[self.split] + index)
     paraphrase = roll(PARAPHRASES)
     scene = _throw_scene(self.level, roll, self.labels)
+    paints = _PAINTS[self.palette]
+    scene = scene._replace(palette=paints[roll(len(paints))])
     image, segmap = paint(scene)
     attributes = _attributes(scene)
     sample = {

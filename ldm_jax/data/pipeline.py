@@ -2,13 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
 
-from ldm_jax.data.images import resize, resize_map
+from ldm_jax.data.augment import Augment
 from ldm_jax.data.tokens import Words
 
 
@@ -21,76 +20,19 @@ class Source(Protocol):
   def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Augment:
-  """A square crop, resized with antialiasing, perhaps mirrored.
-
-  Arrays as high and wide as the image (segmentation maps) follow it, by nearest
-  neighbour; boxes and other coordinates do not. A crop that has `size` already
-  is not resampled, a smaller one is enlarged.
+@runtime_checkable
+class View(Protocol):
+  """What a conditioner reads and no source has: made of an example, by chance.
 
   Attributes:
-    size: pixels of the result, both ways.
-    crop: "center" takes the whole shorter side; "random" takes shorter side x
-      U(scale), anywhere.
-    flip: mirror every other image. Set it to False where captions tell left
-      from right, or pictures hold text.
+    adds: the name of the new array.
   """
 
-  size: int
-  crop: Literal["random", "center"] = "random"
-  scale: tuple[float, float] = (1.0, 1.0)
-  flip: bool = True
+  adds: str
 
-  def __post_init__(self):
-    low, high = self.scale
-    if not 0.0 < low <= high <= 1.0:
-      raise ValueError(
-        f"scale {self.scale} must be two parts of the shorter side, "
-        "0 < low <= high <= 1; try (0.8, 1.0)"
-      )
-    if self.size < 1:
-      raise ValueError(
-        f"size {self.size} must be a number of pixels, 1 or more"
-      )
-
-  def random(
-    self, item: dict[str, Any], rng: np.random.Generator
-  ) -> dict[str, Any]:
-    """As the fields say. Always four draws, so that crops keep their flips."""
-    zoom, top, left, flip = rng.random(4)
-    if self.crop == "center":
-      return self._square(item, None, bool(self.flip and flip < 0.5))
-    low, high = self.scale
-    place = (low + (high - low) * zoom, top, left)
-    return self._square(item, place, bool(self.flip and flip < 0.5))
-
-  def center(self, item: dict[str, Any]) -> dict[str, Any]:
-    """The whole shorter side, never mirrored: for validation."""
-    return self._square(item, None, False)
-
-  def _square(
-    self,
-    item: dict[str, Any],
-    place: tuple[float, float, float] | None,
-    flip: bool,
-  ) -> dict[str, Any]:
-    if "image" not in item:
-      raise ValueError(
-        f"nothing to augment: examples have {', '.join(sorted(item))}, but no "
-        "image; set augment to None"
-      )
-    height, width = item["image"].shape[:2]
-    box = _center_box(height, width)
-    if place is not None:
-      box = _random_box(height, width, place)
-    cut = {}
-    for key, value in item.items():
-      if np.shape(value)[:2] == (height, width):
-        value = _crop(value, box, self.size, is_image=key == "image")
-        value = value[:, ::-1] if flip else value
-      cut[key] = value
-    return cut
+  def __call__(
+    self, item: Mapping[str, Any], rng: np.random.Generator, /
+  ) -> np.ndarray: ...
 
 
 def batches(
@@ -100,6 +42,7 @@ def batches(
   seed: int,
   augment: Augment | None = None,
   tokenizer: Words | None = None,
+  views: Sequence[View] = (),
   start: int = 0,
   share: tuple[int, int] = (0, 1),
   threads: int = 8,
@@ -139,7 +82,7 @@ def batches(
     .seed(seed)
     .shuffle()
     .repeat()
-    .random_map(_Prepare(augment, tokenizer))
+    .random_map(_Prepare(augment, tokenizer, tuple(views)))
   )
   rows = batch // processes
   shard = grain.MapDataset.source(BlockShard(examples, process, batch, rows))
@@ -154,8 +97,12 @@ def ordered(
   *,
   augment: Augment | None = None,
   tokenizer: Words | None = None,
+  views: Sequence[View] = (),
 ) -> dict[str, np.ndarray]:
-  """These examples as one batch: cropped at the centre, never mirrored."""
+  """These examples as one batch: cropped at the centre, never mirrored.
+
+  What views draw depends on an example's index alone.
+  """
   beyond = [index for index in indices if not 0 <= index < len(source)]
   if beyond or not len(indices):
     got = f"index {beyond[0]}" if beyond else "no index"
@@ -163,8 +110,8 @@ def ordered(
       f"got {got}; {type(source).__name__} has {len(source)} examples, "
       f"0 to {len(source) - 1}"
     )
-  prepare = _Prepare(augment, tokenizer)
-  return _stack([prepare(source[index], None) for index in indices])
+  prepare = _Prepare(augment, tokenizer, tuple(views))
+  return _stack([prepare.centred(source[i], i) for i in indices])
 
 
 def first(
@@ -173,9 +120,12 @@ def first(
   *,
   augment: Augment | None = None,
   tokenizer: Words | None = None,
+  views: Sequence[View] = (),
 ) -> dict[str, np.ndarray]:
   """The first `count` examples as one batch; see `ordered`."""
-  return ordered(source, range(count), augment=augment, tokenizer=tokenizer)
+  return ordered(
+    source, range(count), augment=augment, tokenizer=tokenizer, views=views
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,18 +151,30 @@ class BlockShard:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
-  """One example to arrays; augmented at random if there is a generator."""
+  """One example to arrays."""
 
   augment: Augment | None
   tokenizer: Words | None
+  views: tuple[View, ...] = ()
 
   def __call__(
-    self, item: dict[str, Any], rng: np.random.Generator | None
+    self, item: dict[str, Any], rng: np.random.Generator
   ) -> dict[str, np.ndarray]:
-    item, augment = dict(item), self.augment
+    """Cropped and mirrored at random."""
+    item = self.augment.random(item, rng) if self.augment else dict(item)
+    return self._arrays(item, rng)
+
+  def centred(self, item: dict[str, Any], index: int) -> dict[str, np.ndarray]:
+    """Cropped at the centre."""
+    item = self.augment.center(item) if self.augment else dict(item)
+    return self._arrays(item, np.random.default_rng(int(index)))
+
+  def _arrays(
+    self, item: dict[str, Any], rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
     caption = item.pop("caption", None)
-    if augment is not None:
-      item = augment.center(item) if rng is None else augment.random(item, rng)
+    for view in self.views:
+      item[view.adds] = view(item, rng)
     if self.tokenizer is not None and caption is not None:
       item["tokens"] = self.tokenizer.encode([caption])[0]
     arrays = {key: np.asarray(value) for key, value in item.items()}
@@ -252,31 +214,3 @@ def _check_alike(rows: list[dict[str, np.ndarray]]) -> None:
           f"{key!r} of shape {list(rows[0][key].shape)} and of shape "
           f"{list(value.shape)} do not fit into one batch{hint}"
         )
-
-
-def _center_box(height: int, width: int) -> tuple[int, int, int]:
-  side = min(height, width)
-  return (height - side) // 2, (width - side) // 2, side
-
-
-def _random_box(
-  height: int, width: int, place: tuple[float, float, float]
-) -> tuple[int, int, int]:
-  """(top, left, side) from (part of the shorter side, top, left) in [0, 1)."""
-  part, top, left = place
-  side = max(1, round(part * min(height, width)))
-  return int(top * (height - side + 1)), int(left * (width - side + 1)), side
-
-
-def _crop(
-  values: Shaped[np.ndarray, "..."],
-  box: tuple[int, int, int],
-  size: int,
-  *,
-  is_image: bool,
-) -> UInt8[np.ndarray, "size size 3"] | Shaped[np.ndarray, "size size ..."]:
-  top, left, side = box
-  cut = values[top : top + side, left : left + side]
-  if side == size:
-    return cut
-  return resize(cut, size) if is_image else resize_map(cut, size)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
+from ldm_jax.data.emphasis import Weighted
 from ldm_jax.data.tokens import Words
 
 
@@ -55,6 +56,15 @@ class Dialect:
   def ids(self, text: str) -> list[int]:
     """Ids of the whole text, without begin and end."""
     return [j for i in self._tokens(text) for j in self._learned.get(i, [i])]
+
+  def weigh(self, weighted: Weighted) -> list[float]:
+    """The weight of each of `ids`: that of the first letter it stands for."""
+    row = self._backend.encode(weighted.text, add_special_tokens=False)
+    return [
+      weighted.weights[begin]
+      for i, (begin, _) in zip(row.ids, row.offsets, strict=True)
+      for _ in self._learned.get(i, [i])
+    ]
 
   def _tokens(self, text: str) -> list[int]:
     """Ids of what stands there: of an added word but the first."""
@@ -129,3 +139,21 @@ class Prompts:
       for dialect, rows in zip(self.dialects, ids, strict=True)
     ]
     return np.asarray(towers, np.int32).swapaxes(0, 1)
+
+  def weigh(self, texts: Sequence[Weighted]) -> Float32[np.ndarray, "b l"]:
+    """The weight of every id that `encode` gives the first tower; 1 beside."""
+    rows = [self.dialects[0].weigh(text) for text in texts]
+    starts = range(0, max(1, *map(len, rows)), self.room)
+    chunk = lambda part: [1.0, *part, *[1.0] * (self.room + 1 - len(part))]
+    weights = [
+      [w for s in starts for w in chunk(row[s : s + self.room])] for row in rows
+    ]
+    return np.asarray(weights, np.float32)
+
+  def silence(
+    self, like: Int32[np.ndarray, "b e l"]
+  ) -> Int32[np.ndarray, "b e l"]:
+    """Ids of the empty text in as many chunks."""
+    count = like.shape[2] // (self.room + 2)
+    rows = [dialect.chunk([]) * count for dialect in self.dialects]
+    return np.broadcast_to(np.asarray(rows, np.int32), like.shape)

@@ -32,13 +32,26 @@ COLOURS = {
   "purple": (130, 20, 160),
   "pink": (255, 110, 190),
 }
+# The same names in other paint, at least 70 from each other and the vivid ones.
+SOFT = {
+  "red": (255, 100, 108),
+  "orange": (165, 99, 0),
+  "yellow": (232, 247, 112),
+  "green": (149, 244, 24),
+  "cyan": (66, 188, 125),
+  "blue": (77, 126, 253),
+  "purple": (216, 115, 255),
+  "pink": (180, 0, 176),
+}
 BACKGROUNDS = {
   "black": (0, 0, 0),
   "white": (255, 255, 255),
   "grey": (128, 128, 128),
   "tan": (210, 180, 140),
 }
-PALETTE = np.array(list(COLOURS.values()), np.uint16)
+PALETTES = tuple(
+  np.array(list(paint.values()), np.uint16) for paint in (COLOURS, SOFT)
+)
 GROUND = np.array(list(BACKGROUNDS.values()), np.uint16)
 
 _Plane = Float[np.ndarray, "s s"]
@@ -125,6 +138,7 @@ class Scene(NamedTuple):
   `background` counts colours fastest: colour + 4 * pattern. `depth` lists the
   things from the back to the front. The number stands at position `corner`;
   the grating, `upright` or lying, at position `grating`. Level 0 has neither.
+  `palette` counts PALETTES.
   """
 
   level: int
@@ -135,6 +149,7 @@ class Scene(NamedTuple):
   corner: int = 0
   grating: int = 0
   upright: bool = False
+  palette: int = 0
 
 
 class Stamp(NamedTuple):
@@ -250,6 +265,8 @@ def paint(
     _write_number(image, scene)
   for thing in (scene.things[k] for k in scene.depth):
     window, mask = place(scene.level, thing)
-    image[window] = blend(image[window], PALETTE[thing.colour], *mask)
+    image[window] = blend(
+      image[window], PALETTES[scene.palette][thing.colour], *mask
+    )
     segmap[window][covers(mask)] = 1 + thing.shape
   return image, segmap

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int32, Integer
+from jaxtyping import Float32, Int32, Integer
+
+from ldm_jax.data.emphasis import Weighted
 
 SPECIALS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")  # ids 0 to 3 of a trained one
 PAIR = {"vocab.json", "merges.txt"}  # of CLIP and GPT-2: one needs the other
@@ -79,6 +81,22 @@ class Words:
     """Ids of each text, cut or padded on the right to `length`."""
     ids = [row.ids for row in self._backend.encode_batch(list(texts))]
     return np.array(ids, np.int32).reshape(len(texts), self.length)
+
+  def weigh(self, texts: Sequence[Weighted]) -> Float32[np.ndarray, "b l"]:
+    """The weight of each id of `encode`: of the first letter it stands for."""
+    rows = self._backend.encode_batch([text.text for text in texts])
+    weights = [
+      [
+        text.weights[begin] if end > begin else 1.0
+        for begin, end in row.offsets
+      ]
+      for text, row in zip(texts, rows, strict=True)
+    ]
+    return np.asarray(weights, np.float32)
+
+  def silence(self, like: Int32[np.ndarray, "b l"]) -> Int32[np.ndarray, "b l"]:
+    """Ids of the empty text, as often."""
+    return np.broadcast_to(self.encode([""]), like.shape)
 
   def cut(self, texts: Sequence[str]) -> Int32[np.ndarray, " b"]:
     """How many tokens of each text `encode` leaves out."""

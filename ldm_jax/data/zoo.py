@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, UnidentifiedImageError
 
-from ldm_jax.data.images import decode_image, rgb
+from ldm_jax.data.annotations import padded
+from ldm_jax.data.images import ImageError, decode_image, rgb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Zoo:
   It must lie in `data_dir` already, in the array_record format: TensorFlow's
   own tfrecord cannot be read at random. Nothing is downloaded.
 
+  `known` gives the features of common data sets.
+
   Attributes:
     name: such as "tfds:mnist"; the prefix, a config and a version are optional.
     split: also a part, such as "train[:90%]".
@@ -25,6 +30,10 @@ class Zoo:
     image, caption, label: the features to read, with / between levels. The
       usual names may be absent from the data set, others may not; None leaves
       one out. Of several captions the first is taken.
+    segmap: a feature of one channel of classes; or of COCO's panoptic colours,
+      with "panoptic_objects" beside it.
+    boxes: a sequence with bbox and label, such as "objects".
+    objects: rows of "boxes"; objects beyond them are left out.
 
   Raises (all at first use):
     ValueError: not prepared, not readable at random, or no such feature.
@@ -37,6 +46,9 @@ class Zoo:
   image: str = "image"
   caption: str | None = "caption"
   label: str | None = "label"
+  segmap: str | None = None
+  boxes: str | None = None
+  objects: int = 30
 
   def __len__(self) -> int:
     return len(self._data)
@@ -49,7 +61,29 @@ class Zoo:
       item["caption"] = _text(_at(record, self.caption))
     if self.label in self._features:
       item["label"] = np.int32(_at(record, self.label))
+    if self.segmap is not None:
+      item["segmap"] = self._map(record, where)
+    if self.boxes is not None:
+      told = _at(record, self.boxes)
+      item["boxes"] = padded(_boxes(told["bbox"], told["label"]), self.objects)
     return item
+
+  def _map(self, record: Any, where: str) -> UInt8[np.ndarray, "h w"]:
+    """Classes of pixels; 0 is what is not told, in COCO's panoptic maps."""
+    value = _at(record, self.segmap)
+    if isinstance(value, bytes):
+      value = _plane(value, where)
+    value = np.asarray(value)
+    if value.ndim == 3 and value.shape[2] == 1:
+      value = value[:, :, 0]
+    if value.ndim == 2:
+      return value.astype(np.uint8)
+    told = _at(record, "panoptic_objects")
+    ids = value.astype(np.uint32) @ np.uint32([1, 256, 65536])
+    segmap = np.zeros(ids.shape, np.uint8)
+    for number, label in zip(told["id"], told["label"], strict=True):
+      segmap[ids == number] = label + 1
+    return segmap
 
   @functools.cached_property
   def classes(self) -> tuple[str, ...]:
@@ -60,7 +94,7 @@ class Zoo:
   def _features(self) -> dict[str, Any]:
     """{path: feature} of those of our three that the data set has."""
     features = _leaves(self._builder.info.features)
-    ours = self.image, self.caption, self.label
+    ours = self.image, self.caption, self.label, self.segmap
     return {path: features[path] for path in ours if path in features}
 
   @functools.cached_property
@@ -120,10 +154,70 @@ class Zoo:
     return self.name.removeprefix("tfds:")
 
 
+# Features of common data sets that have other names than Zoo's defaults.
+KNOWN: dict[str, dict[str, Any]] = {
+  "imagenet2012": {"caption": None},
+  "imagenette": {"caption": None},
+  "places365_small": {"caption": None},
+  "celeb_a_hq": {"caption": None, "label": None},
+  "lsun": {"caption": None, "label": None},
+  "coco_captions": {"caption": "captions/text", "label": None},
+  "coco": {"boxes": "objects", "caption": None, "label": None},
+  "coco/2017_panoptic": {
+    "segmap": "panoptic_image", "caption": None, "label": None,
+  },
+  "open_images_v4": {"boxes": "bobjects", "caption": None, "label": None},
+  "cityscapes": {
+    "image": "image_left", "segmap": "segmentation_label", "caption": None,
+    "label": None,
+  },
+  "scene_parse150": {"segmap": "annotation", "caption": None, "label": None},
+  "oxford_iiit_pet": {"segmap": "segmentation_mask", "caption": None},
+}  # fmt: skip
+
+
+def known(
+  name: str,
+  split: str = "train",
+  data_dir: str | None = None,
+  **features: Any,
+) -> Zoo:
+  """A data set of KNOWN with its features' names; `features` go before.
+
+  Raises:
+    ValueError: it is not in the table.
+  """
+  plain = name.removeprefix("tfds:").partition(":")[0]
+  fields = KNOWN.get(plain) or KNOWN.get(plain.partition("/")[0])
+  if fields is None:
+    raise ValueError(
+      f"{name!r} is none of {', '.join(KNOWN)}; name its features with Zoo"
+    )
+  return Zoo(name, split, data_dir, **(fields | features))
+
+
+def _boxes(bbox: Any, labels: Any) -> Float[np.ndarray, "k 5"]:
+  """tensorflow-datasets has top, left, bottom, right."""
+  corners = np.asarray(bbox, np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
+  labels = np.asarray(labels, np.float64).reshape(-1, 1)
+  return np.concatenate([corners, labels], axis=1)
+
+
+def _plane(value: bytes, where: str) -> np.ndarray:
+  try:
+    with Image.open(io.BytesIO(value)) as image:
+      return np.array(image)
+  except (OSError, UnidentifiedImageError) as error:
+    raise ImageError(f"{where}: the map is no picture: {error}") from error
+
+
 def _check_features(zoo: Zoo, features: dict[str, Any]) -> None:
   """Only the usual caption and label may be absent; others were asked for."""
-  for field in dataclasses.fields(zoo)[3:]:
+  names = {"image", "caption", "label", "segmap", "boxes"}
+  for field in (f for f in dataclasses.fields(zoo) if f.name in names):
     wanted = getattr(zoo, field.name)
+    if field.name == "boxes" and wanted is not None:
+      wanted = f"{wanted}/bbox"
     usual = wanted == field.default and field.name != "image"
     if wanted not in features and wanted is not None and not usual:
       raise ValueError(

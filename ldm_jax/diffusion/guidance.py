@@ -1,18 +1,101 @@
-"""One estimate from two."""
+"""One answer from two."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from ldm_jax.diffusion.prediction import Estimate
+from ldm_jax.diffusion.prediction import Denoiser, Estimate
+from ldm_jax.diffusion.schedule import Level, Time, like
+
+
+class Guidance(NamedTuple):
+  """How strongly a condition is followed; all of it may be traced.
+
+  Attributes:
+    scale: of classifier-free guidance; 1 is the conditional model itself.
+    rescale: phi, how far the answer's spread is led back to that of the
+      conditional one (Lin et al. 2023, eq. 15 and 16; they use 0.7).
+    start, stop: guided while t / T is between them; outside, the conditional
+      model answers (Kynkäänniemi et al. 2024).
+  """
+
+  # Any: numbers, or arrays without axes.
+  scale: Any = 1.0
+  rescale: Any = 0.0
+  start: Any = 0.0
+  stop: Any = 1.0
+
+  def check(self) -> None:
+    """Raises ValueError for numbers that mean nothing."""
+    if not all(math.isfinite(value) for value in self):
+      raise ValueError(f"guidance must be finite numbers, got {tuple(self)}")
+    if not 0 <= self.rescale <= 1:
+      raise ValueError(f"guidance rescale must be 0 to 1, got {self.rescale}")
+    if not 0 <= self.start <= self.stop <= 1:
+      raise ValueError(
+        "the interval of guidance must rise within 0 to 1 (0 is the image, 1 "
+        f"pure noise), got {self.start} to {self.stop}"
+      )
+
+  @property
+  def is_on(self) -> bool:
+    """Whether the unconditional answer is needed at all."""
+    return self.scale != 1.0
+
+
+def by_class(
+  denoise: Denoiser,
+  logits: Callable[[Array, Array], Float[Array, "b k"]],
+  labels: Int[Array, " b"],
+  scale: float | Array,
+) -> Denoiser:
+  """Classifier guidance  (Dhariwal and Nichol 2021, algorithm 2).
+
+  eps - scale sigma d log p(y | x_t) / d x_t, and x0 true to it.
+
+  Args:
+    logits: (x_t, t [b]) -> what a classifier of noisy images says.
+  """
+
+  def guided(xt: Array, level: Level) -> Estimate:
+    _, eps = denoise(xt, level)
+    t = jnp.broadcast_to(level.time, (len(xt),))
+
+    def believed(xt: Array) -> Array:
+      each = jax.nn.log_softmax(logits(xt, t))
+      return jnp.take_along_axis(each, labels[:, None], axis=1).sum()
+
+    signal, sigma = like(level.signal, xt), like(level.sigma, xt)
+    eps = eps - scale * sigma * jax.grad(believed)(xt)
+    return Estimate((xt - sigma * eps) / signal, eps)
+
+  return guided
 
 
 def guide(
-  negative: Estimate, positive: Estimate, scale: Float[Array, ""] | float
-) -> Estimate:
+  negative: Float[Array, "b *rest"],
+  positive: Float[Array, "b *rest"],
+  guidance: Guidance,
+  share: Time = 0.5,
+) -> Float[Array, "b *rest"]:
   """negative + scale (positive - negative)  (Ho and Salimans 2022, eq. 6).
 
   The paper's w is scale - 1: scale 1 is the conditional model itself, 0 the
-  unconditional one. Applied to x0 and eps alike, which keeps
-  x_t = signal x0 + sigma eps true.
+  unconditional one. It is applied to what the network says, eps, x0 or v; the
+  three are the same but for the rescaling.
+
+  Args:
+    share: t / T.
   """
-  return jax.tree.map(lambda n, p: n + scale * (p - n), negative, positive)
+  is_inside = (guidance.start <= share) & (share <= guidance.stop)
+  scale = jnp.where(is_inside, guidance.scale, 1.0)
+  guided = negative + scale * (positive - negative)
+  axes = tuple(range(1, guided.ndim))
+  spread = lambda y: jnp.std(y, axes, keepdims=True)
+  # A fresh network answers 0 everywhere, which has no spread to rescale.
+  ratio = spread(positive) / jnp.maximum(spread(guided), 1e-12)
+  return guided * (1 + guidance.rescale * (ratio - 1))

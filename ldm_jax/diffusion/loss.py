@@ -14,10 +14,20 @@ from ldm_jax.diffusion.schedule import Schedule, Time, q_sample
 Network = Callable[[Float[Array, "b *rest"], Time], Float[Array, "b *rest"]]
 
 
+Density = Literal["uniform", "logit_normal"]
+
+
 def draw_times(
-  key: Array, schedule: Schedule, count: int
+  key: Array, schedule: Schedule, count: int, density: Density = "uniform"
 ) -> Float[Array, " b"]:
-  """t ~ U{0, ..., T - 1}, whole numbers held as floats."""
+  """t ~ U{0, ..., T - 1}, whole numbers held as floats.
+
+  Or the nearest to T sigmoid(n), n standard normal, which asks more often
+  about times in the middle (Esser et al. 2024, section 3.1).
+  """
+  if density == "logit_normal":
+    share = jax.nn.sigmoid(jax.random.normal(key, (count,)))
+    return jnp.floor(share * schedule.steps)
   return jax.random.randint(key, (count,), 0, schedule.steps).astype(
     jnp.float32
   )
@@ -31,6 +41,7 @@ class DenoisingLoss:
   2020, eq. 14; Rombach et al. 2022, eq. 2).
 
   Attributes:
+    density: of t; see `draw_times`.
     norm: "l2" squares the error, "l1" takes its size (LDM's churches, layout
       and semantic-synthesis models).
     min_snr: clips the weight that an x0-loss gives to low noise at this
@@ -39,6 +50,7 @@ class DenoisingLoss:
   """
 
   prediction: Prediction = "eps"
+  density: Density = "uniform"
   norm: Literal["l1", "l2"] = "l2"
   min_snr: float | None = None
 

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldm_jax.diffusion.schedule import Schedule, Time, like
+from ldm_jax.diffusion.schedule import Level, Schedule, Time, like
 
-Prediction = Literal["eps", "x0", "v"]
+Prediction = Literal["eps", "x0", "v", "flow"]
 
 
 class Estimate(NamedTuple):
@@ -23,13 +23,17 @@ class Estimate(NamedTuple):
   eps: Float[Array, "b *rest"]
 
 
-Denoiser = Callable[[Float[Array, "b *rest"], Time], Estimate]
+# Level: samplers may stand between the times of a table, or tell a network a
+# rounded time; what x is made of is then the level's word, not the time's.
+Denoiser = Callable[[Float[Array, "b *rest"], Level], Estimate]
 
-# (a, b) of y = a x0 + b eps. v: Salimans and Ho 2022, appendix D.
+# (a, b) of y = a x0 + b eps. v: Salimans and Ho 2022, appendix D; flow: the
+# velocity of a rectified flow, Liu et al. 2023, eq. 1, from image to noise.
 _COEFFICIENTS = {
   "eps": lambda signal, sigma: (jnp.zeros_like(signal), jnp.ones_like(sigma)),
   "x0": lambda signal, sigma: (jnp.ones_like(signal), jnp.zeros_like(sigma)),
   "v": lambda signal, sigma: (-sigma, signal),
+  "flow": lambda signal, sigma: (-jnp.ones_like(signal), jnp.ones_like(sigma)),
 }
 
 
@@ -47,13 +51,12 @@ def target(
 
 def to_pair(
   prediction: Prediction,
-  schedule: Schedule,
+  level: Level,
   xt: Float[Array, "b *rest"],
-  t: Time,
   output: Float[Array, "b *rest"],
 ) -> Estimate:
   """Solves x_t = signal x0 + sigma eps, y = a x0 + b eps for (x0, eps)."""
-  signal, sigma = schedule.signal_and_sigma(t)
+  _, signal, sigma = level
   a, b = _COEFFICIENTS[prediction](signal, sigma)
   determinant = like(signal * b - sigma * a, xt)
   x0 = (like(b, xt) * xt - like(sigma, xt) * output) / determinant
@@ -61,10 +64,32 @@ def to_pair(
   return Estimate(x0, eps)
 
 
+def thresholded(
+  denoise: Denoiser, quantile: float | Array = 1.0, most: float | Array = 1.0
+) -> Denoiser:
+  """Keeps x0 in range, and eps true to it; for models of pixels.
+
+  x0 is clipped to [-s, s] and divided by s, s being the quantile of |x0| of
+  each image, between 1 and `most` (Saharia et al. 2022, section 2.3: dynamic
+  thresholding; most 1 is the static one, clipping to [-1, 1]).
+  """
+
+  def bounded(xt: Array, level: Level) -> Estimate:
+    x0, _ = denoise(xt, level)
+    size = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), quantile, axis=1)
+    size = like(jnp.clip(size, 1.0, most), x0)
+    x0 = jnp.clip(x0, -size, size) / size
+    rest = xt - like(level.signal, xt) * x0
+    return Estimate(x0, rest / like(level.sigma, xt))
+
+  return bounded
+
+
 def x0_gain(prediction: Prediction, schedule: Schedule, t: Time) -> Time:
   """|d x0 / d y|: how far an error of the output moves x0.
 
-  sigma / signal for eps, 1 for x0, sigma for v; its square turns a squared
+  sigma / signal for eps, 1 for x0, sigma for v, sigma / (signal + sigma) for
+  flow; its square turns a squared
   error of the output into one of x0.
   """
   signal, sigma = schedule.signal_and_sigma(t)

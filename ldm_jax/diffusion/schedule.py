@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +11,34 @@ from jaxtyping import Array, Float
 Time = Float[Array, ""] | Float[Array, " b"]
 
 CLEAN = -1.0  # the time at which nothing has been added: alpha-bar is 1
+LEAST = 2.0**-24  # alpha-bar where a sampler must divide by it, though it is 0
+
+
+class Level(NamedTuple):
+  """How noisy x = signal x0 + sigma eps is, and the time a network is told.
+
+  Attributes:
+    time: t in [0, T), whole or between.
+    signal, sigma: sqrt(ab) and sqrt(1 - ab).
+  """
+
+  # Any: float64 on the host, arrays on devices; one, or one per step.
+  time: Any
+  signal: Any
+  sigma: Any
+
+  @property
+  def ratio(self) -> Any:
+    """sigma / signal: the noise beside an image that is not shrunk.
+
+    Karras et al. 2022 call it sigma, and so do the samplers after them.
+    """
+    return self.sigma / self.signal
+
+  @property
+  def half_log_snr(self) -> Any:
+    """lambda = ln(signal / sigma)  (Lu et al. 2022, section 2.1); host only."""
+    return np.log(self.signal) - np.log(self.sigma)
 
 
 def _scaled_linear(start: float, end: float, steps: int) -> np.ndarray:
@@ -29,11 +57,20 @@ def _cosine(start: float, end: float, steps: int) -> np.ndarray:
   return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, 0.999)
 
 
+def _rectified_flow(start: float, end: float, steps: int) -> np.ndarray:
+  """Of (1 - s) x0 + s eps, s = 1/steps to 1; start and end play no part."""
+  del start, end
+  s = np.arange(steps + 1) / steps
+  alpha_bar = (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
+  return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
 _BETAS = {
   "scaled_linear": _scaled_linear,
   "linear": np.linspace,
   "sqrt": _sqrt,
   "cosine": _cosine,
+  "rectified_flow": _rectified_flow,
 }
 
 
@@ -48,12 +85,17 @@ class Schedule:
   Attributes:
     kind: how beta_t runs from `start` to `end`. LDM and Stable Diffusion call
       "scaled_linear" (linear in sqrt(beta)) "linear", and DDPM's "linear"
-      "sqrt_linear". "cosine" ignores both ends.
+      "sqrt_linear". "cosine" ignores both ends, as "rectified_flow" does: its
+      straight line (1 - s) x0 + s eps (Liu et al. 2023), divided by its own
+      spread sqrt((1 - s)^2 + s^2), is a process like the others, and DDIM's
+      step along it is Euler's step along the line.
     zero_terminal_snr: shift and scale sqrt(ab) so that x_{T-1} is pure noise
       and x_0 unchanged (Lin et al. 2023, algorithm 1).
   """
 
-  kind: Literal["scaled_linear", "linear", "sqrt", "cosine"] = "scaled_linear"
+  kind: Literal[
+    "scaled_linear", "linear", "sqrt", "cosine", "rectified_flow"
+  ] = "scaled_linear"
   start: float = 0.00085
   end: float = 0.012
   steps: int = 1000
@@ -67,6 +109,11 @@ class Schedule:
         "schedule needs 0 < start <= end < 1, got "
         f"start={self.start} end={self.end}"
       )
+
+  @property
+  def is_drowned(self) -> bool:
+    """Whether nothing of the image is left at the last time."""
+    return self.zero_terminal_snr or self.kind == "rectified_flow"
 
   @functools.cached_property
   def betas(self) -> np.ndarray:
@@ -89,6 +136,12 @@ class Schedule:
     with np.errstate(divide="ignore"):  # zero terminal SNR ends at -inf
       return np.concatenate([[0.0], np.log(self.alpha_bar)])
 
+  @functools.cached_property
+  def _floored(self) -> tuple[np.ndarray, np.ndarray]:
+    """Times from -1 on, and ln(ab) there, which is nowhere infinite."""
+    table = np.maximum(self._log_alpha_bar, np.log(LEAST))
+    return np.arange(len(table)) - 1.0, table
+
   def log_alpha_bar(self, t: Time) -> Time:
     """ln(ab_t) for t in [-1, steps - 1], in t's format (float32 at least)."""
     dtype = jnp.promote_types(t.dtype, jnp.float32)
@@ -104,6 +157,36 @@ class Schedule:
     between = jnp.where(jnp.isfinite(after), between, fading)
     return jnp.where(share == 0, before, between)
 
+  def level(self, t: Time) -> Level:
+    """The level of time t, in t's format (float32 at least)."""
+    return Level(t, *self.signal_and_sigma(t))
+
+  def level_at(self, t: float | int, least: float = 0.0) -> Level:
+    """The same on the host, in float64.
+
+    Args:
+      least: alpha-bar is this at least. Between whole numbers it is never
+        below `LEAST`, for a logarithm of 0 cannot be interpolated.
+    """
+    if t == int(t):
+      log_alpha_bar = self._log_alpha_bar[int(t) + 1]
+    else:
+      times, table = self._floored
+      log_alpha_bar = np.interp(t, times, table)
+    if least:
+      log_alpha_bar = np.maximum(log_alpha_bar, np.log(least))
+    return _host_level(t, log_alpha_bar)
+
+  def level_of_ratio(self, ratio: float | int) -> Level:
+    """Where sigma / signal is `ratio`, and the time there, in float64.
+
+    Beyond the table's ends the time is the end's.
+    """
+    log_alpha_bar = -np.log1p(np.square(ratio))
+    times, table = self._floored
+    time = np.interp(-log_alpha_bar, -table[1:], times[1:])
+    return _host_level(time, log_alpha_bar)
+
   def signal_and_sigma(self, t: Time) -> tuple[Time, Time]:
     """sqrt(ab_t) and sqrt(1 - ab_t), exact where 1 - ab_t is tiny."""
     log_alpha_bar = self.log_alpha_bar(t)
@@ -113,6 +196,14 @@ class Schedule:
     """ab_t / (1 - ab_t)."""
     signal, sigma = self.signal_and_sigma(t)
     return (signal / sigma) ** 2
+
+
+def _host_level(t: float | int, log_alpha_bar: np.float64) -> Level:
+  return Level(
+    np.float64(t),
+    np.exp(0.5 * log_alpha_bar),
+    np.sqrt(-np.expm1(log_alpha_bar)),
+  )
 
 
 def like(

@@ -15,7 +15,7 @@ from ldm_jax.data.glyphs import ATTRIBUTES
 from ldm_jax.data.scenes import (
   GROUND,
   LEVELS,
-  PALETTE,
+  PALETTES,
   POSITIONS,
   SIZES,
   Stamp,
@@ -95,13 +95,14 @@ class _Terms(NamedTuple):
   weights: Float32[np.ndarray, "q 9"]
 
 
-@functools.lru_cache(maxsize=1)
-def _terms() -> _Terms:
+@functools.lru_cache(maxsize=2)
+def _terms(palette: int) -> _Terms:
   lit, dark = (plane.T / 256 for plane in _templates()[1:])
   bare, ink = 1 - lit - dark, lit + dark / 2
   squares = np.stack([bare * bare, bare * ink, ink * ink]).sum(1)
-  ground = np.repeat(GROUND.astype(float), len(PALETTE), 0)
-  colour = np.tile(PALETTE.astype(float), (len(GROUND), 1))
+  paint = PALETTES[palette].astype(float)
+  ground = np.repeat(GROUND.astype(float), len(paint), 0)
+  colour = np.tile(paint, (len(GROUND), 1))
   products = (ground * ground, 2 * ground * colour, colour * colour)
   weights = np.concatenate(
     [-2 * ground, -2 * colour, np.stack(products).sum(2).T], axis=1
@@ -112,10 +113,10 @@ def _terms() -> _Terms:
 
 
 def _nearest(
-  images: UInt8[np.ndarray, "b 32 32 3"],
+  images: UInt8[np.ndarray, "b 32 32 3"], palette: int
 ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
   """Template, ground and colour of the nearest of all legal images."""
-  terms = _terms()
+  terms = _terms(palette)
   b, k = len(images), terms.bare.shape[1]
   # One flat product: numpy is twelve times slower on a stack of strided ones.
   x = images.transpose(0, 3, 1, 2).astype(np.float32, "C").reshape(3 * b, -1)
@@ -124,16 +125,18 @@ def _nearest(
   seen = np.concatenate([bare, ink, squares], axis=1)
   distances = terms.weights @ seen
   pair, template = np.divmod(distances.reshape(b, -1).argmin(1), k)
-  ground, colour = np.divmod(pair, len(PALETTE))
+  ground, colour = np.divmod(pair, len(PALETTES[palette]))
   return template, ground, colour
 
 
-def _judge_chunk(images: UInt8[np.ndarray, "b 32 32 3"]) -> Verdict:
-  template, ground, colour = _nearest(images)
+def _judge_chunk(
+  images: UInt8[np.ndarray, "b 32 32 3"], palette: int
+) -> Verdict:
+  template, ground, colour = _nearest(images, palette)
   names, lit, dark = (plane[template] for plane in _templates())
   flat = images.reshape(len(images), -1, 3)
   empty = np.broadcast_to(GROUND[ground][:, None], flat.shape)
-  legal = blend(empty, PALETTE[colour][:, None], lit, dark)
+  legal = blend(empty, PALETTES[palette][colour][:, None], lit, dark)
   error = flat.astype(np.float32) - legal
   shape, texture, size, position = names.T
   inside = (covers(Stamp(lit, dark)) * (1 + shape[:, None])).astype(np.uint8)
@@ -146,7 +149,7 @@ def _judge_chunk(images: UInt8[np.ndarray, "b 32 32 3"]) -> Verdict:
   )
 
 
-def judge(images: Shaped[np.ndarray, "b h w c"]) -> Verdict:
+def judge(images: Shaped[np.ndarray, "b h w c"], palette: int = 0) -> Verdict:
   """argmin |x - y| over all 93,312 legal images y (with the jitter) of level 0.
 
   Under white noise this is the most likely image. No colour is guessed before
@@ -154,6 +157,7 @@ def judge(images: Shaped[np.ndarray, "b h w c"]) -> Verdict:
 
   Args:
     images: uint8 [b, 32, 32, 3], at least one.
+    palette: of the paints, see scenes.PALETTES.
   """
   wanted = (_PIXELS, _PIXELS, 3)
   if images.shape[1:] != wanted or images.dtype != np.uint8 or not len(images):
@@ -162,7 +166,7 @@ def judge(images: Shaped[np.ndarray, "b h w c"]) -> Verdict:
       f" [b, {_PIXELS}, {_PIXELS}, 3], b >= 1: only Glyphs level 0 is judged"
     )
   chunks = range(0, len(images), _CHUNK)
-  verdicts = [_judge_chunk(images[i : i + _CHUNK]) for i in chunks]
+  verdicts = [_judge_chunk(images[i : i + _CHUNK], palette) for i in chunks]
   return Verdict(
     *(np.concatenate(part) for part in zip(*verdicts, strict=True))
   )

@@ -38,13 +38,14 @@ class ClipOutput:
 
 
 class ClipBlock(nn.Module):
-  """x + attention(norm x), then x + feed-forward(norm x); causal."""
+  """x + attention(norm x), then x + feed-forward(norm x)."""
 
   heads: int
   hidden: int
   activation: Activation
   road: Road = "auto"
   dtype: DTypeLike = "float32"
+  is_causal: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
@@ -54,7 +55,7 @@ class ClipBlock(nn.Module):
       width // self.heads,
       self.road,
       self.dtype,
-      is_causal=True,
+      is_causal=self.is_causal,
       is_biased=True,
       name="attention",
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Real
 
@@ -25,12 +26,19 @@ class Condition:
     context: [b l d], tokens for cross-attention.
     concat: [b h w c], channels laid beside x_t.
     vector: [b v], added to the time embedding through the U-Net's own layers.
+    hint: [b H W 3] in [0, 1], the picture that a ControlNet reads.
+    control: [b 3], how much of what it says is added, and between which
+      shares t / T of the noise's time.
+    residuals: what it says: for every skip connection, and for the middle.
   """
 
   # Any: as a tree it carries shapes and shardings as well as arrays.
   context: Any = None
   concat: Any = None
   vector: Any = None
+  hint: Any = None
+  control: Any = None
+  residuals: Any = None
 
 
 def _joined(parts: list[Array], axis: int) -> Array | None:
@@ -59,6 +67,12 @@ def merge(conditions: list[Condition]) -> Condition:
   )
 
 
+def silence(said: Any, drop: Bool[Array, " b"]) -> Any:
+  """Every array of it 0 where `drop` is true."""
+  silenced = lambda x: jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
+  return jax.tree.map(silenced, said)
+
+
 class ClassEmbedder(nn.Module):
   """A class label as one token; label `classes` is the null class.
 
@@ -66,12 +80,15 @@ class ClassEmbedder(nn.Module):
   1,001 rows of 512.
 
   Attributes:
+    joins: "context" is a token to attend to; "vector" is added to the time
+      embedding (Dhariwal and Nichol 2021, section 3); "both" does both.
     reads: the batch's array of labels, in [0, classes).
     drop_rate: how often training replaces the label by the null class.
   """
 
   classes: int
   width: int
+  joins: Literal["context", "vector", "both"] = "context"
   reads: str = "label"
   drop_rate: float = 0.1
 
@@ -85,8 +102,10 @@ class ClassEmbedder(nn.Module):
       embedding_init=nn.initializers.normal(1.0),  # torch.nn.Embedding's
       name="table",
     )
+    row = table(jnp.where(drop, self.classes, label))
     return Condition(
-      context=table(jnp.where(drop, self.classes, label))[:, None]
+      context=None if self.joins == "vector" else row[:, None],
+      vector=None if self.joins == "context" else row,
     )
 
 
@@ -167,3 +186,28 @@ class TextEmbedder(nn.Module):
     # The mean of many words is short, and most of it common to all texts.
     pooled = layer_norm(context.mean(1), name="pooled", dtype="float32")
     return Condition(context, vector=pooled)
+
+
+class LayoutEmbedder(nn.Module):
+  """A layout's ids through a transformer trained with the U-Net.
+
+  LDM's layout-to-image models (Rombach et al. 2022, section 4.3.1): width 512,
+  depth 16, 8,192 ids, 92 of them for an image. The null is a layout without
+  objects.
+
+  Attributes:
+    reads: the batch's array of ids; see data/layout.py.
+    drop_rate: how often training replaces the layout by the empty one; LDM's
+      never does.
+  """
+
+  encoder: TextEncoder
+  reads: str = "layout"
+  drop_rate: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self, ids: Int[Array, "b l"], drop: Bool[Array, " b"]
+  ) -> Condition:
+    none = self.encoder.vocabulary - 1
+    return Condition(self.encoder(jnp.where(drop[:, None], none, ids)))

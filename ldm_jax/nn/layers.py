@@ -36,14 +36,21 @@ def conv(
   *,
   name: str,
   size: int = 3,
+  stride: int = 1,
   is_zero: bool = False,
   dtype: DTypeLike,
-) -> Float[Array, "b h w d"]:
-  """A size x size convolution that keeps h and w; zero at first if asked."""
+) -> Float[Array, "b h2 w2 d"]:
+  """A size x size convolution, padded all around; zero at first if asked."""
   init = ZERO_INIT if is_zero else torch_init(size * size * x.shape[-1])
   window = (size, size)
   layer = nn.Conv(
-    features, window, padding=size // 2, dtype=dtype, name=name, **init
+    features,
+    window,
+    (stride, stride),
+    padding=size // 2,
+    dtype=dtype,
+    name=name,
+    **init,
   )
   return layer(x)
 

@@ -3,17 +3,11 @@
 from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from ldm_jax.nn.clip import ClipOutput, ClipText
-from ldm_jax.nn.conditioner import (
-  ClassEmbedder,
-  Condition,
-  SizeEmbedder,
-  TextEmbedder,
-)
+from ldm_jax.nn.conditioner import Condition, silence
 
 
 class ClipEmbedder(nn.Module):
@@ -87,13 +81,14 @@ class ClipEmbedder(nn.Module):
     """Contexts of every tower and, if asked for, the pooled vector.
 
     Args:
-      tokens: ids, for each tower its own, a whole number of chunks. For one
-        tower the axis of towers may be left out.
+      tokens: ids, for each tower its own, a whole number of chunks. Without
+        an axis of towers they are of one tokenizer, and each tower gets its own
+        padding behind the end.
 
     Raises:
       ValueError: if they are not for as many towers, or not whole chunks.
     """
-    tokens = tokens if tokens.ndim == 3 else tokens[:, None]
+    tokens = tokens if tokens.ndim == 3 else self.each(tokens)
     _, count, length = tokens.shape
     most = self.encoders[0].length
     if count != len(self.encoders) or length % most or not length:
@@ -110,6 +105,20 @@ class ClipEmbedder(nn.Module):
       vector=outputs[-1].pooled if self.is_pooled else None,
     )
     return silence(condition, drop) if self.null == "zeros" else condition
+
+  def each(self, tokens: Int[Array, "b l"]) -> Int[Array, "b e l"]:
+    """The same ids for every tower, with its own padding.
+
+    CLIP pads with the end token: what follows the first of a chunk is padding.
+    """
+    most = self.encoders[0].length
+    if len(self.encoders) == 1 or tokens.shape[1] % most:
+      return jnp.repeat(tokens[:, None], len(self.encoders), axis=1)
+    chunks = tokens.reshape(len(tokens), -1, most)
+    ends = jnp.cumsum(chunks == self.end, axis=-1) - (chunks == self.end)
+    is_padding = (ends > 0).reshape(tokens.shape)
+    rows = [jnp.where(is_padding, pad, tokens) for pad in self.paddings]
+    return jnp.stack(rows, axis=1)
 
   def empty(self, length: int) -> Int[Array, "e l"]:
     """Ids of the empty prompt in every chunk, for each tower."""
@@ -130,12 +139,3 @@ class ClipEmbedder(nn.Module):
       context=said.context.reshape(count, length, -1),
       pooled=said.pooled.reshape(count, -1, said.pooled.shape[-1])[:, 0],
     )
-
-
-def silence(condition: Condition, drop: Bool[Array, " b"]) -> Condition:
-  """Every part of it 0 where `drop` is true."""
-  silenced = lambda x: jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
-  return jax.tree.map(silenced, condition)
-
-
-Conditioner = ClassEmbedder | TextEmbedder | ClipEmbedder | SizeEmbedder

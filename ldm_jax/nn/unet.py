@@ -152,10 +152,12 @@ class UNet(nn.Module):
       h = jnp.concatenate([h, coordinates(h, self.octaves)], axis=-1)
     h = conv(h, self.channels, name="conv_in", dtype=self.dtype)
     h, skips = self.descend(h, emb, condition.context)
-    middle = len(self.multipliers) - 1
-    h = self.block(h, emb, middle, "mid_block_0")
-    h = self.attend(h, condition.context, None, "mid_attention")
-    h = self.block(h, emb, middle, "mid_block_1")
+    h = self.middle(h, emb, condition.context)
+    if condition.residuals is not None:
+      *added, last = condition.residuals
+      pairs = zip(skips, added, strict=True)
+      skips = [skip + more.astype(skip.dtype) for skip, more in pairs]
+      h = h + last.astype(h.dtype)
     h = self.ascend(h, skips, emb, condition.context)
     h = group_norm(
       h, name="norm_out", groups=self.groups, epsilon=EPSILON, dtype=self.dtype
@@ -212,6 +214,13 @@ class UNet(nn.Module):
           h = downsample(h, name=name, padding=(1, 1), dtype=self.dtype)
         skips.append(h)
     return h, skips
+
+  def middle(self, h: Array, emb: Array, context: Array | None) -> Array:
+    """Block, attention, block at the lowest level."""
+    lowest = len(self.multipliers) - 1
+    h = self.block(h, emb, lowest, "mid_block_0")
+    h = self.attend(h, context, None, "mid_attention")
+    return self.block(h, emb, lowest, "mid_block_1")
 
   def ascend(
     self, h: Array, skips: list[Array], emb: Array, context: Array | None

@@ -135,7 +135,7 @@ def targets(opened: Opened) -> dict[str, Target]:
   The spellings of two matrices are never the same.
   """
   found = {}
-  for starts, path, names in _networks(opened):
+  for starts, path, names in networks(opened):
     for row in names.rows:
       is_matrix = row.layout != "same" and row.part is None
       if not is_matrix or not row.theirs.endswith(".weight"):
@@ -147,8 +147,8 @@ def targets(opened: Opened) -> dict[str, Target]:
   return found
 
 
-def _networks(
-  opened: Opened,
+def networks(
+  opened: Opened, dialects: Sequence[str] = ("diffusers", "compvis")
 ) -> Iterator[tuple[Sequence[str], tuple[str, ...], Table]]:
   """How names of a network's modules start, its path and a table of names."""
   unet, params = opened.model.unet, opened.params.unet["params"]
@@ -156,7 +156,7 @@ def _networks(
   vectors = {"mlp": ("add_embedding", "class_embedding")}
   for vector in vectors.get(unet.vector, ("add_embedding",)):
     heads = Geometry(unet.attention.heads, unet.attention.head_width, vector)
-    for dialect in ("diffusers", "compvis"):
+    for dialect in dialects:
       names = table("unet", dialect, shapes(params), heads)
       yield starts, ("unet", "params"), names
   for part in opened.model.conditioners:

@@ -13,11 +13,14 @@ from jax.typing import DTypeLike
 from ldm_jax.data import tokens
 from ldm_jax.data.prompts import Dialect, Prompts
 from ldm_jax.data.tokens import Words
+from ldm_jax.diffusion.samplers import Recipe
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
-from ldm_jax.nn.prompts import ClipEmbedder, Conditioner
+from ldm_jax.nn.conditioners import Conditioner
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.spatial import LowResolution, MaskedImage
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
 from ldm_jax.pretrained import schedules, unets
@@ -49,13 +52,22 @@ def assemble(pieces: Pieces, dtype: DTypeLike = "float32") -> Opened:
   first_stage, first_params = networks.pop("vae")
   unet, unet_params = networks.pop("unet")
   vae, fed = pieces.networks["vae"].config, _fed(pieces)
-  schedule, prediction = Schedule(), "eps"
+  notices = pieces.notices
+  schedule, prediction, recipe = Schedule(), "eps", Recipe(landing=0.0)
   if pieces.scheduler is not None:
     schedule, prediction = schedules.schedule(pieces.scheduler)
+    recipe = schedules.recipe(pieces.scheduler)
+    notices += schedules.departures(pieces.scheduler)
   words = words_of(pieces)
   conditioners = conditioners_of(pieces, networks, words)
+  conditioners += _beside(pieces, first_stage.latent_channels)
   model = LatentDiffusion(
-    first_stage, unet, tuple(conditioners), schedule, prediction
+    first_stage,
+    unet,
+    tuple(conditioners),
+    schedule,
+    prediction,
+    low_noise=_low_noise(pieces, conditioners),
   )
   side = (fed.size or 64) * first_stage.stride
   return Opened(
@@ -70,10 +82,29 @@ def assemble(pieces: Pieces, dtype: DTypeLike = "float32") -> Opened:
     height=side,
     width=side,
     guidance=5.0 if fed.sinusoids else 7.5,
-    landing=0.0,
+    recipe=recipe,
     inputs=fed.channels,
-    notices=pieces.notices,
+    notices=notices,
   )
+
+
+def _beside(pieces: Pieces, latents: int) -> list[Conditioner]:
+  """What the U-Net reads beside x_t, told by its channels."""
+  fed = _fed(pieces)
+  if fed.channels == 2 * latents + 1:
+    return [MaskedImage()]
+  if fed.channels == latents + 3 and fed.vector is not None:
+    return [LowResolution(fed.vector, min(350, fed.vector))]
+  return []
+
+
+def _low_noise(pieces: Pieces, parts: list[Conditioner]) -> Schedule | None:
+  """How the small picture of an upscaler is given noise."""
+  if not any(isinstance(part, LowResolution) for part in parts):
+    return None
+  if pieces.low_res_scheduler is None:
+    return Schedule()
+  return schedules.schedule(pieces.low_res_scheduler)[0]
 
 
 def _fed(pieces: Pieces) -> unets.Inputs:
@@ -182,7 +213,7 @@ def _variables(
   """Variables of the conditioners, by what each reads."""
   found = {}
   for part in conditioners:
-    if isinstance(part, SizeEmbedder):
+    if isinstance(part, SizeEmbedder | MaskedImage | LowResolution):
       found[part.reads] = {}
     elif isinstance(part, ClassEmbedder):
       ((_, variables),) = networks.values()
@@ -202,7 +233,7 @@ def split_variables(
   conditioner: Conditioner, variables: dict[str, Any]
 ) -> list[tuple[Module, dict[str, Any]]]:
   """The networks within a conditioner, with their own variables."""
-  if isinstance(conditioner, SizeEmbedder):
+  if isinstance(conditioner, SizeEmbedder | MaskedImage | LowResolution):
     return []
   if isinstance(conditioner, ClassEmbedder):
     return [(conditioner, variables)]

@@ -12,7 +12,9 @@ from jax.typing import DTypeLike
 
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.clip_vision import ClipVision
 from ldm_jax.nn.conditioner import ClassEmbedder, Condition
+from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.text import TextEncoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.nodes import ConfigError
@@ -21,17 +23,22 @@ from ldm_jax.pretrained.autoencoders import autoencoder
 from ldm_jax.weights import convert, mapped, names
 from ldm_jax.weights.errors import WeightsError
 
-Module = UNet | Autoencoder | ClipText | TextEncoder | ClassEmbedder
+Module = (
+  UNet | Autoencoder | ClipText | ClipVision | TextEncoder | ClassEmbedder
+)
 Config = Mapping[str, Any]
 
 # Which of ours a config speaks of, by its class's name.
 _BUILDERS = {
   "UNet2DConditionModel": ("unet", unets.unet),
   "UNet2DModel": ("unet", unets.unet),
+  "ControlNetModel": ("unet", unets.controlnet),
   "AutoencoderKL": ("autoencoder", lambda config: autoencoder(config)[0]),
   "VQModel": ("autoencoder", lambda config: autoencoder(config)[0]),
   "CLIPTextModel": ("clip", texts.clip),
   "CLIPTextModelWithProjection": ("clip", texts.clip),
+  "CLIPVisionModelWithProjection": ("clip_vision", texts.clip_vision),
+  "CLIPModel": ("clip_vision", texts.clip_vision),
   "LDMBertModel": ("text", texts.text),
   "ClassEmbedder": ("classes", texts.classes),
 }
@@ -156,6 +163,8 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
   tokens = jnp.zeros((1, 1), jnp.int32)
   if isinstance(module, ClassEmbedder):
     return module.init(key, tokens[0], jnp.zeros((1,), bool))
+  if isinstance(module, ClipVision):
+    return module.init(key, jnp.zeros((1, module.size, module.size, 3)))
   if isinstance(module, Autoencoder):
     side = module.stride
     shape = (1, *module.latent_shape(side, side))
@@ -169,4 +178,8 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
     vector=None if fed.vector is None else jnp.zeros((1, fed.vector)),
   )
   latents = jnp.zeros((1, side, side, fed.channels))
+  if isinstance(module, ControlNet):
+    side *= 2 ** (len(module.hint_channels) - 1)
+    hint = jnp.zeros((1, side, side, 3))
+    return module.init(key, latents, jnp.zeros((1,)), told, hint)
   return module.init(key, latents, jnp.zeros((1,)), told)

@@ -10,6 +10,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder
+from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.nodes import ConfigError
@@ -69,6 +70,8 @@ def parts_of(
   Raises:
     ConfigError: the format cannot hold one of them.
   """
+  if module.control is not None:
+    raise ConfigError("a ControlNet is not written along; leave control=None")
   sizes = [p.width for p in module.conditioners if isinstance(p, SizeEmbedder)]
   sinusoids = sizes[0] if sizes else None
   latent_side = side // module.first_stage.stride
@@ -109,6 +112,8 @@ def lone(module: Module, params: Mapping[str, Any], side: int = 512) -> Network:
   Raises:
     ConfigError: the format cannot hold it.
   """
+  if isinstance(module, ControlNet):
+    raise ConfigError("a ControlNet is read, but cannot be written")
   if isinstance(module, UNet):
     return _unet(module, params, side // 8)
   if isinstance(module, Autoencoder):

@@ -33,6 +33,7 @@ class Pieces:
   Attributes:
     networks: by what a folder calls them; a lone network has one entry.
     scheduler: what scheduler_config.json says, or None without one.
+    low_res_scheduler: the same of an upscaler's small image.
     index: what model_index.json says.
     tokenizers: folders, by the text encoder they belong to.
     family: a key of families.FAMILIES if a single file told it.
@@ -45,6 +46,7 @@ class Pieces:
   tokenizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
   family: str | None = None
   notices: tuple[str, ...] = ()
+  low_res_scheduler: Config | None = None
 
   @property
   def lone(self) -> Foreign | None:
@@ -85,16 +87,23 @@ def open_folder(folder: str, variant: str | None = None) -> Pieces:
       for name in NETWORKS
       if name in names
     },
-    read_json(path / "scheduler" / "scheduler_config.json")
-    if "scheduler" in names
-    else None,
+    _scheduler(path, names, "scheduler"),
     index,
     {
       encoder: str(path / names[name])
       for encoder, name in TOKENIZERS.items()
       if name in names
     },
+    low_res_scheduler=_scheduler(path, names, "low_res_scheduler"),
   )
+
+
+def _scheduler(
+  path: pathlib.Path, names: Mapping[str, str], name: str
+) -> Config | None:
+  if name not in names:
+    return None
+  return read_json(path / name / "scheduler_config.json")
 
 
 def _is_there(index: Config, name: str) -> bool:
@@ -112,15 +121,16 @@ def open_network(folder: str, variant: str | None = None) -> Foreign:
   """
   config = read_json(pathlib.Path(folder) / "config.json")
   network = network_of(config)
-  is_text = network in ("clip", "text")
+  is_text = network in ("clip", "clip_vision", "text")
   stems = folders.TRANSFORMERS if is_text else folders.DIFFUSERS
   if network == "text":
     stems += folders.DIFFUSERS
   found = folders.find_weights(folder, stems, variant=variant)
   tensors = folders.read_folder(folder, stems, variant=variant)
   is_flax = found.files[0].suffix == ".msgpack"
-  prefix = "text_model/" if is_flax else "text_model."
-  if network == "clip":
+  prefixes = {"clip": "text_model", "clip_vision": "vision_model"}
+  if network in prefixes:
+    prefix = prefixes[network] + ("/" if is_flax else ".")
     tensors = without_prefix(tensors, prefix)
   return Foreign(config, tensors, network, "flax" if is_flax else "diffusers")
 

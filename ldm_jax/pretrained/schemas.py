@@ -163,6 +163,27 @@ CLIP = Schema(
   passive=None,
 )
 
+VISION = Schema(
+  "CLIPVisionModelWithProjection",
+  defaults={
+    "architectures": (),
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 512,
+  },
+  demands={
+    "layer_norm_eps": (1e-5,),
+    "num_channels": (3,),
+    "model_type": ("clip_vision_model",),
+  },
+  passive=None,
+)
+
 # LDM's text encoder, as diffusers' LDMTextToImagePipeline calls it.
 BERT = Schema(
   "LDMBertModel",

@@ -3,11 +3,12 @@
 from typing import Any, get_args
 
 from ldm_jax.nn.clip import Activation, ClipText
+from ldm_jax.nn.clip_vision import ClipVision
 from ldm_jax.nn.conditioner import ClassEmbedder
 from ldm_jax.nn.text import TextEncoder
 from ldm_jax.nodes import ConfigError
 from ldm_jax.pretrained.configs import Config, class_name, read, refusal
-from ldm_jax.pretrained.schemas import BERT, CLASSES, CLIP
+from ldm_jax.pretrained.schemas import BERT, CLASSES, CLIP, VISION
 
 _WITH_PROJECTION = "CLIPTextModelWithProjection"
 
@@ -65,6 +66,35 @@ def clip_config(clip: ClipText) -> dict[str, Any]:
     "projection_dim": clip.projection or clip.width,
     "vocab_size": clip.vocabulary,
   }
+
+
+def clip_vision(config: Config) -> ClipVision:
+  """The image tower of a transformers CLIPVisionConfig, or of a whole CLIP's.
+
+  Raises:
+    ConfigError: a key asks for what `ClipVision` cannot do.
+  """
+  if "vision_config" in config:  # a CLIPModel: both towers in one folder
+    told = {"projection_dim": config.get("projection_dim", 512)}
+    config = {**config["vision_config"], **told}
+  values = read(config, VISION)
+  width, hidden = values["hidden_size"], values["intermediate_size"]
+  activation = values["hidden_act"]
+  if activation not in get_args(Activation):
+    raise refusal(VISION.kind, "hidden_act", activation, get_args(Activation))
+  try:
+    return ClipVision(
+      values["image_size"],
+      values["patch_size"],
+      width,
+      values["num_hidden_layers"],
+      values["num_attention_heads"],
+      None if hidden == 4 * width else hidden,
+      activation,
+      values["projection_dim"],
+    )
+  except ValueError as error:
+    raise ConfigError(f"{VISION.kind}: {error}") from error
 
 
 def text(config: Config) -> TextEncoder:

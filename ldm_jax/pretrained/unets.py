@@ -1,8 +1,10 @@
 """From the config.json of diffusers' U-Nets to `UNet`."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.nodes import ConfigError
 from ldm_jax.pretrained.configs import (
@@ -24,6 +26,12 @@ from ldm_jax.pretrained.schemas import (
   UNCONDITIONAL,
 )
 
+CONTROL = "ControlNetModel"
+_HINTS = {
+  "conditioning_channels": (3,),
+  "controlnet_conditioning_channel_order": ("rgb",),
+  "global_pool_conditions": (False, None),
+}
 _SCHEMAS = {schema.kind: schema for schema in (CONDITIONAL, UNCONDITIONAL)}
 
 
@@ -52,6 +60,7 @@ def inputs(config: Config) -> Inputs:
   Raises:
     ConfigError: as `unet`.
   """
+  config = _whole(config)
   kind = class_name(config, _SCHEMAS)
   values = read(config, _SCHEMAS[kind])
   is_sized = values.get("addition_embed_type") is not None
@@ -77,6 +86,7 @@ def unet(config: Config) -> UNet:
   Raises:
     ConfigError: a key asks for what `UNet` cannot do.
   """
+  config = _whole(config)
   kind = class_name(config, _SCHEMAS)
   values = read(config, _SCHEMAS[kind])
   channels, multipliers = widths(kind, values)
@@ -98,6 +108,39 @@ def unet(config: Config) -> UNet:
     dropout=values["dropout"],
     groups=values["norm_num_groups"],
   )
+
+
+def controlnet(config: Config) -> ControlNet:
+  """The ControlNet of diffusers' ControlNetModel.
+
+  Raises:
+    ConfigError: a key asks for what `ControlNet` cannot do.
+  """
+  for key, needed in _HINTS.items():
+    if key in config and config[key] not in needed:
+      raise refusal(CONTROL, key, config[key], needed)
+  half = unet(config)
+  fields = [field.name for field in dataclasses.fields(half)]
+  kept = {n: getattr(half, n) for n in fields if n not in ("parent", "name")}
+  hints = config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))
+  return ControlNet(**kept, hint_channels=tuple(hints))
+
+
+def _whole(config: Config) -> Config:
+  """The config of the U-Net of which a ControlNet is the half; or as it is."""
+  if class_name(config, (*_SCHEMAS, CONTROL)) != CONTROL:
+    return config
+  down = config.get(
+    "down_block_types", CONDITIONAL.defaults["down_block_types"]
+  )
+  mirror = {"DownBlock2D": "UpBlock2D"} | {
+    "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"
+  }
+  own = {"conditioning_embedding_out_channels", *_HINTS}
+  return {k: v for k, v in config.items() if k not in own} | {
+    "_class_name": CONDITIONAL.kind,
+    "up_block_types": [mirror.get(name, name) for name in reversed(down)],
+  }
 
 
 def attended(plan: AttentionPlan, levels: Sequence[int]) -> list[int]:

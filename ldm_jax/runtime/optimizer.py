@@ -19,7 +19,8 @@ class Optimizer:
     betas: of the two moments; LDM's first stage uses (0.5, 0.9).
     weight_decay: decoupled, on everything; 0 is plain Adam.
     warmup: steps over which the rate rises linearly from 0.
-    decay: how the rate ends: "constant", or "cosine" to 0 at `decay_steps`.
+    decay: how the rate ends: "constant", or "cosine" to `decay_to` times the
+      rate at `decay_steps`.
     clip: most global norm of a gradient, or None.
   """
 
@@ -30,6 +31,7 @@ class Optimizer:
   warmup: int = 0
   decay: Literal["constant", "cosine"] = "constant"
   decay_steps: int = 0
+  decay_to: float = 0.0
   clip: float | None = None
 
   def __post_init__(self):
@@ -45,7 +47,7 @@ class Optimizer:
     """The learning rate as a function of the number of updates."""
     if self.decay == "cosine":
       return optax.warmup_cosine_decay_schedule(
-        0.0, self.rate, self.warmup, self.decay_steps
+        0.0, self.rate, self.warmup, self.decay_steps, self.decay_to * self.rate
       )
     return optax.join_schedules(
       [

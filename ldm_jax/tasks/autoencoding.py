@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ldm_jax.latent_diffusion import to_float, to_uint8
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.discriminator import (
   PatchDiscriminator,
@@ -19,6 +18,7 @@ from ldm_jax.nn.discriminator import (
   vanilla_loss,
 )
 from ldm_jax.nn.perceptual import LPIPS
+from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.optimizer import Optimizer, averaged
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes

@@ -1,7 +1,7 @@
 """Stage two: add noise to latents, name it, descend, and average."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -10,16 +10,24 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from ldm_jax.beside import Grain, look
 from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.diffusion.loss import DenoisingLoss, draw_times
-from ldm_jax.latent_diffusion import LatentDiffusion, Parameters, to_float
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.conditioners import has_null
+from ldm_jax.nn.lora import LoRA
+from ldm_jax.nn.spatial import LowResolution
+from ldm_jax.pixels import to_float
 from ldm_jax.runtime.optimizer import Optimizer, averaged, in_slices
+from ldm_jax.tasks.latents import Which, latents_of
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
 
 class State(flax.struct.PyTreeNode):
-  """What learning changes. `params` and `ema` hold U-Net and conditioners."""
+  """What learning changes. `params` and `ema` hold U-Net and conditioners, or a
+  LoRA's factors."""
 
   step: Any
   params: Any
@@ -29,11 +37,13 @@ class State(flax.struct.PyTreeNode):
 
 class Frozen(flax.struct.PyTreeNode):
   """What learning leaves alone: the first stage, the scale of its latents, and
-  conditioners that were trained before (by what each reads)."""
+  conditioners that were trained before (by what each reads); under a LoRA
+  `base`, the U-Net and the other conditioners."""
 
   first_stage: Any
   latent_scale: Any
   conditioners: Any = flax.struct.field(default_factory=dict)
+  base: Any = None
 
 
 class Draws(NamedTuple):
@@ -44,6 +54,7 @@ class Draws(NamedTuple):
     noise: standard normal [b h w c], eps.
     t: times [b].
     drop: per conditioner, where its null is said instead, bool [b].
+    grain: noise of the small pictures that are given, or None.
     dropout: a key [b] per example; a slice uses its first.
   """
 
@@ -52,6 +63,7 @@ class Draws(NamedTuple):
   t: Array
   drop: dict[str, Array]
   dropout: Array
+  grain: Grain | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +78,16 @@ class Denoising:
     accumulate: slices of the batch, one after another, per update.
     latent_scale: latents are multiplied by it, or None to measure
       1 / std on the first batches and store it with the run.
+    latents: x0 is a "sample" of the first stage's posterior, as in LDM, or its
+      "mode". Where the bottleneck's price is high, most of a sample is noise
+      that nothing can foretell.
     preview_steps: of DDIM, for previews.
     preview_guidance: scale of guidance in previews.
+    offset_noise: eps has so much of a further normal, one per channel, so that
+      what is learned reaches the mean of an image (Podell et al. 2023, 2.5,
+      who use 0.05).
+    lora: train changes of low rank instead of the parameters themselves; the
+      run must begin from a model (`Experiment.start`).
   """
 
   model: LatentDiffusion = LatentDiffusion()
@@ -76,8 +96,11 @@ class Denoising:
   ema_decay: float = 0.9999
   accumulate: int = 1
   latent_scale: float | None = None
+  latents: Which = "sample"
   preview_steps: int = 50
   preview_guidance: float = 3.0
+  offset_noise: float = 0.0
+  lora: LoRA | None = None
 
   def __post_init__(self):
     if self.loss.prediction != self.model.prediction:
@@ -87,38 +110,50 @@ class Denoising:
         "model.prediction alike"
       )
 
+  @property
+  def first_stage(self) -> Any:
+    """The autoencoder whose latents are denoised."""
+    return self.model.first_stage
+
+  def with_first_stage(self, stage: Any) -> "Denoising":
+    """The same on another autoencoder's latents."""
+    model = dataclasses.replace(self.model, first_stage=stage)
+    return dataclasses.replace(self, model=model)
+
   def frozen_shapes(self, batch: Batch) -> Frozen:
     """Shapes of what `frozen` must hold for batches like this one."""
     images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
     noise = jax.ShapeDtypeStruct(self._latent_shape(batch), jnp.float32)
-    return Frozen(
-      jax.eval_shape(
-        self.model.first_stage.init, jax.random.key(0), images, noise
-      ),
+    key = jax.random.key(0)
+    frozen = Frozen(
+      jax.eval_shape(self.model.first_stage.init, key, images, noise),
       jax.ShapeDtypeStruct((), jnp.float32),
-      self._frozen_parts(batch),
     )
-
-  def _frozen_parts(self, batch: Batch) -> dict[str, Any]:
-    """Shapes of the conditioners that are not trained."""
-    if not self.model.frozen:
-      return {}
-    made = jax.eval_shape(
-      lambda batch: self.model.init(
-        jax.random.key(0), batch, self._latent_shape(batch)
-      ),
-      batch,
-    )
-    return {name: made["conditioners"][name] for name in self.model.frozen}
+    if not self.model.frozen and self.lora is None:
+      return frozen
+    base = jax.eval_shape(self.fresh, key, batch, frozen)
+    parts = base["conditioners"]
+    held = {name: parts.pop(name) for name in self.model.frozen}
+    base = None if self.lora is None else base
+    return frozen.replace(conditioners=held, base=base)
 
   def init(self, key: Array, batch: Batch, frozen: Frozen) -> State:
     """A fresh state for batches like this one."""
-    del frozen
-    params = self.model.init(key, batch, self._latent_shape(batch))
-    for name in self.model.frozen:
-      del params["conditioners"][name]
+    if self.lora is None:
+      params = self.fresh(key, batch, frozen)
+      for name in self.model.frozen:
+        del params["conditioners"][name]
+    else:
+      params = self.lora.fresh(key, frozen.base)
     opt = self.optimizer.build().init(params)
     return State(jnp.zeros((), jnp.int32), params, params, opt)
+
+  def fresh(self, key: Array, batch: Batch, frozen: Frozen) -> dict:
+    """Parameters of U-Net and all conditioners, as they are drawn."""
+    params = Parameters(frozen.first_stage, frozen.latent_scale, None, None)
+    still = jax.tree.map(jnp.zeros_like, self.draw(key, batch).grain)
+    raw = look(self.model, params, batch, still)
+    return self.model.init(key, raw, self._latent_shape(batch))
 
   def step(
     self, state: State, frozen: Frozen, batch: Batch, key: Array
@@ -154,28 +189,29 @@ class Denoising:
     model = self.model
     count, *shape = self._latent_shape(batch)
     params = self.parameters(state.ema, frozen)
+    raw = look(model, params, batch, self.draw(key, batch).grain)
     says = lambda is_null: model.condition(
       params,
-      batch,
-      {p.reads: jnp.full((count,), is_null) for p in model.conditioners},
+      raw,
+      {
+        part.reads: jnp.full((count,), is_null and has_null(part))
+        for part in model.conditioners
+      },
     )
     denoise = model.guided(
-      params, says(True), says(False), self.preview_guidance
+      params, says(True), says(False), Guidance(self.preview_guidance)
     )
     keys = samplers.image_keys(key, jnp.arange(count))
     steps = min(self.preview_steps, model.schedule.steps)
-    times = samplers.times(steps, "leading", model.schedule.steps)
-    x0 = samplers.run(
-      samplers.ddim(model.schedule),
-      denoise,
-      samplers.initial_noise(keys, tuple(shape)),
-      samplers.rows(times),
-      keys,
-    )
+    plan = samplers.Recipe(steps).plan(model.schedule)
+    noise = samplers.initial_noise(keys, tuple(shape))
+    x0 = samplers.sample(denoise, noise, plan.program, keys)
     return {"samples": model.decode(params, x0)}
 
   def parameters(self, trained: Any, frozen: Frozen) -> Parameters:
     """Trained and frozen parts as the model's parameters."""
+    if self.lora is not None:
+      trained = self.lora.merged(frozen.base, trained)
     return Parameters(
       first_stage=frozen.first_stage,
       latent_scale=frozen.latent_scale,
@@ -190,16 +226,33 @@ class Denoising:
     key_post, key_noise, key_t, key_out, *key_drop = jax.random.split(
       key, 4 + len(parts)
     )
+    noise = jax.random.normal(key_noise, shape)
+    if self.offset_noise:
+      apart = jax.random.fold_in(key_noise, 1)
+      means = jax.random.normal(apart, (shape[0], 1, 1, shape[-1]))
+      noise += self.offset_noise * means
     return Draws(
       posterior=jax.random.normal(key_post, shape),
-      noise=jax.random.normal(key_noise, shape),
-      t=draw_times(key_t, self.model.schedule, shape[0]),
+      noise=noise,
+      t=draw_times(key_t, self.model.schedule, shape[0], self.loss.density),
       drop={
         part.reads: jax.random.bernoulli(k, part.drop_rate, shape[:1])
         for part, k in zip(parts, key_drop, strict=True)
       },
       dropout=jax.random.split(key_out, shape[0]),
+      grain=self._grain(jax.random.fold_in(key, 1), batch),
     )
+
+  def _grain(self, key: Array, batch: Batch) -> Grain | None:
+    """Noise of small pictures, at levels that training draws."""
+    part = self.model.part(LowResolution)
+    if part is None or not part.levels:
+      return None
+    key_level, key_noise = jax.random.split(key)
+    shape = batch[part.reads].shape
+    level = jax.random.randint(key_level, shape[:1], 0, part.most)
+    noise = jax.random.normal(key_noise, shape)
+    return Grain(level.astype(jnp.float32), noise)
 
   def _latent_shape(self, batch: Batch) -> tuple[int, ...]:
     count, height, width, _ = batch["image"].shape
@@ -211,35 +264,12 @@ class Denoising:
     """Loss per example."""
     params = self.parameters(trained, frozen)
     posterior = self.model.encode(params, to_float(batch["image"]))
-    x0 = params.latent_scale * posterior.sample(draws.posterior)
-    condition = self.model.condition(params, batch, draws.drop)
+    x0 = params.latent_scale * latents_of(
+      posterior, draws.posterior, self.latents
+    )
+    raw = look(self.model, params, batch, draws.grain)
+    condition = self.model.condition(params, raw, draws.drop)
     rngs = {"dropout": draws.dropout[0]}
     network = lambda xt, t: self.model.network(params, xt, t, condition, rngs)
     x0 = jax.lax.stop_gradient(x0)
     return self.loss(self.model.schedule, network, x0, draws.t, draws.noise)
-
-
-def measured_scale(
-  model: LatentDiffusion, first_stage: Any, batches: Iterable[Batch], key: Array
-) -> float:
-  """1 / std of sampled latents over all elements of `batches`.
-
-  LDM's scale_by_std (Rombach et al. 2022, appendix G), on more than one batch
-  and the same wherever it is computed.
-  """
-
-  @jax.jit
-  def moments(batch: Batch, key: Array) -> Array:
-    posterior = model.first_stage.apply(
-      first_stage, to_float(batch["image"]), method="encode"
-    )
-    noise = jax.random.normal(key, posterior.mode().shape)
-    latents = posterior.sample(noise)
-    return jnp.stack([latents.mean(), jnp.square(latents).mean()])
-
-  totals = [
-    moments(batch, jax.random.fold_in(key, i))
-    for i, batch in enumerate(batches)
-  ]
-  mean, square = sum(totals) / len(totals)
-  return float(1.0 / jnp.sqrt(square - mean**2))

@@ -12,7 +12,15 @@ from ldm_jax.weights.errors import WeightsError
 from ldm_jax.weights.layouts import LAYOUTS, Part
 from ldm_jax.weights.places import read_places
 
-NETWORKS = ("unet", "autoencoder", "clip", "open_clip", "text", "classes")
+NETWORKS = (
+  "unet",
+  "autoencoder",
+  "clip",
+  "open_clip",
+  "clip_vision",
+  "text",
+  "classes",
+)
 DIALECTS = ("diffusers", "compvis", "flax")
 
 # Plain attention as diffusers spelled it before 0.15, and its Flax autoencoder
@@ -156,6 +164,7 @@ def _count(shapes: Iterable[str]) -> dict[str, Any]:
     "levels": count(r"(?:\w+/)?(?:down|up)_(\d+)_block_"),
     "blocks": count(r"(?:\w+/)?down_\d+_block_(\d+)/"),
     "depth": count(r"block_(\d+)/"),
+    "hints": count(r"hint_(\d+)/"),
     "attending": found(r"up_(\d+)_attention_"),
     "attention": "transformer" if has_blocks else "plain",
   }
@@ -180,6 +189,8 @@ def _derive(numbers: Mapping[str, Any], own: dict[str, int]) -> dict[str, Any]:
     "slot": 2 if b in numbers["attending"] else 1,
     "even": 2 * i,
     "odd": 2 * i + 1,
+    "hint": 2 * i + 2,
+    "hints": 2 * numbers["hints"] + 2,
   }
 
 

@@ -1,0 +1,139 @@
+"""Trains one condition on the built-in glyphs and lets the judge say how it is
+obeyed.
+
+  python benchmarks/glyphs.py class
+
+trains configs/glyphs_class.py into runs/glyphs_class, and the first stage into
+runs/glyphs_autoencoder if it is not there; goes on where it stopped. It prints
+one line of JSON and writes benchmarks/sheets/class.png. On two CPU cores set
+XLA_FLAGS=--xla_force_host_platform_device_count=2, as `make show-class` does.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+RUNS = "runs"
+SHEETS = os.path.join("benchmarks", "sheets")
+STAGE = os.path.join(RUNS, "glyphs_autoencoder")
+TEXT = os.path.join(RUNS, "glyphs_text")
+
+# show: config, and by what name and flags it is reported.
+SHOWS = {
+  "text": ("text", {"": [], "unseen": ["--held_out"]}),
+  "class": (
+    "class",
+    {
+      "": [],
+      **{f"w{w}": [f"--guidance={w}"] for w in (1, 2, 4, 8)},
+      "null": ["--null"],
+    },
+  ),
+  "segmentation": ("segmentation", {"": ["--guidance=1"]}),
+  "segmentation_tokens": ("segmentation_tokens", {"": ["--guidance=1"]}),
+  "layout": ("layout", {"": []}),
+  "inpainting": ("inpainting", {"": ["--guidance=1"]}),
+  "upscaling": ("upscaling", {"": ["--guidance=1"]}),
+  "text_and_mask": ("text_and_mask", {"": []}),
+  "neighbours": ("neighbours", {"": []}),
+  "unconditional": ("unconditional", {"": ["--guidance=1"]}),
+  "classifier": (
+    "unconditional",
+    {
+      f"s{s}": [
+        "--guidance=1",
+        f"--classifier={RUNS}/glyphs_classifier",
+        f"--classifier_scale={s}",
+      ]
+      for s in (0, 1, 2, 4, 8)
+    },
+  ),
+  "flow": ("flow", {"": [], "unseen": ["--held_out"]}),
+  "finetune": ("finetune", {"": []}),
+  "lora": ("lora", {"": []}),
+}
+NEEDS = {  # what is trained before
+  "classifier": ["classifier"],
+  "finetune": ["text"],
+  "lora": ["text"],
+}
+
+
+def call(module, *flags):
+  """The last line of a command's stdout; its stderr is shown."""
+  done = subprocess.run(
+    [sys.executable, *module, *flags], stdout=subprocess.PIPE, text=True
+  )
+  if done.returncode:
+    sys.exit(done.returncode)
+  return done.stdout.strip().splitlines()[-1]
+
+
+def train(config):
+  """Seconds that training a config took, and the run."""
+  folder = os.path.join(RUNS, f"glyphs_{config}")
+  flags = [f"--config=configs/glyphs_{config}.py", f"--workdir={folder}"]
+  if config in ("finetune", "lora"):
+    flags.append(f"--config.start={TEXT}")
+  elif config != "autoencoder":
+    flags.append(f"--config.first_stage={STAGE}")
+  told = json.loads(call(["train.py"], *flags))
+  return round(told["seconds"]), folder
+
+
+def search():
+  """The neighbours of all examples, once."""
+  folder = os.path.join(RUNS, "neighbours")
+  if not os.path.exists(os.path.join(folder, "validation.npy")):
+    call(
+      ["-m", "ldm_jax.commands.retrieve"],
+      "--config=configs/glyphs_neighbours.py",
+      f"--encoder={STAGE}",
+      f"--out={folder}",
+    )
+
+
+def main():
+  flags = argparse.ArgumentParser(description=__doc__)
+  flags.add_argument("show", choices=SHOWS)
+  flags.add_argument("--num", type=int, default=512)
+  flags.add_argument("--steps", type=int, default=25)
+  flags.add_argument("--guidance", type=float, default=2.5)
+  told = flags.parse_args()
+  config, reports = SHOWS[told.show]
+  train("autoencoder")
+  if config == "neighbours":
+    search()
+  for needed in NEEDS.get(told.show, []):
+    train(needed)
+  seconds, run = train(config)
+  line = {"show": told.show, "seconds": seconds, "samples": told.num}
+  for name, extra in reports.items():
+    out = os.path.join(run, "report" + (name and f"_{name}"))
+    begun = time.monotonic()
+    found = call(
+      ["-m", "ldm_jax.commands.report"],
+      f"--model={run}",
+      f"--out={out}",
+      f"--num={told.num}",
+      f"--steps={told.steps}",
+      f"--guidance={told.guidance}",
+      *extra,
+    )
+    found = json.loads(found) | {"judged": round(time.monotonic() - begun)}
+    line |= found if not name else {name: found}
+  os.makedirs(SHEETS, exist_ok=True)
+  first = next(iter(reports))
+  out = os.path.join(run, "report" + (first and f"_{first}"))
+  shutil.copy(
+    os.path.join(out, "samples.png"), os.path.join(SHEETS, f"{told.show}.png")
+  )
+  print(json.dumps(line))
+
+
+if __name__ == "__main__":
+  main()

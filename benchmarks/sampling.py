@@ -1,0 +1,151 @@
+"""Images a second: one scan in chunks, a loop over a jitted step, diffusers.
+
+  python benchmarks/sampling.py [--batch 4] [--side 32] [--channels 64]
+
+The same U-Net of Stable Diffusion's shape in small, random weights, 50 guided
+steps of DDIM, all in one run on one machine. diffusers takes part where torch
+and it are installed (pip install torch diffusers), and must give the same
+latents. Prints one line of JSON.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import ldm_jax
+from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.conditioner import Condition
+from ldm_jax.nn.unet import AttentionPlan, UNet
+
+STEPS, SCALE, WORDS, WIDTH = 50, 7.5, 77, 256
+
+
+def timed(function, repeats=3):
+  """Median seconds after one run that compiles, and the result."""
+  result = function()
+  seconds = []
+  for _ in range(repeats):
+    began = time.perf_counter()
+    result = function()
+    seconds.append(time.perf_counter() - began)
+  return statistics.median(seconds), result
+
+
+def network(channels, side):
+  """A U-Net of three levels with every number drawn."""
+  unet = UNet(
+    4, channels, (1, 2, 4), 1, AttentionPlan((1, 1, 0), heads=4), groups=16
+  )
+  told = Condition(context=jnp.zeros((1, WORDS, WIDTH)))
+  variables = jax.jit(unet.init)(
+    jax.random.key(0), jnp.zeros((1, side, side, 4)), jnp.zeros((1,)), told
+  )
+  leaves, tree = jax.tree.flatten(variables)
+  rng = np.random.default_rng(1)
+  drawn = [x + 0.02 * rng.standard_normal(x.shape, np.float32) for x in leaves]
+  return unet, jax.tree.unflatten(tree, drawn)
+
+
+def ours(model, params, noise, contexts):
+  """{name: function}: in chunks, in one scan, and step by step from Python."""
+  recipe = samplers.Recipe(STEPS, landing=0.0)
+  program = recipe.plan(model.schedule).program
+  keys = jax.random.split(jax.random.key(0), len(noise))
+  negative, positive = (Condition(context=each) for each in contexts)
+
+  @jax.jit
+  def run(params, state, piece):
+    denoise = model.guided(params, negative, positive, Guidance(SCALE))
+    return samplers.run(denoise, state, piece, keys)
+
+  def chunked(length, is_awaited=False):
+    state = samplers.begin(noise)
+    for piece in samplers.chunks(program, length):
+      state = run(params, state, piece)
+      if is_awaited:
+        state.block_until_ready()
+    return np.asarray(state[0])
+
+  return {
+    "chunks": lambda: chunked(samplers.CHUNK),
+    "one_scan": lambda: chunked(STEPS),
+    "python_loop": lambda: chunked(1, is_awaited=True),
+  }
+
+
+def theirs(unet, variables, noise, contexts):
+  """diffusers' U-Net and scheduler in their own loop, or None."""
+  try:
+    import torch
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+  except ImportError:
+    return None
+  with tempfile.TemporaryDirectory() as folder:
+    ldm_jax.save_pretrained(unet, variables, f"{folder}/unet")
+    module = UNet2DConditionModel.from_pretrained(f"{folder}/unet").eval()
+  scheduler = DDIMScheduler(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+  )
+  both = torch.tensor(np.concatenate(contexts))
+  start = torch.tensor(np.asarray(noise)).movedim(-1, 1)
+
+  @torch.no_grad()
+  def run():
+    scheduler.set_timesteps(STEPS)
+    x = start
+    for t in scheduler.timesteps:
+      answer = module(torch.cat([x, x]), t, both).sample
+      no, yes = answer.chunk(2)
+      x = scheduler.step(no + SCALE * (yes - no), t, x).prev_sample
+    return x.movedim(1, -1).numpy()
+
+  return run
+
+
+def main():
+  flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  flags.add_argument("--batch", type=int, default=4)
+  flags.add_argument("--side", type=int, default=32)
+  flags.add_argument("--channels", type=int, default=64)
+  asked = flags.parse_args()
+  unet, variables = network(asked.channels, asked.side)
+  model = dataclasses.replace(LatentDiffusion(), unet=unet)
+  params = Parameters(None, jnp.float32(1), {}, variables)
+  rng = np.random.default_rng(2)
+  shape = (asked.batch, asked.side, asked.side, 4)
+  noise = jnp.asarray(rng.standard_normal(shape, np.float32))
+  contexts = rng.standard_normal((2, asked.batch, WORDS, WIDTH), np.float32)
+  told, results = {**vars(asked), "steps": STEPS}, {}
+  runs = ours(model, params, noise, contexts)
+  if (run := theirs(unet, variables, noise, contexts)) is not None:
+    runs["diffusers"] = run
+  for name, run in runs.items():
+    seconds, results[name] = timed(run)
+    told[f"{name}_images_per_second"] = round(asked.batch / seconds, 4)
+  whole = asked.batch / told["one_scan_images_per_second"]
+  chunks = asked.batch / told["chunks_images_per_second"]
+  told["host_overhead_percent"] = round(100 * (chunks / whole - 1), 2)
+  told["dispatches"] = -(-STEPS // samplers.CHUNK)
+  scale = np.abs(results["chunks"]).max()
+  for name, result in results.items():
+    apart = np.abs(result - results["chunks"]).max() / scale
+    told[f"{name}_apart"] = float(f"{apart:.1e}")
+  print(json.dumps(told))
+
+
+if __name__ == "__main__":
+  main()

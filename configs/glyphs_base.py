@@ -1,0 +1,85 @@
+"""What the glyphs' second stages have in common; configs here import it.
+
+A U-Net of some 2.5 M parameters on the 8 x 8 x 8 latents of
+glyphs_autoencoder.py, for two cores and ten minutes. So few latents show what
+is in them through much noise: only the noisiest times are left to learn from
+the condition. The velocity (as in Stable Diffusion 2) weighs those times as
+much as the others, where the noise would weigh them by their signal.
+"""
+
+from ldm_jax.config import Data, Experiment, Reports
+from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.diffusion.loss import DenoisingLoss
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.tasks.denoising import Denoising
+
+STEPS = 4200
+
+
+def second_stage(
+  *conditioners,
+  kind="transformer",
+  vector=None,
+  prediction="v",
+  schedule=Schedule(start=0.0015, end=0.0205),
+  steps=STEPS,
+  views=(),
+  tokenizer=None,
+):
+  """An experiment told by these conditioners.
+
+  Args:
+    kind: "plain" attention where no conditioner gives tokens.
+    vector: "mlp" where one gives a vector.
+    views: of every example, for the conditioners to read.
+  """
+  unet = UNet(
+    out_channels=8,
+    channels=48,
+    multipliers=(1, 2),
+    blocks=1,
+    attention=AttentionPlan(depths=(0, 1), heads=4, kind=kind),
+    vector=vector,
+    octaves=3,
+    modulation="scale_shift",
+    groups=12,
+  )
+  return Experiment(
+    task=Denoising(
+      model=LatentDiffusion(
+        unet=unet,
+        schedule=schedule,
+        prediction=prediction,
+        conditioners=conditioners,
+      ),
+      optimizer=Optimizer(
+        rate=7e-4,
+        betas=(0.9, 0.99),
+        warmup=20,
+        decay="cosine",
+        decay_steps=steps,
+        clip=1.0,
+      ),
+      loss=DenoisingLoss(prediction),
+      latents="mode",
+      ema_decay=0.99,
+      preview_steps=10,
+    ),
+    data=Data(
+      source=Glyphs(level=0, split="train"),
+      validation=Glyphs(level=0, split="validation", size=1024),
+      tokenizer=tokenizer,
+      views=views,
+      batch=32,
+      held_out=128,
+      threads=2,
+    ),
+    steps=steps,
+    checkpoints=Keeping(every=steps, best="loss"),
+    # The report draws; a preview would take as long as sixty steps to compile.
+    reports=Reports(every=50, previews_every=0),
+  )

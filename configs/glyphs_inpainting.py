@@ -1,0 +1,13 @@
+"""Filling holes in the built-in glyphs: boxes, strokes and objects.
+
+Stable Diffusion's convention: the mask and the latents of what is kept.
+"""
+
+from glyphs_base import second_stage
+
+from ldm_jax.data.masks import Masks
+from ldm_jax.nn.spatial import MaskedImage
+
+
+def get_config():
+  return second_stage(MaskedImage("sd"), kind="plain", views=(Masks(),))

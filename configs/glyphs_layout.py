@@ -1,0 +1,24 @@
+"""Layout to image on the built-in glyphs: a class and two corners.
+
+LDM's tokens on a grid of 33, one for every pixel's edge.
+"""
+
+from glyphs_base import second_stage
+
+from ldm_jax.data.layout import LayoutTokens
+from ldm_jax.nn.conditioner import LayoutEmbedder
+from ldm_jax.nn.text import TextEncoder
+
+TOKENS = LayoutTokens(vocabulary=1100, objects=1)
+
+
+def get_config():
+  encoder = TextEncoder(
+    vocabulary=TOKENS.vocabulary,
+    width=128,
+    depth=1,
+    heads=4,
+    head_width=32,
+    length=TOKENS.length,
+  )
+  return second_stage(LayoutEmbedder(encoder, drop_rate=0.1), views=(TOKENS,))

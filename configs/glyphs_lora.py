@@ -1,0 +1,20 @@
+"""The text model led to another palette by changes of rank 16  (LoRA).
+
+Begins from runs/glyphs_text: --config.start=runs/glyphs_text.
+"""
+
+import dataclasses
+
+from glyphs_finetune import get_config as finetune
+
+from ldm_jax.nn.lora import LoRA
+
+
+def get_config():
+  made = finetune()
+  task = dataclasses.replace(
+    made.task,
+    lora=LoRA(16, 16.0, r"^unet/.*kernel$"),
+    optimizer=dataclasses.replace(made.task.optimizer, rate=1e-3),
+  )
+  return dataclasses.replace(made, task=task)

@@ -1,0 +1,12 @@
+"""Segmentation map to image on the built-in glyphs.
+
+The map lies beside the latents (LDM's SpatialRescaler).
+"""
+
+from glyphs_base import second_stage
+
+from ldm_jax.nn.spatial import MapEmbedder
+
+
+def get_config():
+  return second_stage(MapEmbedder(classes=7, width=16), kind="plain")

@@ -1,0 +1,11 @@
+"""Segmentation map to image on the built-in glyphs, the map as 64 tokens."""
+
+from glyphs_base import second_stage
+
+from ldm_jax.nn.spatial import MapEmbedder
+
+
+def get_config():
+  return second_stage(
+    MapEmbedder(classes=7, width=64, joins="context", positions=64)
+  )

@@ -1,0 +1,12 @@
+"""Enlarging the built-in glyphs four times, from the means of 4 x 4 pixels."""
+
+from glyphs_base import second_stage
+
+from ldm_jax.data.degradation import Degradation
+from ldm_jax.nn.spatial import LowResolution
+
+
+def get_config():
+  return second_stage(
+    LowResolution(), kind="plain", views=(Degradation(kind="area"),)
+  )

@@ -1,0 +1,144 @@
+"""What LDM's published experiments have in common; configs here import it.
+
+Rombach et al. 2022 and CompVis/latent-diffusion. Learning rates are those that
+were used: the published base rate times the batch (and the devices). Data sets
+of tensorflow-datasets must be prepared (ldm_jax/data/zoo.py says how); others
+are folders. Figures are the authors'; a V100-day is theirs too.
+"""
+
+import dataclasses
+
+from ldm_jax.config import Data, Experiment
+from ldm_jax.data.augment import Augment
+from ldm_jax.data.folder import Folder
+from ldm_jax.data.tokens import Tokenizer
+from ldm_jax.data.zoo import known
+from ldm_jax.diffusion.loss import DenoisingLoss
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.bottleneck import VectorQuantizer
+from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.tasks.denoising import Denoising
+
+FACES = Schedule(start=0.0015, end=0.0195)  # also ImageNet's and text's
+CHURCHES = Schedule(start=0.0015, end=0.0155)  # also super-resolution's
+L1 = Schedule(start=0.0015, end=0.0205)  # of the models with an absolute loss
+
+
+def folders(name, size, **augment):
+  """A data set in a folder NAME/train and NAME/validation."""
+  return Data(
+    source=Folder(f"{name}/train"),
+    validation=Folder(f"{name}/validation"),
+    augment=Augment(size, **augment),
+  )
+
+
+def zoo(name, size, train="train", held_out="validation", **augment):
+  """A data set of tensorflow-datasets."""
+  return Data(
+    source=known(name, train),
+    validation=known(name, held_out),
+    augment=Augment(size, **augment),
+  )
+
+
+def captioned(name, size):
+  """A folder of pictures with captions, in BERT's words."""
+  return dataclasses.replace(
+    folders(name, size, flip=False),
+    tokenizer=Tokenizer(path="models/bert-base-uncased", length=77),
+  )
+
+
+def open_images(size, views):
+  """Boxes of objects; crops of a shorter side of `size`."""
+  return dataclasses.replace(zoo("open_images_v4", size), views=views)
+
+
+def kl(multipliers, channels, attention_levels=()):
+  """An autoencoder with a KL price."""
+  trunk = Trunk(multipliers=multipliers, attention_levels=attention_levels)
+  return Autoencoder(trunk, latent_channels=channels)
+
+
+def vq(
+  multipliers, channels, codes, attention_levels=(), has_mid_attention=True
+):
+  """An autoencoder with a codebook."""
+  trunk = Trunk(
+    multipliers=multipliers,
+    attention_levels=attention_levels,
+    has_mid_attention=has_mid_attention,
+  )
+  return Autoencoder(trunk, channels, VectorQuantizer(codes, channels))
+
+
+def first_stage(
+  autoencoder, *, batch, steps, disc_start, disc_weight=0.5, disc_layers=3
+):
+  """A first stage on OpenImages: shorter side 384, crops of 256."""
+  is_vq = isinstance(autoencoder.bottleneck, VectorQuantizer)
+  adam = Optimizer(4.5e-6 * batch, (0.5, 0.9), weight_decay=0.0)
+  data = folders("open_images", 256, scale=(2 / 3, 2 / 3), flip=False)
+  return Experiment(
+    task=Autoencoding(
+      autoencoder,
+      discriminator=PatchDiscriminator(layers=disc_layers),
+      optimizer=adam,
+      critic_optimizer=adam,
+      bottleneck_weight=1.0 if is_vq else 1e-6,
+      reduction="mean" if is_vq else "sum",
+      disc_start=disc_start,
+      disc_weight=disc_weight,
+    ),
+    data=dataclasses.replace(data, batch=batch),
+    steps=steps,
+    checkpoints=Keeping(every=5000, best="psnr", best_is="max"),
+  )
+
+
+def plain(depths, heads=None, head_width=None):
+  """Attention to pixels alone."""
+  return AttentionPlan(depths, 1, heads, head_width, "plain")
+
+
+def told(depths, heads=None, head_width=None, mid_depth=1):
+  """Attention to pixels and to a context."""
+  return AttentionPlan(depths, mid_depth, heads, head_width)
+
+
+def second_stage(
+  unet: UNet,
+  data: Data,
+  *,
+  stage: str,
+  batch: int,
+  rate: float,
+  steps: int,
+  schedule: Schedule = FACES,
+  conditioners=(),
+  norm="l2",
+  warmup=0,
+  latent_scale: float | None = 1.0,
+  accumulate=1,
+):
+  """A diffusion on the latents of the run `stage`."""
+  return Experiment(
+    task=Denoising(
+      LatentDiffusion(unet=unet, conditioners=conditioners, schedule=schedule),
+      optimizer=Optimizer(rate, warmup=warmup),
+      loss=DenoisingLoss(norm=norm),
+      latent_scale=latent_scale,
+      accumulate=accumulate,
+    ),
+    data=dataclasses.replace(data, batch=batch),
+    steps=steps,
+    checkpoints=Keeping(every=5000),
+    first_stage=f"runs/{stage}",
+  )

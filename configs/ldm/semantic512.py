@@ -1,0 +1,25 @@
+"""LDM-4 by segmentation map, 512 x 512, on landscapes with COCO's 182 classes.
+
+No figure was published. U-Net 215.2 M parameters, the map's rescaler 546.
+The 256 model, trained on with larger pictures.
+"""
+
+from base import L1, folders, plain, second_stage
+
+from ldm_jax.nn.spatial import MapEmbedder
+from ldm_jax.nn.unet import UNet
+
+
+def get_config():
+  unet = UNet(3, 128, (1, 4, 8), 2, plain((0, 0, 0), heads=8))
+  return second_stage(
+    unet,
+    folders("landscapes", 512),  # maps beside the pictures
+    stage="vq_f4",
+    batch=8,
+    rate=8e-6,
+    steps=360_000,
+    schedule=L1,
+    conditioners=(MapEmbedder(classes=182, width=3, halvings=2),),
+    norm="l1",
+  )

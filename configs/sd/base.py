@@ -1,0 +1,106 @@
+"""What Stable Diffusion's published models have in common.
+
+Their captions come from LAION's sets: folders of pictures with text files. The
+text towers are read from folders in transformers' format, the first stage from
+a run (`convert` and `--config.start` take it from a published model as well).
+Figures are the authors'. Every model drops a tenth of the captions (SD 1.1 and
+1.2 did not).
+"""
+
+import dataclasses
+
+from ldm_jax.config import Data, Experiment
+from ldm_jax.data.augment import Augment
+from ldm_jax.data.folder import Folder
+from ldm_jax.data.tokens import Tokenizer
+from ldm_jax.diffusion.loss import DenoisingLoss
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.tasks.denoising import Denoising
+
+NOISE = Schedule(start=0.00085, end=0.012)
+PADDING = 49407  # CLIP's; OpenCLIP's is 0
+
+CLIP_L = ClipText()
+OPEN_CLIP_H = ClipText(width=1024, depth=24, heads=16, activation="gelu")
+OPEN_CLIP_G = ClipText(
+  width=1280, depth=32, heads=20, activation="gelu", projection=1280
+)
+
+
+def clip_l():
+  """SD 1's ears: CLIP ViT-L/14's last states."""
+  return ClipEmbedder((CLIP_L,), (0,), (PADDING,), drop_rate=0.1)
+
+
+def open_clip_h():
+  """SD 2's ears: OpenCLIP ViT-H's states before the last block."""
+  return ClipEmbedder((OPEN_CLIP_H,), (1,), (0,), drop_rate=0.1)
+
+
+def unet_1():
+  """The U-Net of SD 1: 859.5 M parameters."""
+  return UNet()
+
+
+def unet_2():
+  """The U-Net of SD 2: 865.9 M parameters."""
+  plan = AttentionPlan((1, 1, 1, 0), 1, None, 64, is_linear=True)
+  return UNet(attention=plan)
+
+
+def captioned(name, size, views=(), **augment):
+  """A folder of pictures with captions, in CLIP's words."""
+  return Data(
+    source=Folder(f"{name}/train"),
+    validation=Folder(f"{name}/validation"),
+    augment=Augment(size, flip=False, **augment),
+    tokenizer=Tokenizer(path="models/tokenizer", length=77),
+    views=views,
+  )
+
+
+def diffusion(
+  unet,
+  data,
+  conditioners,
+  *,
+  batch,
+  steps,
+  rate=1e-4,
+  warmup=10_000,
+  schedule=NOISE,
+  prediction="eps",
+  latent_scale=0.18215,
+  towers=("models/text_encoder",),
+  low_noise=None,
+  stage="kl_f8",
+  **task,
+):
+  """A diffusion on kl-f8's latents, on several devices."""
+  model = LatentDiffusion(
+    unet=unet,
+    conditioners=conditioners,
+    schedule=schedule,
+    prediction=prediction,
+    low_noise=low_noise,
+  )
+  return Experiment(
+    task=Denoising(
+      model,
+      optimizer=Optimizer(rate, warmup=warmup),
+      loss=DenoisingLoss(prediction),
+      latent_scale=latent_scale,
+      **task,
+    ),
+    data=dataclasses.replace(data, batch=batch),
+    steps=steps,
+    checkpoints=Keeping(every=5000),
+    first_stage=f"runs/{stage}",
+    text_encoders=towers,
+  )

@@ -1,0 +1,22 @@
+"""Stable Diffusion 2 for inpainting, 512 x 512.
+
+200,000 steps from the base (--config.start). 865.9 M parameters.
+
+No figure beside plots was published.
+"""
+
+from base import captioned, diffusion, open_clip_h, unet_2
+
+from ldm_jax.data.masks import Masks
+from ldm_jax.nn.spatial import MaskedImage
+
+
+def get_config():
+  return diffusion(
+    unet_2(),
+    captioned("laion5b", 512, views=(Masks(("box", "strokes")),)),
+    (open_clip_h(), MaskedImage("sd")),
+    batch=2048,
+    steps=200_000,
+    rate=5e-5,
+  )

@@ -1,0 +1,34 @@
+"""Stable Diffusion XL's refiner, 1024 x 1024, eps  (Podell et al. 2023).
+
+Told by OpenCLIP's ViT-bigG alone, sizes and an aesthetic score ("score" of
+metadata.jsonl). It was trained on the 200 least noisy times; here on all. No
+figure was published. 2,259.5 M parameters.
+"""
+
+from base import OPEN_CLIP_G, captioned, diffusion
+
+from ldm_jax.nn.conditioner import SizeEmbedder
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.unet import AttentionPlan, UNet
+
+
+def get_config():
+  plan = AttentionPlan((0, 4, 4, 0), 4, None, 64, is_linear=True)
+  unet = UNet(4, 384, (1, 2, 4, 4), 2, plan, vector="mlp")
+  embedder = ClipEmbedder(
+    (OPEN_CLIP_G,),
+    (1,),
+    (0,),
+    is_normed=False,
+    is_pooled=True,
+    drop_rate=0.1,
+  )
+  return diffusion(
+    unet,
+    captioned("laion5b_1024", 1024, tells="score"),
+    (embedder, SizeEmbedder("score")),
+    batch=2048,
+    steps=200_000,
+    latent_scale=0.13025,
+    towers=("models/text_encoder_2",),
+  )

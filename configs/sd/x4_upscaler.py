@@ -1,0 +1,37 @@
+"""Stable Diffusion's x4 upscaler: 128 x 128 to 512 x 512 by text, v-prediction.
+
+1.25 M steps on crops of 512. The small picture has noise of levels 0 to 349,
+which is told. 473.4 M parameters; its first stage is the f4 of four channels.
+
+No figure beside plots was published.
+"""
+
+from base import captioned, diffusion, open_clip_h
+
+from ldm_jax.data.degradation import Degradation
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.nn.spatial import LowResolution
+from ldm_jax.nn.unet import AttentionPlan, UNet
+
+
+def get_config():
+  plan = AttentionPlan(
+    (0, 1, 1, 1),
+    heads=8,
+    is_linear=True,
+    cross_only=(True, True, True, False),
+  )
+  unet = UNet(4, 256, (1, 2, 2, 4), 2, plan, vector="table")
+  noise = Schedule(start=0.0001, end=0.02)
+  return diffusion(
+    unet,
+    captioned("laion5b_2048", 512, views=(Degradation(4, "bicubic"),)),
+    (open_clip_h(), LowResolution(levels=1000, most=350)),
+    batch=2048,
+    steps=1_250_000,
+    schedule=noise,
+    prediction="v",
+    latent_scale=0.08333,
+    low_noise=noise,
+    stage="kl_f4_z4",
+  )

@@ -1,0 +1,288 @@
+"""From sample.py's flags to what a studio is told."""
+
+import argparse
+import math
+import sys
+
+import numpy as np
+
+from ldm_jax.data.images import ImageError, read_image
+from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.samplers import Recipe
+from ldm_jax.diffusion.samplers.names import sampler_and_spacing, spacing_of
+from ldm_jax.diffusion.torch_noise import torch_normal
+from ldm_jax.loop import say
+from ldm_jax.nn.conditioners import Beside
+from ldm_jax.nn.spatial import LowResolution
+from ldm_jax.nodes import ConfigError
+from ldm_jax.opened import Opened
+from ldm_jax.sampling import Given, Settings
+from ldm_jax.sampling.canvas import extended, fitted, fitted_mask
+
+IMAGE_STRENGTH = 0.8  # of --image without a mask
+NOISE_LEVEL = 20  # of upscaling, as in diffusers
+
+
+def prompts_of(flags: argparse.Namespace) -> tuple[list[str], str | None]:
+  """All prompts, each as often as it is to be drawn, and where a way leads.
+
+  Raises:
+    ConfigError: the file of prompts cannot be read, or holds none.
+  """
+  prompts = list(flags.prompt)
+  if flags.prompts_file is not None:
+    prompts += _lines(flags.prompts_file)
+  if flags.variation is not None and not 0 <= flags.variation <= 1:
+    raise ConfigError(f"--variation must be 0 to 1, got {flags.variation}")
+  if flags.interpolate is not None:
+    if flags.variation is not None:
+      raise ConfigError("--interpolate and --variation exclude each other")
+    if len(prompts) > 2 or flags.interpolate < 2:
+      raise ConfigError(
+        "--interpolate N draws N >= 2 images between two prompts, or with one "
+        f"or none between two noises; got N={flags.interpolate} and "
+        f"{len(prompts)} prompts"
+      )
+    if flags.num > 1:
+      raise ConfigError("--interpolate says how many; leave --num out")
+    toward = prompts[1] if len(prompts) == 2 else None
+    return prompts[:1] * flags.interpolate, toward
+  return [text for text in prompts for _ in range(flags.num)], None
+
+
+def _lines(path: str) -> list[str]:
+  try:
+    if path == "-":
+      text = sys.stdin.read()
+    else:
+      with open(path, encoding="utf-8") as file:
+        text = file.read()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f"--prompts_file {path!r}: {error}") from error
+  found = [line.strip() for line in text.splitlines() if line.strip()]
+  if not found:
+    raise ConfigError(f"--prompts_file {path!r} holds no prompt")
+  return found
+
+
+def settings_of(
+  flags: argparse.Namespace, opened: Opened, size: tuple[int, int] | None
+) -> Settings:
+  """How to sample.
+
+  Args:
+    size: of the picture given, height first, or None.
+
+  Raises:
+    ValueError: a flag's value means nothing, or not for this model.
+  """
+  guidance = opened.guidance if flags.guidance is None else flags.guidance
+  if flags.num < 1 or flags.batch < 1:
+    raise ConfigError(
+      f"--num and --batch must be 1 or more, got {flags.num} and {flags.batch}"
+    )
+  height, width = size or (opened.height, opened.width)
+  strength = flags.strength
+  if strength is None:
+    parts = opened.model.conditioners
+    is_beside = any(isinstance(part, Beside) for part in parts)
+    is_whole = flags.mask or flags.outpaint or is_beside or not flags.image
+    strength = 1.0 if is_whole else IMAGE_STRENGTH
+  settings = Settings(
+    height=flags.height or height,
+    width=flags.width or width,
+    recipe=recipe_of(flags, opened),
+    guidance=Guidance(
+      guidance, flags.guidance_rescale, *flags.guidance_interval
+    ),
+    seed=flags.seed,
+    strength=strength,
+    threshold=flags.threshold and tuple(flags.threshold),
+    window=flags.window,
+    tile=flags.tiled,
+    noise_level=_noise_level(flags, opened),
+    classifier=flags.classifier_scale,
+    control=(flags.control_scale, *flags.control_interval),
+  )
+  for name in ("window", "tile"):
+    value = getattr(settings, name)
+    if value is not None and value < 1:
+      raise ConfigError(f"--{name} must be pixels, 1 or more, got {value}")
+  return settings
+
+
+def _noise_level(flags: argparse.Namespace, opened: Opened) -> int:
+  if flags.noise_level is None:
+    return NOISE_LEVEL
+  if opened.model.low_noise is None:
+    raise ConfigError(
+      "this model enlarges nothing, or nothing noisy; leave --noise_level out"
+    )
+  return flags.noise_level
+
+
+def recipe_of(flags: argparse.Namespace, opened: Opened) -> Recipe:
+  """The sampler: the model's own but for what the flags say.
+
+  Raises:
+    ValueError: there is none of that name, or it has no such option.
+  """
+  own, spacing = opened.recipe, None
+  told = {"steps": flags.steps, "compat": flags.compat}
+  told |= {"landing": own.landing, "steps_offset": own.steps_offset}
+  if flags.sampler is not None:
+    told["sampler"], spacing = sampler_and_spacing(flags.sampler)
+  if flags.sampler is None or told["sampler"] == own.sampler:
+    told |= {"sampler": own.sampler, "order": own.order}
+    told["beneath"] = own.beneath
+    spacing = spacing or own.spacing
+  if flags.grid is not None:
+    spacing = spacing_of(flags.grid)
+  if flags.order is not None:
+    told["order"] = flags.order
+  for name in ("times", "sigmas"):
+    if getattr(flags, name) is not None:
+      told[name] = _numbers(name, getattr(flags, name))
+      told["steps"] = len(told[name])
+  return Recipe(**told, spacing=spacing, eta=flags.eta)
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+  """Numbers between commas; a 0 at the end of sigmas is the image itself."""
+  try:
+    found = [float(word) for word in text.split(",") if word.strip()]
+  except ValueError:
+    found = []
+  if name == "sigmas" and found and found[-1] == 0:
+    found.pop()
+  if not found or not all(map(math.isfinite, found)):
+    raise ConfigError(f"--{name} takes numbers between commas, got {text!r}")
+  return tuple(found)
+
+
+def noise_of(
+  flags: argparse.Namespace, settings: Settings, opened: Opened, count: int
+) -> np.ndarray | None:
+  """`count` x_T where the flags say whence: a file, or torch's generator."""
+  if flags.initial_latents is not None:
+    if flags.rng == "torch":
+      raise ConfigError("--initial_latents replace --rng; give one of them")
+    return _read_array(flags.initial_latents)
+  if flags.rng != "torch":
+    return None
+  if settings.recipe.is_random:
+    raise ConfigError(
+      "--rng torch draws the first latents only, and this sampler draws more; "
+      "use one that adds no noise, or --eta 0"
+    )
+  shape = opened.model.first_stage.latent_shape(settings.height, settings.width)
+  height, width, channels = shape
+  drawn = torch_normal(settings.seed, (count, channels, height, width))
+  return drawn.transpose(0, 2, 3, 1)
+
+
+def _read_array(path: str) -> np.ndarray:
+  """The array of an .npy file; no code in it is run.
+
+  Raises:
+    ConfigError: it is missing, damaged, or not of finite numbers.
+  """
+  try:
+    array = np.load(path, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise ConfigError(f"--initial_latents {path!r}: {error}") from error
+  is_numbers = isinstance(array, np.ndarray) and array.dtype.kind == "f"
+  if not is_numbers or array.ndim != 4 or not np.isfinite(array).all():
+    raise ConfigError(
+      f"--initial_latents {path!r} must hold finite floats of shape "
+      "(images, height, width, channels)"
+    )
+  return array
+
+
+class Pictures:
+  """The files that the flags name, read."""
+
+  def __init__(self, flags: argparse.Namespace):
+    """Reads them.
+
+    Raises:
+      ConfigError: one is missing or damaged, or they do not go together.
+    """
+    self.image = self.mask = self.hint = None
+    if (flags.mask or flags.outpaint) and not flags.image:
+      raise ConfigError("--mask and --outpaint need --image")
+    if flags.mask and flags.outpaint:
+      raise ConfigError("--outpaint makes its own mask; leave --mask out")
+    if flags.invert and not (flags.image and flags.output == "latent"):
+      raise ConfigError("--invert needs --image and --output latent")
+    if flags.control_image and not flags.controlnet:
+      raise ConfigError("--control_image is for --controlnet; give it too")
+    if flags.strength is not None and not flags.image:
+      raise ConfigError("--strength is of --image; give one")
+    if flags.image:
+      self.image = _picture("--image", flags.image)
+    if flags.control_image:
+      self.hint = _picture("--control_image", flags.control_image)
+    if flags.outpaint:
+      self.image, self.mask = extended(self.image, *_sides(flags.outpaint))
+    elif flags.mask:
+      mask = _picture("--mask", flags.mask)
+      self.mask = fitted_mask(mask, *mask.shape[:2])
+
+  def size(self, opened: Opened) -> tuple[int, int] | None:
+    """Of the images to draw: the picture's, or what the model enlarges it to.
+
+    Rounded down to what the networks divide by.
+    """
+    shown = self.hint if self.image is None else self.image
+    if shown is None:
+      return None
+    height, width = shown.shape[:2]
+    if opened.model.part(LowResolution):
+      stride = opened.model.first_stage.stride
+      return height * stride, width * stride
+    unit = opened.model.unit
+    return max(unit, height // unit * unit), max(unit, width // unit * unit)
+
+  def given(self, settings: Settings, opened: Opened, count: int) -> Given:
+    """The same for every image, at the size of the order."""
+    size = settings.height, settings.width
+    again = lambda array: np.broadcast_to(array, (count, *array.shape))
+    hints = None if self.hint is None else again(fitted(self.hint, *size))
+    if self.image is None:
+      return Given(hints=hints)
+    if opened.model.part(LowResolution):
+      stride = opened.model.first_stage.stride
+      size = size[0] // stride, size[1] // stride
+    if self.image.shape[:2] != size:
+      told = [f"{h} x {w}" for h, w in (self.image.shape[:2], size)]
+      say(f"note: the picture of {told[0]} is resized to {told[1]}")
+    image = again(fitted(self.image, *size))
+    if self.mask is None:
+      return Given(image, hints=hints)
+    shown = np.where(self.mask[..., None], np.uint8(255), np.uint8(0))
+    mask = fitted_mask(np.repeat(shown, 3, axis=2), *size)
+    if not mask.any():
+      raise ConfigError("the mask is black everywhere: nothing is to be drawn")
+    return Given(image, again(mask), hints)
+
+
+def _picture(flag: str, path: str) -> np.ndarray:
+  try:
+    return read_image(path)
+  except ImageError as error:
+    raise ConfigError(f"{flag} {error}") from error
+
+
+def _sides(text: str) -> list[int]:
+  try:
+    sides = [int(word) for word in text.split(",")]
+  except ValueError:
+    sides = []
+  if len(sides) != 4 or min(sides) < 0 or not any(sides):
+    raise ConfigError(
+      "--outpaint takes four numbers of pixels, left, top, right and bottom, "
+      f"such as 0,0,64,0; got {text!r}"
+    )
+  return sides

@@ -1,0 +1,230 @@
+"""Before the first step: all that a run needs is found, checked and kept."""
+
+import dataclasses
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ldm_jax.commands import starting
+from ldm_jax.commands.checking import check_conditions
+from ldm_jax.commands.feeding import batches, held_out
+from ldm_jax.config import Experiment
+from ldm_jax.data import pipeline
+from ldm_jax.data.tokens import Words
+from ldm_jax.loop import INIT, say
+from ldm_jax.nodes import ConfigError
+from ldm_jax.opened import Opened
+from ldm_jax.pretrained import towers
+from ldm_jax.pretrained.perceptual import perceptual
+from ldm_jax.run import Run, open_first_stage, shapes_of
+from ldm_jax.runtime.checkpoint import digest
+from ldm_jax.runtime.sharding import Sharding
+from ldm_jax.tasks import autoencoding, denoising
+from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.tasks.latents import measured_scale
+
+SCALE_BATCHES = 8  # on which the scale of latents is measured
+
+
+class Ready(NamedTuple):
+  """A run that can go on, or begin.
+
+  Attributes:
+    frozen: what is not trained, on the devices.
+    start: parameters to begin from instead of fresh ones, or None.
+  """
+
+  run: Run
+  words: Words | None
+  frozen: Any
+  start: Any = None
+
+
+class _StageOne(NamedTuple):
+  """An autoencoder to freeze, and the experiment's fields it fills in.
+
+  Attributes:
+    scale: of its latents, if whoever brings it knows.
+  """
+
+  params: Any
+  filled: Experiment
+  scale: float | None = None
+
+
+def ready(experiment: Experiment, folder: str, sharding: Sharding) -> Ready:
+  """Opens the run of `folder`, or begins it: nothing is written before all
+  that can be refused has been looked at.
+
+  Raises:
+    ValueError: something cannot be; see `usage`.
+  """
+  if Run.exists(folder):
+    return _again(experiment, Run.open(folder), sharding)
+  start = stage_one = None
+  if experiment.start:
+    if not isinstance(experiment.task, Denoising):
+      raise ConfigError("config.start is of stage two; leave it out")
+    start = starting.open_start(experiment.start)
+  elif getattr(experiment.task, "lora", None):
+    raise ConfigError(
+      "a LoRA changes a model that is there: --config.start=runs/NAME"
+    )
+  if not isinstance(experiment.task, Autoencoding):
+    stage_one = _first_stage(experiment, start, sharding)
+    experiment = _with_first_stage(experiment, stage_one.filled)
+  words = _tokenizer(experiment, start)
+  check_conditions(experiment, words, held_out(experiment, words))
+  data = experiment.data
+  example = pipeline.first(
+    data.source, 1, augment=data.augment, tokenizer=words, views=data.views
+  )
+  check_conditions(experiment, words, example)
+  run = Run(folder, experiment, shapes_of(example, data.batch))
+  frozen = _frozen(experiment, stage_one, start, words, sharding)
+  params = None
+  if start is not None:
+    frozen, params = _begun(experiment, start, frozen, example, sharding)
+  if words is not None:
+    run.save_tokenizer(words)
+  run.save_frozen(frozen)
+  run.write()
+  return Ready(run, words, frozen, params)
+
+
+def _again(experiment: Experiment, begun: Run, sharding: Sharding) -> Ready:
+  """A run that was begun before."""
+  if not isinstance(experiment.task, Autoencoding):
+    filled = begun.experiment
+    if experiment.first_stage:
+      filled = _first_stage(experiment, None, sharding).filled
+    experiment = _with_first_stage(experiment, filled)
+  begun.check_same(experiment)
+  run = dataclasses.replace(begun, experiment=experiment)
+  run.write()
+  return Ready(run, run.tokenizer, run.frozen(sharding), _not_yet(run))
+
+
+def _not_yet(run: Run) -> None:
+  """Raises ConfigError for a fine-tuning that stopped before its first save."""
+  if run.experiment.start and run.experiment.task.lora is None:
+    try:
+      _ = run.step
+    except ConfigError as error:
+      raise ConfigError(
+        f"{error}, and its start was read only once; remove the folder and "
+        "begin again"
+      ) from None
+
+
+def _first_stage(
+  experiment: Experiment, start: Opened | None, sharding: Sharding
+) -> _StageOne:
+  """The run that is named, or the model that training begins from."""
+  if experiment.first_stage:
+    run = open_first_stage(experiment.first_stage)
+    params, stage = run.trained(sharding), run.experiment.task.autoencoder
+    scale = None
+  elif start is not None:
+    stage, params = start.model.first_stage, start.params.first_stage
+    params = jax.device_put(params, sharding.state(params))
+    scale = float(start.params.latent_scale)
+  else:
+    raise ConfigError(
+      "stage two needs the run of a first stage: --config.first_stage=runs/NAME"
+    )
+  filled = dataclasses.replace(
+    experiment,
+    task=experiment.task.with_first_stage(stage),
+    first_stage_digest=digest(params),
+  )
+  return _StageOne(params, filled, scale)
+
+
+def _with_first_stage(experiment: Experiment, filled: Experiment) -> Experiment:
+  """`experiment` with the first stage's architecture and digest copied in."""
+  return dataclasses.replace(
+    experiment,
+    task=experiment.task.with_first_stage(filled.task.first_stage),
+    first_stage=experiment.first_stage or filled.first_stage,
+    first_stage_digest=filled.first_stage_digest,
+  )
+
+
+def _tokenizer(experiment: Experiment, start: Opened | None) -> Words | None:
+  """The tokenizer of the captions: the start's, or a new one."""
+  spec, source = experiment.data.tokenizer, experiment.data.source
+  if spec is None:
+    return None
+  if "caption" not in source[0]:
+    raise ConfigError(
+      f"data.tokenizer is set, but {type(source).__name__} has no captions; "
+      "write --config.data.tokenizer=none, or give it captions"
+    )
+  if start is not None and (words := starting.words_of(start)) is not None:
+    return dataclasses.replace(words, length=spec.length)
+  few = range(min(len(source), 5000))  # enough to meet every common word
+  return spec.build(source[i]["caption"] for i in few)
+
+
+def _frozen(
+  experiment: Experiment,
+  stage_one: _StageOne | None,
+  start: Opened | None,
+  words: Words | None,
+  sharding: Sharding,
+) -> Any:
+  """What is not trained, on the devices."""
+  task = experiment.task
+  if stage_one is None:
+    if task.perceptual is None:
+      return autoencoding.Frozen(None)
+    lpips = perceptual(task.perceptual, experiment.perceptual)
+    return jax.device_put(
+      autoencoding.Frozen(lpips), sharding.state(autoencoding.Frozen(lpips))
+    )
+  scale = task.latent_scale or stage_one.scale
+  if scale is None:
+    stream = itertools.islice(batches(experiment, words, 0), SCALE_BATCHES)
+    scale = measured_scale(
+      task.first_stage,
+      stage_one.params,
+      sharding.ahead(stream),
+      jax.random.key(experiment.seed),
+      task.latents,
+    )
+    say(f"latents are multiplied by {scale:.5f}, their measured 1 / std")
+  scale = jax.device_put(np.float32(scale), sharding.replicated)
+  parts = {}
+  if isinstance(task, Denoising) and (
+    start is None or experiment.text_encoders
+  ):
+    parts = towers.frozen_parts(task.model, experiment.text_encoders)
+  elif start is not None:
+    known = start.params.conditioners
+    parts = {n: known[n] for n in task.model.frozen if n in known}
+  parts = jax.device_put(parts, sharding.state(parts))
+  return denoising.Frozen(stage_one.params, scale, parts)
+
+
+def _begun(
+  experiment: Experiment,
+  start: Opened,
+  frozen: Any,
+  example: dict[str, np.ndarray],
+  sharding: Sharding,
+) -> tuple[Any, Any]:
+  """What is frozen and what training begins from; under a LoRA the start is
+  all frozen."""
+  task, key = experiment.task, jax.random.key(experiment.seed)
+  fresh = jax.jit(task.fresh)(jax.random.fold_in(key, INIT), example, frozen)
+  params = starting.begun(task, fresh, start)
+  for name in task.model.frozen:
+    del params["conditioners"][name]
+  params = jax.device_put(params, sharding.state(params))
+  if task.lora is None:
+    return frozen, params
+  return frozen.replace(base=params), None

@@ -1,0 +1,63 @@
+"""Whether data, tokenizer and network fit together, before anything begins."""
+
+import numpy as np
+
+from ldm_jax.config import Experiment
+from ldm_jax.data.tokens import Words
+from ldm_jax.nn.conditioner import ClassEmbedder, TextEmbedder
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.spatial import MapEmbedder
+from ldm_jax.nodes import ConfigError
+from ldm_jax.run import shapes_of
+from ldm_jax.tasks.classifying import Classifying
+from ldm_jax.tasks.denoising import Denoising
+
+
+def check_conditions(
+  experiment: Experiment, words: Words | None, example: dict[str, np.ndarray]
+) -> None:
+  """Raises ConfigError if data, tokenizer and network do not fit together."""
+  task = experiment.task
+  parts = task.model.conditioners if isinstance(task, Denoising) else ()
+  for part in parts:
+    if part.reads not in example:
+      raise ConfigError(
+        f"a conditioner reads {part.reads!r}, but the examples have "
+        f"{', '.join(sorted(example))}"
+        + ("; set data.tokenizer" if part.reads == "tokens" else "")
+      )
+  task.frozen_shapes(shapes_of(example, 1))  # refuses wrong sizes
+  for part in parts:
+    if isinstance(part, TextEmbedder | ClipEmbedder):
+      _check_text(part, words)
+    elif isinstance(part, ClassEmbedder | MapEmbedder):
+      _check_labels(example[part.reads], part.classes)
+  if isinstance(task, Classifying):
+    _check_labels(example[task.reads], task.classifier.classes)
+
+
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+  most = int(labels.max())
+  if most >= classes:
+    raise ConfigError(
+      f"label {most} needs classes={most + 1} or more, the network has "
+      f"{classes}"
+    )
+
+
+def _check_text(part: TextEmbedder | ClipEmbedder, words: Words) -> None:
+  is_clip = isinstance(part, ClipEmbedder)
+  encoder = part.encoders[0] if is_clip else part.encoder
+  if words.size > encoder.vocabulary:
+    raise ConfigError(
+      f"the tokenizer has {words.size} ids, the text encoder "
+      f"vocabulary={encoder.vocabulary}; raise it"
+    )
+  length = words.length
+  null = np.asarray(part.empty(length)[0] if is_clip else part.null(length))
+  if not np.array_equal(null, words.empty):
+    raise ConfigError(
+      f"the tokenizer writes the empty prompt as {words.empty.tolist()}, the "
+      f"conditioner as {null.tolist()}; set the ids it begins, ends and is "
+      "padded with"
+    )

@@ -1,0 +1,43 @@
+"""An experiment's data as batches."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from ldm_jax.config import Experiment
+from ldm_jax.data import pipeline
+from ldm_jax.data.tokens import Words
+
+
+def held_out(
+  experiment: Experiment, words: Words | None
+) -> dict[str, np.ndarray]:
+  """The examples that are measured."""
+  data = experiment.data
+  count = min(data.held_out, len(data.validation))
+  return pipeline.first(
+    data.validation,
+    count,
+    augment=data.centred,
+    tokenizer=words,
+    views=data.views,
+  )
+
+
+def batches(
+  experiment: Experiment, words: Words | None, start: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """This process's part of every batch from step `start` on."""
+  data = experiment.data
+  return pipeline.batches(
+    data.source,
+    batch=data.batch,
+    seed=experiment.seed,
+    augment=data.augment,
+    tokenizer=words,
+    views=data.views,
+    start=start,
+    share=(jax.process_index(), jax.process_count()),
+    threads=data.threads,
+  )

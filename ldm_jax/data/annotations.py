@@ -1,0 +1,116 @@
+"""What lies beside a picture: maps of classes, masks, depths, boxes."""
+
+import json
+import pathlib
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+from PIL import Image, UnidentifiedImageError
+
+# Endings of the files beside a picture, by the name of the array they become.
+ENDINGS = {
+  "segmap": ".map.png",
+  "mask": ".mask.png",
+  "depth": ".depth.png",
+  "boxes": ".boxes.json",
+}
+
+
+def read_plane(
+  path: str | pathlib.Path, size: tuple[int, int] | None = None
+) -> np.ndarray:
+  """The numbers of a picture of one channel, whole.
+
+  Args:
+    size: height and width that it must have.
+
+  Raises:
+    ValueError: it is no such picture, or of another size.
+  """
+  try:
+    with Image.open(path) as image:
+      mode = image.mode
+      plane = np.array(image)
+  except (OSError, UnidentifiedImageError) as error:
+    raise ValueError(f"{path} is no picture: {error}") from error
+  if plane.ndim != 2:
+    raise ValueError(
+      f"{path} has colours ({mode}); needed is one channel: grey values or "
+      "palette indices"
+    )
+  if size is not None and plane.shape != size:
+    raise ValueError(
+      f"{path} is {plane.shape[0]} x {plane.shape[1]}, its picture "
+      f"{size[0]} x {size[1]}; they must be of one size"
+    )
+  return plane
+
+
+def read_map(
+  path: str | pathlib.Path, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "h w"]:
+  """A map of classes, 0 to 255; raises as `read_plane`."""
+  plane = read_plane(path, size)
+  if plane.max(initial=0) > 255:
+    raise ValueError(f"{path} has class {plane.max()}; 255 is the most")
+  return plane.astype(np.uint8)
+
+
+def read_mask(
+  path: str | pathlib.Path, size: tuple[int, int] | None = None
+) -> Bool[np.ndarray, "h w"]:
+  """True where it is lighter than half; raises as `read_plane`."""
+  plane = read_plane(path, size)
+  return plane >= (1 if plane.dtype == bool else 128)
+
+
+def read_depth(
+  path: str | pathlib.Path, size: tuple[int, int] | None = None
+) -> Float32[np.ndarray, "h w"]:
+  """From -1 to 1, the least to the most of the picture.
+
+  As Stable Diffusion 2's depth model was trained on MiDaS. Raises as
+  `read_plane`.
+  """
+  plane = read_plane(path, size).astype(np.float32)
+  low, high = plane.min(), plane.max()
+  return 2 * (plane - low) / max(high - low, 1e-6) - 1
+
+
+def read_boxes(path: str | pathlib.Path) -> Float[np.ndarray, "k 5"]:
+  """x0, y0, x1, y1 in [0, 1] and a class, of a JSON list of objects.
+
+  Such as [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}]: left, top, right, bottom.
+
+  Raises:
+    ValueError: it is no such list.
+  """
+  try:
+    entries = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    rows = [[*entry["box"], entry["class"]] for entry in entries]
+    boxes = np.asarray(rows, np.float64).reshape(-1, 5)
+  except OSError as error:
+    raise ValueError(f"{path}: {error}") from error
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f"{path} must hold a list such as "
+      '[{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}]'
+    ) from error
+  low, high = boxes[:, :2], boxes[:, 2:4]
+  is_inside = (low >= 0).all() and (high <= 1).all() and (low < high).all()
+  if not is_inside or (boxes[:, 4] < 0).any():
+    raise ValueError(
+      f"{path}: every box is left, top, right, bottom, rising within 0 to 1, "
+      "and every class 0 or more"
+    )
+  return boxes
+
+
+def padded(
+  boxes: Float[np.ndarray, "k 5"], objects: int
+) -> Float32[np.ndarray, "objects 5"]:
+  """So many rows: the first ones, and rows of -1."""
+  rows = np.full((objects, 5), -1, np.float32)
+  few = boxes[:objects]
+  rows[: len(few)] = few
+  return rows

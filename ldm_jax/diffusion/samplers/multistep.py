@@ -1,0 +1,142 @@
+"""Samplers that remember eps: Adams' methods in their several variables.
+
+With x / signal as the unknown and r = sigma / signal as time, dx/dr = eps, so
+a polynomial through the last answers is integrated over the step.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from ldm_jax.diffusion.samplers.grids import Grid
+from ldm_jax.diffusion.samplers.program import (
+  EPS,
+  X0,
+  A,
+  B,
+  C,
+  D,
+  E,
+  Row,
+  X,
+  row,
+)
+from ldm_jax.diffusion.schedule import LEAST, Level
+
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
+
+
+def weights(
+  nodes: Sequence[float | int],
+  start: float,
+  end: float,
+  variable: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+  """Integrals over r of the Lagrange polynomials in variable(r).
+
+  By Gauss's rule in ln r, or in r where the step ends at 0; exact to rounding
+  for polynomials of r, and for those of ln r away from 0.
+  """
+  if end > 0:
+    low, high = np.log(start), np.log(end)
+    u = (high + low) / 2 + (high - low) / 2 * NODES
+    r, measure = np.exp(u), (high - low) / 2 * WEIGHTS * np.exp(u)
+  else:
+    r, measure = start / 2 * (1 + NODES), -start / 2 * WEIGHTS
+  places, points = variable(np.asarray(nodes)), variable(r)
+  found = []
+  for k, place in enumerate(places):
+    others = np.delete(places, k)
+    basis = np.prod((points[:, None] - others) / (place - others), axis=1)
+    found.append(np.sum(measure * basis))
+  return np.array(found)
+
+
+def _adams(grid, order, variable):
+  """One step over the grid per answer, `order` answers in each."""
+  steps, levels = grid.steps(), grid.levels
+  for i, (s, t) in enumerate(steps):
+    now = order(i)
+    nodes = [levels[i - k].ratio for k in range(now)]
+    parts = weights(nodes, s.ratio, t.ratio, variable)
+    moved = sum(w * e for w, e in zip(parts, (EPS, A, B, C), strict=False))
+    start = X0 + s.ratio * EPS
+    yield row(s, t, x=t.signal * (start + moved), a=EPS, b=A, c=B)
+
+
+def lms(grid: Grid, order: int = 4) -> Iterator[Row]:
+  """Linear multistep: Adams-Bashforth in sigma / signal, k-diffusion's LMS."""
+  return _adams(grid, lambda i: min(i + 1, order), lambda r: r)
+
+
+def deis(grid: Grid, order: int = 3) -> Iterator[Row]:
+  """DEIS in log-rho: polynomials in ln(sigma / signal)  (Zhang and Chen 2023).
+
+  Their table 2's "rho-AB" with the logarithm as variable, which diffusers and
+  others know as DEIS.
+  """
+  return _adams(grid, lambda i: grid.order(i, order), np.log)
+
+
+def transfer(s: Level, t: Level, x: np.ndarray, eps: np.ndarray) -> np.ndarray:
+  """DDIM's step from any x with any eps  (Liu et al. 2022, eq. 11)."""
+  kept = t.signal / s.signal
+  return kept * x + (t.sigma - kept * s.sigma) * eps
+
+
+# Adams-Bashforth on an even grid, the newest answer first.
+_EVEN = {
+  2: np.array([3, -1]) / 2,
+  3: np.array([23, -16, 5]) / 12,
+  4: np.array([55, -59, 37, -9]) / 24,
+}
+
+
+def plms(grid: Grid) -> Iterator[Row]:
+  """Pseudo linear multistep  (Liu et al. 2022), as LDM begins it.
+
+  The first step is Heun's: asked at both ends, so n steps ask n + 1 times.
+  """
+  yield from _even(grid, [], 0)
+
+
+def pndm_prk(grid: Grid) -> Iterator[Row]:
+  """Three pseudo Runge-Kutta steps, then plms  (Liu et al. 2022, alg. 2).
+
+  Asks 9 times more than there are steps; fewer than 4 steps are plms's.
+  """
+  steps = grid.steps()
+  if len(steps) < 4:
+    yield from plms(grid)
+    return
+  kept = []
+  for s, t in steps[:3]:
+    middle = grid.schedule.level_at((s.time + t.time) // 2, LEAST)
+    older = dict(zip("de", kept, strict=False))
+    kept = [C, D]
+    yield row(
+      s, middle, x=transfer(s, middle, X, EPS), a=X, b=EPS / 6, c=EPS, **older
+    )
+    yield row(middle, middle, x=transfer(s, middle, A, EPS), b=B + EPS / 3)
+    yield row(middle, t, x=transfer(s, t, A, EPS), b=B + EPS / 3)
+    yield row(t, t, x=transfer(s, t, A, B + EPS / 6))
+  yield from _even(grid, [C, D, E], 3)
+
+
+def _even(grid: Grid, kept: list[np.ndarray], first: int) -> Iterator[Row]:
+  """The steps from number `first` on, `kept` being the answers before."""
+  steps = grid.steps()
+  for i in range(first, len(steps)):
+    s, t = steps[i]
+    if i == 0:
+      yield row(s, t, x=transfer(s, t, X, EPS), a=X, c=EPS)
+      if len(steps) > 1:
+        yield row(grid.levels[1], t, x=transfer(s, t, A, (EPS + C) / 2))
+      kept = [C]
+      continue
+    answers = [EPS, *kept][:4]
+    mixed = sum(
+      w * e for w, e in zip(_EVEN[len(answers)], answers, strict=True)
+    )
+    yield row(s, t, x=transfer(s, t, X, mixed), c=EPS, d=C, e=D)
+    kept = [C, D, E][: len(answers)]

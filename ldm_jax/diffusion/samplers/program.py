@@ -1,0 +1,161 @@
+"""A sampler as data: rows of numbers, and the one scan that follows them.
+
+Whatever its name, a sampler asks the network at some level, and then mixes
+what it has: the point x it asked at, the answer (x0, eps), fresh noise, and a
+few tensors it kept. All mixing is linear, with numbers that depend on the grid
+alone. So a sampler is a table of such numbers, made on the host in float64,
+and one scan runs all of them: neither another sampler nor other steps, nor
+another eta compile anything.
+
+In a row the basis is written out, so formulas read as in the papers:
+
+  row(s, t, x=t.signal * X0 + t.sigma * EPS)          # DDIM
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from ldm_jax.diffusion.prediction import Denoiser
+from ldm_jax.diffusion.schedule import Level
+
+CHUNK = 10
+REGISTERS = "xabcde"  # x and what is kept beside it from row to row
+
+# The basis. X is the point asked at; A to E are kept; X0, EPS are the answer.
+X, A, B, C, D, E, X0, EPS, NOISE = np.eye(9)
+
+
+class Row(NamedTuple):
+  """One question to the network and what follows, or a stack of them.
+
+  Attributes:
+    asked: the level of x.
+    reached: the level of the next x, for whoever mends it.
+    mix: [6, 9], the next registers over the basis.
+    index: counts rows from 0 and names the row's noise.
+    is_active: false in the tail that fills the last chunk.
+  """
+
+  # Any: float64 on the host, arrays on devices.
+  asked: Level
+  reached: Level
+  mix: Any
+  index: Any
+  is_active: Any
+
+
+# What is asked of x after a row, such as to take a known region from an image.
+Mend = Callable[[Float[Array, "b *rest"], Level], Float[Array, "b *rest"]]
+
+
+def row(asked: Level, reached: Level, **registers: np.ndarray) -> Row:
+  """One row; registers that are not named stay as they are."""
+  mix = np.eye(len(REGISTERS), len(X))
+  for name, value in registers.items():
+    mix[REGISTERS.index(name)] = value
+  return Row(asked, reached, mix, np.int32(0), np.bool_(True))
+
+
+def stack(rows: Sequence[Row]) -> Row:
+  """All rows of a sampler as one, numbered.
+
+  Raises:
+    FloatingPointError: a number of theirs is not finite.
+  """
+  if not all(np.isfinite(each.mix).all() for each in rows):
+    raise FloatingPointError("a sampler's coefficients are not finite")
+  program = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+  return program._replace(index=np.arange(len(rows), dtype=np.int32))
+
+
+def chunks(program: Row, length: int = CHUNK) -> Iterator[Row]:
+  """Cuts a program into pieces of `length` rows; masked ones fill the last."""
+  count = len(program.index)
+  missing = -count % length
+  pad = lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+  padded = jax.tree.map(pad, program)
+  for start in range(0, count, length):
+    rows = slice(start, start + length)
+    yield jax.tree.map(operator.itemgetter(rows), padded)
+
+
+def image_keys(
+  key: Key[Array, ""], indices: Int[Array, " b"]
+) -> Key[Array, " b"]:
+  """A key per image, a function of (key, index) alone, not of the batch."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+
+
+def normal(
+  keys: Key[Array, " b"], shape: tuple[int, ...], dtype=jnp.float32
+) -> Float[Array, "b ..."]:
+  """Standard normal noise of `shape` for every image from its own key."""
+  return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+
+
+def initial_noise(
+  keys: Key[Array, " b"], shape: tuple[int, ...]
+) -> Float[Array, "b ..."]:
+  """x_T ~ N(0, I); the samplers' own noise never meets this stream."""
+  return normal(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), shape)
+
+
+def begin(xt: Float[Array, "b *rest"]) -> Float[Array, "r b *rest"]:
+  """The registers before the first row: x alone."""
+  dtype = jnp.promote_types(xt.dtype, jnp.float32)
+  empty = jnp.zeros((len(REGISTERS) - 1, *xt.shape), dtype)
+  return jnp.concatenate([xt.astype(dtype)[None], empty])
+
+
+def run(
+  denoise: Denoiser,
+  state: Float[Array, "r b *rest"],
+  program: Row,
+  keys: Key[Array, " b"],
+  mend: Mend = lambda x, level: x,
+) -> Float[Array, "r b *rest"]:
+  """Follows every active row of `program` in one scan.
+
+  Args:
+    state: registers, of `begin` or of the chunk before; x is the first.
+    keys: one per image; row i of it draws from fold_in(key, 1 + i).
+    mend: what is done to x after every row, at the level it has reached.
+  """
+
+  def advance(state: Array, each: Row) -> Array:
+    x0, eps = denoise(state[0], each.asked)
+    row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1 + each.index)
+    noise = normal(row_keys, state.shape[2:], state.dtype)
+    basis = jnp.concatenate([state, jnp.stack([x0, eps, noise])])
+    state = jnp.tensordot(each.mix, basis, 1, precision="highest")
+    return state.at[0].set(mend(state[0], each.reached))
+
+  def body(state: Array, each: Row) -> tuple[Array, None]:
+    return jax.lax.cond(
+      each.is_active, advance, lambda state, _: state, state, each
+    ), None
+
+  program = jax.tree.map(
+    lambda x: jnp.asarray(
+      x, state.dtype if jnp.issubdtype(x.dtype, jnp.floating) else None
+    ),
+    program,
+  )
+  return jax.lax.scan(body, state, program)[0]
+
+
+def sample(
+  denoise: Denoiser,
+  xt: Float[Array, "b *rest"],
+  program: Row,
+  keys: Key[Array, " b"],
+  mend: Mend = lambda x, level: x,
+) -> Float[Array, "b *rest"]:
+  """A whole program in one scan, from x_T to where it lands."""
+  return run(denoise, begin(xt), program, keys, mend)[0]

@@ -1,0 +1,216 @@
+"""Where an order begins: noise, or pictures with some of it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ldm_jax.beside import small
+from ldm_jax.diffusion import samplers
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.spatial import (
+  LowResolution,
+  Masked,
+  MaskedImage,
+  first_of_cells,
+)
+from ldm_jax.pixels import to_float
+from ldm_jax.runtime.sharding import Sharding
+from ldm_jax.sampling.darkroom import Darkroom
+from ldm_jax.sampling.scene import Known, grain, shrink, slerp
+from ldm_jax.sampling.settings import Given, Order, Settings
+
+_PICTURES = 0  # the stream of image keys
+
+
+class Start(NamedTuple):
+  """The beginning of a batch.
+
+  Attributes:
+    state: registers at the first level.
+    keys: one per image, for the noise to come.
+    known: what is kept of a picture, or None.
+    seen: pictures that conditioners read, by what each reads.
+    hint: what a ControlNet reads, in [0, 1], or None.
+  """
+
+  state: Array
+  keys: Array
+  known: Known | None = None
+  seen: dict[str, Any] | None = None
+  hint: Array | None = None
+
+
+class Starter:
+  """Makes beginnings for one model."""
+
+  def __init__(
+    self,
+    model: LatentDiffusion,
+    darkroom: Darkroom,
+    sharding: Sharding,
+  ):
+    """Compiles nothing yet."""
+    self._model, self._darkroom = model, darkroom
+    self._sharding = sharding
+    self._initial = jax.jit(samplers.initial_noise, static_argnums=1)
+    self._registers = jax.jit(lambda xt, scale: samplers.begin(xt * scale))
+
+  def check(self, settings: Settings, order: Order) -> None:
+    """Whether an order can be drawn.
+
+    Raises:
+      ValueError: its noise or pictures are not of the shapes that its images
+        need, or the model asks for others.
+    """
+    shape, unit = self._shape(settings), self._model.unit
+    for side in (settings.height, settings.width):
+      if side % unit:
+        raise ValueError(
+          f"images of {settings.height} x {settings.width}: the networks halve "
+          f"them to a {unit}th; try {max(unit, round(side / unit) * unit)} in "
+          f"place of {side}"
+        )
+    if order.noise is not None:
+      _check_noise(settings, order, shape)
+    given, model = order.given, self._model
+    enlarges = model.part(LowResolution)
+    if model.part(MaskedImage) and (
+      given.images is None or given.masks is None
+    ):
+      raise ValueError(
+        "this model is for inpainting; give it an image and a mask (--image, "
+        "--mask)"
+      )
+    if enlarges:
+      if given.images is None:
+        raise ValueError(
+          "this model is for upscaling; give it an image (--image)"
+        )
+      most = enlarges.levels - 1
+      if enlarges.levels and not 0 <= settings.noise_level <= most:
+        raise ValueError(
+          f"noise level must be 0 to {most}, got {settings.noise_level}"
+        )
+      if given.masks is not None or given.hints is not None:
+        raise ValueError("an upscaler reads an image alone; leave masks out")
+      small = (order.count, *shape[:2])
+      if given.images.shape[:3] != small:
+        raise ValueError(f"images of {given.images.shape}; needed is {small}")
+      return
+    has_control = self._model.control is not None
+    if has_control != (given.hints is not None):
+      raise ValueError(
+        "a ControlNet and the picture that it reads go together "
+        "(--controlnet, --control_image)"
+      )
+    size = (order.count, settings.height, settings.width)
+    for name in ("images", "masks", "hints"):
+      array = getattr(given, name)
+      if array is not None and array.shape[:3] != size:
+        raise ValueError(f"{name} of {array.shape}; the order is of {size}")
+
+  def start(
+    self,
+    settings: Settings,
+    order: Order,
+    given: Given,
+    plan: samplers.Plan,
+    rows: Int[np.ndarray, " b"],
+  ) -> Start:
+    """The beginning of the images `rows`, for which `given` is given."""
+    start = self._without_hint(settings, order, given, plan, rows)
+    if given.hints is None:
+      return start
+    hint = self._sharding.whole(given.hints.astype(np.float32) / 255)
+    return start._replace(hint=hint)
+
+  def _without_hint(
+    self,
+    settings: Settings,
+    order: Order,
+    given: Given,
+    plan: samplers.Plan,
+    rows: Int[np.ndarray, " b"],
+  ) -> Start:
+    whole = self._sharding.whole
+    noise, keys = self._noise(settings, order, rows)
+    if given.images is None:
+      return Start(self._registers(noise, plan.start), keys)
+    if enlarges := self._model.part(LowResolution):
+      noises = grain(given.images.shape[1:], settings.noise_level, keys)
+      seen = small(self._model, to_float(whole(given.images)), noises)
+      state = self._registers(noise, plan.start)
+      return Start(state, keys, seen={enlarges.reads: seen})
+    known, seen = None, {}
+    latents = self._darkroom.encode(given.images, tile=settings.tile)
+    masks = given.masks
+    if masks is not None:
+      stride = self._model.first_stage.stride
+      if part := self._model.part(MaskedImage):
+        kept = self._darkroom.encode(given.images, masks, settings.tile)
+        cells = whole(first_of_cells(masks, stride))
+        seen[part.reads] = Masked(kept, cells)
+      else:
+        is_first = settings.recipe.compat is not None
+        cells = first_of_cells if is_first else shrink
+        known = Known(latents, noise, whole(cells(masks, stride)))
+    if masks is not None and settings.strength == 1:
+      state = self._registers(noise, plan.start)
+      return Start(state, keys, known, seen)
+    first = jax.tree.map(lambda x: jnp.float32(x[0]), plan.program.asked)
+    xt = first.signal * latents + first.sigma * noise
+    return Start(self._registers(xt, 1.0), keys, known, seen)
+
+  def _noise(
+    self, settings: Settings, order: Order, rows: Int[np.ndarray, " b"]
+  ) -> tuple[Array, Array]:
+    """Noise of unit variance for the images `rows`, and their keys."""
+    whole, keys = self._sharding.whole, self.keys(settings, rows)
+    if order.shares is None and order.variation is None:
+      return self._noise_of(settings, order, rows), keys
+    first = self._noise_of(settings, order, np.zeros_like(rows))
+    if order.variation is not None:
+      own = self._noise_of(settings, order, rows)
+      share = np.where(rows == 0, 0, order.variation)
+      return slerp(first, own, whole(np.float32(share))), keys
+    keys = self.keys(settings, np.zeros_like(rows))
+    if order.toward is not None:
+      return first, keys
+    second = self._noise_of(settings, order, np.ones_like(rows))
+    shares = whole(order.shares[rows].astype(np.float32))
+    return slerp(first, second, shares), keys
+
+  def _noise_of(
+    self, settings: Settings, order: Order, rows: Int[np.ndarray, " b"]
+  ) -> Array:
+    """The noise that is given, or the seed's."""
+    if order.noise is not None:
+      return self._sharding.whole(order.noise[rows].astype(np.float32))
+    return self._initial(self.keys(settings, rows), self._shape(settings))
+
+  def keys(self, settings: Settings, rows: Int[np.ndarray, " b"]) -> Array:
+    """A key per image; an image is (seed, index)."""
+    root = jax.random.fold_in(jax.random.key(settings.seed), _PICTURES)
+    return samplers.image_keys(root, self._sharding.whole(rows))
+
+  def _shape(self, settings: Settings) -> tuple[int, int, int]:
+    first_stage = self._model.first_stage
+    return first_stage.latent_shape(settings.height, settings.width)
+
+
+def _check_noise(
+  settings: Settings, order: Order, shape: tuple[int, int, int]
+) -> None:
+  """Raises ValueError for noise of another shape than an order needs."""
+  count, what = order.count, f"{order.count} images"
+  if order.shares is not None:
+    count = 1 if order.toward is not None else 2
+    what = "the ends of a way between images"
+  if order.noise.shape != (count, *shape):
+    raise ValueError(
+      f"initial latents of shape {order.noise.shape}; {what} of "
+      f"{settings.height} x {settings.width} need {(count, *shape)}"
+    )

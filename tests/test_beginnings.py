@@ -1,0 +1,329 @@
+"""Stage two that begins from a model: fine-tuning, wider inputs, LoRA.
+
+And, in the slow tier, every condition of the glyphs from config to judge.
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.commands import convert, report, retrieve, sample, train
+from ldm_jax.commands.doors import Stop
+from ldm_jax.commands.models import open_model
+from ldm_jax.commands.starting import begun, widened
+from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.nn.conditioner import Condition
+from ldm_jax.nodes import ConfigError
+from ldm_jax.run import Run
+from ldm_jax.runtime.sharding import MeshShape
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+DATA = [
+  "--config.data.batch=8",
+  "--config.data.held_out=8",
+  "--config.reports.every=1",
+  "--config.reports.previews_every=0",
+  "--config.checkpoints.every=100",
+]
+STAGE = [
+  "--config.task.autoencoder.trunk.channels=8",
+  "--config.task.autoencoder.trunk.multipliers=1,2",
+  "--config.task.autoencoder.trunk.groups=4",
+  *DATA,
+]
+NET = [
+  "--config.task.model.unet.channels=16",
+  "--config.task.model.unet.groups=4",
+  "--config.task.model.unet.multipliers=1,",
+  "--config.task.model.unet.attention.depths=1,",
+]
+WORDS = ["--config.task.model.conditioners.0.encoder.width=16"]
+TWO = [*NET, *WORDS, *DATA]
+
+
+def run(config, folder, steps, *flags):
+  flags = [
+    f"--config={CONFIGS / f'glyphs_{config}.py'}",
+    f"--workdir={folder}",
+    f"--config.steps={steps}",
+    *flags,
+  ]
+  return train.main(flags)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  root = tmp_path_factory.mktemp("beginnings")
+  assert run("autoencoder", root / "one", 2, *STAGE) == 0
+  first = f"--config.first_stage={root / 'one'}"
+  assert run("text", root / "text", 4, first, *TWO) == 0
+  return root
+
+
+def params_of(folder):
+  opened = open_model(str(folder))
+  return opened, jax.tree.map(
+    np.asarray,
+    {"unet": opened.params.unet, "conditioners": opened.params.conditioners},
+  )
+
+
+def test_fine_tuning_begins_where_the_start_stands(runs, tmp_path):
+  """At a rate of almost nothing it is still the start; first stage, scale and
+  words are the start's too."""
+  start = f"--config.start={runs / 'text'}"
+  still = "--config.task.optimizer.rate=1e-12"
+  assert run("finetune", tmp_path / "same", 1, start, still, *TWO) == 0
+  opened, found = params_of(tmp_path / "same")
+  before, wanted = params_of(runs / "text")
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted
+  )
+  assert opened.params.latent_scale == before.params.latent_scale
+  assert opened.words.encode(["red"]).tolist() == (
+    before.words.encode(["red"]).tolist()
+  )
+  stages = (o.params.first_stage for o in (opened, before))
+  jax.tree.map(np.testing.assert_array_equal, *stages)
+
+
+@pytest.mark.slow
+def test_fine_tuning_goes_on_without_its_start(runs, tmp_path):
+  start = f"--config.start={runs / 'text'}"
+  folder = tmp_path / "tuned"
+  assert run("finetune", folder, 2, start, *TWO) == 0
+  assert run("finetune", folder, 3, *TWO) == 0
+  assert Run.open(str(folder)).step == 3
+
+
+def test_a_lora_trains_its_factors_alone(runs, tmp_path, capsys):
+  start = f"--config.start={runs / 'text'}"
+  folder = tmp_path / "lora"
+  assert run("lora", folder, 3, start, *TWO) == 0
+  made = Run.open(str(folder))
+  sharding = MeshShape().build()
+  factors = made.trained(sharding)
+  base = made.frozen(sharding).base
+  _, wanted = params_of(runs / "text")
+  jax.tree.map(np.testing.assert_array_equal, base, wanted)
+  _, merged = params_of(folder)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    merged["conditioners"],
+    wanted["conditioners"],
+  )
+  differ = jax.tree.map(
+    lambda a, b: bool((a != b).any()), merged["unet"], wanted["unet"]
+  )
+  assert any(jax.tree.leaves(differ)) and factors.keys() == {"unet"}
+  # It draws, goes on, and is written for others, who get the same matrices.
+  out = tmp_path / "drawn"
+  flags = [f"--model={folder}", "--prompt=a red circle", "--steps=2"]
+  assert sample.main([*flags, f"--out={out}"]) == 0
+  assert (out / "00000.png").exists()
+  assert run("lora", folder, 4, *TWO) == 0
+  file = tmp_path / "lora.safetensors"
+  assert convert.main([str(folder), str(file), "--lora=kohya"]) == 0
+  merged_file = tmp_path / "merged"
+  flags = [f"--model={runs / 'text'}", f"--lora={file}", "--output=latent"]
+  flags += ["--prompt=a red circle", "--steps=2"]
+  assert sample.main([*flags, f"--out={merged_file}"]) == 0
+  flags[0], flags[1] = f"--model={folder}", "--seed=0"
+  assert sample.main([*flags, f"--out={tmp_path / 'own'}"]) == 0
+  a, b = (np.load(p / "latents.npy") for p in (merged_file, tmp_path / "own"))
+  np.testing.assert_allclose(a, b, atol=2e-4)
+  with pytest.raises(Stop, match="trained whole matrices"):
+    convert.main([str(runs / "text"), str(tmp_path / "no"), "--lora=peft"])
+
+
+def test_a_wider_input_answers_as_before(runs):
+  """Zeros for the new channels, before the coordinates (systems: SD's
+  inpainting models begin so)."""
+  opened, _ = params_of(runs / "text")
+  unet = opened.model.unet
+  kernel = opened.params.unet["params"]["conv_in"]["kernel"]
+  wide = widened(kernel, kernel.shape[2] + 9, 4 * unet.octaves)
+  rng = np.random.default_rng(0)
+  xt = jnp.asarray(rng.standard_normal((2, 8, 8, 8)), jnp.float32)
+  more = jnp.asarray(rng.standard_normal((2, 8, 8, 9)), jnp.float32)
+  t = jnp.array([3.0, 800.0])
+  context = jnp.asarray(rng.standard_normal((2, 5, 16)), jnp.float32)
+  vector = jnp.asarray(rng.standard_normal((2, 16)), jnp.float32)
+  stir = lambda x: x + 0.1
+  params = jax.tree.map(stir, opened.params.unet)
+  params["params"]["conv_in"]["kernel"] = kernel
+  said = Condition(context, vector=vector)
+  before = unet.apply(params, xt, t, said)
+  params["params"]["conv_in"]["kernel"] = wide
+  after = unet.apply(params, xt, t, said.replace(concat=more))
+  np.testing.assert_allclose(after, before, atol=1e-5)
+  with pytest.raises(ConfigError, match="reads"):
+    widened(kernel, 3)
+
+
+@pytest.mark.slow
+def test_inpainting_begins_from_a_text_model(runs, tmp_path):
+  start = f"--config.start={runs / 'text'}"
+  folder = tmp_path / "filled"
+  assert run("text_and_mask", folder, 2, start, *TWO) == 0
+  image, mask = Glyphs()[0]["image"], np.zeros((32, 32), np.uint8)
+  mask[8:20, 4:30] = 255
+  Image.fromarray(image).save(tmp_path / "image.png")
+  Image.fromarray(mask).save(tmp_path / "mask.png")
+  out = tmp_path / "out"
+  flags = [
+    f"--image={tmp_path / 'image.png'}",
+    f"--mask={tmp_path / 'mask.png'}",
+  ]
+  flags += [f"--model={folder}", "--prompt=a red circle", "--steps=2"]
+  assert sample.main([*flags, f"--out={out}"]) == 0
+  drawn = np.asarray(Image.open(out / "00000.png"))
+  np.testing.assert_array_equal(drawn[mask == 0], image[mask == 0])
+  assert (drawn[mask > 0] != image[mask > 0]).any()
+
+
+def test_another_network_is_no_start(runs, tmp_path):
+  start = f"--config.start={runs / 'text'}"
+  wide = [f.replace("=16", "=24") if "channels" in f else f for f in TWO]
+  with pytest.raises(Stop, match="another one than the config's") as stop:
+    run("finetune", tmp_path / "x", 1, start, *wide)
+  assert stop.value.code == 2 and not (tmp_path / "x").exists()
+  with pytest.raises(Stop, match=r"--config\.start"):
+    run("lora", tmp_path / "y", 1, *TWO)
+  with pytest.raises(Stop, match="of stage two"):
+    run("autoencoder", tmp_path / "z", 1, start, *STAGE)
+
+
+def test_what_the_start_lacks_is_fresh(runs):
+  opened, params = params_of(runs / "text")
+  more = {"label": {"params": {"table": np.ones((3, 3))}}}
+  fresh = params | {"conditioners": params["conditioners"] | more}
+  task = Run.open(str(runs / "text")).experiment.task
+  found = begun(task, fresh, opened)
+  assert found["conditioners"]["label"] is more["label"]
+
+
+# The slow tier: from config to judge.
+
+
+SHOWS = {
+  "class": ["--class_label=3"],
+  "segmentation": ["--segmap={map}"],
+  "segmentation_tokens": ["--segmap={map}"],
+  "layout": ["--layout={boxes}"],
+  "inpainting": ["--image={image}", "--mask={mask}"],
+  "upscaling": ["--image={low}"],
+  "unconditional": [],
+  "flow": ["--prompt=a red circle"],
+  "neighbours": ["--neighbours={rows}"],
+}
+WANTED = {
+  "class": "class_accuracy",
+  "segmentation": "mean_iou",
+  "segmentation_tokens": "mean_iou",
+  "layout": "layout_iou",
+  "inpainting": "changed_outside",
+  "upscaling": "consistency",
+  "unconditional": "legal",
+  "flow": "all",
+  "neighbours": "agreement",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+  """What sample.py is given, by name."""
+  root, item = tmp_path_factory.mktemp("given"), Glyphs()[5]
+  Image.fromarray(item["image"]).save(root / "image.png")
+  low = item["image"].reshape(8, 4, 8, 4, 3).mean((1, 3)).astype(np.uint8)
+  Image.fromarray(low).save(root / "low.png")
+  Image.fromarray(item["segmap"]).save(root / "map.png")
+  mask = np.zeros((32, 32), np.uint8)
+  mask[4:12, 4:12] = 255
+  Image.fromarray(mask).save(root / "mask.png")
+  box = {
+    "class": int(item["boxes"][0, 4]),
+    "box": item["boxes"][0, :4].tolist(),
+  }
+  (root / "boxes.json").write_text(json.dumps([box]))
+  rows = np.random.default_rng(0).standard_normal((4, 2048))
+  np.save(root / "rows.npy", rows.astype(np.float32))
+  names = {"boxes": "boxes.json", "rows": "rows.npy"}
+  names |= {n: f"{n}.png" for n in ("image", "low", "map", "mask")}
+  return {name: root / file for name, file in names.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("show", SHOWS)
+def test_every_condition_from_config_to_judge(
+  runs, files, tmp_path, monkeypatch, capsys, show
+):
+  monkeypatch.chdir(tmp_path)
+  first = runs / "stage"
+  if not first.exists():  # two halvings, as the configs' maps need
+    stage = [f.replace("=1,2", "=1,1,1") for f in STAGE]
+    assert run("autoencoder", first, 2, *stage) == 0
+  flags = [f"--config.first_stage={first}", *NET, *DATA]
+  if show == "flow":
+    flags += WORDS
+  if show == "neighbours":
+    (tmp_path / "runs").mkdir()
+    search = ["--config=" + str(CONFIGS / "glyphs_neighbours.py")]
+    monkeypatch.setattr(Glyphs, "__len__", lambda self: min(self.size, 64))
+    asked = [f"--encoder={first}", "--out=runs/neighbours"]
+    assert retrieve.main([*search, *asked]) == 0
+  folder = tmp_path / "two"
+  assert run(show, folder, 2, *flags) == 0
+  out = tmp_path / "out"
+  asked = [flag.format(**files) for flag in SHOWS[show]]
+  if show == "neighbours":
+    rows = np.load("runs/neighbours/database.npy")[:4]
+    np.save("rows.npy", rows)
+    asked = ["--neighbours=rows.npy"]
+  flags = [f"--model={folder}", "--steps=2", "--num=2", f"--out={out}"]
+  assert sample.main([*flags, *asked]) == 0
+  assert (out / "00001.png").exists()
+  capsys.readouterr()
+  told = [f"--model={folder}", f"--out={tmp_path / 'r'}", "--num=8"]
+  assert report.main([*told, "--steps=2"]) == 0
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert WANTED[show] in found and "legal" in found
+  if show == "inpainting":
+    assert found["changed_outside"] == 0
+
+
+@pytest.mark.slow
+def test_a_classifier_trains_and_leads(runs, tmp_path, capsys):
+  first = f"--config.first_stage={runs / 'one'}"
+  small = ["channels=16", "groups=4", "multipliers=1,", "attention.depths=1,"]
+  half = [f"--config.task.classifier.{flag}" for flag in small]
+  judge, plain = tmp_path / "classifier", tmp_path / "plain"
+  assert run("classifier", judge, 2, first, *half, *DATA) == 0
+  assert run("unconditional", plain, 2, first, *NET, *DATA) == 0
+  flags = [f"--model={plain}", "--steps=2", "--output=latent"]
+  drawn = []
+  for scale in (0, 1, 50):
+    out = tmp_path / f"s{scale}"
+    asked = [f"--classifier={judge}", f"--classifier_scale={scale}"]
+    asked += ["--class_label=3", f"--out={out}"]
+    assert sample.main([*flags, *asked]) == 0
+    drawn.append(np.load(out / "latents.npy"))
+  assert sample.main([*flags, f"--out={tmp_path / 'bare'}"]) == 0
+  np.testing.assert_allclose(
+    drawn[0], np.load(tmp_path / "bare" / "latents.npy"), atol=1e-5
+  )
+  gaps = [np.abs(d - drawn[0]).max() for d in drawn[1:]]
+  assert 0 < gaps[0] < gaps[1]
+  for wrong, line in (
+    ([f"--classifier={judge}"], "go together"),
+    ([f"--classifier={judge}", "--class_label=48"], "must be 0 to 47"),
+    ([f"--classifier={plain}", "--class_label=1"], "needed is one of"),
+  ):
+    with pytest.raises(Stop, match=line) as stop:
+      sample.main([*flags, *wrong, f"--out={tmp_path / 'w'}"])
+    assert stop.value.code == 2

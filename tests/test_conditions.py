@@ -1,0 +1,281 @@
+"""Every conditioner: what it says, its null, and what gradients reach."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.beside import Grain, look, small
+from ldm_jax.diffusion.schedule import Schedule, q_sample
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.conditioner import (
+  ClassEmbedder,
+  LayoutEmbedder,
+  SizeEmbedder,
+  TextEmbedder,
+)
+from ldm_jax.nn.conditioners import has_null
+from ldm_jax.nn.spatial import (
+  Embeddings,
+  LowResolution,
+  MapEmbedder,
+  Masked,
+  MaskedImage,
+  Small,
+)
+from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.pixels import to_float
+from ldm_jax.tasks.denoising import Denoising, Frozen
+
+RNG = np.random.default_rng(11)
+KEEP, DROP = jnp.array([False, False]), jnp.array([False, True])
+
+
+def heard(part, raw, drop=KEEP):
+  variables = part.init(jax.random.key(0), raw, drop)
+  return part.apply(variables, raw, drop), variables
+
+
+def segmaps():
+  return jnp.asarray(RNG.integers(0, 5, (2, 16, 8)), jnp.uint8)
+
+
+def test_a_map_is_halved_as_torch_halves_it():
+  """Bilinear by 0.5 without antialiasing is the mean of 2 x 2 pixels."""
+  raw = segmaps()
+  said, variables = heard(MapEmbedder(5, 3), raw)
+  one_hot = np.eye(5)[np.asarray(raw)]
+  for _ in range(2):
+    b, h, w, c = one_hot.shape
+    one_hot = one_hot.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+  kernel = np.asarray(variables["params"]["rescale"]["kernel"])
+  np.testing.assert_allclose(said.concat, one_hot @ kernel, atol=1e-6)
+  assert said.concat.shape == (2, 4, 2, 3) and kernel.shape == (5, 3)
+
+
+def test_a_map_as_tokens_has_a_token_for_every_cell():
+  part = MapEmbedder(5, 6, joins="context", positions=8)
+  said, variables = heard(part, segmaps(), DROP)
+  assert said.context.shape == (2, 8, 6) and said.concat is None
+  places = variables["params"]["positions"]
+  np.testing.assert_allclose(said.context[1], places, atol=1e-6)
+  assert np.abs(said.context[0] - places).max() > 0.01
+  with pytest.raises(ValueError, match="8 cells of a map"):
+    heard(part.clone(positions=9), segmaps())
+
+
+def test_a_map_that_cannot_be_halved_is_refused():
+  with pytest.raises(ValueError, match="cannot be halved"):
+    heard(MapEmbedder(5), segmaps()[:, :, :6])
+
+
+def test_both_conventions_of_inpainting():
+  """Order and values of the channels: systems.md's facts of LDM and SD."""
+  latents = jnp.asarray(RNG.standard_normal((2, 4, 4, 3)), jnp.float32)
+  mask = jnp.asarray(RNG.random((2, 4, 4, 1)) < 0.5)
+  seen = Masked(latents, mask)
+  sd, _ = heard(MaskedImage("sd"), seen)
+  np.testing.assert_array_equal(sd.concat[..., :1], mask)
+  np.testing.assert_array_equal(sd.concat[..., 1:], latents)
+  ldm, _ = heard(MaskedImage("ldm"), seen)
+  np.testing.assert_array_equal(ldm.concat[..., :3], latents)
+  np.testing.assert_array_equal(ldm.concat[..., 3:], np.where(mask, 1, -1))
+  assert MaskedImage("sd").hole == 0 and MaskedImage("ldm").hole == -1
+
+
+def test_small_pictures_bring_their_level():
+  image = jnp.asarray(RNG.standard_normal((2, 4, 4, 3)), jnp.float32)
+  seen = Small(image, jnp.array([0.0, 7.0]))
+  bare, _ = heard(LowResolution(), seen)
+  assert bare.vector is None
+  np.testing.assert_array_equal(bare.concat, image)
+  told, _ = heard(LowResolution(10, 8), seen, DROP)
+  np.testing.assert_array_equal(told.vector, np.eye(10)[[0, 7]])
+  assert not told.concat[1].any() and told.concat[0].any()
+  with pytest.raises(ValueError, match="most=350"):
+    LowResolution(10)
+
+
+def test_embeddings_are_tokens_and_their_null_is_zeros():
+  rows = jnp.asarray(RNG.standard_normal((2, 3, 8)), jnp.float32)
+  said, _ = heard(Embeddings(8), rows, DROP)
+  np.testing.assert_array_equal(said.context[0], rows[0])
+  assert not said.context[1].any()
+  with pytest.raises(ValueError, match="width 8"):
+    heard(Embeddings(9), rows)
+
+
+@pytest.mark.parametrize("joins", ["context", "vector", "both"])
+def test_a_class_may_join_the_time(joins):
+  labels = jnp.array([1, 2])
+  said, variables = heard(ClassEmbedder(4, 6, joins), labels, DROP)
+  table = variables["params"]["table"]["embedding"]
+  wanted = table[jnp.array([1, 4])]
+  assert (said.context is None) == (joins == "vector")
+  assert (said.vector is None) == (joins == "context")
+  for array in jax.tree.leaves(said):
+    np.testing.assert_array_equal(array.reshape(2, 6), wanted)
+
+
+def test_the_null_layout_has_no_object():
+  encoder = TextEncoder(50, 8, 1, 2, 4, 5)
+  part = LayoutEmbedder(encoder)
+  ids = jnp.asarray(RNG.integers(0, 49, (2, 5)), jnp.int32)
+  variables = part.init(jax.random.key(0), ids, KEEP)
+  empty = jnp.full((2, 5), 49)
+  a = part.apply(variables, ids, DROP).context
+  b = part.apply(variables, empty, KEEP).context
+  np.testing.assert_allclose(a[1], b[1], atol=1e-6)
+  assert np.abs(a[0] - b[0]).max() > 0.01
+
+
+def test_pictures_stay_unless_training_dropped_them():
+  assert not has_null(MaskedImage()) and not has_null(LowResolution())
+  assert not has_null(MapEmbedder()) and has_null(MapEmbedder(drop_rate=0.1))
+  assert has_null(Embeddings()) and has_null(ClassEmbedder(3, 4))
+  assert not has_null(SizeEmbedder())
+
+
+# Together: one model told by everything.
+
+STAGE = Autoencoder(Trunk(8, (1, 2, 2), 1, groups=4), latent_channels=4)
+TEXT = TextEmbedder(TextEncoder(30, 16, 1, 2, 8, 6), drop_rate=0.5)
+PARTS = {
+  "text": TEXT,
+  "class": ClassEmbedder(4, 16, "both", drop_rate=0.5),
+  "map": MapEmbedder(5, 3, drop_rate=0.5),
+  "map tokens": MapEmbedder(5, 16, joins="context", positions=16),
+  "layout": LayoutEmbedder(TextEncoder(50, 16, 1, 2, 8, 5), drop_rate=0.5),
+  "masked": MaskedImage("sd"),
+  "masked ldm": MaskedImage("ldm", drop_rate=0.5),
+  "low": LowResolution(),
+  "noisy low": LowResolution(10, 8),
+  "neighbours": Embeddings(16, drop_rate=0.5),
+}
+SETS = [(name,) for name in PARTS] + [
+  ("text", "masked"),
+  ("text", "class", "map", "masked", "noisy low", "neighbours", "layout"),
+  (),
+]
+
+
+def batch(count=4):
+  rng = np.random.default_rng(5)
+  return {
+    "image": rng.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8),
+    "tokens": rng.integers(4, 30, (count, 6)).astype(np.int32),
+    "label": rng.integers(0, 4, count).astype(np.int32),
+    "segmap": rng.integers(0, 5, (count, 16, 16)).astype(np.uint8),
+    "layout": rng.integers(0, 49, (count, 5)).astype(np.int32),
+    "mask": rng.random((count, 16, 16)) < 0.4,
+    "low": rng.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8),
+    "neighbours": rng.standard_normal((count, 2, 16)).astype(np.float32),
+  }
+
+
+def told_by(names):
+  parts = tuple(PARTS[name] for name in names)
+  vectors = {"class", "noisy low"} & set(names)
+  tokens = set(names) - {"map", "masked", "masked ldm", "low", "noisy low"}
+  plan = AttentionPlan((1,), heads=2, kind="transformer" if tokens else "plain")
+  unet = UNet(4, 16, (1,), 1, plan, groups=4, vector="mlp" if vectors else None)
+  is_noisy = "noisy low" in names
+  return LatentDiffusion(
+    STAGE,
+    unet,
+    parts,
+    low_noise=Schedule("linear", 1e-4, 0.02, 10) if is_noisy else None,
+  )
+
+
+@pytest.fixture(scope="module")
+def first_stage():
+  images, noise = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 4, 4, 4))
+  return jax.jit(STAGE.init)(jax.random.key(3), images, noise)
+
+
+@pytest.mark.parametrize("names", SETS, ids="+".join)
+def test_every_condition_is_heard(first_stage, names):
+  """The loss depends on every array that is read, and on nothing else."""
+  task = Denoising(told_by(names), latent_scale=1.0)
+  frozen, given = Frozen(first_stage, jnp.float32(1.0)), batch()
+  key = jax.random.key(1)
+  state = jax.jit(task.init)(key, given, frozen)
+  stir = lambda x: x + 0.3 * RNG.standard_normal(x.shape).astype(np.float32)
+  state = state.replace(ema=jax.tree.map(stir, state.params))
+  loss = jax.jit(lambda given: task.measure(state, frozen, given, key)["loss"])
+  base = loss(given)
+  reads = {PARTS[name].reads for name in names} | {"image"}
+  for name, rows in given.items():
+    changed = given | {name: np.roll(rows, 1, axis=0)}
+    assert (abs(loss(changed) - base) > 1e-6) == (name in reads), name
+
+
+# The whole set holds every kind of parameter but those of tokens of a map.
+@pytest.mark.parametrize("names", [("map tokens",), *SETS[-2:]], ids="+".join)
+def test_every_condition_trains(first_stage, names):
+  """A step moves every parameter but those nothing leads to yet."""
+  task = Denoising(told_by(names), latent_scale=1.0)
+  frozen, given = Frozen(first_stage, jnp.float32(1.0)), batch()
+  state = jax.jit(task.init)(jax.random.key(1), given, frozen)
+  step = jax.jit(task.step)
+  after = state
+  for i in range(6):  # zeros at the ends hold gradients back for a step each
+    after, metrics = step(after, frozen, given, jax.random.key(i))
+  assert np.isfinite(metrics["loss"])
+  moved = jax.tree.map(
+    lambda a, b: bool((a != b).any()),
+    state.params["conditioners"],
+    after.params["conditioners"],
+  )
+  assert all(jax.tree.leaves(moved))
+
+
+def test_the_hole_is_hidden_before_the_first_stage_looks(first_stage):
+  """No pixel of the hole has a say in what is laid beside x_t."""
+  model = told_by(("masked",))
+  params = Parameters(first_stage, jnp.float32(0.5), {}, {})
+  given = batch()
+  given = {name: jnp.asarray(rows) for name, rows in given.items()}
+  seen = look(model, params, given, None)["mask"]
+  other = jnp.where(
+    given["mask"][..., None], 255 - given["image"], given["image"]
+  )
+  again = look(model, params, given | {"image": other}, None)["mask"]
+  np.testing.assert_array_equal(seen.latents, again.latents)
+  np.testing.assert_array_equal(seen.mask[..., 0], given["mask"][:, ::4, ::4])
+  hidden = jnp.where(given["mask"][..., None], 0.0, to_float(given["image"]))
+  whole = 0.5 * model.encode(params, hidden).mode()
+  np.testing.assert_allclose(seen.latents, whole, atol=1e-5)
+
+
+def test_small_pictures_get_the_noise_of_their_level():
+  model = told_by(("noisy low",))
+  images = jnp.asarray(RNG.uniform(-1, 1, (2, 4, 4, 3)), jnp.float32)
+  noise = jnp.asarray(RNG.standard_normal(images.shape), jnp.float32)
+  levels = jnp.array([0.0, 7.0])
+  seen = small(model, images, Grain(levels, noise))
+  wanted = q_sample(model.low_noise, images, levels, noise)
+  np.testing.assert_allclose(seen.image, wanted)
+  plain = small(told_by(("low",)), images, None)
+  np.testing.assert_array_equal(plain.image, images)
+
+
+def test_levels_in_training_stay_below_the_most():
+  task = Denoising(told_by(("noisy low",)), latent_scale=1.0)
+  draws = task.draw(jax.random.key(0), batch(64))
+  assert draws.grain.level.max() == 7 and draws.grain.level.min() == 0
+
+
+def test_offset_noise_moves_the_means():
+  """Var of a channel's mean: 1/n of eps itself, plus the offset's square."""
+  task = Denoising(told_by(()), latent_scale=1.0)
+  offset = dataclasses.replace(task, offset_noise=0.5)
+  key, given = jax.random.key(0), batch(512)
+  means = [t.draw(key, given).noise.mean((1, 2)) for t in (task, offset)]
+  np.testing.assert_allclose(means[0].var(), 1 / 16, rtol=0.1)
+  np.testing.assert_allclose(means[1].var(), 1 / 16 + 0.25, rtol=0.1)

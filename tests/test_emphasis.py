@@ -1,0 +1,81 @@
+"""Weights within prompts, as web UIs read them."""
+
+import clip_words
+import numpy as np
+import pytest
+
+from ldm_jax.data import tokens
+from ldm_jax.data.emphasis import read_weights
+from ldm_jax.data.prompts import Dialect, Prompts
+
+
+def spoken(text):
+  """(piece, weight) of every stretch of one weight."""
+  found = read_weights(text)
+  assert len(found.text) == len(found.weights)
+  pieces = []
+  for letter, weight in zip(*found, strict=True):
+    if pieces and pieces[-1][1] == weight:
+      pieces[-1][0] += letter
+    else:
+      pieces.append([letter, weight])
+  return [tuple(piece) for piece in pieces]
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("a cat", [("a cat", 1.0)]),
+    ("a (cat)", [("a ", 1.0), ("cat", 1.1)]),
+    ("a ((cat))", [("a ", 1.0), ("cat", 1.21)]),
+    ("a [cat]", [("a ", 1.0), ("cat", 0.909091)]),
+    ("a (cat:1.3) here", [("a ", 1.0), ("cat", 1.3), (" here", 1.0)]),
+    ("(a (red:1.5) cat:0.5)", [("a ", 0.5), ("red", 0.75), (" cat", 0.5)]),
+    (r"a \(cat\)", [("a (cat)", 1.0)]),
+    ("a (cat", [("a (cat", 1.0)]),
+    ("a cat)", [("a cat)", 1.0)]),
+    ("at 12:30 (noon)", [("at 12:30 ", 1.0), ("noon", 1.1)]),
+    ("(cat:-1)", [("cat", -1.0)]),
+    ("", []),
+    ("()", []),
+  ],
+)
+def test_weights_are_read(text, expected):
+  assert spoken(text) == expected
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tokenizer")
+  clip_words.tokenizer(folder).save_pretrained(folder)
+  return tokens.load(folder, 12)
+
+
+def test_every_token_has_the_weight_of_its_word(words):
+  prompts = Prompts((Dialect(words, words.tokenizer.pad_token_id),))
+  told = [read_weights("a (red:1.5) fox"), read_weights("a cat")]
+  ids = prompts.encode([each.text for each in told])
+  weights = prompts.weigh(told)
+  assert weights.shape == ids[:, 0].shape
+  heavy = prompts.dialects[0].ids(" red")
+  marked = ids[0, 0][weights[0] == 1.5].tolist()
+  assert marked == heavy and np.all(weights[1] == 1)
+
+
+def test_long_prompts_keep_their_weights_over_chunks(words):
+  prompts = Prompts((Dialect(words, words.tokenizer.pad_token_id),))
+  told = [read_weights("a cat " * 9 + "(fox:2)")]
+  ids, weights = prompts.encode([told[0].text]), prompts.weigh(told)
+  assert weights.shape == ids[:, 0].shape == (1, 36) or weights.shape[1] > 12
+  heavy = prompts.dialects[0].ids(" fox")
+  assert ids[0, 0][weights[0] == 2].tolist() == heavy
+  silence = prompts.silence(ids)
+  assert silence.shape == ids.shape
+  np.testing.assert_array_equal(silence[0, 0, :12], prompts.encode([""])[0, 0])
+
+
+def test_words_that_are_trained_along_have_weights_too(words):
+  told = [read_weights("a (red:1.5) fox")]
+  ids, weights = words.encode([told[0].text]), words.weigh(told)
+  assert weights.shape == ids.shape and (weights == 1.5).any()
+  np.testing.assert_array_equal(words.silence(ids), words.encode([""]))

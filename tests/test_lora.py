@@ -1,0 +1,94 @@
+"""LoRA trained here: what it changes, what it leaves, and its files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lora_files import family
+
+from ldm_jax.nn.lora import LoRA
+from ldm_jax.pretrained.adapters import merge_lora
+from ldm_jax.pretrained.adapters_out import pairs_of, save_lora
+from ldm_jax.weights.errors import WeightsError
+
+RNG = np.random.default_rng(2)
+EVERYWHERE = LoRA(3, 6.0, r"kernel$")
+
+
+def base_of(opened):
+  return {
+    "unet": opened.params.unet,
+    "conditioners": opened.params.conditioners,
+  }
+
+
+def stirred(factors):
+  return jax.tree.map(
+    lambda x: RNG.standard_normal(x.shape).astype(np.float32), factors
+  )
+
+
+def test_a_fresh_one_changes_nothing():
+  base = base_of(family("sd1")[0])
+  lora = LoRA()
+  factors = lora.fresh(jax.random.key(0), base)
+  same = lora.merged(base, factors)
+  jax.tree.map(np.testing.assert_array_equal, base, same)
+
+
+def test_the_default_adapts_the_unets_attention_alone():
+  factors = LoRA().fresh(jax.random.key(0), base_of(family("sd1")[0]))
+  paths = ["/".join(path) for path, _ in pairs_of(factors)]
+  assert paths and all(p.startswith("unet/") for p in paths)
+  ends = {tuple(p.split("/")[-3:-1]) for p in paths}
+  assert ends == {
+    (f"attention{i}", name) for i in (1, 2) for name in ("q", "k", "v", "out")
+  }
+
+
+def test_a_change_has_the_rank_and_the_scale():
+  kernel = RNG.standard_normal((12, 10)).astype(np.float32)
+  base = {"unet": {"kernel": kernel}}
+  for lora in (LoRA(2, 2.0, "kernel"), LoRA(2, 8.0, "kernel")):
+    factors = stirred(lora.fresh(jax.random.key(0), base))
+    down, up = (factors["unet"]["kernel"][n] for n in ("lora_down", "lora_up"))
+    change = lora.merged(base, factors)["unet"]["kernel"] - kernel
+    np.testing.assert_allclose(
+      change, lora.alpha / 2 * down @ up, rtol=1e-4, atol=1e-5
+    )
+    assert np.linalg.matrix_rank(change, tol=1e-3) == 2
+
+
+def test_where_must_find_something():
+  with pytest.raises(ValueError, match="finds no kernel"):
+    LoRA(where="nowhere").fresh(jax.random.key(0), {"a": jnp.ones((2, 2))})
+  with pytest.raises(ValueError, match="rank=0"):
+    LoRA(0)
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("lora", [LoRA(3, 6.0), EVERYWHERE])
+def test_files_bring_back_what_was_trained(tmp_path, name, form, lora):
+  """Convolutions and towers too; the reader was tested against diffusers."""
+  opened, _, _ = family(name)
+  base = base_of(opened)
+  factors = stirred(lora.fresh(jax.random.key(1), base))
+  path = tmp_path / "lora.safetensors"
+  save_lora(opened, lora, factors, path, form)
+  wanted = lora.merged(base, factors)
+  found = base_of(merge_lora(opened, path))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
+    found,
+    wanted,
+  )
+
+
+def test_a_matrix_without_a_name_is_listed(tmp_path):
+  opened, _, _ = family("sd1")
+  odd = {"conditioners": {"words": {"kernel": {"lora_down": 0, "lora_up": 0}}}}
+  odd = jax.tree.map(lambda _: np.ones((2, 2), np.float32), odd)
+  with pytest.raises(WeightsError, match="conditioners/words/kernel"):
+    save_lora(opened, LoRA(), odd, tmp_path / "x.safetensors")
+  assert not list(tmp_path.iterdir())

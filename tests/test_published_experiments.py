@@ -1,0 +1,303 @@
+"""Every published experiment is a config of the exact size, and trains.
+
+The counts were taken from the reference implementations (CompVis
+latent-diffusion and stable-diffusion, Stability generative-models) built on
+torch's meta device.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax import config
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.bottleneck import VectorQuantizer
+from ldm_jax.nn.clip import ClipText
+from ldm_jax.nn.conditioner import (
+  ClassEmbedder,
+  LayoutEmbedder,
+  SizeEmbedder,
+  TextEmbedder,
+)
+from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.perceptual import LPIPS
+from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.spatial import (
+  DepthMap,
+  Embeddings,
+  LowResolution,
+  MapEmbedder,
+  MaskedImage,
+)
+from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.unet import UNet
+from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.tasks.classifying import Classifying
+from ldm_jax.tasks.denoising import Denoising, Frozen
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+STAGES = {
+  "ldm/kl_f4": 55_312_063,
+  "ldm/kl_f8": 83_653_863,
+  "ldm/kl_f16": 69_610_963,
+  "ldm/kl_f32": 103_880_131,
+  "ldm/vq_f4": 55_322_782,
+  "ldm/vq_f4_noattn": 53_219_486,
+  "ldm/vq_f8": 67_717_295,
+  "ldm/vq_f8_n256": 67_652_783,
+  "ldm/vq_f16": 69_593_371,
+  "sd/kl_f4_z4": 55_325_927,
+  "sd/kl_f8_mse": 83_653_863,
+}
+# LDM's text encoders have an unused last layer, width x ids + ids.
+BERT = {
+  w: c - (w + 1) * 30_522 for w, c in ((640, 186_154_682), (1280, 581_994_042))
+}
+CLIP_L, CLIP_H, CLIP_G = 123_060_480, 352_984_064, 694_659_840
+FACE = 274_056_163
+# config: parameters of the U-Net and of the conditioners
+DIFFUSIONS = {
+  "ldm/celeba256": (FACE, 0),
+  "ldm/ffhq256": (FACE, 0),
+  "ldm/lsun_bedrooms256": (FACE, 0),
+  "ldm/lsun_churches256": (294_966_916, 0),
+  "ldm/imagenet256_f8": (394_984_196, 1001 * 512),
+  "ldm/imagenet256_f4": (400_920_579, 1001 * 512),
+  "ldm/text2img256": (403_623_939, BERT[640]),
+  "ldm/text2img_1p4b": (872_300_484, BERT[1280]),
+  "ldm/layout_open_images256": (246_277_379, 58_858_496 - 513 * 8192),
+  "ldm/semantic256": (215_229_315, 546),
+  "ldm/semantic512": (215_229_315, 546),
+  "ldm/super_resolution": (113_622_563, 0),
+  "ldm/inpainting": (387_245_827, 0),
+  "ldm/retrieval768": (1_335_480_400, 0),
+  "sd/sd1": (859_520_964, CLIP_L),
+  "sd/sd1_inpainting": (859_535_364, CLIP_L),
+  "sd/sd2_base": (865_910_724, CLIP_H),
+  "sd/sd2_v768": (865_910_724, CLIP_H),
+  "sd/sd2_inpainting": (865_925_124, CLIP_H),
+  "sd/sd2_depth": (865_913_604, CLIP_H),
+  "sd/x4_upscaler": (473_398_020, CLIP_H),
+  "sd/sdxl_base": (2_567_463_684, CLIP_L + CLIP_G),
+  "sd/sdxl_refiner": (2_259_526_660, CLIP_G),
+}
+CLASSIFIERS = ("ldm/imagenet256_f8_classifier",)
+# Tensors of a U-Net, by torch's count.
+TENSORS = {"sd/sd1": 686, "sd/sdxl_base": 1680}
+EVERY = (*STAGES, *DIFFUSIONS, *CLASSIFIERS)
+
+
+@functools.cache
+def experiment(name):
+  return config.load(str(CONFIGS / f"{name}.py"))
+
+
+def stage_of(made):
+  """The autoencoder of the config that a second stage's run is of."""
+  name = made.first_stage.removeprefix("runs/")
+  (path,) = (p for p in STAGES if p.endswith(f"/{name}"))
+  return experiment(path).task.autoencoder
+
+
+def count(tree):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def batch(task, side, rows):
+  """Random arrays for everything that the conditioners read."""
+  rng = np.random.default_rng(0)
+  whole = lambda most, *shape: rng.integers(0, most, shape)
+  made = {"image": whole(256, rows, side, side, 3).astype(np.uint8)}
+  small = side // task.first_stage.stride
+  for part in getattr(getattr(task, "model", None), "conditioners", ()):
+    match part:
+      case ClassEmbedder():
+        made["label"] = whole(part.classes, rows).astype(np.int32)
+      case TextEmbedder() | LayoutEmbedder():
+        ids = whole(part.encoder.vocabulary, rows, part.encoder.length)
+        made[part.reads] = ids.astype(np.int32)
+      case ClipEmbedder():
+        ids = whole(part.encoders[0].vocabulary, rows, 77)
+        made["tokens"] = ids.astype(np.int32)
+      case SizeEmbedder():
+        made["sizes"] = rng.random((rows, part.count)).astype(np.float32)
+      case MapEmbedder():
+        segmap = whole(part.classes, rows, side, side)
+        made["segmap"] = segmap.astype(np.uint8)
+      case MaskedImage():
+        made["mask"] = rng.random((rows, side, side)) < 0.5
+      case DepthMap():
+        made["depth"] = rng.random((rows, side, side)).astype(np.float32)
+      case LowResolution():
+        made["low"] = whole(256, rows, small, small, 3).astype(np.uint8)
+      case Embeddings():
+        rows_of = rng.standard_normal((rows, 3, part.width))
+        made["neighbours"] = rows_of.astype(np.float32)
+  if isinstance(task, Classifying):
+    made["label"] = whole(task.classifier.classes, rows).astype(np.int32)
+  return made
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_first_stages_have_their_size(name):
+  autoencoder = experiment(name).task.autoencoder
+  side = autoencoder.stride
+  shapes = jax.eval_shape(
+    autoencoder.init,
+    jax.random.key(0),
+    jnp.zeros((1, side, side, 3)),
+    jnp.zeros((1, *autoencoder.latent_shape(side, side))),
+  )
+  assert count(shapes) == STAGES[name]
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_second_stages_have_their_size(name):
+  made = experiment(name)
+  task = made.task.with_first_stage(stage_of(made))
+  side = task.model.unit
+  given = batch(task, side, 1)
+  shape = (1, *task.first_stage.latent_shape(side, side))
+  frozen = Frozen(
+    jax.eval_shape(
+      task.first_stage.init,
+      jax.random.key(0),
+      jnp.zeros((1, side, side, 3)),
+      jnp.zeros(shape),
+    ),
+    jnp.float32(1.0),
+  )
+  shapes = jax.eval_shape(task.fresh, jax.random.key(0), given, frozen)
+  found = count(shapes["unet"]), count(shapes["conditioners"])
+  assert found == DIFFUSIONS[name]
+  tensors = len(jax.tree.leaves(shapes["unet"]))
+  assert tensors == TENSORS.get(name, tensors)
+
+
+def test_every_published_experiment_is_checked():
+  found = {
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for folder in ("ldm", "sd")
+    for path in (CONFIGS / folder).glob("*.py")
+  }
+  assert found == {*EVERY, "ldm/base", "sd/base"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_docstrings_say_what_was_published(name):
+  text = (CONFIGS / f"{name}.py").read_text()
+  text = text[: text.index('"""', 3)]
+  assert "published" in text or "figure" in text or "FID" in text
+  assert "parameters" in text or "rFID" in text or "authors" in text
+
+
+# In small: the same trees of classes, every width cut down.
+
+
+def small(node):
+  """A config's module with the least widths that still divide."""
+  match node:
+    case UNet():  # and half of one
+      plan = node.attention
+      plan = dataclasses.replace(
+        plan,
+        depths=tuple(min(d, 1) for d in plan.depths),
+        mid_depth=1,
+        head_width=plan.head_width and 4,
+      )
+      return node.clone(channels=16, blocks=1, groups=4, attention=plan)
+    case Trunk():
+      return dataclasses.replace(node, channels=4, blocks=1, groups=4)
+    case Autoencoder():
+      bottleneck = node.bottleneck
+      if isinstance(bottleneck, VectorQuantizer):
+        bottleneck = bottleneck.clone(codes=16)
+      return node.clone(trunk=small(node.trunk), bottleneck=bottleneck)
+    case TextEncoder():
+      return node.clone(width=16, depth=1, heads=2, head_width=8)
+    case ClipText():
+      return node.clone(
+        width=16, depth=2, heads=2, projection=node.projection and 16
+      )
+    case TextEmbedder() | LayoutEmbedder():
+      return node.clone(encoder=small(node.encoder))
+    case ClipEmbedder():
+      return node.clone(encoders=tuple(map(small, node.encoders)))
+    case ClassEmbedder():
+      return node.clone(width=16)
+    case PatchDiscriminator():
+      return node.clone(width=8)
+  return node
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_every_published_experiment_takes_a_step(name):
+  made = experiment(name)
+  task, key = made.task, jax.random.key(0)
+  if isinstance(task, Autoencoding):
+    side = 4 * task.autoencoder.stride
+    side = max(side, 64)
+    task = dataclasses.replace(
+      task,
+      autoencoder=small(task.autoencoder),
+      discriminator=small(task.discriminator),
+      perceptual=None,
+      disc_start=0,
+    )
+    given = {"image": np.zeros((2, side, side, 3), np.uint8)}
+    given["image"][:] = np.random.default_rng(1).integers(0, 256, side)[:, None]
+    frozen = task.frozen_shapes(given)
+  else:
+    task = task.with_first_stage(small(stage_of(made)))
+    if isinstance(task, Denoising):
+      model = dataclasses.replace(
+        task.model,
+        unet=small(task.model.unet),
+        conditioners=tuple(map(small, task.model.conditioners)),
+      )
+      task = dataclasses.replace(task, model=model)
+      side = 2 * model.unit
+    else:
+      half = small(task.classifier)
+      task = dataclasses.replace(task, classifier=half)
+      side = task.first_stage.stride * 2 ** len(half.multipliers)
+    given = batch(task, side, 2)
+    draw = lambda leaf: 0.2 * jax.random.normal(key, leaf.shape)
+    frozen = jax.tree.map(draw, task.frozen_shapes(given))
+    frozen = frozen.replace(latent_scale=jnp.float32(1.0))
+  state = jax.jit(task.init)(key, given, frozen)
+  after, metrics = jax.jit(task.step)(state, frozen, given, key)
+  assert all(np.isfinite(value) for value in metrics.values())
+  warmed = jax.jit(task.step)(after, frozen, given, key)[0]
+  moved = jax.tree.map(lambda a, b: (a != b).any(), state.params, warmed.params)
+  assert any(jax.tree.leaves(moved))
+
+
+def test_the_schedules_are_those_of_the_papers():
+  """ᾱ at the last time, by the reference's own float64 tables."""
+  last = {
+    "ldm/celeba256": 0.000142304,
+    "ldm/lsun_churches256": 0.000668665,
+    "ldm/inpainting": 0.000096911,
+    "ldm/retrieval768": 0.000812518,
+    "sd/sd1": 0.004660099,
+    "sd/x4_upscaler": 0.000733412,
+  }
+  for name, wanted in last.items():
+    schedule = experiment(name).task.model.schedule
+    assert isinstance(schedule, Schedule)
+    assert math.isclose(schedule.alpha_bar[-1], wanted, rel_tol=2e-6), name
+
+
+def test_lpips_is_part_of_every_first_stage():
+  for name in STAGES:
+    assert isinstance(experiment(name).task.perceptual, LPIPS)

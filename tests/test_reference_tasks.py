@@ -1,0 +1,223 @@
+"""Tasks that begin with a picture, against diffusers' pipelines."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_families
+from PIL import Image
+from reference_families import PROMPTS, draw, ours, request_of, theirs
+
+from ldm_jax.commands.models import open_model, with_control
+from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.opened import hear
+from ldm_jax.pretrained.schedules import recipe as read_recipe
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.sampling import Given, Order, Settings, Studio
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+torch_models = pytest.importorskip("torch_models")
+
+pytestmark = pytest.mark.slow
+
+highest = reference_families.highest  # of matrix products, in every test
+HEIGHT, WIDTH = 32, 48
+RNG = np.random.default_rng(5)
+PICTURE = RNG.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+MASK = np.zeros((HEIGHT, WIDTH), bool)
+MASK[6:21, 11:40] = True
+SCHEDULERS = (
+  "DDIMScheduler",
+  "EulerDiscreteScheduler",
+  "DPMSolverMultistepScheduler",
+  "UniPCMultistepScheduler",
+)
+
+
+def opened_of(name, tmp_path_factory):
+  folder = tmp_path_factory.mktemp(name)
+  torch.manual_seed(3)
+  pipe = torch_models.FAMILIES[name](folder)
+  pipe.save_pretrained(folder / "model")
+  return pipe, open_model(str(folder / "model"))
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory):
+  return opened_of("sd1", tmp_path_factory)
+
+
+@pytest.fixture(autouse=True)
+def same_noise(monkeypatch):
+  """Their noise is what `told` holds, one draw after another; posteriors say
+  their mode, as ours do."""
+  told = []
+  from diffusers.models.autoencoders import vae
+  from diffusers.pipelines.stable_diffusion import (
+    pipeline_stable_diffusion_img2img as img2img,
+  )
+  from diffusers.pipelines.stable_diffusion import (
+    pipeline_stable_diffusion_inpaint as inpaint,
+  )
+  from diffusers.pipelines.stable_diffusion import (
+    pipeline_stable_diffusion_upscale as upscale,
+  )
+
+  def next_noise(shape, **_):
+    noise = theirs(told.pop(0))
+    assert noise.shape == tuple(shape)
+    return noise
+
+  for module in (img2img, inpaint, upscale):
+    monkeypatch.setattr(module, "randn_tensor", next_noise)
+  monkeypatch.setattr(
+    vae.DiagonalGaussianDistribution, "sample", lambda self, *_: self.mode()
+  )
+  return told
+
+
+def scheduled(pipe, name):
+  kind = getattr(diffusers, name)
+  pipe.scheduler = kind.from_config(pipe.scheduler.config)
+  pipe.set_progress_bar_config(disable=True)
+  return pipe
+
+
+def ask(pipe, **more):
+  return ours(
+    pipe(
+      PROMPTS,
+      negative_prompt=["a cat"] * 2,
+      num_inference_steps=10,
+      guidance_scale=4.0,
+      output_type="latent",
+      **more,
+    ).images
+  )
+
+
+def drawn(pipe, opened, noise, given, height=HEIGHT, width=WIDTH, **changes):
+  """Our latents, sampled as their pipeline's scheduler says."""
+  name = type(pipe.scheduler).__name__
+  recipe = read_recipe(dict(pipe.scheduler.config) | {"_class_name": name})
+  recipe = dataclasses.replace(recipe, steps=10, compat="diffusers")
+  settings = Settings(height, width, recipe, Guidance(4.0), **changes)
+  studio = Studio(opened.model, opened.params, MeshShape().build())
+  order = Order(2, 2, noise, "latents", given)
+  sides = hear(opened, request_of(["a cat"] * 2, height, width), pytest.fail)
+  (found,) = studio.draw(settings, *sides, order)
+  return found
+
+
+def twice(array):
+  return np.stack([array, array])
+
+
+def close(found, expected):
+  np.testing.assert_allclose(
+    found, expected, atol=2e-3 * np.abs(expected).max()
+  )
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("strength", [0.35, 0.8, 1.0])
+def test_images_to_images(sd1, same_noise, name, strength):
+  pipe, opened = sd1
+  pipe = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components)
+  noise = np.asarray(draw(2, 8, 12, 4))
+  same_noise.append(noise)
+  expected = ask(
+    scheduled(pipe, name),
+    image=Image.fromarray(PICTURE),
+    strength=strength,
+  )
+  given = Given(twice(PICTURE))
+  found = drawn(pipe, opened, noise, given, strength=strength)
+  close(found, expected)
+
+
+def inpainted(pipe, opened, told, strength):
+  """Theirs and ours."""
+  noise = np.asarray(draw(2, 8, 12, 4))
+  told.append(noise)
+  expected = ask(
+    pipe,
+    image=Image.fromarray(PICTURE),
+    mask_image=Image.fromarray(MASK),
+    strength=strength,
+    height=HEIGHT,
+    width=WIDTH,
+  )
+  given = Given(twice(PICTURE), twice(MASK))
+  return drawn(pipe, opened, noise, given, strength=strength), expected
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting_by_any_model(sd1, same_noise, name, strength):
+  pipe, opened = sd1
+  pipe = diffusers.StableDiffusionInpaintPipeline(**pipe.components)
+  close(*inpainted(scheduled(pipe, name), opened, same_noise, strength))
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting_by_its_own_model(tmp_path_factory, same_noise, strength):
+  pipe, opened = opened_of("inpainting", tmp_path_factory)
+  pipe = scheduled(pipe, "DDIMScheduler")
+  close(*inpainted(pipe, opened, same_noise, strength))
+
+
+def test_upscaling(tmp_path_factory, same_noise):
+  pipe, opened = opened_of("upscaler", tmp_path_factory)
+  small = PICTURE[:8, :16]
+  noise = np.asarray(draw(2, 8, 16, 4))
+  keys = samplers.image_keys(
+    jax.random.fold_in(jax.random.key(0), 0), jnp.arange(2)
+  )
+  keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 2**31 - 1)
+  same_noise.append(np.asarray(samplers.normal(keys, (8, 16, 3))))
+  pipe = scheduled(pipe, "DDIMScheduler")
+  expected = ask(
+    pipe,
+    image=[Image.fromarray(small)] * 2,
+    latents=theirs(noise),
+    noise_level=20,
+  )
+  close(drawn(pipe, opened, noise, Given(twice(small)), 32, 64), expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.4])
+def test_a_controlnet(sd1, tmp_path, scale):
+  pipe, opened = sd1
+  torch.manual_seed(9)
+  control = diffusers.ControlNetModel.from_unet(
+    pipe.unet, conditioning_embedding_out_channels=(16, 32, 48)
+  )
+  torch_models.spread(control)
+  with torch.no_grad():
+    for parameter in control.parameters():
+      if not parameter.abs().sum():  # zero convolutions say nothing
+        parameter.copy_(0.1 * torch.randn_like(parameter))
+  control.save_pretrained(tmp_path / "control")
+  both = diffusers.StableDiffusionControlNetPipeline(
+    **pipe.components, controlnet=control
+  )
+  noise = np.asarray(draw(2, 8, 12, 4))
+  expected = ask(
+    scheduled(both, "DDIMScheduler"),
+    image=Image.fromarray(PICTURE),
+    latents=theirs(noise),
+    controlnet_conditioning_scale=scale,
+    height=HEIGHT,
+    width=WIDTH,
+  )
+  given = Given(hints=twice(PICTURE))
+  opened = with_control(opened, str(tmp_path / "control"), None)
+  found = drawn(both, opened, noise, given, control=(scale, 0.0, 1.0))
+  close(found, expected)
+  silent = drawn(both, opened, noise, given, control=(0.0, 0.0, 1.0))
+  assert np.abs(silent - expected).max() > 0.02 * np.abs(expected).max()

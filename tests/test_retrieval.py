@@ -1,0 +1,147 @@
+"""Exact search, and examples with what it found."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from ldm_jax.commands import retrieve
+from ldm_jax.commands.doors import Stop
+from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.data.neighbours import Neighbours
+from ldm_jax.evaluation import neighbours
+from ldm_jax.evaluation.neighbours import nearest
+
+RNG = np.random.default_rng(4)
+
+
+def unit(*shape):
+  rows = RNG.standard_normal(shape).astype(np.float32)
+  return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("block", [7, 32, 1000])
+def test_the_search_is_exact_however_it_is_cut(monkeypatch, block):
+  """Against float64 products of all pairs."""
+  monkeypatch.setattr(neighbours, "BLOCK", block)
+  monkeypatch.setattr(neighbours, "QUERIES", 5)
+  rows, queries = unit(100, 16), unit(12, 16)
+  products = queries.astype(np.float64) @ rows.T.astype(np.float64)
+  wanted = np.argsort(-products, axis=1)[:, :6]
+  np.testing.assert_array_equal(nearest(queries, rows, 6), wanted)
+
+
+def test_a_row_is_its_own_neighbour_unless_left_out():
+  rows = unit(50, 8)
+  itself = np.arange(50)
+  assert (nearest(rows, rows, 1)[:, 0] == itself).all()
+  found = nearest(rows, rows, 3, itself)
+  assert not (found == itself[:, None]).any()
+  np.testing.assert_array_equal(found[:, :2], nearest(rows, rows, 3)[:, 1:])
+
+
+def test_what_cannot_be_found_is_refused():
+  with pytest.raises(ValueError, match="k=6 neighbours of 5 rows"):
+    nearest(unit(2, 4), unit(5, 4), 6)
+  with pytest.raises(ValueError, match="one encoder"):
+    nearest(unit(2, 4), unit(5, 3), 1)
+
+
+def test_examples_bring_their_neighbours(tmp_path):
+  rows, near = unit(6, 4), np.array([[1, 2, 3], [5, 0, 1]])
+  np.save(tmp_path / "database.npy", rows)
+  np.save(tmp_path / "train.npy", near)
+  source = Neighbours(Glyphs(size=2), str(tmp_path), k=2)
+  np.testing.assert_array_equal(source[1]["neighbours"], rows[[5, 0]])
+  assert source[1]["caption"] == Glyphs(size=2)[1]["caption"]
+  for odd in (
+    Neighbours(Glyphs(size=3), str(tmp_path), k=2),
+    Neighbours(Glyphs(size=2), str(tmp_path), k=4),
+    Neighbours(Glyphs(size=2), str(tmp_path), "validation"),
+  ):
+    with pytest.raises(ValueError, match="retrieve"):
+      _ = odd[0]
+
+
+CONFIG = """
+import dataclasses
+from ldm_jax.config import Data, Experiment
+from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.data.neighbours import Neighbours
+from ldm_jax.tasks.denoising import Denoising
+
+def get_config():
+  near = lambda source, part: Neighbours(source, "unwritten", part)
+  data = Data(
+    near(Glyphs(size=30), "train"),
+    near(Glyphs(split="validation", size=7), "validation"),
+  )
+  return Experiment(Denoising(), data, 1)
+"""
+
+
+class _Thumbnails:
+  """An encoder for the test: four by four means, centred, of length 1."""
+
+  def __call__(self, images):
+    rows = images.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).reshape(-1, 48)
+    rows = rows - 128
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(
+      np.float32
+    )
+
+
+def test_the_command_searches_for_a_config(tmp_path, monkeypatch, capsys):
+  from ldm_jax.commands import retrieving
+
+  monkeypatch.setattr(
+    retrieving, "encoder_of", lambda folder: (_Thumbnails(), None)
+  )
+  config = tmp_path / "near.py"
+  config.write_text('"""A search."""\n' + CONFIG)
+  out = tmp_path / "found"
+  flags = ["--encoder=any", f"--out={out}", "--batch=8", "--k=3"]
+  assert retrieve.main([f"--config={config}", *flags]) == 0
+  told = [pathlib.Path(line).name for line in capsys.readouterr().out.split()]
+  assert told == ["database.npy", "train.npy", "validation.npy"]
+  rows = np.load(out / "database.npy")
+  source = Glyphs(size=30)
+  images = np.stack([source[i]["image"] for i in range(30)])
+  np.testing.assert_allclose(rows, _Thumbnails()(images), atol=1e-6)
+  near = np.load(out / "train.npy")
+  assert near.shape == (30, 3) and np.load(out / "validation.npy").shape == (
+    7,
+    3,
+  )
+  assert not (near == np.arange(30)[:, None]).any()
+  # The picture itself is the first of its own neighbours.
+  from PIL import Image
+
+  Image.fromarray(images[4]).save(tmp_path / "one.png")
+  asked = [f"--image={tmp_path / 'one.png'}", f"--database={out}"]
+  target = tmp_path / "rows.npy"
+  assert retrieve.main([*asked, "--encoder=any", f"--out={target}"]) == 0
+  np.testing.assert_array_equal(np.load(target)[0], rows[4])
+
+
+@pytest.mark.parametrize(
+  "flags, line",
+  [
+    ([], "give --config"),
+    (["--config=a", "--image=b"], "give --config"),
+    (["--image=b"], "nowhere"),
+  ],
+)
+def test_wrong_searches_are_one_line(tmp_path, flags, line):
+  with pytest.raises(Stop, match=line) as stop:
+    retrieve.main([*flags, "--encoder=nowhere", f"--out={tmp_path / 'x'}"])
+  assert stop.value.code == 2 and "\n" not in str(stop.value)
+
+
+def test_an_encoder_must_be_an_image_tower(tmp_path):
+  config = {"_class_name": "AutoencoderKL"}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  flags = [f"--encoder={tmp_path}", f"--out={tmp_path / 'x'}", "--image=a"]
+  with pytest.raises(Stop):
+    retrieve.main(flags)

@@ -1,0 +1,263 @@
+"""Grids of samplers, and the names that they and samplers go by."""
+
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+
+from ldm_jax.commands.asking import recipe_of
+from ldm_jax.commands.sample import parser
+from ldm_jax.diffusion.samplers import SAMPLERS, Recipe
+from ldm_jax.diffusion.samplers.grids import BY_RATIO, grid, times
+from ldm_jax.diffusion.samplers.names import (
+  SAMPLER_NAMES,
+  SPACING_NAMES,
+  sampler_and_spacing,
+  spacing_of,
+)
+from ldm_jax.diffusion.schedule import CLEAN, Schedule
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.opened import Opened
+from ldm_jax.pretrained.schedules import departures, recipe
+
+SCHEDULE = Schedule()
+NO_PARAMS = Parameters(None, None, None, None)
+SPACINGS = [name for name in SPACING_NAMES if name != "lcm"]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_number_of_steps_has_a_grid(spacing):
+  for steps in range(1, 1001):
+    if spacing not in BY_RATIO:
+      found = times(steps, spacing)
+    elif steps % 37 == 1:
+      levels = grid(SCHEDULE, steps, spacing).levels
+      found = np.array([level.time for level in levels])
+    else:
+      continue
+    assert len(found) == steps
+    assert found[0] <= 999 and found[-1] >= 0
+    assert np.all(np.diff(found) < 0), steps
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_level_is_what_the_schedule_says_of_its_time(spacing):
+  for level in grid(SCHEDULE, 17, spacing).levels:
+    same = SCHEDULE.level_at(level.time)
+    np.testing.assert_allclose(level, same, rtol=1e-9)
+    np.testing.assert_allclose(level.signal**2 + level.sigma**2, 1)
+
+
+def test_published_grids():
+  # Steps 1, 21, ..., 981 of LDM's make_ddim_timesteps(50).
+  np.testing.assert_array_equal(times(50, "leading"), np.arange(981, 0, -20))
+  # 999, 979, ..., 19: trailing spacing, as Stability's sgm steps from 999.
+  np.testing.assert_array_equal(times(50, "trailing"), np.arange(999, 0, -20))
+  assert times(1000, "leading")[0] == 999 and times(1, "trailing")[0] == 999
+  # DPM-Solver of CompVis, 20 steps: 999, 949.05, ..., 49.95.
+  np.testing.assert_allclose(
+    times(20, "sgm_uniform"), 999 * np.arange(20, 0, -1) / 20
+  )
+  # LCM with 4 steps of 50: 999, 759, 499, 259.
+  np.testing.assert_array_equal(times(4, "lcm"), [999, 759, 499, 259])
+
+
+def test_quadratic_is_what_ldm_makes():
+  """make_ddim_timesteps("quad") for counts where it repeats no time."""
+  for steps in (5, 10, 20):
+    rising = (np.linspace(0, np.sqrt(1000 * 0.8), steps) ** 2).astype(int) + 1
+    np.testing.assert_array_equal(times(steps, "quadratic"), rising[::-1])
+
+
+def test_karras_grid():
+  """Karras et al. 2022, eq. 5, between Stable Diffusion's ends."""
+  ratios = [level.ratio for level in grid(SCHEDULE, 10, "karras").levels]
+  np.testing.assert_allclose(ratios[0], 14.61464, rtol=1e-5)
+  np.testing.assert_allclose(ratios[-1], 0.029167, rtol=1e-4)
+  roots = np.array(ratios) ** (1 / 7)
+  np.testing.assert_allclose(np.diff(roots), np.diff(roots)[0])
+
+
+def test_beta_grid_are_quantiles():
+  from scipy.stats import beta
+
+  ratios = np.array([x.ratio for x in grid(SCHEDULE, 9, "beta").levels])
+  share = (ratios - ratios[-1]) / (ratios[0] - ratios[-1])
+  np.testing.assert_allclose(
+    share, beta.ppf(np.linspace(1, 0, 9), 0.6, 0.6), atol=1e-9
+  )
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001])
+@pytest.mark.parametrize("spacing", ["leading", "karras"])
+def test_impossible_step_counts_are_refused(steps, spacing):
+  with pytest.raises(ValueError, match="between 1 and 1000"):
+    Recipe(steps, spacing=spacing).plan(SCHEDULE)
+
+
+def test_more_steps_than_were_distilled_are_refused():
+  with pytest.raises(ValueError, match="between 1 and 50"):
+    Recipe(51, "lcm").plan(SCHEDULE)
+
+
+def test_times_and_sigmas_of_ones_own():
+  own = Recipe(times=(900, 450.5, 10)).grid(SCHEDULE)
+  assert [level.time for level in own.levels] == [900, 450.5, 10]
+  assert own.reached[-1].time == CLEAN
+  own = Recipe(sampler="euler", sigmas=(10, 3, 0.5)).grid(SCHEDULE)
+  np.testing.assert_allclose([x.ratio for x in own.levels], [10, 3, 0.5])
+
+
+@pytest.mark.parametrize(
+  "wrong, message",
+  [
+    ({"times": (1, 2)}, "must fall"),
+    ({"times": (1000, 2)}, "at most 999"),
+    ({"sigmas": (3.0, 4.0)}, "fall"),
+    ({"sigmas": (3.0, -1.0)}, "above 0"),
+    ({"sigmas": (float("nan"),)}, "finite"),
+    ({"times": (3,), "sigmas": (1.0,)}, "not both"),
+    ({"sampler": "eular"}, "no sampler"),
+    ({"sampler": "euler", "eta": 0.5}, "has no eta; ddim"),
+    ({"eta": -1.0}, "0 or more"),
+    ({"sampler": "tcd", "eta": 1.5}, "0 to 1"),
+    ({"sampler": "unipc", "order": 4}, "1 to 3"),
+    ({"order": 2}, "has no order"),
+    ({"spacing": "quadratic", "compat": "diffusers"}, "no grid"),
+    ({"steps": 1000, "compat": "diffusers"}, "first time is 1000"),
+  ],
+)
+def test_wrong_recipes_are_refused(wrong, message):
+  with pytest.raises(ValueError, match=message):
+    Recipe(**wrong).plan(SCHEDULE)
+
+
+@pytest.mark.parametrize(
+  "name, expected",
+  [
+    ("ddim", ("ddim", None)),
+    ("DDIMScheduler", ("ddim", None)),
+    ("PNDMScheduler", ("plms", None)),
+    ("EulerDiscreteScheduler", ("euler", None)),
+    ("EulerAncestralDiscreteScheduler", ("euler_ancestral", None)),
+    ("KDPM2AncestralDiscreteScheduler", ("dpm2_ancestral", None)),
+    ("DPMSolverMultistepScheduler", ("dpmpp_2m", None)),
+    ("DPMSolverSinglestepScheduler", ("dpmpp_2s", None)),
+    ("UniPCMultistepScheduler", ("unipc", None)),
+    ("Euler a", ("euler_ancestral", None)),
+    ("DPM++ 2M Karras", ("dpmpp_2m", "karras")),
+    ("dpm++ 2m sde karras", ("dpmpp_2m_sde", "karras")),
+    ("DPM++ 2M SDE Exponential", ("dpmpp_2m_sde", "exponential")),
+    ("LMS Karras", ("lms", "karras")),
+    ("DPM2 a Karras", ("dpm2_ancestral", "karras")),
+    ("dpm_2_ancestral", ("dpm2_ancestral", None)),
+    ("uni_pc", ("unipc", None)),
+    ("dpmpp_2m_sgm_uniform", ("dpmpp_2m", "sgm_uniform")),
+    ("PLMS", ("plms", None)),
+  ],
+)
+def test_names_of_samplers(name, expected):
+  assert sampler_and_spacing(name) == expected
+
+
+def test_every_sampler_and_grid_goes_by_its_own_name():
+  assert set(SAMPLER_NAMES) == set(SAMPLERS)
+  for name in SAMPLERS:
+    assert sampler_and_spacing(name) == (name, None)
+    assert sampler_and_spacing(f"{name} karras") == (name, "karras")
+  for name in SPACING_NAMES:
+    assert spacing_of(name) == name
+  assert spacing_of("ddim_uniform") == "leading"
+  assert spacing_of("SGM Uniform") == "sgm_uniform"
+
+
+@pytest.mark.parametrize("name", ["DPM fast", "eulr", "", "karras"])
+def test_unknown_names_are_refused_with_what_there_is(name):
+  with pytest.raises(ValueError, match="there are ddim, ddpm"):
+    sampler_and_spacing(name)
+
+
+def test_the_pages_commands_are_ones_that_sample_py_reads():
+  page = pathlib.Path(__file__).parent.parent / "docs" / "gallery.py"
+  commands = runpy.run_path(str(page))["commands"]()
+  assert len(commands) > 10
+  for words in commands:
+    assert words[:2] == ["python", "sample.py"]
+    flags, _ = parser().read(words[2:])
+    recipe_of(flags, Opened(LatentDiffusion(), NO_PARAMS, None, 32, 32)).plan(
+      SCHEDULE
+    )
+
+
+LIKE_SD = {
+  "beta_schedule": "scaled_linear",
+  "beta_start": 0.00085,
+  "beta_end": 0.012,
+  "set_alpha_to_one": False,
+  "steps_offset": 1,
+}
+
+
+@pytest.mark.parametrize(
+  "name, config, expected",
+  [
+    ("PNDMScheduler", {"skip_prk_steps": True}, ("plms", None, 0.0)),
+    ("PNDMScheduler", {}, ("pndm_prk", None, 0.0)),
+    ("DDIMScheduler", {}, ("ddim", None, 0.0)),
+    (
+      "EulerDiscreteScheduler",
+      {"timestep_spacing": "leading"},
+      ("euler", "leading", CLEAN),
+    ),
+    (
+      "DPMSolverMultistepScheduler",
+      {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
+      ("dpmpp_2m_sde", "karras", CLEAN),
+    ),
+    (
+      "DPMSolverSinglestepScheduler",
+      {"solver_order": 3},
+      ("dpmpp_3s", None, CLEAN),
+    ),
+    (
+      "UniPCMultistepScheduler",
+      {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
+      ("unipc_bh1", None, 0.0),
+    ),
+    ("LCMScheduler", {"timestep_spacing": "leading"}, ("lcm", None, CLEAN)),
+  ],
+)
+def test_a_model_is_sampled_as_its_config_says(name, config, expected):
+  found = recipe({"_class_name": name, **LIKE_SD, **config})
+  assert (found.sampler, found.spacing, found.landing) == expected
+  assert found.steps_offset == 1
+  found.plan(SCHEDULE)
+
+
+@pytest.mark.parametrize(
+  "config, words",
+  [
+    ({"_class_name": "SASolverScheduler"}, "dpmpp_2m_sde is used"),
+    (
+      {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3},
+      "order 2",
+    ),
+    (
+      {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "algorithm_type": "dpmsolver",
+      },
+      "sampled as dpmsolver++",
+    ),
+    ({"_class_name": "DDIMScheduler", "clip_sample": True}, "clip_sample"),
+  ],
+)
+def test_what_a_config_asks_for_in_vain_is_said(config, words):
+  (line,) = departures(config)
+  assert words in line
+
+
+def test_a_config_that_is_followed_says_nothing():
+  for name in ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"):
+    assert departures({"_class_name": name, **LIKE_SD}) == ()
