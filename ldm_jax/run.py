@@ -109,6 +109,11 @@ class Run:
         "--workdir, or the config it was begun with"
       )
 
+  @property
+  def has_step(self) -> bool:
+    """Whether there is a checkpoint."""
+    return checkpoint.latest_step(self._path("checkpoints")) is not None
+
   @functools.cached_property
   def step(self) -> int:
     """The newest checkpoint's.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.commands.models import open_model
-from ldm_jax.opened import Request, hear
+from ldm_jax.hearing import Request, hear
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.sampling import Order, Studio
 

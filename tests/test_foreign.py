@@ -23,12 +23,13 @@ from ldm_jax.commands.models import Reading, open_model
 from ldm_jax.data import tokens
 from ldm_jax.data.prompts import Dialect, Prompts
 from ldm_jax.diffusion.torch_noise import torch_normal
+from ldm_jax.hearing import Request, hear
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.opened import Request, hear, skip_blocks
+from ldm_jax.opened import skip_blocks
 from ldm_jax.pretrained import saving
 from ldm_jax.weights.convert import revert
 from ldm_jax.weights.convert import shapes as shapes_of

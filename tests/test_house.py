@@ -25,6 +25,7 @@ FLOORS = {
   "loop": 3,
   "run": 3,
   "opened": 3,
+  "hearing": 3,
   "pretrained": 3,
   "commands": 4,
 }
@@ -33,6 +34,7 @@ BESIDE = {  # on one floor
   ("run", "config"),
   ("pretrained", "config"),
   ("pretrained", "opened"),
+  ("hearing", "opened"),
 }
 
 # What a room may import from outside, beside the standard library.

@@ -20,10 +20,10 @@ from reference_families import (
 import ldm_jax
 from ldm_jax.commands.models import Reading, open_model
 from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.hearing import Request
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioner import ClassEmbedder
 from ldm_jax.nodes import ConfigError
-from ldm_jax.opened import Request
 from ldm_jax.pretrained import loading, saving
 from ldm_jax.sampling import Settings
 from ldm_jax.weights.files import read_tensors

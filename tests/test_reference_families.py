@@ -23,8 +23,9 @@ from reference_families import (
 from ldm_jax.commands import sample
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.hearing import Request, hear
 from ldm_jax.nn.conditioner import Condition, SizeEmbedder
-from ldm_jax.opened import Request, hear, skip_blocks
+from ldm_jax.opened import skip_blocks
 from ldm_jax.sampling import Settings
 
 torch = pytest.importorskip("torch")

@@ -13,7 +13,7 @@ from reference_families import PROMPTS, draw, ours, request_of, theirs
 from ldm_jax.commands.models import open_model, with_control
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import Guidance
-from ldm_jax.opened import hear
+from ldm_jax.hearing import hear
 from ldm_jax.pretrained.schedules import recipe as read_recipe
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.sampling import Given, Order, Settings, Studio

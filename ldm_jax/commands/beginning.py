@@ -10,6 +10,7 @@ import numpy as np
 from ldm_jax.commands import starting
 from ldm_jax.commands.checking import check_conditions
 from ldm_jax.commands.feeding import batches, held_out
+from ldm_jax.commands.models import open_model
 from ldm_jax.config import Experiment
 from ldm_jax.data import pipeline
 from ldm_jax.data.tokens import Words
@@ -68,7 +69,7 @@ def ready(experiment: Experiment, folder: str, sharding: Sharding) -> Ready:
   if experiment.start:
     if not isinstance(experiment.task, Denoising):
       raise ConfigError("config.start is of stage two; leave it out")
-    start = starting.open_start(experiment.start)
+    start = open_model(experiment.start)
   elif getattr(experiment.task, "lora", None):
     raise ConfigError(
       "a LoRA changes a model that is there: --config.start=runs/NAME"
@@ -78,16 +79,13 @@ def ready(experiment: Experiment, folder: str, sharding: Sharding) -> Ready:
     experiment = _with_first_stage(experiment, stage_one.filled)
   words = _tokenizer(experiment, start)
   check_conditions(experiment, words, held_out(experiment, words))
-  data = experiment.data
-  example = pipeline.first(
-    data.source, 1, augment=data.augment, tokenizer=words, views=data.views
-  )
+  example = _example(experiment, words)
   check_conditions(experiment, words, example)
-  run = Run(folder, experiment, shapes_of(example, data.batch))
+  run = Run(folder, experiment, shapes_of(example, experiment.data.batch))
   frozen = _frozen(experiment, stage_one, start, words, sharding)
   params = None
   if start is not None:
-    frozen, params = _begun(experiment, start, frozen, example, sharding)
+    frozen, params = _begun(experiment, start, words, frozen, sharding)
   if words is not None:
     run.save_tokenizer(words)
   run.save_frozen(frozen)
@@ -105,19 +103,12 @@ def _again(experiment: Experiment, begun: Run, sharding: Sharding) -> Ready:
   begun.check_same(experiment)
   run = dataclasses.replace(begun, experiment=experiment)
   run.write()
-  return Ready(run, run.tokenizer, run.frozen(sharding), _not_yet(run))
-
-
-def _not_yet(run: Run) -> None:
-  """Raises ConfigError for a fine-tuning that stopped before its first save."""
-  if run.experiment.start and run.experiment.task.lora is None:
-    try:
-      _ = run.step
-    except ConfigError as error:
-      raise ConfigError(
-        f"{error}, and its start was read only once; remove the folder and "
-        "begin again"
-      ) from None
+  words, frozen, params = run.tokenizer, run.frozen(sharding), None
+  start = experiment.start or begun.experiment.start
+  if start and experiment.task.lora is None and not run.has_step:
+    # Stopped before its first checkpoint: what it began from lies there alone.
+    _, params = _begun(experiment, open_model(start), words, frozen, sharding)
+  return Ready(run, words, frozen, params)
 
 
 def _first_stage(
@@ -151,6 +142,16 @@ def _with_first_stage(experiment: Experiment, filled: Experiment) -> Experiment:
     task=experiment.task.with_first_stage(filled.task.first_stage),
     first_stage=experiment.first_stage or filled.first_stage,
     first_stage_digest=filled.first_stage_digest,
+  )
+
+
+def _example(
+  experiment: Experiment, words: Words | None
+) -> dict[str, np.ndarray]:
+  """A batch of one, as training will see it."""
+  data = experiment.data
+  return pipeline.first(
+    data.source, 1, augment=data.augment, tokenizer=words, views=data.views
   )
 
 
@@ -213,13 +214,14 @@ def _frozen(
 def _begun(
   experiment: Experiment,
   start: Opened,
+  words: Words | None,
   frozen: Any,
-  example: dict[str, np.ndarray],
   sharding: Sharding,
 ) -> tuple[Any, Any]:
   """What is frozen and what training begins from; under a LoRA the start is
   all frozen."""
   task, key = experiment.task, jax.random.key(experiment.seed)
+  example = _example(experiment, words)
   fresh = jax.jit(task.fresh)(jax.random.fold_in(key, INIT), example, frozen)
   params = starting.begun(task, fresh, start)
   for name in task.model.frozen:

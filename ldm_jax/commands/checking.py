@@ -1,5 +1,8 @@
 """Whether data, tokenizer and network fit together, before anything begins."""
 
+from typing import Any
+
+import jax
 import numpy as np
 
 from ldm_jax.config import Experiment
@@ -26,7 +29,7 @@ def check_conditions(
         f"{', '.join(sorted(example))}"
         + ("; set data.tokenizer" if part.reads == "tokens" else "")
       )
-  task.frozen_shapes(shapes_of(example, 1))  # refuses wrong sizes
+  _check_shapes(task, shapes_of(example, 1))
   for part in parts:
     if isinstance(part, TextEmbedder | ClipEmbedder):
       _check_text(part, words)
@@ -34,6 +37,19 @@ def check_conditions(
       _check_labels(example[part.reads], part.classes)
   if isinstance(task, Classifying):
     _check_labels(example[task.reads], task.classifier.classes)
+
+
+def _check_shapes(task: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> None:
+  """Raises ConfigError unless the network can be laid out for such batches."""
+  frozen = task.frozen_shapes(shapes)
+  try:
+    jax.eval_shape(task.init, jax.random.key(0), shapes, frozen)
+  except TypeError as error:  # of jax, where arrays do not lie side by side
+    first, *_ = str(error).splitlines()
+    raise ConfigError(
+      f"what the conditioners say does not fit beside the latents: {first}; "
+      "look at their sizes (halvings, cell, size) and widths"
+    ) from error
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:

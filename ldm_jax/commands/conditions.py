@@ -24,6 +24,16 @@ def read_segmap(path: str, height: int, width: int) -> UInt8[np.ndarray, "h w"]:
   return np.asarray(plane.resize((width, height), Image.Resampling.NEAREST))
 
 
+def read_depth(path: str, height: int, width: int) -> Float[np.ndarray, "h w"]:
+  """The depth of a PNG's pixels, -1 to 1, resized.
+
+  Raises:
+    ValueError: it is no picture of one channel.
+  """
+  plane = Image.fromarray(annotations.read_depth(path))
+  return np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC))
+
+
 def read_neighbours(path: str) -> Float[np.ndarray, "k d"]:
   """Rows of embeddings.
 

@@ -20,18 +20,21 @@ from ldm_jax.commands.asking import (
 )
 from ldm_jax.commands.conditions import (
   open_classifier,
+  read_depth,
   read_neighbours,
   read_segmap,
 )
 from ldm_jax.commands.doors import usage
 from ldm_jax.commands.models import Reading, open_model, with_control
 from ldm_jax.data.annotations import read_boxes
+from ldm_jax.hearing import Request, hear
 from ldm_jax.loop import say
 from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.conditioner import ClassEmbedder
-from ldm_jax.nn.spatial import LowResolution, MaskedImage
+from ldm_jax.nn.conditioners import Beside
+from ldm_jax.nn.spatial import DepthMap
 from ldm_jax.nodes import ConfigError
-from ldm_jax.opened import Opened, Request, hear, skip_blocks
+from ldm_jax.opened import Opened, skip_blocks
 from ldm_jax.runtime import pictures
 from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.sampling import Order, Said, Settings, Studio
@@ -127,7 +130,7 @@ def _job(flags: argparse.Namespace) -> Job:
     opened = skip_blocks(opened, flags.clip_skip - 1)
   if flags.controlnet is not None:
     opened = with_control(opened, flags.controlnet, flags.dtype)
-  _refuse_channels(opened)
+  _refuse(opened, flags.invert)
   settings = settings_of(flags, opened, given.size(opened))
   count = len(prompts) or flags.interpolate or flags.num
   noises = count
@@ -154,6 +157,7 @@ def _job(flags: argparse.Namespace) -> Job:
     flags.segmap and read_segmap(flags.segmap, settings.height, settings.width),
     flags.layout and read_boxes(flags.layout),
     flags.neighbours and read_neighbours(flags.neighbours),
+    flags.depth and read_depth(flags.depth, settings.height, settings.width),
   )
   positive, negative = hear(opened, request, say)
   if flags.interpolate:
@@ -189,16 +193,21 @@ def _classifier(
   return module, params
 
 
-def _refuse_channels(opened: Opened) -> None:
-  """Raises ConfigError for a U-Net that reads what nobody can give it."""
+def _refuse(opened: Opened, is_inverting: bool) -> None:
+  """Raises ConfigError for a U-Net that reads what nobody gives it."""
+  beside = [p for p in opened.model.conditioners if isinstance(p, Beside)]
+  if is_inverting and beside:
+    raise ConfigError(
+      f"--invert leads a picture back to noise, but this model reads "
+      f"{beside[0].reads!r} beside it; use a model of text or classes"
+    )
   channels = opened.model.first_stage.latent_channels
-  kinds = {type(part) for part in opened.model.conditioners}
-  is_fed = kinds & {MaskedImage, LowResolution}
+  is_fed = beside or opened.model.part(DepthMap)
   if opened.inputs not in (None, channels) and not is_fed:
     raise ConfigError(
       f"this model's U-Net reads {opened.inputs} channels, {channels} of them "
-      "latents, and is neither of the inpainting nor of the upscaling kind; "
-      "use the U-Net alone from Python (ldm_jax.from_pretrained)"
+      "latents, and is not of the inpainting, upscaling or depth kind; use the "
+      " U-Net alone from Python (ldm_jax.from_pretrained)"
     )
 
 
@@ -257,6 +266,7 @@ def _told(
     "controlnet": flags.controlnet,
     "control_image": flags.control_image,
     "segmap": flags.segmap,
+    "depth": flags.depth,
     "layout": flags.layout,
     "neighbours": flags.neighbours,
     "classifier": flags.classifier,

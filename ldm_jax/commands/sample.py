@@ -91,6 +91,11 @@ def _add_conditions(flags: Parser) -> None:
     help="a map: a PNG whose grey values or palette indices are classes",
   )
   add(
+    "--depth",
+    metavar="FILE",
+    help="a PNG of grey values, the nearer the lighter, for models of depth",
+  )
+  add(
     "--layout",
     metavar="FILE",
     help='boxes: JSON such as [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}], '

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.commands.models import open_model
 from ldm_jax.data.prompts import Prompts
 from ldm_jax.data.tokens import Words
 from ldm_jax.nodes import ConfigError
@@ -15,15 +14,6 @@ from ldm_jax.opened import Opened
 from ldm_jax.tasks.denoising import Denoising
 
 CONV_IN = ("unet", "params", "conv_in", "kernel")
-
-
-def open_start(path: str) -> Opened:
-  """The model that training begins from: a run, or foreign weights.
-
-  Raises:
-    ConfigError, WeightsError: as `open_model`.
-  """
-  return open_model(path)
 
 
 def words_of(start: Opened) -> Words | None:

@@ -67,7 +67,7 @@ def read_mask(
 def read_depth(
   path: str | pathlib.Path, size: tuple[int, int] | None = None
 ) -> Float32[np.ndarray, "h w"]:
-  """From -1 to 1, the least to the most of the picture.
+  """From -1 to 1, the least to the most of the picture; the most is nearest.
 
   As Stable Diffusion 2's depth model was trained on MiDaS. Raises as
   `read_plane`.

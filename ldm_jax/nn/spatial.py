@@ -178,8 +178,8 @@ class LowResolution(nn.Module):
 class DepthMap(nn.Module):
   """How far away what is seen lies, beside x_t; no parameters.
 
-  Stable Diffusion 2's depth model reads MiDaS' depth, from -1 to 1 in every
-  picture.
+  Stable Diffusion 2's depth model reads MiDaS' depth, from the farthest cell
+  of a picture, -1, to the nearest, 1.
 
   Attributes:
     cell: sides of the map's cells that become one of x_t's, by their mean.
@@ -202,6 +202,9 @@ class DepthMap(nn.Module):
       )
     shape = (count, height // self.cell, self.cell, width // self.cell, -1)
     cells = depth.reshape(shape).mean((2, 4))
+    low = cells.min((1, 2), keepdims=True)
+    span = cells.max((1, 2), keepdims=True) - low
+    cells = 2 * (cells - low) / jnp.maximum(span, 1e-6) - 1
     return Condition(concat=silence(cells[..., None], drop))
 
 

@@ -16,17 +16,21 @@ from ldm_jax.data.tokens import Words
 from ldm_jax.diffusion.samplers import Recipe
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
 from ldm_jax.nn.conditioners import Conditioner
 from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.nn.spatial import LowResolution, MaskedImage
+from ldm_jax.nn.spatial import DepthMap, LowResolution, MaskedImage
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
 from ldm_jax.pretrained import schedules, unets
 from ldm_jax.pretrained.autoencoders import autoencoder
 from ldm_jax.pretrained.networks import Module, load
 from ldm_jax.pretrained.pieces import Pieces
+
+# What foreign pipelines know without a network for it.
+WEIGHTLESS = SizeEmbedder | MaskedImage | LowResolution | DepthMap
 
 _BERT_EMPTY = (101, 102)  # [CLS] [SEP] of bert-base-uncased
 _OPEN_CLIP_PADDING = 0
@@ -60,7 +64,7 @@ def assemble(pieces: Pieces, dtype: DTypeLike = "float32") -> Opened:
     notices += schedules.departures(pieces.scheduler)
   words = words_of(pieces)
   conditioners = conditioners_of(pieces, networks, words)
-  conditioners += _beside(pieces, first_stage.latent_channels)
+  conditioners += _beside(pieces, first_stage)
   model = LatentDiffusion(
     first_stage,
     unet,
@@ -88,13 +92,15 @@ def assemble(pieces: Pieces, dtype: DTypeLike = "float32") -> Opened:
   )
 
 
-def _beside(pieces: Pieces, latents: int) -> list[Conditioner]:
+def _beside(pieces: Pieces, stage: Autoencoder) -> list[Conditioner]:
   """What the U-Net reads beside x_t, told by its channels."""
-  fed = _fed(pieces)
+  fed, latents, stride = _fed(pieces), stage.latent_channels, stage.stride
   if fed.channels == 2 * latents + 1:
     return [MaskedImage()]
   if fed.channels == latents + 3 and fed.vector is not None:
     return [LowResolution(fed.vector, min(350, fed.vector))]
+  if fed.channels == latents + 1:
+    return [DepthMap(cell=stride)]
   return []
 
 
@@ -213,7 +219,7 @@ def _variables(
   """Variables of the conditioners, by what each reads."""
   found = {}
   for part in conditioners:
-    if isinstance(part, SizeEmbedder | MaskedImage | LowResolution):
+    if isinstance(part, WEIGHTLESS):
       found[part.reads] = {}
     elif isinstance(part, ClassEmbedder):
       ((_, variables),) = networks.values()
@@ -233,7 +239,7 @@ def split_variables(
   conditioner: Conditioner, variables: dict[str, Any]
 ) -> list[tuple[Module, dict[str, Any]]]:
   """The networks within a conditioner, with their own variables."""
-  if isinstance(conditioner, SizeEmbedder | MaskedImage | LowResolution):
+  if isinstance(conditioner, WEIGHTLESS):
     return []
   if isinstance(conditioner, ClassEmbedder):
     return [(conditioner, variables)]

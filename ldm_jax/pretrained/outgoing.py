@@ -9,13 +9,13 @@ import numpy as np
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder
+from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
 from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.nodes import ConfigError
 from ldm_jax.pretrained import cards, texts, unets
-from ldm_jax.pretrained.assemble import split_variables
+from ldm_jax.pretrained.assemble import WEIGHTLESS, split_variables
 from ldm_jax.pretrained.autoencoders import autoencoder_config
 from ldm_jax.pretrained.networks import Module, geometry
 from ldm_jax.pretrained.schemas import SCALING_FACTOR
@@ -96,8 +96,13 @@ def parts_of(
 
 def _check_held(part: Any) -> None:
   """Raises ConfigError for what foreign pipelines have no word for."""
-  if isinstance(part, ClassEmbedder | ClipEmbedder | SizeEmbedder):
+  if isinstance(part, ClassEmbedder | ClipEmbedder | WEIGHTLESS):
     return
+  if not isinstance(part, TextEmbedder):
+    raise ConfigError(
+      f"foreign formats have no word for a {type(part).__name__}; save the "
+      "autoencoder or the U-Net alone"
+    )
   if part.is_pooled or part.encoder.length != 77:
     raise ConfigError(
       f"the text encoder is of length {part.encoder.length} with is_pooled="

@@ -77,6 +77,11 @@ class Starter:
       _check_noise(settings, order, shape)
     given, model = order.given, self._model
     enlarges = model.part(LowResolution)
+    if enlarges and model.part(MaskedImage):
+      raise ValueError(
+        "this model reads a masked image and a small one at once, which is "
+        "trained but not drawn with; leave one of them out of its config"
+      )
     if model.part(MaskedImage) and (
       given.images is None or given.masks is None
     ):
