@@ -7,6 +7,13 @@ import pytest
 
 from ldm_jax.commands.models import open_model
 from ldm_jax.hearing import Request, hear
+from ldm_jax.nn.spatial import (
+  DepthMap,
+  LowResolution,
+  Masked,
+  MaskedImage,
+  Small,
+)
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.sampling import Order, Studio
 
@@ -92,6 +99,20 @@ def drawn(opened, settings, request, noise):
   order = Order(len(noise), len(noise), noise=noise, output="latents")
   (found,) = studio.draw(settings, positive, away, order)
   return found
+
+
+def heard(opened, said, beside=None):
+  """The condition of a side; `beside` are its channels next to x_t."""
+  model, seen = opened.model, {}
+  if part := model.part(MaskedImage):
+    seen = {part.reads: Masked(beside[..., 1:], beside[..., :1])}
+  elif part := model.part(LowResolution):
+    seen = {part.reads: Small(beside, jnp.full(len(beside), 20))}
+  elif part := model.part(DepthMap):
+    pixels = jnp.kron(beside[..., 0], jnp.ones((1, part.cell, part.cell)))
+    seen = {part.reads: pixels}
+  said = jax.tree.map(jnp.asarray, said).seeing(seen)
+  return model.condition(opened.params, said.raw, said.is_null)
 
 
 def by_hand(pipe, noise, sides, scale=4.0, beside=None):

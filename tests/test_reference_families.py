@@ -14,6 +14,7 @@ from reference_families import (
   by_hand,
   draw,
   drawn,
+  heard,
   ours,
   request_of,
   said_by_them,
@@ -25,6 +26,7 @@ from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.hearing import Request, hear
 from ldm_jax.nn.conditioner import Condition, SizeEmbedder
+from ldm_jax.nn.spatial import DepthMap
 from ldm_jax.opened import skip_blocks
 from ldm_jax.sampling import Settings
 
@@ -33,7 +35,7 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
 family, highest = reference_families.family, reference_families.highest
 
-CHANGES_IMAGES = ("refiner", "inpainting", "upscaler")
+CHANGES_IMAGES = ("refiner", "inpainting", "upscaler", "depth")
 
 
 def agree(found, run, module, times=20):
@@ -118,6 +120,14 @@ def test_moments_and_decoding(family):
   agree(found, run, vae)
 
 
+def asked_of(opened, negative):
+  """A request of every family; the map is what `heard` puts in its place."""
+  request = request_of([negative] * 2)
+  if opened.model.part(DepthMap) is None:
+    return request
+  return dataclasses.replace(request, depth=np.zeros((32, 32), np.float32))
+
+
 @pytest.mark.parametrize("negative", [None, "", "a cat"])
 def test_what_prompts_say(family, negative):
   name, pipe, _, opened = family
@@ -125,10 +135,10 @@ def test_what_prompts_say(family, negative):
     pytest.skip("it hears nothing")
   with torch.no_grad():
     expected = said_by_them(pipe, name, negative)
-  said = hear(opened, request_of([negative] * 2), pytest.fail)
+  said = hear(opened, asked_of(opened, negative), pytest.fail)
+  beside = draw(2, 8, 8, max(opened.inputs - 4, 1))
   for side, (context, pooled) in zip(said, expected, strict=True):
-    side = jax.tree.map(jnp.asarray, side)
-    found = opened.model.condition(opened.params, side.raw, side.is_null)
+    found = heard(opened, side, beside)
     np.testing.assert_allclose(found.context, ours(context), atol=2e-5)
     if pooled is not None:
       np.testing.assert_allclose(
@@ -184,6 +194,11 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
   noise, beside = draw(2, 8, 8, 4), None
   if opened.inputs > 4:
     beside = draw(2, 8, 8, opened.inputs - 4)
+  if name == "depth":  # their pipeline brings every picture to -1 ... 1
+    low, high = (
+      f(beside, (1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max)
+    )
+    beside = 2 * (beside - low) / (high - low) - 1
   with torch.no_grad():
     expected = said_by_them(pipe, name, "a cat")
   sides = []
@@ -200,12 +215,8 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
 
   model, params = opened.model, opened.params
   told = []
-  for side in hear(opened, request_of(["a cat"] * 2), pytest.fail):
-    side = jax.tree.map(jnp.asarray, side)
-    said = model.condition(params, side.raw, side.is_null)
-    if name == "upscaler":
-      said = said.replace(vector=jax.nn.one_hot(jnp.array([20, 20]), 1000))
-    told.append(said.replace(concat=beside))
+  for side in hear(opened, asked_of(opened, "a cat"), pytest.fail):
+    told.append(heard(opened, side, beside))
   denoise = model.guided(params, told[1], told[0], Guidance(4.0))
   plan = dataclasses.replace(opened.recipe, steps=10).plan(model.schedule)
   keys = jax.random.split(jax.random.key(0), 2)

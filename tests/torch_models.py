@@ -10,6 +10,7 @@ from diffusers import (
   DDPMScheduler,
   LDMPipeline,
   LDMTextToImagePipeline,
+  StableDiffusionDepth2ImgPipeline,
   StableDiffusionInpaintPipeline,
   StableDiffusionPipeline,
   StableDiffusionUpscalePipeline,
@@ -29,6 +30,9 @@ from transformers import (
   CLIPTextModel,
   CLIPTextModelWithProjection,
   CLIPTokenizer,
+  DPTConfig,
+  DPTForDepthEstimation,
+  DPTImageProcessor,
 )
 
 
@@ -278,6 +282,33 @@ def upscaler(folder: pathlib.Path) -> StableDiffusionUpscalePipeline:
   )
 
 
+def depth(folder: pathlib.Path) -> StableDiffusionDepth2ImgPipeline:
+  """SD 2 with a map of depth beside the latents, and what estimates it."""
+  words = tokenizer(folder / "words", pad="!")
+  estimator = DPTForDepthEstimation(
+    DPTConfig(
+      hidden_size=16,
+      num_hidden_layers=4,
+      num_attention_heads=2,
+      intermediate_size=16,
+      image_size=32,
+      patch_size=16,
+      backbone_out_indices=[0, 1, 2, 3],
+      neck_hidden_sizes=[8, 8, 8, 8],
+      fusion_hidden_size=8,
+    )
+  )
+  return StableDiffusionDepth2ImgPipeline(
+    vae(),
+    tower(words, 32, activation="gelu"),
+    words,
+    unet(in_channels=5, use_linear_projection=True),
+    scheduler(),
+    estimator,
+    DPTImageProcessor(),
+  )
+
+
 FAMILIES = {
   "sd1": sd1,
   "sd2": sd2,
@@ -285,6 +316,7 @@ FAMILIES = {
   "refiner": refiner,
   "inpainting": inpainting,
   "upscaler": upscaler,
+  "depth": depth,
   "ldm": ldm,
   "ldm_text": ldm_text,
 }
