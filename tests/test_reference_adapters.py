@@ -7,8 +7,10 @@ import pytest
 from networks import draw
 
 from ldm_jax.commands.models import Reading, open_model
+from ldm_jax.nn.lora import LoRA
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.pretrained.adapters import merge_lora
+from ldm_jax.pretrained.adapters_out import save_lora
 from ldm_jax.pretrained.inversion import load_inversion
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -216,6 +218,35 @@ def test_diffusers_with_peft_merges_the_same(tmp_path, form):
   assert_same(ours, open_model(str(tmp_path / "changed")))
   moved = jax.tree.map(lambda a, b: a is not b, ours.params, base.params)
   assert sum(jax.tree.leaves(moved)) > 5
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_what_was_trained_here_is_loaded_by_diffusers(name, form, tmp_path):
+  """Both stages of a LoRA on towers and U-Net are the sums that we say."""
+  pytest.importorskip("peft")
+  torch.manual_seed(0)
+  pipe = torch_models.FAMILIES[name](tmp_path / "words")
+  pipe.save_pretrained(tmp_path / "base")
+  base, path = open_model(str(tmp_path / "base")), tmp_path / "x.safetensors"
+  where = r"attention[12]/(q|k|v|out)/kernel$|/attention/(q|k|v|out)/kernel$"
+  lora = LoRA(rank=3, alpha=2.0, where=where)
+  trees = {"unet": base.params.unet, "conditioners": base.params.conditioners}
+  fresh = lora.fresh(jax.random.key(0), trees)
+  assert fresh.keys() == {"unet", "conditioners"}
+  shapes = {str(i): x.shape for i, x in enumerate(jax.tree.leaves(fresh))}
+  leaves = [0.3 * x for x in draw(shapes).values()]
+  factors = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+  save_lora(base, lora, factors, path, form)
+  pipe.load_lora_weights(str(path))
+  pipe.fuse_lora()
+  pipe.unload_lora_weights()
+  pipe.save_pretrained(tmp_path / "changed")
+  theirs = open_model(str(tmp_path / "changed")).params
+  ours = lora.merged(trees, factors)
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)
+  jax.tree.map(close, ours["unet"], theirs.unet)
+  jax.tree.map(close, ours["conditioners"], theirs.conditioners)
 
 
 PROMPTS = (

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,20 @@ Form = Literal["kohya", "peft"]
 Path = tuple[str, ...]
 
 
+class Factors(NamedTuple):
+  """A matrix' factors as torch lays them out.
+
+  Attributes:
+    kohya: its whole name in a file of kohya's.
+    module: its name within the network.
+  """
+
+  kohya: str
+  module: str
+  down: np.ndarray
+  up: np.ndarray
+
+
 def save_lora(
   opened: Opened,
   lora: LoRA,
@@ -28,51 +42,72 @@ def save_lora(
 ) -> None:
   """Writes the factors as a .safetensors of kohya's form, or of peft's.
 
-  kohya's has a tensor of alpha for every matrix; peft's, with the names that
-  diffusers loads, has alpha in its metadata.
+  kohya's has a tensor of alpha for every matrix; peft's has alpha in its
+  metadata, and the names of the modules that diffusers with transformers 5
+  adapts.
 
   Raises:
     WeightsError: a matrix has no name there; they are listed.
   """
   left = dict(pairs_of(factors))
-  tensors: dict[str, np.ndarray] = {}
-  told: dict[str, Any] = {}
+  found: dict[str, list[Factors]] = {}  # by network
   for starts, start, table in networks(opened, ("diffusers",)):
+    prefix = next(s for s in starts if s.startswith("lora_"))
+    dotted = next(s for s in starts if s.endswith("."))
+    network = dotted.removesuffix(".")
     for row in table.rows:
       place = (*start, *row.ours.split("/"))
       if place in left:
         down, up = _foreign(*left.pop(place), row)
         module = row.theirs.removesuffix(".weight")
-        if form == "kohya":
-          name = _kohya(starts, module)
-          tensors |= {
-            f"{name}.lora_down.weight": down,
-            f"{name}.lora_up.weight": up,
-            f"{name}.alpha": np.float32(lora.alpha).reshape(()),
-          }
-        else:
-          dotted = next(s for s in starts[::-1] if s.endswith(".") and s)
-          if start[0] == "unet":
-            dotted = "unet."
-          name = dotted + module
-          tensors |= {
-            f"{name}.lora_A.weight": down,
-            f"{name}.lora_B.weight": up,
-          }
-          network = dotted.partition(".")[0]
-          told[f"{network}.r"] = lora.rank
-          told[f"{network}.lora_alpha"] = lora.alpha
-          modules = told.setdefault(f"{network}.target_modules", [])
-          modules.append(name.removeprefix(f"{network}."))
+        found.setdefault(network, []).append(
+          Factors(_kohya(prefix, module), module, down, up)
+        )
   if left:
     names = ["/".join(place) for place in left]
     raise WeightsError(
       f"no form of LoRA has names for {list_names(names, lambda _: ())}"
     )
-  words = {"format": "pt"}
-  if form == "peft":
-    words["lora_adapter_metadata"] = json.dumps(told)
+  write = {"kohya": _as_kohya, "peft": _as_peft}[form]
+  tensors, words = write(found, lora)
   write_safetensors(path, tensors, metadata=words)
+
+
+def _kohya(prefix: str, name: str) -> str:
+  """kohya's name of a module; transformers 5 leaves `text_model` out."""
+  is_bare = prefix != "lora_unet_" and not name.startswith("text_")
+  return prefix + "text_model_" * is_bare + name.replace(".", "_")
+
+
+def _as_kohya(
+  found: Mapping[str, list[Factors]], lora: LoRA
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """A tensor of alpha beside every pair."""
+  alpha = np.float32(lora.alpha).reshape(())
+  tensors = {}
+  for pair in (pair for pairs in found.values() for pair in pairs):
+    tensors[f"{pair.kohya}.lora_down.weight"] = pair.down
+    tensors[f"{pair.kohya}.lora_up.weight"] = pair.up
+    tensors[f"{pair.kohya}.alpha"] = alpha
+  return tensors, {"format": "pt"}
+
+
+def _as_peft(
+  found: Mapping[str, list[Factors]], lora: LoRA
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Alpha and the modules' names in the metadata, by network."""
+  tensors, told = {}, {}
+  for network, pairs in found.items():
+    for pair in pairs:
+      name = f"{network}.{pair.module}"
+      tensors[f"{name}.lora_A.weight"] = pair.down
+      tensors[f"{name}.lora_B.weight"] = pair.up
+    told |= {
+      f"{network}.r": lora.rank,
+      f"{network}.lora_alpha": lora.alpha,
+      f"{network}.target_modules": [pair.module for pair in pairs],
+    }
+  return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
 
 
 def pairs_of(
@@ -87,12 +122,6 @@ def pairs_of(
     return
   for name, part in factors.items():
     yield from pairs_of(part, (*path, name))
-
-
-def _kohya(starts: tuple[str, ...], module: str) -> str:
-  """kohya writes the text towers' `text_model` out, and dots as underscores."""
-  start = next(s for s in starts[::-1] if s.startswith("lora_"))
-  return start + module.replace(".", "_")
 
 
 def _foreign(
