@@ -211,6 +211,7 @@ def small(node):
       plan = dataclasses.replace(
         plan,
         depths=tuple(min(d, 1) for d in plan.depths[-2:]),
+        cross_only=plan.cross_only[-2:],
         mid_depth=1,
         head_width=plan.head_width and 4,
       )

@@ -169,13 +169,10 @@ def peft_file(pipe, folder):
   )
   layers = {}
   for part, config in (("unet", told), ("text_encoder", text)):
-    network = getattr(pipe, part)
-    network.add_adapter(config)
+    network = peft.inject_adapter_in_model(config, getattr(pipe, part))
     state = peft.get_peft_model_state_dict(network)
     layers[f"{part}_lora_layers"] = state
-    layers[f"{part}_lora_adapter_metadata"] = network.peft_config[
-      "default"
-    ].to_dict()
+    layers[f"{part}_lora_adapter_metadata"] = config.to_dict()
   pipe.save_lora_weights(folder, **layers)
   return folder / "pytorch_lora_weights.safetensors"
 
