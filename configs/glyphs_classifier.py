@@ -11,7 +11,7 @@ from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.unet import AttentionPlan
 from ldm_jax.tasks.classifying import Classifying
 
-STEPS = 2400
+STEPS = 700
 
 
 def get_config():

@@ -1,7 +1,7 @@
 """The text model led to another palette, all of it trained  (fine-tuning).
 
-Begins from runs/glyphs_text: --config.start=runs/glyphs_text. A fifth of its
-steps at a third of its rate.
+Begins from runs/glyphs_text: --config.start=runs/glyphs_text. Some of its
+steps at a fraction of its rate.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from glyphs_text import get_config as text
 
 from ldm_jax.data.glyphs import Glyphs
 
-STEPS = 700
+STEPS = 200
 
 
 def get_config():
@@ -18,7 +18,7 @@ def get_config():
   task = dataclasses.replace(
     made.task,
     optimizer=dataclasses.replace(
-      made.task.optimizer, rate=3e-4, decay_steps=STEPS
+      made.task.optimizer, rate=3e-4, muon=1e-3, decay_steps=STEPS
     ),
   )
   data = dataclasses.replace(

@@ -15,6 +15,6 @@ def get_config():
   task = dataclasses.replace(
     made.task,
     lora=LoRA(16, 16.0, r"^unet/.*kernel$"),
-    optimizer=dataclasses.replace(made.task.optimizer, rate=1e-3),
+    optimizer=dataclasses.replace(made.task.optimizer, rate=2e-3),
   )
   return dataclasses.replace(made, task=task)

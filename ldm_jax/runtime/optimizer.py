@@ -1,12 +1,14 @@
 """Gradients into updates: Adam as the papers set it, averages, slices."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Optimizer:
     decay: how the rate ends: "constant", or "cosine" to `decay_to` times the
       rate at `decay_steps`.
     clip: most global norm of a gradient, or None.
+    muon: the rate at which kernels but those of the first and last convolution
+      are updated by Muon (Jordan et al. 2024), with updates as long as
+      AdamW's (Liu et al. 2025, section 2.2); None leaves all to AdamW.
   """
 
   rate: float = 1e-4
@@ -33,6 +38,7 @@ class Optimizer:
   decay_steps: int = 0
   decay_to: float = 0.0
   clip: float | None = None
+  muon: float | None = None
 
   def __post_init__(self):
     if self.decay == "cosine" and self.decay_steps <= self.warmup:
@@ -40,34 +46,74 @@ class Optimizer:
         f"decay='cosine' ends at decay_steps, got {self.decay_steps}; give "
         f"more than the warm-up's {self.warmup}, usually the run's steps"
       )
-    if self.rate <= 0:
-      raise ValueError(f"learning rate must be positive, got {self.rate}")
+    for rate in (self.rate, self.muon):
+      if rate is not None and rate <= 0:
+        raise ValueError(f"learning rate must be positive, got {rate}")
 
   def schedule(self) -> optax.Schedule:
     """The learning rate as a function of the number of updates."""
+    return self._schedule(self.rate)
+
+  def _schedule(self, rate: float) -> optax.Schedule:
     if self.decay == "cosine":
       return optax.warmup_cosine_decay_schedule(
-        0.0, self.rate, self.warmup, self.decay_steps, self.decay_to * self.rate
+        0.0, rate, self.warmup, self.decay_steps, self.decay_to * rate
       )
     return optax.join_schedules(
       [
-        optax.linear_schedule(0.0, self.rate, max(1, self.warmup)),
-        optax.constant_schedule(self.rate),
+        optax.linear_schedule(0.0, rate, max(1, self.warmup)),
+        optax.constant_schedule(rate),
       ],
       [self.warmup],
     )
 
   def build(self) -> optax.GradientTransformation:
     """The chain of transformations the fields describe."""
-    adam = optax.adamw(
+    descent = self._adamw() if self.muon is None else self._muon()
+    if self.clip is None:
+      return descent
+    return optax.chain(optax.clip_by_global_norm(self.clip), descent)
+
+  def _adamw(self) -> optax.GradientTransformation:
+    return optax.adamw(
       self.schedule(),
       *self.betas,
       eps=self.epsilon,
       weight_decay=self.weight_decay,
     )
-    if self.clip is None:
-      return adam
-    return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+
+  def _muon(self) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+      self._schedule(self.muon),
+      ns_steps=3,  # as good as five after this preconditioning, at 2/3 of it
+      preconditioning="aol",
+      eps=self.epsilon,
+      weight_decay=self.weight_decay,
+      adam_b1=self.betas[0],
+      adam_b2=self.betas[1],
+      adam_weight_decay=self.weight_decay,
+      adam_learning_rate=self.schedule(),
+      muon_weight_dimension_numbers=_matrices,
+      consistent_rms=0.2,
+    )
+
+
+def _matrices(params: Any) -> Any:
+  """How Muon sees kernels as matrices of inputs times outputs; None is not one.
+
+  The first and the last convolution are not: they turn data into features and
+  features into data, and have no norm from features to features.
+  """
+
+  def seen(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if leaf.ndim < 2 or re.search(r"conv_(in|out)/|(?<!kernel)$", name):
+      return None
+    return optax.contrib.MuonDimensionNumbers(
+      tuple(range(leaf.ndim - 1)), leaf.ndim - 1
+    )
+
+  return jax.tree_util.tree_map_with_path(seen, params)
 
 
 def averaged(average: Any, params: Any, step: Any, decay: float) -> Any:
