@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -21,7 +22,17 @@ from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.tasks.autoencoding import Autoencoding
 from ldm_jax.tasks.denoising import Denoising
 
-MESHES = [(8, 1), (1, 8), (2, 4)]
+# data, fsdp, tensor, context
+MESHES = [
+  (8, 1, 1, 1),
+  (1, 8, 1, 1),
+  (2, 4, 1, 1),
+  (2, 2, 2, 1),
+  (1, 2, 4, 1),
+  (4, 1, 2, 1),
+  (2, 2, 1, 2),
+]
+QUICK = [(2, 2, 2, 1)]
 STEPS, DISC_START, BATCH, SIDE = 5, 3, 16, 16
 
 
@@ -87,11 +98,11 @@ def stirred(params):
 
 
 @functools.cache
-def history(task_name, data, fsdp):
+def history(task_name, *mesh):
   """(losses, gradients per step, last parameters) of some steps on a mesh."""
   task = {"one": STAGE_ONE, "lpips": WITH_LPIPS, "two": STAGE_TWO}[task_name]
-  count = data * fsdp
-  sharding = MeshShape(data, fsdp).build(jax.devices()[:count])
+  count = math.prod(mesh)
+  sharding = MeshShape(*mesh).build(jax.devices()[:count])
   sharding = dataclasses.replace(sharding, smallest=256)
   frozen = frozen_of(task)
   frozen = jax.device_put(frozen, sharding.state(frozen))
@@ -102,7 +113,7 @@ def history(task_name, data, fsdp):
   if task_name == "two":  # most of a fresh one's gradients are zero
     params = jax.device_put(stirred(state.params), places.params)
     state = state.replace(params=params)
-  if fsdp > 1:
+  if mesh[1] * mesh[2] > 1:
     cut = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
     assert len(cut) > 20  # the mesh must have something to do
   step = jax.jit(
@@ -133,9 +144,9 @@ def distance(ours, theirs):
     pytest.param(
       task,
       mesh,
-      id=f"{task}-{mesh[0]}x{mesh[1]}",
-      # The mesh that has both axes is enough for a quick look.
-      marks=() if mesh == (2, 4) and task != "lpips" else pytest.mark.slow,
+      id=f"{task}-{'x'.join(map(str, mesh))}",
+      # The mesh that has three axes is enough for a quick look.
+      marks=() if mesh in QUICK and task != "lpips" else pytest.mark.slow,
     )
     for task in ("one", "two", "lpips")
     for mesh in MESHES
@@ -143,7 +154,7 @@ def distance(ours, theirs):
 )
 def test_every_mesh_is_one_device(task, mesh):
   losses, gradients, params = history(task, *mesh)
-  alone, one_gradients, one_params = history(task, 1, 1)
+  alone, one_gradients, one_params = history(task, 1, 1, 1, 1)
   for step in range(STEPS):
     for player in one_gradients[step]:
       ours, theirs = gradients[step][player], one_gradients[step][player]
@@ -169,7 +180,7 @@ def test_every_mesh_is_one_device(task, mesh):
 
 
 def test_rules_decide_and_the_largest_divisible_axis_is_the_default():
-  sharding = MeshShape(2, 4).build(rules=[(r"special", P("fsdp"))])
+  sharding = MeshShape(2, 4).build()
   sharding = dataclasses.replace(sharding, smallest=64)
   assert sharding.spec("a/kernel", (3, 3, 64, 128)) == P(
     None, None, None, "fsdp"
@@ -177,7 +188,43 @@ def test_rules_decide_and_the_largest_divisible_axis_is_the_default():
   assert sharding.spec("a/kernel", (3, 3, 128, 30)) == P(None, None, "fsdp")
   assert sharding.spec("a/bias", (32,)) == P()
   assert sharding.spec("a/odd", (9, 9, 9)) == P()
-  assert sharding.spec("special/odd", (4, 64)) == P("fsdp")
+  assert sharding.spec("pool/positions", (64, 64)) == P()
+
+
+T, F = "tensor", "fsdp"
+
+
+@pytest.mark.parametrize(
+  "path, shape, expected",
+  [
+    ("unet/mid_attention/block_0/attention1/q/kernel", (32, 64), (F, T)),
+    ("mu/unet/block_0/attention2/out/kernel", (64, 32), (T, F)),
+    ("conditioners/tokens/encoder/attention_0/v/kernel", (8, 64), (F, T)),
+    ("unet/down_0_block_0/conv1/kernel", (3, 3, 32, 64), (None, None, F, T)),
+    ("unet/down_0_block_0/conv2/kernel", (3, 3, 64, 64), (None, None, T, F)),
+    ("unet/down_0_block_0/conv1/bias", (64,), (T,)),
+    ("unet/up_1_upsample/kernel", (3, 3, 64, 64), (None, None, None, F)),
+    ("params/encoder/mid_attention/q/kernel", (64, 64), (None, F)),
+    ("unet/block_0/ff/up/kernel", (30, 66), (F, T)),
+    ("unet/block_0/ff/up/kernel", (30, 65), (F,)),  # 2 does not divide 65
+  ],
+)
+def test_what_is_cut_along_tensor(path, shape, expected):
+  sharding = dataclasses.replace(MeshShape(2, 2, 2).build(), smallest=1)
+  assert sharding.spec(path, shape) == P(*expected)
+
+
+def test_a_processs_rows_are_those_that_its_devices_hold():
+  for mesh in ((8,), (2, 2, 2), (2, 1, 4), (2, 2, 1, 2)):
+    sharding = MeshShape(*mesh).build()
+    np.testing.assert_array_equal(sharding.rows(16), np.arange(16))
+    batch = draw(0)
+    for name, array in sharding.put(batch).items():
+      np.testing.assert_array_equal(array, batch[name])
+      shard = array.addressable_shards[0].data.shape
+      assert shard[0] == BATCH // sharding.parts
+      is_cut = name == "image" and len(mesh) == 4
+      assert array.ndim < 4 or shard[1] == (SIDE // 2 if is_cut else SIDE)
 
 
 def test_impossible_meshes_and_batches_are_refused():
@@ -185,6 +232,10 @@ def test_impossible_meshes_and_batches_are_refused():
     MeshShape(3, 2).build()
   with pytest.raises(ValueError, match="there are 8"):
     MeshShape(None, 3).build()
+  with pytest.raises(ValueError, match="exclude each other"):
+    MeshShape(2, 1, 2, 2).build()
+  with pytest.raises(ValueError, match="tensor=3 x context=1 needs"):
+    MeshShape(tensor=3).build()
   with pytest.raises(ValueError, match="try 8"):
     MeshShape().build().check_batch(6)
   with pytest.raises(ValueError, match="times 2 slices; try 16"):

@@ -93,7 +93,8 @@ def test_a_start_far_ahead_is_reached_at_once():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_put_together_are_one_global_batch(processes, words):
   options = {"augment": AUGMENT, "tokenizer": words, "batch": 8, "start": 2}
-  parts = [take(4, share=(p, processes), **options) for p in range(processes)]
+  held = np.split(np.arange(8), processes)
+  parts = [take(4, rows=rows, **options) for rows in held]
   together = [
     {
       key: np.concatenate([part[n][key] for part in parts])
@@ -250,11 +251,10 @@ def test_bad_pictures_are_named_through_the_threads(tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"batch": 6, "share": (0, 4)}, "batch 6 .* 4 processes; try 4"),
-    ({"batch": 2, "share": (0, 4)}, "try 4"),
-    ({"batch": 0}, "batch 0"),
-    ({"share": (2, 2)}, "process 2"),
-    ({"start": -1}, "start -1"),
+    ({"batch": 6, "rows": (5, 6)}, "must be of a batch, 0 to 5"),
+    ({"batch": 6, "rows": ()}, "must be of a batch"),
+    ({"batch": 0}, "batch 1 or more, got 0 and 0"),
+    ({"start": -1}, "start must be 0 or more and batch 1 or more, got -1"),
     ({"source": []}, "list has no examples"),
   ],
 )

@@ -189,7 +189,9 @@ def _frozen(
     )
   scale = task.latent_scale or stage_one.scale
   if scale is None:
-    stream = itertools.islice(batches(experiment, words, 0), SCALE_BATCHES)
+    stream = itertools.islice(
+      batches(experiment, words, 0, sharding), SCALE_BATCHES
+    )
     scale = measured_scale(
       task.first_stage,
       stage_one.params,

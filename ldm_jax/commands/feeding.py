@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
 from ldm_jax.config import Experiment
 from ldm_jax.data import pipeline
 from ldm_jax.data.tokens import Words
+from ldm_jax.runtime.sharding import Sharding
 
 
 def held_out(
@@ -26,7 +26,7 @@ def held_out(
 
 
 def batches(
-  experiment: Experiment, words: Words | None, start: int
+  experiment: Experiment, words: Words | None, start: int, sharding: Sharding
 ) -> Iterator[dict[str, np.ndarray]]:
   """This process's part of every batch from step `start` on."""
   data = experiment.data
@@ -38,6 +38,6 @@ def batches(
     tokenizer=words,
     views=data.views,
     start=start,
-    share=(jax.process_index(), jax.process_count()),
+    rows=sharding.rows(data.batch),
     threads=data.threads,
   )

@@ -64,7 +64,7 @@ def _loop(begun: Ready, sharding: Sharding) -> int:
   )
   return loop.run(
     begun.frozen,
-    lambda start: batches(experiment, words, start),
+    lambda start: batches(experiment, words, start, sharding),
     sharding.whole(example),
     sharding.whole(shown),
   )

@@ -44,34 +44,32 @@ def batches(
   tokenizer: Words | None = None,
   views: Sequence[View] = (),
   start: int = 0,
-  share: tuple[int, int] = (0, 1),
+  rows: Sequence[int] | np.ndarray | None = None,
   threads: int = 8,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Global batches start, start + 1, ... of `batch` rows, without end.
 
   The source is shuffled anew every epoch; a batch may reach into the next one.
-  Each process yields its own block of rows; put together in the order of the
-  processes they are the same for any number of them. Captions become "tokens"
-  if there is a tokenizer; other text is dropped.
+  Each process yields the rows that its devices hold; put together they are the
+  same for any number of processes. Captions become "tokens" if there is a
+  tokenizer; other text is dropped.
 
   Args:
-    share: this process, counted from 0, and how many there are.
+    rows: which of every batch, rising; None makes all of them.
 
   Raises:
-    ValueError: `batch` cannot be shared by the processes, the source is empty,
-      or (later) its items do not fit into one batch.
+    ValueError: there are no such rows, the source is empty, or (later) its
+      items do not fit into one batch.
     ImageError: (later) a picture is bad; it names the path.
   """
-  process, processes = share
-  if start < 0 or not 0 <= process < processes:
+  rows = np.arange(batch) if rows is None else np.asarray(rows)
+  if start < 0 or batch < 1:
     raise ValueError(
-      f"start {start} must be 0 or more, and process {process} one of the "
-      f"{processes}, counted from 0"
+      f"start must be 0 or more and batch 1 or more, got {start} and {batch}"
     )
-  if batch < 1 or batch % processes:
+  if not len(rows) or rows[0] < 0 or rows[-1] >= batch:
     raise ValueError(
-      f"batch {batch} must be a multiple of the {processes} processes; "
-      f"try {max(1, batch // processes) * processes}"
+      f"rows {rows.tolist()} must be of a batch, 0 to {batch - 1}"
     )
   if len(source) == 0:
     raise ValueError(f"{type(source).__name__} has no examples to make batches")
@@ -84,11 +82,11 @@ def batches(
     .repeat()
     .random_map(_Prepare(augment, tokenizer, tuple(views)))
   )
-  rows = batch // processes
-  shard = grain.MapDataset.source(BlockShard(examples, process, batch, rows))
-  ahead = max(threads, 2 * rows)
+  count = len(rows)
+  shard = grain.MapDataset.source(Share(examples, batch, tuple(rows.tolist())))
+  ahead = max(threads, 2 * count)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-  return _stream(shard[start * rows :].to_iter_dataset(options), rows)
+  return _stream(shard[start * count :].to_iter_dataset(options), count)
 
 
 def ordered(
@@ -129,24 +127,23 @@ def first(
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockShard:
-  """Rows [p r, (p + 1) r) of every global batch, for process p of r rows.
+class Share:
+  """The same rows of every global batch, one after another.
 
   Grain's own shards take every P-th example, so that the order of the rows
   would change with the number of processes.
   """
 
   examples: Source
-  process: int
   batch: int
-  rows: int
+  rows: tuple[int, ...]
 
   def __len__(self) -> int:
-    return len(self.examples) // self.batch * self.rows
+    return len(self.examples) // self.batch * len(self.rows)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    number, row = divmod(index, self.rows)
-    return self.examples[number * self.batch + self.process * self.rows + row]
+    number, place = divmod(index, len(self.rows))
+    return self.examples[number * self.batch + self.rows[place]]
 
 
 @dataclasses.dataclass(frozen=True)

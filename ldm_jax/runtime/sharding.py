@@ -1,6 +1,7 @@
 """Where arrays live: a mesh, and a rule for every leaf of a state."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,30 +11,59 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-Rules = Sequence[tuple[str, P]]
+AXES = ("data", "fsdp", "tensor", "context")
+ROWS = ("data", "fsdp")  # axes that cut a batch
 
-# (pattern over a leaf's path, spec); the first that matches decides. What no
-# rule names is cut along its largest axis that `fsdp` divides.
+Rules = Sequence[tuple[str, int | None]]
+
+IN, OUT = -2, -1  # axes of a kernel, whatever window comes before them
+
+# (pattern over a leaf's path, axis that `tensor` cuts); the first that matches
+# decides. A pair of layers is cut along the features between them (Shoeybi et
+# al. 2019, section 3): the first by what comes out, the second by what goes in,
+# and only the second's results are summed over devices.
 RULES: Rules = (
-  # Read at every position of every row: a gather would cost more than a copy.
-  (r"positions$", P()),
+  # One head: cutting its width would sum a whole matrix of logits.
+  (r"coder/mid_attention/", None),
+  # Heads of attention.
+  (r"(^|/)(q|k|v)/(kernel|bias)$", OUT),
+  (r"(^|/)out/kernel$", IN),
+  # Feed-forwards, of the U-Net and of text encoders.
+  (r"(^|/)up(_\d+)?/(kernel|bias)$", OUT),
+  (r"(^|/)down(_\d+)?/kernel$", IN),
+  # Channels inside residual blocks; the time is added to them there.
+  (r"(^|/)(conv1|emb)/(kernel|bias)$", OUT),
+  (r"(^|/)conv2/kernel$", IN),
 )
+
+# Read at every position of every row: a gather would cost more than a copy.
+COPIED = r"positions$"
 
 # Leaves of fewer elements are copied: a gather costs more than they weigh.
 SMALLEST = 4096
 
+# Arrays of a batch whose second axis is an image's height.
+SPATIAL = ("image", "segmap", "mask", "low", "depth")
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-  """Devices per axis of the mesh. Both axes split the batch.
+  """Devices per axis of the mesh.
 
   Attributes:
-    data: copies of the parameters, or None for all devices that are left.
-    fsdp: parts into which parameters, optimizers and averages are cut.
+    data: copies of the parameters, or None for all devices that are left. On
+      several slices of a TPU, which talk over a slower network, they are its
+      outer part.
+    fsdp: parts into which parameters, optimizers and averages are cut, as the
+      batch is.
+    tensor: parts into which heads and inner channels are cut, within a layer.
+    context: parts into which the height of images is cut.
   """
 
   data: int | None = None
   fsdp: int = 1
+  tensor: int = 1
+  context: int = 1
 
   def build(
     self, devices: Sequence[jax.Device] | None = None, rules: Rules = RULES
@@ -41,19 +71,50 @@ class MeshShape:
     """Lays the devices out.
 
     Raises:
-      ValueError: if the axes' product is not the number of devices.
+      ValueError: if the axes' product is not the number of devices, or axes do
+        not go together.
     """
-    devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    data = count // max(1, self.fsdp) if self.data is None else self.data
-    if data < 1 or self.fsdp < 1 or data * self.fsdp != count:
-      raise ValueError(
-        f"mesh data={data} x fsdp={self.fsdp} needs {data * self.fsdp} "
-        f"devices but there are {count}; try data={count} fsdp=1, or leave "
-        "data out and give an fsdp that divides them"
+    devices = jax.devices() if devices is None else list(devices)
+    count, inner = len(devices), (self.fsdp, self.tensor, self.context)
+    least = math.prod(max(1, size) for size in inner)
+    data = count // least if self.data is None else self.data
+    shape = (data, *inner)
+    if min(shape) < 1 or math.prod(shape) != count:
+      told = " x ".join(
+        f"{name}={size}" for name, size in zip(AXES, shape, strict=True)
       )
-    grid = np.asarray(devices).reshape(data, self.fsdp)
-    return Sharding(Mesh(grid, ("data", "fsdp")), tuple(rules))
+      raise ValueError(
+        f"mesh {told} needs {math.prod(shape)} devices but there are {count}; "
+        f"try data={count} and the others 1, or leave data out and give sizes "
+        "that divide them"
+      )
+    if self.context > 1 and self.tensor > 1:
+      # XLA's partitioner multiplies the gradients of convolutions' kernels by
+      # the size of an axis that is left out where height is cut.
+      raise ValueError(
+        f"mesh tensor={self.tensor} and context={self.context} exclude each "
+        "other: gradients would be wrong; set one of them to 1"
+      )
+    return Sharding(Mesh(_laid_out(devices, shape), AXES), tuple(rules))
+
+
+def _laid_out(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+  """Devices in the order in which neighbours on the mesh talk fastest."""
+  if devices[0].platform != "tpu":
+    return np.asarray(devices).reshape(shape)
+  from jax.experimental import mesh_utils
+
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices)
+  if shape[0] % slices:
+    raise ValueError(
+      f"mesh data={shape[0]} must be a multiple of the {slices} slices, which "
+      "hold copies of the parameters; lower fsdp, tensor or context"
+    )
+  return mesh_utils.create_hybrid_device_mesh(
+    (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1), devices
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +132,30 @@ class Sharding:
 
   @property
   def batch(self) -> NamedSharding:
-    """The first axis over all devices."""
-    return NamedSharding(self.mesh, P(("data", "fsdp")))
+    """The first axis over data and fsdp."""
+    return NamedSharding(self.mesh, P(ROWS))
+
+  @property
+  def parts(self) -> int:
+    """Into how many a batch is cut."""
+    return math.prod(self.mesh.shape[axis] for axis in ROWS)
 
   def check_batch(self, batch: int, slices: int = 1) -> None:
     """Raises ValueError unless every device gets equal, whole slices."""
-    devices = self.mesh.size * slices
-    if batch % devices:
-      near = max(1, round(batch / devices)) * devices
+    parts = self.parts * slices
+    if batch % parts:
+      near = max(1, round(batch / parts)) * parts
       raise ValueError(
-        f"batch {batch} does not divide over {self.mesh.size} devices"
+        f"batch {batch} does not divide over {self.parts} devices"
         + (f" times {slices} slices" if slices > 1 else "")
         + f"; try {near}"
       )
+
+  def rows(self, batch: int) -> np.ndarray:
+    """Which rows of a global batch this process's devices hold, rising."""
+    places = self.batch.addressable_devices_indices_map((batch,))
+    held = [np.arange(batch)[index] for (index,) in places.values()]
+    return np.unique(np.concatenate(held))
 
   def state(self, abstract: Any) -> Any:
     """The sharding of every leaf of a tree of shapes."""
@@ -95,30 +167,65 @@ class Sharding:
     return jax.tree_util.tree_map_with_path(place, abstract)
 
   def spec(self, path: str, shape: tuple[int, ...]) -> P:
-    """The first rule that matches `path`, or the largest divisible axis."""
-    for pattern, spec in self.rules:
-      if re.search(pattern, path):
-        return spec
-    parts = self.mesh.shape["fsdp"]
-    axes = [i for i, n in enumerate(shape) if n % parts == 0]
-    if parts == 1 or not axes or np.prod(shape) < self.smallest:
+    """`tensor` as the rules say, `fsdp` on the largest axis that it divides."""
+    names: list[str | None] = [None] * len(shape)
+    if re.search(COPIED, path):
       return P()
-    largest = max(axes, key=lambda i: (shape[i], i))
-    return P(*(None,) * largest, "fsdp")
+    axis = self._axis(path, len(shape))
+    tensor, fsdp = (self.mesh.shape[name] for name in ("tensor", "fsdp"))
+    if axis is not None and tensor > 1 and shape[axis] % tensor == 0:
+      names[axis] = "tensor"
+    free = [
+      i for i, n in enumerate(shape) if n % fsdp == 0 and names[i] is None
+    ]
+    if fsdp > 1 and free and math.prod(shape) >= self.smallest:
+      names[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+    while names and names[-1] is None:
+      names.pop()
+    return P(*names)
+
+  def _axis(self, path: str, count: int) -> int | None:
+    """Which of a leaf's axes `tensor` cuts."""
+    for pattern, axis in self.rules:
+      if re.search(pattern, path):
+        return axis if axis is not None and -axis <= count else None
+    return None
 
   def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch as part of the global arrays."""
-    return {
-      name: jax.make_array_from_process_local_data(self.batch, rows)
-      for name, rows in batch.items()
-    }
+    count = len(next(iter(batch.values())))
+    total = count * self.parts // self._parts_here
+    held = self.rows(total)
+
+    def place(name: str, rows: np.ndarray) -> jax.Array:
+      def piece(index: tuple[slice, ...]) -> np.ndarray:
+        wanted = np.arange(total)[index[0]]
+        begin = int(np.searchsorted(held, wanted[0]))
+        return rows[(slice(begin, begin + len(wanted)), *index[1:])]
+
+      shape = (total, *rows.shape[1:])
+      return jax.make_array_from_callback(shape, self._of(name, shape), piece)
+
+    return {name: place(name, rows) for name, rows in batch.items()}
+
+  @property
+  def _parts_here(self) -> int:
+    """How many of a batch's parts this process holds."""
+    return len(self.rows(self.parts))
+
+  def _of(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Where an array of a batch lives: pictures are cut by height too."""
+    parts = self.mesh.shape["context"]
+    if parts == 1 or name not in SPATIAL or shape[1] % parts:
+      return self.batch
+    return NamedSharding(self.mesh, P(ROWS, "context"))
 
   def whole(self, tree: Any) -> Any:
     """Arrays of which every process has all rows: spread, if they divide."""
 
     def place(array: np.ndarray) -> jax.Array:
       rows = np.shape(array)[0]
-      where = self.replicated if rows % self.mesh.size else self.batch
+      where = self.replicated if rows % self.parts else self.batch
       return jax.make_array_from_callback(
         np.shape(array), where, lambda index: array[index]
       )

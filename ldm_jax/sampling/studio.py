@@ -115,7 +115,7 @@ class Studio:
 
   def batch(self, order: Order) -> int:
     """Images that are drawn at a time."""
-    devices = self._sharding.mesh.size
+    devices = self._sharding.parts
     return -(-min(order.batch, order.count) // devices) * devices
 
   def check(self, settings: Settings, order: Order) -> None:
