@@ -20,6 +20,7 @@ from ldm_jax.opened import Opened
 from ldm_jax.pretrained import towers
 from ldm_jax.pretrained.perceptual import perceptual
 from ldm_jax.run import Run, open_first_stage, shapes_of
+from ldm_jax.runtime import processes
 from ldm_jax.runtime.checkpoint import digest
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.tasks import autoencoding, denoising
@@ -63,7 +64,7 @@ def ready(experiment: Experiment, folder: str, sharding: Sharding) -> Ready:
   Raises:
     ValueError: something cannot be; see `usage`.
   """
-  if Run.exists(folder):
+  if processes.agreed(Run.exists(folder)):
     return _again(experiment, Run.open(folder), sharding)
   start = stage_one = None
   if experiment.start:
@@ -86,10 +87,12 @@ def ready(experiment: Experiment, folder: str, sharding: Sharding) -> Ready:
   params = None
   if start is not None:
     frozen, params = _begun(experiment, start, words, frozen, sharding)
-  if words is not None:
-    run.save_tokenizer(words)
   run.save_frozen(frozen)
-  run.write()
+  if processes.is_first():
+    if words is not None:
+      run.save_tokenizer(words)
+    run.write()
+  processes.meet("the run is begun")
   return Ready(run, words, frozen, params)
 
 
@@ -102,7 +105,8 @@ def _again(experiment: Experiment, begun: Run, sharding: Sharding) -> Ready:
     experiment = _with_first_stage(experiment, filled)
   begun.check_same(experiment)
   run = dataclasses.replace(begun, experiment=experiment)
-  run.write()
+  if processes.is_first():
+    run.write()
   words, frozen, params = run.tokenizer, run.frozen(sharding), None
   start = experiment.start or begun.experiment.start
   if start and experiment.task.lora is None and not run.has_step:

@@ -96,4 +96,8 @@ def enter(main: Callable[[Sequence[str]], int]) -> None:
   except Exception:
     traceback.print_exc()
     code = INTERNAL
+  if "jax" in sys.modules:
+    from ldm_jax.runtime import processes
+
+    processes.leave(code)
   sys.exit(code)

@@ -31,6 +31,7 @@ from ldm_jax.nn.conditioners import Beside
 from ldm_jax.nn.spatial import DepthMap
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened, skip_blocks
+from ldm_jax.runtime import processes
 from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.sampling import Order, Studio
 
@@ -38,6 +39,7 @@ from ldm_jax.sampling import Order, Studio
 def draw(flags: argparse.Namespace) -> int:
   """Draws what the flags ask for; returns the exit code."""
   with usage():
+    processes.join()
     job = _job(flags)
     array = os.path.join(flags.out, "latents.npy")
     if job.order.output == "latents" and os.path.exists(array):

@@ -4,8 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from ldm_jax import config
 from ldm_jax.commands.beginning import Ready, ready
 from ldm_jax.commands.doors import DATA, NUMERICS, Stop, usage
@@ -14,13 +12,14 @@ from ldm_jax.config import Experiment
 from ldm_jax.data.images import ImageError
 from ldm_jax.loop import Loop, NonFinite
 from ldm_jax.nodes import override
-from ldm_jax.runtime import metrics
+from ldm_jax.runtime import metrics, processes
 from ldm_jax.runtime.sharding import Sharding
 
 
 def train(path: str, folder: str, overrides: Mapping[str, str]) -> int:
   """Trains the experiment of the config file; returns the exit code."""
   with usage():
+    processes.join()
     experiment = override(config.load(path), overrides)
     sharding = experiment.mesh.build()
     sharding.check_batch(experiment.data.batch, slices(experiment))
@@ -31,7 +30,7 @@ def train(path: str, folder: str, overrides: Mapping[str, str]) -> int:
     raise Stop(str(error), NUMERICS) from error
   except ImageError as error:
     raise Stop(str(error), DATA) from error
-  if jax.process_index() == 0:
+  if processes.is_first():
     told: dict[str, Any] = {}
     for line in metrics.read(folder):
       told |= line

@@ -7,7 +7,8 @@ import os
 from typing import Any, Literal
 
 import jax
-import numpy as np
+
+from ldm_jax.runtime import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ def digest(tree: Any) -> str:
   """SHA-256 over every leaf's path, format, shape and bytes, in hex."""
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    array = np.asarray(leaf)
+    array = processes.gather(leaf)
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
     sha.update(array.tobytes())

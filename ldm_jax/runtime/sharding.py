@@ -232,14 +232,6 @@ class Sharding:
 
     return jax.tree.map(place, tree)
 
-  def gather(self, array: jax.Array) -> np.ndarray:
-    """All rows of an array in order, on every process's host."""
-    if array.is_fully_addressable:
-      return np.asarray(array)
-    from jax.experimental.multihost_utils import process_allgather
-
-    return process_allgather(array, tiled=True)
-
   def ahead(
     self, batches: Iterable[dict[str, np.ndarray]], depth: int = 2
   ) -> Iterator[dict[str, jax.Array]]:

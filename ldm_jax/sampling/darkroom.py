@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.spatial import MaskedImage
 from ldm_jax.pixels import to_float, to_uint8
+from ldm_jax.runtime import processes
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.sampling.windows import blend
 
@@ -70,7 +71,7 @@ class Darkroom:
         f"note: tiles decoded differ by {127.5 * float(seam):.2f} of 255 "
         "(root mean square where they overlap)"
       )
-    return self._sharding.gather(images)
+    return processes.gather(images)
 
   def _side(self, tile: int | None) -> int | None:
     """Of a tile in latents."""

@@ -19,6 +19,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.conditioner import Condition
 from ldm_jax.nn.conditioners import has_null
+from ldm_jax.runtime import processes
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.sampling.darkroom import Darkroom
 from ldm_jax.sampling.scene import Known, paste
@@ -106,7 +107,7 @@ class Studio:
       latents = self._follow(settings, plan.program, wish, start, progress)
       left = slice(order.count - first)
       if order.output == "latents":
-        yield self._sharding.gather(latents)[left]
+        yield processes.gather(latents)[left]
         continue
       drawn = self.darkroom.develop(latents, settings.tile)
       if given.masks is not None:

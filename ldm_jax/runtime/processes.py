@@ -1,0 +1,111 @@
+"""Several processes that compute as one: how they meet, agree and end."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+# Seconds: for all to arrive, until a silent one counts as dead, and to part.
+ARRIVE, SILENT, PART = 300, 60, 60
+
+
+def join(environment: Mapping[str, str] = os.environ) -> None:
+  """Meets the other processes, if the surroundings say that there are any.
+
+  Plain hosts say so by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID; Slurm, Open MPI and TPU pods, on GKE too, are recognised by
+  jax itself. To be called before anything asks for devices.
+
+  Raises:
+    ValueError: the numbers are missing, or make no sense.
+  """
+  if jax.distributed.is_initialized():
+    return
+  told = _told(environment)
+  if told is None:
+    return
+  jax.distributed.initialize(
+    **told,
+    initialization_timeout=ARRIVE,
+    heartbeat_timeout_seconds=SILENT,
+    shutdown_timeout_seconds=PART,
+  )
+
+
+def _told(environment: Mapping[str, str]) -> dict[str, Any] | None:
+  """What to start with; None for a process that is alone."""
+  address = environment.get("JAX_COORDINATOR_ADDRESS")
+  if address:
+    count = _number(environment, "JAX_NUM_PROCESSES")
+    mine = _number(environment, "JAX_PROCESS_ID")
+    if not 0 <= mine < count:
+      raise ValueError(
+        f"JAX_PROCESS_ID={mine} must be 0 to {count - 1}, one of "
+        f"JAX_NUM_PROCESSES={count}"
+      )
+    return {
+      "coordinator_address": address,
+      "num_processes": count,
+      "process_id": mine,
+    }
+  sizes = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+  many = any(environment.get(name, "1") not in ("", "1") for name in sizes)
+  hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+  slices = "MEGASCALE_COORDINATOR_ADDRESS" in environment
+  return {} if many or len(hosts) > 1 or slices else None
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+  value = environment.get(name, "")
+  if not value.isdigit():
+    raise ValueError(
+      f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a whole number, got "
+      f"{value!r}"
+    )
+  return int(value)
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes and speaks."""
+  return jax.process_index() == 0
+
+
+def agreed(answer: bool) -> bool:
+  """The first process's answer, on all of them."""
+  if jax.process_count() == 1:
+    return answer
+  from jax.experimental.multihost_utils import broadcast_one_to_all
+
+  return bool(broadcast_one_to_all(np.bool_(answer)))
+
+
+def meet(where: str) -> None:
+  """Waits until all are at the same place."""
+  if jax.process_count() > 1:
+    from jax.experimental.multihost_utils import sync_global_devices
+
+    sync_global_devices(where)
+
+
+def gather(array: Any) -> np.ndarray:
+  """A whole array on every process's host."""
+  if not isinstance(array, jax.Array) or array.is_fully_addressable:
+    return np.asarray(array)
+  from jax.experimental.multihost_utils import process_allgather
+
+  return process_allgather(array, tiled=True)
+
+
+def leave(code: int) -> None:
+  """Ends the process; one that failed does not wait for the others.
+
+  They would wait for it, and its last words be lost among theirs.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code and jax.distributed.is_initialized():
+    os._exit(code)
+  sys.exit(code)

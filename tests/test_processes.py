@@ -1,0 +1,181 @@
+"""Several processes compute what one does, and end together."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_training import BLIND, CONFIGS, ONE, TWO, run
+
+from ldm_jax.run import Run
+from ldm_jax.runtime import checkpoint, metrics, processes
+from ldm_jax.runtime.sharding import MeshShape
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+  "environment, expected",
+  [
+    ({}, None),
+    ({"SLURM_NTASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ({"SLURM_NTASKS": "4"}, {}),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+    ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, {}),
+    ({"MEGASCALE_COORDINATOR_ADDRESS": "here"}, {}),
+  ],
+)
+def test_who_is_alone(environment, expected):
+  assert processes._told(environment) == expected
+
+
+@pytest.mark.parametrize(
+  "more, message",
+  [
+    ({}, "JAX_NUM_PROCESSES must be a whole number, got ''"),
+    ({"JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID must be a whole number"),
+    (
+      {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+      "JAX_PROCESS_ID=2 must be 0 to 1",
+    ),
+  ],
+)
+def test_hosts_that_count_wrongly_are_told(more, message):
+  with pytest.raises(ValueError, match=message):
+    processes.join({"JAX_COORDINATOR_ADDRESS": "localhost:1", **more})
+
+
+def start(arguments, count=2, devices=4):
+  """The same command as several processes; `arguments` of each."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    address = f"localhost:{probe.getsockname()[1]}"
+  env = {
+    **os.environ,
+    "JAX_COORDINATOR_ADDRESS": address,
+    "JAX_NUM_PROCESSES": str(count),
+    "JAX_NUM_CPU_DEVICES": str(devices),
+  }
+  return [
+    subprocess.Popen(
+      [sys.executable, *arguments(i)],
+      env={**env, "JAX_PROCESS_ID": str(i)},
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(count)
+  ]
+
+
+def together(command):
+  """Their outputs, once all have ended well."""
+  running, told = start(lambda i: command), []
+  for process in running:
+    out, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said[-3000:]
+    told.append(out)
+  return told
+
+
+def losses(folder):
+  return [
+    (line["step"], line["loss"])
+    for line in metrics.read(folder)
+    if "loss" in line
+  ]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+  """Each stage by one process of eight devices, and by two of four."""
+  root = tmp_path_factory.mktemp("pairs")
+  mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2"]
+  mesh.append("--config.mesh.tensor=2")
+  for name, config, flags in (
+    ("one", "glyphs_autoencoder.py", [*ONE, BLIND, *mesh]),
+    (
+      "two",
+      "glyphs_text.py",
+      [*TWO, BLIND, *mesh, f"--config.first_stage={root / 'one_alone'}"],
+    ),
+  ):
+    assert run(config, root / f"{name}_alone", 3, flags, every=3) == 0
+    told = together(
+      [
+        "train.py",
+        f"--config={CONFIGS / config}",
+        f"--workdir={root / name}_both",
+        "--config.steps=3",
+        "--config.checkpoints.every=3",
+        *flags,
+      ]
+    )
+    assert json.loads(told[0])["step"] == 3 and not told[1]
+  return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_two_processes_train_as_one(pairs, stage):
+  alone, both = (losses(pairs / f"{stage}_{n}") for n in ("alone", "both"))
+  assert [step for step, _ in alone] == [1, 2, 3]
+  np.testing.assert_allclose(both, alone, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_what_two_processes_saved_one_restores_on_any_mesh(pairs, stage):
+  folder = str(pairs / f"{stage}_both")
+  opened = Run.open(folder)
+  task = opened.experiment.task
+  shapes = jax.eval_shape(
+    task.init, jax.random.key(0), opened.batch, task.frozen_shapes(opened.batch)
+  )
+  found = []
+  for mesh in ((8, 1), (1, 8), (2, 2, 2)):
+    places = MeshShape(*mesh).build().state(shapes)
+    kept = checkpoint.Checkpoints(os.path.join(folder, "checkpoints"))
+    found.append(checkpoint.digest(kept.restore(3, shapes, places)))
+    kept.close()
+  assert len(set(found)) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_draw_what_one_does(pairs, tmp_path):
+  command = ["sample.py", f"--model={pairs / 'two_alone'}", "--num=3"]
+  command += ["--steps=3", "--batch=8", "--prompt=a red circle"]
+  told = together([*command, f"--out={tmp_path / 'both'}"])
+  assert len(told[0].splitlines()) == 4 and not told[1]
+  alone = [sys.executable, *command, f"--out={tmp_path / 'alone'}"]
+  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+  subprocess.run(alone, cwd=ROOT, env=env, check=True, capture_output=True)
+  from PIL import Image
+
+  for name in ("00000.png", "00001.png", "00002.png"):
+    one, two = (
+      np.asarray(Image.open(tmp_path / side / name), int)
+      for side in ("alone", "both")
+    )
+    assert np.abs(one - two).max() <= 1
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_seen_and_ends_both(tmp_path):
+  command = ["train.py", f"--config={CONFIGS / 'glyphs_autoencoder.py'}"]
+  command += [f"--workdir={tmp_path / 'run'}", *ONE]
+  wrong = "--config.task.optimizer.rate=-1"
+  begun = time.monotonic()
+  running = start(lambda i: [*command, wrong] if i else command)
+  told = [process.communicate(timeout=400)[1] for process in running]
+  assert running[1].returncode == 2
+  assert "learning rate must be positive" in told[1]
+  assert running[0].returncode not in (0, None)
+  assert time.monotonic() - begun < 5 * processes.SILENT
