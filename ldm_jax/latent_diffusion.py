@@ -154,7 +154,7 @@ class LatentDiffusion:
     """(x_t, level) -> (x0, eps) under a condition."""
 
     def denoise(xt: Array, level: Level) -> Estimate:
-      t = jnp.broadcast_to(level.time, (len(xt),))
+      t = jnp.broadcast_to(level.time, (xt.shape[0],))
       output = self.network(params, xt, t, condition)
       return to_pair(self.prediction, level, xt, output)
 
@@ -171,7 +171,7 @@ class LatentDiffusion:
     both = jax.tree.map(lambda *x: jnp.concatenate(x), negative, positive)
 
     def denoise(xt: Array, level: Level) -> Estimate:
-      t = jnp.broadcast_to(level.time, (2 * len(xt),))
+      t = jnp.broadcast_to(level.time, (2 * xt.shape[0],))
       output = self.network(params, jnp.concatenate([xt, xt]), t, both)
       share = level.time / self.schedule.steps
       output = guide(*jnp.split(output, 2), guidance, share)

@@ -25,7 +25,7 @@ def parser() -> Parser:
   )
   _add_wishes(flags)
   _add_conditions(flags)
-  _add_sampling(flags)
+  add_sampling(flags)
   _add_guidance(flags)
   _add_noise(flags)
   _add_pictures(flags)
@@ -108,7 +108,7 @@ def _add_conditions(flags: Parser) -> None:
   )
 
 
-def _add_sampling(flags: Parser) -> None:
+def add_sampling(flags: Parser) -> None:
   """The way from noise to an image."""
   add = flags.add_argument_group("sampling").add_argument
   add(

@@ -39,6 +39,36 @@ class Dialect:
     copy.no_padding()
     return copy
 
+  @property
+  def fixed(self) -> Any:
+    """One of the tokenizers library that fills a chunk by itself.
+
+    It knows no words of several vectors, and texts of one chunk alone.
+
+    Raises:
+      ValueError: a word of several vectors was learned.
+    """
+    import tokenizers
+
+    many = [i for i, row in self._learned.items() if len(row) > 1]
+    if many:
+      word = self.words.tokenizer.convert_ids_to_tokens(many[0])
+      raise ValueError(
+        f"the learned word {word!r} is of several vectors, which a tokenizer "
+        "by itself cannot say; leave the embedding out"
+      )
+    words, length = self.words.tokenizer, self.words.length
+    backend = self._backend.to_str()
+    copy = tokenizers.Tokenizer.from_str(backend)
+    begin, end = words.bos_token, words.eos_token
+    copy.post_processor = tokenizers.processors.TemplateProcessing(
+      single=f"{begin} $A {end}",
+      special_tokens=[(begin, words.bos_token_id), (end, words.eos_token_id)],
+    )
+    copy.enable_truncation(length)
+    copy.enable_padding(length=length, pad_id=self.padding, pad_token=end)
+    return copy
+
   @functools.cached_property
   def _learned(self) -> dict[int, tuple[int, ...]]:
     """What an added word w stands for: itself, w_1, w_2 and so on.

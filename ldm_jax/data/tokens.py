@@ -79,12 +79,12 @@ class Words:
 
   def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "b l"]:
     """Ids of each text, cut or padded on the right to `length`."""
-    ids = [row.ids for row in self._backend.encode_batch(list(texts))]
+    ids = [row.ids for row in self.fixed.encode_batch(list(texts))]
     return np.array(ids, np.int32).reshape(len(texts), self.length)
 
   def weigh(self, texts: Sequence[Weighted]) -> Float32[np.ndarray, "b l"]:
     """The weight of each id of `encode`: of the first letter it stands for."""
-    rows = self._backend.encode_batch([text.text for text in texts])
+    rows = self.fixed.encode_batch([text.text for text in texts])
     weights = [
       [
         text.weights[begin] if end > begin else 1.0
@@ -100,12 +100,12 @@ class Words:
 
   def cut(self, texts: Sequence[str]) -> Int32[np.ndarray, " b"]:
     """How many tokens of each text `encode` leaves out."""
-    rows = self._backend.encode_batch(list(texts))
+    rows = self.fixed.encode_batch(list(texts))
     return np.array([_left_out(row) for row in rows], np.int32)
 
   def unknown(self, text: str) -> list[str]:
     """The parts of a text that no token stands for."""
-    row = self._backend.encode(text)
+    row = self.fixed.encode(text)
     number = self.tokenizer.unk_token_id
     lost = [
       text[begin:end]
@@ -124,8 +124,8 @@ class Words:
     self.tokenizer.save_pretrained(os.fspath(folder))
 
   @functools.cached_property
-  def _backend(self) -> Any:
-    """A copy that always cuts and pads.
+  def fixed(self) -> Any:
+    """A copy, of the tokenizers library, that always cuts and pads.
 
     The original is set anew at each call of transformers, which two threads
     must not do at once, and is saved with the settings it has.

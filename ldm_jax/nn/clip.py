@@ -135,7 +135,7 @@ class ClipText(nn.Module):
     for i in range(self.depth):
       x = self.block(i)(x)
       context = x if i < self.depth - skip else context
-    last = x[jnp.arange(len(x)), self.ends(tokens)]
+    last = x[jnp.arange(x.shape[0]), self.ends(tokens)]
     rows = jnp.concatenate([context, last[:, None]], axis=1)
     rows = layer_norm(rows, name="norm", dtype="float32")
     return ClipOutput(

@@ -146,7 +146,7 @@ class SizeEmbedder(nn.Module):
       )
     numbers = sizes.reshape(-1).astype(jnp.float32)  # sizes may be whole
     rows = sinusoids(numbers, self.width)
-    return Condition(vector=rows.reshape(len(sizes), -1))
+    return Condition(vector=rows.reshape(sizes.shape[0], -1))
 
 
 class TextEmbedder(nn.Module):

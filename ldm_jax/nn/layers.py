@@ -92,7 +92,7 @@ class GroupNorm(nn.Module):
     channels = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
-    rows = x.astype(jnp.float32).reshape(len(x), -1, channels)
+    rows = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)
 
     def group_mean(values: Array) -> Array:
       each = values.mean(1).reshape(-1, self.groups, channels // self.groups)

@@ -114,7 +114,7 @@ class ClipEmbedder(nn.Module):
     most = self.encoders[0].length
     if len(self.encoders) == 1 or tokens.shape[1] % most:
       return jnp.repeat(tokens[:, None], len(self.encoders), axis=1)
-    chunks = tokens.reshape(len(tokens), -1, most)
+    chunks = tokens.reshape(tokens.shape[0], -1, most)
     ends = jnp.cumsum(chunks == self.end, axis=-1) - (chunks == self.end)
     is_padding = (ends > 0).reshape(tokens.shape)
     rows = [jnp.where(is_padding, pad, tokens) for pad in self.paddings]

@@ -88,7 +88,7 @@ def coordinates(
   angles = places[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(octaves))
   waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
   waves = waves.reshape(*places.shape[:2], 4 * octaves).astype(x.dtype)
-  return jnp.broadcast_to(waves, (len(x), *waves.shape))
+  return jnp.broadcast_to(waves, (x.shape[0], *waves.shape))
 
 
 class UNet(nn.Module):

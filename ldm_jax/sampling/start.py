@@ -198,12 +198,17 @@ class Starter:
 
   def keys(self, settings: Settings, rows: Int[np.ndarray, " b"]) -> Array:
     """A key per image; an image is (seed, index)."""
-    root = jax.random.fold_in(jax.random.key(settings.seed), _PICTURES)
-    return samplers.image_keys(root, self._sharding.whole(rows))
+    rows = self._sharding.whole(rows)
+    return samplers.image_keys(image_root(settings.seed), rows)
 
   def _shape(self, settings: Settings) -> tuple[int, int, int]:
     first_stage = self._model.first_stage
     return first_stage.latent_shape(settings.height, settings.width)
+
+
+def image_root(seed: int | Array) -> Array:
+  """The key that the keys of a seed's images are made from."""
+  return jax.random.fold_in(jax.random.key(seed), _PICTURES)
 
 
 def _check_noise(

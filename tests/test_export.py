@@ -1,0 +1,122 @@
+"""An exported sampler draws what the model draws, without this package."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax import export as jax_export
+from PIL import Image
+from test_foreign import folder, model, words  # noqa: F401, fixtures
+from test_sampling import SETTINGS, drawn, sides
+from test_sampling import made as made_of_classes
+
+from ldm_jax.commands import export, sample
+from ldm_jax.commands.doors import Stop
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.sampling import Order, Studio
+from ldm_jax.sampling.portable import PLATFORMS, portable
+
+PROMPT = "a red fox in the snow"
+
+# The exported folder's own program, in a process that may not have our code.
+ALONE = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+sys.modules["flax"] = sys.modules["ldm_jax"] = None
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_any_number_of_images_is_what_the_studio_draws(is_inside):
+  module, params = made_of_classes()
+  one = MeshShape().build(jax.devices()[:1])
+  expected = drawn(Studio(module, params, one), SETTINGS, Order(3, 3))
+  positive, _ = sides(1)
+  made = portable(module, params, SETTINGS, positive, is_inside)
+  assert bool(made.weights) != is_inside
+  program = jax_export.deserialize(bytearray(made.program))
+  assert program.platforms == PLATFORMS
+  guidance = np.float32([SETTINGS.guidance.scale, 0, 0, 1])
+  for first, count in ((0, 3), (2, 1)):
+    both = [{"raw": s.raw, "is_null": s.is_null} for s in sides(count)]
+    found = jax.jit(program.call)(
+      made.weights,
+      tuple(both),
+      np.uint32(SETTINGS.seed),
+      np.int32(first),
+      guidance,
+    )
+    wanted = expected[first : first + count]
+    assert np.abs(np.asarray(found, int) - wanted).max() <= 1
+
+
+def pictures(place):
+  names = sorted(n for n in os.listdir(place) if n[:5].isdigit())
+  return np.stack([np.asarray(Image.open(place / n), int) for n in names])
+
+
+def test_the_folder_draws_without_us(folder, tmp_path, capsys):  # noqa: F811
+  out = tmp_path / "portable"
+  size = ["--steps=3", "-H=16", "-W=16", "--sampler=euler a"]
+  flags = [f"--model={folder}", *size]
+  assert export.main([*flags, f"--out={out}", "--guidance=2"]) == 0
+  assert capsys.readouterr().out.split() == [str(out)]
+  asked = ["--prompt", PROMPT, "--num", "2", "--seed", "7"]
+  there = ["--out", str(tmp_path / "theirs")]
+  done = subprocess.run(
+    [sys.executable, "-c", ALONE, str(out / "run.py"), *asked, *there],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  ours = [*flags, *asked, "--guidance=2", f"--out={tmp_path / 'ours'}"]
+  assert sample.main(ours) == 0
+  found, expected = pictures(tmp_path / "theirs"), pictures(tmp_path / "ours")
+  assert expected.std() > 1
+  assert np.abs(found - expected).max() <= 1
+  # Another prompt is another picture: words are heard.
+  other = ["--prompt", "a blue car", "--num", "1", "--seed", "7"]
+  subprocess.run(
+    [sys.executable, str(out / "run.py"), *other, "--out", tmp_path / "other"],
+    check=True,
+    capture_output=True,
+  )
+  assert np.abs(pictures(tmp_path / "other") - found[:1]).max() > 1
+
+
+def test_tokenizers_fill_their_chunk_by_themselves(words):  # noqa: F811
+  """As `Prompts` does, for texts of one chunk; longer ones are cut."""
+  (dialect,) = words[1].dialects
+  texts = ["", PROMPT, "snow " * 75, "snow " * 90]
+  found = [row.ids for row in dialect.fixed.encode_batch(texts)]
+  for text, row in zip(texts, found, strict=True):
+    np.testing.assert_array_equal(row, words[1].encode([text])[0, 0, :77])
+
+
+def test_what_cannot_be_exported_is_one_line(folder, tmp_path):  # noqa: F811
+  flags = [f"--model={folder}", f"--out={tmp_path / 'new'}"]
+  for wrong, message in (
+    (["--steps=0"], "steps must be between"),
+    (["-H=17", "-W=16"], "multiples of"),
+    (["--sampler=eulr"], "eulr"),
+    ([f"--out={tmp_path}"], "is there already"),
+  ):
+    with pytest.raises(Stop, match=message) as caught:
+      export.main([*flags, *wrong])
+    assert caught.value.code == 2 and "\n" not in str(caught.value)
+  assert not os.listdir(tmp_path)
+
+
+def test_the_folder_tells_how_it_was_made(folder, tmp_path):  # noqa: F811
+  out = tmp_path / "portable"
+  flags = [f"--model={folder}", "--steps=2", "-H=16", "-W=16", "--inside"]
+  assert export.main([*flags, f"--out={out}"]) == 0
+  told = json.loads((out / "sampler.json").read_text())
+  assert told["recipe"]["steps"] == 2 and told["height"] == 16
+  assert not (out / "weights.safetensors").exists()
