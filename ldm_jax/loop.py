@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import sys
@@ -13,9 +14,10 @@ import jax
 import numpy as np
 
 from ldm_jax.pixels import to_uint8
-from ldm_jax.runtime import pictures
+from ldm_jax.runtime import flops, pictures
 from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
 from ldm_jax.runtime.metrics import Journal
+from ldm_jax.runtime.progress import NonFinite, Pace, Profile, Reporter
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.runtime.signals import Interruption
 
@@ -46,10 +48,6 @@ class Task(Protocol):
     """{name: images in [-1, 1]} of held-out examples."""
 
 
-class NonFinite(ArithmeticError):
-  """A loss is no longer a number."""
-
-
 class Programs:
   """A task's four functions, jitted for a mesh; the state is donated.
 
@@ -60,9 +58,14 @@ class Programs:
   def __init__(
     self, task: Task, sharding: Sharding, seed: int, frozen: Any, batch: Batch
   ):
-    root, copied = jax.random.key(seed), sharding.replicated
-    purpose = lambda n: jax.random.fold_in(root, n)
-    self.shapes = jax.eval_shape(task.init, root, batch, frozen)
+    copied = sharding.replicated
+
+    def purposes() -> list[jax.Array]:
+      root = jax.random.key(seed)
+      return [jax.random.fold_in(root, n) for n in range(PREVIEW + 1)]
+
+    keys = jax.jit(purposes, out_shardings=copied)()
+    self.shapes = jax.eval_shape(task.init, keys[INIT], batch, frozen)
     self.places = sharding.state(self.shapes)
 
     def step(state: Any, frozen: Any, batch: Batch, key: jax.Array):
@@ -70,8 +73,8 @@ class Programs:
       return task.step(state, frozen, batch, key)
 
     def bound(function: Callable, n: int, **options: Any) -> Callable:
-      jitted = jax.jit(function, **options)
-      return lambda state, batch: jitted(state, frozen, batch, purpose(n))
+      jitted, key = jax.jit(function, **options), keys[n]
+      return lambda state, batch: jitted(state, frozen, batch, key)
 
     # Runs once and draws every kernel by itself: optimised, its compilation
     # takes a CPU as long as the step's.
@@ -80,9 +83,10 @@ class Programs:
     placed = jax.jit(
       task.init, out_shardings=self.places, compiler_options=swift
     )
-    self.init = lambda batch: placed(purpose(INIT), batch, frozen)
+    self.init = lambda batch: placed(keys[INIT], batch, frozen)
     moved = (self.places, copied)
     self.step = bound(step, TRAIN, donate_argnums=0, out_shardings=moved)
+    self.work = lambda: flops.count(step, self.shapes, frozen, batch, keys[0])
     self.measure = bound(task.measure, MEASURE, out_shardings=copied)
     self.preview = bound(task.preview, PREVIEW, out_shardings=copied)
 
@@ -94,58 +98,6 @@ class Programs:
     return state.replace(params=params, ema=ema)
 
 
-class Reporter:
-  """Tells of a step once the next one is under way, so none has to wait."""
-
-  def __init__(self, journal: Journal, batch: int, begin: int, steps: int):
-    from tqdm import tqdm
-
-    self._journal, self._batch = journal, batch
-    self._pending: tuple[int, Any] | None = None
-    self._told, self._since = begin, time.monotonic()
-    self._bar = tqdm(
-      total=steps,
-      initial=begin,
-      disable=jax.process_index() > 0,
-      mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
-
-  def later(self, step: int, metrics: Any) -> None:
-    """Keeps the metrics of `step` for the next `flush`."""
-    self._pending = (step, metrics)
-
-  def flush(self) -> None:
-    """Writes what was kept.
-
-    Raises:
-      NonFinite: if it is not a number.
-    """
-    if self._pending is None:
-      return
-    step, metrics = self._pending
-    self._pending = None
-    values = {name: float(value) for name, value in metrics.items()}
-    now = time.monotonic()
-    speed = (step - self._told) * self._batch / (now - self._since)
-    values["images_per_second"] = speed
-    self._journal.write(step, values)
-    self._bar.set_postfix_str(
-      f"loss {values['loss']:.4g}, {speed:.0f} images/s", refresh=False
-    )
-    self._bar.update(step - self._told)
-    self._told, self._since = step, now
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-      raise NonFinite(
-        f"{' and '.join(bad)} at step {step} is not finite; the last "
-        "checkpoint is from before; try a lower learning rate or clip"
-      )
-
-  def close(self) -> None:
-    """Ends the line of the progress bar."""
-    self._bar.close()
-
-
 @dataclasses.dataclass(frozen=True)
 class Loop:
   """Steps a task up to a number of updates, on any mesh, from any step.
@@ -155,6 +107,7 @@ class Loop:
     every: steps between lines of the journal.
     previews_every: steps between previews; 0 shows none.
     captions: to write under previewed samples.
+    profile: steps to trace, the first and the last, or None.
     start: parameters to begin from instead of fresh ones.
   """
 
@@ -167,6 +120,7 @@ class Loop:
   every: int = 50
   previews_every: int = 1000
   captions: Sequence[str] = ()
+  profile: tuple[int, int] | None = None
   start: Any = None
 
   def run(
@@ -229,16 +183,27 @@ class Chapter:
     stream: Iterator[Batch],
     interruption: Interruption,
   ) -> int:
-    """Steps from `begin` to the end, or to a signal; returns the exit code."""
+    """Steps from `begin` to the end, or to a signal; returns the exit code.
+
+    Once compiled, a step moves nothing between host and devices but what
+    `stream` has put there.
+    """
     loop, batch = self.loop, next(stream)
-    rows = len(next(iter(batch.values())))
     with announced("compiling the training step"):
       state, metrics = jax.block_until_ready(self.programs.step(state, batch))
-    reporter = Reporter(self.journal, rows, begin, loop.steps)
+    pace = self.pace(batch)
+    pace.stepped(metrics)
+    fed = itertools.chain([batch], pace.fed(stream))
+    reporter = Reporter(self.journal, pace, begin, loop.steps)
+    folder = os.path.join(loop.folder, "profile")
+    profile = Profile(folder, loop.profile or (0, 0))
     try:
-      for step in range(begin + 1, loop.steps + 1):
+      for step, batch in enumerate(fed, begin + 1):
         if step > begin + 1:
-          state, metrics = self.programs.step(state, next(stream))
+          with profile.around(step), jax.transfer_guard("disallow"):
+            state, metrics = self.programs.step(state, batch)
+          pace.stepped(metrics)
+          profile.after(step, metrics)
         reporter.flush()
         is_last = step == loop.steps or interruption.received is not None
         if is_last or step % loop.every == 0:
@@ -252,6 +217,7 @@ class Chapter:
         if is_last:
           break
     finally:
+      profile.close()
       reporter.close()
     if interruption.received is not None:
       say(
@@ -259,6 +225,12 @@ class Chapter:
         "goes on from there"
       )
     return interruption.exit_code
+
+  def pace(self, batch: Batch) -> Pace:
+    """A clock for steps of such batches."""
+    rows = len(next(iter(batch.values())))
+    is_known = flops.peak(jax.devices()[0].device_kind) is not None
+    return Pace(rows, self.programs.work() if is_known else 0)
 
   def save(self, step: int, state: Any) -> None:
     """Measures the held-out batch and writes a checkpoint."""

@@ -1,6 +1,7 @@
 """The machine room: what stays on disk, what is told, how a run ends."""
 
 import dataclasses
+import functools
 import os
 import signal
 from typing import Any
@@ -12,11 +13,12 @@ import optax
 import pytest
 from PIL import Image
 
-from ldm_jax.loop import Loop, NonFinite
+from ldm_jax.loop import Loop
 from ldm_jax.runtime import pictures
 from ldm_jax.runtime.checkpoint import Checkpoints, Keeping, digest
 from ldm_jax.runtime.metrics import Journal, read
 from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.runtime.progress import NonFinite
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.runtime.signals import Interruption
 
@@ -187,6 +189,46 @@ def test_adamw_is_torchs():
   updates, _ = tx.update(jnp.float32(0.5), tx.init(x), x)
   # x (1 - .1 * .01) - .1 g / (|g| + 1e-8)
   np.testing.assert_allclose(optax.apply_updates(x, updates), 0.899, rtol=1e-6)
+
+
+def test_muon_moves_kernels_along_all_their_directions_alike():
+  """Towards U V^T of the gradient U S V^T, with the norm that AdamW's has.
+
+  Biases, tables, the first and the last convolution go AdamW's way, with
+  Nesterov's momentum.
+  """
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  gradient = {
+    "conv_in": {"kernel": draw(3, 3, 4, 8)},
+    "block": {"kernel": draw(3, 3, 4, 24), "bias": draw(8)},
+    "tokens": {"embedding": draw(10, 4)},
+  }
+  params = jax.tree.map(jnp.zeros_like, gradient)
+  settings = Optimizer(rate=0.1, weight_decay=0.0)
+  nadam = optax.adamw(0.1, 0.9, 0.999, weight_decay=0.0, nesterov=True)
+  moved = []
+  for built in (nadam, dataclasses.replace(settings, muon=0.2).build()):
+    updates, _ = built.update(gradient, built.init(params), params)
+    moved.append(updates)
+  adam, muon = moved
+  kernel = np.asarray(muon["block"].pop("kernel")).reshape(36, 24)
+  adam["block"].pop("kernel")
+  same = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+  jax.tree.map(same, muon, adam)
+  u, own, v = np.linalg.svd(
+    np.asarray(gradient["block"]["kernel"]).reshape(36, 24),
+    full_matrices=False,
+  )
+  sizes = np.diag(u.T @ -kernel @ v.T)  # in the gradient's own directions
+  off = u.T @ -kernel @ v.T - np.diag(sizes)
+  assert own.min() < 0.2 * own.max()
+  assert sizes.min() > 0.5 * sizes.max()
+  assert np.abs(off).max() < 0.1 * sizes.mean()
+  # Liu et al. 2025, equation 4: rate * 0.2 * sqrt(longer side) U V^T.
+  np.testing.assert_allclose(sizes.mean(), 0.2 * 0.2 * 6, rtol=0.2)
+  with pytest.raises(ValueError, match="must be positive, got -1"):
+    Optimizer(muon=-1.0)
 
 
 def test_clipping_keeps_the_direction_and_bounds_the_norm():

@@ -26,6 +26,11 @@ def parser() -> Parser:
   flags.add_argument(
     "--workdir", required=True, metavar="DIR", help="the run folder"
   )
+  flags.add_argument(
+    "--profile",
+    metavar="FROM:TO",
+    help="trace these steps into DIR/profile, for TensorBoard or Perfetto",
+  )
   return flags
 
 
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
   flags, overrides = parser().read(arguments, "config")
   from ldm_jax.commands import training  # brings jax
 
-  return training.train(flags.config, flags.workdir, overrides)
+  return training.train(flags.config, flags.workdir, overrides, flags.profile)
 
 
 if __name__ == "__main__":

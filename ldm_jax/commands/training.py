@@ -10,22 +10,33 @@ from ldm_jax.commands.doors import DATA, NUMERICS, Stop, usage
 from ldm_jax.commands.feeding import batches, held_out
 from ldm_jax.config import Experiment
 from ldm_jax.data.images import ImageError
-from ldm_jax.loop import Loop, NonFinite
-from ldm_jax.nodes import override
+from ldm_jax.loop import Loop
+from ldm_jax.nodes import ConfigError, override
 from ldm_jax.runtime import metrics, processes
+from ldm_jax.runtime.progress import NonFinite
 from ldm_jax.runtime.sharding import Sharding
 
 
-def train(path: str, folder: str, overrides: Mapping[str, str]) -> int:
-  """Trains the experiment of the config file; returns the exit code."""
+def train(
+  path: str,
+  folder: str,
+  overrides: Mapping[str, str],
+  profile: str | None = None,
+) -> int:
+  """Trains the experiment of the config file; returns the exit code.
+
+  Args:
+    profile: FROM:TO, the steps to trace.
+  """
   with usage():
     processes.join()
+    traced = profile and _steps(profile)
     experiment = override(config.load(path), overrides)
     sharding = experiment.mesh.build()
     sharding.check_batch(experiment.data.batch, slices(experiment))
     begun = ready(experiment, folder, sharding)
   try:
-    code = _loop(begun, sharding)
+    code = _loop(begun, sharding, traced or None)
   except NonFinite as error:
     raise Stop(str(error), NUMERICS) from error
   except ImageError as error:
@@ -43,7 +54,21 @@ def slices(experiment: Experiment) -> int:
   return getattr(experiment.task, "accumulate", 1)
 
 
-def _loop(begun: Ready, sharding: Sharding) -> int:
+def _steps(text: str) -> tuple[int, int]:
+  first, colon, last = text.partition(":")
+  if not (colon and first.isdigit() and last.isdigit()) or not (
+    0 < int(first) <= int(last)
+  ):
+    raise ConfigError(
+      f"--profile takes the first and the last step, such as 100:110, got "
+      f"{text!r}"
+    )
+  return int(first), int(last)
+
+
+def _loop(
+  begun: Ready, sharding: Sharding, traced: tuple[int, int] | None
+) -> int:
   run, words = begun.run, begun.words
   experiment, reports = run.experiment, run.experiment.reports
   example = held_out(experiment, words)
@@ -59,6 +84,7 @@ def _loop(begun: Ready, sharding: Sharding) -> int:
     reports.every,
     reports.previews_every,
     captions,
+    traced,
     begun.start,
   )
   return loop.run(

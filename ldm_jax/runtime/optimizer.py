@@ -26,7 +26,8 @@ class Optimizer:
     clip: most global norm of a gradient, or None.
     muon: the rate at which kernels but those of the first and last convolution
       are updated by Muon (Jordan et al. 2024), with updates as long as
-      AdamW's (Liu et al. 2025, section 2.2); None leaves all to AdamW.
+      AdamW's (Liu et al. 2025, section 2.2), and the rest by AdamW with
+      Nesterov's momentum (Dozat 2016), as optax has it; None is AdamW.
   """
 
   rate: float = 1e-4
@@ -105,7 +106,7 @@ def _matrices(params: Any) -> Any:
   features into data, and have no norm from features to features.
   """
 
-  def seen(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+  def seen(path: Any, leaf: jax.Array) -> Any:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     if leaf.ndim < 2 or re.search(r"conv_(in|out)/|(?<!kernel)$", name):
       return None

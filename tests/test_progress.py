@@ -1,0 +1,177 @@
+"""What steps cost, and that they cost no more than they must."""
+
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_runtime import Count, make_loop, stream
+
+from ldm_jax.commands.doors import Stop
+from ldm_jax.commands.train import main
+from ldm_jax.loop import Programs
+from ldm_jax.nn.layers import conv
+from ldm_jax.runtime import flops
+from ldm_jax.runtime.metrics import read
+from ldm_jax.runtime.progress import Pace
+
+
+def product(a, b):
+  return (a @ b).sum()
+
+
+def test_products_are_counted_and_their_gradients_twice_as_dear():
+  a, b = jnp.zeros((4, 8)), jnp.zeros((8, 16))
+  once = 2 * 4 * 8 * 16
+  assert flops.count(product, a, b) == once
+  assert flops.count(jax.grad(product, (0, 1)), a, b) == 3 * once
+  shapes = jax.eval_shape(lambda: (a, b))
+  assert flops.count(jax.jit(product), *shapes) == once
+
+
+def test_loops_count_as_often_as_they_turn():
+  x, w = jnp.zeros((4, 8)), jnp.zeros((10, 8, 8))
+  once = 2 * 4 * 8 * 8
+
+  def loop(x, w):
+    return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0].sum()
+
+  assert flops.count(loop, x, w) == 10 * once
+  assert flops.count(jax.grad(loop, (0, 1)), x, w) == 30 * once
+  remat = jax.checkpoint(lambda x, w: jnp.tanh(x @ w[0]) @ w[1])
+  # The gradient, and the first product once more.
+  grad = jax.grad(lambda x, w: remat(x, w).sum(), (0, 1))
+  assert flops.count(grad, x, w) in (7 * once, 8 * once)
+
+
+def test_the_dearer_branch_counts():
+  x, w = jnp.zeros((4, 8)), jnp.zeros((8, 8))
+
+  def either(x, w):
+    return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x)
+
+  assert flops.count(either, x, w) == 2 * 2 * 4 * 8 * 8
+
+
+@pytest.mark.parametrize("stride, groups", [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_convolutions_and_their_gradients(stride, groups):
+  x, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((3, 3, 16 // groups, 32))
+
+  def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (stride, stride),
+      ((1, 1), (1, 1)),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    ).sum()
+
+  side = 8 // stride
+  once = 2 * (2 * side * side * 32) * 9 * 16 // groups
+  assert flops.count(convolve, x, kernel) == once
+  assert flops.count(jax.grad(convolve, (0, 1)), x, kernel) == 3 * once
+
+
+def test_the_longest_name_of_a_device_counts():
+  assert flops.peak("NVIDIA H100 80GB HBM3") == 989e12
+  assert flops.peak("TPU v5 lite") == 197e12 and flops.peak("TPU v5p") == 459e12
+  assert flops.peak("cpu") is None
+
+
+def test_a_slow_stream_is_told_as_hunger():
+  work = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, x: x @ x, x))
+  x = jnp.eye(300) * 0.5
+  told = []
+  for wait in (0.0, 0.3):
+
+    def slow(wait=wait):
+      while True:
+        time.sleep(wait)
+        yield x
+
+    pace = Pace(rows=4)
+    fed = pace.fed(slow())
+    for _ in range(6):
+      pace.stepped(work(next(fed)))
+    told.append(pace.told())
+    pace.close()
+  fast, slow = told
+  assert slow["input_starved"] > 0.5 > fast["input_starved"]
+  assert slow["images_per_second"] < fast["images_per_second"]
+  assert fast["step_seconds_p50"] <= fast["step_seconds_p95"]
+
+
+class Counted:
+  """A task whose step is traced where it is compiled."""
+
+  def __init__(self, task):
+    self.task, self.traces = task, 0
+    self.init, self.measure = task.init, task.measure
+    self.preview = task.preview
+
+  def step(self, state, frozen, batch, key):
+    self.traces += 1
+    state = Count(state.step + 1, state.x + jax.random.normal(key, (8,)))
+    return state, {"loss": batch["image"].mean()}
+
+
+def test_nothing_recompiles_and_nothing_is_moved_in_secret(tmp_path):
+  """The loop forbids transfers around a step, so this would stop it."""
+  loop, held_out = make_loop(tmp_path / "run", 6)
+  task = Counted(loop.task)
+  object.__setattr__(loop, "task", task)
+  assert loop.run(None, stream, held_out, held_out) == 0
+  assert task.traces == 1
+  told = [line for line in read(str(tmp_path / "run")) if "loss" in line]
+  np.testing.assert_allclose(
+    [line["loss"] for line in told], np.arange(6), atol=1e-6
+  )
+  assert told[-1]["images_per_second"] > 0
+  assert 0 <= told[-1]["input_starved"] <= 1
+
+
+def test_a_number_from_the_host_is_stopped(tmp_path):
+  """The guard that stands around a step sees what it is there to see."""
+  loop, held_out = make_loop(tmp_path, 6)
+  task = Counted(loop.task)
+  programs = Programs(task, loop.sharding, 0, None, held_out)
+  state = programs.init(held_out)
+  state, _ = programs.step(state, held_out)
+  with jax.transfer_guard("disallow"):
+    state, _ = programs.step(state, held_out)
+    host = {"image": np.asarray(held_out["image"])}
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+      programs.step(state, host)
+
+
+def test_chosen_steps_are_traced(tmp_path):
+  loop, held_out = make_loop(tmp_path, 4)
+  object.__setattr__(loop, "profile", (2, 3))
+  assert loop.run(None, stream, held_out, held_out) == 0
+  files = [f for _, _, names in os.walk(tmp_path / "profile") for f in names]
+  assert any(name.endswith(".xplane.pb") for name in files)
+
+
+@pytest.mark.parametrize("text", ["3", "5:2", "0:4", "a:b"])
+def test_steps_that_cannot_be_traced_are_refused(text, tmp_path):
+  flags = ["--config=configs/glyphs_text.py", f"--workdir={tmp_path}"]
+  with pytest.raises(Stop, match="--profile takes the first") as caught:
+    main([*flags, f"--profile={text}"])
+  assert caught.value.code == 2
+
+
+def test_a_network_is_counted_as_by_hand():
+  """A convolution module of ours: 3 x 3 windows, 8 to 16 channels."""
+  import flax.linen as nn
+
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return conv(x, 16, name="conv", dtype="float32")
+
+  x = jnp.zeros((2, 8, 8, 8))
+  params = jax.eval_shape(Net().init, jax.random.key(0), x)
+  assert flops.count(Net().apply, params, x) == 2 * (2 * 64 * 16) * 9 * 8
