@@ -12,6 +12,7 @@ from ldm_jax.data.augment import Augment
 from ldm_jax.data.degradation import Degradation
 from ldm_jax.data.folder import Folder
 from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.data.latents import Latents
 from ldm_jax.data.layout import LayoutTokens
 from ldm_jax.data.masks import Masks
 from ldm_jax.data.neighbours import Neighbours
@@ -62,6 +63,8 @@ class Data:
       never mirrored; None takes `augment`.
     tokenizer: for captions, or None to leave them out.
     views: what is made of every example for conditioners, in this order.
+    latents: a folder of `python -m ldm_jax.commands.prepare` that stands for
+      `source` in stage two: latents that need not be encoded again.
     batch: images per update, over all devices and slices.
     held_out: how many of the validation source's first images are measured.
     threads: that read and decode.
@@ -73,9 +76,17 @@ class Data:
   validation_augment: Augment | None = None
   tokenizer: Tokenizer | None = None
   views: tuple[Masks | LayoutTokens | Degradation, ...] = ()
+  latents: str = ""
   batch: int = 64
   held_out: int = 64
   threads: int = 8
+
+  @property
+  def learned(self) -> tuple[Any, Augment | None]:
+    """What is learned from, and how it is cut."""
+    if self.latents:
+      return Latents(self.latents), None
+    return self.source, self.augment
 
   @property
   def centred(self) -> Augment | None:

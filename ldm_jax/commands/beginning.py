@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ldm_jax.commands import starting
-from ldm_jax.commands.checking import check_conditions
+from ldm_jax.commands.checking import check_conditions, check_latents
 from ldm_jax.commands.feeding import batches, held_out
 from ldm_jax.commands.models import open_model
 from ldm_jax.config import Experiment
@@ -78,6 +78,7 @@ def ready(experiment: Experiment, folder: str, sharding: Sharding) -> Ready:
   if not isinstance(experiment.task, Autoencoding):
     stage_one = _first_stage(experiment, start, sharding)
     experiment = _with_first_stage(experiment, stage_one.filled)
+  check_latents(experiment)
   words = _tokenizer(experiment, start)
   check_conditions(experiment, words, held_out(experiment, words))
   example = _example(experiment, words)
@@ -154,8 +155,9 @@ def _example(
 ) -> dict[str, np.ndarray]:
   """A batch of one, as training will see it."""
   data = experiment.data
+  source, augment = data.learned
   return pipeline.first(
-    data.source, 1, augment=data.augment, tokenizer=words, views=data.views
+    source, 1, augment=augment, tokenizer=words, views=data.views
   )
 
 

@@ -1,17 +1,23 @@
 """Whether data, tokenizer and network fit together, before anything begins."""
 
+import json
 from typing import Any
 
 import jax
 import numpy as np
 
+from ldm_jax import nodes
 from ldm_jax.config import Experiment
+from ldm_jax.data.latents import Latents
+from ldm_jax.data.layout import LayoutTokens
 from ldm_jax.data.tokens import Words
 from ldm_jax.nn.conditioner import ClassEmbedder, TextEmbedder
+from ldm_jax.nn.conditioners import Beside
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.spatial import MapEmbedder
 from ldm_jax.nodes import ConfigError
 from ldm_jax.run import shapes_of
+from ldm_jax.tasks.autoencoding import Autoencoding
 from ldm_jax.tasks.classifying import Classifying
 from ldm_jax.tasks.denoising import Denoising
 
@@ -37,6 +43,38 @@ def check_conditions(
       _check_labels(example[part.reads], part.classes)
   if isinstance(task, Classifying):
     _check_labels(example[task.reads], task.classifier.classes)
+
+
+def check_latents(experiment: Experiment) -> None:
+  """Raises ConfigError if cached latents are not this experiment's."""
+  data = experiment.data
+  if not data.latents:
+    return
+  if isinstance(experiment.task, Autoencoding):
+    raise ConfigError(
+      "data.latents are of stage two; stage one learns from images"
+    )
+  told = Latents(data.latents).manifest
+  wanted = {
+    "first_stage": experiment.first_stage_digest,
+    "source": nodes.to_json(data.source),
+    "augment": nodes.to_json(data.augment),
+  }
+  for name, value in wanted.items():
+    if told[name] != json.loads(json.dumps(value)):
+      raise ConfigError(
+        f"the latents in {data.latents!r} were made with another {name}; make "
+        "them anew: python -m ldm_jax.commands.prepare"
+      )
+  task = experiment.task
+  parts = task.model.conditioners if isinstance(task, Denoising) else ()
+  needs = [v.adds for v in data.views if not isinstance(v, LayoutTokens)]
+  needs += [part.reads for part in parts if isinstance(part, Beside)]
+  if needs:
+    raise ConfigError(
+      f"{needs[0]!r} is made of images, which cached latents have none of; "
+      "leave data.latents out"
+    )
 
 
 def _check_shapes(task: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> None:

@@ -30,11 +30,12 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """This process's part of every batch from step `start` on."""
   data = experiment.data
+  source, augment = data.learned
   return pipeline.batches(
-    data.source,
+    source,
     batch=data.batch,
     seed=experiment.seed,
-    augment=data.augment,
+    augment=augment,
     tokenizer=words,
     views=data.views,
     start=start,

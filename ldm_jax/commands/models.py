@@ -21,6 +21,7 @@ from ldm_jax.pretrained.unets import CONTROL
 from ldm_jax.run import Run
 from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.tasks.latents import image_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def open_denoising(folder: str) -> Run:
 def open_run(run: Run, sharding: Sharding) -> Opened:
   """A run's model with its averaged parameters, on the devices."""
   task = run.experiment.task
-  _, height, width, _ = run.batch["image"].shape
+  _, height, width, _ = image_shape(task.first_stage, run.batch)
   views = run.experiment.data.views
   return Opened(
     model=task.model,

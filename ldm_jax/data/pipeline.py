@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ldm_jax.data.augment import Augment
+from ldm_jax.data.latents import Latents
 from ldm_jax.data.tokens import Words
 
 
@@ -83,6 +84,13 @@ def batches(
     .random_map(_Prepare(augment, tokenizer, tuple(views)))
   )
   count = len(rows)
+  if isinstance(source, Latents):
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    blocks = Blocks(order, batch, tuple(rows.tolist()), source, tokenizer)
+    whole = grain.MapDataset.source(blocks).seed(seed)
+    whole = whole.random_map(_Seen(tuple(views)))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    return iter(whole[start:].to_iter_dataset(options))
   shard = grain.MapDataset.source(Share(examples, batch, tuple(rows.tolist())))
   ahead = max(threads, 2 * count)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
@@ -144,6 +152,51 @@ class Share:
   def __getitem__(self, index: int) -> dict[str, Any]:
     number, place = divmod(index, len(self.rows))
     return self.examples[number * self.batch + self.rows[place]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """Whole batches of cached latents: one gather each, no example by itself.
+
+  Attributes:
+    order: the numbers of examples, shuffled, again and again.
+  """
+
+  order: Source
+  batch: int
+  rows: tuple[int, ...]
+  source: Latents
+  tokenizer: Words | None
+
+  def __len__(self) -> int:
+    return len(self.order) // self.batch
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    begin = index * self.batch
+    chosen = np.array([self.order[begin + row] for row in self.rows])
+    found = self.source.rows(chosen)
+    if self.tokenizer is not None:
+      captions = self.source.captions(chosen)
+      found["tokens"] = self.tokenizer.encode(captions)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+  """A batch with what views make of each of its examples."""
+
+  views: tuple[View, ...]
+
+  def __call__(
+    self, batch: dict[str, np.ndarray], rng: np.random.Generator
+  ) -> dict[str, np.ndarray]:
+    for view in self.views:
+      items = (
+        {name: array[i] for name, array in batch.items()}
+        for i in range(len(batch["moments"]))
+      )
+      batch = batch | {view.adds: np.stack([view(i, rng) for i in items])}
+    return batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,15 @@ from ldm_jax.diffusion.loss import draw_times
 from ldm_jax.diffusion.schedule import Schedule, q_sample
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.classifier import HalfUNet
-from ldm_jax.pixels import to_float
 from ldm_jax.runtime.optimizer import Optimizer, averaged
 from ldm_jax.tasks.denoising import Frozen, State
-from ldm_jax.tasks.latents import Which, latents_of
+from ldm_jax.tasks.latents import (
+  Which,
+  image_shape,
+  latent_shape,
+  latents_of,
+  posterior_of,
+)
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
@@ -58,7 +63,9 @@ class Classifying:
         f"the classifier reads {self.reads!r}, but the examples have "
         f"{', '.join(sorted(batch))}"
       )
-    images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
+    images = jax.ShapeDtypeStruct(
+      image_shape(self.first_stage, batch), jnp.float32
+    )
     noise = jax.ShapeDtypeStruct(self._latent_shape(batch), jnp.float32)
     stage = jax.eval_shape(
       self.first_stage.init, jax.random.key(0), images, noise
@@ -112,9 +119,7 @@ class Classifying:
     """Cross-entropy of every example, and whether its class is first."""
     key_post, key_noise, key_t = jax.random.split(key, 3)
     shape, labels = self._latent_shape(batch), batch[self.reads]
-    posterior = self.first_stage.apply(
-      frozen.first_stage, to_float(batch["image"]), method="encode"
-    )
+    posterior = posterior_of(self.first_stage, frozen.first_stage, batch)
     noise = jax.random.normal(key_post, shape)
     x0 = latents_of(posterior, noise, self.latents)
     x0 = jax.lax.stop_gradient(frozen.latent_scale * x0)
@@ -126,5 +131,4 @@ class Classifying:
     return losses, (logits.argmax(-1) == labels).astype(jnp.float32)
 
   def _latent_shape(self, batch: Batch) -> tuple[int, ...]:
-    count, height, width, _ = batch["image"].shape
-    return count, *self.first_stage.latent_shape(height, width)
+    return latent_shape(self.first_stage, batch)

@@ -18,9 +18,14 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners import has_null
 from ldm_jax.nn.lora import LoRA
 from ldm_jax.nn.spatial import LowResolution
-from ldm_jax.pixels import to_float
 from ldm_jax.runtime.optimizer import Optimizer, averaged, in_slices
-from ldm_jax.tasks.latents import Which, latents_of
+from ldm_jax.tasks.latents import (
+  Which,
+  image_shape,
+  latent_shape,
+  latents_of,
+  posterior_of,
+)
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
@@ -122,7 +127,9 @@ class Denoising:
 
   def frozen_shapes(self, batch: Batch) -> Frozen:
     """Shapes of what `frozen` must hold for batches like this one."""
-    images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
+    images = jax.ShapeDtypeStruct(
+      image_shape(self.first_stage, batch), jnp.float32
+    )
     noise = jax.ShapeDtypeStruct(self._latent_shape(batch), jnp.float32)
     key = jax.random.key(0)
     frozen = Frozen(
@@ -255,15 +262,14 @@ class Denoising:
     return Grain(level.astype(jnp.float32), noise)
 
   def _latent_shape(self, batch: Batch) -> tuple[int, ...]:
-    count, height, width, _ = batch["image"].shape
-    return count, *self.model.first_stage.latent_shape(height, width)
+    return latent_shape(self.first_stage, batch)
 
   def _loss(
     self, trained: Any, frozen: Frozen, batch: Batch, draws: Draws
   ) -> Array:
     """Loss per example."""
     params = self.parameters(trained, frozen)
-    posterior = self.model.encode(params, to_float(batch["image"]))
+    posterior = posterior_of(self.first_stage, params.first_stage, batch)
     x0 = params.latent_scale * latents_of(
       posterior, draws.posterior, self.latents
     )

@@ -15,6 +15,37 @@ Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 Which = Literal["sample", "mode"]
 
 
+def image_shape(stage: Autoencoder, batch: Batch) -> tuple[int, ...]:
+  """[b, H, W, 3] of the images behind a batch, cached ones among them."""
+  if "moments" not in batch:
+    return tuple(batch["image"].shape)
+  count, height, width, _ = batch["moments"].shape
+  return count, height * stage.stride, width * stage.stride, 3
+
+
+def latent_shape(stage: Autoencoder, batch: Batch) -> tuple[int, ...]:
+  """[b, h, w, c] of a batch's latents."""
+  count, height, width, _ = image_shape(stage, batch)
+  return count, *stage.latent_shape(height, width)
+
+
+def posterior_of(
+  stage: Autoencoder, params: Any, batch: Batch
+) -> Gaussian | Point:
+  """q(z | x) of a batch, as it was cached or by the first stage."""
+  if "moments" in batch:
+    return stage.bottleneck.posterior(batch["moments"])
+  images = to_float(batch["image"])
+  return stage.apply(params, images, method="encode")
+
+
+def moments_of(posterior: Gaussian | Point) -> Array:
+  """What `posterior_of` makes the posterior of again, [b h w k]."""
+  if isinstance(posterior, Point):
+    return posterior.mean
+  return jnp.concatenate([posterior.mean, posterior.logvar], axis=-1)
+
+
 def latents_of(
   posterior: Gaussian | Point, noise: Array, which: Which
 ) -> Array:
@@ -37,8 +68,7 @@ def measured_scale(
 
   @jax.jit
   def moments(batch: Batch, key: Array) -> Array:
-    images = to_float(batch["image"])
-    posterior = stage.apply(params, images, method="encode")
+    posterior = posterior_of(stage, params, batch)
     noise = jax.random.normal(key, posterior.mode().shape)
     latents = latents_of(posterior, noise, which)
     return jnp.stack([latents.mean(), jnp.square(latents).mean()])

@@ -1,0 +1,225 @@
+"""Cached latents stand for the images they were made of."""
+
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_training import BLIND, CONFIGS, ONE, run
+
+from ldm_jax.commands import prepare, preparing
+from ldm_jax.commands.doors import Stop
+from ldm_jax.data import pipeline
+from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.data.latents import Latents
+from ldm_jax.run import open_first_stage
+from ldm_jax.runtime import metrics
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.tasks.latents import moments_of, posterior_of
+
+SIZE = 40
+DATA = [f"--config.data.source.size={SIZE}"]
+TWO = [
+  "--config.task.model.unet.channels=16",
+  "--config.task.model.unet.groups=4",
+  "--config.task.model.unet.multipliers=1,",
+  "--config.task.model.unet.attention.depths=1,",
+  "--config.data.batch=8",
+  "--config.data.held_out=8",
+  "--config.reports.every=1",
+  BLIND,
+  *DATA,
+]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("stage") / "one"
+  assert run("glyphs_autoencoder.py", folder, 2, [*ONE, BLIND]) == 0
+  return str(folder)
+
+
+def write(stage, out, *flags, config="glyphs_text.py"):
+  return prepare.main(
+    [
+      f"--config={CONFIGS / config}",
+      f"--first_stage={stage}",
+      f"--out={out}",
+      "--batch=8",
+      *DATA,
+      *flags,
+    ]
+  )
+
+
+@pytest.fixture(scope="module")
+def folder(stage, tmp_path_factory):
+  out = tmp_path_factory.mktemp("latents") / "whole"
+  assert write(stage, out, "--dtype=float32") == 0
+  return str(out)
+
+
+def same_files(one, two):
+  names = sorted(os.listdir(one))
+  assert names == sorted(os.listdir(two))
+  for name in names:
+    a, b = (pathlib.Path(each, name).read_bytes() for each in (one, two))
+    assert a == b, name
+
+
+def test_moments_are_those_of_the_images_and_the_rest_is_there(stage, folder):
+  source, latents = Glyphs(size=SIZE), Latents(folder)
+  assert len(latents) == SIZE
+  opened = open_first_stage(stage)
+  params = opened.trained(MeshShape().build())
+  images = np.stack([source[i]["image"] for i in range(SIZE)])
+  task = opened.experiment.task
+  expected = jax.jit(
+    lambda p, x: moments_of(posterior_of(task.autoencoder, p, {"image": x}))
+  )(params, images)
+  for i in range(SIZE):
+    item, original = latents[i], source[i]
+    np.testing.assert_allclose(item.pop("moments"), expected[i], atol=1e-5)
+    del original["image"]
+    assert item.keys() == original.keys()
+    for name, value in original.items():
+      np.testing.assert_array_equal(item[name], value)
+
+
+def test_a_posterior_comes_back_from_its_moments(stage, folder):
+  opened = open_first_stage(stage)
+  module = opened.experiment.task.autoencoder
+  params = opened.trained(MeshShape().build())
+  images = np.stack([Glyphs()[i]["image"] for i in range(4)])
+  moments = {"moments": Latents(folder).rows(np.arange(4))["moments"]}
+  both = ({"image": jnp.asarray(images)}, moments)
+  a, b = (posterior_of(module, params, batch) for batch in both)
+  np.testing.assert_allclose(a.mean, b.mean, atol=1e-5)
+  np.testing.assert_allclose(a.logvar, b.logvar, atol=1e-4)
+
+
+def test_an_interrupted_job_goes_on_to_the_same_bytes(
+  stage, folder, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(preparing, "KEPT", 1)
+  take = Glyphs.__getitem__
+
+  def until(self, index):
+    if index >= 24:
+      raise KeyboardInterrupt
+    return take(self, index)
+
+  with monkeypatch.context() as stop, pytest.raises(KeyboardInterrupt):
+    stop.setattr(Glyphs, "__getitem__", until)
+    write(stage, tmp_path / "cut", "--dtype=float32")
+  with pytest.raises(ValueError, match="not complete"):
+    len(Latents(str(tmp_path / "cut")))
+  asked = []
+
+  def noted(self, index):
+    asked.append(index)
+    return take(self, index)
+
+  monkeypatch.setattr(Glyphs, "__getitem__", noted)
+  assert write(stage, tmp_path / "cut", "--dtype=float32") == 0
+  assert not set(range(1, 8)) & set(asked)  # what was done stays done
+  same_files(folder, tmp_path / "cut")
+  asked.clear()
+  assert write(stage, tmp_path / "cut", "--dtype=float32") == 0
+  assert set(asked) <= {0}
+
+
+def test_training_on_latents_is_training_on_their_images(
+  stage, folder, tmp_path
+):
+  losses = []
+  for name, more in (
+    ("images", []),
+    ("latents", [f"--config.data.latents={folder}"]),
+  ):
+    flags = [*TWO, f"--config.first_stage={stage}", *more]
+    assert run("glyphs_text.py", tmp_path / name, 3, flags, every=3) == 0
+    told = metrics.read(str(tmp_path / name))
+    losses.append(
+      [line["loss"] for line in told if "loss" in line]
+      + [told[-1]["validation_loss"]]
+    )
+  assert len(losses[0]) == 4
+  np.testing.assert_allclose(*losses, rtol=1e-4)
+  # Resumed, and drawn from, without the cache's help.
+  flags = [*TWO, f"--config.first_stage={stage}"]
+  flags += [f"--config.data.latents={folder}"]
+  assert run("glyphs_text.py", tmp_path / "latents", 4, flags, every=4) == 0
+
+
+def test_batches_are_the_same_rows_in_any_share(folder):
+  source = Latents(folder)
+  whole = pipeline.batches(source, batch=8, seed=3)
+  parts = [
+    pipeline.batches(source, batch=8, seed=3, rows=rows)
+    for rows in (range(4), range(4, 8))
+  ]
+  late = pipeline.batches(source, batch=8, seed=3, start=2)
+  for step in range(7):  # more than an epoch
+    batch = next(whole)
+    halves = [next(part) for part in parts]
+    for name, array in batch.items():
+      together = np.concatenate([half[name] for half in halves])
+      np.testing.assert_array_equal(array, together)
+    if step >= 2:
+      again = next(late)
+      np.testing.assert_array_equal(again["moments"], batch["moments"])
+
+
+def test_copies_are_cut_anew(stage, tmp_path):
+  out = tmp_path / "two"
+  assert write(stage, out, "--copies=2") == 0
+  latents = Latents(str(out))
+  assert len(latents) == 2 * SIZE
+  assert latents[3]["caption"] == latents[3 + SIZE]["caption"]
+  assert latents[3]["moments"].dtype == np.float16
+
+
+@pytest.mark.parametrize(
+  "more, message",
+  [
+    (["--config.data.source.seed=5"], "made with another source"),
+    (["--config.data.latents=nowhere"], "holds no latents"),
+    (["--config.data.latents="], None),
+  ],
+)
+def test_latents_of_something_else_are_refused(
+  stage, folder, tmp_path, more, message
+):
+  flags = [*TWO, f"--config.first_stage={stage}"]
+  flags += [f"--config.data.latents={folder}", *more]
+  if message is None:
+    flags.append("--config.data.batch=9")
+    message = "does not divide"
+  with pytest.raises(Stop, match=message) as caught:
+    run("glyphs_text.py", tmp_path / "x", 1, flags)
+  assert caught.value.code == 2 and not os.path.exists(tmp_path / "x")
+
+
+def test_pictures_beside_and_other_first_stages_are_refused(
+  stage, folder, tmp_path
+):
+  def refused(config, message, *more):
+    flags = [*TWO, f"--config.first_stage={stage}", *more]
+    with pytest.raises(Stop, match=message):
+      run(config, tmp_path / "x", 1, flags)
+
+  cached = f"--config.data.latents={folder}"
+  refused("glyphs_inpainting.py", "'mask' is made of images", cached)
+  other = json.loads(pathlib.Path(folder, "manifest.json").read_text())
+  other["first_stage"] = "0" * 64
+  strange = tmp_path / "strange"
+  strange.mkdir()
+  (strange / "manifest.json").write_text(json.dumps(other))
+  cached = f"--config.data.latents={strange}"
+  refused("glyphs_text.py", "made with another first_stage", cached)
+  with pytest.raises(Stop, match="another batch"):
+    write(stage, folder, "--dtype=float32", "--batch=16")
