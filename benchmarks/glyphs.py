@@ -52,7 +52,7 @@ SHOWS = {
       for s in (0, 1, 2, 4, 8)
     },
   ),
-  "flow": ("flow", {"": [], "unseen": ["--held_out"]}),
+  "velocity": ("velocity", {"": [], "unseen": ["--held_out"]}),
   "finetune": ("finetune", {"": []}),
   "lora": ("lora", {"": []}),
 }

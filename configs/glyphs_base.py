@@ -1,10 +1,10 @@
 """What the glyphs' second stages have in common; configs here import it.
 
 A U-Net of some 2.5 M parameters on the 8 x 8 x 8 latents of
-glyphs_autoencoder.py, for two cores and ten minutes. So few latents show what
+glyphs_autoencoder.py, for two cores and twelve minutes. So few latents show what
 is in them through much noise: only the noisiest times are left to learn from
-the condition. The velocity (as in Stable Diffusion 2) weighs those times as
-much as the others, where the noise would weigh them by their signal.
+the condition. A rectified flow (Liu et al. 2023) has more of them than LDM's
+schedules, and its velocity weighs them as much as the others.
 
 In equal time Muon on batches of 128 learns more than AdamW on 64 or 32; see
 benchmarks/quality.md.
@@ -21,14 +21,16 @@ from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 
 STEPS = 1500
+FLOW = Schedule("rectified_flow")
+LDM = Schedule(start=0.0015, end=0.0205)  # of LDM's models with a noisy end
 
 
 def second_stage(
   *conditioners,
   kind="transformer",
   vector=None,
-  prediction="v",
-  schedule=Schedule(start=0.0015, end=0.0205),
+  prediction="flow",
+  schedule=FLOW,
   steps=STEPS,
   views=(),
   tokenizer=None,

@@ -5,7 +5,7 @@ Half a U-Net (Dhariwal and Nichol 2021); 48 classes, shape times colour.
 
 import dataclasses
 
-from glyphs_base import second_stage
+from glyphs_base import LDM, second_stage
 
 from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.unet import AttentionPlan
@@ -29,7 +29,7 @@ def get_config():
         groups=12,
         classes=48,
       ),
-      schedule=made.task.model.schedule,
+      schedule=LDM,
       optimizer=made.task.optimizer,
       latents="mode",
       ema_decay=0.99,

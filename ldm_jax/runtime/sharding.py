@@ -204,7 +204,7 @@ class Sharding:
         return rows[(slice(begin, begin + len(wanted)), *index[1:])]
 
       shape = (total, *rows.shape[1:])
-      return jax.make_array_from_callback(shape, self._of(name, shape), piece)
+      return jax.make_array_from_callback(shape, self.of(name, shape), piece)
 
     return {name: place(name, rows) for name, rows in batch.items()}
 
@@ -213,7 +213,7 @@ class Sharding:
     """How many of a batch's parts this process holds."""
     return len(self.rows(self.parts))
 
-  def _of(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+  def of(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
     """Where an array of a batch lives: pictures are cut by height too."""
     parts = self.mesh.shape["context"]
     if parts == 1 or name not in SPATIAL or shape[1] % parts:

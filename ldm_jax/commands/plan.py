@@ -1,0 +1,56 @@
+"""Says whether a training step fits on a machine that is not here.
+
+  python -m ldm_jax.commands.plan --config=configs/sd/sd1.py \\
+    --first_stage=configs/ldm/kl_f8.py --topology=v5e:4x4 --batch=128
+
+compiles the real step for that TPU (pip install libtpu) and prints what every
+device needs, what is sent between devices, and how many operations a step has.
+Without --topology it does so for the devices that are here. Full-size models
+take many minutes to compile; nothing is computed and no data is read.
+"""
+
+from collections.abc import Sequence
+
+from ldm_jax.commands.doors import Parser, enter
+
+
+def parser() -> Parser:
+  """The flags of plan."""
+  flags = Parser("python -m ldm_jax.commands.plan", __doc__)
+  add = flags.add_argument
+  add(
+    "--config",
+    required=True,
+    metavar="FILE",
+    help="an experiment; then --config.FIELD[.FIELD...]=VALUE sets fields",
+  )
+  add(
+    "--first_stage",
+    metavar="CONFIG|RUN",
+    help="of stage two: a config or a run of stage one",
+  )
+  add(
+    "--topology",
+    metavar="NAME",
+    help="of a TPU, such as v5e:4x4 (default: the devices that are here)",
+  )
+  add("--slices", type=int, default=1, help="of that TPU (default 1)")
+  add("--batch", type=int, help="images over all devices (default: config's)")
+  add(
+    "--largest",
+    action="store_true",
+    help="compile for twice the batch too, and estimate the largest that fits",
+  )
+  return flags
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Reads the flags and plans; returns the exit code."""
+  flags, overrides = parser().read(arguments, "config")
+  from ldm_jax.commands import planning  # brings jax
+
+  return planning.plan(flags, overrides)
+
+
+if __name__ == "__main__":
+  enter(main)
