@@ -1,10 +1,10 @@
 """What the glyphs' second stages have in common; configs here import it.
 
 A U-Net of some 2.5 M parameters on the 8 x 8 x 8 latents of
-glyphs_autoencoder.py, for two cores and twelve minutes. So few latents show what
-is in them through much noise: only the noisiest times are left to learn from
-the condition. A rectified flow (Liu et al. 2023) has more of them than LDM's
-schedules, and its velocity weighs them as much as the others.
+glyphs_autoencoder.py, for two cores and twelve minutes. So few latents show
+what is in them through much noise: only the noisiest times are left to learn
+from the condition. A rectified flow (Liu et al. 2023) has more of them than LDM
+gives, and its velocity weighs them as much as the others.
 
 In equal time Muon on batches of 128 learns more than AdamW on 64 or 32; see
 benchmarks/quality.md.

@@ -1,0 +1,145 @@
+"""Plans say what the compiled program says, and that is what is there."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ldm_jax import config
+from ldm_jax.commands import plan, planning
+from ldm_jax.commands.doors import Stop
+from ldm_jax.runtime import blueprint
+from ldm_jax.runtime.sharding import MeshShape
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+SMALL = [
+  "--config.task.model.unet.channels=32",
+  "--config.task.model.unet.multipliers=1,2",
+  "--config.task.model.unet.blocks=1",
+  "--config.task.model.unet.attention.depths=0,1",
+  "--config.task.model.conditioners.0.width=64",
+  "--config.data.augment.size=64",
+]
+CLASSES = [
+  f"--config={CONFIGS / 'ldm' / 'imagenet256_f8.py'}",
+  f"--first_stage={CONFIGS / 'ldm' / 'kl_f8.py'}",
+]
+
+PROGRAM = """
+  %all-gather.3 = bf16[8,4]{1,0} all-gather(%p.1), dimensions={0}
+  ROOT %r = f32[16]{0} all-reduce(f32[16]{0} %x), to_apply=%add
+  %s = (f32[2,8]{1,0}, f32[16,8]{1,0}) all-gather-start(f32[2,8]{1,0} %y)
+  %d = f32[16,8]{1,0} all-gather-done((f32[2,8], f32[16,8]) %s)
+  %c = pred[64]{0} collective-permute(pred[64]{0} %z)
+"""
+
+
+def test_collectives_are_read_with_the_bytes_of_their_results():
+  assert blueprint.collectives(PROGRAM) == {
+    "all-gather": (2, 8 * 4 * 2 + 16 * 8 * 4),
+    "all-reduce": (1, 64),
+    "collective-permute": (1, 64),
+  }
+
+
+def test_bytes_are_those_of_the_arrays():
+  sharding = MeshShape(1, 8).build()
+  cut = jax.sharding.NamedSharding(sharding.mesh, P("fsdp"))
+  state = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=cut)
+  other = jax.ShapeDtypeStruct((32,), jnp.float32, sharding=sharding.replicated)
+  found = blueprint.need(
+    lambda x, y: (x + y, (x * y).sum()),
+    (state, other),
+    donate_argnums=0,
+    out_shardings=(cut, sharding.replicated),
+  )
+  eighth = 64 * 32 * 4 // 8
+  assert found.arguments == eighth + 32 * 4
+  assert found.reused == eighth  # the donated state
+  # A number beside it, and the addresses of both.
+  assert eighth + 4 <= found.outputs <= eighth + 64
+  assert found.collectives["all-reduce"][0] >= 1 and found.refusal is None
+
+
+def told(capsys, *flags):
+  assert plan.main([*CLASSES, *SMALL, *flags]) == 0
+  *table, line = capsys.readouterr().out.splitlines()
+  return table, json.loads(line)
+
+
+def test_a_plan_for_the_devices_that_are_here(capsys):
+  table, whole = told(capsys, "--batch=8")
+  assert whole["devices"] == 8 and whole["fits"] is None
+  assert whole["mesh"]["data"] == 8 and whole["images_per_device"] == 1
+  # What a device holds is the state, the frozen first stage and its images.
+  assert whole["total"] >= whole["arguments"] > 3e6
+  assert whole["collectives"]["all-reduce"][0] >= 1
+  assert any(row.startswith("verdict") for row in table)
+  # Cut into eight, every device holds an eighth of nearly all of it.
+  _, cut = told(capsys, "--batch=8", "--config.mesh.fsdp=8")
+  assert 1 / 8 < cut["arguments"] / whole["arguments"] < 1 / 6
+  assert cut["collectives"]["all-gather"][0] > 10
+  assert cut["flops_per_step"] == whole["flops_per_step"]
+  # Twice the images are twice the operations.
+  _, twice = told(capsys, "--batch=16")
+  ratio = twice["flops_per_step"] / whole["flops_per_step"]
+  np.testing.assert_allclose(ratio, 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+  "name, expected",
+  [
+    ("ldm/kl_f8", {"image": (256, 256, 3)}),
+    ("sd/sd1", {"image": (512, 512, 3), "tokens": (77,)}),
+    ("sd/sd1_inpainting", {"mask": (512, 512), "tokens": (77,)}),
+    ("sd/sdxl_base", {"tokens": (77,), "sizes": (6,)}),
+    ("ldm/imagenet256_f8", {"label": (), "image": (256, 256, 3)}),
+    ("ldm/imagenet256_f8_classifier", {"label": ()}),
+    ("ldm/super_resolution", {"low": (64, 64, 3)}),
+    ("ldm/layout_open_images256", {"layout": (92,)}),
+  ],
+)
+def test_shapes_follow_from_the_config(name, expected):
+  experiment = config.load(str(CONFIGS / f"{name}.py"))
+  if name == "ldm/super_resolution":
+    stage = config.load(str(CONFIGS / "ldm/vq_f4.py")).task.autoencoder
+    task = experiment.task.with_first_stage(stage)
+    experiment = dataclasses.replace(experiment, task=task)
+  found = planning.shapes_of(experiment, 4)
+  for key, shape in expected.items():
+    assert found[key].shape == (4, *shape), key
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    ([CLASSES[0]], "stage two needs --first_stage"),
+    ([*CLASSES, "--batch=7"], "does not divide"),
+    ([*CLASSES, "--topology=v9:2x2"], "no topology 'v9:2x2'"),
+    (
+      [CLASSES[0], f"--first_stage={CONFIGS / 'sd' / 'sd1.py'}"],
+      "no config of stage one",
+    ),
+    (
+      [f"--config={CONFIGS / 'glyphs_autoencoder.py'}"],
+      "does not say how large images are",
+    ),
+  ],
+)
+def test_impossible_plans_are_one_line(flags, message):
+  with pytest.raises(Stop, match=message) as caught:
+    plan.main(flags)
+  assert caught.value.code == 2 and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_plan_for_a_tpu_that_is_not_here(capsys):
+  pytest.importorskip("libtpu")
+  _, found = told(capsys, "--batch=16", "--topology=v5e:2x2", "--largest")
+  assert found["fits"] is True and found["devices"] == 4
+  assert found["largest"] > 16 and found["largest"] % 4 == 0
