@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sampler_rows import follow, mixture, mixture_eps, solve
+from sampler_rows import (
+  MEANS,
+  WEIGHTS,
+  follow,
+  mixture,
+  mixture_eps,
+  solve,
+)
 
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.samplers import SAMPLERS, Recipe, grids, unipc
@@ -88,6 +95,35 @@ def test_pure_noise_at_the_last_time_divides_nothing_by_zero(name):
   for steps in (1, 2, 20):
     found, x0, _ = from_oracle(Recipe(steps, name, "trailing"), schedule)
     np.testing.assert_allclose(found, x0, atol=1e-5, err_msg=str(steps))
+
+
+@pytest.mark.parametrize("kind", ["rectified_flow", "zero"])
+@pytest.mark.parametrize(
+  "name", [n for n in SAMPLERS if not Recipe(sampler=n).is_random]
+)
+def test_from_pure_noise_small_errors_of_a_network_stay_small(name, kind):
+  """No sampler multiplies them by sigma / signal, which has no bound there."""
+  is_flow = kind == "rectified_flow"
+  schedule = Schedule(kind) if is_flow else Schedule(zero_terminal_snr=True)
+
+  def exact(xt, level):
+    if level.signal == 0:
+      return consistent(np.full_like(xt, WEIGHTS @ MEANS), xt, level)
+    return mixture(xt, level)
+
+  def nearly(xt, level):
+    x0, _ = exact(xt, level)
+    return consistent(x0 + 1e-3 * np.sin(50 * xt), xt, level)
+
+  fine = Recipe(1000, "ddim", "trailing").plan(schedule).program
+  true = follow(fine, LINE, exact)
+  for spacing in ("trailing", "karras"):
+    program = Recipe(40, name, spacing).plan(schedule).program
+    found = follow(program, LINE, nearly)
+    best = follow(program, LINE, exact)
+    assert np.abs(found - best).max() < 0.02, spacing
+    if spacing == "trailing":
+      assert np.abs(best - true).max() < 0.1
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -1,7 +1,9 @@
 """Samplers that ask twice per step: Heun's method and the midpoint's.
 
 They solve dx/dr = eps for x / signal, r being sigma / signal (Karras et al.
-2022, eq. 4 in Song et al.'s variables). The last step to the image is Euler's.
+2022, eq. 4 in Song et al.'s variables). The last step to the image is Euler's,
+and so is the first one from pure noise: r is beyond all measure there, and so
+would be what an error of the second answer does.
 """
 
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from ldm_jax.diffusion.samplers.program import (
   Row,
   row,
 )
-from ldm_jax.diffusion.schedule import Level
+from ldm_jax.diffusion.schedule import LEAST, Level
 
 
 def euler(s: Level, t: Level, **kept: np.ndarray) -> Row:
@@ -32,7 +34,7 @@ def heun(grid: Grid) -> Iterator[Row]:
   Asks at s, steps to t, asks there, and steps again with the mean of both.
   """
   for s, t in grid.steps():
-    if t.sigma == 0:
+    if t.sigma == 0 or s.signal**2 <= LEAST:
       yield euler(s, t)
       continue
     yield euler(s, t, a=X0, b=EPS)  # x_s / signal_s = x0 + r_s eps = A + r_s B
@@ -61,6 +63,9 @@ def _midpoint(grid: Grid, eta: float) -> Iterator[Row]:
     down, up = descent(s, t, eta)
     if down == 0:
       yield row(s, t, x=t.signal * (X0 + up * NOISE))
+      continue
+    if s.signal**2 <= LEAST:
+      yield row(s, t, x=t.signal * (X0 + down * EPS + up * NOISE))
       continue
     middle = grid.halfway(np.sqrt(s.ratio * down))
     yield euler(s, middle, a=X0, b=EPS)
