@@ -36,6 +36,11 @@ class Level(NamedTuple):
     return self.sigma / self.signal
 
   @property
+  def is_noise(self) -> bool:
+    """Whether nothing of the image is left; host only."""
+    return bool(self.signal**2 <= 1.001 * LEAST)
+
+  @property
   def half_log_snr(self) -> Any:
     """lambda = ln(signal / sigma)  (Lu et al. 2022, section 2.1); host only."""
     return np.log(self.signal) - np.log(self.sigma)

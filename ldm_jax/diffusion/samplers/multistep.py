@@ -107,7 +107,7 @@ def pndm_prk(grid: Grid) -> Iterator[Row]:
   is a way from pure noise, which no answer of another time leads out of.
   """
   steps = grid.steps()
-  if len(steps) < 4 or steps[0][0].signal ** 2 <= LEAST:
+  if len(steps) < 4 or steps[0][0].is_noise:
     yield from plms(grid)
     return
   kept = []

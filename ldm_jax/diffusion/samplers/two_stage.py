@@ -20,7 +20,7 @@ from ldm_jax.diffusion.samplers.program import (
   Row,
   row,
 )
-from ldm_jax.diffusion.schedule import LEAST, Level
+from ldm_jax.diffusion.schedule import Level
 
 
 def euler(s: Level, t: Level, **kept: np.ndarray) -> Row:
@@ -34,7 +34,7 @@ def heun(grid: Grid) -> Iterator[Row]:
   Asks at s, steps to t, asks there, and steps again with the mean of both.
   """
   for s, t in grid.steps():
-    if t.sigma == 0 or s.signal**2 <= LEAST:
+    if t.sigma == 0 or s.is_noise:
       yield euler(s, t)
       continue
     yield euler(s, t, a=X0, b=EPS)  # x_s / signal_s = x0 + r_s eps = A + r_s B
@@ -64,7 +64,7 @@ def _midpoint(grid: Grid, eta: float) -> Iterator[Row]:
     if down == 0:
       yield row(s, t, x=t.signal * (X0 + up * NOISE))
       continue
-    if s.signal**2 <= LEAST:
+    if s.is_noise:
       yield row(s, t, x=t.signal * (X0 + down * EPS + up * NOISE))
       continue
     middle = grid.halfway(np.sqrt(s.ratio * down))
