@@ -27,6 +27,7 @@ TWO = [
   "--config.task.model.unet.groups=4",
   "--config.task.model.unet.multipliers=1,",
   "--config.task.model.unet.attention.depths=1,",
+  "--config.task.optimizer.muon=none",
   "--config.data.batch=8",
   "--config.data.held_out=8",
   "--config.reports.every=1",

@@ -37,6 +37,8 @@ TWO = [
   "--config.task.model.unet.attention.depths=1,",
   "--config.task.model.conditioners.0.encoder.width=16",
   "--config.task.model.conditioners.0.encoder.depth=1",
+  # Muon takes longer to compile than everything else here; see test_runtime.
+  "--config.task.optimizer.muon=none",
   "--config.task.preview_steps=2",
   *DATA,
 ]
