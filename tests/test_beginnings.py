@@ -219,7 +219,7 @@ SHOWS = {
   "inpainting": ["--image={image}", "--mask={mask}"],
   "upscaling": ["--image={low}"],
   "unconditional": [],
-  "flow": ["--prompt=a red circle"],
+  "velocity": ["--prompt=a red circle"],
   "neighbours": ["--neighbours={rows}"],
 }
 WANTED = {
@@ -230,7 +230,7 @@ WANTED = {
   "inpainting": "changed_outside",
   "upscaling": "consistency",
   "unconditional": "legal",
-  "flow": "all",
+  "velocity": "all",
   "neighbours": "agreement",
 }
 
@@ -269,7 +269,7 @@ def test_every_condition_from_config_to_judge(
     stage = [f.replace("=1,2", "=1,1,1") for f in STAGE]
     assert run("autoencoder", first, 2, *stage) == 0
   flags = [f"--config.first_stage={first}", *NET, *DATA]
-  if show == "flow":
+  if show == "velocity":
     flags += WORDS
   if show == "neighbours":
     (tmp_path / "runs").mkdir()

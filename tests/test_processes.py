@@ -82,7 +82,13 @@ def together(command):
     out, said = process.communicate(timeout=400)
     assert process.returncode == 0, said[-3000:]
     # The transport of CPUs says by itself that it is there.
-    lines = [line for line in out.splitlines() if "[Gloo]" not in line]
+    # Two threads of it may have broken each other's lines.
+    noise = ("[Gloo]", "connected to", "peer ranks")
+    lines = [
+      line
+      for line in out.splitlines()
+      if line and not any(each in line for each in noise)
+    ]
     told.append(lines)
   return told
 
