@@ -88,12 +88,13 @@ class MeshShape:
         f"try data={count} and the others 1, or leave data out and give sizes "
         "that divide them"
       )
-    if self.context > 1 and self.tensor > 1:
-      # XLA's partitioner multiplies the gradients of convolutions' kernels by
-      # the size of an axis that is left out where height is cut.
+    if self.context > 1 and max(self.tensor, self.fsdp) > 1:
+      # XLA's partitioner multiplies the gradients of convolutions' kernels
+      # where height is cut and another axis cuts kernels, too.
       raise ValueError(
-        f"mesh tensor={self.tensor} and context={self.context} exclude each "
-        "other: gradients would be wrong; set one of them to 1"
+        f"mesh fsdp={self.fsdp}, tensor={self.tensor} and context="
+        f"{self.context} exclude each other: gradients would be wrong; set "
+        "context to 1, or both others"
       )
     return Sharding(Mesh(_laid_out(devices, shape), AXES), tuple(rules))
 
