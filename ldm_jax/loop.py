@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ldm_jax.pixels import to_uint8
-from ldm_jax.runtime import flops, pictures
+from ldm_jax.runtime import flops, kernels, pictures
 from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
 from ldm_jax.runtime.metrics import Journal
 from ldm_jax.runtime.progress import NonFinite, Pace, Profile, Reporter
@@ -68,9 +68,15 @@ class Programs:
     self.shapes = jax.eval_shape(task.init, keys[INIT], batch, frozen)
     self.places = sharding.state(self.shapes)
 
+    # What a step does is counted without kernels, which cannot be looked into.
+    self.work = lambda: flops.count(
+      task.step, self.shapes, frozen, batch, keys[0]
+    )
+    fast = kernels.equipped(task, sharding)
+
     def step(state: Any, frozen: Any, batch: Batch, key: jax.Array):
       key = jax.random.fold_in(key, state.step)
-      return task.step(state, frozen, batch, key)
+      return fast.step(state, frozen, batch, key)
 
     def bound(function: Callable, n: int, **options: Any) -> Callable:
       jitted, key = jax.jit(function, **options), keys[n]
@@ -86,9 +92,8 @@ class Programs:
     self.init = lambda batch: placed(keys[INIT], batch, frozen)
     moved = (self.places, copied)
     self.step = bound(step, TRAIN, donate_argnums=0, out_shardings=moved)
-    self.work = lambda: flops.count(step, self.shapes, frozen, batch, keys[0])
-    self.measure = bound(task.measure, MEASURE, out_shardings=copied)
-    self.preview = bound(task.preview, PREVIEW, out_shardings=copied)
+    self.measure = bound(fast.measure, MEASURE, out_shardings=copied)
+    self.preview = bound(fast.preview, PREVIEW, out_shardings=copied)
 
   def begun(self, state: Any, start: Any) -> Any:
     """The state with other parameters; its average is a copy of them."""

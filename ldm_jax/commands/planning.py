@@ -29,7 +29,7 @@ from ldm_jax.nn.spatial import (
 )
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.run import Run, open_first_stage
-from ldm_jax.runtime import blueprint, flops
+from ldm_jax.runtime import blueprint, flops, kernels
 from ldm_jax.runtime.blueprint import GIB, Need
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.tasks.autoencoding import Autoencoding
@@ -134,6 +134,7 @@ def _with_first_stage(experiment: Experiment, named: str | None) -> Experiment:
 
 def _need(task: Any, sharding: Sharding, batch: Shapes) -> Need:
   """Of one training step, as the loop compiles it."""
+  task = kernels.equipped(task, sharding)
   frozen = task.frozen_shapes(batch)
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(task.init, key, batch, frozen)

@@ -24,7 +24,7 @@ from ldm_jax.loop import say
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.run import open_first_stage
-from ldm_jax.runtime import processes
+from ldm_jax.runtime import kernels, processes
 from ldm_jax.runtime.checkpoint import digest
 from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.tasks.latents import moments_of, posterior_of
@@ -114,6 +114,13 @@ def _encoder(
 ) -> Encode:
   """Images [b, H, W, 3] to moments [b, h, w, k]."""
 
+  if jax.process_count() > 1:
+    # Processes encode other images at a time, each on a device of its own.
+    sharding = MeshShape().build(jax.local_devices()[:1])
+    whole = jax.tree.map(processes.gather, params)
+    params = jax.device_put(whole, sharding.replicated)
+  stage = kernels.equipped(stage, sharding)
+
   @jax.jit
   def moments(params: Any, images: jax.Array) -> jax.Array:
     return moments_of(posterior_of(stage, params, {"image": images}))
@@ -122,13 +129,7 @@ def _encoder(
     found = moments(params, jax.device_put(images, sharding.batch))
     return np.asarray(found).astype(dtype)
 
-  if jax.process_count() == 1:
-    return encode
-  # Processes encode other images at a time, each on a device of its own.
-  here = jax.device_put(
-    jax.tree.map(processes.gather, params), jax.local_devices()[0]
-  )
-  return lambda images: np.asarray(moments(here, images)).astype(dtype)
+  return encode
 
 
 def _arrays_of(first: Item, encode: Encode, batch: int) -> dict[str, Any]:

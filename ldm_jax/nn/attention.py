@@ -2,13 +2,17 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Road = Literal["auto", "xla", "chunked"]
+# An accelerator's own attention: the answer, or None where it is not made for
+# these arrays. `runtime/kernels.py` puts one in the place of a name.
+Kernel = Callable[[Array, Array, Array], Array | None]
+Road = Literal["auto", "xla", "chunked", "splash", "cudnn"] | Kernel
 
 # From this many scores per head on, holding them costs more than the loop.
 _MANY_SCORES = 1024 * 1024
@@ -29,9 +33,22 @@ def attend(
 
   Args:
     road: "xla" holds all l x m scores; "chunked" never does, forward or
-      backward; "auto" takes the second for long sequences.
+      backward; "auto" takes the second for long sequences, and so does a
+      kernel for what it does not answer, causal attention among it.
     is_causal: query i reads keys 0 to i only.
+
+  Raises:
+    ValueError: a kernel that only its accelerator has is asked for by name.
   """
+  if callable(road):
+    answer = None if is_causal else road(q, k, v)
+    if answer is not None:
+      return answer
+    road = "auto"
+  if road in ("splash", "cudnn"):
+    raise ValueError(
+      f"road {road!r} is an accelerator's; runtime.kernels.equipped puts it in"
+    )
   is_long = q.shape[1] * k.shape[1] >= _MANY_SCORES
   if road == "chunked" or (road == "auto" and is_long):
     return chunked(q, k, v, is_causal=is_causal)

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 AXES = ("data", "fsdp", "tensor", "context")
 ROWS = ("data", "fsdp")  # axes that cut a batch
@@ -141,6 +142,11 @@ class Sharding:
     """Into how many a batch is cut."""
     return math.prod(self.mesh.shape[axis] for axis in ROWS)
 
+  @property
+  def platform(self) -> str:
+    """Of the devices: tpu, gpu or cpu."""
+    return self.mesh.devices.flat[0].platform
+
   def check_batch(self, batch: int, slices: int = 1) -> None:
     """Raises ValueError unless every device gets equal, whole slices."""
     parts = self.parts * slices
@@ -220,6 +226,32 @@ class Sharding:
     if parts == 1 or name not in SPATIAL or shape[1] % parts:
       return self.batch
     return NamedSharding(self.mesh, P(ROWS, "context"))
+
+  def by_heads(
+    self, attend: Callable[..., Array], q: Array, k: Array, v: Array
+  ) -> Array:
+    """attend(q, k, v), [b l n d], which only knows arrays of one device.
+
+    Each has its rows, its heads and, under `context`, its queries of an image
+    and all keys. What an axis does not divide is done by all.
+    """
+    if self.mesh.size == 1:
+      return attend(q, k, v)
+    shape = self.mesh.shape
+    axes = (
+      ROWS if q.shape[0] % self.parts == 0 else None,
+      "context" if q.shape[1] % shape["context"] == 0 else None,
+      "tensor" if q.shape[2] % shape["tensor"] == 0 else None,
+    )
+    ours, theirs = P(*axes), P(axes[0], None, axes[2])
+    each = jax.shard_map(
+      attend,
+      mesh=self.mesh,
+      in_specs=(ours, theirs, theirs),
+      out_specs=ours,
+      check_vma=False,
+    )
+    return each(q, k, v)
 
   def whole(self, tree: Any) -> Any:
     """Arrays of which every process has all rows: spread, if they divide."""

@@ -19,7 +19,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.conditioner import Condition
 from ldm_jax.nn.conditioners import has_null
-from ldm_jax.runtime import processes
+from ldm_jax.runtime import kernels, processes
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.sampling.darkroom import Darkroom
 from ldm_jax.sampling.scene import Known, paste
@@ -58,10 +58,13 @@ class Studio:
   ):
     """Compiles nothing yet.
 
+    Attention takes the kernels of the machine.
+
     Args:
       classifier: with its parameters; it guides orders that have labels.
       say: is told of compilations, which are long, and of seams.
     """
+    model = kernels.equipped(model, sharding)
     self._model, self._params, self._sharding = model, params, sharding
     self._say, self._compiled, self._classifier = say, set(), classifier
     self._hear = jax.jit(self._heard)
