@@ -122,10 +122,11 @@ def test_slices_of_a_batch_are_the_batch():
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7)
 
 
-def test_remat_changes_no_gradient():
+@pytest.mark.parametrize("remat", ["products", "full"])
+def test_remat_changes_no_gradient(remat):
   state, frozen, batch = begin()
   state, key = stirred(state), jax.random.key(3)
-  unet = TASK.model.unet.clone(is_remat=True)
+  unet = TASK.model.unet.clone(remat=remat)
   model = dataclasses.replace(TASK.model, unet=unet)
   task = dataclasses.replace(TASK, model=model)
   ours = gradient(TASK, state, frozen, batch, key)

@@ -15,7 +15,14 @@ from ldm_jax.nn.bottleneck import (
   Point,
   VectorQuantizer,
 )
-from ldm_jax.nn.layers import conv, downsample, group_norm, upsample
+from ldm_jax.nn.layers import (
+  Remat,
+  conv,
+  downsample,
+  group_norm,
+  remembering,
+  upsample,
+)
 from ldm_jax.nn.resnet import ResBlock
 from ldm_jax.nn.transformer import PixelAttention
 
@@ -32,6 +39,7 @@ class Trunk:
     attention_levels: levels whose every block is followed by attention.
     has_mid_attention: attend at the lowest resolution (all but vq-f4-noattn).
     groups: of the group norms; 32 wherever the widths allow it.
+    remat: what blocks keep for the backward pass; see `remembering`.
     dtype: of computation; norms, softmax and results stay float32.
   """
 
@@ -42,6 +50,7 @@ class Trunk:
   has_mid_attention: bool = True
   dropout: float = 0.0
   groups: int = 32
+  remat: Remat = "off"
   road: Road = "auto"
   dtype: DTypeLike = "float32"
 
@@ -75,7 +84,7 @@ class Trunk:
 
   def block(self, h: Array, multiplier: int, name: str) -> Array:
     """One residual block without an embedding."""
-    block = ResBlock(
+    block = remembering(self.remat, ResBlock)(
       self.channels * multiplier,
       epsilon=EPSILON,
       is_zero=False,
@@ -88,7 +97,7 @@ class Trunk:
 
   def attention(self, h: Array, name: str) -> Array:
     """One head over all pixels."""
-    attention = PixelAttention(
+    attention = remembering(self.remat, PixelAttention)(
       epsilon=EPSILON,
       groups=self.groups,
       road=self.road,

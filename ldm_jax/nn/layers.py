@@ -4,13 +4,33 @@ PyTorch draws weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); LDM
 kept that, and so do we. Flax's own default has three times the variance.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+Remat = Literal["off", "products", "full"]
+
+
+def remembering(remat: Remat, module: type[nn.Module]) -> type[nn.Module]:
+  """A module that keeps so much for its backward pass, and computes the rest
+  again (Chen et al. 2016): with "off" it keeps all it needs, with "full" its
+  inputs, with "products" also the results of convolutions and of products with
+  a matrix, but not attention's scores.
+  """
+  if remat == "off":
+    return module
+  return nn.remat(module, policy=_is_product if remat == "products" else None)
+
+
+def _is_product(primitive: Any, *_: Any, **params: Any) -> bool:
+  if primitive.name == "dot_general":
+    _, (batched, _) = params["dimension_numbers"]
+    return not batched
+  return primitive.name == "conv_general_dilated"
 
 
 def torch_init(fan_in: int) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Blocks that attend: over pixels alone, or over pixels and a context."""
 
+import dataclasses
+from typing import Any, Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,66 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.attention import Road, attend
-from ldm_jax.nn.layers import conv, dense, group_norm, layer_norm
+from ldm_jax.nn.layers import (
+  Remat,
+  conv,
+  dense,
+  group_norm,
+  layer_norm,
+  remembering,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionPlan:
+  """Where a U-Net attends, and how.
+
+  Attributes:
+    depths: transformer blocks per level, finest first; 0 means no attention.
+    mid_depth: the same in the middle, which always attends.
+    heads: number of heads at every level, or None if their width is fixed.
+    head_width: features of a head, or None if their number is fixed.
+    kind: "transformer" reads a context; "plain" attends to pixels only.
+    is_linear: project by matrices, not 1 x 1 convolutions (SD 2, SDXL).
+    cross_only: per level, whether self-attention reads the context instead;
+      empty means nowhere. The middle never does.
+    is_scanned: one loop of a level's blocks; see `SpatialTransformer`.
+  """
+
+  depths: tuple[int, ...] = (1, 1, 1, 0)
+  mid_depth: int = 1
+  heads: int | None = 8
+  head_width: int | None = None
+  kind: Literal["transformer", "plain"] = "transformer"
+  is_linear: bool = False
+  cross_only: tuple[bool, ...] = ()
+  is_scanned: bool = False
+
+  def __post_init__(self):
+    if (self.heads is None) == (self.head_width is None):
+      raise ValueError(
+        "set exactly one of heads (their number) and head_width, got "
+        f"heads={self.heads} head_width={self.head_width}"
+      )
+    if self.cross_only and len(self.cross_only) != len(self.depths):
+      raise ValueError(
+        f"cross_only has {len(self.cross_only)} levels, depths has "
+        f"{len(self.depths)}; give one per level or leave it empty"
+      )
+
+  def split(self, channels: int) -> tuple[int, int]:
+    """(heads, head width) of a level of `channels`.
+
+    Raises:
+      ValueError: if they do not divide.
+    """
+    count = self.heads or channels // self.head_width
+    if count == 0 or channels % count:
+      raise ValueError(
+        f"{channels} channels do not divide into heads={self.heads} "
+        f"head_width={self.head_width}"
+      )
+    return count, channels // count
 
 
 class Attention(nn.Module):
@@ -108,6 +170,10 @@ class SpatialTransformer(nn.Module):
     depth: number of transformer blocks.
     is_linear: project by a matrix on tokens (SD 2 and SDXL) or by a 1 x 1
       convolution on pixels (LDM, SD 1): the same numbers, stored otherwise.
+    is_scanned: one loop over the blocks in place of `depth` copies of one:
+      it compiles sooner, and only one block's parameters need be whole at a
+      time. Parameters are laid together for it but stored and named as ever.
+    remat: what each of several blocks keeps; see `remembering`.
   """
 
   depth: int
@@ -116,6 +182,8 @@ class SpatialTransformer(nn.Module):
   is_linear: bool = False
   is_cross_only: bool = False
   groups: int = 32
+  is_scanned: bool = False
+  remat: Remat = "off"
   road: Road = "auto"
   dtype: DTypeLike = "float32"
 
@@ -139,18 +207,29 @@ class SpatialTransformer(nn.Module):
       x, name="norm", groups=self.groups, epsilon=1e-6, dtype=self.dtype
     )
     h = project(h, inner, "proj_in").reshape(b, height * width, inner)
-    for i in range(self.depth):
-      block = TransformerBlock(
-        self.heads,
-        self.head_width,
-        self.is_cross_only,
-        self.road,
-        self.dtype,
-        name=f"block_{i}",
-      )
-      h = block(h, context)
+    h = self.blocks(h, context)
     h = h.reshape(b, height, width, inner)
     return x + project(h, c, "proj_out", is_zero=True)
+
+  def blocks(self, h: Array, context: Array | None) -> Array:
+    """All transformer blocks, one after another or in a loop."""
+    make = remembering(
+      self.remat if self.depth > 1 else "off", TransformerBlock
+    )
+    told = self.heads, self.head_width, self.is_cross_only, self.road
+    names = [f"block_{i}" for i in range(self.depth)]
+    if not self.is_scanned or self.depth == 1 or self.is_initializing():
+      for name in names:
+        h = make(*told, self.dtype, name=name)(h, context)
+      return h
+    params = [self.variables["params"][name] for name in names]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    one = make(*told, self.dtype, parent=None)
+
+    def body(h: Array, params: Any):
+      return one.apply({"params": params}, h, context), None
+
+    return jax.lax.scan(body, h, together)[0]
 
 
 class PixelAttention(nn.Module):

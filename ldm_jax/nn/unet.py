@@ -1,6 +1,5 @@
 """The second stage's network: a time-conditional U-Net that attends."""
 
-import dataclasses
 from typing import Literal
 
 import flax.linen as nn
@@ -12,67 +11,23 @@ from jaxtyping import Array, Float
 from ldm_jax.nn.attention import Road
 from ldm_jax.nn.conditioner import Condition
 from ldm_jax.nn.layers import (
+  Remat,
   conv,
   dense,
   downsample,
   group_norm,
+  remembering,
   sinusoids,
   upsample,
 )
 from ldm_jax.nn.resnet import ResBlock
-from ldm_jax.nn.transformer import PixelAttention, SpatialTransformer
+from ldm_jax.nn.transformer import (
+  AttentionPlan,
+  PixelAttention,
+  SpatialTransformer,
+)
 
 EPSILON = 1e-5  # torch's default, which the U-Net keeps; the autoencoder's 1e-6
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionPlan:
-  """Where a U-Net attends, and how.
-
-  Attributes:
-    depths: transformer blocks per level, finest first; 0 means no attention.
-    mid_depth: the same in the middle, which always attends.
-    heads: number of heads at every level, or None if their width is fixed.
-    head_width: features of a head, or None if their number is fixed.
-    kind: "transformer" reads a context; "plain" attends to pixels only.
-    is_linear: project by matrices, not 1 x 1 convolutions (SD 2, SDXL).
-    cross_only: per level, whether self-attention reads the context instead;
-      empty means nowhere. The middle never does.
-  """
-
-  depths: tuple[int, ...] = (1, 1, 1, 0)
-  mid_depth: int = 1
-  heads: int | None = 8
-  head_width: int | None = None
-  kind: Literal["transformer", "plain"] = "transformer"
-  is_linear: bool = False
-  cross_only: tuple[bool, ...] = ()
-
-  def __post_init__(self):
-    if (self.heads is None) == (self.head_width is None):
-      raise ValueError(
-        "set exactly one of heads (their number) and head_width, got "
-        f"heads={self.heads} head_width={self.head_width}"
-      )
-    if self.cross_only and len(self.cross_only) != len(self.depths):
-      raise ValueError(
-        f"cross_only has {len(self.cross_only)} levels, depths has "
-        f"{len(self.depths)}; give one per level or leave it empty"
-      )
-
-  def split(self, channels: int) -> tuple[int, int]:
-    """(heads, head width) of a level of `channels`.
-
-    Raises:
-      ValueError: if they do not divide.
-    """
-    count = self.heads or channels // self.head_width
-    if count == 0 or channels % count:
-      raise ValueError(
-        f"{channels} channels do not divide into heads={self.heads} "
-        f"head_width={self.head_width}"
-      )
-    return count, channels // count
 
 
 def coordinates(
@@ -109,7 +64,7 @@ class UNet(nn.Module):
       it is.
     resampling: halve and double by a convolution, or inside a residual block
       (LDM's `resblock_updown`).
-    is_remat: recompute blocks in the backward pass instead of storing them.
+    remat: what blocks keep for the backward pass; see `remembering`.
     dtype: of computation; norms, softmax, time embedding and answer stay
       float32.
   """
@@ -125,7 +80,7 @@ class UNet(nn.Module):
   resampling: Literal["conv", "block"] = "conv"
   dropout: float = 0.0
   groups: int = 32
-  is_remat: bool = False
+  remat: Remat = "off"
   road: Road = "auto"
   dtype: DTypeLike = "float32"
 
@@ -249,8 +204,7 @@ class UNet(nn.Module):
     resample: Literal["up", "down"] | None = None,
   ) -> Array:
     """A residual block as wide as the level."""
-    make = nn.remat(ResBlock) if self.is_remat else ResBlock
-    block = make(
+    block = remembering(self.remat, ResBlock)(
       self.channels * self.multipliers[level],
       epsilon=EPSILON,
       modulation=self.modulation,
@@ -272,8 +226,7 @@ class UNet(nn.Module):
       return h
     heads, head_width = plan.split(h.shape[-1])
     if plan.kind == "plain":
-      make = nn.remat(PixelAttention) if self.is_remat else PixelAttention
-      return make(
+      return remembering(self.remat, PixelAttention)(
         heads,
         EPSILON,
         is_zero=True,
@@ -282,8 +235,8 @@ class UNet(nn.Module):
         dtype=self.dtype,
         name=name,
       )(h)
-    make = nn.remat(SpatialTransformer) if self.is_remat else SpatialTransformer
-    return make(
+    outer = self.remat if depth == 1 else "off"
+    return remembering(outer, SpatialTransformer)(
       depth,
       heads,
       head_width,
@@ -292,6 +245,8 @@ class UNet(nn.Module):
         plan.cross_only and level is not None and plan.cross_only[level]
       ),
       groups=self.groups,
+      is_scanned=plan.is_scanned,
+      remat=self.remat,
       road=self.road,
       dtype=self.dtype,
       name=name,

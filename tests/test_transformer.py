@@ -1,0 +1,78 @@
+"""Transformer blocks: one loop or several copies, kept or computed again."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.nn.layers import remembering
+from ldm_jax.nn.resnet import ResBlock
+from ldm_jax.nn.transformer import SpatialTransformer
+
+BLOCK = SpatialTransformer(3, heads=2, head_width=8, groups=4)
+
+
+def begin(seed=0):
+  """An image, words, and parameters of which none is zero."""
+  x, words, stir = jax.random.split(jax.random.key(seed), 3)
+  x = jax.random.normal(x, (2, 6, 5, 12))
+  words = jax.random.normal(words, (2, 7, 10))
+  params = BLOCK.init(jax.random.key(1), x, words)
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(stir, len(leaves))
+  stirred = [
+    leaf + 0.1 * jax.random.normal(key, leaf.shape)
+    for leaf, key in zip(leaves, keys, strict=True)
+  ]
+  return jax.tree.unflatten(tree, stirred), x, words
+
+
+def pulled(block):
+  loss = lambda *told: (block.apply(*told) ** 2).mean()
+  return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*begin())
+
+
+@pytest.mark.parametrize("remat", ["off", "products", "full"])
+@pytest.mark.parametrize("is_scanned", [False, True])
+def test_a_loop_and_remat_change_nothing(is_scanned, remat):
+  block = BLOCK.clone(is_scanned=is_scanned, remat=remat)
+  ours, theirs = pulled(block), pulled(BLOCK)
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  for one, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+    assert np.abs(other).max() > 0
+    scale = float(np.abs(other).max())
+    np.testing.assert_allclose(one, other, atol=2e-6 * max(scale, 1))
+
+
+def test_a_loop_is_one_block_long():
+  """Of nine attentions in three blocks, only one block's are in the program."""
+  told = begin()
+  products = lambda block: str(jax.make_jaxpr(block.apply)(*told)).count(
+    "dot_general"
+  )
+  each = (products(BLOCK) - products(BLOCK.clone(depth=1))) // 2
+  assert products(BLOCK.clone(is_scanned=True)) == products(
+    BLOCK.clone(depth=1)
+  )
+  assert each > 5
+
+
+def test_what_is_stored_is_named_as_ever():
+  x, words = begin()[1:]
+  scanned = BLOCK.clone(is_scanned=True)
+  init = lambda block: jax.eval_shape(block.init, jax.random.key(0), x, words)
+  assert init(scanned) == init(BLOCK)
+
+
+def kept(remat):
+  """Elements that a residual block keeps for its backward pass."""
+  block = remembering(remat, ResBlock)(16, groups=4)
+  x = jnp.ones((1, 8, 8, 16))
+  params = block.init(jax.random.key(0), x)
+  _, pull = jax.vjp(lambda x: nn.apply(lambda m, x: m(x), block)(params, x), x)
+  return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+
+def test_less_is_kept():
+  assert kept("full") < kept("products") < kept("off")
