@@ -15,7 +15,9 @@ from ldm_jax.data.glyphs import Glyphs
 from ldm_jax.data.latents import Latents
 from ldm_jax.data.layout import LayoutTokens
 from ldm_jax.data.masks import Masks
+from ldm_jax.data.mix import Mix
 from ldm_jax.data.neighbours import Neighbours
+from ldm_jax.data.shards import Shards
 from ldm_jax.data.tokens import Tokenizer
 from ldm_jax.data.zoo import Zoo
 from ldm_jax.diffusion.loss import DenoisingLoss
@@ -70,8 +72,8 @@ class Data:
     threads: that read and decode.
   """
 
-  source: Glyphs | Folder | Zoo | Neighbours
-  validation: Glyphs | Folder | Zoo | Neighbours
+  source: Glyphs | Folder | Zoo | Shards | Mix | Neighbours
+  validation: Glyphs | Folder | Zoo | Shards | Mix | Neighbours
   augment: Augment | None = None
   validation_augment: Augment | None = None
   tokenizer: Tokenizer | None = None
@@ -166,6 +168,8 @@ CLASSES = {
     Glyphs,
     Folder,
     Zoo,
+    Shards,
+    Mix,
     Neighbours,
     Augment,
     Tokenizer,

@@ -1,18 +1,26 @@
-"""Encodes a config's training images once, for stage two to learn from.
+"""Does once what every epoch would do again: small images, or latents.
+
+  python -m ldm_jax.commands.prepare --config=configs/Y.py --out=images/Y
+
+resizes a config's training images and packs them into array records, which
+Shards("images/Y") reads in the place of the config's source.
 
   python -m ldm_jax.commands.prepare --config=configs/Y.py \\
     --first_stage=runs/X --out=latents/Y
   python train.py --config=configs/Y.py --workdir=runs/Y \\
     --config.first_stage=runs/X --config.data.latents=latents/Y
 
-What is kept is the posterior's mean and log-variance, so that noise is drawn
-anew whenever an example is seen; its crop and its mirroring stay. Stopped, the
-same command goes on. Several processes share the work on one file system.
+encodes them. What is kept is the posterior's mean and log-variance, so that
+noise is drawn anew whenever an example is seen; its crop and its mirroring
+stay.
+
+Stopped, the same command goes on. Several processes share the work on one file
+system.
 """
 
 from collections.abc import Sequence
 
-from ldm_jax.commands.doors import Parser, enter
+from ldm_jax.commands.doors import USAGE, Parser, Stop, enter
 
 
 def parser() -> Parser:
@@ -25,8 +33,24 @@ def parser() -> Parser:
     metavar="FILE",
     help="whose data.source; then --config.FIELD[.FIELD...]=VALUE sets fields",
   )
-  add("--first_stage", required=True, metavar="RUN", help="a run of stage one")
-  add("--out", required=True, metavar="DIR", help="gets the latents")
+  add("--out", required=True, metavar="DIR", help="gets what is made")
+  add("--threads", type=int, default=8, help="that read images (default 8)")
+  images = flags.add_argument_group("images")
+  images.add_argument(
+    "--size",
+    type=int,
+    help="of the shorter side; smaller images stay (default: what the config's "
+    "smallest crop needs)",
+  )
+  images.add_argument(
+    "--format",
+    choices=("jpg", "png"),
+    default="jpg",
+    help="jpg of quality 95, or png without loss (default jpg)",
+  )
+  latents = flags.add_argument_group("latents")
+  add = latents.add_argument
+  add("--first_stage", metavar="RUN", help="a run of stage one, to encode by")
   add(
     "--copies",
     type=int,
@@ -40,15 +64,18 @@ def parser() -> Parser:
     default="float16",
     help="of what is kept (default float16)",
   )
-  add("--threads", type=int, default=8, help="that read images (default 8)")
   return flags
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Reads the flags and encodes; returns the exit code."""
+  """Reads the flags, and packs or encodes; returns the exit code."""
   flags, overrides = parser().read(arguments, "config")
-  from ldm_jax.commands import preparing  # brings jax
+  if flags.size is not None and flags.size < 1:
+    raise Stop(f"--size must be 1 or more, got {flags.size}", USAGE)
+  from ldm_jax.commands import packing, preparing  # bring jax
 
+  if flags.first_stage is None:
+    return packing.pack(flags, overrides)
   return preparing.prepare(flags, overrides)
 
 

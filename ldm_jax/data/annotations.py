@@ -1,5 +1,6 @@
 """What lies beside a picture: maps of classes, masks, depths, boxes."""
 
+import io
 import json
 import pathlib
 
@@ -16,9 +17,21 @@ ENDINGS = {
 }
 
 
-def read_plane(
-  path: str | pathlib.Path, size: tuple[int, int] | None = None
-) -> np.ndarray:
+class Member(io.BytesIO):
+  """A file inside another one, for the readers here; errors call it `name`."""
+
+  def __init__(self, data: bytes, name: str):
+    super().__init__(data)
+    self._name = name
+
+  def __str__(self) -> str:
+    return self._name
+
+
+File = str | pathlib.Path | Member
+
+
+def read_plane(path: File, size: tuple[int, int] | None = None) -> np.ndarray:
   """The numbers of a picture of one channel, whole.
 
   Args:
@@ -47,7 +60,7 @@ def read_plane(
 
 
 def read_map(
-  path: str | pathlib.Path, size: tuple[int, int] | None = None
+  path: File, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "h w"]:
   """A map of classes, 0 to 255; raises as `read_plane`."""
   plane = read_plane(path, size)
@@ -57,7 +70,7 @@ def read_map(
 
 
 def read_mask(
-  path: str | pathlib.Path, size: tuple[int, int] | None = None
+  path: File, size: tuple[int, int] | None = None
 ) -> Bool[np.ndarray, "h w"]:
   """True where it is lighter than half; raises as `read_plane`."""
   plane = read_plane(path, size)
@@ -65,7 +78,7 @@ def read_mask(
 
 
 def read_depth(
-  path: str | pathlib.Path, size: tuple[int, int] | None = None
+  path: File, size: tuple[int, int] | None = None
 ) -> Float32[np.ndarray, "h w"]:
   """From -1 to 1, the least to the most of the picture; the most is nearest.
 
@@ -77,7 +90,7 @@ def read_depth(
   return 2 * (plane - low) / max(high - low, 1e-6) - 1
 
 
-def read_boxes(path: str | pathlib.Path) -> Float[np.ndarray, "k 5"]:
+def read_boxes(path: File) -> Float[np.ndarray, "k 5"]:
   """x0, y0, x1, y1 in [0, 1] and a class, of a JSON list of objects.
 
   Such as [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}]: left, top, right, bottom.
@@ -86,7 +99,9 @@ def read_boxes(path: str | pathlib.Path) -> Float[np.ndarray, "k 5"]:
     ValueError: it is no such list.
   """
   try:
-    entries = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    is_member = isinstance(path, Member)
+    data = path.getvalue() if is_member else pathlib.Path(path).read_bytes()
+    entries = json.loads(data)
     rows = [[*entry["box"], entry["class"]] for entry in entries]
     boxes = np.asarray(rows, np.float64).reshape(-1, 5)
   except OSError as error:
@@ -114,3 +129,18 @@ def padded(
   few = boxes[:objects]
   rows[: len(few)] = few
   return rows
+
+
+READERS = {"segmap": read_map, "mask": read_mask, "depth": read_depth}
+
+
+def read_beside(
+  key: str, path: File, size: tuple[int, int], objects: int
+) -> np.ndarray:
+  """The array `key` of ENDINGS, of a picture of so many rows and columns.
+
+  Raises ValueError as the reader of its kind does.
+  """
+  if key == "boxes":
+    return padded(read_boxes(path), objects)
+  return READERS[key](path, size)

@@ -10,19 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.annotations import (
-  ENDINGS,
-  padded,
-  read_boxes,
-  read_depth,
-  read_map,
-  read_mask,
-)
+from ldm_jax.data.annotations import ENDINGS, READERS, read_beside
 from ldm_jax.data.images import EXTENSIONS, read_image
 
 CAPTION = "caption.txt"  # one caption for all pictures of its folder
-_READERS = {"segmap": read_map, "mask": read_mask, "depth": read_depth}
-_PLANES = tuple(ENDINGS[key] for key in _READERS)
+_PLANES = tuple(ENDINGS[key] for key in READERS)
 METADATA = "metadata.jsonl"  # Hugging Face's ImageFolder with captions
 
 
@@ -80,10 +72,7 @@ class Folder:
     found = {}
     for key in self._told:
       path = self._root / (stem + ENDINGS[key])
-      if key == "boxes":
-        found[key] = padded(read_boxes(path), self.objects)
-      else:
-        found[key] = _READERS[key](path, size)
+      found[key] = read_beside(key, path, size, self.objects)
     return found
 
   @functools.cached_property

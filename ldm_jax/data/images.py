@@ -102,13 +102,42 @@ def resize(
   )
 
 
+def shrink(
+  image: UInt8[np.ndarray, "h w 3"], side: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """The shorter side `side`, as `resize` does it; a smaller image as it is."""
+  height, width = _shrunk(image.shape, side)
+  if (height, width) == image.shape[:2]:
+    return image
+  shape = (width, height)
+  return np.asarray(
+    Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC)
+  )
+
+
+def shrink_map(values: Shaped[np.ndarray, "h w ..."], side: int) -> np.ndarray:
+  """The same for what belongs to pixels, by nearest neighbour."""
+  return _nearest(values, *_shrunk(values.shape, side))
+
+
+def _shrunk(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+  height, width = shape[:2]
+  part = min(1.0, side / min(height, width))
+  return round(height * part), round(width * part)
+
+
 def resize_map(values: Shaped[np.ndarray, "h w ..."], size: int) -> np.ndarray:
   """Square, by nearest neighbour: class numbers must not be averaged."""
+  return _nearest(values, size, size)
+
+
+def _nearest(
+  values: Shaped[np.ndarray, "h w ..."], rows: int, columns: int
+) -> np.ndarray:
   height, width = values.shape[:2]
-  centres = (np.arange(size) + 0.5) / size
-  rows = (centres * height).astype(int)
-  columns = (centres * width).astype(int)
-  return values[rows[:, None], columns[None, :]]
+  down = ((np.arange(rows) + 0.5) / rows * height).astype(int)
+  across = ((np.arange(columns) + 0.5) / columns * width).astype(int)
+  return values[down[:, None], across[None, :]]
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

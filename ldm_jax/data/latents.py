@@ -59,7 +59,7 @@ class Latents:
   def manifest(self) -> dict[str, Any]:
     """What manifest.json says."""
     manifest = read_manifest(self.folder)
-    if manifest is None:
+    if manifest is None or "arrays" not in manifest:
       raise ValueError(
         f"{self.folder!r} holds no latents; write them first: python -m "
         "ldm_jax.commands.prepare"

@@ -10,6 +10,8 @@ from jaxtyping import Float
 
 from ldm_jax.data.folder import Folder
 from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.data.mix import Mix
+from ldm_jax.data.shards import Shards
 from ldm_jax.data.zoo import Zoo
 
 ROWS = "database.npy"
@@ -32,7 +34,7 @@ class Neighbours:
       fewer examples.
   """
 
-  source: Glyphs | Folder | Zoo
+  source: Glyphs | Folder | Zoo | Shards | Mix
   folder: str
   part: Literal["train", "validation"] = "train"
   k: int = 4
