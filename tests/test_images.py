@@ -10,7 +10,13 @@ import pytest
 from PIL import Image
 
 from ldm_jax.data import images
-from ldm_jax.data.images import ImageError, decode_image, read_image, resize
+from ldm_jax.data.images import (
+  ImageError,
+  decode_image,
+  read_image,
+  resize,
+  shrink,
+)
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -285,3 +291,22 @@ def test_arrays_of_other_shapes_are_refused():
     images.rgb(np.zeros((3, 4, 3), np.float32), "x")
   with pytest.raises(ImageError, match=r"\[3, 4, 2\]"):
     images.rgb(np.zeros((3, 4, 2), np.uint8), "x")
+
+
+def test_a_plain_jpeg_is_what_pillow_reads(tmp_path):
+  """Both decode by libjpeg-turbo; ours takes the other road there."""
+  noise = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
+  for name, options in (("a", {}), ("b", {"subsampling": 0, "quality": 95})):
+    path = tmp_path / f"{name}.jpg"
+    Image.fromarray(noise).save(path, **options)
+    with Image.open(path) as image:
+      np.testing.assert_array_equal(read_image(path), np.asarray(image))
+
+
+def test_smaller_is_the_mean_of_what_a_pixel_covers():
+  noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+  means = noise.reshape(8, 3, 8, 3, 3).mean((1, 3))
+  np.testing.assert_allclose(resize(noise, 8), means, atol=0.51)
+  flat = np.full((5, 7, 3), 77, np.uint8)
+  assert (resize(flat, 3) == 77).all() and (resize(flat, 16) == 77).all()
+  assert shrink(flat, 3).shape == (3, 4, 3) and shrink(flat, 9) is flat
