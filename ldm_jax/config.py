@@ -67,6 +67,9 @@ class Data:
     views: what is made of every example for conditioners, in this order.
     latents: a folder of `python -m ldm_jax.commands.prepare` that stands for
       `source` in stage two: latents that need not be encoded again.
+    buckets: shapes, height and width, that whole batches are cut to in place
+      of `augment.size` twice, each picture to the one nearest in ratio; see
+      `data.buckets.shapes`. What is held out stays square.
     batch: images per update, over all devices and slices.
     held_out: how many of the validation source's first images are measured.
     threads: that read and decode.
@@ -79,6 +82,7 @@ class Data:
   tokenizer: Tokenizer | None = None
   views: tuple[Masks | LayoutTokens | Degradation, ...] = ()
   latents: str = ""
+  buckets: tuple[tuple[int, int], ...] = ()
   batch: int = 64
   held_out: int = 64
   threads: int = 8

@@ -194,6 +194,7 @@ class Chapter:
     `stream` has put there.
     """
     loop, batch = self.loop, next(stream)
+    compiled = {_shapes(batch)}
     with announced("compiling the training step"):
       state, metrics = jax.block_until_ready(self.programs.step(state, batch))
     pace = self.pace(batch)
@@ -204,7 +205,14 @@ class Chapter:
     profile = Profile(folder, loop.profile or (0, 0))
     try:
       for step, batch in enumerate(fed, begin + 1):
-        if step > begin + 1:
+        if _shapes(batch) not in compiled:
+          compiled.add(_shapes(batch))
+          size = " x ".join(map(str, batch["image"].shape[1:3]))
+          with announced(f"compiling step {len(compiled)}, for {size}"):
+            found = self.programs.step(state, batch)
+            state, metrics = jax.block_until_ready(found)
+          pace.restarted(metrics)
+        elif step > begin + 1:
           with profile.around(step), jax.transfer_guard("disallow"):
             state, metrics = self.programs.step(state, batch)
           pace.stepped(metrics)
@@ -258,6 +266,11 @@ class Chapter:
       file = os.path.join("previews", f"{name}_{step:07d}.png")
       pictures.write_png(os.path.join(self.loop.folder, file), sheet)
       self.journal.picture(step, name, sheet)
+
+
+def _shapes(batch: Batch) -> tuple:
+  """What a step is compiled for."""
+  return tuple(sorted((name, a.shape) for name, a in batch.items()))
 
 
 @contextlib.contextmanager

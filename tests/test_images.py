@@ -268,19 +268,19 @@ def test_image_errors_travel_between_processes():
 def test_resize_is_antialiased_and_keeps_what_fits():
   stripes = np.zeros((256, 256, 3), np.uint8)
   stripes[:, ::2] = 255  # finer than 32 pixels can show: they must turn grey
-  assert np.abs(resize(stripes, 32).astype(int)[:, 2:-2] - 127).max() <= 2
-  assert resize(stripes, 256) is stripes
+  assert np.abs(resize(stripes, 32, 32).astype(int)[:, 2:-2] - 127).max() <= 2
+  assert resize(stripes, 256, 256) is stripes
   flat = np.full((7, 13, 3), 77, np.uint8)
-  np.testing.assert_array_equal(resize(flat, 20), np.full((20, 20, 3), 77))
+  np.testing.assert_array_equal(resize(flat, 20, 20), np.full((20, 20, 3), 77))
 
 
 def test_maps_are_resized_without_new_classes():
   segmap = np.array([[0, 9], [3, 200]], np.int32)
   np.testing.assert_array_equal(
-    images.resize_map(segmap, 4), segmap.repeat(2, 0).repeat(2, 1)
+    images.resize_map(segmap, 4, 4), segmap.repeat(2, 0).repeat(2, 1)
   )
   np.testing.assert_array_equal(
-    images.resize_map(segmap.repeat(3, 0).repeat(3, 1), 2), segmap
+    images.resize_map(segmap.repeat(3, 0).repeat(3, 1), 2, 2), segmap
   )
 
 
@@ -306,7 +306,7 @@ def test_a_plain_jpeg_is_what_pillow_reads(tmp_path):
 def test_smaller_is_the_mean_of_what_a_pixel_covers():
   noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
   means = noise.reshape(8, 3, 8, 3, 3).mean((1, 3))
-  np.testing.assert_allclose(resize(noise, 8), means, atol=0.51)
+  np.testing.assert_allclose(resize(noise, 8, 8), means, atol=0.51)
   flat = np.full((5, 7, 3), 77, np.uint8)
-  assert (resize(flat, 3) == 77).all() and (resize(flat, 16) == 77).all()
+  assert (resize(flat, 3, 3) == 77).all() and (resize(flat, 16, 16) == 77).all()
   assert shrink(flat, 3).shape == (3, 4, 3) and shrink(flat, 9) is flat

@@ -8,7 +8,11 @@ import jax
 import numpy as np
 
 from ldm_jax.commands import starting
-from ldm_jax.commands.checking import check_conditions, check_latents
+from ldm_jax.commands.checking import (
+  check_buckets,
+  check_conditions,
+  check_latents,
+)
 from ldm_jax.commands.feeding import batches, held_out
 from ldm_jax.commands.models import open_model
 from ldm_jax.config import Experiment
@@ -83,6 +87,7 @@ def ready(experiment: Experiment, folder: str, sharding: Sharding) -> Ready:
   check_conditions(experiment, words, held_out(experiment, words))
   example = _example(experiment, words)
   check_conditions(experiment, words, example)
+  check_buckets(experiment, words)
   run = Run(folder, experiment, shapes_of(example, experiment.data.batch))
   frozen = _frozen(experiment, stage_one, start, words, sharding)
   params = None

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from ldm_jax import nodes
+from ldm_jax.commands.feeding import one_of
 from ldm_jax.config import Experiment
 from ldm_jax.data.latents import Latents
 from ldm_jax.data.layout import LayoutTokens
@@ -43,6 +44,21 @@ def check_conditions(
       _check_labels(example[part.reads], part.classes)
   if isinstance(task, Classifying):
     _check_labels(example[task.reads], task.classifier.classes)
+
+
+def check_buckets(experiment: Experiment, words: Words | None) -> None:
+  """Raises ConfigError unless the network takes every bucket's shape."""
+  data = experiment.data
+  if data.buckets and data.latents:
+    raise ConfigError(
+      "cached latents are of one shape; leave data.latents or data.buckets out"
+    )
+  for shape in data.buckets:
+    try:
+      example = one_of(experiment, words, shape)
+      check_conditions(experiment, words, example)
+    except (ConfigError, ValueError) as error:
+      raise ConfigError(f"data.buckets {shape}: {error}") from error
 
 
 def check_latents(experiment: Experiment) -> None:

@@ -25,6 +25,24 @@ def held_out(
   )
 
 
+def one_of(
+  experiment: Experiment, words: Words | None, shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+  """A batch of one training example, cut to a bucket's shape."""
+  data = experiment.data
+  stream = pipeline.batches(
+    data.source,
+    batch=1,
+    seed=experiment.seed,
+    augment=data.augment,
+    tokenizer=words,
+    views=data.views,
+    threads=1,
+    buckets=(shape,),
+  )
+  return next(stream)
+
+
 def batches(
   experiment: Experiment, words: Words | None, start: int, sharding: Sharding
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -41,4 +59,5 @@ def batches(
     start=start,
     rows=sharding.rows(data.batch),
     threads=data.threads,
+    buckets=data.buckets,
   )

@@ -1,4 +1,4 @@
-"""Pictures of any size to squares of one, with what belongs to their pixels."""
+"""Pictures of any size to one, with what belongs to their pixels."""
 
 import dataclasses
 from typing import Any, Literal
@@ -7,6 +7,10 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
 from ldm_jax.data.images import resize, resize_map
+
+Place = tuple[float, float, float]  # part of the largest box, top, left
+Box = tuple[int, int, int, int]  # top, left, rows, columns
+CENTRE: Place = (1.0, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,59 +52,66 @@ class Augment:
       )
 
   def random(
-    self, item: dict[str, Any], rng: np.random.Generator
+    self,
+    item: dict[str, Any],
+    rng: np.random.Generator,
+    shape: tuple[int, int] | None = None,
   ) -> dict[str, Any]:
-    """As the fields say. Always four draws, so that crops keep their flips."""
+    """As the fields say. Always four draws, so that crops keep their flips.
+
+    Args:
+      shape: height and width of the result in place of `size` twice.
+    """
     zoom, top, left, flip = rng.random(4)
-    if self.crop == "center":
-      return self._square(item, None, bool(self.flip and flip < 0.5))
     low, high = self.scale
     place = (low + (high - low) * zoom, top, left)
-    return self._square(item, place, bool(self.flip and flip < 0.5))
+    if self.crop == "center":
+      place = CENTRE
+    return self._cut(item, place, bool(self.flip and flip < 0.5), shape)
 
   def center(self, item: dict[str, Any]) -> dict[str, Any]:
     """The whole shorter side, never mirrored: for validation."""
-    return self._square(item, None, False)
+    return self._cut(item, CENTRE, False)
 
-  def _square(
+  def _cut(
     self,
     item: dict[str, Any],
-    place: tuple[float, float, float] | None,
+    place: Place,
     flip: bool,
+    shape: tuple[int, int] | None = None,
   ) -> dict[str, Any]:
     if "image" not in item:
       raise ValueError(
         f"nothing to augment: examples have {', '.join(sorted(item))}, but no "
         "image; set augment to None"
       )
+    shape = shape or (self.size, self.size)
     height, width = item["image"].shape[:2]
-    box = _center_box(height, width)
-    if place is not None:
-      box = _random_box(height, width, place)
+    box = _box(height, width, place, shape)
     cut = {}
     for key, value in item.items():
       if np.shape(value)[:2] == (height, width):
-        value = _crop(value, box, self.size, is_image=key == "image")
+        value = _crop(value, box, shape, is_image=key == "image")
         value = value[:, ::-1] if flip else value
       cut[key] = value
     if self.tells is not None:
-      cut["sizes"] = self._sizes(item, box)
+      cut["sizes"] = self._sizes(item, box, shape)
     if "boxes" in item:
-      top, left, side = box
-      crop = np.float32([left, top, left + side, top + side])
+      top, left, rows, columns = box
+      crop = np.float32([left, top, left + columns, top + rows])
       cut["crop"] = crop / np.float32([width, height, width, height])
       for key in ("boxes", "crop") if flip else ():
         cut[key] = _mirrored(cut[key])
     return cut
 
   def _sizes(
-    self, item: dict[str, Any], box: tuple[int, int, int]
+    self, item: dict[str, Any], box: Box, shape: tuple[int, int]
   ) -> Float32[np.ndarray, " k"]:
     """What SDXL is told of a crop."""
     height, width = item["image"].shape[:2]
-    top, left, side = box
-    scale = self.size / side
-    ends = [self.size, self.size]
+    top, left, rows, _ = box
+    scale = shape[0] / rows
+    ends = [*shape]
     if self.tells == "score":
       if "score" not in item:
         raise ValueError(
@@ -112,18 +123,16 @@ class Augment:
     return np.float32(told)
 
 
-def _center_box(height: int, width: int) -> tuple[int, int, int]:
-  side = min(height, width)
-  return (height - side) // 2, (width - side) // 2, side
-
-
-def _random_box(
-  height: int, width: int, place: tuple[float, float, float]
-) -> tuple[int, int, int]:
-  """(top, left, side) from (part of the shorter side, top, left) in [0, 1)."""
+def _box(height: int, width: int, place: Place, shape: tuple[int, int]) -> Box:
+  """The part of the largest box in the ratio of `shape`, and where."""
   part, top, left = place
-  side = max(1, round(part * min(height, width)))
-  return int(top * (height - side + 1)), int(left * (width - side + 1)), side
+  most = min(height, width * shape[0] / shape[1])
+  rows = max(1, round(part * most))
+  columns = max(1, min(width, round(part * most * shape[1] / shape[0])))
+  across, down = width - columns, height - rows
+  if place == CENTRE:
+    return down // 2, across // 2, rows, columns
+  return int(top * (down + 1)), int(left * (across + 1)), rows, columns
 
 
 def _mirrored(boxes: Shaped[np.ndarray, "*k n"]) -> np.ndarray:
@@ -136,13 +145,13 @@ def _mirrored(boxes: Shaped[np.ndarray, "*k n"]) -> np.ndarray:
 
 def _crop(
   values: Shaped[np.ndarray, "..."],
-  box: tuple[int, int, int],
-  size: int,
+  box: Box,
+  shape: tuple[int, int],
   *,
   is_image: bool,
-) -> UInt8[np.ndarray, "size size 3"] | Shaped[np.ndarray, "size size ..."]:
-  top, left, side = box
-  cut = values[top : top + side, left : left + side]
-  if side == size:
+) -> UInt8[np.ndarray, "height width 3"] | Shaped[np.ndarray, "..."]:
+  top, left, rows, columns = box
+  cut = values[top : top + rows, left : left + columns]
+  if (rows, columns) == shape:
     return cut
-  return resize(cut, size) if is_image else resize_map(cut, size)
+  return resize(cut, *shape) if is_image else resize_map(cut, *shape)

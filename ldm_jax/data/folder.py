@@ -1,5 +1,6 @@
 """A folder of pictures: class folders become labels, text files captions."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from ldm_jax.data.annotations import ENDINGS, READERS, read_beside
-from ldm_jax.data.images import EXTENSIONS, read_image
+from ldm_jax.data.images import EXTENSIONS, image_size, read_image
 
 CAPTION = "caption.txt"  # one caption for all pictures of its folder
 _PLANES = tuple(ENDINGS[key] for key in READERS)
@@ -96,6 +98,17 @@ class Folder:
           "is missing"
         )
     return tuple(told)
+
+  @functools.cached_property
+  def sizes(self) -> Int[np.ndarray, "n 2"]:
+    """Heights and widths, of all headers.
+
+    Raises:
+      ImageError: a picture is bad.
+    """
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      paths = (self._root / name for name in self.names)
+      return np.array(list(pool.map(image_size, paths)))
 
   @functools.cached_property
   def names(self) -> tuple[str, ...]:

@@ -119,31 +119,27 @@ def rgb(values: Shaped[np.ndarray, "..."], name: str) -> np.ndarray:
   return np.asarray(_to_rgb(Image.fromarray(values), name))
 
 
-def resize(
-  image: UInt8[np.ndarray, "h w 3"], size: int
-) -> UInt8[np.ndarray, "size size 3"]:
-  """Square: the mean of what a pixel covers, or bicubic where it grows.
+def image_size(file: str | pathlib.Path | io.BytesIO) -> tuple[int, int]:
+  """Height and width of a picture, upright, by its header alone.
 
-  An image that has the size is returned as it is.
+  Raises ImageError as `read_image` does.
   """
-  return _resized(image, size, size)
+  try:
+    with Image.open(file, formats=FORMATS) as image:
+      width, height = image.size
+      is_turned = _orientation(image) >= 5
+  except Exception as error:  # see decode_image
+    raise ImageError(str(file), _kind(error), _detail(error)) from error
+  return (width, height) if is_turned else (height, width)
 
 
-def shrink(
-  image: UInt8[np.ndarray, "h w 3"], side: int
-) -> UInt8[np.ndarray, "h2 w2 3"]:
-  """The shorter side `side`, as `resize` does it; a smaller image as it is."""
-  return _resized(image, *_shrunk(image.shape, side))
-
-
-def shrink_map(values: Shaped[np.ndarray, "h w ..."], side: int) -> np.ndarray:
-  """The same for what belongs to pixels, by nearest neighbour."""
-  return _nearest(values, *_shrunk(values.shape, side))
-
-
-def _resized(
+def resize(
   image: UInt8[np.ndarray, "h w 3"], height: int, width: int
-) -> UInt8[np.ndarray, "h2 w2 3"]:
+) -> UInt8[np.ndarray, "height width 3"]:
+  """The mean of what a pixel covers, or bicubic where an image grows.
+
+  One that has the size is returned as it is.
+  """
   if image.shape[:2] == (height, width):
     return image
   cv2 = _cv2()
@@ -152,24 +148,32 @@ def _resized(
   return cv2.resize(image, (width, height), interpolation=how)
 
 
+def resize_map(
+  values: Shaped[np.ndarray, "h w ..."], height: int, width: int
+) -> np.ndarray:
+  """By nearest neighbour: class numbers must not be averaged."""
+  rows, columns = values.shape[:2]
+  down = ((np.arange(height) + 0.5) / height * rows).astype(int)
+  across = ((np.arange(width) + 0.5) / width * columns).astype(int)
+  return values[down[:, None], across[None, :]]
+
+
+def shrink(
+  image: UInt8[np.ndarray, "h w 3"], side: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """The shorter side `side`, as `resize` does it; a smaller image as it is."""
+  return resize(image, *_shrunk(image.shape, side))
+
+
+def shrink_map(values: Shaped[np.ndarray, "h w ..."], side: int) -> np.ndarray:
+  """The same for what belongs to pixels, by nearest neighbour."""
+  return resize_map(values, *_shrunk(values.shape, side))
+
+
 def _shrunk(shape: tuple[int, ...], side: int) -> tuple[int, int]:
   height, width = shape[:2]
   part = min(1.0, side / min(height, width))
   return round(height * part), round(width * part)
-
-
-def resize_map(values: Shaped[np.ndarray, "h w ..."], size: int) -> np.ndarray:
-  """Square, by nearest neighbour: class numbers must not be averaged."""
-  return _nearest(values, size, size)
-
-
-def _nearest(
-  values: Shaped[np.ndarray, "h w ..."], rows: int, columns: int
-) -> np.ndarray:
-  height, width = values.shape[:2]
-  down = ((np.arange(rows) + 0.5) / rows * height).astype(int)
-  across = ((np.arange(columns) + 0.5) / columns * width).astype(int)
-  return values[down[:, None], across[None, :]]
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ldm_jax.data.augment import Augment
+from ldm_jax.data.buckets import SHAPE, Buckets, Shape
 from ldm_jax.data.latents import Latents
 from ldm_jax.data.tokens import Words
 
@@ -47,6 +48,7 @@ def batches(
   start: int = 0,
   rows: Sequence[int] | np.ndarray | None = None,
   threads: int = 8,
+  buckets: Sequence[Shape] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
   """Global batches start, start + 1, ... of `batch` rows, without end.
 
@@ -57,6 +59,7 @@ def batches(
 
   Args:
     rows: which of every batch, rising; None makes all of them.
+    buckets: shapes that whole batches are cut to; see `Buckets`.
 
   Raises:
     ValueError: there are no such rows, the source is empty, or (later) its
@@ -76,12 +79,10 @@ def batches(
     raise ValueError(f"{type(source).__name__} has no examples to make batches")
   import grain
 
-  examples = (
-    grain.MapDataset.source(source)
-    .seed(seed)
-    .shuffle()
-    .repeat()
-    .random_map(_Prepare(augment, tokenizer, tuple(views)))
+  if buckets and (augment is None or isinstance(source, Latents)):
+    raise ValueError("buckets need images, and an augment to cut them")
+  examples = _numbered(source, batch, seed, buckets).random_map(
+    _Prepare(augment, tokenizer, tuple(views))
   )
   count = len(rows)
   if isinstance(source, Latents):
@@ -94,7 +95,21 @@ def batches(
   shard = grain.MapDataset.source(Share(examples, batch, tuple(rows.tolist())))
   ahead = max(threads, 2 * count)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-  return _stream(shard[start * count :].to_iter_dataset(options), count)
+  found = shard[start * count :].to_iter_dataset(options)
+  return _stream(found, count, bool(buckets))
+
+
+def _numbered(
+  source: Source, batch: int, seed: int, buckets: Sequence[Shape]
+) -> Any:
+  """The examples in the order of all batches, without end."""
+  import grain
+
+  if buckets:
+    placed = Buckets(source, tuple(buckets), batch, seed)
+    placed.check()
+    return grain.MapDataset.source(placed).seed(seed)
+  return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 
 
 def ordered(
@@ -211,7 +226,10 @@ class _Prepare:
     self, item: dict[str, Any], rng: np.random.Generator
   ) -> dict[str, np.ndarray]:
     """Cropped and mirrored at random."""
-    item = self.augment.random(item, rng) if self.augment else dict(item)
+    item = dict(item)
+    shape = item.pop(SHAPE, None)
+    if self.augment is not None:
+      item = self.augment.random(item, rng, shape)
     return self._arrays(item, rng)
 
   def centred(self, item: dict[str, Any], index: int) -> dict[str, np.ndarray]:
@@ -231,13 +249,16 @@ class _Prepare:
     return {k: v for k, v in arrays.items() if v.dtype.kind not in "USO"}
 
 
-def _stream(examples: Any, rows: int) -> Iterator[dict[str, np.ndarray]]:
+def _stream(
+  examples: Any, rows: int, may_differ: bool
+) -> Iterator[dict[str, np.ndarray]]:
+  """Blocks of so many rows; batches may differ in shape if they may."""
   iterator = iter(examples)
   try:
     example = None  # what later batches must look like
     while True:
       block = list(itertools.islice(iterator, rows))
-      example = example or block[0]
+      example = block[0] if may_differ or example is None else example
       _check_alike([example, block[0]])
       yield _stack(block)
   finally:

@@ -7,6 +7,7 @@ a caption; "cls" a label in digits; "json" an object with any of caption (or
 text), label and score; and what may lie beside a picture, such as "map.png".
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -17,9 +18,10 @@ from typing import Any, NamedTuple, Protocol
 
 import msgpack
 import numpy as np
+from jaxtyping import Int
 
 from ldm_jax.data.annotations import ENDINGS, Member, read_beside
-from ldm_jax.data.images import EXTENSIONS, decode_image
+from ldm_jax.data.images import EXTENSIONS, decode_image, image_size
 from ldm_jax.data.latents import MANIFEST, read_manifest
 
 TAR, RECORD = ".tar", ".array_record"
@@ -56,10 +58,26 @@ class Shards:
   def __getitem__(self, index: int) -> dict[str, Any]:
     if not 0 <= index < len(self):
       raise IndexError(f"{self.path} has {len(self)} examples, not {index}")
+    return example(*self._files(index), self.objects)
+
+  @functools.cached_property
+  def sizes(self) -> Int[np.ndarray, "n 2"]:
+    """Heights and widths; every example is read for it.
+
+    Raises:
+      ValueError, ImageError: an example is bad.
+    """
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      return np.array(list(pool.map(self._size, range(len(self)))))
+
+  def _size(self, index: int) -> tuple[int, int]:
+    files, name = self._files(index)
+    return image_size(_picture(files, name))
+
+  def _files(self, index: int) -> "tuple[Files, str]":
     shard = int(np.searchsorted(self._ends, index, side="right"))
     begin = self._ends[shard - 1] if shard else 0
-    files, name = self._shards[shard].read(int(index - begin))
-    return example(files, name, self.objects)
+    return self._shards[shard].read(int(index - begin))
 
   @functools.cached_property
   def _shards(self) -> "list[_Shard]":
@@ -112,14 +130,7 @@ def example(files: Files, name: str, objects: int = 30) -> dict[str, Any]:
     ValueError, ImageError: a file is bad, or there is no picture; `name` says
       of which example.
   """
-  pictures = sorted(files.keys() & PICTURES)
-  if not pictures:
-    raise ValueError(
-      f"{name} has no picture among {', '.join(sorted(files)) or 'nothing'}; "
-      f"needed is one of {' '.join(sorted(PICTURES))}"
-    )
-  member = lambda ending: Member(files[ending], f"{name}.{ending}")
-  picture = member(pictures[0])
+  picture = _picture(files, name)
   item: dict[str, Any] = {"image": decode_image(picture, str(picture))}
   told = _told(files, name)
   if "caption" in told:
@@ -130,8 +141,19 @@ def example(files: Files, name: str, objects: int = 30) -> dict[str, Any]:
   size = item["image"].shape[:2]
   for ending, key in BESIDE.items():
     if ending in files:
-      item[key] = read_beside(key, member(ending), size, objects)
+      member = Member(files[ending], f"{name}.{ending}")
+      item[key] = read_beside(key, member, size, objects)
   return item
+
+
+def _picture(files: Files, name: str) -> Member:
+  pictures = sorted(files.keys() & PICTURES)
+  if not pictures:
+    raise ValueError(
+      f"{name} has no picture among {', '.join(sorted(files)) or 'nothing'}; "
+      f"needed is one of {' '.join(sorted(PICTURES))}"
+    )
+  return Member(files[pictures[0]], f"{name}.{pictures[0]}")
 
 
 def _told(files: Files, name: str) -> dict[str, Any]:

@@ -65,6 +65,11 @@ class Pace:
       self._seconds.append(done - max(self._done, begun))
       self._done = done
 
+  def restarted(self, result: Any) -> None:
+    """A step was waited for, of which no time is counted: it was compiled."""
+    self._running = self._witness.submit(_done_at, result)
+    self._done = self._begun = self._fed = self._running.result()
+
   def close(self) -> None:
     """Lets the thread go."""
     self._witness.shutdown()
