@@ -11,9 +11,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax import config
-from ldm_jax.commands import plan, planning
+from ldm_jax.commands import describing, plan
 from ldm_jax.commands.doors import Stop
-from ldm_jax.runtime import blueprint
+from ldm_jax.nn.conditioner import Condition
+from ldm_jax.nodes import override
+from ldm_jax.runtime import blueprint, flops
 from ldm_jax.runtime.sharding import MeshShape
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -84,10 +86,10 @@ def test_a_plan_for_the_devices_that_are_here(capsys):
   _, cut = told(capsys, "--batch=8", "--config.mesh.fsdp=8")
   assert 1 / 8 < cut["arguments"] / whole["arguments"] < 1 / 6
   assert cut["collectives"]["all-gather"][0] > 10
-  assert cut["flops_per_step"] == whole["flops_per_step"]
+  assert cut["flops"] == whole["flops"]
   # Twice the images are twice the operations.
   _, twice = told(capsys, "--batch=16")
-  ratio = twice["flops_per_step"] / whole["flops_per_step"]
+  ratio = twice["flops"] / whole["flops"]
   np.testing.assert_allclose(ratio, 2, rtol=1e-3)
 
 
@@ -110,7 +112,7 @@ def test_shapes_follow_from_the_config(name, expected):
     stage = config.load(str(CONFIGS / "ldm/vq_f4.py")).task.autoencoder
     task = experiment.task.with_first_stage(stage)
     experiment = dataclasses.replace(experiment, task=task)
-  found = planning.shapes_of(experiment, 4)
+  found = describing.shapes_of(experiment, 4)
   for key, shape in expected.items():
     assert found[key].shape == (4, *shape), key
 
@@ -135,6 +137,34 @@ def test_impossible_plans_are_one_line(flags, message):
   with pytest.raises(Stop, match=message) as caught:
     plan.main(flags)
   assert caught.value.code == 2 and "\n" not in str(caught.value)
+
+
+def test_a_plan_to_sample(capsys):
+  table, few = told(capsys, "--batch=8", "--sample=4")
+  _, more = told(capsys, "--batch=8", "--sample=9")
+  assert "samples in 4 steps" in table[0] and few["total"] > few["arguments"]
+  # Guided: two answers of the network a step, and the sampler's own sums.
+  experiment = override(
+    config.load(CLASSES[0].partition("=")[2]),
+    {
+      flag.partition("=")[0].removeprefix("--config."): flag.partition("=")[2]
+      for flag in SMALL
+    },
+  )
+  unet = experiment.task.model.unet
+  raw = (
+    jnp.zeros((16, 8, 8, 4)),
+    jnp.zeros(16),
+    Condition(jnp.zeros((16, 1, 64))),
+  )
+  params = jax.eval_shape(unet.init, jax.random.key(0), *raw)
+  answer = flops.count(unet.apply, params, *raw)
+  assert (more["flops"] - few["flops"]) / 5 == pytest.approx(answer, rel=1e-3)
+  with pytest.raises(Stop, match="--sample needs a config of stage two"):
+    stage = f"--config={CONFIGS / 'ldm' / 'kl_f8.py'}"
+    plan.main([stage, "--batch=8", "--sample=4"])
+  with pytest.raises(Stop, match="--sample takes a number of steps"):
+    told(capsys, "--sample=0")
 
 
 @pytest.mark.slow

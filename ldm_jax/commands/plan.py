@@ -1,4 +1,4 @@
-"""Says whether a training step fits on a machine that is not here.
+"""Says whether training or sampling fits on a machine that is not here.
 
   python -m ldm_jax.commands.plan --config=configs/sd/sd1.py \\
     --first_stage=configs/ldm/kl_f8.py --topology=v5e:4x4 --batch=128
@@ -11,7 +11,7 @@ take many minutes to compile; nothing is computed and no data is read.
 
 from collections.abc import Sequence
 
-from ldm_jax.commands.doors import Parser, enter
+from ldm_jax.commands.doors import USAGE, Parser, Stop, enter
 
 
 def parser() -> Parser:
@@ -37,6 +37,12 @@ def parser() -> Parser:
   add("--slices", type=int, default=1, help="of that TPU (default 1)")
   add("--batch", type=int, help="images over all devices (default: config's)")
   add(
+    "--sample",
+    type=int,
+    metavar="STEPS",
+    help="a guided sampler of so many steps (of DDIM) in place of training",
+  )
+  add(
     "--largest",
     action="store_true",
     help="compile for twice the batch too, and estimate the largest that fits",
@@ -47,6 +53,8 @@ def parser() -> Parser:
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags and plans; returns the exit code."""
   flags, overrides = parser().read(arguments, "config")
+  if flags.sample is not None and flags.sample < 1:
+    raise Stop(f"--sample takes a number of steps, got {flags.sample}", USAGE)
   from ldm_jax.commands import planning  # brings jax
 
   return planning.plan(flags, overrides)

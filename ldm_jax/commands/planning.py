@@ -1,143 +1,103 @@
 """Behind plan: shapes of everything, one compilation, a table."""
 
 import argparse
-import dataclasses
+import functools
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from ldm_jax import config
+from ldm_jax.beside import look
+from ldm_jax.commands.describing import Shapes, shapes_of, with_first_stage
 from ldm_jax.commands.doors import usage
 from ldm_jax.config import Experiment
+from ldm_jax.diffusion.samplers import Recipe
 from ldm_jax.loop import say
-from ldm_jax.nn.conditioner import (
-  ClassEmbedder,
-  LayoutEmbedder,
-  SizeEmbedder,
-  TextEmbedder,
-)
-from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.nn.spatial import (
-  DepthMap,
-  Embeddings,
-  LowResolution,
-  MapEmbedder,
-  MaskedImage,
-)
 from ldm_jax.nodes import ConfigError, override
-from ldm_jax.run import Run, open_first_stage
 from ldm_jax.runtime import blueprint, flops, kernels
 from ldm_jax.runtime.blueprint import GIB, Need
 from ldm_jax.runtime.sharding import Sharding
-from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.sampling.portable import drawn
+from ldm_jax.sampling.settings import Settings
+from ldm_jax.tasks.denoising import Denoising
 
-Shapes = dict[str, jax.ShapeDtypeStruct]
+
+class Program(NamedTuple):
+  """What is compiled: a function, its arguments described, options of jit."""
+
+  function: Callable
+  args: tuple
+  options: dict[str, Any]
 
 
 def plan(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
   """Compiles, prints a table and a line of JSON; returns the exit code."""
   with usage():
     experiment = override(config.load(flags.config), overrides)
-    experiment = _with_first_stage(experiment, flags.first_stage)
+    experiment = with_first_stage(experiment, flags.first_stage)
     devices = None
     if flags.topology is not None:
       devices = blueprint.devices_of(flags.topology, flags.slices)
     sharding = experiment.mesh.build(devices)
     batch = flags.batch or experiment.data.batch
-    slices = getattr(experiment.task, "accumulate", 1)
+    slices = 1 if flags.sample else getattr(experiment.task, "accumulate", 1)
     sharding.check_batch(batch, slices)
-    shapes = shapes_of(experiment, batch)
-  say("compiling the training step ...")
-  found = _need(experiment.task, sharding, shapes)
+    make = functools.partial(_program, flags, experiment, sharding)
+    plain = make(batch, is_plain=True)
+    work = flops.count(plain.function, *plain.args)
+  what = f"a sampler of {flags.sample} steps" if flags.sample else "the step"
+  say(f"compiling {what} ...")
+  found = _need(make(batch))
   room = blueprint.room(flags.topology)
-  told = _told(flags, experiment, sharding, batch, found)
+  told = _told(flags, sharding, batch, work, found)
   told["fits"] = found.refusal is None and (
     None if room is None else found.total <= room
   )
   if flags.largest and room is not None and found.refusal is None:
     say(f"compiling for a batch of {2 * batch} ...")
-    twice = shapes_of(experiment, 2 * batch)
-    double = _need(experiment.task, sharding, twice)
-    unit = sharding.parts * slices
+    unit, double = sharding.parts * slices, _need(make(2 * batch))
     told["largest"] = _largest(batch, unit, found, double, room)
   print(_table(told, found, room))
   print(json.dumps(told))
   return 0
 
 
-def shapes_of(experiment: Experiment, batch: int) -> Shapes:
-  """Shapes of a training batch, from the config alone.
+def _program(
+  flags: argparse.Namespace,
+  experiment: Experiment,
+  sharding: Sharding,
+  batch: int,
+  is_plain: bool = False,
+) -> Program:
+  """A step of training, or a sampler.
+
+  Args:
+    is_plain: without kernels, which no operations can be counted in.
 
   Raises:
-    ConfigError: it does not tell the size of an image.
+    ConfigError: there is nothing to sample.
   """
-  augment = experiment.data.augment
-  if augment is None:
-    raise ConfigError(
-      "the config has no data.augment, so it does not say how large images are"
-    )
-  side, task = augment.size, experiment.task
-  array = lambda dtype, *shape: jax.ShapeDtypeStruct((batch, *shape), dtype)
-  found = {"image": array(jnp.uint8, side, side, 3)}
-  model = getattr(task, "model", None)
-  for part in model.conditioners if model else ():
-    if isinstance(part, TextEmbedder | ClipEmbedder):
-      tokenizer = experiment.data.tokenizer
-      length = 77 if tokenizer is None else tokenizer.length
-      found[part.reads] = array(jnp.int32, length)
-    elif isinstance(part, ClassEmbedder):
-      found[part.reads] = array(jnp.int32)
-    elif isinstance(part, SizeEmbedder):
-      count = 6 if part.ends_with == "target" else 5
-      found[part.reads] = array(jnp.float32, count)
-    elif isinstance(part, LayoutEmbedder):
-      found[part.reads] = array(jnp.int32, part.encoder.length)
-    elif isinstance(part, MapEmbedder):
-      found[part.reads] = array(jnp.uint8, side, side)
-    elif isinstance(part, MaskedImage):
-      found[part.reads] = array(jnp.bool_, side, side)
-    elif isinstance(part, DepthMap):
-      found[part.reads] = array(jnp.float32, side, side)
-    elif isinstance(part, LowResolution):
-      small = side // model.first_stage.stride
-      found[part.reads] = array(jnp.uint8, small, small, 3)
-    elif isinstance(part, Embeddings):
-      found[part.reads] = array(jnp.float32, 4, part.width)
-  if hasattr(task, "reads"):
-    found[task.reads] = array(jnp.int32)
-  return found
+  task, shapes = experiment.task, shapes_of(experiment, batch)
+  if not is_plain:
+    task = kernels.equipped(task, sharding)
+  if not flags.sample:
+    return _training(task, sharding, shapes)
+  if not isinstance(task, Denoising):
+    raise ConfigError("--sample needs a config of stage two")
+  side = experiment.data.augment.size
+  recipe = Recipe(steps=flags.sample)
+  return _sampling(task, sharding, shapes, Settings(side, side, recipe))
 
 
-def _with_first_stage(experiment: Experiment, named: str | None) -> Experiment:
-  """The experiment on the first stage that is named."""
-  if isinstance(experiment.task, Autoencoding):
-    if named:
-      raise ConfigError("stage one has no --first_stage; leave it out")
-    return experiment
-  if not named:
-    raise ConfigError(
-      "stage two needs --first_stage: a config of stage one, such as "
-      "configs/ldm/kl_f8.py, or a run of one"
-    )
-  if Run.exists(named):
-    task = open_first_stage(named).experiment.task
-  else:
-    task = config.load(named).task
-  if not isinstance(task, Autoencoding):
-    raise ConfigError(f"--first_stage {named!r} is no config of stage one")
-  second = experiment.task.with_first_stage(task.autoencoder)
-  return dataclasses.replace(experiment, task=second)
+def _need(program: Program) -> Need:
+  return blueprint.need(program.function, program.args, **program.options)
 
 
-def _need(task: Any, sharding: Sharding, batch: Shapes) -> Need:
-  """Of one training step, as the loop compiles it."""
-  task = kernels.equipped(task, sharding)
-  frozen = task.frozen_shapes(batch)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  state = jax.eval_shape(task.init, key, batch, frozen)
+def _training(task: Any, sharding: Sharding, batch: Shapes) -> Program:
+  """One step, as the loop compiles it."""
+  frozen, state, key = _states(task, batch)
   places = sharding.state(state)
 
   def step(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
@@ -153,7 +113,42 @@ def _need(task: Any, sharding: Sharding, batch: Shapes) -> Need:
     _on(key, sharding.replicated),
   )
   moved = (places, sharding.replicated)
-  return blueprint.need(step, args, donate_argnums=0, out_shardings=moved)
+  return Program(step, args, {"donate_argnums": 0, "out_shardings": moved})
+
+
+def _sampling(
+  task: Denoising, sharding: Sharding, batch: Shapes, settings: Settings
+) -> Program:
+  """Noise to images, guided, in one piece."""
+  frozen, state, _ = _states(task, batch)
+  join = lambda state, frozen: task.parameters(state.ema, frozen)
+  params = jax.eval_shape(join, state, frozen)
+  see = lambda params, batch: look(task.model, params, batch, None)
+  raw = jax.eval_shape(see, params, batch)
+  (rows,) = {leaf.shape[0] for leaf in jax.tree.leaves(raw)} or {0}
+  mute = jax.ShapeDtypeStruct((rows,), bool)
+  side = {
+    "raw": raw,
+    "is_null": {part.reads: mute for part in task.model.conditioners},
+  }
+  side = jax.tree.map(lambda leaf: _on(leaf, sharding.batch), side)
+  number = lambda dtype, *shape: jax.ShapeDtypeStruct(
+    shape, dtype, sharding=sharding.replicated
+  )
+  told = number("uint32"), number("int32"), number("float32", 4)
+
+  def draw(params: Any, sides: Any, told: Any) -> Any:
+    return drawn(task.model, params, settings, sides, told)
+
+  args = (_at(params, sharding.state(params)), (side, side), told)
+  return Program(draw, args, {"out_shardings": sharding.batch})
+
+
+def _states(task: Any, batch: Shapes) -> tuple[Any, Any, Any]:
+  """What is frozen, what is learned, and a key."""
+  frozen = task.frozen_shapes(batch)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return frozen, jax.eval_shape(task.init, key, batch, frozen), key
 
 
 def _on(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -166,27 +161,23 @@ def _at(shapes: Any, places: Any) -> Any:
 
 def _told(
   flags: argparse.Namespace,
-  experiment: Experiment,
   sharding: Sharding,
   batch: int,
+  work: int,
   found: Need,
 ) -> dict[str, Any]:
   """The plan in numbers."""
-  task, shapes = experiment.task, shapes_of(experiment, batch)
-  frozen = task.frozen_shapes(shapes)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  state = jax.eval_shape(task.init, key, shapes, frozen)
-  work = flops.count(task.step, state, frozen, shapes, key)
   count = sharding.mesh.size
   return {
     "config": flags.config,
+    "samples_in": flags.sample,
     "topology": flags.topology or jax.devices()[0].device_kind,
     "slices": flags.slices,
     "devices": count,
     "mesh": dict(sharding.mesh.shape),
     "batch": batch,
     "images_per_device": batch / count,
-    "flops_per_step": work,
+    "flops": work,
     "flops_per_device": work / count,
     "arguments": found.arguments,
     "temporaries": found.temporaries,
@@ -212,7 +203,11 @@ def _table(told: Mapping[str, Any], found: Need, room: float | None) -> str:
   """For people."""
   gib = lambda size: f"{size / GIB:.2f} GiB"
   verdict = {True: "fits", False: "does not fit", None: "unknown room"}
+  what = "a step of training"
+  if told["samples_in"]:
+    what = f"samples in {told['samples_in']} steps"
   rows = [
+    ("program", what),
     ("devices", f"{told['devices']} x {told['topology']}"),
     ("mesh", " x ".join(f"{k}={v}" for k, v in told["mesh"].items())),
     ("batch", f"{told['batch']} ({told['images_per_device']:g} per device)"),
@@ -233,7 +228,7 @@ def _table(told: Mapping[str, Any], found: Need, room: float | None) -> str:
   if told.get("largest"):
     rows.append(("largest batch", f"about {told['largest']}, by a line"))
   rows += [
-    ("operations", f"{told['flops_per_step'] / 1e12:.3f} TFLOP a step"),
+    ("operations", f"{told['flops'] / 1e12:.3f} TFLOP"),
     ("compiled in", f"{told['compile_seconds']} s"),
   ]
   return "\n".join(f"{name:<16}{value}" for name, value in rows)

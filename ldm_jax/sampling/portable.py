@@ -69,7 +69,7 @@ def portable(
   ) -> UInt8[Array, "b H W 3"]:
     held = [weights[name] for name in names]
     params = jax.tree.unflatten(tree, held)
-    return _drawn(model, params, settings, sides, (seed, first, guidance))
+    return drawn(model, params, settings, sides, (seed, first, guidance))
 
   (batch,) = export.symbolic_shape("b")
   rows = lambda x: jax.ShapeDtypeStruct(
@@ -95,14 +95,19 @@ def portable(
   return Portable(bytes(made.serialize()), kept)
 
 
-def _drawn(
+def drawn(
   model: LatentDiffusion,
   params: Parameters,
   settings: Settings,
   sides: tuple[dict, dict],
   told: tuple[Array, Array, Array],
 ) -> UInt8[Array, "b H W 3"]:
-  """What `Studio.draw` does, in one piece."""
+  """What `Studio.draw` does, in one piece that can be traced.
+
+  Args:
+    sides: what is said, and what guidance leads away from; see `Portable`.
+    told: the seed, the first image's index, and guidance's four numbers.
+  """
   seed, first, scales = told
   hear = lambda side: model.condition(params, side["raw"], side["is_null"])
   positive, negative = map(hear, sides)
