@@ -12,9 +12,21 @@ from jax.sharding import PartitionSpec as P
 
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nn.conditioner import ClassEmbedder, TextEmbedder
+from ldm_jax.nn.conditioner import (
+  ClassEmbedder,
+  LayoutEmbedder,
+  SizeEmbedder,
+  TextEmbedder,
+)
 from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.perceptual import LPIPS
+from ldm_jax.nn.spatial import (
+  DepthMap,
+  Embeddings,
+  LowResolution,
+  MapEmbedder,
+  MaskedImage,
+)
 from ldm_jax.nn.text import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.runtime.optimizer import Optimizer
@@ -32,8 +44,8 @@ MESHES = [
   (4, 1, 2, 1),
   (4, 1, 1, 2),
 ]
-QUICK = [(2, 2, 2, 1)]
-STEPS, DISC_START, BATCH, SIDE = 5, 3, 16, 16
+QUICK, FAST = [(2, 2, 2, 1)], ("one", "two")
+STEPS, DISC_START, BATCH, SIDE = 10, 3, 16, 16
 
 
 class Descent(Optimizer):
@@ -65,14 +77,48 @@ STAGE_TWO = Denoising(
   ),
   optimizer=Descent(1e-2),
 )
+# All that conditioners can read, at once.
+WORDS = TextEncoder(24, 16, 1, 2, 8, length=6)
+EVERYTHING = dataclasses.replace(
+  STAGE_TWO,
+  model=LatentDiffusion(
+    first_stage=Autoencoder(TRUNK, 3),
+    unet=UNet(
+      3, 16, (1, 2), 1, AttentionPlan((0, 1), heads=2), groups=4, vector="mlp"
+    ),
+    conditioners=(
+      TextEmbedder(WORDS),
+      ClassEmbedder(7, 16),
+      LayoutEmbedder(WORDS),
+      Embeddings(16),
+      MapEmbedder(5, 16, 2, "context", positions=16, reads="marks"),
+      MapEmbedder(5, 3, 1),
+      MaskedImage(),
+      LowResolution(),
+      DepthMap(2),
+      SizeEmbedder(width=4),
+    ),
+  ),
+)
 
 
 def draw(step):
   rng = np.random.default_rng(step)
+  whole = lambda most, *shape: rng.integers(0, most, (BATCH, *shape), np.int32)
+  real = lambda *shape: rng.standard_normal((BATCH, *shape), np.float32)
+  plane = (SIDE, SIDE)
   return {
-    "image": rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8),
-    "tokens": rng.integers(4, 24, (BATCH, 6), np.int32),
-    "label": rng.integers(0, 7, BATCH, np.int32),
+    "image": whole(256, *plane, 3).astype(np.uint8),
+    "tokens": 4 + whole(20, 6),
+    "label": whole(7),
+    "layout": whole(24, 6),
+    "neighbours": real(4, 16),
+    "marks": whole(5, *plane).astype(np.uint8),
+    "segmap": whole(5, *plane).astype(np.uint8),
+    "mask": whole(2, *plane) == 1,
+    "low": whole(256, 8, 8, 3).astype(np.uint8),
+    "depth": real(*plane),
+    "sizes": whole(64, 6).astype(np.float32),
   }
 
 
@@ -97,10 +143,18 @@ def stirred(params):
   return jax.tree.map(lambda x: stir(np.asarray(x)), params)
 
 
+TASKS = {
+  "one": STAGE_ONE,
+  "lpips": WITH_LPIPS,
+  "two": STAGE_TWO,
+  "everything": EVERYTHING,
+}
+
+
 @functools.cache
 def history(task_name, *mesh):
   """(losses, gradients per step, last parameters) of some steps on a mesh."""
-  task = {"one": STAGE_ONE, "lpips": WITH_LPIPS, "two": STAGE_TWO}[task_name]
+  task = TASKS[task_name]
   count = math.prod(mesh)
   sharding = MeshShape(*mesh).build(jax.devices()[:count])
   sharding = dataclasses.replace(sharding, smallest=256)
@@ -110,7 +164,7 @@ def history(task_name, *mesh):
   batch = sharding.put(draw(0))
   places = sharding.state(jax.eval_shape(task.init, key, batch, frozen))
   state = jax.jit(task.init, out_shardings=places)(key, batch, frozen)
-  if task_name == "two":  # most of a fresh one's gradients are zero
+  if isinstance(task, Denoising):  # most of a fresh one's gradients are zero
     params = jax.device_put(stirred(state.params), places.params)
     state = state.replace(params=params)
   if mesh[1] * mesh[2] > 1:
@@ -125,7 +179,7 @@ def history(task_name, *mesh):
     state, metrics = step(state, frozen, sharding.put(draw(i)), key)
     losses.append({k: float(v) for k, v in metrics.items()})
     seen = {"model": state.opt[0].trace}
-    if task_name != "two":
+    if isinstance(task, Autoencoding):
       seen["critic"] = state.critic_opt[0].trace
     gradients.append(jax.tree.map(np.asarray, seen))
   return losses, gradients, jax.tree.map(np.asarray, state.params)
@@ -146,9 +200,9 @@ def distance(ours, theirs):
       mesh,
       id=f"{task}-{'x'.join(map(str, mesh))}",
       # The mesh that has three axes is enough for a quick look.
-      marks=() if mesh in QUICK and task != "lpips" else pytest.mark.slow,
+      marks=() if mesh in QUICK and task in FAST else pytest.mark.slow,
     )
-    for task in ("one", "two", "lpips")
+    for task in TASKS
     for mesh in (QUICK if task == "lpips" else MESHES)
   ],
 )
@@ -173,7 +227,7 @@ def test_every_mesh_is_one_device(task, mesh):
       np.testing.assert_allclose(
         losses[step][name], value, rtol=1e-4 if name == "d_weight" else 1e-5
       )
-  if task != "two":
+  if task in ("one", "lpips"):
     assert alone[DISC_START - 1]["critic_loss"] == 0
     assert alone[DISC_START]["critic_loss"] > 0
   assert distance(params, one_params) < 1e-5
