@@ -1,0 +1,201 @@
+"""Stable Diffusion 1.5's parts on a CPU, beside torch and diffusers.
+
+  python benchmarks/cpu.py [--rounds 5]
+
+Two processes, one of jax and one of torch, hold the same networks (random
+weights, float32) and take turns, so that a noisy machine is noisy to both.
+Prints a line of JSON per job: medians in seconds, their ratio, and each
+process's peak memory in GB. Needs torch and diffusers (pip install torch
+diffusers). What is kept is in benchmarks/cpu.md.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+WIDE, NARROW = (320, 640, 1280, 1280), (128, 256, 512, 512)
+JOBS = {
+  "unet": "SD 1.5's U-Net, forward, batch 2, 64 x 64",
+  "decode": "kl-f8, decoding one image of 512 x 512",
+  "stage_one": "kl-f8, 128 x 128: L1 + KL, AdamW, one step",
+  "stage_two": "U-Net of SD 1.5's shape, width 128, 32 x 32, batch 2: L2, "
+  "AdamW, one step",
+}
+
+
+def normal(seed, *shape):
+  return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def jax_job(name):
+  """A function of nothing that does a job and waits for it."""
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  from ldm_jax.nn.autoencoder import Autoencoder
+  from ldm_jax.nn.bottleneck import GaussianBottleneck
+  from ldm_jax.nn.conditioner import Condition
+  from ldm_jax.nn.unet import UNet
+
+  if name in ("unet", "stage_two"):
+    side, width = (64, 320) if name == "unet" else (32, 128)
+    network = UNet(channels=width)
+    inputs = (
+      jnp.asarray(normal(1, 2, side, side, 4)),
+      jnp.full((2,), 500.0),
+      Condition(context=jnp.asarray(normal(2, 2, 77, 768))),
+    )
+    target = jnp.asarray(normal(3, 2, side, side, 4))
+    loss = lambda p: ((network.apply(p, *inputs) - target) ** 2).mean()
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    answer = lambda p: network.apply(p, *inputs)
+  else:
+    network = Autoencoder(bottleneck=GaussianBottleneck())
+    image = jnp.asarray(normal(1, 1, 128, 128, 3)).clip(-1, 1)
+    latents = jnp.asarray(normal(2, 1, 64, 64, 4))
+    noise = jnp.asarray(normal(3, 1, 16, 16, 4))
+
+    def loss(p):
+      seen, price = network.apply(p, image, noise)
+      return jnp.abs(seen - image).mean() + 1e-6 * price
+
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image, noise)
+    answer = lambda p: network.apply(p, latents, method="decode")
+  # Drawn by numpy: what is measured is the job, not a fresh network's init.
+  leaves, tree = jax.tree.flatten(shapes)
+  drawn = [0.02 * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)]
+  params = jax.tree.unflatten(tree, [jnp.asarray(each) for each in drawn])
+  del drawn
+  if name in ("unet", "decode"):
+    forward = jax.jit(answer)
+    return lambda: forward(params).block_until_ready()
+  optimizer = optax.adamw(1e-4)
+
+  @jax.jit
+  def begin(params):
+    return params, optimizer.init(params)
+
+  def step(state):
+    params, moments = state
+    grads = jax.grad(loss)(params)
+    changes, moments = optimizer.update(grads, moments, params)
+    return optax.apply_updates(params, changes), moments
+
+  step = jax.jit(step, donate_argnums=0)
+  state = [begin(params)]
+  del params
+
+  def run():
+    state[0] = jax.block_until_ready(step(state[0]))
+
+  return run
+
+
+def torch_job(name):
+  """The same by diffusers."""
+  import torch
+  from diffusers import AutoencoderKL, UNet2DConditionModel
+
+  tensor = lambda seed, *shape: torch.from_numpy(normal(seed, *shape))
+  if name in ("unet", "stage_two"):
+    side, widths = (64, WIDE) if name == "unet" else (32, NARROW)
+    # What diffusers calls attention_head_dim is the number of heads here.
+    network = UNet2DConditionModel(
+      block_out_channels=widths, cross_attention_dim=768, attention_head_dim=8
+    )
+    xt, words = tensor(1, 2, 4, side, side), tensor(2, 2, 77, 768)
+    target, t = tensor(3, 2, 4, side, side), torch.full((2,), 500)
+    loss = lambda: ((network(xt, t, words).sample - target) ** 2).mean()
+    answer = lambda: network(xt, t, words).sample
+  else:
+    network = AutoencoderKL(
+      down_block_types=("DownEncoderBlock2D",) * 4,
+      up_block_types=("UpDecoderBlock2D",) * 4,
+      block_out_channels=(128, 256, 512, 512),
+      layers_per_block=2,
+    )
+    image, latents = (
+      tensor(1, 1, 3, 128, 128).clip(-1, 1),
+      tensor(2, 1, 4, 64, 64),
+    )
+    noise = tensor(3, 1, 4, 16, 16)
+
+    def loss():
+      posterior = network.encode(image).latent_dist
+      seen = network.decode(posterior.mean + posterior.std * noise).sample
+      return (seen - image).abs().mean() + 1e-6 * posterior.kl().mean()
+
+    answer = lambda: network.decode(latents).sample
+  if name in ("unet", "decode"):
+    network.eval()
+    return torch.no_grad()(answer)
+  optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
+
+  def run():
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step()
+
+  return run
+
+
+def work(library, name):
+  """Does the job whenever a line comes in, and says how long it took."""
+  run = {"jax": jax_job, "torch": torch_job}[library](name)
+  began = time.perf_counter()
+  run()
+  print(json.dumps({"first": time.perf_counter() - began}), flush=True)
+  for _ in sys.stdin:
+    began = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
+
+
+def main():
+  flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  flags.add_argument("--rounds", type=int, default=5)
+  flags.add_argument("--jobs", nargs="*", default=list(JOBS), choices=JOBS)
+  flags.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+  told = flags.parse_args()
+  if told.work:
+    work(*told.work)
+    return
+  for name in told.jobs:
+    sides = {}
+    for library in ("jax", "torch"):
+      sides[library] = subprocess.Popen(
+        [sys.executable, __file__, "--work", library, name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+      )
+      sides[library].stdout.readline()  # ready, and compiled
+    seconds, peaks = {library: [] for library in sides}, {}
+    for _ in range(told.rounds):
+      for library, side in sides.items():
+        print("go", file=side.stdin, flush=True)
+        said = json.loads(side.stdout.readline())
+        seconds[library].append(said["seconds"])
+        peaks[library] = said["peak"]
+    for side in sides.values():
+      side.stdin.close()
+      side.wait()
+    median = {n: statistics.median(values) for n, values in seconds.items()}
+    line = {"job": name, "what": JOBS[name]}
+    line |= {f"{n}_seconds": round(value, 3) for n, value in median.items()}
+    line["ratio"] = round(median["jax"] / median["torch"], 3)
+    line |= {f"{n}_peak_gb": round(value, 2) for n, value in peaks.items()}
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+  main()
