@@ -16,8 +16,9 @@ import numpy as np
 from ldm_jax.pixels import to_uint8
 from ldm_jax.runtime import flops, kernels, pictures
 from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
+from ldm_jax.runtime.errors import NonFinite
 from ldm_jax.runtime.metrics import Journal
-from ldm_jax.runtime.progress import NonFinite, Pace, Profile, Reporter
+from ldm_jax.runtime.progress import Pace, Profile, Reporter
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.runtime.signals import Interruption
 
@@ -143,31 +144,38 @@ class Loop:
       shown: previewed.
 
     Raises:
-      NonFinite: if a loss is; that state is not saved.
+      NonFinite: if a loss or a parameter is; that state is not saved.
+      Damaged: there are checkpoints, but none is whole.
     """
     folder = os.path.join(self.folder, "checkpoints")
-    checkpoints = Checkpoints(folder, self.keeping)
-    begin = checkpoints.latest or 0
-    journal = Journal(self.folder, begin, jax.process_index() == 0)
-    try:
-      if begin >= self.steps:
+    with contextlib.closing(Checkpoints(folder, self.keeping)) as checkpoints:
+      if (checkpoints.latest or 0) >= self.steps:
         say(f"{self.folder} has had its {self.steps} steps")
         return 0
       programs = Programs(self.task, self.sharding, self.seed, frozen, held_out)
-      if begin:
-        say(f"resuming {self.folder} from step {begin}")
-        state = checkpoints.restore(begin, programs.shapes, programs.places)
-      else:
-        state = programs.init(held_out)
-        if self.start is not None:
-          state = programs.begun(state, self.start)
+      begin, state = self.begun(programs, checkpoints, held_out)
+      journal = Journal(self.folder, begin, jax.process_index() == 0)
       chapter = Chapter(self, programs, journal, checkpoints, held_out, shown)
       stream = self.sharding.ahead(batches(begin))
-      with Interruption() as interruption:
+      with contextlib.closing(journal), Interruption() as interruption:
         return chapter.run(state, begin, stream, interruption)
-    finally:
-      checkpoints.close()
-      journal.close()
+
+  def begun(
+    self, programs: Programs, checkpoints: Checkpoints, example: Batch
+  ) -> tuple[int, Any]:
+    """The step to go on from, and its state; 0 and a fresh one.
+
+    Raises:
+      Damaged: there are checkpoints, but none is whole.
+    """
+    if checkpoints.latest is not None:
+      begin, state = checkpoints.newest(programs.shapes, programs.places)
+      say(f"resuming {self.folder} from step {begin}")
+      return begin, state
+    state = programs.init(example)
+    if self.start is not None:
+      state = programs.begun(state, self.start)
+    return 0, state
 
 
 @dataclasses.dataclass(frozen=True)

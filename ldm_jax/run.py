@@ -23,7 +23,7 @@ from ldm_jax.config import Experiment
 from ldm_jax.data import tokens
 from ldm_jax.data.tokens import Words
 from ldm_jax.nodes import ConfigError
-from ldm_jax.runtime import checkpoint
+from ldm_jax.runtime import checkpoint, trees
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.tasks.autoencoding import Autoencoding
 
@@ -140,22 +140,31 @@ class Run:
 
   def save_frozen(self, frozen: Any) -> None:
     """Writes what is not trained, once."""
-    checkpoint.save_tree(self._path("frozen"), frozen)
+    trees.save_tree(self._path("frozen"), frozen)
 
   def has_frozen(self) -> bool:
     """Whether `save_frozen` came to its end."""
     return os.path.isdir(self._path("frozen"))
 
   def frozen(self, sharding: Sharding) -> Any:
-    """What is not trained, on the devices."""
+    """What is not trained, on the devices.
+
+    Raises:
+      Damaged: it is not what was written.
+    """
     shapes = self.experiment.task.frozen_shapes(self.batch)
-    return checkpoint.load_tree(self._path("frozen"), _placed(shapes, sharding))
+    return trees.load_tree(self._path("frozen"), _placed(shapes, sharding))
 
   def trained(self, sharding: Sharding) -> Any:
     """The parameters to use, averaged where the run averages.
 
     Stage one gives the autoencoder's variables; stage two a dictionary of
-    U-Net and conditioners.
+    U-Net and conditioners. They are those of the newest step where they are
+    whole.
+
+    Raises:
+      ConfigError: there is no step.
+      Damaged: they are whole in none.
     """
     task = self.experiment.task
     frozen = task.frozen_shapes(self.batch)
@@ -164,8 +173,10 @@ class Run:
       part = {"ema": state.ema}
     else:
       part = {"params": {"autoencoder": state.params["autoencoder"]}}
-    restored = checkpoint.restore_part(
-      self._path("checkpoints"), self.step, _placed(part, sharding)
+    if not self.has_step:
+      raise ConfigError(f"{self.folder} has no checkpoint yet")
+    _, restored = checkpoint.newest_part(
+      self._path("checkpoints"), _placed(part, sharding)
     )
     return restored.get("ema") or restored["params"]["autoencoder"]
 

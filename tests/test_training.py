@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.commands import report, sample, train
+from ldm_jax.commands import report, sample, train, verify
 from ldm_jax.commands.doors import Stop
 from ldm_jax.run import Run
 from ldm_jax.runtime import checkpoint, metrics
@@ -108,6 +108,35 @@ def test_a_run_that_is_done_is_left_alone(runs, capsys):
   assert run("glyphs_autoencoder.py", runs / "one", 4, ONE) == 0
   assert "has had its 4 steps" in capsys.readouterr().err
   jax.tree.map(np.testing.assert_array_equal, before, state_of(runs / "one"))
+
+
+def test_a_damaged_run_is_told_of_and_the_step_before_is_used(
+  runs, tmp_path, capsys
+):
+  run = tmp_path / "two"
+  shutil.copytree(runs / "two", run)
+  assert verify.main([str(run)]) == 0
+  told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert [line.get("step") for line in told] == [2, 4, None]
+  assert all(line["whole"] and len(line["digest"]) == 64 for line in told)
+  (large, *_) = sorted(
+    (run / "checkpoints" / "4" / "state" / "d").iterdir(),
+    key=lambda path: -path.stat().st_size,
+  )
+  raw = bytearray(large.read_bytes())
+  for place in range(100, len(raw), 1000):  # every block of it
+    raw[place] ^= 1
+  large.write_bytes(raw)
+  assert verify.main([str(run)]) == 5
+  told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert [line["whole"] for line in told] == [True, False, True]
+  flags = ["--prompt=a red circle", "--steps=2", f"--out={tmp_path / 'out'}"]
+  assert sample.main([f"--model={run}", *flags]) == 0
+  assert "warning: step 4" in capsys.readouterr().err
+  shutil.rmtree(run / "checkpoints" / "2")
+  with pytest.raises(Stop, match="no checkpoint of 1 is whole") as stop:
+    sample.main([f"--model={run}", *flags])
+  assert stop.value.code == 5
 
 
 def test_another_experiment_is_refused(runs):

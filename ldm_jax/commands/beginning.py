@@ -25,7 +25,7 @@ from ldm_jax.pretrained import towers
 from ldm_jax.pretrained.perceptual import perceptual
 from ldm_jax.run import Run, open_first_stage, shapes_of
 from ldm_jax.runtime import processes
-from ldm_jax.runtime.checkpoint import digest
+from ldm_jax.runtime.digests import digest
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.tasks import autoencoding, denoising
 from ldm_jax.tasks.autoencoding import Autoencoding

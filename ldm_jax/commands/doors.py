@@ -65,11 +65,12 @@ class Parser(argparse.ArgumentParser):
 @contextlib.contextmanager
 def usage() -> Iterator[None]:
   """Whatever a value inside is refused for was the user's to say."""
+  from ldm_jax.runtime.errors import Damaged
   from ldm_jax.weights.errors import WeightsError
 
   try:
     yield
-  except WeightsError as error:
+  except (WeightsError, Damaged) as error:
     raise Stop(str(error), WEIGHTS) from error
   except ValueError as error:
     raise Stop(str(error), USAGE) from error

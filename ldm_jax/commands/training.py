@@ -1,19 +1,21 @@
 """Behind train.py: an experiment and a folder become a loop that runs."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax import config
 from ldm_jax.commands.beginning import Ready, ready
-from ldm_jax.commands.doors import DATA, NUMERICS, Stop, usage
+from ldm_jax.commands.doors import DATA, NUMERICS, WEIGHTS, Stop, usage
 from ldm_jax.commands.feeding import batches, held_out
 from ldm_jax.config import Experiment
 from ldm_jax.data.images import ImageError
-from ldm_jax.loop import Loop
+from ldm_jax.loop import Loop, say
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.runtime import metrics, processes
-from ldm_jax.runtime.progress import NonFinite
+from ldm_jax.runtime.errors import Damaged, NonFinite
+from ldm_jax.runtime.lock import lock
 from ldm_jax.runtime.sharding import Sharding
 
 
@@ -28,25 +30,38 @@ def train(
   Args:
     profile: FROM:TO, the steps to trace.
   """
-  with usage():
-    processes.join()
-    traced = profile and _steps(profile)
-    experiment = override(config.load(path), overrides)
-    sharding = experiment.mesh.build()
-    sharding.check_batch(experiment.data.batch, slices(experiment))
-    begun = ready(experiment, folder, sharding)
-  try:
-    code = _loop(begun, sharding, traced or None)
-  except NonFinite as error:
-    raise Stop(str(error), NUMERICS) from error
-  except ImageError as error:
-    raise Stop(str(error), DATA) from error
+  with contextlib.ExitStack() as held:
+    with usage():
+      processes.join()
+      traced = profile and _steps(profile)
+      experiment = override(config.load(path), overrides)
+      sharding = experiment.mesh.build()
+      sharding.check_batch(experiment.data.batch, slices(experiment))
+      _greet(held.enter_context(lock(folder)))
+      begun = ready(experiment, folder, sharding)
+    try:
+      code = _loop(begun, sharding, traced or None)
+    except NonFinite as error:
+      raise Stop(str(error), NUMERICS) from error
+    except Damaged as error:
+      raise Stop(str(error), WEIGHTS) from error
+    except ImageError as error:
+      raise Stop(str(error), DATA) from error
   if processes.is_first():
     told: dict[str, Any] = {}
     for line in metrics.read(folder):
       told |= line
     print(json.dumps({"workdir": folder} | told))
   return code
+
+
+def _greet(before: dict[str, Any] | None) -> None:
+  """Says that whoever trained here before did not end in order."""
+  if before is not None:
+    say(
+      f"process {before['pid']} on {before['host']}, which trained here since "
+      f"{before['since']}, ended without a word"
+    )
 
 
 def slices(experiment: Experiment) -> int:

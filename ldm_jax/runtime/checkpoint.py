@@ -1,14 +1,23 @@
-"""States on disk, by Orbax: asynchronous, atomic, on any mesh."""
+"""States on disk, by Orbax: asynchronous, atomic, on any mesh, verified.
+
+Orbax restores most flipped bits without a word, so every state lies beside the
+digests of its leaves, which are looked at when it comes back.
+"""
 
 import dataclasses
-import hashlib
-import logging
 import os
-from typing import Any, Literal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
 
 import jax
 
-from ldm_jax.runtime import processes
+from ldm_jax.runtime import processes, trees
+from ldm_jax.runtime.digests import digests
+from ldm_jax.runtime.errors import Damaged, NonFinite
+from ldm_jax.runtime.trees import absolute, check, orbax, suspected
+
+Part = TypeVar("Part")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +70,15 @@ class Checkpoints:
   """The checkpoints of one run, one per step."""
 
   def __init__(self, folder: str, keeping: Keeping = Keeping()):
-    ocp = _orbax()
+    ocp = orbax()
 
     self._orbax = ocp
     options = ocp.CheckpointManagerOptions(
       preservation_policy=keeping.policy(),
       cleanup_tmp_directories=True,
     )
-    self._manager = ocp.CheckpointManager(_absolute(folder), options=options)
+    self._folder = absolute(folder)
+    self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   @property
   def latest(self) -> int | None:
@@ -83,18 +93,33 @@ class Checkpoints:
   def save(
     self, step: int, state: Any, metrics: dict[str, float] | None = None
   ) -> None:
-    """Starts writing `state`; returns once it is copied off the devices."""
+    """Starts writing `state`; returns once it is copied off the devices.
+
+    Raises:
+      NonFinite: some of it is not a number; nothing is written.
+    """
+    told = digests(state)
+    if told.odd:
+      raise NonFinite(
+        f"step {step} is not saved: {told.odd[0]} and {len(told.odd) - 1} "
+        "others hold what is not a finite number"
+      )
+    args = self._orbax.args
     self._manager.save(
       step,
-      args=self._orbax.args.Composite(
-        state=self._orbax.args.StandardSave(state)
+      args=args.Composite(
+        state=args.StandardSave(state), digests=args.JsonSave(told.leaves)
       ),
       metrics=metrics,
       force=True,
     )
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
-    """The state of `step`, bit for bit, placed as `shardings` says."""
+    """The state of `step`, bit for bit, placed as `shardings` says.
+
+    Raises:
+      Damaged: it is not what was saved.
+    """
     target = jax.tree.map(
       lambda leaf, place: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=place
@@ -102,13 +127,35 @@ class Checkpoints:
       abstract,
       shardings,
     )
-    restored = self._manager.restore(
-      step,
-      args=self._orbax.args.Composite(
-        state=self._orbax.args.StandardRestore(target)
-      ),
-    )
+    args = self._orbax.args
+    with suspected(f"step {step}"):
+      restored = self._manager.restore(
+        step,
+        args=args.Composite(
+          state=args.StandardRestore(target), digests=args.JsonRestore()
+        ),
+      )
+    check(f"step {step}", restored["digests"], restored["state"])
     return restored["state"]
+
+  def newest(self, abstract: Any, shardings: Any) -> tuple[int, Any]:
+    """The newest step whose state is whole, and that state.
+
+    Damaged ones are told of and put aside, into damaged/ beside the folder.
+
+    Raises:
+      Damaged: none is whole; all stay where they are.
+    """
+    restore = lambda step: self.restore(step, abstract, shardings)
+    step, state = _newest_whole(self.steps, restore)
+    odd = [other for other in self.steps if other > step]
+    if processes.is_first():
+      for other in odd:
+        _put_aside(self._folder, other)
+    processes.meet("damaged checkpoints are aside")
+    if odd:
+      self._manager.reload()
+    return step, state
 
   def wait(self) -> None:
     """Returns when everything is on disk; raises what went wrong."""
@@ -127,74 +174,81 @@ def latest_step(folder: str) -> int | None:
     return manager.latest_step()
 
 
-def restore_part(folder: str, step: int, target: Any) -> Any:
-  """Those subtrees of a checkpointed state that `target` names.
+def newest_part(folder: str, target: Any) -> tuple[int, Any]:
+  """Those subtrees that `target` names, of the newest step where they are
+  whole, and that step.
 
   Args:
     target: a tree of `ShapeDtypeStruct` with shardings.
-  """
-  ocp = _orbax()
 
+  Raises:
+    Damaged: they are whole in none.
+  """
+  ocp = orbax()
+  arguments = ocp.args.PyTreeRestore(
+    item=target,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+    partial_restore=True,
+  )
   with _reading(folder) as manager:
-    arguments = ocp.args.PyTreeRestore(
-      item=target,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-      partial_restore=True,
-    )
-    return manager.restore(step, args=ocp.args.Composite(state=arguments))[
-      "state"
-    ]
+
+    def restore(step: int) -> Any:
+      with suspected(f"step {step}"):
+        found = manager.restore(
+          step,
+          args=ocp.args.Composite(
+            state=arguments, digests=ocp.args.JsonRestore()
+          ),
+        )
+      check(f"step {step}", found["digests"], found["state"])
+      return found["state"]
+
+    return _newest_whole(sorted(manager.all_steps()), restore)
+
+
+def verified(folder: str) -> Iterator[tuple[int, str | None, dict[str, str]]]:
+  """Every step under `folder`, oldest first: what is wrong with it, or None,
+  and the digests of its leaves as they are stored."""
+  with _reading(folder) as manager:
+    steps = sorted(manager.all_steps())
+  for step in steps:
+    path = os.path.join(folder, str(step))
+    yield (step, *trees.verified(path, f"step {step}", "state"))
+
+
+def _newest_whole(
+  steps: list[int], restore: Callable[[int], Part]
+) -> tuple[int, Part]:
+  """The last of `steps` that can be restored; the later ones are told of."""
+  odd = []
+  for step in reversed(steps):
+    try:
+      found = restore(step)
+    except Damaged as error:
+      odd.append(str(error))
+    else:
+      for line in odd:
+        _warn(f"{line}; using step {step}")
+      return step, found
+  raise Damaged(f"no checkpoint of {len(steps)} is whole: {odd[0]}")
+
+
+def _put_aside(folder: str, step: int) -> None:
+  """Moves a damaged step out of the manager's sight; nothing is deleted."""
+  aside = os.path.join(os.path.dirname(folder), "damaged")
+  os.makedirs(aside, exist_ok=True)
+  number = sum(name.split("-")[0] == str(step) for name in os.listdir(aside))
+  name = f"{step}-{number}" if number else str(step)
+  os.rename(os.path.join(folder, str(step)), os.path.join(aside, name))
+
+
+def _warn(line: str) -> None:
+  if processes.is_first():
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _reading(folder: str) -> Any:
-  ocp = _orbax()
+  ocp = orbax()
 
   options = ocp.CheckpointManagerOptions(read_only=True)
-  return ocp.CheckpointManager(_absolute(folder), options=options)
-
-
-def save_tree(folder: str, tree: Any) -> None:
-  """Writes one tree of arrays, once."""
-  ocp = _orbax()
-
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(_absolute(folder), tree)
-
-
-def load_tree(folder: str, target: Any) -> Any:
-  """Reads what `save_tree` wrote, placed as `target` says."""
-  ocp = _orbax()
-
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(_absolute(folder), target)
-
-
-def digest(tree: Any) -> str:
-  """SHA-256 over every leaf's path, format, shape and bytes, in hex."""
-  sha = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    array = processes.gather(leaf)
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
-    sha.update(array.tobytes())
-  return sha.hexdigest()
-
-
-def _orbax() -> Any:
-  """The library, late because it is slow, and without its routine warnings.
-
-  Several processes share the writing of what all hold. One has nobody to share
-  with, and would compile a slice of every shape for it.
-  """
-  import orbax.checkpoint as ocp
-
-  logging.getLogger("absl").setLevel(logging.ERROR)
-  if jax.process_count() == 1:
-    alone = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    ocp.type_handlers.register_type_handler(jax.Array, alone, override=True)
-  return ocp
-
-
-def _absolute(folder: str) -> str:
-  """Orbax fails late, and in a thread, on a relative path."""
-  return folder if "://" in folder else os.path.abspath(folder)
+  return ocp.CheckpointManager(absolute(folder), options=options)

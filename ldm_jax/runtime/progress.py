@@ -12,13 +12,10 @@ import jax
 import numpy as np
 
 from ldm_jax.runtime import flops
+from ldm_jax.runtime.errors import NonFinite
 from ldm_jax.runtime.metrics import Journal
 
 Item = TypeVar("Item")
-
-
-class NonFinite(ArithmeticError):
-  """A loss is no longer a number."""
 
 
 class Pace:

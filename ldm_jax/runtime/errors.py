@@ -1,0 +1,9 @@
+"""What goes wrong with numbers and with files, apart from wrong input."""
+
+
+class NonFinite(ArithmeticError):
+  """A loss, a gradient or a parameter is no longer a number."""
+
+
+class Damaged(RuntimeError):
+  """What is on disk is not what was written."""

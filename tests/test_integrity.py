@@ -1,0 +1,283 @@
+"""What is on disk is what was saved, or it is not used."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.commands import verify
+from ldm_jax.runtime import checkpoint, trees
+from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
+from ldm_jax.runtime.digests import digest, digests
+from ldm_jax.runtime.errors import Damaged, NonFinite
+from ldm_jax.runtime.lock import Held, lock
+from ldm_jax.runtime.sharding import MeshShape
+
+STEPS = (1, 2, 3)
+
+# Orbax leaves coroutines behind where it fails.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning",
+  "ignore::RuntimeWarning",
+)
+
+
+def state_of(step):
+  rng = np.random.default_rng(step)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  return {
+    "params": {"kernel": draw(64, 96), "bias": draw(24)},
+    "half": draw(8, 8).astype(jnp.bfloat16),
+    "step": jnp.int32(step),
+    "is_odd": jnp.asarray([step % 2 == 1, False]),
+  }
+
+
+SHAPES = jax.eval_shape(lambda: state_of(1))
+PLACES = jax.tree.map(
+  lambda _: MeshShape().build(jax.devices()[:1]).replicated, SHAPES
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Three checkpoints."""
+  path = tmp_path / "run" / "checkpoints"
+  with contextlib.closing(Checkpoints(str(path), Keeping(keep=9))) as kept:
+    for step in STEPS:
+      kept.save(step, state_of(step), {"loss": float(step)})
+  return path
+
+
+def newest(path):
+  with contextlib.closing(Checkpoints(str(path), Keeping(keep=9))) as kept:
+    return kept.newest(SHAPES, PLACES)
+
+
+@pytest.mark.parametrize(
+  "dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool"]
+)
+def test_any_changed_bit_changes_a_digest(dtype):
+  rng = np.random.default_rng(0)
+  array = np.asarray(jnp.asarray(rng.integers(0, 2, (5, 7)), dtype))
+  before = digests(array).leaves[""]
+  raw = array.reshape(-1).view(np.uint8)
+  for bit in rng.choice(8 * raw.size, 40, replace=False):
+    changed = raw.copy()
+    changed[bit // 8] ^= 1 << (bit % 8 if dtype != "bool" else 0)
+    changed = changed.view(array.dtype).reshape(array.shape)
+    assert digests(changed).leaves[""] != before
+  swapped = array.copy()
+  swapped[0, 0], swapped[4, 6] = 1, 0
+  other = swapped.copy()
+  other[0, 0], other[4, 6] = 0, 1
+  assert digests(swapped).leaves[""] != digests(other).leaves[""]
+  assert digests(array.reshape(7, 5)).leaves[""] != before
+
+
+def test_a_digest_is_the_same_on_every_mesh():
+  rng = np.random.default_rng(0)
+  array = rng.standard_normal((16, 8, 24)).astype(np.float32)
+  alone = digest({"a": array})
+  for mesh in ((8, 1), (1, 8), (2, 4), (2, 2, 2)):
+    sharding = MeshShape(*mesh).build()
+    for place in (sharding.batch, sharding.replicated):
+      assert digest({"a": jax.device_put(array, place)}) == alone
+  assert digest({"b": array}) != alone
+
+
+def test_what_is_no_number_is_not_saved(folder):
+  with contextlib.closing(Checkpoints(str(folder), Keeping(keep=9))) as kept:
+    odd = state_of(4)
+    odd["params"]["bias"] = odd["params"]["bias"].at[3].set(jnp.inf)
+    with pytest.raises(NonFinite, match="params/bias"):
+      kept.save(4, odd)
+    assert kept.steps == list(STEPS)
+
+
+def test_a_whole_checkpoint_is_the_newest(folder):
+  step, state = newest(folder)
+  assert step == 3 and digest(state) == digest(state_of(3))
+
+
+def flip(path, rng):
+  """Changes one bit of a file."""
+  raw = bytearray(path.read_bytes())
+  place = int(rng.integers(8 * len(raw)))
+  raw[place // 8] ^= 1 << place % 8
+  path.write_bytes(bytes(raw))
+
+
+def files_of(folder, step):
+  files = [p for p in (folder / str(step)).rglob("*") if p.is_file()]
+  return sorted(p for p in files if p.stat().st_size)
+
+
+def survives(source, work, damage):
+  """Restores what is left after `damage`; whether it fell back."""
+  shutil.rmtree(work, ignore_errors=True)
+  shutil.copytree(source, work / "checkpoints")
+  damage(work / "checkpoints")
+  with contextlib.redirect_stderr(io.StringIO()) as told:
+    step, state = newest(work / "checkpoints")
+  assert digest(state) == digest(state_of(step))
+  aside = work / "damaged" / "3"
+  assert aside.exists() == (step == 2) == ("warning" in told.getvalue())
+  return step == 2
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "gone"])
+def test_damaged_files_are_noticed_and_the_step_before_is_used(
+  folder, tmp_path, kind
+):
+  fell = 0
+  files = files_of(folder, 3)
+  for path in files:
+
+    def damage(copy, path=path):
+      target = copy / path.relative_to(folder)
+      if kind == "gone":
+        target.unlink()
+      else:
+        raw = target.read_bytes()
+        target.write_bytes(raw[: len(raw) // 2 if kind == "cut" else 0])
+
+    fell += survives(folder, tmp_path / "work", damage)
+  assert fell >= 4  # of the files that hold the state and its digests
+
+
+def test_flipped_bits_are_noticed_and_the_step_before_is_used(folder, tmp_path):
+  assert flips(folder, tmp_path, 40) > 20
+
+
+@pytest.mark.slow
+def test_five_hundred_flipped_bits(folder, tmp_path):
+  assert flips(folder, tmp_path, 500) > 300
+
+
+def flips(folder, tmp_path, count):
+  """How many of so many single flips made it use the step before; the others
+  did no harm."""
+  rng, fell = np.random.default_rng(7), 0
+  files = files_of(folder, 3)
+  for _ in range(count):
+    # Alike for every bit, not for every file.
+    sizes = np.array([path.stat().st_size for path in files], float)
+    path = files[rng.choice(len(files), p=sizes / sizes.sum())]
+    fell += survives(
+      folder,
+      tmp_path / "work",
+      lambda copy, path=path: flip(copy / path.relative_to(folder), rng),
+    )
+  return fell
+
+
+def test_if_nothing_is_whole_that_is_said_and_nothing_moved(folder):
+  for step in STEPS:
+    shutil.rmtree(folder / str(step) / "state")
+  with pytest.raises(Damaged, match="no checkpoint of 3 is whole: step 3"):
+    newest(folder)
+  assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
+
+
+def test_a_damaged_step_can_be_saved_anew(folder):
+  shutil.rmtree(folder / "3" / "digests")
+  with contextlib.closing(Checkpoints(str(folder), Keeping(keep=9))) as kept:
+    assert kept.newest(SHAPES, PLACES)[0] == 2
+    kept.save(3, state_of(3))
+  assert newest(folder)[0] == 3
+  shutil.rmtree(folder / "3" / "digests")
+  assert newest(folder)[0] == 2
+  aside = pathlib.Path(folder).parent / "damaged"
+  assert sorted(p.name for p in aside.iterdir()) == ["3", "3-1"]
+
+
+def test_a_part_is_verified_by_itself(folder):
+  target = {"params": SHAPES["params"]}
+  placed = jax.tree.map(
+    lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
+    target,
+    {"params": PLACES["params"]},
+  )
+  step, part = checkpoint.newest_part(str(folder), placed)
+  assert step == 3
+  np.testing.assert_array_equal(
+    part["params"]["kernel"], state_of(3)["params"]["kernel"]
+  )
+  path = folder / "3" / "digests" / "metadata"
+  told = json.loads(path.read_text())
+  told["params/kernel"] = told["params/kernel"][:-1] + "x"
+  path.write_text(json.dumps(told))
+  assert checkpoint.newest_part(str(folder), placed)[0] == 2
+
+
+def test_trees_that_are_written_once_are_verified(tmp_path):
+  tree = {"vgg": state_of(1)["params"], "none": None}
+  path = tmp_path / "frozen"
+  trees.save_tree(str(path), tree)
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+  assert digest(trees.load_tree(str(path), target)) == digest(tree)
+  assert trees.verified(str(path), "frozen")[0] is None
+  told = path / "digests" / "metadata"
+  told.write_text(told.read_text().replace("vgg/bias", "vgg/base"))
+  with pytest.raises(Damaged, match=r"frozen failed its digest at vgg/bias"):
+    trees.load_tree(str(path), target)
+  assert "vgg/bias" in trees.verified(str(path), "frozen")[0]
+
+
+def test_verify_lists_every_step(folder, capsys):
+  run = folder.parent
+  trees.save_tree(str(run / "frozen"), {"x": jnp.arange(3.0)})
+  listed = list(checkpoint.verified(str(folder)))
+  assert [(step, wrong) for step, wrong, _ in listed] == [
+    (step, None) for step in STEPS
+  ]
+  for step, _, leaves in listed:
+    assert leaves == digests(state_of(step)).leaves
+  with pytest.raises(Exception, match="is no run folder"):
+    verify.main([str(run)])
+
+
+HOLDER = """
+import sys, time
+from ldm_jax.runtime.lock import lock
+with lock(sys.argv[1]):
+  print("held", flush=True)
+  time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_writer(tmp_path):
+  run = tmp_path / "run"
+  with lock(str(run)) as before:
+    assert before is None
+    (run / "config.json").write_text("{}")
+    # An open file of its own, as another process has it.
+    message = f"is written by process {os.getpid()} on .*choose another"
+    with pytest.raises(Held, match=message), lock(str(run)):
+      raise AssertionError
+  with lock(str(run)) as before:
+    assert before is None
+  with subprocess.Popen(
+    [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE
+  ) as other:
+    other.stdout.readline()
+    with pytest.raises(Held, match=f"process {other.pid} "), lock(str(run)):
+      raise AssertionError
+    other.kill()
+  with lock(str(run)) as before:  # what a killed process leaves bars nobody
+    assert before["pid"] == other.pid
+  with pytest.raises(KeyError), lock(str(tmp_path / "new")):
+    raise KeyError
+  assert not (tmp_path / "new").exists()
