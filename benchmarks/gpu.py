@@ -44,10 +44,10 @@ def jax_jobs(told):
   from ldm_jax.diffusion.guidance import Guidance
   from ldm_jax.diffusion.samplers import Recipe
   from ldm_jax.latent_diffusion import LatentDiffusion
-  from ldm_jax.loop import Programs
   from ldm_jax.nn.autoencoder import Autoencoder, Trunk
   from ldm_jax.nn.spatial import Embeddings
   from ldm_jax.nn.unet import UNet
+  from ldm_jax.programs import Programs
   from ldm_jax.runtime import flops
   from ldm_jax.runtime.optimizer import Optimizer
   from ldm_jax.runtime.sharding import MeshShape

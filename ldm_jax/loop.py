@@ -5,103 +5,25 @@ import dataclasses
 import itertools
 import math
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
 
 from ldm_jax.pixels import to_uint8
-from ldm_jax.runtime import flops, kernels, pictures
+from ldm_jax.programs import Batch, Programs, Task
+from ldm_jax.runtime import flops, pictures
 from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
 from ldm_jax.runtime.errors import NonFinite
 from ldm_jax.runtime.metrics import Journal
 from ldm_jax.runtime.progress import Pace, Profile, Reporter
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.runtime.signals import Interruption
+from ldm_jax.runtime.speech import announced, say
+from ldm_jax.runtime.steady import Vigil
 
-Batch = dict[str, jax.Array]
 Stream = Iterator[dict[str, np.ndarray]]
-
-INIT, TRAIN, MEASURE, PREVIEW = range(4)  # what a key is for
-
-
-@runtime_checkable
-class Task(Protocol):
-  """One meaning of "a training step"; the tasks happen to fit.
-
-  `frozen` holds what is not trained: sharded, not donated, not in the
-  checkpoint. Random numbers are drawn over the global batch.
-  """
-
-  def init(self, key: Any, batch: Any, frozen: Any) -> Any:
-    """A fresh state; its `step` counts updates."""
-
-  def step(self, state: Any, frozen: Any, batch: Any, key: Any) -> Any:
-    """(state, metrics) after one update."""
-
-  def measure(self, state: Any, frozen: Any, batch: Any, key: Any) -> Any:
-    """Metrics of held-out examples."""
-
-  def preview(self, state: Any, frozen: Any, batch: Any, key: Any) -> Any:
-    """{name: images in [-1, 1]} of held-out examples."""
-
-
-class Programs:
-  """A task's four functions, jitted for a mesh; the state is donated.
-
-  A step's key is a function of (seed, step), so a restart repeats the run;
-  measures and previews draw the same noise every time, to be compared.
-  """
-
-  def __init__(
-    self, task: Task, sharding: Sharding, seed: int, frozen: Any, batch: Batch
-  ):
-    copied = sharding.replicated
-
-    def purposes() -> list[jax.Array]:
-      root = jax.random.key(seed)
-      return [jax.random.fold_in(root, n) for n in range(PREVIEW + 1)]
-
-    keys = jax.jit(purposes, out_shardings=copied)()
-    self.shapes = jax.eval_shape(task.init, keys[INIT], batch, frozen)
-    self.places = sharding.state(self.shapes)
-
-    # What a step does is counted without kernels, which cannot be looked into.
-    self.work = lambda: flops.count(
-      task.step, self.shapes, frozen, batch, keys[0]
-    )
-    fast = kernels.equipped(task, sharding)
-
-    def step(state: Any, frozen: Any, batch: Batch, key: jax.Array):
-      key = jax.random.fold_in(key, state.step)
-      return fast.step(state, frozen, batch, key)
-
-    def bound(function: Callable, n: int, **options: Any) -> Callable:
-      jitted, key = jax.jit(function, **options), keys[n]
-      return lambda state, batch: jitted(state, frozen, batch, key)
-
-    # Runs once and draws every kernel by itself: optimised, its compilation
-    # takes a CPU as long as the step's.
-    is_cpu = jax.default_backend() == "cpu"
-    swift = {"xla_backend_optimization_level": 0} if is_cpu else None
-    placed = jax.jit(
-      task.init, out_shardings=self.places, compiler_options=swift
-    )
-    self.init = lambda batch: placed(keys[INIT], batch, frozen)
-    moved = (self.places, copied)
-    self.step = bound(step, TRAIN, donate_argnums=0, out_shardings=moved)
-    self.measure = bound(fast.measure, MEASURE, out_shardings=copied)
-    self.preview = bound(fast.preview, PREVIEW, out_shardings=copied)
-
-  def begun(self, state: Any, start: Any) -> Any:
-    """The state with other parameters; its average is a copy of them."""
-    places = (self.places.params, self.places.ema)
-    twice = jax.jit(lambda start: (start, start), out_shardings=places)
-    params, ema = twice(start)
-    return state.replace(params=params, ema=ema)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +37,8 @@ class Loop:
     captions: to write under previewed samples.
     profile: steps to trace, the first and the last, or None.
     start: parameters to begin from instead of fresh ones.
+    examples: from a step to the numbers of its examples, to name those of an
+      update that is passed over.
   """
 
   task: Task
@@ -128,6 +52,7 @@ class Loop:
   captions: Sequence[str] = ()
   profile: tuple[int, int] | None = None
   start: Any = None
+  examples: Callable[[int], Sequence[int]] = lambda step: ()
 
   def run(
     self,
@@ -144,7 +69,8 @@ class Loop:
       shown: previewed.
 
     Raises:
-      NonFinite: if a loss or a parameter is; that state is not saved.
+      NonFinite: if a loss or a parameter is, or too many gradients in a row
+        were; that state is not saved.
       Damaged: there are checkpoints, but none is whole.
     """
     folder = os.path.join(self.folder, "checkpoints")
@@ -207,6 +133,7 @@ class Chapter:
       state, metrics = jax.block_until_ready(self.programs.step(state, batch))
     pace = self.pace(batch)
     pace.stepped(metrics)
+    vigil = Vigil(loop.folder, self.programs.shapes, loop.examples)
     fed = itertools.chain([batch], pace.fed(stream))
     reporter = Reporter(self.journal, pace, begin, loop.steps)
     folder = os.path.join(loop.folder, "profile")
@@ -225,11 +152,13 @@ class Chapter:
             state, metrics = self.programs.step(state, batch)
           pace.stepped(metrics)
           profile.after(step, metrics)
+        vigil.stepped(step, metrics)
         reporter.flush()
         is_last = step == loop.steps or interruption.received is not None
         if is_last or step % loop.every == 0:
           reporter.later(step, metrics)
         if is_last or step % loop.keeping.every == 0:
+          vigil.flush()
           reporter.flush()
           self.save(step, state)
         each = loop.previews_every
@@ -279,18 +208,3 @@ class Chapter:
 def _shapes(batch: Batch) -> tuple:
   """What a step is compiled for."""
   return tuple(sorted((name, a.shape) for name, a in batch.items()))
-
-
-@contextlib.contextmanager
-def announced(deed: str) -> Iterator[None]:
-  """Says what is slow when it begins, and how long it took."""
-  begin = time.monotonic()
-  say(f"{deed} ...", end=" ")
-  yield
-  say(f"{time.monotonic() - begin:.1f} s")
-
-
-def say(line: str, end: str = "\n") -> None:
-  """Writes to stderr, from process 0."""
-  if jax.process_index() == 0:
-    print(line, end=end, file=sys.stderr, flush=True)

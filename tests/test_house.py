@@ -22,6 +22,7 @@ FLOORS = {
   "evaluation": 2,
   "sampling": 2,
   "config": 3,
+  "programs": 3,
   "loop": 3,
   "run": 3,
   "opened": 3,
@@ -31,6 +32,7 @@ FLOORS = {
 }
 BESIDE = {  # on one floor
   ("beside", "latent_diffusion"),
+  ("loop", "programs"),
   ("run", "config"),
   ("pretrained", "config"),
   ("pretrained", "opened"),

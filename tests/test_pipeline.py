@@ -13,7 +13,7 @@ from PIL import Image
 from ldm_jax.data.augment import Augment
 from ldm_jax.data.folder import Folder
 from ldm_jax.data.images import ImageError
-from ldm_jax.data.pipeline import batches, first, ordered
+from ldm_jax.data.pipeline import batches, first, numbers, ordered
 from ldm_jax.data.tokens import Tokenizer
 
 AUGMENT = Augment(8, scale=(0.5, 1.0))
@@ -288,3 +288,11 @@ print(next(stream)["image"].shape)
   )
   assert (done.returncode, done.stderr) == (0, "")
   assert done.stdout == "(4, 4, 4, 3)\n"
+
+
+def test_the_numbers_of_a_batch_are_those_of_its_examples():
+  source = Noise(10)
+  stream = batches(source, batch=4, seed=3)
+  for number in range(6):
+    found = numbers(source, batch=4, seed=3, number=number)
+    assert found == next(stream)["label"].tolist()

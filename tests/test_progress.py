@@ -11,8 +11,8 @@ from test_runtime import Count, make_loop, stream
 
 from ldm_jax.commands.doors import Stop
 from ldm_jax.commands.train import main
-from ldm_jax.loop import Programs
 from ldm_jax.nn.layers import conv
+from ldm_jax.programs import Programs
 from ldm_jax.runtime import flops
 from ldm_jax.runtime.metrics import read
 from ldm_jax.runtime.progress import Pace

@@ -11,11 +11,11 @@ from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.diffusion.samplers import Recipe
 from ldm_jax.diffusion.samplers.names import sampler_and_spacing, spacing_of
 from ldm_jax.diffusion.torch_noise import torch_normal
-from ldm_jax.loop import say
 from ldm_jax.nn.conditioners import Beside
 from ldm_jax.nn.spatial import LowResolution
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
+from ldm_jax.runtime.speech import say
 from ldm_jax.sampling import Given, Settings
 from ldm_jax.sampling.canvas import extended, fitted, fitted_mask
 

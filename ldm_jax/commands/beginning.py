@@ -18,15 +18,16 @@ from ldm_jax.commands.models import open_model
 from ldm_jax.config import Experiment
 from ldm_jax.data import pipeline
 from ldm_jax.data.tokens import Words
-from ldm_jax.loop import INIT, say
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
 from ldm_jax.pretrained import towers
 from ldm_jax.pretrained.perceptual import perceptual
+from ldm_jax.programs import INIT
 from ldm_jax.run import Run, open_first_stage, shapes_of
 from ldm_jax.runtime import processes
 from ldm_jax.runtime.digests import digest
 from ldm_jax.runtime.sharding import Sharding
+from ldm_jax.runtime.speech import say
 from ldm_jax.tasks import autoencoding, denoising
 from ldm_jax.tasks.autoencoding import Autoencoding
 from ldm_jax.tasks.denoising import Denoising

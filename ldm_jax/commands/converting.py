@@ -17,7 +17,6 @@ from ldm_jax.commands.models import (
   open_run,
   put_together,
 )
-from ldm_jax.loop import say
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
 from ldm_jax.pretrained import saving
@@ -26,6 +25,7 @@ from ldm_jax.pretrained.networks import load
 from ldm_jax.pretrained.schemas import SCALING_FACTOR
 from ldm_jax.run import Run
 from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.speech import say
 from ldm_jax.tasks.autoencoding import Autoencoding
 
 

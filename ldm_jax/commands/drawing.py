@@ -24,7 +24,6 @@ from ldm_jax.commands.jobs import Job, write_latents, write_pictures
 from ldm_jax.commands.models import Reading, open_model, with_control
 from ldm_jax.data.annotations import read_boxes
 from ldm_jax.hearing import Request, hear
-from ldm_jax.loop import say
 from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.conditioner import ClassEmbedder
 from ldm_jax.nn.conditioners import Beside
@@ -33,6 +32,7 @@ from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened, skip_blocks
 from ldm_jax.runtime import processes
 from ldm_jax.runtime.sharding import MeshShape, Sharding
+from ldm_jax.runtime.speech import say
 from ldm_jax.sampling import Order, Studio
 
 

@@ -15,11 +15,11 @@ from ldm_jax.commands.doors import usage
 from ldm_jax.commands.models import Reading, open_model
 from ldm_jax.data.prompts import Prompts
 from ldm_jax.hearing import Request, hear
-from ldm_jax.loop import announced, say
 from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
+from ldm_jax.runtime.speech import announced, say
 from ldm_jax.sampling import Said, Settings, player
 from ldm_jax.sampling.portable import portable
 from ldm_jax.weights.safetensors_files import write_safetensors

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from ldm_jax.data.layout import LayoutTokens
 from ldm_jax.data.prompts import Dialect, Prompts
 from ldm_jax.data.tokens import Words
-from ldm_jax.loop import say
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
@@ -20,6 +19,7 @@ from ldm_jax.pretrained.pieces import Pieces
 from ldm_jax.pretrained.unets import CONTROL
 from ldm_jax.run import Run
 from ldm_jax.runtime.sharding import MeshShape, Sharding
+from ldm_jax.runtime.speech import say
 from ldm_jax.tasks.denoising import Denoising
 from ldm_jax.tasks.latents import image_shape
 

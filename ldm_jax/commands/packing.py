@@ -20,9 +20,9 @@ from ldm_jax.config import Data
 from ldm_jax.data.images import ImageError, shrink, shrink_map
 from ldm_jax.data.latents import read_manifest, write_manifest
 from ldm_jax.data.shards import RECORD, write_record
-from ldm_jax.loop import say
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.runtime import processes
+from ldm_jax.runtime.speech import say
 
 EACH = 1000  # examples in a file
 

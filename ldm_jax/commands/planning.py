@@ -14,11 +14,11 @@ from ldm_jax.commands.describing import Shapes, shapes_of, with_first_stage
 from ldm_jax.commands.doors import usage
 from ldm_jax.config import Experiment
 from ldm_jax.diffusion.samplers import Recipe
-from ldm_jax.loop import say
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.runtime import blueprint, flops, kernels
 from ldm_jax.runtime.blueprint import GIB, Need
 from ldm_jax.runtime.sharding import Sharding
+from ldm_jax.runtime.speech import say
 from ldm_jax.sampling.portable import drawn
 from ldm_jax.sampling.settings import Settings
 from ldm_jax.tasks.denoising import Denoising

@@ -20,13 +20,13 @@ from ldm_jax.data.latents import (
   write_captions,
   write_manifest,
 )
-from ldm_jax.loop import say
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.run import open_first_stage
 from ldm_jax.runtime import kernels, processes
 from ldm_jax.runtime.digests import digest
 from ldm_jax.runtime.sharding import MeshShape, Sharding
+from ldm_jax.runtime.speech import say
 from ldm_jax.tasks.latents import moments_of, posterior_of
 
 KEPT = 64  # blocks between two times that what is done is written down

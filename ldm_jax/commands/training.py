@@ -11,12 +11,13 @@ from ldm_jax.commands.doors import DATA, NUMERICS, WEIGHTS, Stop, usage
 from ldm_jax.commands.feeding import batches, held_out
 from ldm_jax.config import Experiment
 from ldm_jax.data.images import ImageError
-from ldm_jax.loop import Loop, say
+from ldm_jax.loop import Loop
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.runtime import metrics, processes
 from ldm_jax.runtime.errors import Damaged, NonFinite
 from ldm_jax.runtime.lock import lock
 from ldm_jax.runtime.sharding import Sharding
+from ldm_jax.runtime.speech import say
 
 
 def train(

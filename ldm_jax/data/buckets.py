@@ -68,12 +68,17 @@ class Buckets:
     return sys.maxsize // self.batch * self.batch
 
   def __getitem__(self, place: int) -> dict[str, Any]:
+    index, shape = self.index(place)
+    return {**self.source[index], SHAPE: shape}
+
+  def index(self, place: int) -> tuple[int, Shape]:
+    """Which example comes at a place, and the shape it is to be cut to."""
     number, row = divmod(int(place), self.batch)
     epoch, number = divmod(number, self._total)
     order, members = self._epoch(epoch)
     bucket, block = order[number]
     index = members[bucket][block * self.batch + row]
-    return {**self.source[int(index)], SHAPE: self.shapes[bucket]}
+    return int(index), self.shapes[bucket]
 
   def check(self) -> None:
     """Reads the sizes.

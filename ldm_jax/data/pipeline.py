@@ -2,14 +2,15 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from ldm_jax.data.augment import Augment
-from ldm_jax.data.buckets import SHAPE, Buckets, Shape
+from ldm_jax.data.buckets import Buckets, Shape
 from ldm_jax.data.latents import Latents
+from ldm_jax.data.stacking import Prepare, Seen, View, check_alike, stack
 from ldm_jax.data.tokens import Words
 
 
@@ -20,21 +21,6 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int, /) -> dict[str, Any]: ...
-
-
-@runtime_checkable
-class View(Protocol):
-  """What a conditioner reads and no source has: made of an example, by chance.
-
-  Attributes:
-    adds: the name of the new array.
-  """
-
-  adds: str
-
-  def __call__(
-    self, item: Mapping[str, Any], rng: np.random.Generator, /
-  ) -> np.ndarray: ...
 
 
 def batches(
@@ -82,14 +68,14 @@ def batches(
   if buckets and (augment is None or isinstance(source, Latents)):
     raise ValueError("buckets need images, and an augment to cut them")
   examples = _numbered(source, batch, seed, buckets).random_map(
-    _Prepare(augment, tokenizer, tuple(views))
+    Prepare(augment, tokenizer, tuple(views))
   )
   count = len(rows)
   if isinstance(source, Latents):
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     blocks = Blocks(order, batch, tuple(rows.tolist()), source, tokenizer)
     whole = grain.MapDataset.source(blocks).seed(seed)
-    whole = whole.random_map(_Seen(tuple(views)))
+    whole = whole.random_map(Seen(tuple(views)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     return iter(whole[start:].to_iter_dataset(options))
   shard = grain.MapDataset.source(Share(examples, batch, tuple(rows.tolist())))
@@ -112,6 +98,25 @@ def _numbered(
   return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 
 
+def numbers(
+  source: Source,
+  *,
+  batch: int,
+  seed: int,
+  number: int,
+  buckets: Sequence[Shape] = (),
+) -> list[int]:
+  """The examples of `batches`' batch of that number, row by row."""
+  import grain
+
+  places = range(number * batch, (number + 1) * batch)
+  if buckets:
+    placed = Buckets(source, tuple(buckets), batch, seed)
+    return [placed.index(place)[0] for place in places]
+  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+  return [int(order[place]) for place in places]
+
+
 def ordered(
   source: Source,
   indices: Sequence[int],
@@ -131,8 +136,8 @@ def ordered(
       f"got {got}; {type(source).__name__} has {len(source)} examples, "
       f"0 to {len(source) - 1}"
     )
-  prepare = _Prepare(augment, tokenizer, tuple(views))
-  return _stack([prepare.centred(source[i], i) for i in indices])
+  prepare = Prepare(augment, tokenizer, tuple(views))
+  return stack([prepare.centred(source[i], i) for i in indices])
 
 
 def first(
@@ -196,59 +201,6 @@ class Blocks:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Seen:
-  """A batch with what views make of each of its examples."""
-
-  views: tuple[View, ...]
-
-  def __call__(
-    self, batch: dict[str, np.ndarray], rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
-    for view in self.views:
-      items = (
-        {name: array[i] for name, array in batch.items()}
-        for i in range(len(batch["moments"]))
-      )
-      batch = batch | {view.adds: np.stack([view(i, rng) for i in items])}
-    return batch
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepare:
-  """One example to arrays."""
-
-  augment: Augment | None
-  tokenizer: Words | None
-  views: tuple[View, ...] = ()
-
-  def __call__(
-    self, item: dict[str, Any], rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
-    """Cropped and mirrored at random."""
-    item = dict(item)
-    shape = item.pop(SHAPE, None)
-    if self.augment is not None:
-      item = self.augment.random(item, rng, shape)
-    return self._arrays(item, rng)
-
-  def centred(self, item: dict[str, Any], index: int) -> dict[str, np.ndarray]:
-    """Cropped at the centre."""
-    item = self.augment.center(item) if self.augment else dict(item)
-    return self._arrays(item, np.random.default_rng(int(index)))
-
-  def _arrays(
-    self, item: dict[str, Any], rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
-    caption = item.pop("caption", None)
-    for view in self.views:
-      item[view.adds] = view(item, rng)
-    if self.tokenizer is not None and caption is not None:
-      item["tokens"] = self.tokenizer.encode([caption])[0]
-    arrays = {key: np.asarray(value) for key, value in item.items()}
-    return {k: v for k, v in arrays.items() if v.dtype.kind not in "USO"}
-
-
 def _stream(
   examples: Any, rows: int, may_differ: bool
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -259,29 +211,7 @@ def _stream(
     while True:
       block = list(itertools.islice(iterator, rows))
       example = block[0] if may_differ or example is None else example
-      _check_alike([example, block[0]])
-      yield _stack(block)
+      check_alike([example, block[0]])
+      yield stack(block)
   finally:
     iterator.close()
-
-
-def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  _check_alike(rows)
-  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-def _check_alike(rows: list[dict[str, np.ndarray]]) -> None:
-  for row in rows:
-    odd = sorted(row.keys() ^ rows[0].keys())
-    if odd:
-      raise ValueError(
-        f"some examples have {odd[0]!r} and others do not; give it to all of "
-        "them, or leave it out"
-      )
-    for key, value in row.items():
-      if value.shape != rows[0][key].shape:
-        hint = "; set augment, with a size" if key == "image" else ""
-        raise ValueError(
-          f"{key!r} of shape {list(rows[0][key].shape)} and of shape "
-          f"{list(value.shape)} do not fit into one batch{hint}"
-        )

@@ -6,7 +6,6 @@ digests of its leaves, which are looked at when it comes back.
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +14,7 @@ import jax
 from ldm_jax.runtime import processes, trees
 from ldm_jax.runtime.digests import digests
 from ldm_jax.runtime.errors import Damaged, NonFinite
+from ldm_jax.runtime.speech import say
 from ldm_jax.runtime.trees import absolute, check, orbax, suspected
 
 Part = TypeVar("Part")
@@ -228,7 +228,7 @@ def _newest_whole(
       odd.append(str(error))
     else:
       for line in odd:
-        _warn(f"{line}; using step {step}")
+        say(f"warning: {line}; using step {step}")
       return step, found
   raise Damaged(f"no checkpoint of {len(steps)} is whole: {odd[0]}")
 
@@ -240,11 +240,6 @@ def _put_aside(folder: str, step: int) -> None:
   number = sum(name.split("-")[0] == str(step) for name in os.listdir(aside))
   name = f"{step}-{number}" if number else str(step)
   os.rename(os.path.join(folder, str(step)), os.path.join(aside, name))
-
-
-def _warn(line: str) -> None:
-  if processes.is_first():
-    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _reading(folder: str) -> Any:

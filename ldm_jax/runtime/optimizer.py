@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from ldm_jax.runtime.steady import steadied
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -24,6 +26,10 @@ class Optimizer:
     decay: how the rate ends: "constant", or "cosine" to `decay_to` times the
       rate at `decay_steps`.
     clip: most global norm of a gradient, or None.
+    spikes: pass over updates whose gradient's norm lies more than so many
+      standard deviations above the mean of the last 128, or None.
+    patience: how many updates in a row may be passed over, as those are whose
+      gradient is not finite, before the run stops.
     muon: the rate at which kernels but those of the first and last convolution
       are updated by Muon (Jordan et al. 2024), with updates as long as
       AdamW's (Liu et al. 2025, section 2.2), and the rest by AdamW with
@@ -39,6 +45,8 @@ class Optimizer:
   decay_steps: int = 0
   decay_to: float = 0.0
   clip: float | None = None
+  spikes: float | None = None
+  patience: int = 10
   muon: float | None = None
 
   def __post_init__(self):
@@ -50,6 +58,11 @@ class Optimizer:
     for rate in (self.rate, self.muon):
       if rate is not None and rate <= 0:
         raise ValueError(f"learning rate must be positive, got {rate}")
+    if self.patience < 1 or (self.spikes is not None and self.spikes <= 0):
+      raise ValueError(
+        "an optimizer needs patience >= 1 and spikes > 0, or none, got "
+        f"patience={self.patience} spikes={self.spikes}"
+      )
 
   def schedule(self) -> optax.Schedule:
     """The learning rate as a function of the number of updates."""
@@ -71,9 +84,9 @@ class Optimizer:
   def build(self) -> optax.GradientTransformation:
     """The chain of transformations the fields describe."""
     descent = self._adamw() if self.muon is None else self._muon()
-    if self.clip is None:
-      return descent
-    return optax.chain(optax.clip_by_global_norm(self.clip), descent)
+    if self.clip is not None:
+      descent = optax.chain(optax.clip_by_global_norm(self.clip), descent)
+    return steadied(descent, self.patience, self.spikes)
 
   def _adamw(self) -> optax.GradientTransformation:
     return optax.adamw(

@@ -14,6 +14,7 @@ import numpy as np
 from ldm_jax.runtime import flops
 from ldm_jax.runtime.errors import NonFinite
 from ldm_jax.runtime.metrics import Journal
+from ldm_jax.runtime.steady import TOLD
 
 Item = TypeVar("Item")
 
@@ -162,13 +163,14 @@ class Reporter:
     """Writes what was kept.
 
     Raises:
-      NonFinite: if it is not a number.
+      NonFinite: if it is not a number, and its update was not passed over.
     """
     if self._pending is None:
       return
     step, metrics = self._pending
     self._pending = None
     values = {name: float(value) for name, value in metrics.items()}
+    health = {name: values.pop(name, 0) for name in TOLD}
     pace = self._pace.told()
     self._journal.write(step, values | pace)
     speed = pace.get("images_per_second")
@@ -180,7 +182,7 @@ class Reporter:
     self._bar.update(step - self._told)
     self._told = step
     bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
+    if bad and not health["in_row"]:
       raise NonFinite(
         f"{' and '.join(bad)} at step {step} is not finite; the last "
         "checkpoint is from before; try a lower learning rate or clip"

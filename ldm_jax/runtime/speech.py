@@ -1,0 +1,23 @@
+"""What a program says to its user: on stderr, once for all processes."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+
+
+@contextlib.contextmanager
+def announced(deed: str) -> Iterator[None]:
+  """Says what is slow when it begins, and how long it took."""
+  begin = time.monotonic()
+  say(f"{deed} ...", end=" ")
+  yield
+  say(f"{time.monotonic() - begin:.1f} s")
+
+
+def say(line: str, end: str = "\n") -> None:
+  """Writes to stderr, from process 0."""
+  if jax.process_index() == 0:
+    print(line, end=end, file=sys.stderr, flush=True)

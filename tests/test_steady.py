@@ -1,0 +1,218 @@
+"""What would spoil a run does not reach it."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ldm_jax.loop import Loop
+from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
+from ldm_jax.runtime.errors import NonFinite
+from ldm_jax.runtime.metrics import read
+from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.steady import WINDOW, Steadied, health, names_of
+
+PARAMS = {"a": jnp.ones((3, 4)), "b": {"c": jnp.ones(5)}}
+
+
+def gradients(seed, scale=1.0):
+  rng = np.random.default_rng(seed)
+  draw = lambda x: scale * jnp.asarray(rng.standard_normal(x.shape), x.dtype)
+  return jax.tree.map(draw, PARAMS)
+
+
+def stepped(settings, sequence):
+  """Parameters after each update, and the last state."""
+  tx = settings.build()
+  update = jax.jit(tx.update)
+  params, state, seen = PARAMS, tx.init(PARAMS), []
+  for grads in sequence:
+    updates, state = update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    seen.append(params)
+  return seen, state
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("muon", [None, 0.1])
+def test_a_gradient_that_is_no_number_changes_nothing(value, muon):
+  settings = Optimizer(rate=0.1, warmup=3, muon=muon, clip=1.0)
+  good = [gradients(n) for n in range(4)]
+  bad = gradients(9)
+  bad["b"]["c"] = bad["b"]["c"].at[2].set(value)
+  straight, ended = stepped(settings, good)
+  broken, told = stepped(settings, [*good[:2], bad, *good[2:]])
+  same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+  same(broken[1], broken[2])
+  same(broken[-1], straight[-1])
+  same(told.inner, ended.inner)
+  assert (int(told.skipped), int(told.in_row)) == (1, 0)
+  assert names_of({"opt": told})[int(told.culprit)] == "opt/b/c"
+
+
+def test_a_norm_beyond_all_floats_is_passed_over():
+  huge = jax.tree.map(lambda x: x * 1e30, gradients(0))
+  seen, state = stepped(Optimizer(), [huge])
+  jax.tree.map(np.testing.assert_array_equal, seen[0], PARAMS)
+  assert int(state.in_row) == 1 and int(state.culprit) == 0
+
+
+def norms(values, spikes=6.0):
+  """Which of a sequence of norms are let through."""
+  settings = Optimizer(rate=1e-3, spikes=spikes)
+  unit = gradients(0)
+  size = optax.tree.norm(unit)
+  scaled = [jax.tree.map(lambda g, v=v: g * v / size, unit) for v in values]
+  seen, _ = stepped(settings, scaled)
+  moved, before = [], PARAMS
+  for params in seen:
+    moved.append(not np.array_equal(params["a"], before["a"]))
+    before = params
+  return moved
+
+
+def test_spikes_are_passed_over_once_each():
+  rng = np.random.default_rng(0)
+  calm = list(1 + 0.1 * rng.standard_normal(2 * WINDOW))
+  cases = {
+    "one": [*calm, 100.0, *calm[:20]],
+    "no number": [*calm, np.nan, *calm[:20]],
+    "two": [*calm, 100.0, 1.0, 100.0, *calm[:20]],
+    "a constant": [1.0] * (WINDOW + 20),
+    "slow": list(np.exp(np.arange(3 * WINDOW) / 200)),
+    "early": [100.0, *calm[:20]],
+  }
+  for name, expected in (
+    ("one", [len(calm)]),
+    ("no number", [len(calm)]),
+    ("two", [len(calm), len(calm) + 2]),
+    ("a constant", []),
+    ("slow", []),
+    ("early", []),
+  ):
+    moved = norms(cases[name])
+    assert [i for i, m in enumerate(moved) if not m] == expected, name
+  assert all(norms(cases["one"], spikes=None))
+
+
+def test_norms_that_rise_for_good_are_let_through_in_the_end():
+  rng = np.random.default_rng(0)
+  calm = list(1 + 0.1 * rng.standard_normal(WINDOW))
+  moved = norms([*calm, *[5 * v for v in calm]])
+  after = moved[WINDOW:]
+  assert not after[0] and all(after[-40:])
+
+
+def test_wrong_settings_are_refused():
+  for wrong in ({"patience": 0}, {"spikes": 0.0}):
+    with pytest.raises(ValueError, match="patience >= 1 and spikes > 0"):
+      Optimizer(**wrong)
+
+
+def test_two_optimizers_are_told_together():
+  tx = Optimizer(patience=3).build()
+  first, second = tx.init(PARAMS), tx.init({"d": jnp.ones(2)})
+  bad = {"d": jnp.array([1.0, jnp.nan])}
+  _, second = tx.update(bad, second, {"d": jnp.ones(2)})
+  state = {"opt": first, "critic_opt": second}
+  told = health(state)
+  assert names_of(state)[int(told["culprit"])] == "critic_opt/d"
+  assert int(told["skipped"]) == int(told["in_row"]) == 1
+  assert health({"step": jnp.int32(0)}) == {}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class State:
+  """As tasks have it."""
+
+  step: jax.Array
+  params: jax.Array
+  opt: Steadied
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+  """Descends mean (w - x)^2 / 2, whose gradient breaks where x does."""
+
+  optimizer: Optimizer = Optimizer(rate=0.1, patience=3)
+
+  def init(self, key, batch, frozen):
+    params = {"w": jnp.zeros(2)}
+    opt = self.optimizer.build().init(params)
+    return State(jnp.int32(0), params, opt)
+
+  def step(self, state, frozen, batch, key):
+    loss = lambda p: jnp.square(p["w"] - batch["x"]).mean() / 2
+    value, grads = jax.value_and_grad(loss)(state.params)
+    tx = self.optimizer.build()
+    updates, opt = tx.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return State(state.step + 1, params, opt), {"loss": value}
+
+  def measure(self, state, frozen, batch, key):
+    return {"w": state.params["w"].sum()}
+
+  def preview(self, state, frozen, batch, key):
+    return {}
+
+
+def descend(folder, bad, steps=12, every=4):
+  """The exit code of a run whose batches of steps `bad` hold a NaN."""
+
+  def stream(start):
+    for step in range(start + 1, 99):
+      rows = np.random.default_rng(step).standard_normal((8, 2))
+      rows = rows.astype(np.float32)
+      if step in bad:
+        rows[5, 1] = np.nan
+      yield {"x": rows}
+
+  sharding = MeshShape().build()
+  held_out = sharding.whole({"x": np.zeros((8, 2), np.float32)})
+  loop = Loop(
+    Descent(),
+    sharding,
+    str(folder),
+    steps,
+    keeping=Keeping(every=every),
+    every=1,
+    previews_every=0,
+    examples=lambda step: range(8 * step, 8 * step + 8),
+  )
+  return loop.run(None, stream, held_out, held_out)
+
+
+def test_one_bad_batch_costs_one_update_and_is_told_of(tmp_path, capsys):
+  assert descend(tmp_path / "run", {4}) == 0
+  told = [json.loads(x) for x in open(tmp_path / "run" / "skipped.jsonl")]
+  assert told == [
+    {
+      "step": 4,
+      "reason": "the gradient at opt/w is not finite",
+      "examples": list(range(32, 40)),
+    }
+  ]
+  said = capsys.readouterr().err
+  assert "step 4 is passed over: the gradient at opt/w is not finite" in said
+  lines = {line["step"]: line for line in read(str(tmp_path / "run"))}
+  losses = [lines[n].get("loss") for n in range(1, 12)]
+  assert losses[3] is None and None not in losses[:3] + losses[4:]
+  assert [lines[n]["skipped"] for n in (3, 4, 11)] == [0, 1, 1]
+  assert "in_row" not in lines[5]
+  # The update of step 4 was saved as if it had not been.
+  assert np.isfinite(lines[4]["validation_w"])
+
+
+def test_too_many_in_a_row_end_the_run_and_nothing_bad_is_saved(tmp_path):
+  with pytest.raises(NonFinite, match="3 updates in a row, up to step 8"):
+    descend(tmp_path, {2, 3, 6, 7, 8, 9, 10})
+  checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+  assert checkpoints.latest == 4
+  checkpoints.close()
