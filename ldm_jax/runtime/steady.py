@@ -84,38 +84,40 @@ def steadied(
   def update(
     grads: Any, state: Steadied, params: Any = None
   ) -> tuple[Any, Steadied]:
-    squares = jnp.stack(
-      [
-        jnp.sum(jnp.square(leaf.astype(jnp.float32)))
-        for leaf in jax.tree.leaves(grads)
-      ]
-    )
-    norm = jnp.sqrt(squares.sum())
-    is_finite = jnp.isfinite(norm)
-    odd = ~jnp.isfinite(squares)
-    culprit = jnp.where(odd.any(), jnp.argmax(odd), NOBODY).astype(jnp.int32)
-    is_good, norms, seen = is_finite, state.norms, state.seen
-    if spikes is not None:
-      most = _most(norms, seen, spikes)
-      is_good &= norm <= most
-      entered = norms.at[seen % WINDOW].set(jnp.minimum(norm, most))
-      norms = jnp.where(is_finite, entered, norms)
-      seen += is_finite.astype(jnp.int32)
+    is_good, judged = _judged(grads, state, spikes)
     updates, after = inner.update(grads, state.inner, params)
     choose = functools.partial(jnp.where, is_good)
-    return jax.tree.map(
-      lambda leaf: choose(leaf, jnp.zeros_like(leaf)), updates
-    ), dataclasses.replace(
-      state,
+    updates = jax.tree.map(lambda u: choose(u, jnp.zeros_like(u)), updates)
+    return updates, dataclasses.replace(
+      judged,
       inner=jax.tree.map(choose, after, state.inner),
       skipped=state.skipped + choose(0, 1),
       in_row=choose(0, state.in_row + 1),
-      culprit=choose(state.culprit, culprit),
-      norms=norms,
-      seen=seen,
     )
 
   return optax.GradientTransformation(init, update)
+
+
+def _judged(
+  grads: Any, state: Steadied, spikes: float | None
+) -> tuple[Any, Steadied]:
+  """Whether a gradient may be used, and the state with its norm."""
+  square = lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+  squares = jnp.stack([square(leaf) for leaf in jax.tree.leaves(grads)])
+  norm, odd = jnp.sqrt(squares.sum()), ~jnp.isfinite(squares)
+  is_good = is_finite = jnp.isfinite(norm)
+  norms, seen, culprit = state.norms, state.seen, state.culprit
+  if spikes is not None:
+    most = _most(norms, seen, spikes)
+    is_good = is_finite & (norm <= most)
+    entered = norms.at[seen % WINDOW].set(jnp.minimum(norm, most))
+    norms = jnp.where(is_finite, entered, norms)
+    seen += is_finite.astype(jnp.int32)
+  first = jnp.where(odd.any(), jnp.argmax(odd), NOBODY).astype(jnp.int32)
+  culprit = jnp.where(is_good, culprit, first)
+  return is_good, dataclasses.replace(
+    state, norms=norms, seen=seen, culprit=culprit
+  )
 
 
 def _most(norms: Any, seen: Any, spikes: float) -> Any:
