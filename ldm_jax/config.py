@@ -73,6 +73,9 @@ class Data:
     batch: images per update, over all devices and slices.
     held_out: how many of the validation source's first images are measured.
     threads: that read and decode.
+    max_bad_fraction: how much of the source may be pictures that cannot be
+      read. The next good one stands in for each; bad_samples.jsonl of the run
+      lists them.
   """
 
   source: Glyphs | Folder | Zoo | Shards | Mix | Neighbours
@@ -86,6 +89,13 @@ class Data:
   batch: int = 64
   held_out: int = 64
   threads: int = 8
+  max_bad_fraction: float = 1e-3
+
+  def __post_init__(self):
+    if not 0 <= self.max_bad_fraction <= 1:
+      raise ValueError(
+        f"max_bad_fraction={self.max_bad_fraction} must be from 0 to 1"
+      )
 
   @property
   def learned(self) -> tuple[Any, Augment | None]:
@@ -106,11 +116,17 @@ class Reports:
 
   Attributes:
     previews_every: 0 shows none, not even at the end.
+    hang_seconds: how long a step or its data may keep a run waiting before
+      every thread's stack is shown; three median steps if that is longer. 0
+      never shows them.
+    abort_seconds: how long until the run ends with exit code 70, or None.
   """
 
   every: int = 50
   previews_every: int = 1000
   previews: int = 16
+  hang_seconds: float = 30.0
+  abort_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

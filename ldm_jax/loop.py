@@ -13,15 +13,18 @@ import numpy as np
 
 from ldm_jax.pixels import to_uint8
 from ldm_jax.programs import Batch, Programs, Task
-from ldm_jax.runtime import flops, pictures
+from ldm_jax.runtime import flops, pictures, processes
 from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
 from ldm_jax.runtime.errors import NonFinite
 from ldm_jax.runtime.metrics import Journal
 from ldm_jax.runtime.progress import Pace, Profile, Reporter
+from ldm_jax.runtime.saving import Saver, check_room
 from ldm_jax.runtime.sharding import Sharding
-from ldm_jax.runtime.signals import Interruption
-from ldm_jax.runtime.speech import announced, say
+from ldm_jax.runtime.signals import Agreement, Interruption, exit_code
+from ldm_jax.runtime.speech import say
 from ldm_jax.runtime.steady import Vigil
+from ldm_jax.runtime.stepping import Stepper
+from ldm_jax.runtime.watchdog import Watchdog
 
 Stream = Iterator[dict[str, np.ndarray]]
 
@@ -39,6 +42,7 @@ class Loop:
     start: parameters to begin from instead of fresh ones.
     examples: from a step to the numbers of its examples, to name those of an
       update that is passed over.
+    hang, abort: of the `Watchdog`.
   """
 
   task: Task
@@ -53,6 +57,8 @@ class Loop:
   profile: tuple[int, int] | None = None
   start: Any = None
   examples: Callable[[int], Sequence[int]] = lambda step: ()
+  hang: float = 30.0
+  abort: float | None = None
 
   def run(
     self,
@@ -72,6 +78,7 @@ class Loop:
       NonFinite: if a loss or a parameter is, or too many gradients in a row
         were; that state is not saved.
       Damaged: there are checkpoints, but none is whole.
+      SaveFailed: checkpoints cannot be written.
     """
     folder = os.path.join(self.folder, "checkpoints")
     with contextlib.closing(Checkpoints(folder, self.keeping)) as checkpoints:
@@ -79,9 +86,11 @@ class Loop:
         say(f"{self.folder} has had its {self.steps} steps")
         return 0
       programs = Programs(self.task, self.sharding, self.seed, frozen, held_out)
+      check_room(folder, programs.shapes, self.keeping.keep)
       begin, state = self.begun(programs, checkpoints, held_out)
-      journal = Journal(self.folder, begin, jax.process_index() == 0)
-      chapter = Chapter(self, programs, journal, checkpoints, held_out, shown)
+      journal = Journal(self.folder, begin, processes.is_first())
+      saver = Saver(checkpoints, journal)
+      chapter = Chapter(self, programs, journal, saver, held_out, shown)
       stream = self.sharding.ahead(batches(begin))
       with contextlib.closing(journal), Interruption() as interruption:
         return chapter.run(state, begin, stream, interruption)
@@ -111,7 +120,7 @@ class Chapter:
   loop: Loop
   programs: Programs
   journal: Journal
-  checkpoints: Checkpoints
+  saver: Saver
   held_out: Batch
   shown: Batch
 
@@ -122,39 +131,26 @@ class Chapter:
     stream: Iterator[Batch],
     interruption: Interruption,
   ) -> int:
-    """Steps from `begin` to the end, or to a signal; returns the exit code.
-
-    Once compiled, a step moves nothing between host and devices but what
-    `stream` has put there.
-    """
-    loop, batch = self.loop, next(stream)
-    compiled = {_shapes(batch)}
-    with announced("compiling the training step"):
-      state, metrics = jax.block_until_ready(self.programs.step(state, batch))
-    pace = self.pace(batch)
-    pace.stepped(metrics)
-    vigil = Vigil(loop.folder, self.programs.shapes, loop.examples)
-    fed = itertools.chain([batch], pace.fed(stream))
-    reporter = Reporter(self.journal, pace, begin, loop.steps)
-    folder = os.path.join(loop.folder, "profile")
-    profile = Profile(folder, loop.profile or (0, 0))
-    try:
-      for step, batch in enumerate(fed, begin + 1):
-        if _shapes(batch) not in compiled:
-          compiled.add(_shapes(batch))
-          size = " x ".join(map(str, batch["image"].shape[1:3]))
-          with announced(f"compiling step {len(compiled)}, for {size}"):
-            found = self.programs.step(state, batch)
-            state, metrics = jax.block_until_ready(found)
-          pace.restarted(metrics)
-        elif step > begin + 1:
-          with profile.around(step), jax.transfer_guard("disallow"):
-            state, metrics = self.programs.step(state, batch)
-          pace.stepped(metrics)
-          profile.after(step, metrics)
+    """Steps from `begin` to the end, or to a signal; returns the exit code."""
+    loop, (first, stream) = self.loop, _peeked(stream)
+    pace = self.pace(first)
+    with contextlib.ExitStack() as held:
+      reporter = Reporter(self.journal, pace, begin, loop.steps)
+      held.callback(reporter.close)
+      trace = os.path.join(loop.folder, "profile")
+      profile = Profile(trace, loop.profile or (0, 0))
+      held.callback(profile.close)
+      watchdog = held.enter_context(Watchdog(loop.hang, loop.abort))
+      stepper = Stepper(self.programs.step, pace, profile, watchdog)
+      vigil = Vigil(loop.folder, self.programs.shapes, loop.examples)
+      agreed, received = Agreement(loop.sharding), None
+      for step, batch in enumerate(stepper.fed(stream), begin + 1):
+        state, metrics = stepper(step, state, batch)
         vigil.stepped(step, metrics)
         reporter.flush()
-        is_last = step == loop.steps or interruption.received is not None
+        self.saver.check(step, state)
+        received = agreed(interruption.received)
+        is_last = step == loop.steps or received is not None
         if is_last or step % loop.every == 0:
           reporter.later(step, metrics)
         if is_last or step % loop.keeping.every == 0:
@@ -165,16 +161,11 @@ class Chapter:
         if each and (step == loop.steps or step % each == 0):
           self.preview(step, state)
         if is_last:
+          self.saver.finish(step, state)
           break
-    finally:
-      profile.close()
-      reporter.close()
-    if interruption.received is not None:
-      say(
-        f"{interruption.received.name}: saved step {step}; the same command "
-        "goes on from there"
-      )
-    return interruption.exit_code
+    if received is not None:
+      say(f"{received.name}: saved step {step}")
+    return exit_code(received)
 
   def pace(self, batch: Batch) -> Pace:
     """A clock for steps of such batches."""
@@ -190,7 +181,7 @@ class Chapter:
       raise NonFinite(f"held-out {metrics} at step {step} is not a number")
     named = {f"validation_{name}": value for name, value in metrics.items()}
     self.journal.write(step, named)
-    self.checkpoints.save(step, state, metrics)
+    self.saver.save(step, state, metrics)
 
   def preview(self, step: int, state: Any) -> None:
     """Writes previews/NAME_STEP.png and shows them in TensorBoard."""
@@ -205,6 +196,7 @@ class Chapter:
       self.journal.picture(step, name, sheet)
 
 
-def _shapes(batch: Batch) -> tuple:
-  """What a step is compiled for."""
-  return tuple(sorted((name, a.shape) for name, a in batch.items()))
+def _peeked(stream: Iterator[Batch]) -> tuple[Batch, Iterator[Batch]]:
+  """The first item, and the stream as it was."""
+  first = next(stream)
+  return first, itertools.chain([first], stream)

@@ -38,6 +38,7 @@ MAY_CHANGE = (
   "config.first_stage:",
   "config.start:",
   "config.data.threads",
+  "config.data.max_bad_fraction",
 )
 
 

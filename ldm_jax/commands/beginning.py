@@ -13,10 +13,11 @@ from ldm_jax.commands.checking import (
   check_conditions,
   check_latents,
 )
-from ldm_jax.commands.feeding import batches, held_out
+from ldm_jax.commands.feeding import batches, held_out, ledger
 from ldm_jax.commands.models import open_model
 from ldm_jax.config import Experiment
 from ldm_jax.data import pipeline
+from ldm_jax.data.sound import Sound
 from ldm_jax.data.tokens import Words
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
@@ -162,6 +163,8 @@ def _example(
   """A batch of one, as training will see it."""
   data = experiment.data
   source, augment = data.learned
+  if not data.latents:
+    source = Sound(source, ledger(experiment))
   return pipeline.first(
     source, 1, augment=augment, tokenizer=words, views=data.views
   )
@@ -172,7 +175,8 @@ def _tokenizer(experiment: Experiment, start: Opened | None) -> Words | None:
   spec, source = experiment.data.tokenizer, experiment.data.source
   if spec is None:
     return None
-  if "caption" not in source[0]:
+  sound = Sound(source, ledger(experiment))
+  if "caption" not in sound[0]:
     raise ConfigError(
       f"data.tokenizer is set, but {type(source).__name__} has no captions; "
       "write --config.data.tokenizer=none, or give it captions"
@@ -180,7 +184,7 @@ def _tokenizer(experiment: Experiment, start: Opened | None) -> Words | None:
   if start is not None and (words := starting.words_of(start)) is not None:
     return dataclasses.replace(words, length=spec.length)
   few = range(min(len(source), 5000))  # enough to meet every common word
-  return spec.build(source[i]["caption"] for i in few)
+  return spec.build(sound[i]["caption"] for i in few)
 
 
 def _frozen(
@@ -202,7 +206,8 @@ def _frozen(
   scale = task.latent_scale or stage_one.scale
   if scale is None:
     stream = itertools.islice(
-      batches(experiment, words, 0, sharding), SCALE_BATCHES
+      batches(experiment, words, 0, sharding, ledger(experiment)),
+      SCALE_BATCHES,
     )
     scale = measured_scale(
       task.first_stage,

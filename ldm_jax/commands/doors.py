@@ -63,8 +63,14 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextlib.contextmanager
-def usage() -> Iterator[None]:
-  """Whatever a value inside is refused for was the user's to say."""
+def usage(picture: int = USAGE) -> Iterator[None]:
+  """Whatever a value inside is refused for was the user's to say.
+
+  Args:
+    picture: the exit code where one cannot be read.
+  """
+  from ldm_jax.data.errors import DataError
+  from ldm_jax.data.images import ImageError
   from ldm_jax.runtime.errors import Damaged
   from ldm_jax.weights.errors import WeightsError
 
@@ -72,6 +78,10 @@ def usage() -> Iterator[None]:
     yield
   except (WeightsError, Damaged) as error:
     raise Stop(str(error), WEIGHTS) from error
+  except DataError as error:
+    raise Stop(str(error), DATA) from error
+  except ImageError as error:
+    raise Stop(str(error), picture) from error
   except ValueError as error:
     raise Stop(str(error), USAGE) from error
 

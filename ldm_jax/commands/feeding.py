@@ -1,11 +1,14 @@
 """An experiment's data as batches."""
 
+import os
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from ldm_jax.config import Experiment
 from ldm_jax.data import pipeline
+from ldm_jax.data.sound import Ledger
 from ldm_jax.data.tokens import Words
 from ldm_jax.runtime.sharding import Sharding
 
@@ -43,8 +46,20 @@ def one_of(
   return next(stream)
 
 
+def ledger(experiment: Experiment, folder: str | None = None) -> Ledger:
+  """For this process's bad pictures; written down if there is a run folder."""
+  mine = jax.process_index()
+  name = f"bad_samples_{mine}.jsonl" if mine else "bad_samples.jsonl"
+  path = folder and os.path.join(folder, name)
+  return Ledger(path, experiment.data.max_bad_fraction)
+
+
 def batches(
-  experiment: Experiment, words: Words | None, start: int, sharding: Sharding
+  experiment: Experiment,
+  words: Words | None,
+  start: int,
+  sharding: Sharding,
+  bad: Ledger,
 ) -> Iterator[dict[str, np.ndarray]]:
   """This process's part of every batch from step `start` on."""
   data = experiment.data
@@ -59,5 +74,19 @@ def batches(
     start=start,
     rows=sharding.rows(data.batch),
     threads=data.threads,
+    buckets=data.buckets,
+    ledger=bad,
+  )
+
+
+def numbers(experiment: Experiment, step: int) -> list[int]:
+  """The examples that a step, counted from 1, learns from."""
+  data = experiment.data
+  source, _ = data.learned
+  return pipeline.numbers(
+    source,
+    batch=data.batch,
+    seed=experiment.seed,
+    number=step - 1,
     buckets=data.buckets,
   )

@@ -16,10 +16,13 @@ from tqdm import tqdm
 
 from ldm_jax import config, nodes
 from ldm_jax.commands.doors import DATA, Stop, usage
+from ldm_jax.commands.feeding import ledger
 from ldm_jax.config import Data
-from ldm_jax.data.images import ImageError, shrink, shrink_map
+from ldm_jax.data.errors import DataError
+from ldm_jax.data.images import shrink, shrink_map
 from ldm_jax.data.latents import read_manifest, write_manifest
 from ldm_jax.data.shards import RECORD, write_record
+from ldm_jax.data.sound import Sound
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.runtime import processes
 from ldm_jax.runtime.speech import say
@@ -29,7 +32,7 @@ EACH = 1000  # examples in a file
 
 def pack(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
   """Writes the files that are not there yet; returns the exit code."""
-  with usage():
+  with usage(DATA):
     processes.join()
     if flags.threads < 1:
       raise ConfigError("--threads must be 1 or more")
@@ -46,11 +49,12 @@ def pack(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     }
     manifest = json.loads(json.dumps(manifest))  # as it will be read again
     _begin(flags.out, manifest)
-    work = functools.partial(_files, source, side, flags.format)
+    sound = Sound(source, ledger(experiment))
+    work = functools.partial(_files, sound, side, flags.format)
     work(0)  # whatever it is refused for was the user's to say
   try:
     _write_all(flags, len(source), work)
-  except ImageError as error:
+  except DataError as error:
     raise Stop(str(error), DATA) from error
   processes.meet("all is packed")
   if processes.is_first():

@@ -13,13 +13,15 @@ from tqdm import tqdm
 
 from ldm_jax import config, nodes
 from ldm_jax.commands.doors import DATA, Stop, usage
+from ldm_jax.commands.feeding import ledger
 from ldm_jax.config import Data
-from ldm_jax.data.images import ImageError
+from ldm_jax.data.errors import DataError
 from ldm_jax.data.latents import (
   read_manifest,
   write_captions,
   write_manifest,
 )
+from ldm_jax.data.sound import Sound
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.run import open_first_stage
@@ -40,21 +42,23 @@ class Work(NamedTuple):
   Attributes:
     copies: of every example.
     seed: of crops and mirroring.
+    source: the data's, with bad pictures replaced.
   """
 
   data: Data
   copies: int
   seed: int
+  source: Sound
 
   @property
   def count(self) -> int:
     """Examples in all."""
-    return len(self.data.source) * self.copies
+    return len(self.source) * self.copies
 
   def item(self, number: int) -> Item:
     """An example, cut as it will stay."""
-    copy, index = divmod(number, len(self.data.source))
-    item = dict(self.data.source[index])
+    copy, index = divmod(number, len(self.source))
+    item = dict(self.source[index])
     if self.data.augment is None:
       return item
     rng = np.random.default_rng([self.seed, copy, index])
@@ -63,7 +67,7 @@ class Work(NamedTuple):
 
 def prepare(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
   """Encodes what is not encoded yet; returns the exit code."""
-  with usage():
+  with usage(DATA):
     processes.join()
     if min(flags.copies, flags.batch, flags.threads) < 1:
       raise ConfigError("--copies, --batch and --threads must be 1 or more")
@@ -73,7 +77,8 @@ def prepare(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     run = open_first_stage(flags.first_stage)
     params = run.trained(sharding)
     stage = run.experiment.task.autoencoder
-    work = Work(experiment.data, flags.copies, experiment.seed)
+    sound = Sound(experiment.data.source, ledger(experiment))
+    work = Work(experiment.data, flags.copies, experiment.seed, sound)
     first = work.item(0)
     stage.latent_shape(*first["image"].shape[:2])
     manifest = {
@@ -100,7 +105,7 @@ def prepare(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
       return 0
   try:
     _encode_all(flags, work, encode, arrays)
-  except ImageError as error:
+  except DataError as error:
     raise Stop(str(error), DATA) from error
   processes.meet("all is encoded")
   if processes.is_first():

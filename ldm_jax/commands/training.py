@@ -1,16 +1,21 @@
 """Behind train.py: an experiment and a folder become a loop that runs."""
 
 import contextlib
+import functools
 import json
+import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax import config
 from ldm_jax.commands.beginning import Ready, ready
 from ldm_jax.commands.doors import DATA, NUMERICS, WEIGHTS, Stop, usage
-from ldm_jax.commands.feeding import batches, held_out
+from ldm_jax.commands.feeding import batches, held_out, ledger, numbers
 from ldm_jax.config import Experiment
+from ldm_jax.data.errors import DataError
 from ldm_jax.data.images import ImageError
+from ldm_jax.data.sound import Ledger
 from ldm_jax.loop import Loop
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.runtime import metrics, processes
@@ -32,7 +37,7 @@ def train(
     profile: FROM:TO, the steps to trace.
   """
   with contextlib.ExitStack() as held:
-    with usage():
+    with usage(DATA):
       processes.join()
       traced = profile and _steps(profile)
       experiment = override(config.load(path), overrides)
@@ -40,18 +45,23 @@ def train(
       sharding.check_batch(experiment.data.batch, slices(experiment))
       _greet(held.enter_context(lock(folder)))
       begun = ready(experiment, folder, sharding)
+    bad = ledger(begun.run.experiment, folder)
     try:
-      code = _loop(begun, sharding, traced or None)
+      code = _loop(begun, sharding, traced or None, bad)
     except NonFinite as error:
       raise Stop(str(error), NUMERICS) from error
     except Damaged as error:
       raise Stop(str(error), WEIGHTS) from error
-    except ImageError as error:
+    except (ImageError, DataError) as error:
       raise Stop(str(error), DATA) from error
+  if code:
+    say(f"go on with: python {shlex.join(sys.argv)}")
   if processes.is_first():
     told: dict[str, Any] = {}
     for line in metrics.read(folder):
       told |= line
+    if len(bad):
+      told["bad_samples"] = len(bad)
     print(json.dumps({"workdir": folder} | told))
   return code
 
@@ -83,7 +93,10 @@ def _steps(text: str) -> tuple[int, int]:
 
 
 def _loop(
-  begun: Ready, sharding: Sharding, traced: tuple[int, int] | None
+  begun: Ready,
+  sharding: Sharding,
+  traced: tuple[int, int] | None,
+  bad: Ledger,
 ) -> int:
   run, words = begun.run, begun.words
   experiment, reports = run.experiment, run.experiment.reports
@@ -102,10 +115,13 @@ def _loop(
     captions,
     traced,
     begun.start,
+    functools.partial(numbers, experiment),
+    reports.hang_seconds,
+    reports.abort_seconds,
   )
   return loop.run(
     begun.frozen,
-    lambda start: batches(experiment, words, start, sharding),
+    lambda start: batches(experiment, words, start, sharding, bad),
     sharding.whole(example),
     sharding.whole(shown),
   )

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Int
 
 from ldm_jax.data.annotations import ENDINGS, READERS, read_beside
-from ldm_jax.data.images import EXTENSIONS, image_size, read_image
+from ldm_jax.data.errors import DataError
+from ldm_jax.data.images import EXTENSIONS, header_size, read_image
 
 CAPTION = "caption.txt"  # one caption for all pictures of its folder
 _PLANES = tuple(ENDINGS[key] for key in READERS)
@@ -43,7 +44,8 @@ class Folder:
     objects: rows of "boxes"; objects beyond them are left out.
 
   Raises (all at first use):
-    ValueError: there is no such folder, no picture, or no picture of `only`.
+    ValueError: there is no such folder, or no picture of `only`.
+    DataError: there is no picture, or what is told of them does not fit.
     ImageError: a picture is bad; see `read_image`.
   """
 
@@ -74,7 +76,10 @@ class Folder:
     found = {}
     for key in self._told:
       path = self._root / (stem + ENDINGS[key])
-      found[key] = read_beside(key, path, size, self.objects)
+      try:
+        found[key] = read_beside(key, path, size, self.objects)
+      except ValueError as error:
+        raise DataError(str(error)) from error
     return found
 
   @functools.cached_property
@@ -82,7 +87,7 @@ class Folder:
     """Which kinds of files lie beside every picture.
 
     Raises:
-      ValueError: one lies beside some pictures only.
+      DataError: one lies beside some pictures only.
     """
     told = []
     stems = [str(pathlib.PurePosixPath(n).with_suffix("")) for n in self.names]
@@ -92,7 +97,7 @@ class Folder:
       if not missing:
         told.append(key)
       elif len(missing) < len(stems):
-        raise ValueError(
+        raise DataError(
           f"{self.path} has {ending} files beside {len(stems) - len(missing)} "
           f"of {len(stems)} pictures; {missing[0] + ending} is the first that "
           "is missing"
@@ -101,14 +106,10 @@ class Folder:
 
   @functools.cached_property
   def sizes(self) -> Int[np.ndarray, "n 2"]:
-    """Heights and widths, of all headers.
-
-    Raises:
-      ImageError: a picture is bad.
-    """
+    """Heights and widths, of all headers; see `header_size`."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
       paths = (self._root / name for name in self.names)
-      return np.array(list(pool.map(image_size, paths)))
+      return np.array(list(pool.map(header_size, paths)))
 
   @functools.cached_property
   def names(self) -> tuple[str, ...]:
@@ -121,7 +122,7 @@ class Folder:
       )
     keep = set(self.only or self._pictures) - set(self.without)
     if not keep:
-      raise ValueError(
+      raise DataError(
         f"no picture of {self.path} is left: it has {len(self._pictures)}, "
         f"and without names {len(self.without)}; shorten without"
       )
@@ -159,7 +160,7 @@ class Folder:
       if _suffix(name) in EXTENSIONS and not name.endswith(_PLANES)
     )
     if not names:
-      raise ValueError(
+      raise DataError(
         f"0 images among the {len(self._files)} files of {self.path}; "
         f"looked in it and below for {' '.join(sorted(EXTENSIONS))}"
       )
@@ -220,7 +221,7 @@ def _read_text(path: pathlib.Path) -> str:
   try:
     return path.read_text(encoding="utf-8-sig")
   except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8: {error.reason}") from error
+    raise DataError(f"{path} is not UTF-8: {error.reason}") from error
 
 
 def _read_metadata(
@@ -237,7 +238,7 @@ def _read_metadata(
       name, text, score = entry["file_name"], entry["text"], entry.get("score")
       score = None if score is None else float(score)
     except (ValueError, TypeError, KeyError) as error:
-      raise ValueError(
+      raise DataError(
         f"{path}:{number}: needed is a JSON object with file_name and text, "
         f"got {line.strip()[:60]!r}"
       ) from error

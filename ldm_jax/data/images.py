@@ -133,6 +133,14 @@ def image_size(file: str | pathlib.Path | io.BytesIO) -> tuple[int, int]:
   return (width, height) if is_turned else (height, width)
 
 
+def header_size(file: str | pathlib.Path | io.BytesIO) -> tuple[int, int]:
+  """`image_size`; 1 x 1 of a bad picture, which is told of when it is read."""
+  try:
+    return image_size(file)
+  except ImageError:
+    return 1, 1
+
+
 def resize(
   image: UInt8[np.ndarray, "h w 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:

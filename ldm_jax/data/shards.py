@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ldm_jax.data.annotations import ENDINGS, Member, read_beside
-from ldm_jax.data.images import EXTENSIONS, decode_image, image_size
+from ldm_jax.data.images import EXTENSIONS, decode_image, header_size
 from ldm_jax.data.latents import MANIFEST, read_manifest
 
 TAR, RECORD = ".tar", ".array_record"
@@ -62,17 +62,13 @@ class Shards:
 
   @functools.cached_property
   def sizes(self) -> Int[np.ndarray, "n 2"]:
-    """Heights and widths; every example is read for it.
-
-    Raises:
-      ValueError, ImageError: an example is bad.
-    """
+    """Heights and widths, see `header_size`; every example is read for it."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
       return np.array(list(pool.map(self._size, range(len(self)))))
 
   def _size(self, index: int) -> tuple[int, int]:
     files, name = self._files(index)
-    return image_size(_picture(files, name))
+    return header_size(_picture(files, name))
 
   def _files(self, index: int) -> "tuple[Files, str]":
     shard = int(np.searchsorted(self._ends, index, side="right"))

@@ -6,6 +6,8 @@ digests of its leaves, which are looked at when it comes back.
 
 import dataclasses
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
@@ -13,11 +15,13 @@ import jax
 
 from ldm_jax.runtime import processes, trees
 from ldm_jax.runtime.digests import digests
-from ldm_jax.runtime.errors import Damaged, NonFinite
+from ldm_jax.runtime.errors import Damaged, NonFinite, SaveFailed
 from ldm_jax.runtime.speech import say
 from ldm_jax.runtime.trees import absolute, check, orbax, suspected
 
 Part = TypeVar("Part")
+
+HALF = ".orbax-checkpoint-tmp"  # how the name of what is half written ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Checkpoints:
     )
     self._folder = absolute(folder)
     self._manager = ocp.CheckpointManager(self._folder, options=options)
+    self._saving: int | None = None  # a step that is not known to be on disk
 
   @property
   def latest(self) -> int | None:
@@ -97,7 +102,9 @@ class Checkpoints:
 
     Raises:
       NonFinite: some of it is not a number; nothing is written.
+      SaveFailed: it cannot be written, or the one before could not.
     """
+    self.wait()
     told = digests(state)
     if told.odd:
       raise NonFinite(
@@ -105,14 +112,34 @@ class Checkpoints:
         "others hold what is not a finite number"
       )
     args = self._orbax.args
-    self._manager.save(
-      step,
-      args=args.Composite(
-        state=args.StandardSave(state), digests=args.JsonSave(told.leaves)
-      ),
-      metrics=metrics,
-      force=True,
-    )
+    try:
+      self._manager.save(
+        step,
+        args=args.Composite(
+          state=args.StandardSave(state), digests=args.JsonSave(told.leaves)
+        ),
+        metrics=metrics,
+        force=True,
+      )
+    except Exception as error:
+      raise self._failed(step, error) from error
+    self._saving = step
+
+  @property
+  def is_saving(self) -> bool:
+    """Whether something is not known to be on disk."""
+    return self._saving is not None
+
+  def check(self) -> None:
+    """Raises SaveFailed if the last save has failed; waits for nothing."""
+    if self._saving is None or self._manager.is_saving_in_progress():
+      return
+    self.wait()
+
+  def prune(self) -> None:
+    """Deletes all but the newest, for want of room."""
+    for step in self.steps[:-1]:
+      self._manager.delete(step)
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
     """The state of `step`, bit for bit, placed as `shardings` says.
@@ -158,12 +185,35 @@ class Checkpoints:
     return step, state
 
   def wait(self) -> None:
-    """Returns when everything is on disk; raises what went wrong."""
-    self._manager.wait_until_finished()
+    """Returns when everything is on disk.
+
+    Raises:
+      SaveFailed: it could not be written.
+    """
+    step, self._saving = self._saving, None
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._failed(step, error) from error
 
   def close(self) -> None:
-    """Waits and lets go."""
-    self._manager.close()
+    """Waits and lets go; raises as `wait` does."""
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
+
+  def _failed(self, step: int | None, error: Exception) -> SaveFailed:
+    """What to raise; what was half written is gone."""
+    reason = " ".join(str(error).split())[:300]
+    if told := re.search(r"os_error_code='(\d+)'", str(error)):
+      reason = os.strerror(int(told[1]))
+    if processes.is_first():
+      for name in os.listdir(self._folder):
+        if name.endswith(HALF):
+          shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
+    self._manager.reload()
+    return SaveFailed(f"step {step} is not saved in {self._folder}: {reason}")
 
 
 def latest_step(folder: str) -> int | None:

@@ -5,5 +5,9 @@ class NonFinite(ArithmeticError):
   """A loss, a gradient or a parameter is no longer a number."""
 
 
+class SaveFailed(OSError):
+  """A checkpoint could not be written."""
+
+
 class Damaged(RuntimeError):
   """What is on disk is not what was written."""

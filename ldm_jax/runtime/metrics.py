@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.runtime.speech import say
+
 
 class Journal:
   """metrics.jsonl and TensorBoard events of one run folder.
 
   Opened again after a restart it forgets what lies beyond the step that was
-  restored, so every step is told once. Only process 0 keeps one.
+  restored, so every step is told once. Only process 0 keeps one. Lines that a
+  disk refuses wait for the next one.
   """
 
   def __init__(self, folder: str, step: int = 0, is_writer: bool = True):
     self._path = os.path.join(folder, "metrics.jsonl")
     self._file = self._events = None
+    self._waiting: list[str] = []
     told = [line for line in read(folder) if line["step"] <= step]
     self._earlier = told[-1]["seconds"] if told else 0.0
     self._started = time.monotonic()
@@ -48,10 +52,20 @@ class Journal:
     numbers = {name: float(value) for name, value in values.items()}
     line = {"step": step, "seconds": round(self.seconds, 3)}
     line |= {n: v if np.isfinite(v) else None for n, v in numbers.items()}
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
+    self._waiting.append(json.dumps(line) + "\n")
+    self._flush()
     for name, value in numbers.items():
       self._events.add_scalar(name, value, step)
+
+  def _flush(self) -> None:
+    """Writes what waits, each line whole or not at all."""
+    try:
+      while self._waiting:
+        os.write(self._file.fileno(), self._waiting[0].encode())
+        self._waiting.pop(0)
+    except OSError as error:
+      if len(self._waiting) == 1:
+        say(f"warning: {self._path}: {error.strerror}; its lines wait")
 
   def picture(self, step: int, name: str, image: np.ndarray) -> None:
     """An image [h, w, 3] of bytes for TensorBoard."""
@@ -61,6 +75,7 @@ class Journal:
   def close(self) -> None:
     """Flushes both."""
     if self._file is not None:
+      self._flush()
       self._file.close()
       self._events.close()
 

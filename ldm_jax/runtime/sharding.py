@@ -1,12 +1,14 @@
 """Where arrays live: a mesh, and a rule for every leaf of a state."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -220,6 +222,14 @@ class Sharding:
     """How many of a batch's parts this process holds."""
     return len(self.rows(self.parts))
 
+  def most(self, number: int) -> jax.Array:
+    """The largest of the numbers that processes give, on every device."""
+    place = NamedSharding(self.mesh, P(AXES))
+    each = jax.make_array_from_callback(
+      (self.mesh.size,), place, lambda index: np.full(1, number, np.int32)
+    )
+    return _largest(self.replicated)(each)
+
   def of(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
     """Where an array of a batch lives: pictures are cut by height too."""
     parts = self.mesh.shape["context"]
@@ -275,3 +285,8 @@ class Sharding:
       if len(waiting) > depth:
         yield waiting.pop(0)
     yield from waiting
+
+
+@functools.cache
+def _largest(place: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+  return jax.jit(jnp.max, out_shardings=place)

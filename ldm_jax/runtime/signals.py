@@ -3,6 +3,10 @@
 import signal
 from types import FrameType
 
+import jax
+
+from ldm_jax.runtime.sharding import Sharding
+
 
 class Interruption:
   """Within `with`, remembers the first signal; a second one acts at once."""
@@ -25,7 +29,27 @@ class Interruption:
     for each, handler in self._before.items():
       signal.signal(each, handler)
 
-  @property
-  def exit_code(self) -> int:
-    """128 + the signal's number, as shells count; 0 without one."""
-    return 0 if self.received is None else 128 + self.received
+
+class Agreement:
+  """What any process has received, known to all of them at the same step.
+
+  Each step tells the devices what its process has heard, and reads what all had
+  told in the step before, so nobody waits. A process by itself knows at once.
+  """
+
+  def __init__(self, sharding: Sharding):
+    self._sharding = sharding
+    self._asked: jax.Array | None = None
+
+  def __call__(self, mine: signal.Signals | None) -> signal.Signals | None:
+    """What to end by now, if anything."""
+    if jax.process_count() == 1:
+      return mine
+    asked, self._asked = self._asked, self._sharding.most(int(mine or 0))
+    told = 0 if asked is None else int(asked)
+    return signal.Signals(told) if told else None
+
+
+def exit_code(received: signal.Signals | None) -> int:
+  """128 + the signal's number, as shells count; 0 without one."""
+  return 0 if received is None else 128 + received

@@ -114,14 +114,14 @@ def check(
 
 
 def orbax() -> Any:
-  """The library, late because it is slow, and without its routine warnings.
+  """The library, late because it is slow, and without what it logs.
 
   Several processes share the writing of what all hold. One has nobody to share
   with, and would compile a slice of every shape for it.
   """
   import orbax.checkpoint as ocp
 
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   if jax.process_count() == 1:
     alone = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     ocp.type_handlers.register_type_handler(jax.Array, alone, override=True)

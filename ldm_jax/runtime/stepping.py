@@ -1,0 +1,61 @@
+"""One step after another: compiled once per shape, timed, traced, watched."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from ldm_jax.runtime.progress import Pace, Profile
+from ldm_jax.runtime.speech import announced
+from ldm_jax.runtime.watchdog import DEVICES, INPUT, Watchdog
+
+Batch = dict[str, jax.Array]
+Step = Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]]
+
+
+class Stepper:
+  """Takes steps; of one that is compiled, nothing moves between host and
+  devices but what was put into its batch."""
+
+  def __init__(
+    self, step: Step, pace: Pace, profile: Profile, watchdog: Watchdog
+  ):
+    self._step, self._pace, self._profile = step, pace, profile
+    self._watchdog = watchdog
+    self._compiled: set[tuple] = set()
+
+  def fed(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+    """The same stream, watched and timed."""
+    batches = self._pace.fed(stream)
+    while True:
+      self._watchdog.waits_for(INPUT)
+      batch = next(batches, None)
+      self._watchdog.waits_for(None)
+      if batch is None:
+        return
+      yield batch
+
+  def __call__(self, number: int, state: Any, batch: Batch):
+    """(state, metrics) after step `number`, once the one before it is done."""
+    shapes = tuple(sorted((name, a.shape) for name, a in batch.items()))
+    if shapes not in self._compiled:
+      return self._first(shapes, state, batch)
+    self._watchdog.waits_for(DEVICES)
+    with self._profile.around(number), jax.transfer_guard("disallow"):
+      state, metrics = self._step(state, batch)
+    self._pace.stepped(metrics)
+    self._profile.after(number, metrics)
+    self._watchdog.stepped()
+    return state, metrics
+
+  def _first(self, shapes: tuple, state: Any, batch: Batch):
+    """A step that has to be compiled; no time is counted."""
+    self._compiled.add(shapes)
+    deed = "compiling the training step"
+    if len(self._compiled) > 1:
+      size = " x ".join(map(str, batch["image"].shape[1:3]))
+      deed = f"compiling step {len(self._compiled)}, for {size}"
+    with announced(deed):
+      state, metrics = jax.block_until_ready(self._step(state, batch))
+    self._pace.restarted(metrics)
+    return state, metrics

@@ -1,0 +1,201 @@
+"""Bad pictures are replaced, counted and budgeted; nothing else changes."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_jax.commands import train
+from ldm_jax.commands.doors import Stop
+from ldm_jax.data.augment import Augment
+from ldm_jax.data.errors import DataError
+from ldm_jax.data.folder import Folder
+from ldm_jax.data.pipeline import batches
+from ldm_jax.data.sound import Ledger, Sound
+from ldm_jax.runtime import metrics
+
+COUNT = 60
+
+pytestmark = pytest.mark.filterwarnings("ignore:Image size")
+
+
+def encoded(image, form="JPEG"):
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, form)
+  return file.getvalue()
+
+
+def bomb():
+  """A PNG of 90 million pixels in a few kilobytes."""
+  file = io.BytesIO()
+  Image.new("1", (9000, 10000)).save(file, "PNG")
+  return file.getvalue()
+
+
+def animated():
+  frames = [Image.new("RGB", (24, 24), (n * 80, 0, 0)) for n in range(3)]
+  file = io.BytesIO()
+  frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+  return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Sixty pictures, five of them bad in five ways, and one that moves."""
+  root = tmp_path_factory.mktemp("pictures")
+  rng = np.random.default_rng(0)
+  for number in range(COUNT):
+    image = rng.integers(0, 256, (24, 32, 3), np.uint8)
+    image[:, :, 0] = number
+    (root / f"{number:02d}.png").write_bytes(encoded(image, "PNG"))
+  whole = (root / "07.png").read_bytes()
+  (root / "07.png").write_bytes(whole[: len(whole) // 2])
+  (root / "08.png").write_bytes(b"<html>404 not found</html>")
+  (root / "21.png").write_bytes(bomb())
+  (root / "33.png").write_bytes(b"")
+  flipped = bytearray((root / "59.png").read_bytes())
+  flipped[len(flipped) // 2] ^= 255
+  (root / "59.png").write_bytes(bytes(flipped))
+  (root / "40.png").write_bytes(animated())
+  return root
+
+
+BAD = {7: "truncated", 8: "not_an_image", 21: "too_large", 59: "corrupt"}
+
+
+def stand_in(number):
+  while number in (*BAD, 33):
+    number = (number + 1) % COUNT
+  return number
+
+
+def taken(folder, ledger, start=0, count=30, threads=4, **options):
+  stream = batches(
+    Folder(str(folder)),
+    batch=8,
+    seed=1,
+    augment=Augment(16),
+    start=start,
+    threads=threads,
+    ledger=ledger,
+    **options,
+  )
+  return [next(stream)["image"] for _ in range(count)]
+
+
+def test_the_next_good_picture_stands_in(folder, capsys):
+  ledger = Ledger(fraction=0.1)
+  source = Sound(Folder(str(folder)), ledger)
+  for number in range(COUNT):
+    found, wanted = source[number]["image"], stand_in(number)
+    np.testing.assert_array_equal(found, Folder(str(folder))[wanted]["image"])
+  assert len(ledger) == 5
+  assert capsys.readouterr().err.count("warning: replaced: ") == 5
+
+
+def test_every_kind_is_written_down_once(folder, tmp_path):
+  path = tmp_path / "bad.jsonl"
+  for _ in range(2):  # as by a run that goes on
+    taken(folder, Ledger(str(path), 0.1))
+  told = [json.loads(line) for line in path.read_text().splitlines()]
+  assert sorted(line["example"] for line in told) == [7, 8, 21, 33, 59]
+  kinds = {line["example"]: line["kind"] for line in told}
+  assert {n: kinds[n] for n in BAD} == BAD
+  assert all(
+    line["path"].endswith(f"{line['example']:02d}.png") for line in told
+  )
+
+
+def test_batches_are_the_same_wherever_and_however_they_are_read(folder):
+  whole = taken(folder, Ledger(fraction=0.1))
+  assert {batch.shape for batch in whole} == {(8, 16, 16, 3)}
+  for start, threads in ((0, 1), (11, 8), (29, 0)):
+    found = taken(folder, Ledger(fraction=0.1), start, 30 - start, threads)
+    np.testing.assert_array_equal(found, whole[start:])
+  halves = [
+    taken(folder, Ledger(fraction=0.1), rows=rows)
+    for rows in (range(4), range(4, 8))
+  ]
+  np.testing.assert_array_equal(np.concatenate(halves, axis=1), whole)
+
+
+def test_buckets_hold_stand_ins_too(folder):
+  found = taken(folder, Ledger(fraction=0.1), buckets=((16, 16), (12, 16)))
+  assert {batch.shape[1:3] for batch in found} <= {(16, 16), (12, 16)}
+
+
+def test_more_than_the_budget_is_an_error_that_lists_kinds(folder):
+  with pytest.raises(
+    DataError, match=r"5 of 60 pictures are bad \(.*truncated 1.*0\.07"
+  ):
+    taken(folder, Ledger(fraction=0.07))
+  with pytest.raises(DataError, match="of 60 pictures are bad"):
+    taken(folder, Ledger())
+
+
+def test_nothing_good_is_an_error(tmp_path):
+  for number in range(3):
+    (tmp_path / f"{number}.png").write_bytes(b"no picture")
+  with pytest.raises(DataError, match="none of 3 pictures is good"):
+    _ = Sound(Folder(str(tmp_path)), Ledger(fraction=1.0))[1]
+
+
+CONFIG = """
+from ldm_jax.config import *
+from ldm_jax.data.augment import Augment
+from ldm_jax.data.folder import Folder
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+
+def get_config():
+  return Experiment(
+    task=Autoencoding(
+      autoencoder=Autoencoder(
+        trunk=Trunk(channels=8, multipliers=(1,), blocks=1, groups=4)
+      ),
+      perceptual=None, discriminator=None, disc_weight=0.0,
+    ),
+    data=Data(
+      source=Folder({folder!r}),
+      validation=Folder({folder!r}, only=("00.png",)),
+      augment=Augment(16), batch=8, held_out=1,
+    ),
+    steps=9,
+  )
+"""
+
+
+def trained(config, workdir, *flags):
+  return train.main(
+    [
+      f"--config={config}",
+      f"--workdir={workdir}",
+      "--config.reports.every=1",
+      "--config.reports.previews_every=0",
+      *flags,
+    ]
+  )
+
+
+def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
+  config = tmp_path / "config.py"
+  config.write_text(CONFIG.format(folder=str(folder)))
+  allow = "--config.data.max_bad_fraction=0.1"
+  assert trained(config, tmp_path / "whole", allow) == 0
+  told = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert told["bad_samples"] == 5
+  assert trained(config, tmp_path / "cut", allow, "--config.steps=4") == 0
+  assert (
+    trained(config, tmp_path / "cut", allow, "--config.data.threads=1") == 0
+  )
+  losses = [
+    [line["loss"] for line in metrics.read(str(tmp_path / n)) if "loss" in line]
+    for n in ("whole", "cut")
+  ]
+  assert losses[0] == losses[1] and len(losses[0]) == 9
+  lines = (tmp_path / "cut" / "bad_samples.jsonl").read_text().splitlines()
+  assert len(lines) == 5
+  with pytest.raises(Stop, match=r"max_bad_fraction is 0\.001") as stop:
+    trained(config, tmp_path / "strict")
+  assert stop.value.code == 4

@@ -1,0 +1,86 @@
+"""A run that stands still says where."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ldm_jax.runtime.watchdog import DEVICES, INPUT, Watchdog
+
+
+def a_place_to_sleep(seconds):
+  time.sleep(seconds)
+
+
+@pytest.mark.parametrize("what", [INPUT, DEVICES])
+def test_stacks_are_shown_once_for_each_wait(what, capfd):
+  with Watchdog(least=0.2) as watchdog:
+    for _ in range(2):
+      watchdog.waits_for(what)
+      a_place_to_sleep(0.6)
+      watchdog.waits_for(None)
+  said = capfd.readouterr().err
+  assert len(re.findall(f"warning: waiting for {what} for [01] s", said)) == 2
+  assert "in a_place_to_sleep" in said
+
+
+def test_what_is_not_waited_for_or_soon_there_is_not_told(capfd):
+  with Watchdog(least=0.3) as watchdog:
+    time.sleep(0.5)  # a compilation
+    for _ in range(8):
+      watchdog.waits_for(DEVICES)
+      time.sleep(0.1)
+      watchdog.stepped()
+  with Watchdog(least=0.0) as watchdog:
+    watchdog.waits_for(INPUT)
+    time.sleep(0.2)
+  assert capfd.readouterr().err == ""
+
+
+def test_long_steps_have_longer_to_come():
+  watchdog = Watchdog(least=0.01)
+  for _ in range(6):
+    time.sleep(0.05)
+    watchdog.stepped()
+  assert 0.15 <= watchdog.limit < 0.3
+
+
+HANGING = """
+import json, sys, time
+import jax.numpy as jnp
+from ldm_jax.loop import Loop
+from ldm_jax.runtime.sharding import MeshShape
+sys.path.insert(0, "tests")
+from test_runtime import Falling, stream
+
+def stuck_reader(step):
+  if step == 3:
+    time.sleep(60)
+
+loop = Loop(
+  Falling(), MeshShape().build(), sys.argv[1], 9, previews_every=0, hang=0.5,
+  abort=2.0,
+)
+held_out = loop.sharding.whole(next(stream(0)))
+loop.run(None, lambda start: stream(start, stuck_reader), held_out, held_out)
+"""
+
+
+def test_a_stuck_input_is_named_and_ends_the_run_if_it_may(tmp_path):
+  begun = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, "-c", HANGING, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 70
+  assert time.monotonic() - begun < 50
+  assert "waiting for the input" in done.stderr
+  assert "gave up waiting for the input" in done.stderr
+  assert "in stuck_reader" in done.stderr
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert all(json.loads(line) for line in lines)
