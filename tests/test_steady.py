@@ -1,6 +1,5 @@
 """What would spoil a run does not reach it."""
 
-import dataclasses
 import functools
 import json
 
@@ -9,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from faulty import descend
 
-from ldm_jax.loop import Loop
-from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
+from ldm_jax.runtime.checkpoint import Checkpoints
 from ldm_jax.runtime.errors import NonFinite
 from ldm_jax.runtime.metrics import read
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.runtime.steady import WINDOW, Steadied, health, names_of
+from ldm_jax.runtime.steady import WINDOW, health, names_of
 
 PARAMS = {"a": jnp.ones((3, 4)), "b": {"c": jnp.ones(5)}}
 
@@ -127,70 +125,8 @@ def test_two_optimizers_are_told_together():
   assert health({"step": jnp.int32(0)}) == {}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class State:
-  """As tasks have it."""
-
-  step: jax.Array
-  params: jax.Array
-  opt: Steadied
-
-
-@dataclasses.dataclass(frozen=True)
-class Descent:
-  """Descends mean (w - x)^2 / 2, whose gradient breaks where x does."""
-
-  optimizer: Optimizer = Optimizer(rate=0.1, patience=3)
-
-  def init(self, key, batch, frozen):
-    params = {"w": jnp.zeros(2)}
-    opt = self.optimizer.build().init(params)
-    return State(jnp.int32(0), params, opt)
-
-  def step(self, state, frozen, batch, key):
-    loss = lambda p: jnp.square(p["w"] - batch["x"]).mean() / 2
-    value, grads = jax.value_and_grad(loss)(state.params)
-    tx = self.optimizer.build()
-    updates, opt = tx.update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return State(state.step + 1, params, opt), {"loss": value}
-
-  def measure(self, state, frozen, batch, key):
-    return {"w": state.params["w"].sum()}
-
-  def preview(self, state, frozen, batch, key):
-    return {}
-
-
-def descend(folder, bad, steps=12, every=4):
-  """The exit code of a run whose batches of steps `bad` hold a NaN."""
-
-  def stream(start):
-    for step in range(start + 1, 99):
-      rows = np.random.default_rng(step).standard_normal((8, 2))
-      rows = rows.astype(np.float32)
-      if step in bad:
-        rows[5, 1] = np.nan
-      yield {"x": rows}
-
-  sharding = MeshShape().build()
-  held_out = sharding.whole({"x": np.zeros((8, 2), np.float32)})
-  loop = Loop(
-    Descent(),
-    sharding,
-    str(folder),
-    steps,
-    keeping=Keeping(every=every),
-    every=1,
-    previews_every=0,
-    examples=lambda step: range(8 * step, 8 * step + 8),
-  )
-  return loop.run(None, stream, held_out, held_out)
-
-
 def test_one_bad_batch_costs_one_update_and_is_told_of(tmp_path, capsys):
-  assert descend(tmp_path / "run", {4}) == 0
+  assert descend(tmp_path / "run", 12, 4, bad={4}) == 0
   lines = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
   told = [json.loads(line) for line in lines]
   assert told == [
@@ -215,7 +151,7 @@ def test_one_bad_batch_costs_one_update_and_is_told_of(tmp_path, capsys):
 
 def test_too_many_in_a_row_end_the_run_and_nothing_bad_is_saved(tmp_path):
   with pytest.raises(NonFinite, match="3 updates in a row, up to step 8"):
-    descend(tmp_path, {2, 3, 6, 7, 8, 9, 10})
+    descend(tmp_path, 12, 4, bad={2, 3, 6, 7, 8, 9, 10})
   checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
   assert checkpoints.latest == 4
   checkpoints.close()

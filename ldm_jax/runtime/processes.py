@@ -10,6 +10,7 @@ import numpy as np
 
 # Seconds: for all to arrive, until a silent one counts as dead, and to part.
 ARRIVE, SILENT, PART = 300, 60, 60
+HEARTBEAT = "LDM_JAX_HEARTBEAT_SECONDS"
 
 
 def join(environment: Mapping[str, str] = os.environ) -> None:
@@ -18,6 +19,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
   Plain hosts say so by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
   JAX_PROCESS_ID; Slurm, Open MPI and TPU pods, on GKE too, are recognised by
   jax itself. To be called before anything asks for devices.
+
+  A process that is silent for LDM_JAX_HEARTBEAT_SECONDS, or 60, is dead.
 
   Raises:
     ValueError: the numbers are missing, or make no sense.
@@ -30,7 +33,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
   jax.distributed.initialize(
     **told,
     initialization_timeout=ARRIVE,
-    heartbeat_timeout_seconds=SILENT,
+    heartbeat_timeout_seconds=_seconds(environment),
     shutdown_timeout_seconds=PART,
   )
 
@@ -56,6 +59,14 @@ def _told(environment: Mapping[str, str]) -> dict[str, Any] | None:
   hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
   slices = "MEGASCALE_COORDINATOR_ADDRESS" in environment
   return {} if many or len(hosts) > 1 or slices else None
+
+
+def _seconds(environment: Mapping[str, str]) -> int:
+  """Until a silent process counts as dead."""
+  told = environment.get(HEARTBEAT, str(SILENT))
+  if not told.isdigit() or int(told) < 5:
+    raise ValueError(f"{HEARTBEAT} must be 5 seconds or more, got {told!r}")
+  return int(told)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

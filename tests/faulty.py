@@ -1,0 +1,121 @@
+"""A small run for tests that break it: python faulty.py FOLDER STEPS EVERY REST
+
+Descends towards the batches' means, and rests REST seconds before every batch.
+With BIG=1 in the environment its checkpoints take a while to write.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ldm_jax.commands.doors import NUMERICS, Stop, enter
+from ldm_jax.loop import Loop
+from ldm_jax.runtime import processes
+from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.errors import NonFinite
+from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.steady import Steadied
+
+ROWS = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class State:
+  """As tasks have it."""
+
+  step: jax.Array
+  params: dict
+  opt: Steadied
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+  """Descends mean (w - x - noise)^2 / 2, whose gradient breaks where x does."""
+
+  optimizer: Optimizer = Optimizer(rate=0.1, patience=3)
+  width: int = 2
+
+  def init(self, key, batch, frozen):
+    params = {"w": jnp.zeros((self.width, 2))}
+    opt = self.optimizer.build().init(params)
+    return State(jnp.zeros((), jnp.int32), params, opt)
+
+  def step(self, state, frozen, batch, key):
+    noise = jax.random.normal(key, batch["x"].shape)
+    aim = (batch["x"] + 0.1 * noise).mean(0)
+    loss = lambda p: jnp.square(p["w"] - aim).mean() / 2
+    value, grads = jax.value_and_grad(loss)(state.params)
+    tx = self.optimizer.build()
+    updates, opt = tx.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return State(state.step + 1, params, opt), {"loss": value}
+
+  def measure(self, state, frozen, batch, key):
+    return {"w": state.params["w"].mean()}
+
+  def preview(self, state, frozen, batch, key):
+    return {}
+
+
+def rows(step, bad=()):
+  """The batch of a step, counted from 1; one number of it is NaN if `bad`."""
+  drawn = np.random.default_rng(step).standard_normal((ROWS, 2))
+  if step in bad:
+    drawn[5, 1] = np.nan
+  return drawn.astype(np.float32)
+
+
+def loop(folder, steps, every, width=2, **more):
+  """The run, and what is held out."""
+  sharding = MeshShape().build()
+  mine = sharding.rows(ROWS)
+  made = Loop(
+    Descent(width=width),
+    sharding,
+    str(folder),
+    steps,
+    keeping=Keeping(every=every),
+    every=1,
+    previews_every=0,
+    examples=lambda step: range(ROWS * step, ROWS * step + ROWS),
+    **more,
+  )
+  return made, sharding.whole({"x": rows(0)}), mine
+
+
+def descend(folder, steps, every, rest=0.0, bad=(), width=2, **more):
+  """Runs, or goes on; the exit code."""
+  made, held_out, mine = loop(folder, steps, every, width, **more)
+
+  def stream(start):
+    step = start
+    while True:
+      step += 1
+      time.sleep(rest)
+      yield {"x": rows(step, bad)[mine]}
+
+  return made.run(None, stream, held_out, held_out)
+
+
+def main(arguments):
+  """The command."""
+  processes.join()
+  folder, steps, every, rest = arguments
+  width = 1_000_000 if os.environ.get("BIG") else 2
+  try:
+    return descend(folder, int(steps), int(every), float(rest), width=width)
+  except NonFinite as error:
+    raise Stop(str(error), NUMERICS) from error
+
+
+if __name__ == "__main__":
+  sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
+  enter(main)

@@ -1,0 +1,291 @@
+"""Real processes, really killed: nothing is lost, and nothing is invented.
+
+The number of repetitions is multiplied by FAULTS in the environment; what one
+full run with FAULTS=10 found is in benchmarks/faults.md.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from faulty import descend
+from test_processes import start
+from test_training import BLIND, CONFIGS, ONE, TWO
+
+from ldm_jax.runtime import checkpoint, metrics
+from ldm_jax.runtime.checkpoint import Checkpoints
+from ldm_jax.runtime.digests import summary
+from ldm_jax.runtime.errors import NonFinite
+
+ROOT = pathlib.Path(__file__).parent.parent
+FAULTY = str(ROOT / "tests" / "faulty.py")
+TIMES = int(os.environ.get("FAULTS", "1"))
+
+
+def digest_of(folder):
+  """Of the newest state; every step must be whole."""
+  *_, last = checkpoint.verified(str(folder / "checkpoints"))
+  step, wrong, leaves = last
+  assert wrong is None
+  return step, summary(leaves)
+
+
+def losses(folder):
+  told = metrics.read(str(folder))
+  return [(line["step"], line["loss"]) for line in told if "loss" in line]
+
+
+def begin(folder, steps, every=5, rest=0.05, **env):
+  """A small run as a process of its own."""
+  return subprocess.Popen(
+    [sys.executable, FAULTY, str(folder), str(steps), str(every), str(rest)],
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **env},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def wait_for(folder, step, process, seconds=60):
+  """Until a run has told of a step."""
+  until = time.monotonic() + seconds
+  while time.monotonic() < until and process.poll() is None:
+    told = losses(folder) if folder.exists() else []
+    if told and told[-1][0] >= step:
+      return
+    time.sleep(0.02)
+  raise AssertionError(f"no step {step}: {process.communicate()[1]}")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  """A small run that nobody disturbs, 30 steps."""
+  folder = tmp_path_factory.mktemp("straight") / "run"
+  process = begin(folder, 30, rest=0.0)
+  assert process.wait(120) == 0, process.communicate()[1]
+  return folder
+
+
+@pytest.mark.parametrize(
+  "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_loses_no_step(straight, tmp_path, number, code):
+  run = tmp_path / "run"
+  process = begin(run, 30)
+  wait_for(run, 7, process)
+  sent = time.monotonic()
+  process.send_signal(number)
+  assert process.wait(30) == code
+  assert time.monotonic() - sent < 5
+  assert f"{number.name}: saved step" in process.communicate()[1]
+  step, _ = digest_of(run)
+  assert 7 <= step < 30 and step == losses(run)[-1][0]
+  again = begin(run, 30, rest=0.0)
+  assert again.wait(60) == 0
+  assert f"from step {step}" in again.communicate()[1]
+  assert digest_of(run) == digest_of(straight)
+  assert losses(run) == losses(straight)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(straight, tmp_path):
+  run = tmp_path / "run"
+  process = begin(run, 30, every=2, rest=0.3)
+  wait_for(run, 5, process)
+  process.send_signal(signal.SIGINT)
+  time.sleep(0.02)
+  process.send_signal(signal.SIGINT)
+  sent = time.monotonic()
+  assert process.wait(30) == 130 and time.monotonic() - sent < 3
+  process.communicate()
+  again = begin(run, 30, every=2, rest=0.0)
+  assert again.wait(60) == 0, again.communicate()[1]
+  assert digest_of(run)[1] == digest_of(straight)[1]
+
+
+@pytest.mark.parametrize("kind", ["batch", "weight"])
+def test_a_nan_is_never_saved(tmp_path, kind):
+  if kind == "batch":
+    assert descend(tmp_path, 12, 3, bad={5}) == 0
+  else:  # from a step on nothing else is left but to stop
+    with pytest.raises(NonFinite, match="3 updates in a row"):
+      descend(tmp_path, 12, 3, bad=range(5, 99))
+  for _, wrong, leaves in checkpoint.verified(str(tmp_path / "checkpoints")):
+    assert wrong is None and leaves
+  checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+  assert checkpoints.latest == (12 if kind == "batch" else 6)
+  checkpoints.close()
+
+
+@pytest.mark.slow
+def test_killed_while_saving_the_step_before_is_there(tmp_path):
+  """A run that does nothing but save 24 MB, killed at any moment."""
+  rng, left = random.Random(0), set()
+  run = tmp_path / "run"
+  before, kills, steps = 0, 5 * TIMES, 100_000
+  for _ in range(kills):
+    process = begin(run, steps, every=1, rest=0.0, BIG="1")
+    wait_for(run, before + 2, process)
+    time.sleep(rng.uniform(0, 0.5))
+    process.kill()
+    process.communicate()
+    left |= {p.name for p in (run / "checkpoints").iterdir()}
+    told = list(checkpoint.verified(str(run / "checkpoints")))
+    assert told and all(wrong is None for _, wrong, _ in told)
+    assert told[-1][0] >= losses(run)[-1][0] - 3 and told[-1][0] > before
+    before = told[-1][0]
+  assert any(name.endswith(checkpoint.HALF) for name in left) or TIMES < 10
+  process = begin(run, before + 1, every=1, rest=0.0, BIG="1")
+  assert process.wait(60) == 0
+  process.communicate()
+  names = [p.name for p in (run / "checkpoints").iterdir()]
+  assert all(name.isdigit() for name in names)  # what was half written is gone
+
+
+def command(stage, folder, steps, first=None, threads=2):
+  config = "glyphs_autoencoder.py" if stage == "one" else "glyphs_text.py"
+  more = [f"--config.first_stage={first}"] if first else []
+  return [
+    sys.executable,
+    "train.py",
+    f"--config={CONFIGS / config}",
+    f"--workdir={folder}",
+    f"--config.steps={steps}",
+    "--config.checkpoints.every=3",
+    f"--config.data.threads={threads}",
+    *(ONE if stage == "one" else TWO),
+    *more,
+    BLIND,
+  ]
+
+
+def trained(line, kill_after=None):
+  """Runs a command; whether it came to its end before it was killed."""
+  process = subprocess.Popen(
+    line,
+    cwd=ROOT,
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  with contextlib.suppress(subprocess.TimeoutExpired):
+    _, said = process.communicate(timeout=kill_after)
+    assert process.returncode == 0, said[-3000:]
+    return True
+  process.kill()
+  process.communicate()
+  return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_a_run_that_is_killed_at_random_is_the_run_that_was_not(
+  tmp_path, stage
+):
+  steps, first = 20, None
+  if stage == "two":
+    first = tmp_path / "first"
+    assert trained(command("one", first, 2))
+  whole = tmp_path / "whole"
+  assert trained(command(stage, whole, steps, first))
+  begun = time.monotonic()  # once more, now that all is compiled
+  assert trained(command(stage, tmp_path / "timed", steps, first))
+  seconds = time.monotonic() - begun
+  rng, kills = random.Random(1), 0
+  for number in range(2 * TIMES):
+    run = tmp_path / f"run{number}"
+    while not trained(
+      command(stage, run, steps, first, rng.choice([1, 4, 8])),
+      rng.uniform(0.3, 1.1) * seconds,
+    ):
+      kills += 1
+    assert digest_of(run) == digest_of(whole)
+    assert losses(run) == losses(whole)
+  print(f"stage {stage}: {kills} kills in {2 * TIMES} runs, all exact")
+
+
+def pair(folder, steps, rest):
+  return start(
+    lambda i: [FAULTY, str(folder), str(steps), "5", str(rest)], devices=4
+  )
+
+
+@pytest.mark.slow
+def test_one_processs_signal_ends_both_at_the_same_step(straight, tmp_path):
+  run = tmp_path / "run"
+  running = pair(run, 30, 0.1)
+  wait_for(run, 7, running[0], 120)
+  running[1].send_signal(signal.SIGTERM)
+  for process in running:
+    assert process.wait(60) == 143, process.communicate()[1]
+    process.communicate()
+  step, _ = digest_of(run)
+  assert step == losses(run)[-1][0] < 30
+  # On another number of devices the state is the same, later ones nearly.
+  again = begin(run, 30, rest=0.0)
+  assert again.wait(60) == 0, again.communicate()[1]
+  ours, theirs = np.array(losses(run)), np.array(losses(straight))
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_dead_process_is_noticed(tmp_path, monkeypatch):
+  monkeypatch.setenv("LDM_JAX_HEARTBEAT_SECONDS", "10")
+  running = pair(tmp_path / "run", 10_000, 0.05)
+  wait_for(tmp_path / "run", 5, running[0], 120)
+  running[1].kill()
+  begun = time.monotonic()
+  assert running[0].wait(60) != 0
+  assert time.monotonic() - begun < 12
+  for process in running:
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_three_thousand_steps_leave_nothing_behind(tmp_path):
+  process = begin(tmp_path / "run", 3000, every=1000, rest=0.0)
+  sizes = {}
+  while process.poll() is None:
+    time.sleep(0.1)
+    with contextlib.suppress(OSError, IndexError, ValueError):
+      pages = pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1]
+      sizes[losses(tmp_path / "run")[-1][0]] = int(pages) * 4096 / 2**20
+  assert process.returncode == 0, process.communicate()[1]
+  said = process.communicate()[1]
+  assert said.count("compiling") == 1
+  steps, mib = np.array([kv for kv in sizes.items() if kv[0] > 1100]).T
+  slope = np.polyfit(steps, mib, 1)[0] * 1000
+  print(f"{slope:.2f} MiB per 1000 steps")
+  assert slope < 1, (steps, mib)
+
+
+@pytest.mark.slow
+def test_the_resume_command_is_told_and_works(tmp_path):
+  line = command("one", tmp_path / "run", 60)
+  process = subprocess.Popen(
+    line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+  )
+  wait_for(tmp_path / "run", 2, process, 120)
+  process.send_signal(signal.SIGINT)
+  out, said = process.communicate(timeout=60)
+  assert process.returncode == 130
+  told = re.search(r"go on with: python (.*)", said)[1]
+  assert told.startswith("train.py --config=")
+  step = json.loads(out.splitlines()[-1])["step"]
+  assert step == digest_of(tmp_path / "run")[0]
+  done = subprocess.run(
+    f"{sys.executable} {told} --config.steps={step + 1}",
+    shell=True,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0 and f"from step {step}" in done.stderr
