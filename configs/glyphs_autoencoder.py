@@ -13,7 +13,7 @@ palettes are shown, so that a second stage may be led from one to the other.
 from ldm_jax.config import Data, Experiment, Reports
 from ldm_jax.data.glyphs import Glyphs
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding
 

@@ -16,7 +16,7 @@ from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 

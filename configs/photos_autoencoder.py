@@ -24,7 +24,7 @@ from ldm_jax.data.folder import Folder
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.perceptual import LPIPS
-from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding
 

@@ -47,7 +47,7 @@ from ldm_jax.nn.spatial import (
 from ldm_jax.nn.text import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.nodes import ConfigError, read
-from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.tasks.autoencoding import Autoencoding

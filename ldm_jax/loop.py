@@ -14,8 +14,9 @@ import numpy as np
 from ldm_jax.pixels import to_uint8
 from ldm_jax.programs import Batch, Programs, Task
 from ldm_jax.runtime import flops, pictures, processes
-from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
+from ldm_jax.runtime.checkpoint import Checkpoints
 from ldm_jax.runtime.errors import NonFinite
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.metrics import Journal
 from ldm_jax.runtime.progress import Pace, Profile, Reporter
 from ldm_jax.runtime.saving import Saver, check_room

@@ -17,8 +17,8 @@ import optax
 from ldm_jax.commands.doors import NUMERICS, Stop, enter
 from ldm_jax.loop import Loop
 from ldm_jax.runtime import processes
-from ldm_jax.runtime.checkpoint import Keeping
 from ldm_jax.runtime.errors import NonFinite
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.runtime.steady import Steadied

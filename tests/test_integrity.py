@@ -16,9 +16,10 @@ import pytest
 
 from ldm_jax.commands import verify
 from ldm_jax.runtime import checkpoint, trees
-from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
+from ldm_jax.runtime.checkpoint import Checkpoints
 from ldm_jax.runtime.digests import digest, digests
 from ldm_jax.runtime.errors import Damaged, NonFinite
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.lock import Held, lock
 from ldm_jax.runtime.sharding import MeshShape
 

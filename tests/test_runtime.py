@@ -15,9 +15,10 @@ from PIL import Image
 
 from ldm_jax.loop import Loop
 from ldm_jax.runtime import pictures
-from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
+from ldm_jax.runtime.checkpoint import Checkpoints
 from ldm_jax.runtime.digests import digest
 from ldm_jax.runtime.errors import NonFinite
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.metrics import Journal, read
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.runtime.sharding import MeshShape

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ldm_jax.runtime import saving
-from ldm_jax.runtime.checkpoint import Checkpoints, Keeping
+from ldm_jax.runtime.checkpoint import Checkpoints
 from ldm_jax.runtime.errors import SaveFailed
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.metrics import Journal, read
 from ldm_jax.runtime.saving import Saver, check_room
 

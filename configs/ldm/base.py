@@ -20,7 +20,7 @@ from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.bottleneck import VectorQuantizer
 from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.autoencoding import Autoencoding
 from ldm_jax.tasks.denoising import Denoising

@@ -19,7 +19,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.runtime.checkpoint import Keeping
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.tasks.denoising import Denoising
 

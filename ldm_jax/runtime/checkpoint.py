@@ -4,70 +4,25 @@ Orbax restores most flipped bits without a word, so every state lies beside the
 digests of its leaves, which are looked at when it comes back.
 """
 
-import dataclasses
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 
 from ldm_jax.runtime import processes, trees
 from ldm_jax.runtime.digests import digests
 from ldm_jax.runtime.errors import Damaged, NonFinite, SaveFailed
+from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.speech import say
 from ldm_jax.runtime.trees import absolute, check, orbax, suspected
 
 Part = TypeVar("Part")
 
+GONE = "deleted"  # where one goes first, so that none is ever half there
 HALF = ".orbax-checkpoint-tmp"  # how the name of what is half written ends
-
-
-@dataclasses.dataclass(frozen=True)
-class Keeping:
-  """Which checkpoints are written, and which stay.
-
-  Attributes:
-    every: steps between checkpoints; the last step always has one.
-    keep: how many of the latest stay.
-    keep_every: steps between those that stay for good, or None.
-    best: the validation metric whose best checkpoint stays too, or None.
-    best_is: which end of the metric is the best.
-  """
-
-  every: int = 1000
-  keep: int = 2
-  keep_every: int | None = None
-  best: str | None = None
-  best_is: Literal["min", "max"] = "min"
-
-  def __post_init__(self):
-    if self.every < 1 or self.keep < 1:
-      raise ValueError(
-        "checkpoints need every >= 1 and keep >= 1, got "
-        f"every={self.every} keep={self.keep}"
-      )
-
-  def policy(self) -> Any:
-    """Orbax's preservation policy; `max_to_keep` would drop the newest."""
-    from orbax.checkpoint.checkpoint_managers import (
-      preservation_policy as preserve,
-    )
-
-    policies = [preserve.LatestN(n=self.keep)]
-    if self.keep_every is not None:
-      policies.append(preserve.EveryNSteps(interval_steps=self.keep_every))
-    if self.best is not None:
-      policies.append(
-        preserve.BestN(
-          get_metric_fn=lambda metrics: metrics[self.best],
-          reverse=self.best_is == "min",
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
-    return preserve.AnyPreservationPolicy(policies)
 
 
 class Checkpoints:
@@ -80,6 +35,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=keeping.policy(),
       cleanup_tmp_directories=True,
+      todelete_subdir=GONE,
     )
     self._folder = absolute(folder)
     self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -140,6 +96,7 @@ class Checkpoints:
     """Deletes all but the newest, for want of room."""
     for step in self.steps[:-1]:
       self._manager.delete(step)
+    self._sweep()
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
     """The state of `step`, bit for bit, placed as `shardings` says.
@@ -195,6 +152,13 @@ class Checkpoints:
       self._manager.wait_until_finished()
     except Exception as error:
       raise self._failed(step, error) from error
+    self._sweep()
+
+  def _sweep(self) -> None:
+    """Deletes what has been put out of sight."""
+    if processes.is_first():
+      gone = os.path.join(self._folder, GONE)
+      shutil.rmtree(gone, ignore_errors=True)
 
   def close(self) -> None:
     """Waits and lets go; raises as `wait` does."""
