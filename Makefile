@@ -45,7 +45,7 @@ gallery: $(BASE)
 	$(BIN)/python docs/gallery.py
 
 test: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) $(ONLY)
 
 # Heavier truths, and live comparisons with torch, diffusers and lpips. The last
 # asks for torchvision, which has no CPU build and is not needed.

@@ -92,6 +92,11 @@ class Data:
   max_bad_fraction: float = 1e-3
 
   def __post_init__(self):
+    if min(self.batch, self.held_out) < 1 or self.threads < 0:
+      raise ValueError(
+        "data needs batch >= 1, held_out >= 1 and threads >= 0, got "
+        f"batch={self.batch} held_out={self.held_out} threads={self.threads}"
+      )
     if not 0 <= self.max_bad_fraction <= 1:
       raise ValueError(
         f"max_bad_fraction={self.max_bad_fraction} must be from 0 to 1"

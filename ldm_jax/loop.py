@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_jax.pixels import to_uint8
 from ldm_jax.programs import Batch, Programs, Task
-from ldm_jax.runtime import flops, pictures, processes
+from ldm_jax.runtime import flops, memory, pictures, processes
 from ldm_jax.runtime.checkpoint import Checkpoints
 from ldm_jax.runtime.errors import NonFinite
 from ldm_jax.runtime.keeping import Keeping
@@ -80,6 +80,7 @@ class Loop:
         were; that state is not saved.
       Damaged: there are checkpoints, but none is whole.
       SaveFailed: checkpoints cannot be written.
+      TooLarge: no device has the memory for a state.
     """
     folder = os.path.join(self.folder, "checkpoints")
     with contextlib.closing(Checkpoints(folder, self.keeping)) as checkpoints:
@@ -87,6 +88,11 @@ class Loop:
         say(f"{self.folder} has had its {self.steps} steps")
         return 0
       programs = Programs(self.task, self.sharding, self.seed, frozen, held_out)
+      memory.check(
+        "the state",
+        memory.per_device(programs.shapes, programs.places),
+        "a larger mesh.fsdp",
+      )
       check_room(folder, programs.shapes, self.keeping.keep)
       begin, state = self.begun(programs, checkpoints, held_out)
       journal = Journal(self.folder, begin, processes.is_first())

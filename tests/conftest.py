@@ -26,7 +26,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 # The longest first, so that no worker is left with one of them at the end.
-LONGEST = ("training", "meshes", "towers", "foreign", "sampling", "denoising")
+LONGEST = (
+  *("training", "meshes", "bad_inputs", "beginnings", "foreign", "sampling"),
+  *("denoising", "autoencoding", "faults", "latents", "towers"),
+)
 
 # Shapes in signatures are checked here, and only here.
 install_import_hook("ldm_jax", "beartype.beartype")
@@ -34,4 +37,7 @@ install_import_hook("ldm_jax", "beartype.beartype")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   places = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+  for item in items:
+    if item.path.stem in places:
+      item.add_marker(pytest.mark.long)
   items.sort(key=lambda item: places.get(item.path.stem, len(places)))

@@ -113,6 +113,7 @@ def test_inpainting_begins_from_a_folder_of_text(
   np.testing.assert_allclose(wide[:, :, 4:], 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_never_saved_begins_again(
   tmp_path, folder, words, monkeypatch
 ):

@@ -134,6 +134,7 @@ def test_an_interrupted_job_goes_on_to_the_same_bytes(
   assert set(asked) <= {0}
 
 
+@pytest.mark.slow
 def test_training_on_latents_is_training_on_their_images(
   stage, folder, tmp_path
 ):

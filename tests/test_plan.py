@@ -74,6 +74,7 @@ def told(capsys, *flags):
   return table, json.loads(line)
 
 
+@pytest.mark.slow
 def test_a_plan_for_the_devices_that_are_here(capsys):
   table, whole = told(capsys, "--batch=8")
   assert whole["devices"] == 8 and whole["fits"] is None

@@ -96,6 +96,7 @@ def learn(root, folder, *flags):
   )
 
 
+@pytest.mark.slow
 def test_a_model_with_a_trained_tower_goes_out_whole(parts, tmp_path, capsys):
   root, tower = parts
   folder = tmp_path / "run"

@@ -6,20 +6,19 @@ import sys
 
 import numpy as np
 
-from ldm_jax.data.images import ImageError, read_image
+from ldm_jax.data.wording import cleaned
 from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.diffusion.samplers import Recipe
 from ldm_jax.diffusion.samplers.names import sampler_and_spacing, spacing_of
 from ldm_jax.diffusion.torch_noise import torch_normal
 from ldm_jax.nn.conditioners import Beside
-from ldm_jax.nn.spatial import LowResolution
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
 from ldm_jax.runtime.speech import say
-from ldm_jax.sampling import Given, Settings
-from ldm_jax.sampling.canvas import extended, fitted, fitted_mask
+from ldm_jax.sampling import Settings
 
 IMAGE_STRENGTH = 0.8  # of --image without a mask
+MOST, SEEDS = 1e4, 2**32  # of numbers, and how many seeds there are
 NOISE_LEVEL = 20  # of upscaling, as in diffusers
 
 
@@ -28,10 +27,14 @@ def prompts_of(flags: argparse.Namespace) -> tuple[list[str], str | None]:
 
   Raises:
     ConfigError: the file of prompts cannot be read, or holds none.
+    ValueError: a prompt cannot be read; see `cleaned`.
   """
   prompts = list(flags.prompt)
   if flags.prompts_file is not None:
     prompts += _lines(flags.prompts_file)
+  prompts = [cleaned(text, say) for text in prompts]
+  if "" in prompts:
+    say("note: an empty prompt says nothing, so guidance leads nowhere")
   if flags.variation is not None and not 0 <= flags.variation <= 1:
     raise ConfigError(f"--variation must be 0 to 1, got {flags.variation}")
   if flags.interpolate is not None:
@@ -76,6 +79,7 @@ def settings_of(
   Raises:
     ValueError: a flag's value means nothing, or not for this model.
   """
+  _check_numbers(flags)
   guidance = opened.guidance if flags.guidance is None else flags.guidance
   if flags.num < 1 or flags.batch < 1:
     raise ConfigError(
@@ -89,8 +93,8 @@ def settings_of(
     is_whole = flags.mask or flags.outpaint or is_beside or not flags.image
     strength = 1.0 if is_whole else IMAGE_STRENGTH
   settings = Settings(
-    height=flags.height or height,
-    width=flags.width or width,
+    height=height if flags.height is None else flags.height,
+    width=width if flags.width is None else flags.width,
     recipe=recipe_of(flags, opened),
     guidance=Guidance(
       guidance, flags.guidance_rescale, *flags.guidance_interval
@@ -109,6 +113,15 @@ def settings_of(
     if value is not None and value < 1:
       raise ConfigError(f"--{name} must be pixels, 1 or more, got {value}")
   return settings
+
+
+def _check_numbers(flags: argparse.Namespace) -> None:
+  """Raises ConfigError for numbers that nothing can be done with."""
+  for name, value in vars(flags).items():
+    if isinstance(value, float) and not abs(value) <= MOST:
+      raise ConfigError(f"--{name} must be within +-{MOST:g}, got {value}")
+  if not 0 <= flags.seed < SEEDS:
+    raise ConfigError(f"--seed must be 0 to {SEEDS - 1}, got {flags.seed}")
 
 
 def _noise_level(flags: argparse.Namespace, opened: Opened) -> int:
@@ -198,91 +211,3 @@ def _read_array(path: str) -> np.ndarray:
       "(images, height, width, channels)"
     )
   return array
-
-
-class Pictures:
-  """The files that the flags name, read."""
-
-  def __init__(self, flags: argparse.Namespace):
-    """Reads them.
-
-    Raises:
-      ConfigError: one is missing or damaged, or they do not go together.
-    """
-    self.image = self.mask = self.hint = None
-    if (flags.mask or flags.outpaint) and not flags.image:
-      raise ConfigError("--mask and --outpaint need --image")
-    if flags.mask and flags.outpaint:
-      raise ConfigError("--outpaint makes its own mask; leave --mask out")
-    if flags.invert and not (flags.image and flags.output == "latent"):
-      raise ConfigError("--invert needs --image and --output latent")
-    if flags.control_image and not flags.controlnet:
-      raise ConfigError("--control_image is for --controlnet; give it too")
-    if flags.strength is not None and not flags.image:
-      raise ConfigError("--strength is of --image; give one")
-    if flags.image:
-      self.image = _picture("--image", flags.image)
-    if flags.control_image:
-      self.hint = _picture("--control_image", flags.control_image)
-    if flags.outpaint:
-      self.image, self.mask = extended(self.image, *_sides(flags.outpaint))
-    elif flags.mask:
-      mask = _picture("--mask", flags.mask)
-      self.mask = fitted_mask(mask, *mask.shape[:2])
-
-  def size(self, opened: Opened) -> tuple[int, int] | None:
-    """Of the images to draw: the picture's, or what the model enlarges it to.
-
-    Rounded down to what the networks divide by.
-    """
-    shown = self.hint if self.image is None else self.image
-    if shown is None:
-      return None
-    height, width = shown.shape[:2]
-    if opened.model.part(LowResolution):
-      stride = opened.model.first_stage.stride
-      return height * stride, width * stride
-    unit = opened.model.unit
-    return max(unit, height // unit * unit), max(unit, width // unit * unit)
-
-  def given(self, settings: Settings, opened: Opened, count: int) -> Given:
-    """The same for every image, at the size of the order."""
-    size = settings.height, settings.width
-    again = lambda array: np.broadcast_to(array, (count, *array.shape))
-    hints = None if self.hint is None else again(fitted(self.hint, *size))
-    if self.image is None:
-      return Given(hints=hints)
-    if opened.model.part(LowResolution):
-      stride = opened.model.first_stage.stride
-      size = size[0] // stride, size[1] // stride
-    if self.image.shape[:2] != size:
-      told = [f"{h} x {w}" for h, w in (self.image.shape[:2], size)]
-      say(f"note: the picture of {told[0]} is resized to {told[1]}")
-    image = again(fitted(self.image, *size))
-    if self.mask is None:
-      return Given(image, hints=hints)
-    shown = np.where(self.mask[..., None], np.uint8(255), np.uint8(0))
-    mask = fitted_mask(np.repeat(shown, 3, axis=2), *size)
-    if not mask.any():
-      raise ConfigError("the mask is black everywhere: nothing is to be drawn")
-    return Given(image, again(mask), hints)
-
-
-def _picture(flag: str, path: str) -> np.ndarray:
-  try:
-    return read_image(path)
-  except ImageError as error:
-    raise ConfigError(f"{flag} {error}") from error
-
-
-def _sides(text: str) -> list[int]:
-  try:
-    sides = [int(word) for word in text.split(",")]
-  except ValueError:
-    sides = []
-  if len(sides) != 4 or min(sides) < 0 or not any(sides):
-    raise ConfigError(
-      "--outpaint takes four numbers of pixels, left, top, right and bottom, "
-      f"such as 0,0,64,0; got {text!r}"
-    )
-  return sides

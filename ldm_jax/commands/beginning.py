@@ -12,6 +12,7 @@ from ldm_jax.commands.checking import (
   check_buckets,
   check_conditions,
   check_latents,
+  check_memory,
 )
 from ldm_jax.commands.feeding import batches, held_out, ledger
 from ldm_jax.commands.models import open_model
@@ -90,6 +91,7 @@ def ready(experiment: Experiment, folder: str, sharding: Sharding) -> Ready:
   example = _example(experiment, words)
   check_conditions(experiment, words, example)
   check_buckets(experiment, words)
+  check_memory(example, experiment.data.batch)
   run = Run(folder, experiment, shapes_of(example, experiment.data.batch))
   frozen = _frozen(experiment, stage_one, start, words, sharding)
   params = None

@@ -18,6 +18,7 @@ from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.spatial import MapEmbedder
 from ldm_jax.nodes import ConfigError
 from ldm_jax.run import shapes_of
+from ldm_jax.runtime import memory
 from ldm_jax.tasks.autoencoding import Autoencoding
 from ldm_jax.tasks.classifying import Classifying
 from ldm_jax.tasks.denoising import Denoising
@@ -91,6 +92,13 @@ def check_latents(experiment: Experiment) -> None:
       f"{needs[0]!r} is made of images, which cached latents have none of; "
       "leave data.latents out"
     )
+
+
+def check_memory(example: dict[str, np.ndarray], batch: int) -> None:
+  """Raises TooLarge if a batch of such examples is."""
+  size = batch * sum(array.nbytes for array in example.values())
+  share = -(-size // jax.device_count())
+  memory.check(f"a batch of {batch}", share, "a smaller data.batch")
 
 
 def _check_shapes(task: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> None:

@@ -86,29 +86,42 @@ def usage(picture: int = USAGE) -> Iterator[None]:
     raise Stop(str(error), USAGE) from error
 
 
-def enter(main: Callable[[Sequence[str]], int]) -> None:
-  """Runs a command and leaves the process with its exit code."""
+def status(
+  main: Callable[[Sequence[str]], int], arguments: Sequence[str]
+) -> int:
+  """Runs a command; what ends it early is told, in one line if it can be."""
   # A reader that went away (| head) is no error of ours.
   try:
-    code = main(sys.argv[1:])
+    code = main(arguments)
     sys.stdout.flush()
   except Stop as stop:
-    print(f"error: {stop}", file=sys.stderr)
-    code = stop.code
+    return _told(str(stop), stop.code)
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    code = 0
+    return 0
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
-    code = 130
+    return 130
   except OSError as error:
-    print(f"error: {error}", file=sys.stderr)
-    code = IO
+    return _told(str(error), IO)
   except Exception:
     traceback.print_exc()
-    code = INTERNAL
+    return INTERNAL
+  return code
+
+
+def enter(main: Callable[[Sequence[str]], int]) -> None:
+  """Runs a command and leaves the process with its exit code."""
+  code = status(main, sys.argv[1:])
   if "jax" in sys.modules:
     from ldm_jax.runtime import processes
 
     processes.leave(code)
   sys.exit(code)
+
+
+def _told(line: str, code: int) -> int:
+  """Says what was wrong, in a line that moves no cursor."""
+  kept = "".join(c if c.isprintable() else " " for c in line)
+  print(f"error: {kept}", file=sys.stderr)
+  return code

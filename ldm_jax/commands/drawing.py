@@ -7,12 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.commands.asking import (
-  Pictures,
-  noise_of,
-  prompts_of,
-  settings_of,
-)
+from ldm_jax.commands.asking import noise_of, prompts_of, settings_of
 from ldm_jax.commands.conditions import (
   open_classifier,
   read_depth,
@@ -22,7 +17,9 @@ from ldm_jax.commands.conditions import (
 from ldm_jax.commands.doors import usage
 from ldm_jax.commands.jobs import Job, write_latents, write_pictures
 from ldm_jax.commands.models import Reading, open_model, with_control
+from ldm_jax.commands.showing import Pictures
 from ldm_jax.data.annotations import read_boxes
+from ldm_jax.data.wording import cleaned
 from ldm_jax.hearing import Request, hear
 from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.conditioner import ClassEmbedder
@@ -79,12 +76,21 @@ def _job(flags: argparse.Namespace) -> Job:
     given.given(settings, opened, count),
     flags.variation,
   )
+  sharding, classifier = MeshShape().build(), None
+  if flags.classifier:
+    classifier = _classifier(flags, opened, sharding)
+    label = flags.class_label
+    labels = None if label is None else np.full(count, label)
+    order = dataclasses.replace(order, labels=labels)
+  studio = Studio(opened.model, opened.params, sharding, say, classifier)
+  studio.check(settings, order)
   # Both ends are heard at once, so that they get the same length.
   texts = prompts if toward is None else prompts + [toward] * count
-  label = flags.class_label
+  label, avoided = flags.class_label, flags.negative_prompt
+  avoided = avoided and cleaned(avoided, say)
   request = Request(
     texts,
-    [flags.negative_prompt] * max(count, len(texts)),
+    [avoided] * max(count, len(texts)),
     label if not flags.classifier or opened.model.part(ClassEmbedder) else None,
     settings.height,
     settings.width,
@@ -103,14 +109,6 @@ def _job(flags: argparse.Namespace) -> Job:
       if toward is None
       else positive.rows(np.arange(count, 2 * count)),
     )
-  sharding = MeshShape().build()
-  classifier = None
-  if flags.classifier:
-    classifier = _classifier(flags, opened, sharding)
-    labels = None if label is None else np.full(count, label)
-    order = dataclasses.replace(order, labels=labels)
-  studio = Studio(opened.model, opened.params, sharding, say, classifier)
-  studio.check(settings, order)
   return Job(studio, settings, order, positive, negative, prompts, toward)
 
 

@@ -17,6 +17,7 @@ from ldm_jax.nn.bottleneck import (
 )
 from ldm_jax.nn.layers import (
   Remat,
+  check_widths,
   conv,
   downsample,
   group_norm,
@@ -53,6 +54,9 @@ class Trunk:
   remat: Remat = "off"
   road: Road = "auto"
   dtype: DTypeLike = "float32"
+
+  def __post_init__(self):
+    check_widths(self.channels, self.multipliers, self.groups)
 
   @property
   def halvings(self) -> int:

@@ -12,6 +12,7 @@ from ldm_jax.nn.attention import Road
 from ldm_jax.nn.conditioner import Condition
 from ldm_jax.nn.layers import (
   Remat,
+  check_widths,
   conv,
   dense,
   downsample,
@@ -86,6 +87,7 @@ class UNet(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
+    check_widths(self.channels, self.multipliers, self.groups)
     if len(self.attention.depths) != len(self.multipliers):
       raise ValueError(
         f"attention.depths has {len(self.attention.depths)} levels, "

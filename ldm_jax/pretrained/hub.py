@@ -4,6 +4,7 @@ import os
 import re
 
 from ldm_jax.nodes import ConfigError
+from ldm_jax.weights.errors import WeightsError
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _TEXTS = ("*.json", "*.txt", "*.model")
@@ -27,6 +28,8 @@ def local(
   """
   if os.path.exists(path):
     return path
+  if os.path.islink(path):
+    raise WeightsError(f"{path!r} is a link that leads nowhere")
   if not _REPOSITORY.fullmatch(path):
     raise ConfigError(
       f"there is no run, file or folder {path!r}, nor is it the name of a "

@@ -19,6 +19,7 @@ from ldm_jax.pretrained.assemble import assemble, restated
 from ldm_jax.pretrained.networks import Module, load
 from ldm_jax.pretrained.parts import Given
 from ldm_jax.pretrained.pieces import Pieces
+from ldm_jax.weights.errors import WeightsError
 
 Loaded = tuple[LatentDiffusion, Parameters] | tuple[Module, dict[str, Any]]
 Weights = Literal["raw", "ema"]
@@ -127,6 +128,8 @@ def find(
       "prediction, config and weights out"
     )
   folder = os.path.join(folder, subfolder or "")
+  if subfolder is None and not os.path.isdir(folder):
+    raise WeightsError(f"{path!r} is neither a file nor a folder")
   if not os.path.isdir(folder):
     raise ConfigError(f"{path!r} has no subfolder {subfolder!r}")
   return pieces.open_folder(folder, variant)

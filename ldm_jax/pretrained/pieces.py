@@ -63,13 +63,13 @@ def open_folder(folder: str, variant: str | None = None) -> Pieces:
   left where they are.
 
   Raises:
-    ConfigError: there is neither model_index.json nor config.json.
-    WeightsError: a network's weights are missing or malformed.
+    WeightsError: there is neither model_index.json nor config.json, or a
+      network's weights are missing or malformed.
   """
   path = pathlib.Path(folder)
   if not (path / "model_index.json").is_file():
     if not (path / "config.json").is_file():
-      raise ConfigError(
+      raise WeightsError(
         f"{folder!r} has neither model_index.json (a pipeline) nor config.json "
         f"(one network); it has {', '.join(sorted(os.listdir(path))[:8])}"
       )

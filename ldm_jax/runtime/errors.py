@@ -9,5 +9,9 @@ class SaveFailed(OSError):
   """A checkpoint could not be written."""
 
 
+class TooLarge(ValueError):
+  """No device has the memory for it."""
+
+
 class Damaged(RuntimeError):
   """What is on disk is not what was written."""

@@ -1,7 +1,7 @@
 """How many operations a program asks for, and how many a device can do."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -50,6 +50,14 @@ def count(function: Callable, *args: Any) -> int:
     args: of `function`, arrays or their shapes; nothing is computed.
   """
   return _of(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+  """All equations of a jaxpr, those that an equation calls behind it."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in _inside(equation.params):
+      yield from equations(inner)
 
 
 def _of(jaxpr: Any) -> int:

@@ -1,6 +1,7 @@
 """Gradients into updates: Adam as the papers set it, averages, slices."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -56,7 +57,7 @@ class Optimizer:
         f"more than the warm-up's {self.warmup}, usually the run's steps"
       )
     for rate in (self.rate, self.muon):
-      if rate is not None and rate <= 0:
+      if rate is not None and not 0 < rate < math.inf:
         raise ValueError(f"learning rate must be positive, got {rate}")
     if self.patience < 1 or (self.spikes is not None and self.spikes <= 0):
       raise ValueError(

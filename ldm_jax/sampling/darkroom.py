@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.spatial import MaskedImage
 from ldm_jax.pixels import to_float, to_uint8
-from ldm_jax.runtime import processes
+from ldm_jax.runtime import memory, processes
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.sampling.windows import blend
 
@@ -72,6 +72,24 @@ class Darkroom:
         "(root mean square where they overlap)"
       )
     return processes.gather(images)
+
+  def check_room(
+    self, shape: tuple[int, int, int, int], tile: int | None
+  ) -> None:
+    """Raises TooLarge if latents of this shape cannot be decoded in the
+    memory that a device has left; a batch is spread over all."""
+    rows, height, width, channels = shape
+    side = self._side(tile)
+    if side is not None:
+      height, width = min(height, side), min(width, side)
+    rows = -(-rows // self._sharding.parts)
+    one = jax.ShapeDtypeStruct((rows, height, width, channels), jnp.float32)
+    stride = self._model.first_stage.stride
+    memory.check(
+      f"decoding {rows} of {height * stride} x {width * stride}",
+      memory.least(self._model.decode, self._params, one),
+      "a smaller --batch, --height and --width, or --tiled",
+    )
 
   def _side(self, tile: int | None) -> int | None:
     """Of a tile in latents."""

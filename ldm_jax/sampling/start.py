@@ -67,7 +67,7 @@ class Starter:
     """
     shape, unit = self._shape(settings), self._model.unit
     for side in (settings.height, settings.width):
-      if side % unit:
+      if side % unit or side < 1:
         raise ValueError(
           f"images of {settings.height} x {settings.width}: the networks halve "
           f"them to a {unit}th; try {max(unit, round(side / unit) * unit)} in "

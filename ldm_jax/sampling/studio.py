@@ -140,6 +140,10 @@ class Studio:
         "last time (zero_terminal_snr, rectified_flow)"
       )
     self._starter.check(settings, order)
+    if order.output == "images":
+      size = settings.height, settings.width
+      shape = self._model.first_stage.latent_shape(*size)
+      self.darkroom.check_room((self.batch(order), *shape), settings.tile)
 
   def questions(self, settings: Settings) -> int:
     """How often the network is asked for a batch."""

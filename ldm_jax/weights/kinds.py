@@ -36,6 +36,14 @@ def kind_of(start: bytes) -> str | None:
   return None
 
 
+def explanation(start: bytes) -> str | None:
+  """What to do about a file of another kind, where that is known."""
+  for prefix, told in EXPLANATIONS.items():
+    if start.startswith(prefix):
+      return told
+  return None
+
+
 def refuse(start: bytes, size: int, needed: str):
   """Says what such a file is instead of what is needed.
 
@@ -45,9 +53,8 @@ def refuse(start: bytes, size: int, needed: str):
   kind = kind_of(start)
   if kind:
     raise WeightsError(f"this is a {kind} file; a {needed} file is needed")
-  for prefix, explanation in EXPLANATIONS.items():
-    if start.startswith(prefix):
-      raise WeightsError(explanation)
+  if told := explanation(start):
+    raise WeightsError(told)
   raise WeightsError(
     f"not a {needed} file: it is {size} bytes long and starts with "
     f"{start[:8]!r}"

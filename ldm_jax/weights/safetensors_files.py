@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.kinds import START_LENGTH, explanation
 from ldm_jax.weights.mapped import (
   DTYPES,
   is_count,
@@ -115,9 +116,11 @@ def _split(data):
   """The header and what follows it."""
   length = int.from_bytes(data[:8].tobytes(), "little")
   if data.size < 8 or length > data.size - 8:
+    told = explanation(data[:START_LENGTH].tobytes())
     raise WeightsError(
-      f"truncated or not a safetensors file: its header of {length} bytes is "
-      f"longer than the file of {data.size}"
+      told
+      or "truncated or not a safetensors file: its header of "
+      f"{length} bytes is longer than the file of {data.size}"
     )
   if length > MAX_HEADER:
     raise WeightsError(f"a header of {length} bytes; at most {MAX_HEADER}")

@@ -1,0 +1,427 @@
+"""Seventy bad inputs: the right code, one line, no traceback, nothing written.
+
+Rows are numbered T (train), S (sample) and W (weights).
+"""
+
+import json
+import os
+import shutil
+import struct
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_training import CONFIGS, ONE, TWO
+from torch_files import Name, Reduced, tensor, write
+from untrained import untrained
+
+from ldm_jax.commands import convert, info, sample, train
+from ldm_jax.commands.doors import status
+from ldm_jax.weights.safetensors_files import write_safetensors
+
+SECONDS = 10
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """Runs, pictures and broken files."""
+  root = tmp_path_factory.mktemp("place")
+  nine = "--config.steps=9"
+  untrained(CONFIGS / "glyphs_autoencoder.py", root / "one", [*ONE, nine])
+  first = f"--config.first_stage={root / 'one'}"
+  untrained(CONFIGS / "glyphs_text.py", root / "two", [*TWO, first])
+  small = [flag for flag in TWO if "encoder" not in flag]
+  small += [first, "--config.task.model.conditioners.0.width=16"]
+  untrained(CONFIGS / "glyphs_class.py", root / "class", small)
+  bare = [flag for flag in small if "width" not in flag]
+  for name, flag in (
+    ("segmentation", "--config.task.model.conditioners.0.halvings=1"),
+    ("upscaling", "--config.data.views.0.factor=2"),
+  ):
+    untrained(CONFIGS / f"glyphs_{name}.py", root / name, [*bare, flag])
+  pictures(root)
+  weights(root)
+  return root
+
+
+def pictures(root):
+  """Good ones and bad ones, each of the bad in a folder of its own."""
+  rng = np.random.default_rng(0)
+  draw = lambda: Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
+  for name in ("good", "few", "captions", "maps", "half", "boxes"):
+    (root / name).mkdir()
+    for number in range(3 if name == "few" else 40):
+      draw().save(root / name / f"{number:02d}.png")
+  (root / "captions" / "03.txt").write_bytes(b"a red \xff\xfe circle")
+  for number in range(40):
+    Image.new("L", (24, 20)).save(root / "maps" / f"{number:02d}.map.png")
+    (root / "boxes" / f"{number:02d}.boxes.json").write_text(
+      '[{"class": 1, "box": [0.9, 0.1, 0.2, 0.5]}]'
+    )
+  Image.new("L", (24, 24)).save(root / "half" / "00.map.png")
+  (root / "empty").mkdir()
+  for name in ("corrupt", "over"):
+    shutil.copytree(root / "good", root / name)
+  for path in (root / "corrupt").iterdir():
+    path.write_bytes(path.read_bytes()[:60])
+  (root / "over" / "07.png").write_bytes(b"<html>404</html>")
+  (root / "tiny").mkdir()
+  for number in range(40):
+    Image.new("RGB", (1, 1), (number, 0, 0)).save(
+      root / "tiny" / f"{number:02d}.png"
+    )
+  draw().save(root / "image.png")
+  Image.new("L", (24, 24)).save(root / "black.png")
+  (root / "html.png").write_bytes(b"<html>404</html>")
+  Image.new("1", (9000, 9000)).save(root / "bomb.png")
+  (root / "binary.txt").write_bytes(bytes(range(256)))
+  (root / "nothing.txt").write_text("\n\n")
+  (root / "boxes.json").write_text('[{"class": 1, "box": [0.9, 0, 0.1, 1]}]')
+  (root / "nan.json").write_text('[{"class": 1, "box": [NaN, 0, 0.1, 1]}]')
+  (root / "a_file").write_text("here")
+  (root / "bare").mkdir()
+  (root / "bare" / "config.json").write_text(
+    (root / "two" / "config.json").read_text()
+  )
+  shutil.copytree(root / "one", root / "damaged")
+  shutil.rmtree(root / "damaged" / "checkpoints" / "1" / "digests")
+  evil = {"experiment": {"class": "os.system", "command": "touch sentinel"}}
+  (root / "evil").mkdir()
+  (root / "evil" / "config.json").write_text(json.dumps(evil | {"batch": {}}))
+
+
+def forged(header, data=b"", length=None):
+  """A safetensors file with this header."""
+  raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+  return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+
+
+def weights(root):
+  """Files that are no weights, or wrong ones."""
+  bad = root / "weights"
+  bad.mkdir()
+  sentinel = root / "sentinel"
+  code = Reduced(Name("posix", "system"), (f"touch {sentinel}",))
+  whole = {"a": tensor(np.arange(6, dtype=np.float32))}
+  for layout in ("zip", "legacy"):
+    write(layout, bad / f"evil_{layout}.ckpt", {"a": code})
+    path = bad / f"cut_{layout}.ckpt"
+    write(layout, path, whole)
+    path.write_bytes(path.read_bytes()[:-40])
+  write("zip", bad / "torch.safetensors", whole)
+  lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+  (bad / "lfs.safetensors").write_text(lfs)
+  (bad / "html.safetensors").write_text("<!DOCTYPE html><html>403</html>")
+  one = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+  twice = b'{"a":%b,"a":%b}' % ((json.dumps(one).encode(),) * 2)
+  for name, content in {
+    "long": forged({"a": one}, b"1234", 2**63),
+    "no_json": forged(b"{not json", b"1234"),
+    "twice": forged(twice, b"1234"),
+    "dtype": forged({"a": one | {"dtype": "F99"}}, b"1234"),
+    "trailing": forged({"a": one}, b"12345678"),
+    "overlap": forged({"a": one, "b": one}, b"1234"),
+    "empty": b"",
+  }.items():
+    (bad / f"{name}.safetensors").write_bytes(content)
+  write_safetensors(
+    str(bad / "lora.safetensors"),
+    {"lora_unet_x.lora_down.weight": np.ones((2, 4), np.float32)},
+  )
+  write_safetensors(
+    str(bad / "unknown.safetensors"), {"x": np.ones(3, np.float32)}
+  )
+  (bad / "model.gguf").write_bytes(b"GGUF" + bytes(60))
+  (bad / "folder").mkdir()
+  (bad / "folder" / "readme.md").write_text("nothing here")
+  index = "diffusion_pytorch_model.safetensors.index.json"
+  for name, target in {
+    "missing": "shard-1.safetensors",
+    "traversal": "../../secret.safetensors",
+  }.items():
+    (bad / name).mkdir()
+    config = {"_class_name": "UNet2DConditionModel"}
+    (bad / name / "config.json").write_text(json.dumps(config))
+    told = {"metadata": {}, "weight_map": {"conv_in.weight": target}}
+    (bad / name / index).write_text(json.dumps(told))
+  os.mkfifo(bad / "fifo.safetensors")
+  (bad / "loop.safetensors").symlink_to(bad / "loop.safetensors")
+
+
+FOLDER = """
+from ldm_jax.config import *
+from ldm_jax.data.augment import Augment
+from ldm_jax.data.folder import Folder
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+
+def get_config():
+  return Experiment(
+    task=Autoencoding(
+      autoencoder=Autoencoder(
+        trunk=Trunk(channels=8, multipliers=(1,), blocks=1, groups=4)
+      ),
+      perceptual=None, discriminator=None, disc_weight=0.0,
+    ),
+    data=Data(
+      source=Folder({source!r}), validation=Folder({good!r}),
+      augment=Augment(16), batch=8, held_out=8,
+    ),
+    steps=2,
+    reports=Reports(previews_every=0),
+  )
+"""
+
+
+def glyphs(*flags, stage="autoencoder"):
+  config = CONFIGS / f"glyphs_{stage}.py"
+  return [f"--config={config}", "--workdir={out}", *flags]
+
+
+def text(*flags):
+  return glyphs("--config.first_stage={root}/one", *flags, stage="text")
+
+
+def folder(source, *flags):
+  return [f"--config=FOLDER:{source}", "--workdir={out}", *flags]
+
+
+def two(*flags):
+  return ["--model={root}/two", "--steps=2", *flags]
+
+
+def again(run, flags, *more):
+  """A run gone on with."""
+  return [
+    f"--config={CONFIGS / 'glyphs_autoencoder.py'}",
+    f"--workdir={{root}}/{run}",
+    *flags,
+    *more,
+  ]
+
+
+HEART = "\U0001f496"
+STEPS = ["--config.steps=9"]
+TRAIN = {
+  "T1 no config": (
+    ["--config=no.py", "--workdir={out}"],
+    2,
+    "config file not found: no.py",
+  ),
+  "T2 syntax": (["--config={root}/binary.txt", "--workdir={out}"], 2, "null"),
+  "T3 code in JSON": (again("evil", []), 2, "is none of"),
+  "T4 no number": (glyphs("--config.task.optimizer.rate=abc"), 2, "'abc'"),
+  "T5 unknown": (
+    glyphs("--config.task.optimizer.ratte=1"),
+    2,
+    "did you mean 'rate'",
+  ),
+  "T6 nan": (glyphs("--config.task.optimizer.rate=nan"), 2, "rate"),
+  "T6 inf": (glyphs("--config.task.optimizer.rate=inf"), 2, "rate"),
+  "T6 negative": (glyphs("--config.task.optimizer.rate=-1"), 2, "positive"),
+  "T7 zero": (glyphs("--config.data.batch=0"), 2, "batch"),
+  "T7 negative": (glyphs("--config.data.batch=-8"), 2, "batch"),
+  "T7 huge": (glyphs("--config.data.batch=8000000000000"), 2, "GiB"),
+  "T8 indivisible": (glyphs("--config.data.batch=6"), 2, "try 8"),
+  "T9 width": (text("--config.task.model.unet.channels=-32"), 2, "channels"),
+  "T9 heads": (text("--config.task.model.unet.attention.heads=7"), 2, "heads"),
+  "T10 dunder": (glyphs("--config.task.__class__=x"), 2, "unknown field"),
+  "T11 no folder": (folder("nope"), 2, "does not exist"),
+  "T12 empty": (folder("empty"), 4, "0 images among"),
+  "T13 corrupt": (folder("corrupt"), 4, "of 40 pictures are bad"),
+  "T14 over": (folder("over"), 4, "1 of 40 pictures are bad"),
+  "T15 under": (
+    folder("over", "--config.data.max_bad_fraction=0.1"),
+    0,
+    "replaced",
+  ),
+  "T16 boxes": (folder("boxes"), 4, "rising within 0 to 1"),
+  "T17 captions": (folder("captions"), 4, "is not UTF-8"),
+  "T18 maps": (folder("maps"), 4, "of one size"),
+  "T18 half": (folder("half"), 4, "is the first that is missing"),
+  "T19 tiny": (folder("tiny"), 0, ""),
+  "T20 few": (folder("few"), 0, ""),
+  "T21 a file": ([*glyphs()[:1], "--workdir={root}/a_file"], 6, "a_file"),
+  "T21 nowhere": ([*glyphs()[:1], "--workdir=/proc/x"], 6, "/proc/x"),
+  "T22 width": (
+    again("one", ONE, *STEPS, "--config.task.autoencoder.latent_channels=3"),
+    2,
+    "holds another experiment",
+  ),
+  "T23 batch": (
+    again("one", ONE, *STEPS, "--config.data.batch=16"),
+    2,
+    "config.data.batch",
+  ),
+  "T25 damaged": (again("damaged", ONE, *STEPS), 5, "no checkpoint of 1"),
+  "T26 stage": (
+    glyphs("--config.first_stage={root}/two", stage="text"),
+    2,
+    "must be one of",
+  ),
+  "T28 mesh": (glyphs("--config.mesh.data=3", "--config.mesh.fsdp=2"), 2, "8"),
+  "T29 finished": (again("one", ONE, "--config.steps=1"), 0, "has had its 1"),
+}
+SAMPLE = {
+  "S1 no checkpoint": (["--model={root}/bare"], 2, "no checkpoint"),
+  "S2 stage one": (["--model={root}/one"], 2, "cannot draw"),
+  "S3 zero": (two("--steps=0"), 2, "between 1 and 1000"),
+  "S3 negative": (two("--steps=-5"), 2, "between 1 and 1000"),
+  "S3 many": (two("--steps=1000000000"), 2, "between 1 and 1000"),
+  "S3 half": (two("--steps=2.5"), 2, "invalid int value: '2.5'"),
+  "S4 odd": (two("-H", "33"), 2, "try 32"),
+  "S5 huge": (two("-H", "65536", "-W", "65536"), 2, "GiB"),
+  "S6 none": (two("-H", "0"), 2, "multiple of 2"),
+  "S6 negative": (two("-W", "-8"), 2, "multiple of 2"),
+  "S6 long": (two("-H", "8", "-W", "99999998"), 2, "GiB"),
+  "S7 batch": (two("--batch=1000000", "--num=1000000"), 2, "GiB"),
+  "S8 nan": (two("--cfg-scale=nan"), 2, "--guidance must be"),
+  "S8 large": (two("--guidance=1e9"), 2, "--guidance must be"),
+  "S8 inf": (two("--scale=-inf"), 2, "--guidance must be"),
+  "S9 negative": (two("--seed=-1"), 2, "--seed must be"),
+  "S9 large": (two(f"--seed={2**70}"), 2, "--seed must be"),
+  "S9 word": (two("--seed=abc"), 2, "invalid int value"),
+  "S10 sampler": (two("--sampler=foo"), 2, "foo"),
+  "S11 class": (["--model={root}/class", "--class_label=48"], 2, "0 to 47"),
+  "S12 word": (["--model={root}/class", "--class_label=cat"], 2, "'cat'"),
+  "S13 long": (two("--prompt=" + 50_000 * "word "), 2, "250000 characters"),
+  "S14 emoji": (two("--prompt=" + 5000 * HEART), 0, "png"),
+  "S15 control": (two("--prompt=a\x00\x1b[2J red circle"), 0, "2 control"),
+  "S16 surrogate": (two("--prompt=a \ud800"), 2, "no Unicode text"),
+  "S17 empty": (two("--prompt="), 0, "says nothing"),
+  "S18 path": (two("--prompt=../../etc/passwd"), 0, "00000.png"),
+  "S19 binary": (two("--prompts_file={root}/binary.txt"), 2, "utf-8"),
+  "S19 nothing": (two("--prompts_file={root}/nothing.txt"), 2, "no prompt"),
+  "S20 html": (two("--image={root}/html.png"), 2, "not_an_image"),
+  "S20 bomb": (two("--image={root}/bomb.png"), 2, "too_large"),
+  "S21 black": (
+    two("--image={root}/image.png", "--mask={root}/black.png"),
+    2,
+    "black everywhere",
+  ),
+  "S22 low": (
+    two("--image={root}/image.png", "--strength=-0.1"),
+    2,
+    "strength",
+  ),
+  "S22 high": (
+    two("--image={root}/image.png", "--strength=1.5"),
+    2,
+    "strength",
+  ),
+  "S23 a file": (two("--out={root}/a_file"), 6, "a_file"),
+  "S23 full": (two("--out=/dev/full"), 6, "/dev/full"),
+  "S24 no map": (["--model={root}/segmentation"], 2, "--segmap"),
+  "S24 box": (two("--layout={root}/boxes.json"), 2, "rising within 0 to 1"),
+  "S24 nan": (two("--layout={root}/nan.json"), 2, "rising within 0 to 1"),
+  "S25 no image": (["--model={root}/upscaling"], 2, "give it an image"),
+  "S26 eta": (two("--sampler=euler", "--eta=1"), 2, "has no eta"),
+}
+WEIGHTS = {
+  "W1 code in a zip": ("evil_zip.ckpt", "posix.system"),
+  "W1 code of old": ("evil_legacy.ckpt", "posix.system"),
+  "W2 cut zip": ("cut_zip.ckpt", "cut_zip"),
+  "W2 cut old": ("cut_legacy.ckpt", "cut_legacy"),
+  "W3 pointer": ("lfs.safetensors", "git lfs pull"),
+  "W4 page": ("html.safetensors", "html"),
+  "W5 length": ("long.safetensors", "header"),
+  "W5 no JSON": ("no_json.safetensors", "JSON"),
+  "W5 twice": ("twice.safetensors", "twice"),
+  "W5 format": ("dtype.safetensors", "F99"),
+  "W5 trailing": ("trailing.safetensors", "trailing"),
+  "W5 overlap": ("overlap.safetensors", "overlap"),
+  "W5 empty": ("empty.safetensors", "empty"),
+  "W6 by content": ("torch.safetensors", ""),
+  "W8 adapter": ("lora.safetensors", "LoRA"),
+  "W8 unknown": ("unknown.safetensors", ""),
+  "W8 folder": ("folder", "folder"),
+  "W8 shard": ("missing", "shard-1.safetensors"),
+  "W10 traversal": ("traversal", "secret.safetensors"),
+  "W10 fifo": ("fifo.safetensors", "fifo"),
+  "W10 loop": ("loop.safetensors", "loop"),
+  "W13 gguf": ("model.gguf", "GGUF"),
+}
+
+
+def outcome(command, arguments, capsys):
+  """(exit code, lines of stderr, seconds)."""
+  capsys.readouterr()
+  begun = time.monotonic()
+  code = status(command, arguments)
+  seconds = time.monotonic() - begun
+  told = capsys.readouterr()
+  return code, told.err + told.out, seconds
+
+
+def everything(root):
+  """All files, and what is in them."""
+  return {
+    path: path.read_bytes()
+    for path in root.rglob("*")
+    if path.is_file() and path.name != "lock"
+  }
+
+
+def check(root, command, arguments, code, words, capsys):
+  """One row of the table."""
+  before = everything(root)
+  found, told, seconds = outcome(command, arguments, capsys)
+  assert found == code, told
+  assert words in told and "Traceback" not in told
+  assert "\x1b" not in told and "\x00" not in told
+  errors = [line for line in told.splitlines() if line.startswith("error: ")]
+  assert len(errors) == bool(code)
+  if code:
+    assert seconds < SECONDS
+    assert everything(root) == before
+  assert not (root / "sentinel").exists()
+
+
+def filled(flags, root, out):
+  """Flags with their places filled in; FOLDER: becomes a config."""
+  found = []
+  for flag in flags:
+    if "FOLDER:" in flag:
+      source = root / flag.partition("FOLDER:")[2]
+      path = out.parent / "config.py"
+      good = str(root / "good")
+      path.write_text(FOLDER.format(source=str(source), good=good))
+      flag = f"--config={path}"
+    found.append(flag.replace("{root}", str(root)).replace("{out}", str(out)))
+  return found
+
+
+@pytest.mark.parametrize("row", TRAIN)
+def test_training(place, tmp_path, capsys, row):
+  flags, code, words = TRAIN[row]
+  out = tmp_path / "out"
+  check(place, train.main, filled(flags, place, out), code, words, capsys)
+  # What is found while it runs leaves a run that can be gone on with.
+  may = code == 0 or row in ("T14 over", "T17 captions")
+  assert out.exists() == (may and "{out}" in str(flags))
+
+
+@pytest.mark.parametrize("row", SAMPLE)
+def test_sampling(place, tmp_path, capsys, row):
+  flags, code, words = SAMPLE[row]
+  out = tmp_path / "out"
+  flags = filled(flags, place, out)
+  if not any(flag.startswith("--out=") for flag in flags):
+    flags.append(f"--out={out}")
+  check(place, sample.main, flags, code, words, capsys)
+  if code == 0:
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["00000.png", "grid.png"]
+  else:
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("row", WEIGHTS)
+def test_weights(place, tmp_path, capsys, row):
+  name, words = WEIGHTS[row]
+  path = str(place / "weights" / name)
+  check(place, info.main, [path], 5, words, capsys)
+  out = tmp_path / "out"
+  check(place, convert.main, [path, str(out)], 5, words, capsys)
+  check(place, sample.main, [f"--model={path}"], 5, words, capsys)
+  assert not out.exists()
