@@ -30,7 +30,7 @@ from ldm_jax.opened import Opened, skip_blocks
 from ldm_jax.runtime import processes
 from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.runtime.speech import say
-from ldm_jax.sampling import Order, Studio
+from ldm_jax.sampling import Order, Settings, Studio
 
 
 def draw(flags: argparse.Namespace) -> int:
@@ -86,20 +86,7 @@ def _job(flags: argparse.Namespace) -> Job:
   studio.check(settings, order)
   # Both ends are heard at once, so that they get the same length.
   texts = prompts if toward is None else prompts + [toward] * count
-  label, avoided = flags.class_label, flags.negative_prompt
-  avoided = avoided and cleaned(avoided, say)
-  request = Request(
-    texts,
-    [avoided] * max(count, len(texts)),
-    label if not flags.classifier or opened.model.part(ClassEmbedder) else None,
-    settings.height,
-    settings.width,
-    flags.emphasis,
-    flags.segmap and read_segmap(flags.segmap, settings.height, settings.width),
-    flags.layout and read_boxes(flags.layout),
-    flags.neighbours and read_neighbours(flags.neighbours),
-    flags.depth and read_depth(flags.depth, settings.height, settings.width),
-  )
+  request = _request(flags, opened, settings, texts, max(count, len(texts)))
   positive, negative = hear(opened, request, say)
   if flags.interpolate:
     order = dataclasses.replace(
@@ -110,6 +97,30 @@ def _job(flags: argparse.Namespace) -> Job:
       else positive.rows(np.arange(count, 2 * count)),
     )
   return Job(studio, settings, order, positive, negative, prompts, toward)
+
+
+def _request(
+  flags: argparse.Namespace,
+  opened: Opened,
+  settings: Settings,
+  texts: list[str],
+  count: int,
+) -> Request:
+  """What is to be heard."""
+  size = settings.height, settings.width
+  avoided = flags.negative_prompt and cleaned(flags.negative_prompt, say)
+  hears_class = not flags.classifier or opened.model.part(ClassEmbedder)
+  return Request(
+    texts,
+    [avoided] * count,
+    flags.class_label if hears_class else None,
+    *size,
+    flags.emphasis,
+    flags.segmap and read_segmap(flags.segmap, *size),
+    flags.layout and read_boxes(flags.layout),
+    flags.neighbours and read_neighbours(flags.neighbours),
+    flags.depth and read_depth(flags.depth, *size),
+  )
 
 
 def _classifier(
