@@ -69,13 +69,19 @@ class Run:
       raise ConfigError(
         f"{folder!r} is no run folder: there is no {path}"
       ) from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
       raise ConfigError(f"{path} is damaged: {error}") from None
-    batch = {
-      name: jax.ShapeDtypeStruct(shape, dtype)
-      for name, (shape, dtype) in stored["batch"].items()
-    }
-    return cls(folder, config.from_json(stored["experiment"]), batch)
+    try:
+      told, shapes = stored["experiment"], stored["batch"]
+      batch = {
+        str(name): jax.ShapeDtypeStruct(tuple(map(int, shape)), dtype)
+        for name, (shape, dtype) in shapes.items()
+      }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+      raise ConfigError(
+        f"{path} is no run's: it needs an experiment and the shapes of a batch"
+      ) from error
+    return cls(folder, config.from_json(told), batch)
 
   @classmethod
   def exists(cls, folder: str) -> bool:

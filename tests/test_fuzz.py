@@ -1,0 +1,145 @@
+"""Two thousand damaged files: an answer or our own error, never anything else.
+
+In a process of its own, whose peak of memory is measured.
+"""
+
+import io
+import json
+import os
+import pathlib
+import random
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch_files import Name, Reduced, tensor, write
+
+from ldm_jax import config, nodes
+from ldm_jax.data.images import ImageError, read_image
+from ldm_jax.nodes import ConfigError
+from ldm_jax.run import Run
+from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.files import read_tensors
+from ldm_jax.weights.safetensors_files import write_safetensors
+
+ROOT = pathlib.Path(__file__).parent.parent
+OURS = (WeightsError, ImageError, ConfigError)
+COUNT = 2000
+
+
+def seeds(root):
+  """(file, how it is read) of good files of every kind, and of attacks."""
+  rng = np.random.default_rng(0)
+  arrays = {
+    "a.weight": rng.standard_normal((7, 5)).astype(np.float32),
+    "b.bias": rng.integers(0, 9, 11),
+    "c": rng.standard_normal(3).astype(np.float16),
+  }
+  found = []
+  code = Reduced(Name("posix", "system"), (f"touch {root / 'sentinel'}",))
+  held = {name: tensor(array) for name, array in arrays.items()}
+  for layout in ("zip", "legacy"):
+    for name, value in (("good", held), ("evil", {**held, "x": code})):
+      path = root / f"{name}_{layout}.ckpt"
+      write(layout, path, value)
+      found.append((path, read_tensors))
+  path = root / "good.safetensors"
+  write_safetensors(str(path), arrays)
+  found.append((path, read_tensors))
+  from flax.serialization import msgpack_serialize
+
+  path = root / "good.msgpack"
+  path.write_bytes(msgpack_serialize({"a": {"kernel": arrays["a.weight"]}}))
+  found.append((path, read_tensors))
+  image = Image.fromarray(rng.integers(0, 256, (33, 41, 3), np.uint8))
+  for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"):
+    file = io.BytesIO()
+    image.save(file, form)
+    path = root / f"good.{form.lower()}"
+    path.write_bytes(file.getvalue())
+    found.append((path, read_image))
+  experiment = config.load(str(ROOT / "configs" / "glyphs_text.py"))
+  told = {
+    "experiment": nodes.to_json(experiment),
+    "batch": {"image": [[8, 32, 32, 3], "uint8"]},
+  }
+  path = root / "run" / "config.json"
+  path.parent.mkdir()
+  path.write_text(json.dumps(told))
+  found.append((path, lambda path: Run.open(os.path.dirname(path))))
+  return found
+
+
+def damaged(raw, rng):
+  """Bits flipped, bytes changed, cut, repeated, moved, or numbers enlarged."""
+  raw = bytearray(raw)
+  for _ in range(rng.choice([1, 1, 1, 3, 10])):
+    place = rng.randrange(max(1, len(raw)))
+    kind = rng.randrange(7)
+    if kind == 0 and raw:
+      raw[place] ^= 1 << rng.randrange(8)
+    elif kind == 1 and raw:
+      raw[place] = rng.randrange(256)
+    elif kind == 2:
+      del raw[place:]
+    elif kind == 3:
+      del raw[place : place + rng.randrange(1, 9)]
+    elif kind == 4:
+      raw[place:place] = raw[place : place + rng.randrange(1, 200)]
+    elif kind == 5:
+      raw[place : place + 8] = b"\xff" * rng.choice([1, 2, 4, 8])
+    else:
+      other = rng.randrange(max(1, len(raw)))
+      raw[place : place + 4] = raw[other : other + 4]
+  return bytes(raw)
+
+
+def fuzz(root):
+  """What was refused, what was read, and what else happened."""
+  rng, files = random.Random(0), seeds(root)
+  refused, read, odd = 0, 0, []
+  for number in range(COUNT):
+    path, reader = files[number % len(files)]
+    whole = path.read_bytes()
+    path.write_bytes(damaged(whole, rng))
+    try:
+      found = reader(str(path))
+      if isinstance(found, dict):
+        _ = {name: found[name] for name in found}
+      read += 1
+    except OURS as error:
+      refused += 1
+      if "\n" in str(error):
+        odd.append((path.name, number, "more than a line"))
+    except Exception as error:
+      odd.append((path.name, number, f"{type(error).__name__}: {error}"[:200]))
+    path.write_bytes(whole)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  return {"refused": refused, "read": read, "odd": odd, "peak_gib": peak}
+
+
+@pytest.mark.slow
+def test_damaged_files_are_refused_or_read(tmp_path):
+  done = subprocess.run(
+    [sys.executable, __file__, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    timeout=500,
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  told = json.loads(done.stdout.splitlines()[-1])
+  print(told)
+  assert told["odd"] == []
+  assert told["refused"] + told["read"] == COUNT
+  assert told["refused"] > COUNT / 3
+  assert told["peak_gib"] < 2
+  assert not (tmp_path / "sentinel").exists()
+
+
+if __name__ == "__main__":
+  print(json.dumps(fuzz(pathlib.Path(sys.argv[1]))))
