@@ -22,6 +22,9 @@ SHEETS = os.path.join("benchmarks", "sheets")
 STAGE = os.path.join(RUNS, "glyphs_autoencoder")
 TEXT = os.path.join(RUNS, "glyphs_text")
 
+# Without guidance, noise added on the way mends what a step did wrong.
+UNGUIDED = ["--guidance=1", "--steps=100", "--eta=1"]
+
 # show: config, and by what name and flags it is reported.
 SHOWS = {
   "text": ("text", {"": [], "unseen": ["--held_out"]}),
@@ -30,17 +33,17 @@ SHOWS = {
     {
       "": [],
       **{f"w{w}": [f"--guidance={w}"] for w in (1, 2, 4, 8)},
-      "null": ["--null"],
+      "null": ["--null", *UNGUIDED],
     },
   ),
-  "segmentation": ("segmentation", {"": ["--guidance=1"]}),
-  "segmentation_tokens": ("segmentation_tokens", {"": ["--guidance=1"]}),
+  "segmentation": ("segmentation", {"": UNGUIDED}),
+  "segmentation_tokens": ("segmentation_tokens", {"": UNGUIDED}),
   "layout": ("layout", {"": []}),
-  "inpainting": ("inpainting", {"": ["--guidance=1"]}),
+  "inpainting": ("inpainting", {"": UNGUIDED}),
   "upscaling": ("upscaling", {"": ["--guidance=1"]}),
   "text_and_mask": ("text_and_mask", {"": []}),
   "neighbours": ("neighbours", {"": []}),
-  "unconditional": ("unconditional", {"": ["--guidance=1"]}),
+  "unconditional": ("unconditional", {"": UNGUIDED}),
   "classifier": (
     "unconditional",
     {

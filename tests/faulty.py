@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldm_jax.commands.doors import NUMERICS, Stop, enter
+from ldm_jax.commands.doors import enter
 from ldm_jax.loop import Loop
 from ldm_jax.runtime import processes
-from ldm_jax.runtime.errors import NonFinite
 from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.runtime.sharding import MeshShape
@@ -110,10 +109,7 @@ def main(arguments):
   processes.join()
   folder, steps, every, rest = arguments
   width = 1_000_000 if os.environ.get("BIG") else 2
-  try:
-    return descend(folder, int(steps), int(every), float(rest), width=width)
-  except NonFinite as error:
-    raise Stop(str(error), NUMERICS) from error
+  return descend(folder, int(steps), int(every), float(rest), width=width)
 
 
 if __name__ == "__main__":

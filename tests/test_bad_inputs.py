@@ -3,12 +3,15 @@
 Rows are numbered T (train), S (sample) and W (weights).
 """
 
+import contextlib
 import json
 import os
 import shutil
 import struct
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +21,10 @@ from untrained import untrained
 
 from ldm_jax.commands import convert, info, sample, train
 from ldm_jax.commands.doors import status
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.run import Run
+from ldm_jax.runtime.checkpoint import Checkpoints
+from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 SECONDS = 10
@@ -425,3 +432,50 @@ def test_weights(place, tmp_path, capsys, row):
   check(place, convert.main, [path, str(out)], 5, words, capsys)
   check(place, sample.main, [f"--model={path}"], 5, words, capsys)
   assert not out.exists()
+
+
+def test_weights_that_are_no_numbers(place, tmp_path, capsys):
+  """W9, and what a run draws whose first stage has lost its numbers."""
+  vae = tmp_path / "vae"
+  assert convert.main([str(place / "one"), str(vae)]) == 0
+  path = vae / "diffusion_pytorch_model.safetensors"
+  tensors = dict(read_tensors(str(path)))
+  name = "decoder.conv_out.weight"
+  tensors[name] = np.array(tensors[name])
+  tensors[name].flat[:3] = np.nan, np.inf, -np.inf
+  write_safetensors(str(path), tensors)
+  out = tmp_path / "out"
+  words = f"{name} has 3 values of"
+  check(place, convert.main, [str(vae), str(out)], 3, words, capsys)
+  assert not out.exists()
+
+
+def test_latents_that_are_all_alike_have_no_scale(place, tmp_path, capsys):
+  """T27."""
+  run = tmp_path / "one"
+  shutil.copytree(place / "one", run)
+  opened = Run.open(str(run))
+  sharding = opened.experiment.mesh.build()
+  params = jax.tree.map(jnp.zeros_like, opened.trained(sharding))
+  shutil.rmtree(run / "checkpoints")
+  task = opened.experiment.task
+  state = jax.eval_shape(
+    task.init, jax.random.key(0), opened.batch, task.frozen_shapes(opened.batch)
+  )
+  state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state)
+  state = state.replace(params=state.params | {"autoencoder": params})
+  with contextlib.closing(Checkpoints(str(run / "checkpoints"))) as kept:
+    kept.save(1, state)
+  flags = [*glyphs(stage="text"), f"--config.first_stage={run}", *TWO]
+  flags = filled(flags, place, tmp_path / "out")
+  check(place, train.main, flags, 3, "the latents' standard deviation", capsys)
+  assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_no_numbers(place, tmp_path, capsys, monkeypatch):
+  whole = LatentDiffusion.decode
+  spoiled = lambda *arguments: whole(*arguments).at[0, 3, 3].set(jnp.nan)
+  monkeypatch.setattr(LatentDiffusion, "decode", spoiled)
+  flags = [f"--model={place / 'two'}", "--steps=2", f"--out={tmp_path / 'x'}"]
+  words = "hold what is not a number"
+  check(place, sample.main, flags, 3, words, capsys)

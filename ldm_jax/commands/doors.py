@@ -72,10 +72,12 @@ def usage(picture: int = USAGE) -> Iterator[None]:
   from ldm_jax.data.errors import DataError
   from ldm_jax.data.images import ImageError
   from ldm_jax.runtime.errors import Damaged
-  from ldm_jax.weights.errors import WeightsError
+  from ldm_jax.weights.errors import NonFiniteWeights, WeightsError
 
   try:
     yield
+  except NonFiniteWeights as error:
+    raise Stop(str(error), NUMERICS) from error
   except (WeightsError, Damaged) as error:
     raise Stop(str(error), WEIGHTS) from error
   except DataError as error:
@@ -104,7 +106,11 @@ def status(
     return 130
   except OSError as error:
     return _told(str(error), IO)
-  except Exception:
+  except Exception as error:
+    from ldm_jax.runtime.errors import NonFinite
+
+    if isinstance(error, NonFinite):
+      return _told(str(error), NUMERICS)
     traceback.print_exc()
     return INTERNAL
   return code

@@ -22,6 +22,7 @@ def parser() -> Parser:
   add("--num", type=int, default=256, help="samples to judge (default 256)")
   add("--steps", type=int, default=15, help="of DDIM (default 15)")
   add("--guidance", type=float, default=2.0, help="scale (default 2)")
+  add("--eta", type=float, default=0.0, help="noise of DDIM (default 0)")
   add("--seed", type=int, default=0)
   add(
     "--held_out",

@@ -163,7 +163,7 @@ def _draw(
   settings = Settings(
     height=height,
     width=width,
-    recipe=Recipe(flags.steps),
+    recipe=Recipe(flags.steps, eta=flags.eta),
     guidance=Guidance(flags.guidance),
     seed=flags.seed,
     classifier=flags.classifier_scale,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ldm_jax import config
 from ldm_jax.commands.beginning import Ready, ready
-from ldm_jax.commands.doors import DATA, NUMERICS, USAGE, WEIGHTS, Stop, usage
+from ldm_jax.commands.doors import DATA, USAGE, WEIGHTS, Stop, usage
 from ldm_jax.commands.feeding import batches, held_out, ledger, numbers
 from ldm_jax.config import Experiment
 from ldm_jax.data.errors import DataError
@@ -19,7 +19,7 @@ from ldm_jax.data.sound import Ledger
 from ldm_jax.loop import Loop
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.runtime import metrics, processes
-from ldm_jax.runtime.errors import Damaged, NonFinite, TooLarge
+from ldm_jax.runtime.errors import Damaged, TooLarge
 from ldm_jax.runtime.lock import lock
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.runtime.speech import say
@@ -48,8 +48,6 @@ def train(
     bad = ledger(begun.run.experiment, folder)
     try:
       code = _loop(begun, sharding, traced or None, bad)
-    except NonFinite as error:
-      raise Stop(str(error), NUMERICS) from error
     except TooLarge as error:
       raise Stop(str(error), USAGE) from error
     except Damaged as error:

@@ -16,6 +16,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.spatial import MaskedImage
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime import memory, processes
+from ldm_jax.runtime.errors import NonFinite
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.sampling.windows import blend
 
@@ -64,8 +65,17 @@ class Darkroom:
 
     Args:
       tile: side in pixels.
+
+    Raises:
+      NonFinite: an image holds what is not a number.
     """
-    images, seam = self._decode(self._params, latents, side=self._side(tile))
+    side = self._side(tile)
+    images, seam, spoiled = self._decode(self._params, latents, side=side)
+    if int(spoiled):
+      raise NonFinite(
+        f"{int(spoiled)} of {len(images)} images hold what is not a number; "
+        "compute in float32, or look at the weights"
+      )
     if seam is not None:
       self._say(
         f"note: tiles decoded differ by {127.5 * float(seam):.2f} of 255 "
@@ -118,13 +128,17 @@ class Darkroom:
 
   def _decoded(
     self, params: Parameters, latents: Array, *, side: int | None
-  ) -> tuple[Array, Array | None]:
+  ) -> tuple[Array, Array | None, Array]:
+    """Images, how much tiles differ, and how many are no numbers."""
+    decode, seam = (lambda part: self._model.decode(params, part)), None
     if side is None:
-      return to_uint8(self._model.decode(params, latents)), None
-    images, seam = blend(
-      lambda crop: jnp.clip(self._model.decode(params, crop(latents)), -1, 1),
-      latents.shape[1:3],
-      side,
-      self._model.first_stage.stride,
-    )
-    return to_uint8(images), seam
+      images = decode(latents)
+    else:
+      images, seam = blend(
+        lambda crop: jnp.clip(decode(crop(latents)), -1, 1),
+        latents.shape[1:3],
+        side,
+        self._model.first_stage.stride,
+      )
+    spoiled = ~jnp.isfinite(images).all((1, 2, 3))
+    return to_uint8(images), seam, spoiled.sum()

@@ -1,5 +1,6 @@
 """What the second stage takes from the first: latents, and their scale."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from jaxtyping import Array
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.bottleneck import Gaussian, Point
 from ldm_jax.pixels import to_float
+from ldm_jax.runtime.errors import NonFinite
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 Which = Literal["sample", "mode"]
@@ -64,6 +66,9 @@ def measured_scale(
 
   LDM's scale_by_std (Rombach et al. 2022, appendix G), on more than one batch
   and the same wherever it is computed.
+
+  Raises:
+    NonFinite: there is none.
   """
 
   @jax.jit
@@ -77,5 +82,11 @@ def measured_scale(
     moments(batch, jax.random.fold_in(key, i))
     for i, batch in enumerate(batches)
   ]
-  mean, square = sum(totals) / len(totals)
-  return float(1.0 / jnp.sqrt(square - mean**2))
+  mean, square = (float(total) for total in sum(totals) / len(totals))
+  variance = square - mean**2
+  if not 0 < variance < math.inf:
+    raise NonFinite(
+      f"the latents' standard deviation is the root of {variance:g}; a first "
+      "stage of such latents has nothing to learn from"
+    )
+  return variance**-0.5

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.weights.errors import NonFiniteWeights, WeightsError
 from ldm_jax.weights.layouts import LAYOUTS, Part, stack, take
 
 MOST_NAMES = 20  # that an error lists of either side
@@ -126,6 +126,7 @@ def convert(
   Raises:
     WeightsError: a name of the table is not among the tensors or the reverse
       (they are listed with their shapes), or a tensor's shape does not fit.
+    NonFiniteWeights: a tensor holds what is not a finite number.
   """
   needed = {row.theirs: row.foreign_shape() for row in table.rows}
   found = [
@@ -142,8 +143,21 @@ def convert(
     node = params
     for name in places:
       node = node.setdefault(name, {})
-    node[leaf] = keep(row.ours, _to_ours(row, tensors[row.theirs]))
+    array = tensors[row.theirs]
+    _check_finite(row.theirs, array)
+    node[leaf] = keep(row.ours, _to_ours(row, array))
   return params
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+  if array.dtype.kind in "iub":
+    return
+  odd = array.size - int(np.isfinite(array).sum())
+  if odd:
+    raise NonFiniteWeights(
+      f"{name} has {odd} values of {array.size} that are not finite; such "
+      "weights draw nothing"
+    )
 
 
 def revert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -3,3 +3,7 @@
 
 class WeightsError(ValueError):
   """One line: which file or tensor, what was found, what is needed."""
+
+
+class NonFiniteWeights(WeightsError):
+  """A tensor holds what is not a finite number."""
