@@ -166,12 +166,12 @@ def command(stage, folder, steps, first=None, threads=2):
   ]
 
 
-def trained(line, kill_after=None):
+def trained(line, kill_after=None, devices=1):
   """Runs a command; whether it came to its end before it was killed."""
   process = subprocess.Popen(
     line,
     cwd=ROOT,
-    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
@@ -289,3 +289,19 @@ def test_the_resume_command_is_told_and_works(tmp_path):
     text=True,
   )
   assert done.returncode == 0 and f"from step {step}" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_a_hundred_steps_are_the_same_on_eight_devices(tmp_path, stage):
+  first = tmp_path / "first" if stage == "two" else None
+  if first is not None:
+    assert trained(command("one", first, 2))
+  # At the glyphs' own rate stage one doubles a rounding every few steps.
+  calm = "--config.task.optimizer.rate=2e-4"
+  found = []
+  for devices in (1, 8):
+    run = tmp_path / f"on_{devices}"
+    assert trained([*command(stage, run, 100, first), calm], devices=devices)
+    found.append(np.array(losses(run)))
+  np.testing.assert_allclose(*found, rtol=1e-5)
