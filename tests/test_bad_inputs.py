@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from test_training import CONFIGS, ONE, TWO
 from torch_files import Name, Reduced, tensor, write
-from untrained import untrained
+from untrained import FOLDER, untrained
 
 from ldm_jax.commands import convert, info, sample, train
 from ldm_jax.commands.doors import status
@@ -154,30 +154,6 @@ def weights(root):
     (bad / name / index).write_text(json.dumps(told))
   os.mkfifo(bad / "fifo.safetensors")
   (bad / "loop.safetensors").symlink_to(bad / "loop.safetensors")
-
-
-FOLDER = """
-from ldm_jax.config import *
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-
-def get_config():
-  return Experiment(
-    task=Autoencoding(
-      autoencoder=Autoencoder(
-        trunk=Trunk(channels=8, multipliers=(1,), blocks=1, groups=4)
-      ),
-      perceptual=None, discriminator=None, disc_weight=0.0,
-    ),
-    data=Data(
-      source=Folder({source!r}), validation=Folder({good!r}),
-      augment=Augment(16), batch=8, held_out=8,
-    ),
-    steps=2,
-    reports=Reports(previews_every=0),
-  )
-"""
 
 
 def glyphs(*flags, stage="autoencoder"):

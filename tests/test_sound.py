@@ -2,10 +2,12 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from untrained import FOLDER
 
 from ldm_jax.commands import train
 from ldm_jax.commands.doors import Stop
@@ -142,30 +144,6 @@ def test_nothing_good_is_an_error(tmp_path):
     _ = Sound(Folder(str(tmp_path)), Ledger(fraction=1.0))[1]
 
 
-CONFIG = """
-from ldm_jax.config import *
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-
-def get_config():
-  return Experiment(
-    task=Autoencoding(
-      autoencoder=Autoencoder(
-        trunk=Trunk(channels=8, multipliers=(1,), blocks=1, groups=4)
-      ),
-      perceptual=None, discriminator=None, disc_weight=0.0,
-    ),
-    data=Data(
-      source=Folder({folder!r}),
-      validation=Folder({folder!r}, only=("00.png",)),
-      augment=Augment(16), batch=8, held_out=1,
-    ),
-    steps=9,
-  )
-"""
-
-
 def trained(config, workdir, *flags):
   return train.main(
     [
@@ -180,9 +158,13 @@ def trained(config, workdir, *flags):
 
 def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
   config = tmp_path / "config.py"
-  config.write_text(CONFIG.format(folder=str(folder)))
+  (tmp_path / "good").mkdir()
+  shutil.copy(folder / "00.png", tmp_path / "good")
+  good = str(tmp_path / "good")
+  config.write_text(FOLDER.format(source=str(folder), good=good))
+  nine = "--config.steps=9"
   allow = "--config.data.max_bad_fraction=0.1"
-  assert trained(config, tmp_path / "whole", allow) == 0
+  assert trained(config, tmp_path / "whole", allow, nine) == 0
   told = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert told["bad_samples"] == 5
   assert trained(config, tmp_path / "cut", allow, "--config.steps=4") == 0
@@ -197,5 +179,5 @@ def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
   lines = (tmp_path / "cut" / "bad_samples.jsonl").read_text().splitlines()
   assert len(lines) == 5
   with pytest.raises(Stop, match=r"max_bad_fraction is 0\.001") as stop:
-    trained(config, tmp_path / "strict")
+    trained(config, tmp_path / "strict", nine)
   assert stop.value.code == 4

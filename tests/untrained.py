@@ -1,4 +1,4 @@
-"""Runs that have a checkpoint and have learned nothing, in no time."""
+"""Runs that have learned little or nothing, in no time."""
 
 import contextlib
 import os
@@ -9,6 +9,30 @@ from ldm_jax.commands.feeding import held_out
 from ldm_jax.nodes import override
 from ldm_jax.programs import Programs
 from ldm_jax.runtime.checkpoint import Checkpoints
+
+# A small autoencoder on two folders of pictures.
+FOLDER = """
+from ldm_jax.config import *
+from ldm_jax.data.augment import Augment
+from ldm_jax.data.folder import Folder
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+
+def get_config():
+  return Experiment(
+    task=Autoencoding(
+      autoencoder=Autoencoder(
+        trunk=Trunk(channels=8, multipliers=(1,), blocks=1, groups=4)
+      ),
+      perceptual=None, discriminator=None, disc_weight=0.0,
+    ),
+    data=Data(
+      source=Folder({source!r}), validation=Folder({good!r}),
+      augment=Augment(16), batch=8, held_out=1,
+    ),
+    steps=2,
+    reports=Reports(previews_every=0),
+  )
+"""
 
 
 def untrained(path, folder, flags):
