@@ -116,7 +116,7 @@ def test_one_forward_serves_both_players():
   )
   after, metrics = stepping(TASK)(state, frozen, batch, key)
   # Adam's first moments after one step are half of the gradients.
-  first = lambda opt: jax.tree.map(lambda m: m / 0.5, opt[0].mu)
+  first = lambda opt: jax.tree.map(lambda m: m / 0.5, opt.inner[0].mu)
   expected = jax.jit(jax.grad(generator))(state.params)
   close(first(after.opt), expected, 2e-4)
   expected = jax.jit(jax.grad(discriminator))(state.critic)
@@ -145,6 +145,7 @@ def test_before_the_start_the_critic_rests_and_costs_nothing():
   assert max(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.slow
 def test_logvar_stays_where_the_optimizer_does_not_see_it():
   task = dataclasses.replace(
     TASK,
@@ -156,7 +157,7 @@ def test_logvar_stays_where_the_optimizer_does_not_see_it():
   after, metrics = stepping(task)(state, frozen, batch, jax.random.key(3))
   assert after.params["logvar"] == 0.5
   # Nor has it a share in the norm that gradients are clipped by.
-  moments = after.opt[0].mu["autoencoder"]
+  moments = after.opt.inner[0].mu["autoencoder"]
   norm = optax.tree.norm(moments) / (1 - SLOW.betas[0])
   np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
 
@@ -206,6 +207,7 @@ def test_vector_quantisation():
   )
 
 
+@pytest.mark.slow
 def test_vq_autoencoder_trains():
   task = dataclasses.replace(
     TASK,

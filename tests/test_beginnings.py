@@ -73,6 +73,7 @@ def params_of(folder):
   )
 
 
+@pytest.mark.slow
 def test_fine_tuning_begins_where_the_start_stands(runs, tmp_path):
   """At a rate of almost nothing it is still the start; first stage, scale and
   words are the start's too."""
@@ -101,6 +102,7 @@ def test_fine_tuning_goes_on_without_its_start(runs, tmp_path):
   assert Run.open(str(folder)).step == 3
 
 
+@pytest.mark.slow
 def test_a_lora_trains_its_factors_alone(runs, tmp_path, capsys):
   start = f"--config.start={runs / 'text'}"
   folder = tmp_path / "lora"

@@ -176,6 +176,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_a_shape_is_compiled_once_and_said(folder, tmp_path, capsys):
   path = tmp_path / "config.py"
   base = str(CONFIGS / "glyphs_autoencoder.py")

@@ -86,7 +86,7 @@ def test_the_files_of_vgg16_and_lpips_have_the_shapes_of_ours():
     f"lin{k}.model.1.weight": (1, width, 1, 1)
     for k, width in enumerate([64, 128, 256, 512, 512])
   }
-  make = lambda sizes: {k: np.empty(s, np.float32) for k, s in sizes.items()}
+  make = lambda sizes: {k: np.zeros(s, np.float32) for k, s in sizes.items()}
   params = convert(read_table("lpips"), make(heads))
   params["trunk"] = convert(read_table("vgg16"), make(trunk))
   x = jnp.zeros((1, 16, 16, 3))

@@ -115,8 +115,8 @@ def test_slices_of_a_batch_are_the_batch():
   parts, same = stepping(task)(state, frozen, batch, jax.random.key(3))
   np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-5)
   for a, b in zip(
-    jax.tree.leaves(whole.opt[0].mu),
-    jax.tree.leaves(parts.opt[0].mu),
+    jax.tree.leaves(whole.opt.inner[0].mu),
+    jax.tree.leaves(parts.opt.inner[0].mu),
     strict=True,
   ):
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7)

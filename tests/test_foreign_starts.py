@@ -135,6 +135,7 @@ def _interrupted(*_, **__):
   raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_another_architecture_is_one_line(tmp_path, folder, words):
   flags = flags_of(tmp_path, folder, words)
   with pytest.raises(Stop, match="another one than the config's") as stop:

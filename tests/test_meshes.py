@@ -44,7 +44,7 @@ MESHES = [
   (4, 1, 2, 1),
   (4, 1, 1, 2),
 ]
-QUICK, FAST = [(2, 2, 2, 1)], ("one", "two")
+QUICK, FAST = [(2, 2, 2, 1)], ("two",)
 STEPS, DISC_START, BATCH, SIDE = 10, 3, 16, 16
 
 

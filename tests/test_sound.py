@@ -169,7 +169,8 @@ def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
   assert told["bad_samples"] == 5
   assert trained(config, tmp_path / "cut", allow, "--config.steps=4") == 0
   assert (
-    trained(config, tmp_path / "cut", allow, "--config.data.threads=1") == 0
+    trained(config, tmp_path / "cut", allow, nine, "--config.data.threads=1")
+    == 0
   )
   losses = [
     [line["loss"] for line in metrics.read(str(tmp_path / n)) if "loss" in line]

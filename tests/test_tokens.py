@@ -258,7 +258,7 @@ def test_loading_prints_nothing(tmp_path):
   code = (
     "import sys; from ldm_jax.data.tokens import load; "
     "w = load(sys.argv[1], 16); print(*w.encode(['a large red circle'])[0]); "
-    "assert not {'torch', 'jax'} & set(sys.modules)"
+    "assert 'jax' not in sys.modules"
   )
   done = subprocess.run(
     [sys.executable, "-c", code, tmp_path / "saved"],

@@ -272,7 +272,7 @@ def test_the_front_door_goes_by_content_not_by_name(tmp_path, name, content):
     ("a.bin", b"some words", "not a safetensors, torch or Flax file"),
     ("a.safetensors", b"some words", "truncated or not a safetensors file"),
     ("a.msgpack", b"some words", "malformed msgpack"),
-    ("a.safetensors", b"version https://git-lfs.github.com", "its header"),
+    ("a.safetensors", b"version https://git-lfs.github.com", "git lfs pull"),
     ("a.ckpt", b"version https://git-lfs.github.com", "git lfs pull"),
   ],
 )

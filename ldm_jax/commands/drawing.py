@@ -83,7 +83,7 @@ def _job(flags: argparse.Namespace) -> Job:
     labels = None if label is None else np.full(count, label)
     order = dataclasses.replace(order, labels=labels)
   studio = Studio(opened.model, opened.params, sharding, say, classifier)
-  studio.check(settings, order)
+  studio.check_room(settings, order)
   # Both ends are heard at once, so that they get the same length.
   texts = prompts if toward is None else prompts + [toward] * count
   request = _request(flags, opened, settings, texts, max(count, len(texts)))
@@ -96,6 +96,7 @@ def _job(flags: argparse.Namespace) -> Job:
       if toward is None
       else positive.rows(np.arange(count, 2 * count)),
     )
+  studio.check(settings, order)
   return Job(studio, settings, order, positive, negative, prompts, toward)
 
 

@@ -56,7 +56,7 @@ class Trunk:
   dtype: DTypeLike = "float32"
 
   def __post_init__(self):
-    check_widths(self.channels, self.multipliers, self.groups)
+    check_widths(self.channels, self.multipliers)
 
   @property
   def halvings(self) -> int:

@@ -87,7 +87,7 @@ class UNet(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    check_widths(self.channels, self.multipliers, self.groups)
+    check_widths(self.channels, self.multipliers)
     if len(self.attention.depths) != len(self.multipliers):
       raise ValueError(
         f"attention.depths has {len(self.attention.depths)} levels, "

@@ -140,6 +140,9 @@ class Studio:
         "last time (zero_terminal_snr, rectified_flow)"
       )
     self._starter.check(settings, order)
+
+  def check_room(self, settings: Settings, order: Order) -> None:
+    """Raises TooLarge if no device has the memory for an order's pictures."""
     if order.output == "images":
       size = settings.height, settings.width
       shape = self._model.first_stage.latent_shape(*size)

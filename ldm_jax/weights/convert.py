@@ -143,21 +143,22 @@ def convert(
     node = params
     for name in places:
       node = node.setdefault(name, {})
-    array = tensors[row.theirs]
-    _check_finite(row.theirs, array)
-    node[leaf] = keep(row.ours, _to_ours(row, array))
+    node[leaf] = keep(row.ours, _to_ours(row, _finite(row.theirs, tensors)))
   return params
 
 
-def _check_finite(name: str, array: np.ndarray) -> None:
+def _finite(name: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+  """A tensor; raises NonFiniteWeights if it is not all finite numbers."""
+  array = tensors[name]
   if array.dtype.kind in "iub":
-    return
+    return array
   odd = array.size - int(np.isfinite(array).sum())
   if odd:
     raise NonFiniteWeights(
       f"{name} has {odd} values of {array.size} that are not finite; such "
       "weights draw nothing"
     )
+  return array
 
 
 def revert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
