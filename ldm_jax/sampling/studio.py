@@ -242,9 +242,9 @@ class Studio:
           self._params, state, piece, start.keys, wish, window=window
         )
       if waiting is not None:
-        progress(_wait(waiting))
+        progress(int(waiting))  # once it is known
       waiting = done
-    progress(_wait(waiting))
+    progress(int(waiting))  # once it is known
     return state[0]
 
   @contextlib.contextmanager
@@ -296,8 +296,3 @@ class Studio:
     mend = (lambda x, level: x) if wish.known is None else wish.known.mend
     state = samplers.run(denoise, state, piece, keys, mend)
     return state, piece.is_active.sum()
-
-
-def _wait(done: Array) -> int:
-  """How many questions a chunk has answered, once it has."""
-  return int(done)

@@ -143,13 +143,14 @@ def convert(
     node = params
     for name in places:
       node = node.setdefault(name, {})
-    node[leaf] = keep(row.ours, _to_ours(row, _finite(row.theirs, tensors)))
+    node[leaf] = keep(
+      row.ours, _to_ours(row, _finite(row.theirs, tensors[row.theirs]))
+    )
   return params
 
 
-def _finite(name: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-  """A tensor; raises NonFiniteWeights if it is not all finite numbers."""
-  array = tensors[name]
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+  """The same tensor; raises NonFiniteWeights if some of it is no number."""
   if array.dtype.kind in "iub":
     return array
   odd = array.size - int(np.isfinite(array).sum())
