@@ -51,7 +51,7 @@ test: $(STAMP)
 # asks for torchvision, which has no CPU build and is not needed.
 slow: $(STAMP)
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q --no-deps "lpips>=0.1.4"
+	$(BIN)/pip install -q --no-deps "lpips>=0.1.4" "torch-fidelity>=0.4"
 	$(BIN)/pip install -q "diffusers>=0.42" "safetensors>=0.5" \
 	  "peft>=0.17"
 	$(PYTEST) -m slow

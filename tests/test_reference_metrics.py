@@ -1,0 +1,172 @@
+"""Live comparisons with torch-fidelity, on random weights in its own file."""
+
+import collections
+import sys
+import unittest.mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldm_jax.evaluation import likeness, resizing
+from ldm_jax.evaluation.frechet import Moments, frechet_distance
+from ldm_jax.nn.inception import SIDE, Inception
+from ldm_jax.weights.convert import convert, read_table
+from ldm_jax.weights.files import read_torch
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.slow
+
+TAPS = {"64": 0, "192": 1, "768": 2, "2048": 3, "logits_unbiased": 5}
+
+
+@pytest.fixture(scope="module")
+def fidelity():
+  """The package, with torchvision, of which it needs nothing here, left out."""
+  absent = [
+    "torchvision",
+    "torchvision.datasets",
+    "torchvision.transforms",
+    "torchvision.transforms.functional",
+  ]
+  missing = [name for name in absent if name not in sys.modules]
+  sys.modules |= dict.fromkeys(missing, unittest.mock.MagicMock())
+  yield pytest.importorskip("torch_fidelity")
+  for name in missing:
+    del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, fidelity):
+  """Random weights under the names of the published file, in its old format."""
+  from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+  path = tmp_path_factory.mktemp("inception") / "weights.pth"
+  generator = torch.Generator().manual_seed(0)
+  tensors = collections.OrderedDict()
+  loaded = {}
+
+  def load(self, state, *_, **__):
+    loaded["names"] = {k: v.shape for k, v in self.state_dict().items()}
+
+  whole = torch.nn.Module.load_state_dict
+  torch.nn.Module.load_state_dict = load
+  torch.save({}, path)
+  try:
+    theirs.FeatureExtractorInceptionV3("x", ["2048"], str(path))
+  finally:
+    torch.nn.Module.load_state_dict = whole
+  for name, shape in loaded["names"].items():
+    draw = torch.randn(shape, generator=generator)
+    if name.endswith("conv.weight") or name == "fc.weight":
+      draw *= (2 / np.prod(shape[1:])) ** 0.5
+    elif name.endswith("running_var"):
+      draw = 0.5 + torch.rand(shape, generator=generator)
+    elif name.endswith("bn.weight"):
+      draw = 1 + 0.1 * draw
+    elif name.endswith("num_batches_tracked"):
+      draw = torch.tensor(7)
+    else:
+      draw *= 0.1
+    tensors[name] = draw
+  torch.save(tensors, path, _use_new_zipfile_serialization=False)
+  return str(path)
+
+
+def pictures(size, count=4, seed=0):
+  rng = np.random.default_rng([seed, size])
+  small = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
+  large = np.kron(small, np.ones((1, size // 8, size // 8, 1), np.uint8))
+  noise = rng.integers(0, 40, large.shape)
+  return np.clip(large + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def ours(file):
+  variables = convert(read_table("inception"), read_torch(file))
+
+  @jax.jit
+  def features(images):
+    x = resizing.legacy(images, SIDE)
+    return Inception().apply(variables, (x - 128) / 128)
+
+  return lambda images: [np.asarray(f) for f in features(jnp.asarray(images))]
+
+
+@pytest.fixture(scope="module")
+def theirs(file, fidelity):
+  from torch_fidelity.feature_extractor_inceptionv3 import (
+    FeatureExtractorInceptionV3,
+  )
+
+  network = FeatureExtractorInceptionV3("x", list(TAPS), file).eval()
+
+  @torch.no_grad()
+  def features(images):
+    return network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
+
+  return lambda images: [np.asarray(f) for f in features(images)]
+
+
+@pytest.mark.parametrize("size", [32, 64, 256, 512])
+def test_features_are_torch_fidelitys(ours, theirs, size):
+  images = pictures(size)
+  found = ours(images)
+  for (name, place), wanted in zip(TAPS.items(), theirs(images), strict=True):
+    wanted = wanted.reshape(len(images), -1)
+    away = np.abs(found[place] - wanted).max() / wanted.std()
+    assert away < 1e-5, (name, away)
+
+
+@pytest.mark.parametrize("size", [32, 300, 512])
+def test_resizing_is_torch_fidelitys(fidelity, size):
+  from torch_fidelity.interpolate_compat_tensorflow import (
+    interpolate_bilinear_2d_like_tensorflow1x as theirs,
+  )
+
+  board = np.indices((size, size)).sum(0) % 2 * 255
+  board = np.repeat(board[None, ..., None], 3, -1).astype(np.uint8)
+  for images in (board, pictures(size // 8 * 8)):
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    wanted = theirs(x, size=(SIDE, SIDE), align_corners=False)
+    found = resizing.legacy(jnp.asarray(images), SIDE)
+    wanted = wanted.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, wanted, atol=255e-5)
+
+
+def test_scores_are_torch_fidelitys(fidelity):
+  from torch_fidelity.metric_fid import (
+    fid_features_to_statistics,
+    fid_statistics_to_metric,
+  )
+  from torch_fidelity.metric_isc import isc_features_to_metric
+  from torch_fidelity.metric_kid import kid_features_to_metric
+  from torch_fidelity.metric_prc import prc_features_to_metric
+
+  rng = np.random.default_rng(0)
+  mix = rng.normal(size=(64, 64)) / 8
+  x, y = (rng.normal(size=(256, 64)) @ mix + 0.3 * k for k in (0, 1))
+  x, y = x.astype(np.float32), y.astype(np.float32)
+  tensors = [torch.from_numpy(rows) for rows in (x, y)]
+  told = [fid_features_to_statistics(rows) for rows in tensors]
+  wanted = fid_statistics_to_metric(*told, verbose=False)
+  found = frechet_distance(Moments.of(x), Moments.of(y))
+  wanted = wanted["frechet_inception_distance"]
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+  wanted = kid_features_to_metric(*tensors, kid_subset_size=100, verbose=False)
+  found = likeness.kernel_distance(x, y, 100, 100)
+  np.testing.assert_allclose(found, tuple(wanted.values()), rtol=1e-5)
+
+  logits = (3 * rng.normal(size=(256, 20))).astype(np.float32)
+  wanted = isc_features_to_metric(torch.from_numpy(logits))
+  found = likeness.inception_score(logits)
+  np.testing.assert_allclose(found, tuple(wanted.values()), rtol=1e-4)
+
+  # What is generated comes first there.
+  wanted = prc_features_to_metric(*tensors[::-1], verbose=False)
+  found = likeness.reach(x, y)
+  names = ("precision", "recall")
+  assert [getattr(found, n) for n in names] == [wanted[n] for n in names]
