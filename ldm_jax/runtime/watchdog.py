@@ -30,7 +30,7 @@ class Watchdog:
     self._what: str | None = None
     self._since = self._last = time.monotonic()
     self._steps: collections.deque[float] = collections.deque(maxlen=100)
-    self._is_told = False
+    self._is_told, self._lock = False, threading.Lock()
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -51,14 +51,16 @@ class Watchdog:
   def stepped(self) -> None:
     """The devices have answered."""
     now = time.monotonic()
-    self._steps.append(now - self._last)
+    with self._lock:
+      self._steps.append(now - self._last)
     self._last = now
     self.waits_for(None)
 
   @property
   def limit(self) -> float:
     """Seconds of waiting that are too many."""
-    steps = list(self._steps)[1:]  # the first one has a compilation before it
+    with self._lock:
+      steps = list(self._steps)[1:]  # before the first one was a compilation
     return max(self._least, TIMES * statistics.median(steps) if steps else 0.0)
 
   def _watch(self) -> None:
