@@ -4,7 +4,7 @@ It differs from torchvision's: means leave padding out, the last block takes a
 maximum, and there are 1,008 classes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +22,23 @@ WIDE, TALL = (1, 7), (7, 1)
 
 
 class Features(NamedTuple):
-  """What is read of a batch of pictures.
+  """What is read of b pictures, on devices or on the host.
 
   Attributes:
-    first, second, third: means over the picture before the second pooling, the
-      third, and the seventh block.
-    pooled: the mean over the picture of the last block ("pool3"), for FID.
-    spatial: part of `mixed_6d`, flattened row by row, for sFID.
-    logits: of 1,008 classes, without their bias, for the inception score.
+    first, second, third: [b 64], [b 192], [b 768], means over the picture
+      before the second pooling, the third, and the seventh block.
+    pooled: [b 2048], the mean over the picture of the last block ("pool3"),
+      for FID.
+    spatial: [b 2023], part of `mixed_6d`, flattened row by row, for sFID.
+    logits: [b 1008], without their bias, for the inception score.
   """
 
-  first: Float[Array, "b 64"]
-  second: Float[Array, "b 192"]
-  third: Float[Array, "b 768"]
-  pooled: Float[Array, "b 2048"]
-  spatial: Float[Array, "b 2023"]
-  logits: Float[Array, "b 1008"]
+  first: Any
+  second: Any
+  third: Any
+  pooled: Any
+  spatial: Any
+  logits: Any
 
 
 class Unit(nn.Module):

@@ -38,7 +38,13 @@ def digests(tree: Any) -> Digests:
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     paths.append(jax.tree_util.keystr(path, simple=True, separator="/"))
     leaves.append(leaf)
-  told = [_told(leaf) for leaf in leaves]
+  told = []
+  for leaf in leaves:
+    told.append(_told(leaf))
+    if jax.default_backend() == "cpu":
+      # Many programs that meet across devices would wait for each other's
+      # threads.
+      told[-1].block_until_ready()
   found, odd = {}, []
   for path, leaf, words in zip(paths, leaves, told, strict=True):
     first, second, is_finite = processes.gather(words).tolist()
