@@ -15,6 +15,7 @@ from test_training import BLIND, CONFIGS, ONE, TWO, run
 
 from ldm_jax.run import Run
 from ldm_jax.runtime import checkpoint, metrics, processes
+from ldm_jax.runtime.digests import digest
 from ldm_jax.runtime.sharding import MeshShape
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -151,7 +152,7 @@ def test_what_two_processes_saved_one_restores_on_any_mesh(pairs, stage):
   for mesh in ((8, 1), (1, 8), (2, 2, 2)):
     places = MeshShape(*mesh).build().state(shapes)
     kept = checkpoint.Checkpoints(os.path.join(folder, "checkpoints"))
-    found.append(checkpoint.digest(kept.restore(3, shapes, places)))
+    found.append(digest(kept.restore(3, shapes, places)))
     kept.close()
   assert len(set(found)) == 1
 
