@@ -5,6 +5,9 @@
   frozen/        what is not trained: LPIPS, or the first stage and the scale
   tokenizer/     if there are captions
   metrics.jsonl, tensorboard/, previews/
+  skipped.jsonl  updates that were passed over; bad_samples.jsonl, bad pictures
+  damaged/       checkpoints that were not what had been written
+  lock           who writes here
 
 It needs nothing outside itself, so it may be moved.
 """

@@ -194,7 +194,7 @@ def test_another_network_is_no_start(runs, tmp_path):
   wide = [f.replace("=16", "=24") if "channels" in f else f for f in TWO]
   with pytest.raises(Stop, match="another one than the config's") as stop:
     run("finetune", tmp_path / "x", 1, start, *wide)
-  assert stop.value.code == 2 and not (tmp_path / "x").exists()
+  assert stop.value.code == 5 and not (tmp_path / "x").exists()
   with pytest.raises(Stop, match=r"--config\.start"):
     run("lora", tmp_path / "y", 1, *TWO)
   with pytest.raises(Stop, match="of stage two"):

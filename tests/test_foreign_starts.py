@@ -140,4 +140,4 @@ def test_another_architecture_is_one_line(tmp_path, folder, words):
   flags = flags_of(tmp_path, folder, words)
   with pytest.raises(Stop, match="another one than the config's") as stop:
     train.main([*flags, "--config.task.model.unet.channels=64"])
-  assert stop.value.code == 2 and not (tmp_path / "run").exists()
+  assert stop.value.code == 5 and not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.lock import Held, lock
 from ldm_jax.runtime.sharding import MeshShape
 
-STEPS = (1, 2, 3)
+STEPS, KEEPING = (1, 2, 3), Keeping(keep=9, best="loss")
 
 # Orbax leaves coroutines behind where it fails.
 pytestmark = pytest.mark.filterwarnings(
@@ -53,15 +53,18 @@ PLACES = jax.tree.map(
 def folder(tmp_path):
   """Three checkpoints."""
   path = tmp_path / "run" / "checkpoints"
-  with contextlib.closing(Checkpoints(str(path), Keeping(keep=9))) as kept:
+  with contextlib.closing(Checkpoints(str(path), KEEPING)) as kept:
     for step in STEPS:
       kept.save(step, state_of(step), {"loss": float(step)})
   return path
 
 
-def newest(path):
-  with contextlib.closing(Checkpoints(str(path), Keeping(keep=9))) as kept:
-    return kept.newest(SHAPES, PLACES)
+def newest(path, goes_on=False):
+  with contextlib.closing(Checkpoints(str(path), KEEPING)) as kept:
+    step, state = kept.newest(SHAPES, PLACES)
+    if goes_on:
+      kept.save(9, state_of(9), {"loss": 0.5})
+    return step, state
 
 
 @pytest.mark.parametrize(
@@ -124,16 +127,17 @@ def files_of(folder, step):
 
 
 def survives(source, work, damage):
-  """Restores what is left after `damage`; whether it fell back."""
+  """Restores what is left after `damage`, and saves; whether it fell back."""
   shutil.rmtree(work, ignore_errors=True)
   shutil.copytree(source, work / "checkpoints")
   damage(work / "checkpoints")
   with contextlib.redirect_stderr(io.StringIO()) as told:
-    step, state = newest(work / "checkpoints")
+    step, state = newest(work / "checkpoints", goes_on=True)
   assert digest(state) == digest(state_of(step))
-  aside = work / "damaged" / "3"
-  assert aside.exists() == (step == 2) == ("warning" in told.getvalue())
-  return step == 2
+  fell = step == 2
+  assert (work / "damaged" / "3").exists() == fell
+  assert ("; using step 2" in told.getvalue()) == fell
+  return fell
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "gone"])
@@ -180,6 +184,50 @@ def flips(folder, tmp_path, count):
       lambda copy, path=path: flip(copy / path.relative_to(folder), rng),
     )
   return fell
+
+
+def test_a_restart_remembers_the_best(tmp_path):
+  keeping, losses = Keeping(keep=1, best="loss"), [0.1, 0.5, 0.6, 0.7, 0.8]
+  for steps in ((1, 2, 3), (4, 5)):
+    with contextlib.closing(Checkpoints(str(tmp_path), keeping)) as kept:
+      for step in steps:
+        kept.save(step, state_of(step), {"loss": losses[step - 1]})
+      kept.wait()
+      assert kept.steps == [1, steps[-1]]
+
+
+def test_the_best_does_not_make_room(tmp_path):
+  keeping = Keeping(keep=9, keep_every=3, best="loss")
+  with contextlib.closing(Checkpoints(str(tmp_path), keeping)) as kept:
+    for step, loss in enumerate([0.5, 0.1, 0.3, 0.4, 0.6], 1):
+      kept.save(step, state_of(step), {"loss": loss})
+    kept.wait()
+    kept.prune()
+    assert kept.steps == [2, 3, 5]
+    kept.prune()
+    assert kept.steps == [2, 3, 5]
+
+
+def test_damaged_metrics_bar_nobody(tmp_path, capsys):
+  """They only say which checkpoint stays."""
+  path, keeping = tmp_path / "checkpoints", Keeping(keep=9, best="loss")
+  with contextlib.closing(Checkpoints(str(path), keeping)) as kept:
+    for step in STEPS:
+      kept.save(step, state_of(step), {"loss": float(step)})
+  (path / "3" / "metrics" / "metrics").write_bytes(b"{")
+  (path / "2" / "metrics" / "metrics").unlink()
+  with contextlib.closing(Checkpoints(str(path), keeping)) as kept:
+    assert kept.newest(SHAPES, PLACES)[0] == 3
+    kept.save(4, state_of(4), {"loss": 4.0})
+  said = capsys.readouterr().err
+  assert all(
+    f"metrics of step {step} cannot be read" in said for step in (2, 3)
+  )
+  with contextlib.closing(Checkpoints(str(path), keeping)) as kept:
+    assert kept.newest(SHAPES, PLACES)[0] == 4
+  assert capsys.readouterr().err == ""
+  names = {p.name for p in (tmp_path / "damaged").iterdir()}
+  assert names == {"2_metrics", "3_metrics"}
 
 
 def test_if_nothing_is_whole_that_is_said_and_nothing_moved(folder):

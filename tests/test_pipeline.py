@@ -255,7 +255,7 @@ def test_bad_pictures_are_named_through_the_threads(tmp_path):
     ({"batch": 6, "rows": ()}, "must be of a batch"),
     ({"batch": 0}, "batch 1 or more, got 0 and 0"),
     ({"start": -1}, "start must be 0 or more and batch 1 or more, got -1"),
-    ({"source": []}, "list has no examples"),
+    ({"source": []}, "the source has no examples"),
   ],
 )
 def test_wrong_numbers_are_refused_at_the_call(options, message):

@@ -62,7 +62,7 @@ def settled(checkpoints):
   raise AssertionError("it never ends")
 
 
-def whole(checkpoints, step):
+def whole_of(checkpoints, step):
   shapes = jax.eval_shape(lambda: state_of(0))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   found, state = checkpoints.newest(shapes, {"x": place})
@@ -81,7 +81,7 @@ def test_a_failed_save_is_noticed_and_the_state_of_the_time_saved(
     saver.check(step, state_of(step))
   saver.finish(4, state_of(4))
   assert checkpoints.steps == [2, 4]  # the older one made room
-  whole(checkpoints, 4)
+  whole_of(checkpoints, 4)
   said = capsys.readouterr().err
   assert "warning: step 3 is not saved in" in said and "File too large" in said
   assert read(str(folder))[-1]["failed_saves"] == 1
@@ -102,7 +102,7 @@ def test_a_disk_that_stays_full_ends_the_run(parts):
     settled(checkpoints)
     with pytest.raises(SaveFailed, match="step 6 is not saved"):
       saver.check(7, state_of(7))
-  whole(checkpoints, 2)
+  whole_of(checkpoints, 2)
 
 
 def test_successes_are_forgiven(parts):
@@ -114,7 +114,7 @@ def test_successes_are_forgiven(parts):
     saver.check(step + 1, state_of(step + 1))
     settled(checkpoints)
     saver.check(step + 2, state_of(step + 2))
-  whole(checkpoints, 41)
+  whole_of(checkpoints, 41)
 
 
 def test_the_last_save_is_tried_again(parts):
@@ -123,7 +123,7 @@ def test_the_last_save_is_tried_again(parts):
     saver.save(3, state_of(3))
     settled(checkpoints)
   saver.finish(3, state_of(3))
-  whole(checkpoints, 3)
+  whole_of(checkpoints, 3)
 
 
 def test_room_is_asked_for_before_anything_is_computed(tmp_path, monkeypatch):
@@ -148,3 +148,30 @@ def test_lines_that_a_full_disk_refuses_are_not_lost(tmp_path, capsys):
     journal.write(4, {"loss": 4.0})
   assert [line["loss"] for line in read(str(tmp_path))] == [1, 2, 3, 4]
   assert capsys.readouterr().err.count("its lines wait") == 1
+
+
+def test_a_last_state_that_is_nowhere_is_an_error(parts):
+  """Refused at once, twice: no later save would have noticed."""
+  saver, checkpoints, _ = parts
+  refuse = lambda *_, **__: (_ for _ in ()).throw(OSError("no room"))
+  whole = checkpoints._manager.save
+  checkpoints._manager.save = refuse
+  saver.save(3, state_of(3))
+  assert not checkpoints.is_saving
+  with pytest.raises(SaveFailed, match="step 3 is not saved"):
+    saver.finish(3, state_of(3))
+  checkpoints._manager.save = whole
+  saver.finish(3, state_of(3))
+  whole_of(checkpoints, 3)
+
+
+def test_a_line_of_which_a_disk_takes_a_part_is_made_whole(tmp_path, capsys):
+  with contextlib.closing(Journal(str(tmp_path))) as journal:
+    journal.write(1, {"loss": 1.0})
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    with full(size + 7):
+      journal.write(2, {"loss": 2.0})
+      assert (tmp_path / "metrics.jsonl").stat().st_size == size + 7
+    journal.write(3, {"loss": 3.0})
+  assert [line["loss"] for line in read(str(tmp_path))] == [1, 2, 3]
+  assert "its lines wait" in capsys.readouterr().err

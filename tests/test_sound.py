@@ -75,13 +75,12 @@ def stand_in(number):
 
 def taken(folder, ledger, start=0, count=30, threads=4, **options):
   stream = batches(
-    Folder(str(folder)),
+    Sound(Folder(str(folder)), ledger),
     batch=8,
     seed=1,
     augment=Augment(16),
     start=start,
     threads=threads,
-    ledger=ledger,
     **options,
   )
   return [next(stream)["image"] for _ in range(count)]

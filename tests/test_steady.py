@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +148,14 @@ def test_one_bad_batch_costs_one_update_and_is_told_of(tmp_path, capsys):
   # What was saved at step 4 is as if its update had not been.
   saved = [line["validation_w"] for line in journal if "validation_w" in line]
   assert len(saved) == 3 and np.isfinite(saved).all()
+
+
+def test_a_step_that_is_taken_again_is_told_once(tmp_path):
+  assert descend(tmp_path, 6, 4, bad={5}) == 0
+  shutil.rmtree(tmp_path / "checkpoints" / "6")  # as if it had been killed
+  assert descend(tmp_path, 8, 4, bad={5, 7}) == 0
+  lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [5, 7]
 
 
 def test_too_many_in_a_row_end_the_run_and_nothing_bad_is_saved(tmp_path):

@@ -14,7 +14,7 @@ from ldm_jax.commands.checking import (
   check_latents,
   check_memory,
 )
-from ldm_jax.commands.feeding import batches, held_out, ledger
+from ldm_jax.commands.feeding import batches, held_out, learned, ledger
 from ldm_jax.commands.models import open_model
 from ldm_jax.config import Experiment
 from ldm_jax.data import pipeline
@@ -164,9 +164,7 @@ def _example(
 ) -> dict[str, np.ndarray]:
   """A batch of one, as training will see it."""
   data = experiment.data
-  source, augment = data.learned
-  if not data.latents:
-    source = Sound(source, ledger(experiment))
+  source, augment = learned(experiment, ledger(experiment))
   return pipeline.first(
     source, 1, augment=augment, tokenizer=words, views=data.views
   )

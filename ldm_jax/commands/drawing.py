@@ -57,6 +57,8 @@ def _job(flags: argparse.Namespace) -> Job:
   """
   given = Pictures(flags)
   prompts, toward = prompts_of(flags)
+  if flags.negative_prompt:  # it is written into pictures, too
+    flags.negative_prompt = cleaned(flags.negative_prompt, say)
   opened = open_model(flags.model, Reading.told(flags))
   if flags.clip_skip is not None:
     opened = skip_blocks(opened, flags.clip_skip - 1)
@@ -109,11 +111,10 @@ def _request(
 ) -> Request:
   """What is to be heard."""
   size = settings.height, settings.width
-  avoided = flags.negative_prompt and cleaned(flags.negative_prompt, say)
   hears_class = not flags.classifier or opened.model.part(ClassEmbedder)
   return Request(
     texts,
-    [avoided] * count,
+    [flags.negative_prompt] * count,
     flags.class_label if hears_class else None,
     *size,
     flags.emphasis,

@@ -8,7 +8,8 @@ import numpy as np
 
 from ldm_jax.config import Experiment
 from ldm_jax.data import pipeline
-from ldm_jax.data.sound import Ledger
+from ldm_jax.data.augment import Augment
+from ldm_jax.data.sound import Ledger, Sound
 from ldm_jax.data.tokens import Words
 from ldm_jax.runtime.sharding import Sharding
 
@@ -28,30 +29,39 @@ def held_out(
   )
 
 
-def one_of(
-  experiment: Experiment, words: Words | None, shape: tuple[int, int]
-) -> dict[str, np.ndarray]:
-  """A batch of one training example, cut to a bucket's shape."""
-  data = experiment.data
-  stream = pipeline.batches(
-    data.source,
-    batch=1,
-    seed=experiment.seed,
-    augment=data.augment,
-    tokenizer=words,
-    views=data.views,
-    threads=1,
-    buckets=(shape,),
-  )
-  return next(stream)
-
-
 def ledger(experiment: Experiment, folder: str | None = None) -> Ledger:
   """For this process's bad pictures; written down if there is a run folder."""
   mine = jax.process_index()
   name = f"bad_samples_{mine}.jsonl" if mine else "bad_samples.jsonl"
   path = folder and os.path.join(folder, name)
   return Ledger(path, experiment.data.max_bad_fraction)
+
+
+def learned(
+  experiment: Experiment, bad: Ledger
+) -> tuple[pipeline.Source, Augment | None]:
+  """What is learned from, stand-ins for bad pictures, and how it is cut."""
+  source, augment = experiment.data.learned
+  return source if experiment.data.latents else Sound(source, bad), augment
+
+
+def one_of(
+  experiment: Experiment, words: Words | None, shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+  """A batch of one training example, cut to a bucket's shape."""
+  data = experiment.data
+  source, augment = learned(experiment, ledger(experiment))
+  stream = pipeline.batches(
+    source,
+    batch=1,
+    seed=experiment.seed,
+    augment=augment,
+    tokenizer=words,
+    views=data.views,
+    threads=1,
+    buckets=(shape,),
+  )
+  return next(stream)
 
 
 def batches(
@@ -63,7 +73,7 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """This process's part of every batch from step `start` on."""
   data = experiment.data
-  source, augment = data.learned
+  source, augment = learned(experiment, bad)
   return pipeline.batches(
     source,
     batch=data.batch,
@@ -75,7 +85,6 @@ def batches(
     rows=sharding.rows(data.batch),
     threads=data.threads,
     buckets=data.buckets,
-    ledger=bad,
   )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from ldm_jax.data.prompts import Prompts
 from ldm_jax.data.tokens import Words
-from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
 from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.weights.errors import WeightsError
 
 CONV_IN = ("unet", "params", "conv_in", "kernel")
 
@@ -34,7 +34,7 @@ def begun(task: Denoising, fresh: Any, start: Opened) -> Any:
     fresh: U-Net and conditioners as they are drawn.
 
   Raises:
-    ConfigError: the start is another network than the config's.
+    WeightsError: the start is another network than the config's.
   """
   params = start.params
   known = set(params.conditioners)
@@ -57,11 +57,11 @@ def widened(kernel: Any, channels: int, last: int = 0) -> Any:
   They come behind what was read before, but before the `last` of it.
 
   Raises:
-    ConfigError: it reads more already.
+    WeightsError: it reads more already.
   """
   new = channels - kernel.shape[2]
   if new < 0:
-    raise ConfigError(
+    raise WeightsError(
       f"the model to start from reads {kernel.shape[2]} channels, the config's "
       f"only {channels}"
     )
@@ -83,7 +83,7 @@ def _with(tree: Mapping[str, Any], path: tuple[str, ...], leaf: Any) -> Any:
 
 
 def _check_same(found: Any, fresh: Any) -> None:
-  """Raises ConfigError unless both trees have the same names and shapes."""
+  """Raises WeightsError unless both trees have the same names and shapes."""
 
   def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -97,7 +97,7 @@ def _check_same(found: Any, fresh: Any) -> None:
     if theirs.get(name) != ours.get(name)
   )
   if odd:
-    raise ConfigError(
+    raise WeightsError(
       f"the model to start from is another one than the config's: {len(odd)} "
       f"parameters differ, {odd[0]} first ({theirs.get(odd[0], 'absent')} "
       f"there, {ours.get(odd[0], 'absent')} here); write its architecture "

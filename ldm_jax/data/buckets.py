@@ -100,8 +100,8 @@ class Buckets:
     sizes = getattr(self.source, "sizes", None)
     if sizes is None:
       raise ValueError(
-        f"{type(self.source).__name__} does not know how large its pictures "
-        "are; buckets need a Folder or Shards"
+        "the source does not know how large its pictures are; buckets need a "
+        "Folder or Shards"
       )
     if len(sizes) < self.batch:
       raise ValueError(

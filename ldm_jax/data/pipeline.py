@@ -10,7 +10,6 @@ import numpy as np
 from ldm_jax.data.augment import Augment
 from ldm_jax.data.buckets import Buckets, Shape
 from ldm_jax.data.latents import Latents
-from ldm_jax.data.sound import Ledger, Sound
 from ldm_jax.data.stacking import Prepare, Seen, View, check_alike, stack
 from ldm_jax.data.tokens import Words
 
@@ -36,7 +35,6 @@ def batches(
   rows: Sequence[int] | np.ndarray | None = None,
   threads: int = 8,
   buckets: Sequence[Shape] = (),
-  ledger: Ledger | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Global batches start, start + 1, ... of `batch` rows, without end.
 
@@ -48,24 +46,19 @@ def batches(
   Args:
     rows: which of every batch, rising; None makes all of them.
     buckets: shapes that whole batches are cut to; see `Buckets`.
-    ledger: of bad pictures, which are replaced (see `Sound`); without one, the
-      first of them is an error.
 
   Raises:
     ValueError: there are no such rows, the source is empty, or (later) its
       items do not fit into one batch.
     ImageError: (later) a picture is bad; it names the path.
-    DataError: (later) more are bad than the ledger allows.
   """
   rows = _rows(batch, start, rows)
   if len(source) == 0:
-    raise ValueError(f"{type(source).__name__} has no examples to make batches")
+    raise ValueError("the source has no examples to make batches")
   import grain
 
   if buckets and (augment is None or isinstance(source, Latents)):
     raise ValueError("buckets need images, and an augment to cut them")
-  if ledger is not None and not isinstance(source, Latents):
-    source = Sound(source, ledger)
   examples = _numbered(source, batch, seed, buckets).random_map(
     Prepare(augment, tokenizer, tuple(views))
   )

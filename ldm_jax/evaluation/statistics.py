@@ -1,7 +1,7 @@
 """What is kept of a set of pictures to compare others with, on disk.
 
-Read are our own files, ADM's (mu, sigma, mu_s, sigma_s) and torch-fidelity's
-(mu, sigma, by torch); each .npz is of plain arrays, no code in it is run.
+Read are our own files and ADM's (mu, sigma, mu_s, sigma_s): each an .npz of
+plain arrays; no code in it is run.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class Statistics:
 
 
 def read_statistics(path: str) -> Statistics:
-  """Of an .npz, ours or ADM's, or of torch-fidelity's file.
+  """Of an .npz, ours or ADM's.
 
   Raises:
     ValueError: it is none of them, or damaged.
@@ -73,10 +73,10 @@ def read_statistics(path: str) -> Statistics:
     raise ValueError(f"{path} holds no statistics: {error}") from None
   if str(arrays.get("kind")) == KIND:
     return _ours(path, arrays)
-  return foreign(path, arrays)
+  return _foreign(path, arrays)
 
 
-def foreign(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
+def _foreign(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
   """From mu and sigma, and mu_s and sigma_s where they are."""
   found = {}
   for name, mean, covariance in (

@@ -4,6 +4,8 @@ Orbax restores most flipped bits without a word, so every state lies beside the
 digests of its leaves, which are looked at when it comes back.
 """
 
+import glob
+import json
 import os
 import re
 import shutil
@@ -21,6 +23,7 @@ from ldm_jax.runtime.trees import absolute, check, orbax, suspected
 
 Part = TypeVar("Part")
 
+METRICS = "metrics"  # a folder of a step, and the file in it
 GONE = "deleted"  # where one goes first, so that none is ever half there
 HALF = ".orbax-checkpoint-tmp"  # how the name of what is half written ends
 
@@ -36,8 +39,15 @@ class Checkpoints:
       preservation_policy=keeping.policy(),
       cleanup_tmp_directories=True,
       todelete_subdir=GONE,
+      # Without it metrics are not written, and a restart forgets the best.
+      best_fn=None if keeping.best is None else keeping.score,
+      best_mode=keeping.best_is,
     )
+    self._keeping = keeping
     self._folder = absolute(folder)
+    if processes.is_first():
+      _forget_damaged_metrics(self._folder)
+    processes.meet("metrics can be read")
     self._manager = ocp.CheckpointManager(self._folder, options=options)
     self._saving: int | None = None  # a step that is not known to be on disk
 
@@ -64,8 +74,8 @@ class Checkpoints:
     told = digests(state)
     if told.odd:
       raise NonFinite(
-        f"step {step} is not saved: {told.odd[0]} and {len(told.odd) - 1} "
-        "others hold what is not a finite number"
+        f"step {step} is not saved: of its leaves {len(told.odd)} hold what is "
+        f"not a finite number, {told.odd[0]} first"
       )
     args = self._orbax.args
     try:
@@ -93,9 +103,13 @@ class Checkpoints:
     self.wait()
 
   def prune(self) -> None:
-    """Deletes all but the newest, for want of room."""
-    for step in self.steps[:-1]:
-      self._manager.delete(step)
+    """Deletes, for want of room, all but the newest, the best, and those that
+    stay for good."""
+    *older, _ = self.steps or [None]
+    best, every = self._manager.best_step(), self._keeping.keep_every
+    for step in older:
+      if step != best and not (every and step % every == 0):
+        self._manager.delete(step)
     self._sweep()
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
@@ -135,7 +149,7 @@ class Checkpoints:
     odd = [other for other in self.steps if other > step]
     if processes.is_first():
       for other in odd:
-        _put_aside(self._folder, other)
+        _put_aside(self._folder, str(other))
     processes.meet("damaged checkpoints are aside")
     if odd:
       self._manager.reload()
@@ -247,13 +261,27 @@ def _newest_whole(
   raise Damaged(f"no checkpoint of {len(steps)} is whole: {odd[0]}")
 
 
-def _put_aside(folder: str, step: int) -> None:
-  """Moves a damaged step out of the manager's sight; nothing is deleted."""
+def _forget_damaged_metrics(folder: str) -> None:
+  """Puts metrics aside that cannot be read, which would bar a run; they only
+  say which checkpoint is the best."""
+  for path in glob.glob(os.path.join(glob.escape(folder), "*", METRICS)):
+    try:
+      with open(os.path.join(path, METRICS)) as file:
+        json.load(file)
+    except (OSError, ValueError) as error:
+      step = os.path.basename(os.path.dirname(path))
+      say(f"warning: metrics of step {step} cannot be read: {error}")
+      _put_aside(folder, os.path.join(step, METRICS))
+
+
+def _put_aside(folder: str, what: str) -> None:
+  """Moves what is damaged out of the manager's sight; nothing is deleted."""
   aside = os.path.join(os.path.dirname(folder), "damaged")
   os.makedirs(aside, exist_ok=True)
-  number = sum(name.split("-")[0] == str(step) for name in os.listdir(aside))
-  name = f"{step}-{number}" if number else str(step)
-  os.rename(os.path.join(folder, str(step)), os.path.join(aside, name))
+  stem = what.replace(os.sep, "_")
+  number = sum(name.split("-")[0] == stem for name in os.listdir(aside))
+  name = f"{stem}-{number}" if number else stem
+  os.rename(os.path.join(folder, what), os.path.join(aside, name))
 
 
 def _reading(folder: str) -> Any:

@@ -1,6 +1,7 @@
 """Which checkpoints of a run stay."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 
@@ -29,6 +30,11 @@ class Keeping:
         f"every={self.every} keep={self.keep}"
       )
 
+  def score(self, metrics: dict[str, float]) -> float:
+    """Of a checkpoint with these metrics; the worst if they lack it."""
+    worst = math.inf if self.best_is == "min" else -math.inf
+    return metrics.get(self.best, worst)
+
   def policy(self) -> Any:
     """Orbax's preservation policy; `max_to_keep` would drop the newest."""
     from orbax.checkpoint.checkpoint_managers import (
@@ -41,7 +47,7 @@ class Keeping:
     if self.best is not None:
       policies.append(
         preserve.BestN(
-          get_metric_fn=lambda metrics: metrics[self.best],
+          get_metric_fn=self.score,
           reverse=self.best_is == "min",
           n=1,
           keep_checkpoints_without_metrics=False,

@@ -22,7 +22,7 @@ class Journal:
   def __init__(self, folder: str, step: int = 0, is_writer: bool = True):
     self._path = os.path.join(folder, "metrics.jsonl")
     self._file = self._events = None
-    self._waiting: list[str] = []
+    self._waiting = b""
     told = [line for line in read(folder) if line["step"] <= step]
     self._earlier = told[-1]["seconds"] if told else 0.0
     self._started = time.monotonic()
@@ -52,19 +52,20 @@ class Journal:
     numbers = {name: float(value) for name, value in values.items()}
     line = {"step": step, "seconds": round(self.seconds, 3)}
     line |= {n: v if np.isfinite(v) else None for n, v in numbers.items()}
-    self._waiting.append(json.dumps(line) + "\n")
-    self._flush()
+    is_new = not self._waiting
+    self._waiting += (json.dumps(line) + "\n").encode()
+    self._flush(is_new)
     for name, value in numbers.items():
       self._events.add_scalar(name, value, step)
 
-  def _flush(self) -> None:
-    """Writes what waits, each line whole or not at all."""
+  def _flush(self, is_new: bool = False) -> None:
+    """Writes what waits; a disk may take a part, and the rest later."""
     try:
       while self._waiting:
-        os.write(self._file.fileno(), self._waiting[0].encode())
-        self._waiting.pop(0)
+        written = os.write(self._file.fileno(), self._waiting)
+        self._waiting = self._waiting[written:]
     except OSError as error:
-      if len(self._waiting) == 1:
+      if is_new:
         say(f"warning: {self._path}: {error.strerror}; its lines wait")
 
   def picture(self, step: int, name: str, image: np.ndarray) -> None:

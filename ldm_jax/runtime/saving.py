@@ -70,6 +70,7 @@ class Saver:
       self._checkpoints.wait()
     except SaveFailed as error:
       self._refused(step, error)
+    if self._checkpoints.latest != step:
       self._checkpoints.save(step, state)
       self._checkpoints.wait()
 

@@ -67,6 +67,7 @@ def steadied(
   """
 
   def init(params: Any) -> Steadied:
+    """Nothing was passed over yet."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     zero = jnp.zeros((), jnp.int32)
@@ -84,6 +85,7 @@ def steadied(
   def update(
     grads: Any, state: Steadied, params: Any = None
   ) -> tuple[Any, Steadied]:
+    """Those of `inner`, or zeros, and the state after them."""
     is_good, judged = _judged(grads, state, spikes)
     updates, after = inner.update(grads, state.inner, params)
     choose = functools.partial(jnp.where, is_good)
@@ -187,6 +189,10 @@ class Vigil:
     )
     self._examples = examples
     self._waiting: tuple[int, Told] | None = None
+    self._written: set[int] = set()
+    if os.path.exists(self._path):  # a restart takes steps again
+      with open(self._path) as file:
+        self._written = {json.loads(line)["step"] for line in file}
 
   def stepped(self, step: int, metrics: Told) -> None:
     """Keeps a step's health, and looks at that of the one before.
@@ -212,7 +218,7 @@ class Vigil:
     reason = (
       f"the gradient at {self._names[culprit]} is not finite"
       if culprit != NOBODY
-      else "the gradient is a spike"
+      else "the norm of the gradient is a spike"
     )
     examples = [int(number) for number in self._examples(step)]
     shown = ", ".join(map(str, examples[:8]))
@@ -220,7 +226,7 @@ class Vigil:
       f"step {step} is passed over: {reason}; its examples: {shown}"
       + (f" and {len(examples) - 8} more" if len(examples) > 8 else "")
     )
-    if processes.is_first():
+    if processes.is_first() and step not in self._written:
       line = {"step": step, "reason": reason, "examples": examples}
       with open(self._path, "a") as file:
         file.write(json.dumps(line) + "\n")

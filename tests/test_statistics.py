@@ -1,0 +1,92 @@
+"""Statistics on disk: ours, ADM's, and what is neither."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from ldm_jax.evaluation.frechet import Moments, frechet_distance
+from ldm_jax.evaluation.statistics import (
+  WIDTHS,
+  Statistics,
+  read_statistics,
+)
+from ldm_jax.nn.inception import Features
+
+
+@pytest.fixture(scope="module")
+def features():
+  rng = np.random.default_rng(0)
+  rows = {
+    name: rng.standard_normal((9, width)).astype(np.float32)
+    for name, width in WIDTHS.items()
+  }
+  return Features(None, None, None, rows["pooled"], rows["spatial"], None)
+
+
+def test_ours_come_back_as_they_were(features, tmp_path):
+  path = str(tmp_path / "set.npz")
+  whole = Statistics.of(features, "clean")
+  whole.write(path)
+  found = read_statistics(path)
+  assert (found.count, found.world) == (9, "clean")
+  for name in WIDTHS:
+    ours, theirs = getattr(found, name), getattr(whole, name)
+    np.testing.assert_array_equal(ours.mean, theirs.mean)
+    np.testing.assert_allclose(ours.covariance, theirs.covariance, rtol=1e-12)
+  assert [p.name for p in tmp_path.iterdir()] == ["set.npz"]
+
+
+def test_adms_have_covariances_and_no_number(features, tmp_path):
+  path = tmp_path / "adm.npz"
+  rows = features.pooled.astype(np.float64)
+  mu, sigma = rows.mean(0), np.cov(rows, rowvar=False)
+  np.savez(path, arr_0=np.zeros((1, 8, 8, 3), np.uint8), mu=mu, sigma=sigma)
+  found = read_statistics(str(path))
+  assert found.count is found.world is found.spatial is None
+  other = Moments.of(rows[:, ::-1])
+  away = frechet_distance(found.pooled, other)
+  np.testing.assert_allclose(away, frechet_distance(Moments.of(rows), other))
+
+
+class Attack:
+  """Would leave a file behind if it were loaded."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize(
+  "arrays, words",
+  [
+    ({"arr_0": np.zeros(3)}, "needed are mu and sigma"),
+    ({"mu": np.zeros(5), "sigma": np.zeros((5, 5))}, "of another network"),
+    (
+      {"mu": np.full(2048, np.nan), "sigma": np.zeros((2048, 2048))},
+      "needed are finite numbers",
+    ),
+    ({"kind": "ldm_jax statistics 1", "count": 1, "world": "clean"}, "damaged"),
+  ],
+)
+def test_what_is_neither_is_refused(arrays, words, tmp_path):
+  np.savez(tmp_path / "x.npz", **arrays)
+  with pytest.raises(ValueError, match=words):
+    read_statistics(str(tmp_path / "x.npz"))
+
+
+def test_no_code_is_run(tmp_path):
+  sentinel, path = tmp_path / "sentinel", tmp_path / "x.npz"
+  attack = np.empty(1, object)
+  attack[0] = Attack(sentinel)
+  np.savez(path, mu=attack, sigma=attack)
+  with pytest.raises(ValueError, match="holds no statistics"):
+    read_statistics(str(path))
+  path.write_bytes(pickle.dumps(Attack(sentinel)))
+  with pytest.raises(ValueError, match="holds no statistics"):
+    read_statistics(str(path))
+  with pytest.raises(ValueError, match="holds no statistics"):
+    read_statistics(str(tmp_path / "nowhere.npz"))
+  assert not sentinel.exists()
