@@ -84,7 +84,7 @@ def test_a_signal_loses_no_step(straight, tmp_path, number, code):
   sent = time.monotonic()
   process.send_signal(number)
   assert process.wait(30) == code
-  assert time.monotonic() - sent < 5
+  assert time.monotonic() - sent < 20  # a second or two on a quiet machine
   assert f"{number.name}: saved step" in process.communicate()[1]
   step, _ = digest_of(run)
   assert 7 <= step < 30 and step == losses(run)[-1][0]
@@ -102,7 +102,7 @@ def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(straight, tmp_path):
   process.send_signal(signal.SIGINT)
   time.sleep(0.02)
   process.send_signal(signal.SIGINT)
-  assert process.wait(3) == 130
+  assert process.wait(30) == 130
   said = process.communicate()[1]
   assert "interrupted" in said and "saved step" not in said  # it did not wait
   again = begin(run, 30, every=2, rest=0.0)
