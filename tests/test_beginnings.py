@@ -164,7 +164,7 @@ def test_a_wider_input_answers_as_before(runs):
   params["params"]["conv_in"]["kernel"] = wide
   after = unet.apply(params, xt, t, said.replace(concat=more))
   np.testing.assert_allclose(after, before, atol=1e-5)
-  with pytest.raises(ConfigError, match="reads"):
+  with pytest.raises(WeightsError, match="reads"):
     widened(kernel, 3)
 
 
