@@ -18,9 +18,9 @@ from ldm_jax.commands.models import open_model
 from ldm_jax.commands.starting import begun, widened
 from ldm_jax.data.glyphs import Glyphs
 from ldm_jax.nn.conditioner import Condition
-from ldm_jax.nodes import ConfigError
 from ldm_jax.run import Run
 from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.weights.errors import WeightsError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 DATA = [
