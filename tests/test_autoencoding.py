@@ -107,6 +107,7 @@ def close(a, b, rtol=1e-5):
   )
 
 
+@pytest.mark.slow
 def test_one_forward_serves_both_players():
   """Gradients equal those of the two losses differentiated on their own."""
   state, frozen, batch = begin()

@@ -107,6 +107,7 @@ def test_a_fresh_network_answers_zero_and_pays_one():
   )
 
 
+@pytest.mark.slow
 def test_slices_of_a_batch_are_the_batch():
   state, frozen, batch = begin()
   state = stirred(state)

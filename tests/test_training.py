@@ -253,6 +253,7 @@ def test_pictures_are_filled_in_and_extended(runs, tmp_path, capsys):
   assert "tiles decoded differ" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_picture_is_found_and_drawn_from(runs, tmp_path, capsys):
   ask = ["--prompt=a red circle", "--guidance=1", "--steps=100"]
   assert draw(runs / "two", tmp_path / "a", *ask) == 0
