@@ -1,5 +1,6 @@
 """Live comparisons with transformers' CLIP text towers, random and small."""
 
+import clip_words
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.clip_vision import MEAN, SPREAD, ClipVision
 from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.pretrained.clips import clip_scores, open_clip
 from ldm_jax.pretrained.networks import load
 from ldm_jax.pretrained.pieces import open_network
 
@@ -241,3 +243,45 @@ def test_a_published_image_tower_has_its_exact_size():
   )
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   assert count == sum(p.numel() for p in theirs.parameters())
+
+
+def test_scores_of_texts_and_pictures_equal_transformers(tmp_path):
+  torch.manual_seed(2)
+  tokenizer = clip_words.tokenizer(tmp_path)
+  tokenizer.save_pretrained(tmp_path)
+  vision = {"image_size": 12, "patch_size": 4}
+  text = {
+    "vocab_size": len(tokenizer),
+    "eos_token_id": tokenizer.eos_token_id,
+    "max_position_embeddings": LENGTH,
+  }
+  for tower, width in ((vision, 32), (text, 16)):
+    tower |= {"hidden_size": width, "intermediate_size": 2 * width}
+    tower |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+  config = transformers.CLIPConfig(
+    text_config=text, vision_config=vision, projection_dim=24
+  )
+  theirs = transformers.CLIPModel(config).eval()
+  for parameter in theirs.parameters():
+    parameter.data += torch.randn(parameter.shape) * 0.2
+  theirs.save_pretrained(tmp_path)
+  ours = open_clip(str(tmp_path))
+  captions = ["a red fox", "fox", "a a a a a a a a a a a a a a a a"]
+  images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), np.uint8)
+  seen = ours.seen(ours.variables, jnp.asarray(images))
+  read = ours.read(ours.variables, jnp.asarray(ours.words.encode(captions)))
+  found = clip_scores(seen, read)
+  ids = tokenizer(
+    captions,
+    padding="max_length",
+    max_length=LENGTH,
+    truncation=True,
+    return_tensors="pt",
+  )
+  shown = (images / 255 - np.array(MEAN)) / np.array(SPREAD)
+  shown = torch.tensor(shown.transpose(0, 3, 1, 2), dtype=torch.float32)
+  with torch.no_grad():
+    told = theirs(pixel_values=shown, **ids)
+  cosines = (told.image_embeds * told.text_embeds).sum(-1).numpy()
+  np.testing.assert_allclose(found, 100 * np.maximum(cosines, 0), atol=1e-4)
+  assert np.ptp(cosines) > 0.01

@@ -7,16 +7,15 @@ import json
 import os
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from ldm_jax.commands.conditions import open_classifier
 from ldm_jax.commands.doors import usage
-from ldm_jax.commands.models import open_denoising, open_run
+from ldm_jax.commands.models import open_denoising
 from ldm_jax.commands.page import page
+from ldm_jax.commands.redrawing import Redrawer, restorer
 from ldm_jax.config import Data
 from ldm_jax.data import pipeline
 from ldm_jax.data.glyphs import SHAPES, Glyphs
@@ -26,23 +25,19 @@ from ldm_jax.diffusion.samplers import Recipe
 from ldm_jax.evaluation import obedience
 from ldm_jax.evaluation.judge import Verdict, judge, score
 from ldm_jax.evaluation.psnr import psnr
-from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.conditioner import (
   ClassEmbedder,
   LayoutEmbedder,
   TextEmbedder,
 )
-from ldm_jax.nn.conditioners import Beside, has_null
 from ldm_jax.nn.spatial import LowResolution, MapEmbedder, MaskedImage
 from ldm_jax.nodes import ConfigError
-from ldm_jax.pixels import to_float, to_uint8
-from ldm_jax.run import Run
+from ldm_jax.pixels import to_float
 from ldm_jax.runtime import metrics, pictures
 from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.sampling import Given, Order, Said, Settings, Studio
-from ldm_jax.tasks.denoising import Denoising, Frozen
+from ldm_jax.sampling import Settings
 
-BATCH = 64
 SHOWN = 16
 Images = UInt8[np.ndarray, "b h w 3"]
 
@@ -65,10 +60,13 @@ def report(flags: argparse.Namespace) -> int:
       views=data.views,
     )
     captions = [data.validation[i].get("caption", "") for i in range(count)]
-  sharding = MeshShape().build()
-  frozen = run.frozen(sharding)
-  restored = reconstruct(run.experiment.task, frozen, held_out["image"])
-  drawn = _draw(flags, run, held_out)
+    settings = _settings(flags, held_out["image"])
+    sharding = MeshShape().build()
+    artist = Redrawer(run, settings, sharding, flags.classifier, flags.null)
+    artist.check(held_out)
+  restored = restorer(run, sharding)(held_out["image"])
+  with tqdm(total=artist.questions(count), unit="step") as bar:
+    drawn = artist.draw(held_out, progress=bar.update)
   told = {"psnr": _psnr(held_out["image"], restored)}
   source = data.validation
   bare = source.source if isinstance(source, Neighbours) else source
@@ -111,22 +109,6 @@ def _unseen(data: Data) -> Data:
   return dataclasses.replace(data, validation=unseen)
 
 
-def reconstruct(task: Denoising, frozen: Frozen, images: Images) -> Images:
-  """Images through the frozen first stage and the mode of their posterior."""
-  model = task.model
-
-  @jax.jit
-  def restore(frozen: Frozen, images: jax.Array) -> jax.Array:
-    params = Parameters(frozen.first_stage, frozen.latent_scale, None, None)
-    latents = model.encode(params, to_float(images)).mode()
-    return model.decode(params, latents * params.latent_scale)
-
-  parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-  return np.concatenate(
-    [np.asarray(to_uint8(restore(frozen, part))) for part in parts]
-  )
-
-
 def _preserved(
   verdict: Verdict, held_out: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
@@ -154,46 +136,16 @@ def _psnr(images: Images, restored: Images) -> float:
   return float(np.mean(each))
 
 
-def _draw(
-  flags: argparse.Namespace, run: Run, held_out: Mapping[str, np.ndarray]
-) -> Images:
-  """One image for what is known of each held-out one."""
-  count, height, width, _ = held_out["image"].shape
-  model = run.experiment.task.model
-  settings = Settings(
-    height=height,
-    width=width,
+def _settings(flags: argparse.Namespace, images: Images) -> Settings:
+  """How to draw pictures of the size of the held-out ones."""
+  return Settings(
+    height=images.shape[1],
+    width=images.shape[2],
     recipe=Recipe(flags.steps, eta=flags.eta),
     guidance=Guidance(flags.guidance),
     seed=flags.seed,
     classifier=flags.classifier_scale,
   )
-  parts = [p for p in model.conditioners if not isinstance(p, Beside)]
-  raw = {part.reads: held_out[part.reads] for part in parts}
-  nulls = {part.reads: np.full(count, has_null(part)) for part in parts}
-  never = {name: np.zeros(count, bool) for name in raw}
-  positive, negative = (
-    Said(raw, nulls if flags.null else never),
-    Said(raw, nulls),
-  )
-  given = Given()
-  if part := model.part(MaskedImage):
-    given = Given(held_out["image"], held_out[part.reads])
-  elif part := model.part(LowResolution):
-    given = Given(held_out[part.reads])
-  sharding = MeshShape().build()
-  opened = open_run(run, sharding)
-  order, classifier = Order(count, BATCH, given=given), None
-  if flags.classifier:
-    scale = float(opened.params.latent_scale)
-    classifier = open_classifier(flags.classifier, scale, sharding)
-    order = dataclasses.replace(order, labels=held_out["label"])
-  studio = Studio(opened.model, opened.params, sharding, classifier=classifier)
-  studio.check(settings, order)
-  batches = -(-count // studio.batch(order))
-  with tqdm(total=batches * settings.recipe.steps, unit="step") as bar:
-    drawn = studio.draw(settings, positive, negative, order, bar.update)
-    return np.concatenate(list(drawn))
 
 
 def obeyed(

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from ldm_jax.evaluation.resizing import World, resized
 from ldm_jax.nn.inception import SIDE, Features, Inception
+from ldm_jax.runtime import processes
 from ldm_jax.runtime.sharding import Sharding
 
 Images = UInt8[np.ndarray, "b h w 3"]
@@ -64,4 +65,4 @@ class Extractor:
     last = np.repeat(images[-1:], self.batch - count, axis=0)
     whole = self._sharding.whole({"image": np.concatenate([images, last])})
     told = self._features(self._variables, whole["image"])
-    return jax.tree.map(lambda rows: np.asarray(rows)[:count], told)
+    return jax.tree.map(lambda rows: processes.gather(rows)[:count], told)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
@@ -127,6 +127,17 @@ def reach(real: Features, samples: Others, k: int = 3) -> Coverage:
     density=float(hits.mean() / k),
     coverage=covered / len(real),
   )
+
+
+def closest(
+  rows: Features, others: Others
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+  """How far each row is from the nearest of the others, and which that is."""
+  places, squares = [], []
+  for square in _squares(rows, others):
+    places.append(square.argmin(1))
+    squares.append(square.min(1))
+  return np.sqrt(np.concatenate(squares)), np.concatenate(places)
 
 
 def _radii(rows: Features, k: int) -> Float[np.ndarray, " n"]:

@@ -15,7 +15,7 @@ from ldm_jax.weights.files import read_torch
 RANDOM = "random"
 
 # What to look for, since nothing is downloaded.
-_SOURCES = {
+SOURCES = {
   "trunk": "torchvision's vgg16-397923af.pth (528 MB, the SHA-256 begins with "
   "397923af)",
   "heads": "the lpips package's lpips/weights/v0.1/vgg.pth (7 KB)",
@@ -47,7 +47,7 @@ def _read(path: str, name: str, table: str) -> dict[str, Any]:
   if not os.path.isfile(path):
     raise ConfigError(
       f"perceptual.{name}: there is no file {path!r}; it should be "
-      f"{_SOURCES[name]}. To train without it say so: "
+      f"{SOURCES[name]}. To train without it say so: "
       f"--config.perceptual.{name}=random"
     )
   return convert(read_table(table), read_torch(path))

@@ -112,14 +112,20 @@ def _is_there(index: Config, name: str) -> bool:
   return isinstance(value, list) and len(value) == 2 and value[1] is not None
 
 
-def open_network(folder: str, variant: str | None = None) -> Foreign:
+def open_network(
+  folder: str, variant: str | None = None, config: Config | None = None
+) -> Foreign:
   """One network's folder: config.json and weights.
+
+  Args:
+    config: in place of config.json, where the folder holds several networks.
 
   Raises:
     ConfigError: config.json is missing, malformed, or of no class we have.
     WeightsError: there are no weights, or they are malformed.
   """
-  config = read_json(pathlib.Path(folder) / "config.json")
+  if config is None:
+    config = read_json(pathlib.Path(folder) / "config.json")
   network = network_of(config)
   is_text = network in ("clip", "clip_vision", "text")
   stems = folders.TRANSFORMERS if is_text else folders.DIFFUSERS

@@ -131,6 +131,7 @@ class Order:
       said to `toward`.
     toward: see `shares`.
     labels: [count], what a classifier leads to.
+    first: the index of the first image; the others' follow.
   """
 
   count: int
@@ -142,3 +143,4 @@ class Order:
   shares: Float[ndarray, " n"] | None = None
   toward: Said | None = None
   labels: Int[ndarray, " n"] | None = None
+  first: int = 0

@@ -173,7 +173,8 @@ class Starter:
     self, settings: Settings, order: Order, rows: Int[np.ndarray, " b"]
   ) -> tuple[Array, Array]:
     """Noise of unit variance for the images `rows`, and their keys."""
-    whole, keys = self._sharding.whole, self.keys(settings, rows)
+    whole = self._sharding.whole
+    keys = self.keys(settings, order.first + rows)
     if order.shares is None and order.variation is None:
       return self._noise_of(settings, order, rows), keys
     first = self._noise_of(settings, order, np.zeros_like(rows))
@@ -181,7 +182,7 @@ class Starter:
       own = self._noise_of(settings, order, rows)
       share = np.where(rows == 0, 0, order.variation)
       return slerp(first, own, whole(np.float32(share))), keys
-    keys = self.keys(settings, np.zeros_like(rows))
+    keys = self.keys(settings, np.full_like(rows, order.first))
     if order.toward is not None:
       return first, keys
     second = self._noise_of(settings, order, np.ones_like(rows))
@@ -194,7 +195,8 @@ class Starter:
     """The noise that is given, or the seed's."""
     if order.noise is not None:
       return self._sharding.whole(order.noise[rows].astype(np.float32))
-    return self._initial(self.keys(settings, rows), self._shape(settings))
+    keys = self.keys(settings, order.first + rows)
+    return self._initial(keys, self._shape(settings))
 
   def keys(self, settings: Settings, rows: Int[np.ndarray, " b"]) -> Array:
     """A key per image; an image is (seed, index)."""

@@ -1,0 +1,157 @@
+"""The networks that metrics look through, and what they say of pictures."""
+
+import argparse
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from ldm_jax.commands.albums import Album
+from ldm_jax.config import PerceptualWeights
+from ldm_jax.data.augment import Augment
+from ldm_jax.evaluation.features import Extractor
+from ldm_jax.evaluation.psnr import psnr
+from ldm_jax.evaluation.resizing import World
+from ldm_jax.evaluation.ssim import WIDTH, ssim
+from ldm_jax.nn.inception import Features
+from ldm_jax.nn.perceptual import LPIPS, STRIDE
+from ldm_jax.nodes import ConfigError
+from ldm_jax.pixels import to_float
+from ldm_jax.pretrained import clips
+from ldm_jax.pretrained import inception as inceptions
+from ldm_jax.pretrained.perceptual import SOURCES, perceptual
+from ldm_jax.runtime import processes
+from ldm_jax.runtime.sharding import Sharding
+
+BLOCK = 64
+Images = UInt8[np.ndarray, "b h w 3"]
+Each = dict[str, Float[np.ndarray, " n"]]  # a number for every picture
+
+
+class Critics:
+  """Whatever the flags name, opened.
+
+  Attributes:
+    missing: by metric, what to give to have it.
+  """
+
+  def __init__(self, flags: argparse.Namespace, sharding: Sharding):
+    """Reads the files.
+
+    Raises:
+      ConfigError: one is not there, or of the wrong kind.
+      WeightsError: its weights are not what they should be.
+    """
+    self._sharding, self.missing = sharding, {}
+    worlds = get_args(World) if flags.resize == "both" else (flags.resize,)
+    self._extractors = {}
+    if flags.inception:
+      variables = inceptions.inception(flags.inception)
+      self._extractors = {w: Extractor(variables, sharding, w) for w in worlds}
+    else:
+      need = f"--inception {inceptions.SOURCE}"
+      self.missing |= dict.fromkeys(("fid", "sfid", "is", "kid"), need)
+      self.missing |= dict.fromkeys(("precision", "recall"), need)
+    self.clip = clips.open_clip(flags.clip) if flags.clip else None
+    if self.clip is None:
+      need = f"--clip {clips.SOURCE}"
+      self.missing |= dict.fromkeys(("cmmd", "clip_score"), need)
+    self._lpips = self._look = None
+    if bool(flags.lpips_trunk) != bool(flags.lpips_heads):
+      raise ConfigError("--lpips_trunk and --lpips_heads go together")
+    if flags.lpips_trunk:
+      weights = PerceptualWeights(flags.lpips_trunk, flags.lpips_heads)
+      self._lpips = perceptual(LPIPS(), weights)
+    else:
+      files = ", --lpips_heads ".join(SOURCES.values())
+      self.missing["lpips"] = f"--lpips_trunk {files}"
+
+  def features(self, album: Album) -> dict[World, Features]:
+    """Inception's, by the world of resizing; none without Inception."""
+    return {
+      world: extract(_watched(album, f"{album.name}, {world}"))
+      for world, extract in self._extractors.items()
+    }
+
+  def embeddings(self, album: Album) -> Float[np.ndarray, "n p"]:
+    """Of CLIP, the middle squares of pictures."""
+    apply, size = jax.jit(self.clip.seen), self.clip.vision.size
+    cut = Augment(size, crop="center", flip=False)
+    fitted = Album(album.name, _Cut(album, cut), range(len(album)))
+    return self._rows(
+      functools.partial(apply, self.clip.variables),
+      _watched(fitted, f"{album.name}, CLIP"),
+    )
+
+  def scores(
+    self, embeddings: Float[np.ndarray, "n p"], captions: Sequence[str]
+  ) -> Float[np.ndarray, " n"]:
+    """CLIP scores of pictures with their captions."""
+    ids = self.clip.words.encode(captions)
+    apply = functools.partial(jax.jit(self.clip.read), self.clip.variables)
+    blocks = (ids[i : i + BLOCK] for i in range(0, len(ids), BLOCK))
+    return np.asarray(clips.clip_scores(embeddings, self._rows(apply, blocks)))
+
+  def pairs(self, album: Album, other: Album) -> Each:
+    """PSNR, SSIM and LPIPS of every picture with its fellow.
+
+    Raises:
+      ValueError: two are not of one size.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    fellows = other.blocks(1)
+    for block in _watched(album, f"{album.name}, pairs"):
+      beside = [next(fellows)[0] for _ in block]
+      for two in beside:
+        if two.shape != block[0].shape:
+          sizes = f"{block[0].shape[:2]} and {two.shape[:2]}"
+          raise ValueError(f"a pair of pictures of sizes {sizes}")
+      for name, values in self._pair(block, np.stack(beside)).items():
+        found.setdefault(name, []).append(values)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+  def _pair(self, one: Images, two: Images) -> Each:
+    """Of one block."""
+    floats = [np.asarray(to_float(jnp.asarray(x))) for x in (one, two)]
+    found = {"psnr": psnr(*floats)}
+    if min(one.shape[1:3]) >= WIDTH:
+      found["ssim"] = np.asarray(_ssim(one, two))
+    if self._lpips is not None and min(one.shape[1:3]) >= STRIDE:
+      found["lpips"] = np.asarray(_lpips(self._lpips, *floats))
+    return found
+
+  def _rows(self, apply: Callable[[Any], jax.Array], blocks: Any) -> np.ndarray:
+    """What `apply` makes of all blocks, each filled up to one size."""
+    found = []
+    for block in blocks:
+      rows = np.minimum(np.arange(BLOCK), len(block) - 1)
+      told = processes.gather(apply(self._sharding.whole(block[rows])))
+      found.append(told[: len(block)])
+    return np.concatenate(found)
+
+
+class _Cut:
+  """An album as a source of pictures of one size."""
+
+  def __init__(self, album: Album, augment: Augment):
+    self._album, self._augment = album, augment
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    return self._augment.center({"image": self._album[i]})
+
+
+def _watched(album: Album, what: str) -> Iterator[Images]:
+  """Its blocks, with a bar."""
+  with tqdm(total=len(album), unit="image", desc=what, leave=False) as bar:
+    for block in album.blocks(BLOCK):
+      yield block
+      bar.update(len(block))
+
+
+_ssim = jax.jit(ssim)
+_lpips = jax.jit(lambda variables, x, y: LPIPS().apply(variables, x, y))

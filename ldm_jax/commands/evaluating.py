@@ -1,0 +1,271 @@
+"""Behind evaluate: pictures found or made, measured, and laid out."""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.commands.albums import Album, folder_album, spread
+from ldm_jax.commands.critics import Critics, Each
+from ldm_jax.commands.doors import DATA, usage
+from ldm_jax.commands.making import Maker
+from ldm_jax.evaluation import verdicts
+from ldm_jax.evaluation.likeness import closest, cmmd
+from ldm_jax.evaluation.statistics import Statistics, read_statistics
+from ldm_jax.nn.inception import Features
+from ldm_jax.nodes import ConfigError
+from ldm_jax.run import Run
+from ldm_jax.runtime import pictures, processes
+from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.speech import say
+
+SHOWN = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """What is measured.
+
+  Attributes:
+    against: pictures, or what is known of some, or nothing.
+    train: pictures that may have been learned by heart, or None.
+    is_paired: whether a picture and that of its number are the same one.
+    told: of how it came about.
+  """
+
+  samples: Album
+  against: Album | Statistics | None
+  train: Album | None
+  is_paired: bool
+  told: dict[str, Any]
+
+
+def evaluate(flags: argparse.Namespace) -> int:
+  """Measures, prints a table and one line of JSON; returns the exit code."""
+  with usage(DATA):
+    processes.join()
+    sharding = MeshShape().build()
+    critics = Critics(flags, sharding)
+    if Run.exists(flags.samples):
+      maker = Maker(flags, sharding)
+      against = _against(flags, maker.count) or maker.held
+    else:
+      maker, case = None, _folders(flags)
+  if maker:
+    with usage(DATA):
+      samples = maker.make()
+    train = None if maker.is_restoring else _train(flags, maker)
+    is_own = against is maker.held
+    paired = maker.is_restoring and is_own
+    case = Case(samples, against, train, paired, maker.told)
+  with usage(DATA):
+    measured = _measured(flags, critics, case)
+  _tell(flags, critics, case, measured)
+  return 0
+
+
+def _folders(flags: argparse.Namespace) -> Case:
+  """Of pictures that are there."""
+  samples = folder_album(flags.samples, flags.num)
+  against = _against(flags, len(samples))
+  is_album = isinstance(against, Album)
+  if against is None and not (flags.write_statistics or flags.clip):
+    raise ConfigError(
+      f"what is {flags.samples} to be compared with? Name a folder or "
+      "statistics, or give --write_statistics"
+    )
+  if flags.paired and not is_album:
+    raise ConfigError("--paired is of two folders; name the second")
+  if flags.paired and samples.names != against.names:
+    odd = sorted(set(samples.names) ^ set(against.names))
+    raise ConfigError(
+      f"--paired needs the same names in both folders; {odd[0]!r} is in one"
+    )
+  return Case(samples, against, None, flags.paired, {"what": "pictures"})
+
+
+def _against(
+  flags: argparse.Namespace, count: int
+) -> Album | Statistics | None:
+  """What is named beside the samples.
+
+  Raises:
+    ConfigError: it is a folder of another number of pictures.
+  """
+  if flags.against is None:
+    return None
+  if flags.against.endswith(".npz"):
+    return read_statistics(flags.against)
+  found = folder_album(flags.against, flags.num)
+  if len(found) != count:
+    raise ConfigError(
+      f"{count} pictures beside {len(found)} of {flags.against}: distances "
+      "depend on the number and cannot be compared; give --num="
+      f"{min(count, len(found))} for the first of both, or the statistics of "
+      "a whole set (--write_statistics)"
+    )
+  return found
+
+
+def _train(flags: argparse.Namespace, maker: Maker) -> Album | None:
+  if flags.train < 1:
+    return None
+  data = maker.run.experiment.data
+  return spread(data.source, data.centred, flags.train)
+
+
+def _measured(
+  flags: argparse.Namespace, critics: Critics, case: Case
+) -> dict[str, Any]:
+  """Every metric that can be had; sheets are laid beside."""
+  features, told = critics.features(case.samples), {}
+  if flags.write_statistics:
+    _write(flags.write_statistics, features)
+  real = None
+  if isinstance(case.against, Album):
+    real = critics.features(case.against)
+  for world, seen in features.items():
+    told |= verdicts.alone(seen, world)
+    if real:
+      other = Statistics.of(real[world], world)
+      told |= verdicts.beside(seen, real[world], world)
+      told |= verdicts.apart(seen, other, world)
+    elif case.against is not None:
+      told |= verdicts.apart(seen, case.against, world)
+  if critics.clip is not None:
+    told |= _clip(critics, case)
+  each: Each = {}
+  if case.is_paired:
+    each = critics.pairs(case.samples, case.against)
+    told |= {name: values.mean() for name, values in each.items()}
+    told = {re.sub(r"^s?fid", r"r\g<0>", n): v for n, v in told.items()}
+  if real is not None:
+    told |= _looked(flags, critics, case, (features, real), each)
+  return {name: float(value) for name, value in told.items()}
+
+
+def _write(path: str, features: dict[str, Features]) -> None:
+  if len(features) != 1:
+    raise ConfigError(
+      "statistics are of one world and need Inception; give --inception and "
+      "--resize=legacy or --resize=clean"
+    )
+  for world, seen in features.items():
+    if processes.is_first():
+      Statistics.of(seen, world).write(path)
+  say(f"statistics are in {path}")
+
+
+def _clip(critics: Critics, case: Case) -> dict[str, float]:
+  """CLIP score where there are captions, CMMD where there are two sets."""
+  seen, told = critics.embeddings(case.samples), {}
+  captioned = case.samples
+  if isinstance(case.against, Album):
+    told["cmmd"] = cmmd(seen, critics.embeddings(case.against))
+    captioned = case.samples if case.samples.captions() else case.against
+  if captions := captioned.captions():
+    told["clip_score"] = critics.scores(seen, captions).mean()
+  return told
+
+
+def _looked(
+  flags: argparse.Namespace,
+  critics: Critics,
+  case: Case,
+  features: tuple[dict[str, Features], dict[str, Features]],
+  each: Each,
+) -> dict[str, float]:
+  """How near samples are to pictures that were learned from; sheets."""
+  samples, real = case.samples, case.against
+  ours, theirs = (
+    next(iter(f.values())).pooled if f else album.pixels()
+    for f, album in zip(features, (samples, real), strict=True)
+  )
+  away, places = closest(ours, theirs)
+  if each:
+    away, places = -each["psnr"], np.arange(len(samples))
+  order, told = np.argsort(away, kind="stable"), {}
+  _lay(flags, "best", samples, real, order[:SHOWN], places)
+  _lay(flags, "worst", samples, real, order[::-1][:SHOWN], places)
+  if case.train is not None:
+    learned = critics.features(case.train)
+    rows = next(iter(learned.values())).pooled if learned else None
+    rows = case.train.pixels() if rows is None else rows
+    near, places = closest(ours, rows)
+    usual, _ = closest(theirs, rows)
+    order = np.argsort(near, kind="stable")
+    _lay(flags, "nearest", samples, case.train, order[:SHOWN], places)
+    told["memorisation_ratio"] = np.median(near) / np.median(usual)
+  return told
+
+
+def _lay(
+  flags: argparse.Namespace,
+  name: str,
+  samples: Album,
+  others: Album,
+  chosen: np.ndarray,
+  places: np.ndarray,
+) -> None:
+  """A sheet of samples, each with its fellow on the right."""
+  if not flags.out or not processes.is_first():
+    return
+  pairs = [(samples[int(i)], others[int(places[i])]) for i in chosen]
+  if len({picture.shape for pair in pairs for picture in pair}) > 1:
+    return
+  sheet = np.stack([np.concatenate(pair, axis=1) for pair in pairs])
+  path = os.path.join(flags.out, f"{name}.png")
+  pictures.write_png(path, pictures.grid(sheet, columns=4))
+  print(path)
+
+
+def _tell(
+  flags: argparse.Namespace,
+  critics: Critics,
+  case: Case,
+  measured: dict[str, float],
+) -> None:
+  """A table, and a line of JSON, which --out keeps too."""
+  against = case.against
+  count = against.count if isinstance(against, Statistics) else None
+  if isinstance(against, Album):
+    count = len(against)
+  told = {
+    "samples": flags.samples,
+    "against": flags.against or (against and "held-out examples"),
+    "n": len(case.samples),
+    "n_against": count,
+    **case.told,
+    "resize": flags.resize,
+    "neighbours_by": "inception" if flags.inception else "pixels",
+  }
+  absent = [n for n in critics.missing if n != "lpips" or case.is_paired]
+  told |= measured | dict.fromkeys(absent, "unavailable")
+  told = {name: _plain(value) for name, value in told.items()}
+  if not processes.is_first():
+    return
+  for need in sorted({critics.missing[name] for name in absent}):
+    names = ", ".join(n for n in absent if critics.missing[n] == need)
+    say(f"unavailable: {names}; give {need}")
+  width = max(map(len, told))
+  for name, value in told.items():
+    print(f"{name:{width}}  {value}")
+  line = json.dumps(told)
+  if flags.out:
+    path = os.path.join(flags.out, "evaluation.json")
+    with open(path + ".part", "w") as file:
+      file.write(line + "\n")
+    os.replace(path + ".part", path)
+  print(line)
+
+
+def _plain(value: Any) -> Any:
+  """For JSON, which knows no infinity."""
+  if isinstance(value, float):
+    return round(value, 6) if math.isfinite(value) else str(value)
+  return value

@@ -1,0 +1,212 @@
+"""The verdict as a user asks for it: runs, folders, statistics, mistakes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_inception import path as weights  # noqa: F401
+from test_inception import variables  # noqa: F401
+from untrained import untrained
+
+from ldm_jax.commands import evaluate
+from ldm_jax.commands.doors import Stop
+from ldm_jax.evaluation.psnr import psnr
+from ldm_jax.evaluation.ssim import ssim
+from ldm_jax.pixels import to_float
+
+CONFIG = """
+from ldm_jax.config import *
+from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.conditioner import ClassEmbedder
+from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.tasks.denoising import Denoising
+
+STAGE = Autoencoder(trunk=Trunk(channels=8, multipliers=(1, 1), blocks=1,
+                                groups=4))
+ONE = Autoencoding(autoencoder=STAGE, perceptual=None, discriminator=None,
+                   disc_weight=0.0)
+TWO = Denoising(model=LatentDiffusion(
+  unet=UNet(out_channels=4, channels=8, multipliers=(1,), blocks=1, groups=4,
+            attention=AttentionPlan(depths=(1,), heads=2)),
+  conditioners=(ClassEmbedder(classes=48, width=8),),
+))
+
+def get_config():
+  return Experiment(
+    task={task},
+    data=Data(source=Glyphs(level=0, split="train"),
+              validation=Glyphs(level=0, split="validation", size=40),
+              batch=8, held_out=8),
+    steps=1,
+    reports=Reports(previews_every=0),
+  )
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """Both stages, untrained."""
+  folder = tmp_path_factory.mktemp("runs")
+  for name, task in (("one", "ONE"), ("two", "TWO")):
+    path = folder / f"{name}.py"
+    path.write_text(CONFIG.format(task=task))
+    first = [f"--config.first_stage={folder / 'one'}"] if name == "two" else []
+    untrained(path, folder / name, first)
+  return folder
+
+
+def asked(capsys, *flags):
+  assert evaluate.main([str(flag) for flag in flags]) == 0
+  return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def refused(*flags):
+  with pytest.raises(Stop) as stop:
+    evaluate.main([str(flag) for flag in flags])
+  return stop.value.code, str(stop.value)
+
+
+def pixels(folder):
+  return np.stack(
+    [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
+  )
+
+
+def test_a_run_is_drawn_goes_on_and_is_its_seed_and_index(
+  runs, tmp_path, capsys
+):
+  flags = [runs / "two", "--steps=2", "--train=30", "--seed=3"]
+  whole = asked(capsys, *flags, f"--out={tmp_path / 'a'}", "--num=10")
+  assert whole["n"] == whole["n_against"] == 10
+  assert whole["what"] == "samples" and whole["steps"] == 2
+  assert whole["fid"] == whole["clip_score"] == "unavailable"
+  assert whole["memorisation_ratio"] > 1  # noise is like nothing
+  kept = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+  assert kept == whole
+  for name in ("best", "worst", "nearest"):
+    sheet = np.asarray(Image.open(tmp_path / "a" / f"{name}.png"))
+    assert sheet.std() > 10
+  # Cut after three, it goes on.
+  there = tmp_path / "b" / "samples"
+  asked(capsys, *flags, f"--out={tmp_path / 'b'}", "--num=3")
+  first = (there / "000000.png").stat().st_mtime_ns
+  again = asked(capsys, *flags, f"--out={tmp_path / 'b'}", "--num=10")
+  assert (there / "000000.png").stat().st_mtime_ns == first
+  apart = np.abs(pixels(there).astype(int) - pixels(tmp_path / "a" / "samples"))
+  assert apart.max() <= 1
+  assert again["n"] == 10
+  other = [*flags[:-1], "--seed=4", "--num=10"]
+  assert refused(*other, f"--out={tmp_path / 'b'}") == (
+    2,
+    f"{tmp_path / 'b'} holds pictures of another seed; choose another --out",
+  )
+
+
+def test_reconstructions_are_compared_with_what_they_are_of(
+  runs, tmp_path, capsys
+):
+  out = tmp_path / "out"
+  told = asked(capsys, runs / "one", f"--out={out}", "--num=6")
+  assert told["what"] == "reconstructions" and "memorisation_ratio" not in told
+  from ldm_jax.data.glyphs import Glyphs
+
+  source = Glyphs(level=0, split="validation", size=40)
+  real = np.stack([source[i]["image"] for i in range(6)])
+  made = pixels(out / "samples")
+  levels = [np.asarray(to_float(jax.numpy.asarray(x))) for x in (made, real)]
+  np.testing.assert_allclose(told["psnr"], psnr(*levels).mean(), rtol=1e-5)
+  likeness = ssim(jax.numpy.asarray(made), jax.numpy.asarray(real))
+  np.testing.assert_allclose(told["ssim"], likeness.mean(), rtol=1e-5)
+
+
+def write(folder, images, names=None):
+  folder.mkdir()
+  for i, image in enumerate(images):
+    name = names[i] if names else f"{i:03d}"
+    Image.fromarray(image).save(folder / f"{name}.png")
+  return folder
+
+
+def test_two_folders_pair_by_name(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  one = rng.integers(0, 256, (5, 20, 24, 3), np.uint8)
+  two = np.clip(one.astype(int) + rng.integers(-9, 10, one.shape), 0, 255)
+  write(tmp_path / "a", one)
+  Image.fromarray(one[0]).save(tmp_path / "a" / "grid.png")  # not one of them
+  write(tmp_path / "b", two.astype(np.uint8))
+  told = asked(capsys, tmp_path / "a", tmp_path / "b", "--paired")
+  assert told["n"] == 5 and 30 < told["psnr"] < 36 and 0.9 < told["ssim"] < 1
+  assert told["lpips"] == "unavailable"
+  same = asked(capsys, tmp_path / "a", tmp_path / "a", "--paired")
+  assert same["psnr"] == "inf" and abs(same["ssim"] - 1) < 1e-6
+  write(tmp_path / "c", one[:4])
+  code, line = refused(tmp_path / "a", tmp_path / "c")
+  assert code == 2 and "5 pictures beside 4" in line and "--num=4" in line
+  write(tmp_path / "d", one, "abcde")
+  code, line = refused(tmp_path / "a", tmp_path / "d", "--paired")
+  assert code == 2 and "the same names" in line
+  write(tmp_path / "e", one[:, :10])
+  code, line = refused(tmp_path / "a", tmp_path / "e", "--paired")
+  assert code == 2 and "(20, 24) and (10, 24)" in line
+
+
+def test_what_cannot_be_measured_is_said(runs, tmp_path):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
+  folder = write(tmp_path / "a", images)
+  assert (
+    "needed is torch-fidelity's"
+    in refused(folder, folder, "--inception=nowhere.pth")[1]
+  )
+  assert "go together" in refused(folder, folder, "--lpips_trunk=x.pth")[1]
+  assert "to be compared with" in refused(folder)[1]
+  assert "give --out" in refused(runs / "two")[1]
+  assert (
+    "must be 1 to 40"
+    in refused(runs / "two", f"--out={tmp_path / 'b'}", "--num=41")[1]
+  )
+  np.savez(tmp_path / "x.npz", a=np.zeros(3))
+  assert "needed are mu and sigma" in refused(folder, tmp_path / "x.npz")[1]
+  (folder / "bad.png").write_bytes(b"nothing")
+  code, line = refused(folder, folder, "--paired")
+  assert code == 4 and "bad.png" in line
+  assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_distances_of_folders_and_of_their_statistics_agree(
+  weights, tmp_path, capsys
+):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (8, 20, 24, 3), np.uint8)
+  one, two = write(tmp_path / "a", images), write(tmp_path / "b", images // 2)
+  given = f"--inception={weights}"
+  told = asked(capsys, one, two, given, f"--out={tmp_path / 'out'}")
+  for world in ("legacy", "clean"):
+    assert told[f"fid_{world}"] > 0 and told[f"sfid_{world}"] > 0
+    assert told[f"is_{world}"] >= 1 and told[f"kid_{world}"] > 0
+    assert 0 <= told[f"recall_{world}"] <= 1
+  assert told["fid_legacy"] != told["fid_clean"]
+  same = asked(capsys, one, one, given, "--resize=clean")
+  assert abs(same["fid_clean"]) < 1e-4 * told["fid_clean"]
+  assert same["precision_clean"] == same["coverage_clean"] == 1
+  kept = tmp_path / "b.npz"
+  flags = [given, "--resize=clean", f"--write_statistics={kept}"]
+  asked(capsys, two, *flags)
+  again = asked(capsys, one, kept, given, "--resize=clean")
+  np.testing.assert_allclose(again["fid_clean"], told["fid_clean"], rtol=1e-6)
+  assert again["n"] == again["n_against"] == 8
+  code, line = refused(one, kept, given, "--resize=legacy")
+  assert code == 2 and "--resize=clean" in line
+
+
+@pytest.mark.slow
+def test_reconstructions_have_an_rfid(runs, weights, tmp_path, capsys):
+  flags = [f"--inception={weights}", f"--out={tmp_path / 'out'}", "--num=5"]
+  told = asked(capsys, runs / "one", *flags, "--resize=legacy")
+  assert told["rfid_legacy"] > 0 and "fid_legacy" not in told
+  assert told["resize"] == "legacy" and told["n"] == 5
