@@ -47,16 +47,23 @@ def get_config():
 """
 
 
+def run(folder, name, *flags):
+  """An untrained run, of a stage by its name."""
+  path = folder / f"{name}.py"
+  path.write_text(CONFIG.format(task=name.upper()))
+  untrained(path, folder / name, flags)
+  return folder / name
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """Both stages, untrained."""
-  folder = tmp_path_factory.mktemp("runs")
-  for name, task in (("one", "ONE"), ("two", "TWO")):
-    path = folder / f"{name}.py"
-    path.write_text(CONFIG.format(task=task))
-    first = [f"--config.first_stage={folder / 'one'}"] if name == "two" else []
-    untrained(path, folder / name, first)
-  return folder
+def one(tmp_path_factory):
+  return run(tmp_path_factory.mktemp("one"), "one")
+
+
+@pytest.fixture(scope="module")
+def two(one, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("two")
+  return run(folder, "two", f"--config.first_stage={one}")
 
 
 def asked(capsys, *flags):
@@ -76,10 +83,11 @@ def pixels(folder):
   )
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_goes_on_and_is_its_seed_and_index(
-  runs, tmp_path, capsys
+  two, tmp_path, capsys
 ):
-  flags = [runs / "two", "--steps=2", "--train=30", "--seed=3"]
+  flags = [two, "--steps=2", "--train=30", "--seed=3"]
   whole = asked(capsys, *flags, f"--out={tmp_path / 'a'}", "--num=10")
   assert whole["n"] == whole["n_against"] == 10
   assert whole["what"] == "samples" and whole["steps"] == 2
@@ -107,10 +115,10 @@ def test_a_run_is_drawn_goes_on_and_is_its_seed_and_index(
 
 
 def test_reconstructions_are_compared_with_what_they_are_of(
-  runs, tmp_path, capsys
+  one, tmp_path, capsys
 ):
   out = tmp_path / "out"
-  told = asked(capsys, runs / "one", f"--out={out}", "--num=6")
+  told = asked(capsys, one, f"--out={out}", "--num=6")
   assert told["what"] == "reconstructions" and "memorisation_ratio" not in told
   from ldm_jax.data.glyphs import Glyphs
 
@@ -154,7 +162,7 @@ def test_two_folders_pair_by_name(tmp_path, capsys):
   assert code == 2 and "(20, 24) and (10, 24)" in line
 
 
-def test_what_cannot_be_measured_is_said(runs, tmp_path):
+def test_what_cannot_be_measured_is_said(one, tmp_path):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
   folder = write(tmp_path / "a", images)
@@ -164,10 +172,9 @@ def test_what_cannot_be_measured_is_said(runs, tmp_path):
   )
   assert "go together" in refused(folder, folder, "--lpips_trunk=x.pth")[1]
   assert "to be compared with" in refused(folder)[1]
-  assert "give --out" in refused(runs / "two")[1]
+  assert "give --out" in refused(one)[1]
   assert (
-    "must be 1 to 40"
-    in refused(runs / "two", f"--out={tmp_path / 'b'}", "--num=41")[1]
+    "must be 1 to 40" in refused(one, f"--out={tmp_path / 'b'}", "--num=41")[1]
   )
   np.savez(tmp_path / "x.npz", a=np.zeros(3))
   assert "needed are mu and sigma" in refused(folder, tmp_path / "x.npz")[1]
@@ -179,7 +186,9 @@ def test_what_cannot_be_measured_is_said(runs, tmp_path):
 
 @pytest.mark.slow
 def test_distances_of_folders_and_of_their_statistics_agree(
-  weights, tmp_path, capsys
+  weights,  # noqa: F811
+  tmp_path,
+  capsys,
 ):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (8, 20, 24, 3), np.uint8)
@@ -205,8 +214,13 @@ def test_distances_of_folders_and_of_their_statistics_agree(
 
 
 @pytest.mark.slow
-def test_reconstructions_have_an_rfid(runs, weights, tmp_path, capsys):
+def test_reconstructions_have_an_rfid(
+  one,
+  weights,  # noqa: F811
+  tmp_path,
+  capsys,
+):
   flags = [f"--inception={weights}", f"--out={tmp_path / 'out'}", "--num=5"]
-  told = asked(capsys, runs / "one", *flags, "--resize=legacy")
+  told = asked(capsys, one, *flags, "--resize=legacy")
   assert told["rfid_legacy"] > 0 and "fid_legacy" not in told
   assert told["resize"] == "legacy" and told["n"] == 5
