@@ -23,7 +23,7 @@ from ldm_jax.data.zoo import Zoo
 from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.autoencoder import Autoencoder, Pixels, Trunk
 from ldm_jax.nn.bottleneck import GaussianBottleneck, VectorQuantizer
 from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.clip import ClipText
@@ -210,6 +210,7 @@ CLASSES = {
     Schedule,
     LatentDiffusion,
     Autoencoder,
+    Pixels,
     Trunk,
     GaussianBottleneck,
     VectorQuantizer,

@@ -17,7 +17,7 @@ from ldm_jax.diffusion.prediction import (
   to_pair,
 )
 from ldm_jax.diffusion.schedule import Level, Schedule
-from ldm_jax.nn.autoencoder import Autoencoder
+from ldm_jax.nn.autoencoder import FirstStage
 from ldm_jax.nn.bottleneck import Gaussian, Point
 from ldm_jax.nn.conditioner import Condition, merge
 from ldm_jax.nn.conditioners import Conditioner
@@ -50,15 +50,15 @@ class LatentDiffusion:
   """Encode, denoise, decode  (Rombach et al. 2022, figure 3).
 
   Attributes:
-    first_stage: None only in the config of a run that has not started: it is
-      filled in from the first stage's run.
+    first_stage: `Pixels` diffuses pixels. None only in the config of a run
+      that has not started: it is filled in from the first stage's run.
     conditioners: each reads one array of the batch; their parts are merged.
     prediction: what the U-Net answers.
     control: a ControlNet, which speaks where a condition has a hint.
     low_noise: of the small pictures that `LowResolution` reads; None for none.
   """
 
-  first_stage: Autoencoder | None = None
+  first_stage: FirstStage | None = None
   unet: UNet = UNet()
   conditioners: tuple[Conditioner, ...] = ()
   schedule: Schedule = Schedule()

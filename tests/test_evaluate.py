@@ -20,7 +20,7 @@ CONFIG = """
 from ldm_jax.config import *
 from ldm_jax.data.glyphs import Glyphs
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.autoencoder import Autoencoder, Pixels, Trunk
 from ldm_jax.nn.conditioner import ClassEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.tasks.denoising import Denoising
@@ -29,11 +29,15 @@ STAGE = Autoencoder(trunk=Trunk(channels=8, multipliers=(1, 1), blocks=1,
                                 groups=4))
 ONE = Autoencoding(autoencoder=STAGE, perceptual=None, discriminator=None,
                    disc_weight=0.0)
-TWO = Denoising(model=LatentDiffusion(
-  unet=UNet(out_channels=4, channels=8, multipliers=(1,), blocks=1, groups=4,
-            attention=AttentionPlan(depths=(1,), heads=2)),
-  conditioners=(ClassEmbedder(classes=48, width=8),),
-))
+def denoising(channels, **more):
+  return Denoising(model=LatentDiffusion(
+    unet=UNet(out_channels=channels, channels=8, multipliers=(1,), blocks=1,
+              groups=4, attention=AttentionPlan(depths=(1,), heads=2)),
+    conditioners=(ClassEmbedder(classes=48, width=8),), **more,
+  ))
+
+TWO = denoising(4)
+PIXELS = denoising(3, first_stage=Pixels())
 
 def get_config():
   return Experiment(
@@ -112,6 +116,17 @@ def test_a_run_is_drawn_goes_on_and_is_its_seed_and_index(
     2,
     f"{tmp_path / 'b'} holds pictures of another seed; choose another --out",
   )
+
+
+@pytest.mark.slow
+def test_pixels_are_diffused_without_a_first_stage(tmp_path, capsys):
+  folder = run(tmp_path, "pixels")
+  told = asked(
+    capsys, folder, f"--out={tmp_path / 'out'}", "--num=4", "--steps=2"
+  )
+  assert told["n"] == 4 and told["what"] == "samples"
+  made = pixels(tmp_path / "out" / "samples")
+  assert made.shape == (4, 32, 32, 3) and made.std() > 10
 
 
 def test_reconstructions_are_compared_with_what_they_are_of(

@@ -12,6 +12,7 @@ import pytest
 from ldm_jax.data import scenes
 from ldm_jax.data.captions import caption_words
 from ldm_jax.data.glyphs import Glyphs, is_held_out
+from ldm_jax.evaluation.judge import judge
 
 SPLITS = ("train", "validation", "held_out")
 # Between two objects; "at the top left of a plain black background" is none.
@@ -168,7 +169,7 @@ def test_in_front_of_and_behind_are_true():
     if len(real) != 2 or hides == (" behind " in sample["caption"]):
       continue
     # The thing in front is whole: as many pixels as one that stands alone.
-    front = real[0 if hides else 1]
+    front = real[0 if hides else 1].tolist()
     mask = scenes.stamp(front[0], front[2], scenes.LEVELS[1].radii[front[3]])
     assert scenes.covers(mask).sum() == (
       (sample["segmap"] == 1 + front[0]).sum()
@@ -282,3 +283,24 @@ def test_a_bad_field_is_named(fields, message):
 def test_an_index_outside_is_an_index_error(index):
   with pytest.raises(IndexError, match=r"must lie in \[0, 5\)"):
     Glyphs(size=5)[index]
+
+
+@pytest.mark.parametrize("detail", [2, 4])
+def test_more_detail_is_the_same_scene(detail):
+  plain, fine = Glyphs(size=40), Glyphs(size=40, detail=detail)
+  side = 32 * detail
+  for one, two in zip(plain, fine, strict=True):
+    image = two["image"].reshape(32, detail, 32, detail, 3)
+    assert two["image"].shape == (side, side, 3)
+    # Both are rounded: halves of levels and a little more.
+    assert np.abs(image.mean((1, 3)) - one["image"]).max() <= 1
+    assert two["segmap"].shape == (side, side)
+    for name in ("caption", "label", "attributes"):
+      np.testing.assert_array_equal(one[name], two[name])
+    np.testing.assert_allclose(one["boxes"], two["boxes"], atol=1 / 32)
+  verdict = judge(np.stack([each["image"] for each in fine]))
+  wanted = np.stack([each["attributes"] for each in fine])
+  np.testing.assert_array_equal(verdict.attributes, wanted)
+  assert verdict.residual.max() < 1
+  with pytest.raises(ValueError, match="detail 3 must be"):
+    Glyphs(detail=3)

@@ -83,7 +83,7 @@ def test_one_wrong_attribute_costs_itself_and_all():
 @pytest.mark.parametrize(
   "shape, dtype",
   [
-    ((2, 64, 64, 3), np.uint8),
+    ((2, 48, 48, 3), np.uint8),
     ((2, 32, 32, 1), np.uint8),
     ((0, 32, 32, 3), np.uint8),
     ((2, 32, 32, 3), np.float32),

@@ -20,6 +20,7 @@ from ldm_jax.config import Experiment
 from ldm_jax.data import pipeline
 from ldm_jax.data.sound import Sound
 from ldm_jax.data.tokens import Words
+from ldm_jax.nn.autoencoder import Pixels
 from ldm_jax.nodes import ConfigError
 from ldm_jax.opened import Opened
 from ldm_jax.pretrained import towers
@@ -137,6 +138,8 @@ def _first_stage(
     stage, params = start.model.first_stage, start.params.first_stage
     params = jax.device_put(params, sharding.state(params))
     scale = float(start.params.latent_scale)
+  elif isinstance(experiment.task.first_stage, Pixels):
+    stage, params, scale = experiment.task.first_stage, {}, None
   else:
     raise ConfigError(
       "stage two needs the run of a first stage: --config.first_stage=runs/NAME"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ldm_jax import config
 from ldm_jax.config import Experiment
+from ldm_jax.nn.autoencoder import Pixels
 from ldm_jax.nn.conditioner import (
   ClassEmbedder,
   LayoutEmbedder,
@@ -83,6 +84,8 @@ def with_first_stage(experiment: Experiment, named: str | None) -> Experiment:
       raise ConfigError("stage one has no --first_stage; leave it out")
     return experiment
   if not named:
+    if isinstance(experiment.task.first_stage, Pixels):
+      return experiment
     raise ConfigError(
       "stage two needs --first_stage: a config of stage one, such as "
       "configs/ldm/kl_f8.py, or a run of one"

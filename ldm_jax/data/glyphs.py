@@ -181,7 +181,9 @@ class Glyphs:
   Objects that a scene lacks are rows of -1 in boxes and attributes. Train and
   validation share no draw; held_out has only (shape, colour) pairs that the
   other two never show. Palette "soft" paints the same scenes in other colours
-  of the same names, "both" every other one on average.
+  of the same names, "both" every other one on average. With `detail` 2 or 4,
+  level 0 is shown by so many times the pixels along a side: 64 x 64 or
+  128 x 128, whose means over 2 x 2 or 4 x 4 are the picture of detail 1.
   """
 
   level: int = 0
@@ -189,8 +191,13 @@ class Glyphs:
   size: int = 50_000
   seed: int = 0
   palette: Literal["vivid", "soft", "both"] = "vivid"
+  detail: int = 1
 
   def __post_init__(self):
+    if self.detail not in ((1, 2, 4) if self.level == 0 else (1,)):
+      raise ValueError(
+        f"detail {self.detail!r} must be 1, 2 or 4 at level 0, and 1 at level 1"
+      )
     if self.level not in range(len(LEVELS)):
       raise ValueError(
         f"level {self.level!r} must be 0 (32 px, one object) or 1 (64 px, one"
@@ -224,7 +231,8 @@ class Glyphs:
     paraphrase = roll(PARAPHRASES)
     scene = _throw_scene(self.level, roll, self.labels)
     paints = _PAINTS[self.palette]
-    scene = scene._replace(palette=paints[roll(len(paints))])
+    palette = paints[roll(len(paints))]
+    scene = scene._replace(palette=palette, detail=self.detail)
     image, segmap = paint(scene)
     attributes = _attributes(scene)
     sample = {

@@ -138,7 +138,8 @@ class Scene(NamedTuple):
   `background` counts colours fastest: colour + 4 * pattern. `depth` lists the
   things from the back to the front. The number stands at position `corner`;
   the grating, `upright` or lying, at position `grating`. Level 0 has neither.
-  `palette` counts PALETTES.
+  `palette` counts PALETTES. `detail` times as many pixels, along one side, show
+  the same scene, whose 4 x 4 samples in a pixel make 16 of them at most.
   """
 
   level: int
@@ -150,6 +151,7 @@ class Scene(NamedTuple):
   grating: int = 0
   upright: bool = False
   palette: int = 0
+  detail: int = 1
 
 
 class Stamp(NamedTuple):
@@ -160,19 +162,21 @@ class Stamp(NamedTuple):
 
 
 @functools.cache
-def stamp(shape: int, texture: int, radius: int) -> Stamp:
-  """An object alone, antialiased by 4 x 4 samples in each pixel."""
-  side = 2 * radius
-  axis = (np.arange(4 * side) + 0.5) / (4 * radius) - 1
+def stamp(shape: int, texture: int, radius: int, detail: int = 1) -> Stamp:
+  """An object alone, antialiased by 4 x 4 samples in each pixel; with more
+  detail the same samples lie in more pixels."""
+  side, each = 2 * radius * detail, 4 // detail
+  axis = (np.arange(8 * radius) + 0.5) / (4 * radius) - 1
   inside = list(SHAPES.values())[shape](*np.meshgrid(axis, axis))
-  cover = inside.reshape(side, 4, side, 4).sum((1, 3)).astype(np.uint16)
-  pixel = np.arange(side)
+  cover = inside.reshape(side, each, side, each).sum((1, 3)) * detail**2
+  cover = cover.astype(np.uint16)
+  pixel = np.arange(side) // detail
   stripe = (pixel // 2 % 2)[:, None]
   light = (  # in sixteenths: how much of the colour is left unshaded
     np.full((side, 1), 16),
     16 * stripe,
     16 * (stripe ^ stripe.T),
-    16 - (16 * pixel // side)[:, None],
+    16 - (8 * pixel // radius)[:, None],
   )[texture].astype(np.uint16)
   return Stamp(cover * light, cover * (16 - light))
 
@@ -197,12 +201,14 @@ def centre(level: int, thing: Thing) -> tuple[int, int]:
   return anchors[column] + thing.jitter[0], anchors[row] + thing.jitter[1]
 
 
-def place(level: int, thing: Thing) -> tuple[tuple[slice, slice], Stamp]:
+def place(
+  level: int, thing: Thing, detail: int = 1
+) -> tuple[tuple[slice, slice], Stamp]:
   """The window that a thing fills, and its stamp there."""
   x, y = centre(level, thing)
   r = LEVELS[level].radii[thing.size]
-  window = slice(y - r, y + r), slice(x - r, x + r)
-  return window, stamp(thing.shape, thing.texture, r)
+  span = lambda at: slice((at - r) * detail, (at + r) * detail)
+  return (span(y), span(x)), stamp(thing.shape, thing.texture, r, detail)
 
 
 def covers(mask: Stamp) -> Bool[np.ndarray, "*s"]:
@@ -257,14 +263,14 @@ def paint(
 
   The number and the grating belong to the background.
   """
-  pixels = LEVELS[scene.level].pixels
+  pixels = LEVELS[scene.level].pixels * scene.detail
   image = _empty(pixels, scene.background).copy()
   segmap = np.zeros((pixels, pixels), np.uint8)
   if scene.number is not None:
     _rule_grating(image, scene)
     _write_number(image, scene)
   for thing in (scene.things[k] for k in scene.depth):
-    window, mask = place(scene.level, thing)
+    window, mask = place(scene.level, thing, scene.detail)
     image[window] = blend(
       image[window], PALETTES[scene.palette][thing.colour], *mask
     )

@@ -151,6 +151,15 @@ def _judge_chunk(
   )
 
 
+def _mean(
+  images: UInt8[np.ndarray, "b h w 3"], detail: int
+) -> UInt8[np.ndarray, "b h2 w2 3"]:
+  """Over detail x detail pixels, rounded half up."""
+  b, side = len(images), images.shape[1] // detail
+  blocks = images.reshape(b, side, detail, side, detail, 3)
+  return np.floor(blocks.mean((2, 4)) + 0.5).astype(np.uint8)
+
+
 def judge(images: Shaped[np.ndarray, "b h w c"], palette: int = 0) -> Verdict:
   """argmin |x - y| over all 93,312 legal images y (with the jitter) of level 0.
 
@@ -158,15 +167,19 @@ def judge(images: Shaped[np.ndarray, "b h w c"], palette: int = 0) -> Verdict:
   the shape: all are compared. Held-out pairs are as legal as the others.
 
   Args:
-    images: uint8 [b, 32, 32, 3], at least one.
+    images: uint8 [b, 32, 32, 3], at least one; or of more detail, 64 or 128
+      pixels along a side, whose means are judged.
     palette: of the paints, see scenes.PALETTES.
   """
-  wanted = (_PIXELS, _PIXELS, 3)
-  if images.shape[1:] != wanted or images.dtype != np.uint8 or not len(images):
+  detail = images.shape[1] // _PIXELS
+  wanted = (_PIXELS * detail, _PIXELS * detail, 3)
+  is_fit = images.shape[1:] == wanted and detail in (1, 2, 4)
+  if not is_fit or images.dtype != np.uint8 or not len(images):
     raise ValueError(
       f"images are {images.dtype} {list(images.shape)} and must be uint8"
       f" [b, {_PIXELS}, {_PIXELS}, 3], b >= 1: only Glyphs level 0 is judged"
     )
+  images = _mean(images, detail)
   chunks = range(0, len(images), _CHUNK)
   verdicts = [_judge_chunk(images[i : i + _CHUNK], palette) for i in chunks]
   return Verdict(

@@ -157,6 +157,35 @@ class Decoder(nn.Module):
     return trunk.out(h, 3).astype(jnp.float32)
 
 
+class Pixels(nn.Module):
+  """No first stage: an image's latents are its pixels, and f is 1.
+
+  For diffusion in pixel space, which latents save the price of; no parameters.
+  """
+
+  stride = 1
+  latent_channels = 3
+
+  def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    """(h, w, c) of the latents of a height x width image."""
+    return height, width, self.latent_channels
+
+  def encode(self, images: Float[Array, "b h w 3"]) -> Point:
+    """Images in [-1, 1] as they are."""
+    return Point(images.astype(jnp.float32))
+
+  def decode(self, latents: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """Images as they are, not clipped."""
+    return latents.astype(jnp.float32)
+
+  def __call__(
+    self, images: Float[Array, "b h w 3"], noise: Float[Array, "b h w 3"]
+  ) -> tuple[Float[Array, "b h w 3"], Float[Array, ""]]:
+    """Images as they are, which costs nothing."""
+    del noise
+    return self.decode(images), jnp.zeros(())
+
+
 class Autoencoder(nn.Module):
   """LDM's convolutional autoencoder (Rombach et al. 2022, section 3.1).
 
@@ -215,3 +244,6 @@ class Autoencoder(nn.Module):
     latents = posterior.sample(noise)
     price = self.bottleneck.price(posterior, latents)
     return self.decode(latents), price
+
+
+FirstStage = Autoencoder | Pixels

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from ldm_jax.diffusion.loss import draw_times
 from ldm_jax.diffusion.schedule import Schedule, q_sample
-from ldm_jax.nn.autoencoder import Autoencoder
+from ldm_jax.nn.autoencoder import FirstStage
 from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.runtime.optimizer import Optimizer, averaged
 from ldm_jax.tasks.denoising import Frozen, State
@@ -43,7 +43,7 @@ class Classifying:
       the first batches, which gives the same for the same data.
   """
 
-  first_stage: Autoencoder | None = None
+  first_stage: FirstStage | None = None
   classifier: HalfUNet = HalfUNet()
   schedule: Schedule = Schedule()
   optimizer: Optimizer = Optimizer()
@@ -52,7 +52,7 @@ class Classifying:
   latent_scale: float | None = None
   latents: Which = "sample"
 
-  def with_first_stage(self, stage: Autoencoder) -> "Classifying":
+  def with_first_stage(self, stage: FirstStage) -> "Classifying":
     """The same on another autoencoder's latents."""
     return dataclasses.replace(self, first_stage=stage)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ldm_jax.nn.autoencoder import Autoencoder
+from ldm_jax.nn.autoencoder import FirstStage
 from ldm_jax.nn.bottleneck import Gaussian, Point
 from ldm_jax.pixels import to_float
 from ldm_jax.runtime.errors import NonFinite
@@ -17,7 +17,7 @@ Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 Which = Literal["sample", "mode"]
 
 
-def image_shape(stage: Autoencoder, batch: Batch) -> tuple[int, ...]:
+def image_shape(stage: FirstStage, batch: Batch) -> tuple[int, ...]:
   """[b, H, W, 3] of the images behind a batch, cached ones among them."""
   if "moments" not in batch:
     return tuple(batch["image"].shape)
@@ -25,14 +25,14 @@ def image_shape(stage: Autoencoder, batch: Batch) -> tuple[int, ...]:
   return count, height * stage.stride, width * stage.stride, 3
 
 
-def latent_shape(stage: Autoencoder, batch: Batch) -> tuple[int, ...]:
+def latent_shape(stage: FirstStage, batch: Batch) -> tuple[int, ...]:
   """[b, h, w, c] of a batch's latents."""
   count, height, width, _ = image_shape(stage, batch)
   return count, *stage.latent_shape(height, width)
 
 
 def posterior_of(
-  stage: Autoencoder, params: Any, batch: Batch
+  stage: FirstStage, params: Any, batch: Batch
 ) -> Gaussian | Point:
   """q(z | x) of a batch, as it was cached or by the first stage."""
   if "moments" in batch:
@@ -56,7 +56,7 @@ def latents_of(
 
 
 def measured_scale(
-  stage: Autoencoder,
+  stage: FirstStage,
   params: Any,
   batches: Iterable[Batch],
   key: Array,
