@@ -223,7 +223,12 @@ class Glyphs:
     wanted = self.split == "held_out"
     return [label for label in pairs if is_held_out(label) == wanted]
 
-  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+  def scene(self, index: SupportsIndex) -> Scene:
+    """What sample `index` shows."""
+    return self._throw(index)[0]
+
+  def _throw(self, index: SupportsIndex) -> tuple[Scene, int]:
+    """The scene, and the paraphrase that tells of it."""
     index = operator.index(index)
     if not 0 <= index < self.size:
       raise IndexError(f"index {index} must lie in [0, {self.size})")
@@ -232,7 +237,10 @@ class Glyphs:
     scene = _throw_scene(self.level, roll, self.labels)
     paints = _PAINTS[self.palette]
     palette = paints[roll(len(paints))]
-    scene = scene._replace(palette=palette, detail=self.detail)
+    return scene._replace(palette=palette, detail=self.detail), paraphrase
+
+  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    scene, paraphrase = self._throw(index)
     image, segmap = paint(scene)
     attributes = _attributes(scene)
     sample = {
