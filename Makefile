@@ -40,6 +40,13 @@ show-%: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 \
 show-%: $(BASE)
 	$(BIN)/python benchmarks/glyphs.py $*
 
+# A claim about latent diffusion: make claim-one, -two, -three; half an hour each.
+claim-%: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 \
+  --xla_backend_optimization_level=1
+claim-%: $(BASE)
+	$(BIN)/pip install -q -e ".[benchmarks]"
+	$(BIN)/python benchmarks/claims.py $*
+
 # The pictures of docs/gallery.md, from the quickstart's model.
 gallery: $(BASE)
 	$(BIN)/python docs/gallery.py

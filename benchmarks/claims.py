@@ -1,0 +1,362 @@
+"""Three claims about latent diffusion, weighed on the built-in glyphs.
+
+  python benchmarks/claims.py one     compress before you denoise
+  python benchmarks/claims.py two     what a bottleneck loses for good
+  python benchmarks/claims.py three   the price of the bottleneck, the scale
+
+Each takes less than half an hour on two CPU cores, goes on where it stopped,
+prints one line of JSON for each thing weighed, and writes a picture into
+benchmarks/claims/. What was found is in benchmarks/claims.md. `make claim-one`
+sets up what it needs.
+"""
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+
+RUNS = os.path.join("runs", "claims")
+PICTURES = os.path.join("benchmarks", "claims")
+FACTORS = {1: "(1,)", 2: "(1, 2)", 4: "(1, 2, 2)", 8: "(1, 2, 2, 2)"}
+
+# Claim one: seconds of training that are judged after, and by how many samples.
+TIMES, FEW, MANY, STEPS = (60, 120, 180), 64, 256, 15
+# Claim two: f, channels, and the config.
+BOTTLENECKS = [
+  *((f, c, "autoencoder") for f in (2, 4, 8) for c in (4, 16)),
+  *((f, 4, "vq") for f in (2, 4, 8)),
+]
+# Claim three: the price of a nat, and the scale, None for 1 / std.
+PRICES = [(0.0, None), (1e-6, None), (1e-3, None), (1.0, None), (1e-6, 1.0)]
+ONE, TWO = 600, 350  # steps of its stages
+
+
+def call(*flags):
+  """The last line of a command of ours, as JSON."""
+  print("$", *flags, file=sys.stderr)
+  command = [sys.executable, *flags]
+  done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+  if done.returncode:
+    sys.exit(done.returncode)
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def train(config, name, **fields):
+  """Trains a config with these fields into runs/claims/NAME; its metrics."""
+  from ldm_jax.runtime import metrics
+
+  folder = os.path.join(RUNS, name)
+  flags = [f"--config.{k.replace('__', '.')}={v}" for k, v in fields.items()]
+  call(
+    "train.py", f"--config=configs/{config}.py", f"--workdir={folder}", *flags
+  )
+  return metrics.read(folder)
+
+
+def median(log):
+  """Seconds of a step."""
+  found = [line["step_seconds_p50"] for line in log if "loss" in line]
+  return found[-1]
+
+
+def judged(name, count, guidance=2.0):
+  """What the judge says of samples."""
+  folder = os.path.join(RUNS, name)
+  return call(
+    *("-m", "ldm_jax.commands.report", f"--model={folder}"),
+    *(f"--out={folder}/report", f"--num={count}", f"--steps={STEPS}"),
+    f"--guidance={guidance}",
+  )
+
+
+def kept(claim, name, weigh):
+  """What was found of one thing; it is weighed once."""
+  path = os.path.join(RUNS, f"{claim}.json")
+  found = {}
+  if os.path.exists(path):
+    with open(path) as file:
+      found = json.load(file)
+  if name not in found:
+    found[name] = weigh()
+    os.makedirs(RUNS, exist_ok=True)
+    with open(path + ".part", "w") as file:
+      json.dump(found, file, indent=1)
+    os.replace(path + ".part", path)
+  print(json.dumps({"claim": claim, "what": name, **found[name]}), flush=True)
+  return found[name]
+
+
+def first_stage(factor, **fields):
+  """The run of an autoencoder of this f on the glyphs of 64 pixels."""
+  name = f"one_f{factor}"
+  train(
+    "claims/autoencoder",
+    name,
+    task__autoencoder__trunk__multipliers=FACTORS[factor],
+    **fields,
+  )
+  return os.path.join(RUNS, name)
+
+
+def cost(factor):
+  """Claim one at one f: a step's price, and quality as time goes."""
+  name, fields = f"two_f{factor}", {}
+  if factor > 1:
+    fields["first_stage"] = first_stage(factor)
+  config = "claims/pixels" if factor == 1 else "claims/latents"
+  step = median(train(config, name, steps=20, **fields))
+  told = {"step_seconds": round(step, 4), "curve": []}
+  for seconds in TIMES:
+    steps = max(20, round(seconds / step))
+    log = train(config, name, steps=steps, **fields)
+    # Of pixels few are drawn: their samples cost as much as they do.
+    found = judged(name, FEW if factor == 1 else MANY)
+    names = ("legal", "class_accuracy", "diversity", "psnr")
+    each = {n: found[n] for n in names} | {"steps": steps}
+    spent = round(steps * median(log))
+    told["curve"].append(each | {"seconds": spent})
+  return told | {"samples_per_second": drawing(name)}
+
+
+def drawing(name):
+  """Samples a second, of 15 guided steps, compilation left out."""
+  import time
+
+  from ldm_jax.commands.models import open_denoising
+  from ldm_jax.commands.redrawing import Redrawer
+  from ldm_jax.data import pipeline
+  from ldm_jax.diffusion.guidance import Guidance
+  from ldm_jax.diffusion.samplers import Recipe
+  from ldm_jax.runtime.sharding import MeshShape
+  from ldm_jax.sampling import Settings
+
+  run = open_denoising(os.path.join(RUNS, name))
+  settings = Settings(64, 64, Recipe(STEPS), Guidance(2.0))
+  artist = Redrawer(run, settings, MeshShape().build())
+  examples = pipeline.first(run.experiment.data.validation, 16)
+  artist.draw(examples)
+  begun = time.monotonic()
+  artist.draw(examples)
+  return round(16 / (time.monotonic() - begun), 3)
+
+
+def one():
+  """Quality of the same U-Net, in equal time, by f."""
+  found = {f: kept("one", f"f{f}", functools.partial(cost, f)) for f in FACTORS}
+  plot = canvas(2, "seconds of training the second stage")
+  for f, told in found.items():
+    x = [each["seconds"] for each in told["curve"]]
+    label = "pixels" if f == 1 else f"f = {f}"
+    for axes, name in zip(plot, ("class_accuracy", "legal"), strict=True):
+      axes.plot(x, [e[name] for e in told["curve"]], "o-", label=label)
+      axes.set_ylabel(name.replace("_", " "))
+      axes.set_ylim(0, 1)
+  finish(plot, "one.png")
+
+
+def bottleneck(factor, channels, config):
+  """Claim two: what comes back through one bottleneck."""
+  name = f"{config}_f{factor}_c{channels}"
+  fields = (
+    {}
+    if config == "autoencoder"
+    else {"task__autoencoder__bottleneck__width": channels}
+  )
+  log = train(
+    f"claims/{config}",
+    name,
+    task__autoencoder__trunk__multipliers=FACTORS[factor],
+    task__autoencoder__latent_channels=channels,
+    data__source__level=1,
+    data__source__detail=1,
+    data__validation__level=1,
+    data__validation__detail=1,
+    **fields,
+  )
+  folder = os.path.join(RUNS, name)
+  found = call(
+    *("-m", "ldm_jax.commands.evaluate", folder, "--num=256"),
+    *(f"--out={folder}/evaluation", *lpips()),
+  )
+  told = {n: found[n] for n in ("psnr", "ssim", "lpips")}
+  numbers = 64 * 64 / factor**2 * channels
+  told |= {"numbers": round(numbers), "compression": 64 * 64 * 3 / numbers}
+  return told | finest(folder) | {"step_seconds": median(log)}
+
+
+def lpips():
+  """Its files, where the surroundings name them."""
+  told = {n: os.environ.get(f"LPIPS_{n.upper()}") for n in ("trunk", "heads")}
+  return [f"--lpips_{name}={path}" for name, path in told.items() if path]
+
+
+def restored(folder, count):
+  """Level 1's first held-out examples, their scenes, and what comes back."""
+  import numpy as np
+
+  from ldm_jax.commands.redrawing import restorer
+  from ldm_jax.data.glyphs import Glyphs
+  from ldm_jax.run import Run
+  from ldm_jax.runtime.sharding import MeshShape
+
+  source = Glyphs(1, "validation", count)
+  images = np.stack([each["image"] for each in source])
+  scenes = [source.scene(i) for i in range(count)]
+  back = restorer(Run.open(folder), MeshShape().build())(images)
+  return images, scenes, back
+
+
+def finest(folder):
+  """Numbers read, gratings' contrast, textures kept, of 256 images."""
+  from ldm_jax.evaluation import details
+
+  _, scenes, back = restored(folder, 256)
+  measures = (
+    details.numbers_read,
+    details.grating_contrast,
+    details.texture_kept,
+  )
+  return {m.__name__: round(m(back, scenes), 4) for m in measures}
+
+
+def two():
+  """What each bottleneck loses, and a sheet of it."""
+  import numpy as np
+
+  from ldm_jax.runtime import pictures
+
+  found, shown, words = {}, [], []
+  for factor, channels, config in BOTTLENECKS:
+    name = f"{config}_f{factor}_c{channels}"
+    weigh = functools.partial(bottleneck, factor, channels, config)
+    found[name] = kept("two", name, weigh)
+    images, _, back = restored(os.path.join(RUNS, name), 4)
+    kind = "KL" if config == "autoencoder" else "VQ"
+    shown.append(np.concatenate(list(back), axis=1))
+    words.append(f"{kind}, f = {factor}, {channels} channels")
+  shown.insert(0, np.concatenate(list(images), axis=1))
+  sheet = pictures.grid(np.stack(shown), ["as it was", *words], columns=2)
+  pictures.write_png(os.path.join(PICTURES, "two_pictures.png"), sheet)
+  names = ("psnr", "numbers_read", "grating_contrast", "texture_kept")
+  plot = canvas(4, "numbers of a picture's latents")
+  for kind in ("autoencoder_f{}_c4", "autoencoder_f{}_c16", "vq_f{}_c4"):
+    rows = [found[kind.format(f)] for f in (2, 4, 8)]
+    for axes, name in zip(plot, names, strict=True):
+      label = kind.replace("autoencoder", "KL").replace("_f{}_c", ", channels ")
+      axes.semilogx(
+        [r["numbers"] for r in rows], [r[name] for r in rows], "o-", label=label
+      )
+      axes.set_ylabel(name.replace("_", " "))
+  finish(plot, "two.png")
+
+
+def priced(price, scale):
+  """Claim three at one price: both stages."""
+  name = f"price_{price:g}"
+  told = {}
+  train(
+    "glyphs_autoencoder",
+    name,
+    steps=ONE,
+    task__optimizer__decay_steps=ONE,
+    task__bottleneck_weight=price,
+    checkpoints__every=ONE,
+  )
+  told |= statistics(os.path.join(RUNS, name))
+  second = name + ("" if scale is None else f"_scale_{scale:g}")
+  train(
+    "glyphs_class",
+    f"{second}_two",
+    first_stage=os.path.join(RUNS, name),
+    steps=TWO,
+    task__optimizer__decay_steps=TWO,
+    checkpoints__every=TWO,
+    task__latent_scale="none" if scale is None else scale,
+  )
+  found = judged(f"{second}_two", MANY)
+  names = ("psnr", "legal", "class_accuracy", "diversity")
+  return told | {n: found[n] for n in names}
+
+
+def statistics(folder):
+  """Of the posterior of 256 held-out examples."""
+  import jax
+  import numpy as np
+
+  from ldm_jax.data import pipeline
+  from ldm_jax.pixels import to_float
+  from ldm_jax.run import Run
+  from ldm_jax.runtime.sharding import MeshShape
+
+  run = Run.open(folder)
+  model = run.experiment.task.autoencoder
+  params = run.trained(MeshShape().build())
+  images = pipeline.first(run.experiment.data.validation, 256)["image"]
+  encode = jax.jit(lambda p, x: model.apply(p, to_float(x), method="encode"))
+  seen = encode(params, images)
+  mean, width = np.asarray(seen.mean), np.exp(np.asarray(seen.logvar) / 2)
+  each = mean.reshape(-1, mean.shape[-1])
+  centred = (each - each.mean(0)) / each.std(0)
+  return {
+    "nats": float(seen.kl().mean()),
+    "std": float(mean.std()),
+    "std_least": float(each.std(0).min()),
+    "std_most": float(each.std(0).max()),
+    "posterior_std": float(width.mean()),
+    "kurtosis": float((centred**4).mean() - 3),
+  }
+
+
+def three():
+  """Reconstruction and samples by the price of a nat."""
+  found = {}
+  for price, scale in PRICES:
+    name = f"{price:g}" + ("" if scale is None else f", scale {scale:g}")
+    weigh = functools.partial(priced, price, scale)
+    found[name] = kept("three", name, weigh)
+  names = [n for n in found if "scale" not in n]
+  plot = canvas(3, "price of a nat")
+  for axes, what in zip(plot, ("psnr", "nats", "legal"), strict=True):
+    axes.plot(names, [found[n][what] for n in names], "o-", label=what)
+    axes.set_ylabel(what)
+  plot[2].plot(
+    names,
+    [found[n]["class_accuracy"] for n in names],
+    "o-",
+    label="class accuracy",
+  )
+  finish(plot, "three.png")
+
+
+def canvas(count, label):
+  """Axes side by side."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  _, plot = pyplot.subplots(1, count, figsize=(4.2 * count, 3.4))
+  for axes in plot:
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.3)
+  return plot
+
+
+def finish(plot, name):
+  """Writes the picture."""
+  plot[-1].legend()
+  figure = plot[0].figure
+  figure.tight_layout()
+  os.makedirs(PICTURES, exist_ok=True)
+  path = os.path.join(PICTURES, name)
+  figure.savefig(path, dpi=100)
+  print(path)
+
+
+if __name__ == "__main__":
+  flags = argparse.ArgumentParser(description=__doc__)
+  claims = {"one": one, "two": two, "three": three}
+  flags.add_argument("claim", choices=claims)
+  claims[flags.parse_args().claim]()
