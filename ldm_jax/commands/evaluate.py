@@ -39,7 +39,7 @@ def parser() -> Parser:
   add("--steps", type=int, default=50, help="default 50")
   add("--sampler", help="default ddim")
   add("--guidance", type=float, default=1.0, help="scale (default 1: none)")
-  add("--eta", type=float, default=0.0, help="noise of DDIM (default 0)")
+  add("--eta", type=float, help="noise that is added (default the sampler's)")
   add("--seed", type=int, default=0)
   add("--null", action="store_true", help="say nothing")
   return flags
