@@ -1,7 +1,6 @@
 """Filling holes in the built-in glyphs: boxes, strokes and objects.
 
-Stable Diffusion's convention: the mask and the latents of what is kept. A tenth
-of the training hears nothing of them, so that guidance has something to leave.
+Stable Diffusion's convention: the mask and the latents of what is kept.
 """
 
 from glyphs_base import second_stage
@@ -11,5 +10,4 @@ from ldm_jax.nn.spatial import MaskedImage
 
 
 def get_config():
-  told = MaskedImage("sd", drop_rate=0.1)
-  return second_stage(told, kind="plain", views=(Masks(),))
+  return second_stage(MaskedImage("sd"), kind="plain", views=(Masks(),))

@@ -418,6 +418,35 @@ def test_models_that_need_a_picture_say_so(model, part):
     made.check(SETTINGS, Order(1, 1))
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_guidance_leads_away_from_what_training_left_out(model, rate):
+  """A hole stays on both sides, unless training sometimes hid it."""
+  one = MeshShape().build(jax.devices()[:1])
+  network, params = model
+  part = MaskedImage(drop_rate=rate)
+  network = dataclasses.replace(
+    network, conditioners=(*network.conditioners, part)
+  )
+  made = Studio(network, params, one)
+  masks = np.zeros((2, SIDE, SIDE), bool)
+  masks[:, 4:8] = True
+  order = Order(2, 2, given=Given(pictures(2), masks))
+  start = made._starter.start(
+    SETTINGS, order, order.given, made._plan(SETTINGS), np.arange(2)
+  )
+  wish = made._wish(SETTINGS, (*sides(2), None), start)
+  assert np.abs(wish.positive.concat).max() > 0
+  stays = rate == 0
+  assert np.array_equal(wish.positive.concat, wish.negative.concat) == stays
+  assert stays or not np.any(wish.negative.concat)
+
+
+def test_images_of_a_later_order_are_the_same_ones(studio):
+  many = drawn(studio, SETTINGS, Order(5, 5))
+  later = drawn(studio, SETTINGS, Order(2, 2, first=3))
+  assert apart(many[3:], later) <= 1 and apart(many[:2], later) > 10
+
+
 def test_inversion_leads_back_to_the_noise(studio):
   """Through a network, up and down again: exact as the steps grow many."""
   latents = studio.darkroom.encode(pictures(2))

@@ -1,6 +1,7 @@
 """What a studio is told: how to sample, what is said, what is given."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, Literal
 
 import jax
@@ -33,16 +34,19 @@ class Said:
     """The same for some of the images."""
     return jax.tree.map(lambda x: x[places], self)
 
-  def seeing(self, seen: dict[str, Any]) -> "Said":
-    """The same beside pictures, by what reads them."""
+  def seeing(
+    self, seen: dict[str, Any], unsaid: Collection[str] = ()
+  ) -> "Said":
+    """The same beside pictures, by what reads them; nothing is said of those
+    that are `unsaid`."""
     if not seen:
       return self
-    never = {
-      name: jnp.zeros(len(jax.tree.leaves(each)[0]), bool)
+    nulls = {
+      name: jnp.full(len(jax.tree.leaves(each)[0]), name in unsaid)
       for name, each in seen.items()
     }
     empty = None if self.empty is None else self.empty | seen
-    return Said(self.raw | seen, self.is_null | never, self.weights, empty)
+    return Said(self.raw | seen, self.is_null | nulls, self.weights, empty)
 
 
 jax.tree_util.register_dataclass(Said)

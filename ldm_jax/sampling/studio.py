@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -184,8 +184,10 @@ class Studio:
     """What is said, as the network hears it; `sides` is positive, negative,
     and where the positive is led with how far."""
 
-    def hear(said: Said) -> Condition:
-      said = self._sharding.whole(said).seeing(start.seen or {})
+    nulls = [p.reads for p in self._model.conditioners if has_null(p)]
+
+    def hear(said: Said, unsaid: Sequence[str] = ()) -> Condition:
+      said = self._sharding.whole(said).seeing(start.seen or {}, unsaid)
       condition = self._hear(self._params, said)
       told = np.tile(np.float32(settings.control), (len(start.keys), 1))
       return condition.replace(
@@ -199,11 +201,10 @@ class Studio:
       shares = self._sharding.whole(toward[1].astype(np.float32))
       lead = lambda a, b: a + like(shares, a) * (b - a)
       heard = jax.tree.map(lead, heard, hear(toward[0]))
-    can = any(map(has_null, self._model.conditioners))
-    is_guided = can and settings.guidance.is_on
+    is_guided = bool(nulls) and settings.guidance.is_on
     return _Wish(
       heard,
-      hear(negative) if is_guided else None,
+      hear(negative, nulls) if is_guided else None,
       settings.guidance,
       settings.threshold,
       start.known,
