@@ -427,6 +427,7 @@ def test_guidance_leads_away_from_what_training_left_out(model, rate):
   network = dataclasses.replace(
     network, conditioners=(*network.conditioners, part)
   )
+  params = params.replace(conditioners=params.conditioners | {"mask": {}})
   made = Studio(network, params, one)
   masks = np.zeros((2, SIDE, SIDE), bool)
   masks[:, 4:8] = True
