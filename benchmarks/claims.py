@@ -92,7 +92,7 @@ def first_stage(factor, **fields):
   """The run of an autoencoder of this f on the glyphs of 64 pixels."""
   name = f"one_f{factor}"
   train(
-    "claims/autoencoder",
+    "claims_autoencoder",
     name,
     task__autoencoder__trunk__multipliers=FACTORS[factor],
     **fields,
@@ -105,7 +105,7 @@ def cost(factor):
   name, fields = f"two_f{factor}", {}
   if factor > 1:
     fields["first_stage"] = first_stage(factor)
-  config = "claims/pixels" if factor == 1 else "claims/latents"
+  config = "claims_pixels" if factor == 1 else "claims_latents"
   step = median(train(config, name, steps=20, **fields))
   told = {"step_seconds": round(step, 4), "curve": []}
   for seconds in TIMES:
@@ -165,7 +165,7 @@ def bottleneck(factor, channels, config):
     else {"task__autoencoder__bottleneck__width": channels}
   )
   log = train(
-    f"claims/{config}",
+    f"claims_{config}",
     name,
     task__autoencoder__trunk__multipliers=FACTORS[factor],
     task__autoencoder__latent_channels=channels,

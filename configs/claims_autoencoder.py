@@ -1,0 +1,36 @@
+"""A first stage for 64 x 64 pixels, to be weighed: f and channels by flags.
+
+  --config.task.autoencoder.trunk.multipliers="(1, 2, 2)"   f = 4
+  --config.task.autoencoder.latent_channels=8
+  --config.task.bottleneck_weight=1e-6
+
+Few steps, so that many can be compared; see benchmarks/claims.py.
+"""
+
+import dataclasses
+
+import glyphs_autoencoder
+
+from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.runtime.keeping import Keeping
+
+STEPS = 600
+
+
+def get_config(price=1e-6):
+  made = glyphs_autoencoder.get_config()
+  task = dataclasses.replace(
+    made.task,
+    autoencoder=made.task.autoencoder.clone(latent_channels=4),
+    optimizer=dataclasses.replace(made.task.optimizer, decay_steps=STEPS),
+    bottleneck_weight=price,
+  )
+  data = dataclasses.replace(
+    made.data,
+    source=Glyphs(level=0, split="train", detail=2),
+    validation=Glyphs(level=0, split="validation", size=512, detail=2),
+    batch=8,
+  )
+  return dataclasses.replace(
+    made, task=task, data=data, steps=STEPS, checkpoints=Keeping(every=STEPS)
+  )

@@ -1,0 +1,41 @@
+"""Class to image at 64 x 64 on the latents of a first stage of any f.
+
+The recipe is one for all, pixels among them; see claims_pixels.py.
+"""
+
+import dataclasses
+
+from glyphs_base import second_stage
+
+from ldm_jax.config import Reports
+from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.nn.conditioner import ClassEmbedder
+from ldm_jax.runtime.keeping import Keeping
+
+
+def get_config(first_stage=None, channels=4):
+  told = ClassEmbedder(classes=48, width=128, joins="both")
+  made = second_stage(told, vector="mlp", steps=100)
+  model = dataclasses.replace(
+    made.task.model,
+    first_stage=first_stage,
+    unet=made.task.model.unet.clone(out_channels=channels),
+  )
+  # The rate stays, so that a run may be judged whenever it is stopped.
+  steady = dataclasses.replace(
+    made.task.optimizer, decay="constant", decay_steps=None
+  )
+  data = dataclasses.replace(
+    made.data,
+    source=Glyphs(level=0, split="train", detail=2),
+    validation=Glyphs(level=0, split="validation", size=512, detail=2),
+    batch=32,
+    held_out=64,
+  )
+  return dataclasses.replace(
+    made,
+    task=dataclasses.replace(made.task, model=model, optimizer=steady),
+    data=data,
+    checkpoints=Keeping(every=100_000),
+    reports=Reports(every=10, previews_every=0),
+  )
