@@ -23,7 +23,7 @@ def get_config(first_stage=None, channels=4):
   )
   # The rate stays, so that a run may be judged whenever it is stopped.
   steady = dataclasses.replace(
-    made.task.optimizer, decay="constant", decay_steps=None
+    made.task.optimizer, decay="constant", decay_steps=0
   )
   data = dataclasses.replace(
     made.data,
