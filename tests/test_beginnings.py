@@ -143,6 +143,7 @@ def test_a_lora_trains_its_factors_alone(runs, tmp_path, capsys):
     convert.main([str(runs / "text"), str(tmp_path / "no"), "--lora=peft"])
 
 
+@pytest.mark.slow
 def test_a_wider_input_answers_as_before(runs):
   """Zeros for the new channels, before the coordinates (systems: SD's
   inpainting models begin so)."""

@@ -60,6 +60,7 @@ def pictures(place):
   return np.stack([np.asarray(Image.open(place / n), int) for n in names])
 
 
+@pytest.mark.slow
 def test_the_folder_draws_without_us(folder, tmp_path, capsys):  # noqa: F811
   out = tmp_path / "portable"
   size = ["--steps=3", "-H=16", "-W=16", "--sampler=euler a"]

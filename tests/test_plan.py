@@ -140,6 +140,7 @@ def test_impossible_plans_are_one_line(flags, message):
   assert caught.value.code == 2 and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_plan_to_sample(capsys):
   table, few = told(capsys, "--batch=8", "--sample=4")
   _, more = told(capsys, "--batch=8", "--sample=9")

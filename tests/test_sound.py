@@ -155,6 +155,7 @@ def trained(config, workdir, *flags):
   )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
   config = tmp_path / "config.py"
   (tmp_path / "good").mkdir()

@@ -1,5 +1,6 @@
 """How likely data are under a denoiser: the flow of equal probabilities."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -36,21 +37,38 @@ def log_likelihood(
     probes: how many for each example.
   """
   path = _path(schedule, steps)
-  shape, size = x0.shape, x0[0].size
-  signal = jnp.asarray(path.signal, x0.dtype)
+  size = x0[0].size
+  shape, kind = (size, *x0.shape), x0.dtype
+  if key is None:
+    basis = jnp.eye(size, dtype=kind).reshape(size, 1, *x0.shape[1:])
+    basis, count = jnp.broadcast_to(basis, shape), 1
+  else:
+    basis = jax.random.rademacher(key, (probes, *x0.shape), kind)
+    count = probes
 
   def flow(y: Array, level: Level) -> tuple[Array, Array]:
     """dy / d ln r, and its divergence."""
     field = lambda y: level.ratio * denoise(level.signal * y, level).eps
-    if key is None:
-      basis = jnp.eye(size, dtype=y.dtype).reshape(size, 1, *shape[1:])
-      basis = jnp.broadcast_to(basis, (size, *shape))
-    else:
-      basis = jax.random.rademacher(key, (probes, *shape), y.dtype)
     one = lambda v: jax.jvp(field, (y,), (v,))
     slopes, ways = jax.vmap(one, out_axes=(None, 0))(basis)
-    products = (basis * ways).reshape(len(basis), shape[0], -1).sum((0, 2))
-    return slopes, products / (1 if key is None else probes)
+    products = (basis * ways).reshape(len(basis), len(y), -1).sum((0, 2))
+    return slopes, products / count
+
+  first, last = (jnp.asarray(path.signal[end], kind) for end in (0, -1))
+  start = x0 / first, jnp.zeros(len(x0), kind)
+  y, change = _followed(flow, start, path)
+  left = (last * y).reshape(len(x0), -1)
+  normal = -0.5 * (jnp.square(left) + jnp.log(2 * jnp.pi)).sum(1)
+  # The density of y is that of x = signal y, times signal for every number.
+  return normal + change + size * (jnp.log(last) - jnp.log(first))
+
+
+def _followed(
+  flow: Callable[[Array, Level], tuple[Array, Array]],
+  start: tuple[Array, Array],
+  path: Level,
+) -> tuple[Array, Array]:
+  """Where a flow of ln r leads along a path, by Runge and Kutta."""
 
   def advance(carry: tuple[Array, Array], triple: tuple[Level, Level, Level]):
     begin, middle, end = triple
@@ -68,16 +86,10 @@ def log_likelihood(
     return move(whole, 1.0), None
 
   part = lambda *ends: Level(
-    *(jnp.asarray(each[slice(*ends, 2)], x0.dtype) for each in path)
+    *(jnp.asarray(each[slice(*ends, 2)], start[0].dtype) for each in path)
   )
-  start = x0 / signal[0], jnp.zeros(shape[0], x0.dtype)
   triples = part(0, -2), part(1, None), part(2, None)
-  (y, change), _ = jax.lax.scan(advance, start, triples)
-  last = (signal[-1] * y).reshape(shape[0], -1)
-  normal = -0.5 * (jnp.square(last) + jnp.log(2 * jnp.pi)).sum(1)
-  # The density of y is that of x = signal y, times signal for every number.
-  scales = size * (jnp.log(signal[-1]) - jnp.log(signal[0]))
-  return normal + change + scales
+  return jax.lax.scan(advance, start, triples)[0]
 
 
 def bits_per_dimension(
