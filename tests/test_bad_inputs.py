@@ -19,7 +19,7 @@ from test_training import CONFIGS, ONE, TWO
 from torch_files import Name, Reduced, tensor, write
 from untrained import FOLDER, untrained
 
-from ldm_jax.commands import convert, info, sample, train
+from ldm_jax.commands import convert, evaluate, info, sample, train
 from ldm_jax.commands.doors import status
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.run import Run
@@ -87,6 +87,7 @@ def pictures(root):
   (root / "boxes.json").write_text('[{"class": 1, "box": [0.9, 0, 0.1, 1]}]')
   (root / "nan.json").write_text('[{"class": 1, "box": [NaN, 0, 0.1, 1]}]')
   (root / "a_file").write_text("here")
+  np.savez(root / "nan.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
   (root / "bare").mkdir()
   (root / "bare" / "config.json").write_text(
     (root / "two" / "config.json").read_text()
@@ -326,6 +327,34 @@ WEIGHTS = {
 }
 
 
+EVALUATE = {
+  "T30 empty": (["{root}/empty", "{root}/good"], 4, "0 images"),
+  "T30 few": (
+    ["{root}/good", "{root}/good", "--inception={root}/a_file"],
+    2,
+    "--allow_small",
+  ),
+  "T30 other": (["{root}/few", "{root}/good"], 2, "3 pictures beside 40"),
+  "T30 nothing": (["{root}/good"], 2, "to be compared with"),
+  "T30 network": (
+    [
+      *("{root}/good", "{root}/good", "--allow_small"),
+      "--inception={root}/a_file",
+    ],
+    5,
+    "a_file",
+  ),
+  "T30 statistics": (["{root}/good", "{root}/nan.npz"], 2, "finite numbers"),
+  "T30 run": (["{root}/two", "--out={out}", "--num=0"], 2, "--num must be 1"),
+  "T30 sampler": (
+    ["{root}/two", "--out={out}", "--sampler=euler", "--eta=1"],
+    2,
+    "has no eta",
+  ),
+  "T30 damaged": (["{root}/damaged", "--out={out}", "--num=2"], 5, "digests"),
+}
+
+
 def outcome(command, arguments, capsys):
   """(exit code, what was said, seconds of a processor)."""
   capsys.readouterr()
@@ -397,6 +426,15 @@ def test_sampling(place, tmp_path, capsys, row):
     assert names == ["00000.png", "grid.png"]
   else:
     assert not out.exists()
+
+
+@pytest.mark.parametrize("row", EVALUATE)
+def test_measuring(place, tmp_path, capsys, row):
+  flags, code, words = EVALUATE[row]
+  out = tmp_path / "out"
+  flags = filled(flags, place, out)
+  check(place, evaluate.main, flags, code, words, capsys)
+  assert not out.exists()
 
 
 @pytest.mark.parametrize("row", WEIGHTS)

@@ -33,6 +33,7 @@ def parser() -> Parser:
   add("--resize", choices=("legacy", "clean", "both"), default="both")
   add("--paired", action="store_true", help="pictures of one name are compared")
   add("--write_statistics", metavar="FILE", help="of SAMPLES, to compare with")
+  add("--allow_small", action="store_true", help=SMALL)
   add("--train", type=int, default=10_000, metavar="N", help=TRAIN)
   draw = flags.add_argument_group("what a run of stage two draws")
   add = draw.add_argument
@@ -45,6 +46,7 @@ def parser() -> Parser:
   return flags
 
 
+SMALL = "take Frechet distances of fewer than 2048 pictures"
 TRAIN = "training pictures to look for copies of (default 10000; 0 for none)"
 
 

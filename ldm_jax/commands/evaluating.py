@@ -25,6 +25,7 @@ from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.runtime.speech import say
 
 SHOWN = 16
+LEAST = 2048  # pictures, as many as features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +51,17 @@ def evaluate(flags: argparse.Namespace) -> int:
   with usage(DATA):
     processes.join()
     sharding = MeshShape().build()
-    critics = Critics(flags, sharding)
     if Run.exists(flags.samples):
       maker = Maker(flags, sharding)
-      against = _against(flags, maker.count) or maker.held
+      count = maker.count
+      against = _against(flags, count) or maker.held
     else:
       maker, case = None, _folders(flags)
+      count = len(case.samples)
+    _check_count(flags, count)
+    critics = Critics(flags, sharding)
+    if maker:
+      maker.begin()
   if maker:
     with usage(DATA):
       samples = maker.make()
@@ -67,6 +73,16 @@ def evaluate(flags: argparse.Namespace) -> int:
     measured = _measured(flags, critics, case)
   _tell(flags, critics, case, measured)
   return 0
+
+
+def _check_count(flags: argparse.Namespace, count: int) -> None:
+  """Raises ConfigError for a covariance of fewer pictures than features."""
+  if flags.inception and count < LEAST and not flags.allow_small:
+    raise ConfigError(
+      f"Frechet distances of {count} pictures are biased upwards and are not "
+      f"those of 50,000 that are published; give {LEAST} or more, or "
+      "--allow_small"
+    )
 
 
 def _folders(flags: argparse.Namespace) -> Case:

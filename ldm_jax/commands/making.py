@@ -40,7 +40,7 @@ class Maker:
     """Opens the run and compiles nothing yet.
 
     Raises:
-      ConfigError: the flags do not fit the run, or what is in --out already.
+      ConfigError: the flags do not fit the run.
     """
     if not flags.out:
       raise ConfigError("a run's pictures need a place; give --out")
@@ -67,7 +67,6 @@ class Maker:
       self._artist.check(self._examples(0))
       self.told = _told(flags, settings, task)
     self.told |= {"step": self.run.step}
-    self._recall()
 
   def make(self) -> Album:
     """All pictures; those that are there already are not made again."""
@@ -108,8 +107,12 @@ class Maker:
       views=data.views,
     )
 
-  def _recall(self) -> None:
-    """Raises ConfigError if other pictures are there."""
+  def begin(self) -> None:
+    """Writes down what is made; to be called before `make`.
+
+    Raises:
+      ConfigError: other pictures are there.
+    """
     path = os.path.join(self._folder, ASKED)
     try:
       with open(path) as file:
