@@ -130,8 +130,8 @@ def main():
     found = json.loads(found) | {"judged": round(time.monotonic() - begun)}
     line |= found if not name else {name: found}
   os.makedirs(SHEETS, exist_ok=True)
-  first = next(iter(reports))
-  out = os.path.join(run, "report" + (first and f"_{first}"))
+  shown = "" if "" in reports else list(reports)[-1]
+  out = os.path.join(run, "report" + (shown and f"_{shown}"))
   shutil.copy(
     os.path.join(out, "samples.png"), os.path.join(SHEETS, f"{told.show}.png")
   )
