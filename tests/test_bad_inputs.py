@@ -345,6 +345,11 @@ EVALUATE = {
     "a_file",
   ),
   "T30 statistics": (["{root}/good", "{root}/nan.npz"], 2, "finite numbers"),
+  "T30 worlds": (
+    ["{root}/good", "--write_statistics={out}", "--allow_small"],
+    2,
+    "--resize=legacy or --resize=clean",
+  ),
   "T30 run": (["{root}/two", "--out={out}", "--num=0"], 2, "--num must be 1"),
   "T30 sampler": (
     ["{root}/two", "--out={out}", "--sampler=euler", "--eta=1"],

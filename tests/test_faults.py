@@ -1,7 +1,6 @@
 """Real processes, really killed: nothing is lost, and nothing is invented.
 
-The number of repetitions is multiplied by FAULTS in the environment; what one
-full run with FAULTS=10 found is in benchmarks/faults.md.
+Repetitions are a share of the full number; see full.py.
 """
 
 import contextlib
@@ -18,6 +17,7 @@ import time
 import numpy as np
 import pytest
 from faulty import descend
+from full import SHARE, repeated
 from test_processes import start
 from test_training import BLIND, CONFIGS, ONE, TWO
 
@@ -28,7 +28,6 @@ from ldm_jax.runtime.errors import NonFinite
 
 ROOT = pathlib.Path(__file__).parent.parent
 FAULTY = str(ROOT / "tests" / "faulty.py")
-TIMES = int(os.environ.get("FAULTS", "1"))
 
 
 def digest_of(folder):
@@ -129,7 +128,7 @@ def test_killed_while_saving_the_step_before_is_there(tmp_path):
   """A run that does nothing but save 24 MB, killed at any moment."""
   rng, left = random.Random(0), set()
   run = tmp_path / "run"
-  before, kills, steps = 0, 5 * TIMES, 100_000
+  before, kills, steps = 0, repeated(50), 100_000
   for _ in range(kills):
     process = begin(run, steps, every=1, rest=0.0, BIG="1")
     wait_for(run, before + 2, process)
@@ -141,7 +140,7 @@ def test_killed_while_saving_the_step_before_is_there(tmp_path):
     assert told and all(wrong is None for _, wrong, _ in told)
     assert told[-1][0] >= losses(run)[-1][0] - 3 and told[-1][0] > before
     before = told[-1][0]
-  assert any(name.endswith(checkpoint.HALF) for name in left) or TIMES < 10
+  assert any(name.endswith(checkpoint.HALF) for name in left) or SHARE < 1
   process = begin(run, before + 1, every=1, rest=0.0, BIG="1")
   assert process.wait(60) == 0
   process.communicate()
@@ -199,8 +198,8 @@ def test_a_run_that_is_killed_at_random_is_the_run_that_was_not(
   begun = time.monotonic()  # once more, now that all is compiled
   assert trained(command(stage, tmp_path / "timed", steps, first))
   seconds = time.monotonic() - begun
-  rng, kills = random.Random(1), 0
-  for number in range(2 * TIMES):
+  rng, kills, runs = random.Random(1), 0, repeated(20)
+  for number in range(runs):
     run = tmp_path / f"run{number}"
     while not trained(
       command(stage, run, steps, first, rng.choice([1, 4, 8])),
@@ -209,7 +208,7 @@ def test_a_run_that_is_killed_at_random_is_the_run_that_was_not(
       kills += 1
     assert digest_of(run) == digest_of(whole)
     assert losses(run) == losses(whole)
-  print(f"stage {stage}: {kills} kills in {2 * TIMES} runs, all exact")
+  print(f"stage {stage}: {kills} kills in {runs} runs, all exact")
 
 
 def pair(folder, steps, rest):
@@ -299,9 +298,9 @@ def test_a_hundred_steps_are_the_same_on_eight_devices(tmp_path, stage):
     assert trained(command("one", first, 2))
   # At the glyphs' own rate stage one doubles a rounding every few steps.
   calm = "--config.task.optimizer.rate=2e-4"
-  found = []
+  found, steps = [], repeated(100, least=30)
   for devices in (1, 8):
     run = tmp_path / f"on_{devices}"
-    assert trained([*command(stage, run, 100, first), calm], devices=devices)
+    assert trained([*command(stage, run, steps, first), calm], devices=devices)
     found.append(np.array(losses(run)))
   np.testing.assert_allclose(*found, rtol=1e-5)

@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import pytest
+from full import repeated
 from PIL import Image
 from torch_files import Name, Reduced, tensor, write
 
@@ -27,7 +28,7 @@ from ldm_jax.weights.safetensors_files import write_safetensors
 
 ROOT = pathlib.Path(__file__).parent.parent
 OURS = (WeightsError, ImageError, ConfigError)
-COUNT = 2000
+COUNT = repeated(2000)
 
 
 def seeds(root):

@@ -57,8 +57,8 @@ def evaluate(flags: argparse.Namespace) -> int:
       against = _against(flags, count) or maker.held
     else:
       maker, case = None, _folders(flags)
-      count = len(case.samples)
-    _check_count(flags, count)
+      count, against = len(case.samples), case.against
+    _check(flags, count, against)
     critics = Critics(flags, sharding)
     if maker:
       maker.begin()
@@ -75,13 +75,26 @@ def evaluate(flags: argparse.Namespace) -> int:
   return 0
 
 
-def _check_count(flags: argparse.Namespace, count: int) -> None:
-  """Raises ConfigError for a covariance of fewer pictures than features."""
+def _check(
+  flags: argparse.Namespace, count: int, against: Album | Statistics | None
+) -> None:
+  """Raises ConfigError for what would be found out at the end."""
   if flags.inception and count < LEAST and not flags.allow_small:
     raise ConfigError(
       f"Frechet distances of {count} pictures are biased upwards and are not "
       f"those of 50,000 that are published; give {LEAST} or more, or "
       "--allow_small"
+    )
+  world = against.world if isinstance(against, Statistics) else None
+  if world not in (None, flags.resize):
+    raise ConfigError(
+      f"{flags.against} is of the {world} world of resizing; give "
+      f"--resize={world}"
+    )
+  if flags.write_statistics and (not flags.inception or flags.resize == "both"):
+    raise ConfigError(
+      "statistics are of one world and need Inception; give --inception and "
+      "--resize=legacy or --resize=clean"
     )
 
 
@@ -141,7 +154,10 @@ def _measured(
   """Every metric that can be had; sheets are laid beside."""
   features, told = critics.features(case.samples), {}
   if flags.write_statistics:
-    _write(flags.write_statistics, features)
+    ((world, seen),) = features.items()
+    if processes.is_first():
+      Statistics.of(seen, world).write(flags.write_statistics)
+      print(flags.write_statistics)
   real = None
   if isinstance(case.against, Album):
     real = critics.features(case.against)
@@ -163,18 +179,6 @@ def _measured(
   if real is not None:
     told |= _looked(flags, critics, case, (features, real), each)
   return {name: float(value) for name, value in told.items()}
-
-
-def _write(path: str, features: dict[str, Features]) -> None:
-  if len(features) != 1:
-    raise ConfigError(
-      "statistics are of one world and need Inception; give --inception and "
-      "--resize=legacy or --resize=clean"
-    )
-  for world, seen in features.items():
-    if processes.is_first():
-      Statistics.of(seen, world).write(path)
-  say(f"statistics are in {path}")
 
 
 def _clip(critics: Critics, case: Case) -> dict[str, float]:
