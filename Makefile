@@ -8,7 +8,7 @@ STAMP = $(VENV)/installed-test
 # A file stays with one worker; tests/conftest.py says which files come first.
 PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart gallery test slow lint clean
+.PHONY: quickstart gallery test slow everything reference lint clean
 
 # Trains both stages on the built-in glyphs, draws, and judges what it drew. As
 # two devices, two cores finish half as much again; less optimisation compiles
@@ -56,12 +56,18 @@ test: $(STAMP)
 
 # Heavier truths, and live comparisons with torch, diffusers and lpips. The last
 # asks for torchvision, which has no CPU build and is not needed.
-slow: $(STAMP)
+slow: reference
+	$(PYTEST) -m "slow and not rare"
+
+# The same at length, every fault as often as benchmarks/faults.md says: hours.
+everything: reference
+	FAULTS=1 $(PYTEST) -m slow
+
+reference: $(STAMP)
 	$(BIN)/pip install -q torch==2.13.0
 	$(BIN)/pip install -q --no-deps "lpips>=0.1.4" "torch-fidelity>=0.4"
 	$(BIN)/pip install -q "diffusers>=0.42" "safetensors>=0.5" \
 	  "peft>=0.17"
-	$(PYTEST) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

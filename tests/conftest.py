@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 # Half the time to compile; what is compiled runs for seconds.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -29,6 +30,18 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 LONGEST = (
   *("training", "meshes", "bad_inputs", "beginnings", "foreign", "sampling"),
   *("denoising", "autoencoding", "faults", "latents", "towers"),
+  *("published_experiments", "processes"),
+)
+
+# Of the slow ones, those that say once more, or at length, what others say;
+# `make everything` runs them, and faults in full.
+RARE = re.compile(
+  r"one_device\[\w+-(1x8|2x4|4x1x2x1)|"
+  r"to_judge\[(?!class|neighbours)|"
+  r"learns\[(?!ldm/(kl_f8|imagenet256_f4|text2img256)\]|sd/(sd1|sdxl_base)\])|"
+  r"killed_at_random|a_hundred_steps|three_thousand|five_hundred|"
+  r"devices_that_are_here|statistics_agree|"
+  r"digits_are_drawn|learned_by_heart|eight_hills"
 )
 
 # Shapes in signatures are checked here, and only here.
@@ -38,6 +51,8 @@ install_import_hook("ldm_jax", "beartype.beartype")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   places = {f"test_{name}": i for i, name in enumerate(LONGEST)}
   for item in items:
+    if RARE.search(item.name):
+      item.add_marker(pytest.mark.rare)
     if item.path.stem in places:
       item.add_marker(pytest.mark.long)
   items.sort(key=lambda item: places.get(item.path.stem, len(places)))

@@ -12,7 +12,7 @@ from ldm_jax.nn.inception import SIDE, Features, Inception
 from ldm_jax.runtime import processes
 from ldm_jax.runtime.sharding import Sharding
 
-Images = UInt8[np.ndarray, "b h w 3"]
+Images = UInt8[np.ndarray, "_ _ _ 3"]  # each block of its own size
 
 
 class Extractor:
