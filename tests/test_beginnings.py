@@ -190,6 +190,7 @@ def test_inpainting_begins_from_a_text_model(runs, tmp_path):
   assert (drawn[mask > 0] != image[mask > 0]).any()
 
 
+@pytest.mark.slow
 def test_another_network_is_no_start(runs, tmp_path):
   start = f"--config.start={runs / 'text'}"
   wide = [f.replace("=16", "=24") if "channels" in f else f for f in TWO]
