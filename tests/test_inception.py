@@ -78,7 +78,9 @@ def test_features_do_not_depend_on_batches_or_devices(variables):
   for other in found[1:]:
     for one, two, width in zip(found[0], other, WIDTHS, strict=True):
       assert one.shape == (17, width)
-      np.testing.assert_allclose(one, two, atol=1e-6 * one.std() + 1e-6)
+      # A logit sums 2,048 products, in another order for another batch.
+      near = 1e-5 if width == WIDTHS[-1] else 1e-6
+      np.testing.assert_allclose(one, two, rtol=0, atol=near * one.std() + near)
   legacy, clean = (
     Extractor(variables, MeshShape().build(), world, 16)([images])
     for world in ("legacy", "clean")
