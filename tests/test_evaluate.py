@@ -177,7 +177,7 @@ def test_two_folders_pair_by_name(tmp_path, capsys):
   assert code == 2 and "(20, 24) and (10, 24)" in line
 
 
-def test_what_cannot_be_measured_is_said(one, tmp_path):
+def test_what_cannot_be_measured_is_said(one, tmp_path, capsys):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
   folder = write(tmp_path / "a", images)
@@ -191,6 +191,10 @@ def test_what_cannot_be_measured_is_said(one, tmp_path):
   )
   np.savez(tmp_path / "x.npz", a=np.zeros(3))
   assert "needed are mu and sigma" in refused(folder, tmp_path / "x.npz")[1]
+  # Pictures of 8 x 8 are too small for a window of 11.
+  assert evaluate.main([str(folder), str(folder), "--paired"]) == 0
+  told = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert told["ssim"] == "unavailable" and told["psnr"] == "inf"
   (folder / "bad.png").write_bytes(b"nothing")
   code, line = refused(folder, folder, "--paired")
   assert code == 4 and "bad.png" in line

@@ -47,8 +47,13 @@ class Album:
 
   def captions(self) -> list[str]:
     """Of all pictures; empty if one has none."""
-    found = [self.source[i].get("caption") for i in self.places]
-    return [] if None in found else found
+    found = []
+    for i in self.places:
+      caption = self.source[i].get("caption")
+      if caption is None:  # the first one tells, and the rest is not read
+        return []
+      found.append(caption)
+    return found
 
   def blocks(self, size: int) -> Iterator[Images]:
     """All pictures in order, of one size in a block, `size` at most."""

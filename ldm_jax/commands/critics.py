@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from ldm_jax.commands.albums import Album
+from ldm_jax.commands.redrawing import filled
 from ldm_jax.config import PerceptualWeights
 from ldm_jax.data.augment import Augment
 from ldm_jax.evaluation.features import Extractor
@@ -61,7 +62,7 @@ class Critics:
     if self.clip is None:
       need = f"--clip {clips.SOURCE}"
       self.missing |= dict.fromkeys(("cmmd", "clip_score"), need)
-    self._lpips = self._look = None
+    self._lpips = None
     if bool(flags.lpips_trunk) != bool(flags.lpips_heads):
       raise ConfigError("--lpips_trunk and --lpips_heads go together")
     if flags.lpips_trunk:
@@ -98,7 +99,8 @@ class Critics:
     return np.asarray(clips.clip_scores(embeddings, self._rows(apply, blocks)))
 
   def pairs(self, album: Album, other: Album) -> Each:
-    """PSNR, SSIM and LPIPS of every picture with its fellow.
+    """PSNR, SSIM and LPIPS of every picture with its fellow; `missing` gets
+    what some of them are too small for.
 
     Raises:
       ValueError: two are not of one size.
@@ -113,7 +115,11 @@ class Critics:
           raise ValueError(f"a pair of pictures of sizes {sizes}")
       for name, values in self._pair(block, np.stack(beside)).items():
         found.setdefault(name, []).append(values)
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+    each = {name: np.concatenate(parts) for name, parts in found.items()}
+    for name, side in (("ssim", WIDTH), ("lpips", STRIDE)):
+      if name not in self.missing and len(each.get(name, ())) < len(album):
+        self.missing[name] = f"pictures of {side} x {side} pixels or more"
+    return {n: values for n, values in each.items() if n not in self.missing}
 
   def _pair(self, one: Images, two: Images) -> Each:
     """Of one block."""
@@ -129,8 +135,8 @@ class Critics:
     """What `apply` makes of all blocks, each filled up to one size."""
     found = []
     for block in blocks:
-      rows = np.minimum(np.arange(BLOCK), len(block) - 1)
-      told = processes.gather(apply(self._sharding.whole(block[rows])))
+      whole = self._sharding.whole(filled(block, BLOCK))
+      told = processes.gather(apply(whole))
       found.append(told[: len(block)])
     return np.concatenate(found)
 

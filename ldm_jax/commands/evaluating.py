@@ -13,7 +13,9 @@ import numpy as np
 from ldm_jax.commands.albums import Album, folder_album, spread
 from ldm_jax.commands.critics import Critics, Each
 from ldm_jax.commands.doors import DATA, usage
+from ldm_jax.commands.feeding import ledger
 from ldm_jax.commands.making import Maker
+from ldm_jax.data.sound import Sound
 from ldm_jax.evaluation import verdicts
 from ldm_jax.evaluation.likeness import closest, cmmd
 from ldm_jax.evaluation.statistics import Statistics, read_statistics
@@ -145,7 +147,8 @@ def _train(flags: argparse.Namespace, maker: Maker) -> Album | None:
   if flags.train < 1:
     return None
   data = maker.run.experiment.data
-  return spread(data.source, data.centred, flags.train)
+  sound = Sound(data.source, ledger(maker.run.experiment))
+  return spread(sound, data.centred, flags.train)
 
 
 def _measured(
@@ -262,9 +265,11 @@ def _tell(
     "n_against": count,
     **case.told,
     "resize": flags.resize,
-    "neighbours_by": "inception" if flags.inception else "pixels",
   }
-  absent = [n for n in critics.missing if n != "lpips" or case.is_paired]
+  if isinstance(against, Album):
+    told["neighbours_by"] = "inception" if flags.inception else "pixels"
+  pairs = ("ssim", "lpips")
+  absent = [n for n in critics.missing if n not in pairs or case.is_paired]
   told |= measured | dict.fromkeys(absent, "unavailable")
   told = {name: _plain(value) for name, value in told.items()}
   if not processes.is_first():

@@ -71,6 +71,7 @@ def _followed(
   """Where a flow of ln r leads along a path, by Runge and Kutta."""
 
   def advance(carry: tuple[Array, Array], triple: tuple[Level, Level, Level]):
+    """One step, from the first of three levels to the last."""
     begin, middle, end = triple
     h = jnp.log(end.ratio / begin.ratio)
     move = lambda way, share: jax.tree.map(
