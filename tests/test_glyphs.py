@@ -13,6 +13,7 @@ from ldm_jax.data import scenes
 from ldm_jax.data.captions import caption_words
 from ldm_jax.data.glyphs import Glyphs, is_held_out
 from ldm_jax.evaluation.judge import judge
+from ldm_jax.evaluation.obedience import mean_iou
 
 SPLITS = ("train", "validation", "held_out")
 # Between two objects; "at the top left of a plain black background" is none.
@@ -302,5 +303,7 @@ def test_more_detail_is_the_same_scene(detail):
   wanted = np.stack([each["attributes"] for each in fine])
   np.testing.assert_array_equal(verdict.attributes, wanted)
   assert verdict.residual.max() < 1
+  segmaps = np.stack([each["segmap"] for each in fine])
+  assert mean_iou(verdict.segmap, segmaps, 7)["mean_iou"] > 0.85
   with pytest.raises(ValueError, match="detail 3 must be"):
     Glyphs(detail=3)

@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
 
   attributes: Int32[np.ndarray, "b 6"]
   residual: Float[np.ndarray, " b"]
-  segmap: UInt8[np.ndarray, "b 32 32"]
+  segmap: UInt8[np.ndarray, "b s s"]
 
 
 class _Templates(NamedTuple):
@@ -182,9 +182,12 @@ def judge(images: Shaped[np.ndarray, "b h w c"], palette: int = 0) -> Verdict:
   images = _mean(images, detail)
   chunks = range(0, len(images), _CHUNK)
   verdicts = [_judge_chunk(images[i : i + _CHUNK], palette) for i in chunks]
-  return Verdict(
+  whole = Verdict(
     *(np.concatenate(part) for part in zip(*verdicts, strict=True))
   )
+  # As large as the images, whatever their detail.
+  segmap = whole.segmap.repeat(detail, 1).repeat(detail, 2)
+  return whole._replace(segmap=segmap)
 
 
 def score(
