@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import math
+import unittest.mock
 
 import jax
 import numpy as np
@@ -288,6 +290,8 @@ def test_impossible_meshes_and_batches_are_refused():
     MeshShape(3, 2).build()
   with pytest.raises(ValueError, match="there are 8"):
     MeshShape(None, 3).build()
+  with pytest.raises(ValueError, match="needs a multiple of 16 devices"):
+    MeshShape(None, 16).build()
   for mesh in ((2, 1, 2, 2), (2, 2, 1, 2)):
     with pytest.raises(ValueError, match="exclude each other"):
       MeshShape(*mesh).build()
@@ -298,6 +302,37 @@ def test_impossible_meshes_and_batches_are_refused():
   with pytest.raises(ValueError, match="times 2 slices; try 16"):
     MeshShape().build().check_batch(8, 2)
   assert isinstance(MeshShape(None, 2).build(), Sharding)
+
+
+def torus(side, slices):
+  """side x side chips of a TPU that is not here, per slice."""
+  places = itertools.product(range(slices), range(side), range(side))
+  return [
+    unittest.mock.Mock(
+      spec=jax.Device,
+      id=number,
+      platform="tpu",
+      device_kind="TPU v5 lite",
+      coords=(x, y, 0),
+      core_on_chip=0,
+      slice_index=index,
+      process_index=number // 4,
+    )
+    for number, (index, y, x) in enumerate(places)
+  ]
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("inner", [(4, 1), (2, 2), (16, 1), (8, 4)])
+def test_a_mesh_may_cut_the_sides_of_a_torus(inner, slices):
+  chips = torus(8, slices)
+  mesh = MeshShape(None, *inner).build(chips).mesh
+  assert sorted(chip.id for chip in mesh.devices.flat) == list(
+    range(64 * slices)
+  )
+  inside = mesh.devices.reshape(-1, inner[0] * inner[1])
+  for part in inside:
+    assert len({chip.slice_index for chip in part}) == 1
 
 
 @pytest.mark.slow

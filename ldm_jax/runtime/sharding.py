@@ -83,11 +83,17 @@ class MeshShape:
     data = count // least if self.data is None else self.data
     shape = (data, *inner)
     if min(shape) < 1 or math.prod(shape) != count:
+      given = (self.data, *inner)
       told = " x ".join(
-        f"{name}={size}" for name, size in zip(AXES, shape, strict=True)
+        f"{name}={size}"
+        for name, size in zip(AXES, given, strict=True)
+        if size is not None
       )
+      needed = math.prod(shape)
+      if self.data is None:
+        needed = f"a multiple of {least}"
       raise ValueError(
-        f"mesh {told} needs {math.prod(shape)} devices but there are {count}; "
+        f"mesh {told} needs {needed} devices but there are {count}; "
         f"try data={count} and the others 1, or leave data out and give sizes "
         "that divide them"
       )
@@ -108,16 +114,18 @@ def _laid_out(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(devices).reshape(shape)
   from jax.experimental import mesh_utils
 
+  # An axis of the mesh may be a part of one of the torus: 4 of 8 x 8 chips.
+  split = {"allow_split_physical_axes": True}
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   if slices == 1:
-    return mesh_utils.create_device_mesh(shape, devices)
+    return mesh_utils.create_device_mesh(shape, devices, **split)
   if shape[0] % slices:
     raise ValueError(
       f"mesh data={shape[0]} must be a multiple of the {slices} slices, which "
       "hold copies of the parameters; lower fsdp, tensor or context"
     )
   return mesh_utils.create_hybrid_device_mesh(
-    (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1), devices
+    (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1), devices, **split
   )
 
 
