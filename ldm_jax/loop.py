@@ -24,7 +24,7 @@ from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.runtime.signals import Agreement, Interruption, exit_code
 from ldm_jax.runtime.speech import say
 from ldm_jax.runtime.steady import Vigil
-from ldm_jax.runtime.stepping import Stepper
+from ldm_jax.runtime.stepping import Stepper, ahead
 from ldm_jax.runtime.watchdog import Watchdog
 
 Stream = Iterator[dict[str, np.ndarray]]
@@ -98,7 +98,7 @@ class Loop:
       journal = Journal(self.folder, begin, processes.is_first())
       saver = Saver(checkpoints, journal)
       chapter = Chapter(self, programs, journal, saver, held_out, shown)
-      stream = self.sharding.ahead(batches(begin))
+      stream = ahead(self.sharding.put, batches(begin))
       with contextlib.closing(journal), Interruption() as interruption:
         return chapter.run(state, begin, stream, interruption)
 

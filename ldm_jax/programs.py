@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from ldm_jax.runtime import flops, kernels, steady
+from ldm_jax.runtime.rows import by_rows
 from ldm_jax.runtime.sharding import Sharding
 
 Batch = dict[str, jax.Array]
@@ -66,7 +67,7 @@ class Programs:
       return state, metrics | steady.health(state)
 
     def bound(function: Callable, n: int, **options: Any) -> Callable:
-      jitted, key = jax.jit(function, **options), keys[n]
+      jitted, key = jax.jit(by_rows(function, sharding), **options), keys[n]
       return lambda state, batch: jitted(state, frozen, batch, key)
 
     # Runs once and draws every kernel by itself: optimised, its compilation

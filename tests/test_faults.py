@@ -131,7 +131,7 @@ def test_killed_while_saving_the_step_before_is_there(tmp_path):
   before, kills, steps = 0, repeated(50), 100_000
   for _ in range(kills):
     process = begin(run, steps, every=1, rest=0.0, BIG="1")
-    wait_for(run, before + 2, process)
+    wait_for(run, before + 4, process)
     time.sleep(rng.uniform(0, 0.5))
     process.kill()
     process.communicate()

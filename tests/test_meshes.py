@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 import unittest.mock
 
 import jax
@@ -16,6 +17,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, Trunk
 from ldm_jax.nn.conditioner import (
   ClassEmbedder,
+  Condition,
   LayoutEmbedder,
   SizeEmbedder,
   TextEmbedder,
@@ -32,6 +34,7 @@ from ldm_jax.nn.spatial import (
 from ldm_jax.nn.text import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.runtime.rows import by_rows
 from ldm_jax.runtime.sharding import MeshShape, Sharding
 from ldm_jax.tasks.autoencoding import Autoencoding
 from ldm_jax.tasks.denoising import Denoising
@@ -173,7 +176,9 @@ def history(task_name, *mesh):
     cut = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
     assert len(cut) > 20  # the mesh must have something to do
   step = jax.jit(
-    task.step, donate_argnums=0, out_shardings=(places, sharding.replicated)
+    by_rows(task.step, sharding),
+    donate_argnums=0,
+    out_shardings=(places, sharding.replicated),
   )
   losses, gradients = [], []
   for i in range(STEPS):
@@ -350,6 +355,35 @@ def test_slices_of_a_sharded_batch_stay_spread():
   np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
   gradients = [jax.tree.map(np.asarray, trace) for _, trace in found]
   assert distance(gradients[1], gradients[0]) < 1e-5
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_no_device_gathers_the_rows_of_all(is_held):
+  """Under fsdp kernels are gathered; XLA alone would gather activations too."""
+  sharding = dataclasses.replace(MeshShape(2, 4).build(), smallest=1)
+  unet = UNet(4, 64, (1, 2), 1, AttentionPlan((0, 0), heads=2))
+  at = lambda *shape: jax.ShapeDtypeStruct(
+    shape, "float32", sharding=sharding.batch
+  )
+  xt, t = at(32, 16, 16, 4), at(32)
+  shapes = jax.eval_shape(unet.init, jax.random.key(0), xt, t, Condition())
+  params = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    shapes,
+    sharding.state(shapes),
+  )
+
+  def loss(params, xt, t):
+    return (unet.apply(params, xt, t, Condition()) ** 2).mean()
+
+  loss = by_rows(loss, sharding) if is_held else loss
+  text = jax.jit(jax.grad(loss)).lower(params, xt, t).compile().as_text()
+  kernels = re.findall(r"= f32\[[13],[13],\d+,\d+\]\S* all-gather\(", text)
+  activations = re.findall(r"= f32\[\d\d+,\d+,\d+,\d+\]\S* all-gather\(", text)
+  assert len(kernels) > 10
+  assert is_held == (not activations), activations
 
 
 def test_leaves_that_one_device_would_hold_are_cut():

@@ -38,14 +38,18 @@ PROGRAM = """
   %s = (f32[2,8]{1,0}, f32[16,8]{1,0}) all-gather-start(f32[2,8]{1,0} %y)
   %d = f32[16,8]{1,0} all-gather-done((f32[2,8], f32[16,8]) %s)
   %c = pred[64]{0} collective-permute(pred[64]{0} %z)
+  %t = (f32[4]{0}, bf16[2,2]{1,0}) all-reduce(%x, %y), to_apply=%add
+  %one = bf16[8,4]{1,0} all-gather(%p), frontend_attributes={chain_id="7"}
+  %two = bf16[8,4]{1,0} all-gather(%q), frontend_attributes={chain_id="7"}
+  %b = (u8[4], u8[4], u32[], u32[]) collective-permute-start(%w)
 """
 
 
 def test_collectives_are_read_with_the_bytes_of_their_results():
   assert blueprint.collectives(PROGRAM) == {
-    "all-gather": (2, 8 * 4 * 2 + 16 * 8 * 4),
-    "all-reduce": (1, 64),
-    "collective-permute": (1, 64),
+    "all-gather": (3, 2 * 8 * 4 * 2 + 16 * 8 * 4),
+    "all-reduce": (2, 64 + 16 + 8),
+    "collective-permute": (2, 64 + 4),
   }
 
 

@@ -215,7 +215,7 @@ def _frozen(
     scale = measured_scale(
       task.first_stage,
       stage_one.params,
-      sharding.ahead(stream),
+      map(sharding.put, stream),
       jax.random.key(experiment.seed),
       task.latents,
     )

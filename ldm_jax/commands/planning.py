@@ -17,6 +17,7 @@ from ldm_jax.diffusion.samplers import Recipe
 from ldm_jax.nodes import ConfigError, override
 from ldm_jax.runtime import blueprint, flops, kernels
 from ldm_jax.runtime.blueprint import GIB, Need
+from ldm_jax.runtime.rows import by_rows
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.runtime.speech import say
 from ldm_jax.sampling.portable import drawn
@@ -100,6 +101,7 @@ def _training(task: Any, sharding: Sharding, batch: Shapes) -> Program:
   frozen, state, key = _states(task, batch)
   places = sharding.state(state)
 
+  @functools.partial(by_rows, sharding=sharding)
   def step(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
     return task.step(state, frozen, batch, jax.random.fold_in(key, state.step))
 
@@ -137,6 +139,7 @@ def _sampling(
   )
   told = number("uint32"), number("int32"), number("float32", 4)
 
+  @functools.partial(by_rows, sharding=sharding)
   def draw(params: Any, sides: Any, told: Any) -> Any:
     return drawn(task.model, params, settings, sides, told)
 

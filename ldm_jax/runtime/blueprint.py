@@ -27,8 +27,9 @@ ROOM = {
 
 COLLECTIVE = re.compile(
   r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|"
-  r"all-to-all)(?:-start)?\("
+  r"all-to-all)(-start)?\((.*)"
 )
+CHAIN = re.compile(r'chain_id="(\d+)"')
 ARRAY = re.compile(r"(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 BITS = {"pred": 8, "bf16": 16}
 
@@ -124,14 +125,21 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
   """Kind -> how many there are in a compiled program, and their bytes.
 
   Bytes are those of the results on one device. What stands in a loop counts
-  once.
+  once, and so does what a TPU does in pieces between other work: the pieces
+  are of one chain.
   """
   found: dict[str, tuple[int, int]] = {}
-  for results, kind in COLLECTIVE.findall(text):
-    sizes = [_bytes(*array) for array in ARRAY.findall(results)]
+  chains = set()
+  for results, kind, is_begun, rest in COLLECTIVE.findall(text):
+    chain = CHAIN.search(rest)
+    if chain is not None and chain[1] in chains:
+      continue
+    chains |= {chain[1]} if chain is not None else set()
+    sizes = [_bytes(*array) for array in ARRAY.findall(results) if array[1]]
+    if is_begun and kind in ("all-gather", "collective-permute"):
+      sizes = sizes[len(sizes) // 2 :]  # behind the operands
     count, size = found.get(kind, (0, 0))
-    # One that is begun and ended apart holds its operand, too.
-    found[kind] = (count + 1, size + max(sizes, default=0))
+    found[kind] = (count + 1, size + sum(sizes))
   return found
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -271,6 +271,14 @@ class Sharding:
     )
     return each(q, k, v)
 
+  def hold(self, x: Array) -> Array:
+    """x, its rows kept where a batch's lie if devices divide them."""
+    if x.ndim < 2 or x.shape[0] % self.parts:
+      return x
+    free = [P.UNCONSTRAINED] * (x.ndim - 1)
+    place = NamedSharding(self.mesh, P(ROWS, *free))
+    return jax.lax.with_sharding_constraint(x, place)
+
   def whole(self, tree: Any) -> Any:
     """Arrays of which every process has all rows: spread, if they divide."""
 
@@ -282,17 +290,6 @@ class Sharding:
       )
 
     return jax.tree.map(place, tree)
-
-  def ahead(
-    self, batches: Iterable[dict[str, np.ndarray]], depth: int = 2
-  ) -> Iterator[dict[str, jax.Array]]:
-    """Batches on the devices, `depth` of them before they are asked for."""
-    waiting = []
-    for batch in batches:
-      waiting.append(self.put(batch))
-      if len(waiting) > depth:
-        yield waiting.pop(0)
-    yield from waiting
 
 
 @functools.cache

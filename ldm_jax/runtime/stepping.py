@@ -1,6 +1,6 @@
 """One step after another: compiled once per shape, timed, traced, watched."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +11,18 @@ from ldm_jax.runtime.watchdog import DEVICES, INPUT, Watchdog
 
 Batch = dict[str, jax.Array]
 Step = Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]]
+
+
+def ahead(
+  put: Callable[[Any], Batch], batches: Iterable[Any], depth: int = 2
+) -> Iterator[Batch]:
+  """Batches on the devices, `depth` of them before they are asked for."""
+  waiting: list[Batch] = []
+  for batch in batches:
+    waiting.append(put(batch))
+    if len(waiting) > depth:
+      yield waiting.pop(0)
+  yield from waiting
 
 
 class Stepper:

@@ -17,6 +17,7 @@ from ldm_jax.nn.spatial import MaskedImage
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime import memory, processes
 from ldm_jax.runtime.errors import NonFinite
+from ldm_jax.runtime.rows import by_rows
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.sampling.windows import blend
 
@@ -34,8 +35,12 @@ class Darkroom:
     """Compiles nothing yet; `say` is told how well tiles agree."""
     self._model, self._params, self._sharding = model, params, sharding
     self._say = say
-    self._encode = jax.jit(self._encoded, static_argnames="side")
-    self._decode = jax.jit(self._decoded, static_argnames="side")
+    self._encode = jax.jit(
+      by_rows(self._encoded, sharding), static_argnames="side"
+    )
+    self._decode = jax.jit(
+      by_rows(self._decoded, sharding), static_argnames="side"
+    )
 
   def encode(
     self,

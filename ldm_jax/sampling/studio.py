@@ -20,6 +20,7 @@ from ldm_jax.nn.classifier import HalfUNet
 from ldm_jax.nn.conditioner import Condition
 from ldm_jax.nn.conditioners import has_null
 from ldm_jax.runtime import kernels, processes
+from ldm_jax.runtime.rows import by_rows
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.sampling.darkroom import Darkroom
 from ldm_jax.sampling.scene import Known, paste
@@ -67,11 +68,11 @@ class Studio:
     model = kernels.equipped(model, sharding)
     self._model, self._params, self._sharding = model, params, sharding
     self._say, self._compiled, self._classifier = say, set(), classifier
-    self._hear = jax.jit(self._heard)
+    self._hear = jax.jit(by_rows(self._heard, sharding))
     self.darkroom = Darkroom(model, params, sharding, say)
     self._starter = Starter(model, self.darkroom, sharding)
     self._chunk = jax.jit(
-      self._steps, static_argnames="window", donate_argnums=1
+      by_rows(self._steps, sharding), static_argnames="window", donate_argnums=1
     )
 
   def draw(
