@@ -5,6 +5,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.metrics import structural_similarity
 
 from ldm_jax.evaluation import likeness, resizing
@@ -181,9 +182,23 @@ def test_ssim_is_scikit_images(size):
       )
       for a, b in zip(x, other, strict=True)
     ]
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
   with pytest.raises(ValueError, match="11 is the least"):
     ssim(jnp.zeros((1, 8, 8, 3), jnp.uint8), jnp.zeros((1, 8, 8, 3), jnp.uint8))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (300, 200), (512, 512)])
+def test_the_clean_world_is_pillows(size):
+  """clean-fid asks Pillow for every channel in floats, and clips."""
+  rng = np.random.default_rng(19)
+  images = rng.integers(0, 256, (2, *size, 3), np.uint8)
+  found = resizing.clean(jnp.asarray(images), 299)
+  wanted = np.empty((2, 299, 299, 3), np.float32)
+  for place in np.ndindex(2, 3):
+    channel = images[place[0], :, :, place[1]].astype(np.float32)
+    made = Image.fromarray(channel).resize((299, 299), Image.Resampling.BICUBIC)
+    wanted[place[0], :, :, place[1]] = np.asarray(made)
+  np.testing.assert_allclose(found, wanted.clip(0, 255), atol=0.02)
 
 
 def test_two_worlds_of_resizing():

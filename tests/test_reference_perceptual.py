@@ -175,7 +175,7 @@ def test_lpips_and_its_slope_equal_the_package(lpips, trunk):
 
   slopes = jax.jit(jax.value_and_grad(distance, 1, has_aux=True))
   (_, values), slope = slopes(params, jnp.asarray(x))
-  np.testing.assert_allclose(values, expected.detach(), rtol=1e-5)
+  np.testing.assert_allclose(values, expected.detach(), atol=1e-6)
   error = np.abs(slope - to_ours(theirs.grad))
   assert error.max() <= 1e-4 * np.abs(slope).max()
 
