@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from torch_files import write
 
 from ldm_jax.evaluation.statistics import (
   WIDTHS,
@@ -47,6 +48,37 @@ def test_adms_have_covariances_and_no_number(features, tmp_path):
   np.testing.assert_allclose(found.pooled.covariance, sigma, atol=1e-12)
 
 
+def test_torch_fidelitys_are_of_the_legacy_world(features, tmp_path):
+  path = tmp_path / "set-inception-v3-compat-stat-fid-2048.pt"
+  rows = features.pooled.astype(np.float64)
+  mu, sigma = rows.mean(0), np.cov(rows, rowvar=False)
+  write("zip", path, {"mu": mu, "sigma": sigma})
+  found = read_statistics(str(path))
+  assert (found.count, found.world, found.spatial) == (None, "legacy", None)
+  np.testing.assert_array_equal(found.pooled.mean, mu)
+  np.testing.assert_allclose(found.pooled.covariance, sigma, atol=1e-12)
+  write("zip", path, ["mu"])
+  with pytest.raises(ValueError, match="no array; needed are mu"):
+    read_statistics(str(path))
+
+
+def test_damaged_files_are_one_line(features, tmp_path):
+  path = tmp_path / "set.npz"
+  Statistics.of(features, "clean").write(str(path))
+  whole = path.read_bytes()
+  middle = len(whole) // 2
+  changed = whole[:middle] + bytes(64) + whole[middle + 64 :]
+  for damaged in (whole[:-100], whole[:middle], changed):
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="holds no statistics") as refused:
+      read_statistics(str(path))
+    assert "\n" not in str(refused.value)
+  with open(path, "wb") as file:
+    np.save(file, np.zeros(3))
+  with pytest.raises(ValueError, match="holds no statistics"):
+    read_statistics(str(path))
+
+
 class Attack:
   """Would leave a file behind if it were loaded."""
 
@@ -60,7 +92,7 @@ class Attack:
 @pytest.mark.parametrize(
   "arrays, words",
   [
-    ({"arr_0": np.zeros(3)}, "needed are mu and sigma"),
+    ({"arr_0": np.zeros(3)}, "needed are mu"),
     ({"mu": np.zeros(5), "sigma": np.zeros((5, 5))}, "of another network"),
     (
       {"mu": np.full(2048, np.nan), "sigma": np.zeros((2048, 2048))},

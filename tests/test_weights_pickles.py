@@ -325,6 +325,50 @@ def test_data_that_holds_itself_is_refused(path):
     read_pickled(path)
 
 
+@both_layouts
+def test_numpys_arrays_are_read(path, layout):
+  rng = np.random.default_rng(5)
+  arrays = {
+    "mu": rng.standard_normal(5),
+    "sigma": np.asfortranarray(rng.standard_normal((4, 5))),
+    "counts": np.arange(3, dtype=">i4"),
+    "none": np.zeros((0, 3), np.float32),
+    "seen": np.array([True, False]),
+  }
+  write(layout, path, arrays)
+  for name, found in read_pickled(path).items():
+    np.testing.assert_array_equal(found, arrays[name])
+    assert found.shape == arrays[name].shape
+
+
+RECONSTRUCT = Name("numpy.core.multiarray", "_reconstruct")
+DTYPE = Name("numpy", "dtype")
+
+
+def spelled(text, how="latin1"):
+  return Reduced(Name("_codecs", "encode"), (text, how))
+
+
+@pytest.mark.parametrize(
+  "state",
+  [
+    None,
+    (1, (2,), "f8", False, spelled("x" * 16)),
+    (1, (2,), Reduced(DTYPE, ("O8", 0, 1)), False, spelled("x" * 16)),
+    (1, (2,), Reduced(DTYPE, ("f8", 0, 1)), False, spelled("x" * 15)),
+    (1, (-2,), Reduced(DTYPE, ("f8", 0, 1)), False, spelled("x" * 16)),
+    (1, (2,), Reduced(DTYPE, ("f8", 0, 1)), False, spelled("\u20ac" * 16)),
+    (1, (2,), Reduced(DTYPE, ("f8", 0, 1)), False, "x" * 16),
+    (1, (2,), Reduced(DTYPE, (["f8"], 0, 1)), False, spelled(["x"])),
+  ],
+)
+def test_arrays_that_are_none_of_numpys_are_refused(path, state):
+  array = Reduced(RECONSTRUCT, (Name("numpy", "ndarray"), (0,)), state)
+  write("zip", path, {"mu": array})
+  with pytest.raises(WeightsError, match=r"malformed|refused|odd sizes"):
+    read_pickled(path)
+
+
 def test_data_that_repeats_itself_is_converted_once(path):
   """Thirty lists, each ten times in the next, would be 10^30 leaves."""
   grow = b"q\x00" + b"]" + b"(" + b"h\x00" * 10 + b"e"

@@ -1,11 +1,13 @@
 """What is kept of a set of pictures to compare others with, on disk.
 
-Read are our own files and ADM's (mu, sigma, mu_s, sigma_s): each an .npz of
-plain arrays; no code in it is run.
+Read are our own files, ADM's (mu, sigma, mu_s, sigma_s), each an .npz of plain
+arrays, and torch-fidelity's .pt of mu and sigma; no code in them is run.
 """
 
 import dataclasses
 import os
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,14 @@ import numpy as np
 from ldm_jax.evaluation.frechet import Moments
 from ldm_jax.evaluation.resizing import World
 from ldm_jax.nn.inception import Features
+from ldm_jax.weights.torch_files import read_pickled
 
 WIDTHS = {"pooled": 2048, "spatial": 2023}
 KIND = "ldm_jax statistics 1"
+SUFFIXES = (".npz", ".pt")
+# What numpy raises for files that are no .npz, or no whole one.
+DAMAGES = (OSError, ValueError, EOFError, TypeError, KeyError)
+DAMAGES += (zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,22 +68,30 @@ class Statistics:
 
 
 def read_statistics(path: str) -> Statistics:
-  """Of an .npz, ours or ADM's.
+  """Of an .npz, ours or ADM's, or of torch-fidelity's .pt.
 
   Raises:
     ValueError: it is none of them, or damaged.
+    WeightsError: the same of a .pt.
   """
+  if path.endswith(".pt"):
+    held = read_pickled(path)
+    arrays = {} if not isinstance(held, dict) else held
+    arrays = {n: a for n, a in arrays.items() if isinstance(a, np.ndarray)}
+    return _foreign(path, arrays, "legacy")  # its only world
   try:
     with np.load(path, allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
-  except (OSError, ValueError, EOFError) as error:
+  except DAMAGES as error:
     raise ValueError(f"{path} holds no statistics: {error}") from None
   if str(arrays.get("kind")) == KIND:
     return _ours(path, arrays)
-  return _foreign(path, arrays)
+  return _foreign(path, arrays, None)
 
 
-def _foreign(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
+def _foreign(
+  path: str, arrays: dict[str, np.ndarray], world: World | None
+) -> Statistics:
   """From mu and sigma, and mu_s and sigma_s where they are."""
   found = {}
   for name, mean, covariance in (
@@ -87,13 +102,16 @@ def _foreign(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
       found[name] = _moments(path, name, arrays[mean], arrays[covariance], 2)
   if "pooled" not in found:
     raise ValueError(
-      f"{path} has {', '.join(sorted(arrays)) or 'nothing'}; needed are mu and "
-      "sigma, or what this package writes"
+      f"{path} has {', '.join(sorted(map(str, arrays))) or 'no array'}; needed "
+      "are mu and sigma, or what this package writes"
     )
-  return Statistics(None, None, found["pooled"], found.get("spatial"))
+  return Statistics(None, world, found["pooled"], found.get("spatial"))
 
 
 def _ours(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
+  parts = [f"{n}_{part}" for n in WIDTHS for part in ("mean", "scatter")]
+  if absent := {"count", "world", *parts} - arrays.keys():
+    raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(absent))}")
   count, world = int(arrays["count"]), str(arrays["world"])
   if world not in ("legacy", "clean") or count < 2:
     raise ValueError(f"{path} is damaged: {count} pictures, world {world!r}")

@@ -17,7 +17,6 @@ PACKAGES = (
 # Plain values of other libraries that those objects are made with. None of
 # them is called; a pickle can do nothing with them but drop them.
 NAMES = {
-  "_codecs.encode",  # bytes, in a pickle of protocol 2
   "argparse.Namespace",
   "collections.Counter",
   "collections.defaultdict",
@@ -34,9 +33,8 @@ NAMES = {
   *(
     f"{module}.{name}"
     for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    for name in ("scalar", "_reconstruct")
+    for name in ("scalar",)
   ),
-  "numpy.dtype",
   "numpy.ndarray",
 }
 

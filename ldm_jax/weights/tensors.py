@@ -10,6 +10,14 @@ import numpy as np
 from ldm_jax.weights.errors import WeightsError
 from ldm_jax.weights.inert import Inert
 from ldm_jax.weights.mapped import DTYPES, check_shape, is_count
+from ldm_jax.weights.numpy_arrays import (
+  Encoded,
+  Format,
+  NumpyArray,
+  blank,
+  encoded,
+  format_of,
+)
 
 UNTYPED = "torch.storage.UntypedStorage"  # bytes; each tensor has a dtype
 STORAGES = {
@@ -86,7 +94,7 @@ def set_items(target, keys, values):
   for key, value in zip(keys, values, strict=True):
     # Hashing a deeply nested tuple would exhaust the C stack. Lightning's
     # dictionary of callbacks had their classes as keys.
-    if not isinstance(key, (str, int, float, type(None), Inert)):
+    if not isinstance(key, (str, int, float, type(None), Inert, Encoded)):
       raise WeightsError(f"a dictionary key is a {type(key).__name__}")
     target[key] = value
 
@@ -197,7 +205,7 @@ def read_storage(identity: Any) -> Storage:
 
 
 def set_state(target: Any, state: Any):
-  """Object state: ignored, but for the data of parameters.
+  """Object state: ignored, but for the data of parameters and arrays.
 
   Raises:
     WeightsError: the target is no object that has a state.
@@ -207,6 +215,10 @@ def set_state(target: Any, state: Any):
       target.items = items
     case Parameter(), (data, _, _, _, _):  # torch before 0.4
       target.data = data
+    case NumpyArray(), _:
+      target.state = state
+    case Format(), (_, order, *_):
+      target.order = order
     case ((Parameter() | collections.OrderedDict() | Inert()), _):
       pass
     case _:
@@ -224,4 +236,8 @@ CALLS = {
   "torch._utils._rebuild_parameter": _parameter,
   "torch.nn.parameter.Parameter": _parameter,  # before torch 0.4
   "torch.nn.modules.container.ParameterDict": _parameter_dict,
+  "_codecs.encode": encoded,
+  "numpy.dtype": format_of,
+  "numpy.core.multiarray._reconstruct": blank,
+  "numpy._core.multiarray._reconstruct": blank,  # since numpy 2
 }

@@ -10,6 +10,7 @@ import numpy as np
 from ldm_jax.weights.errors import WeightsError
 from ldm_jax.weights.inert import Inert
 from ldm_jax.weights.mapped import naming, opened
+from ldm_jax.weights.numpy_arrays import Encoded, Format, NumpyArray
 from ldm_jax.weights.tensors import (
   Global,
   Parameter,
@@ -133,8 +134,15 @@ def _to_plain(value, storage, known, depth):
       made = _to_array(value, storage)
     case Storage():
       raise WeightsError("it holds a bare storage; a tensor is needed")
+    case NumpyArray(state):
+      data = state[-1] if isinstance(state, tuple) and state else None
+      made = value.read(convert(data))
+    case Encoded():
+      made = value.read()
     case Global(name):
       made = Inert(name)
+    case Format():
+      made = Inert("numpy.dtype")
     case dict(items) | ParameterDict(items):
       made = {key: convert(part) for key, part in items.items()}
     case list() | tuple():
