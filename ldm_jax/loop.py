@@ -22,10 +22,10 @@ from ldm_jax.runtime.progress import Pace, Profile, Reporter
 from ldm_jax.runtime.saving import Saver, check_room
 from ldm_jax.runtime.sharding import Sharding
 from ldm_jax.runtime.signals import Agreement, Interruption, exit_code
-from ldm_jax.runtime.speech import say
+from ldm_jax.runtime.speech import say, warned
 from ldm_jax.runtime.steady import Vigil
 from ldm_jax.runtime.stepping import Stepper, ahead
-from ldm_jax.runtime.watchdog import Watchdog
+from ldm_jax.runtime.watchdog import DEVICES, DISK, INPUT, Watchdog
 
 Stream = Iterator[dict[str, np.ndarray]]
 
@@ -139,15 +139,17 @@ class Chapter:
     interruption: Interruption,
   ) -> int:
     """Steps from `begin` to the end, or to a signal; returns the exit code."""
-    loop, (first, stream) = self.loop, _peeked(stream)
-    pace = self.pace(first)
+    loop = self.loop
     with contextlib.ExitStack() as held:
+      watchdog = held.enter_context(Watchdog(loop.hang, loop.abort))
+      with watchdog.waiting(INPUT):
+        first, stream = _peeked(stream)
+      pace = self.pace(first)
       reporter = Reporter(self.journal, pace, begin, loop.steps)
       held.callback(reporter.close)
       trace = os.path.join(loop.folder, "profile")
       profile = Profile(trace, loop.profile or (0, 0))
       held.callback(profile.close)
-      watchdog = held.enter_context(Watchdog(loop.hang, loop.abort))
       stepper = Stepper(self.programs.step, pace, profile, watchdog)
       vigil = Vigil(loop.folder, self.programs.shapes, loop.examples)
       agreed, received = Agreement(loop.sharding), None
@@ -161,14 +163,16 @@ class Chapter:
         if is_last or step % loop.every == 0:
           reporter.later(step, metrics)
         if is_last or step % loop.keeping.every == 0:
-          vigil.flush()
-          reporter.flush()
-          self.save(step, state)
+          with watchdog.waiting(DEVICES):
+            vigil.flush()
+            reporter.flush()
+          self.save(step, state, watchdog)
         each = loop.previews_every
         if each and (step == loop.steps or step % each == 0):
-          self.preview(step, state)
+          self.preview(step, state, watchdog)
         if is_last:
-          self.saver.finish(step, state)
+          with watchdog.waiting(DISK):
+            self.saver.finish(step, state)
           break
     if received is not None:
       say(f"{received.name}: saved step {step}")
@@ -178,28 +182,33 @@ class Chapter:
     """A clock for steps of such batches."""
     rows = len(next(iter(batch.values())))
     is_known = flops.peak(jax.devices()[0].device_kind) is not None
-    return Pace(rows, self.programs.work() if is_known else 0)
+    return Pace(rows, self.programs.work(batch) if is_known else 0)
 
-  def save(self, step: int, state: Any) -> None:
+  def save(self, step: int, state: Any, watchdog: Watchdog) -> None:
     """Measures the held-out batch and writes a checkpoint."""
     measured = self.programs.measure(state, self.held_out)
-    metrics = {name: float(value) for name, value in measured.items()}
+    with watchdog.waiting(DEVICES):
+      metrics = {name: float(value) for name, value in measured.items()}
     if any(map(math.isnan, metrics.values())):
       raise NonFinite(f"held-out {metrics} at step {step} is not a number")
     named = {f"validation_{name}": value for name, value in metrics.items()}
     self.journal.write(step, named)
-    self.saver.save(step, state, metrics)
+    with watchdog.waiting(DISK):
+      self.saver.save(step, state, metrics)
 
-  def preview(self, step: int, state: Any) -> None:
+  def preview(self, step: int, state: Any, watchdog: Watchdog) -> None:
     """Writes previews/NAME_STEP.png and shows them in TensorBoard."""
     shown = self.programs.preview(state, self.shown)
+    with watchdog.waiting(DEVICES):
+      jax.block_until_ready(shown)
     if jax.process_index() > 0:
       return
     for name, images in shown.items():
       captions = self.loop.captions if name == "samples" else ()
       sheet = pictures.grid(np.asarray(to_uint8(images)), captions)
       file = os.path.join("previews", f"{name}_{step:07d}.png")
-      pictures.write_png(os.path.join(self.loop.folder, file), sheet)
+      with warned():
+        pictures.write_png(os.path.join(self.loop.folder, file), sheet)
       self.journal.picture(step, name, sheet)
 
 

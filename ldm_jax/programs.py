@@ -55,8 +55,9 @@ class Programs:
     self.shapes = jax.eval_shape(task.init, keys[INIT], batch, frozen)
     self.places = sharding.state(self.shapes)
 
-    # What a step does is counted without kernels, which cannot be looked into.
-    self.work = lambda: flops.count(
+    # What a step does of a batch is counted without kernels, which cannot be
+    # looked into.
+    self.work = lambda batch: flops.count(
       task.step, self.shapes, frozen, batch, keys[0]
     )
     fast = kernels.equipped(task, sharding)

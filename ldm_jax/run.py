@@ -149,12 +149,11 @@ class Run:
     words.save(self._path("tokenizer"))
 
   def save_frozen(self, frozen: Any) -> None:
-    """Writes what is not trained, once."""
-    trees.save_tree(self._path("frozen"), frozen)
+    """Writes what is not trained, once.
 
-  def has_frozen(self) -> bool:
-    """Whether `save_frozen` came to its end."""
-    return os.path.isdir(self._path("frozen"))
+    What a start that was killed before `write` has left is taken away.
+    """
+    trees.save_tree(self._path("frozen"), frozen)
 
   def frozen(self, sharding: Sharding) -> Any:
     """What is not trained, on the devices.

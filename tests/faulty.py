@@ -1,7 +1,8 @@
 """A small run for tests that break it: python faulty.py FOLDER STEPS EVERY REST
 
 Descends towards the batches' means, and rests REST seconds before every batch.
-With BIG=1 in the environment its checkpoints take a while to write.
+With BIG=1 in the environment its checkpoints take a while to write, and with
+SLOW=SECONDS it takes so long to see that they are there.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import optax
 from ldm_jax.commands.doors import enter
 from ldm_jax.loop import Loop
 from ldm_jax.runtime import processes
+from ldm_jax.runtime.checkpoint import Checkpoints
 from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.runtime.sharding import MeshShape
@@ -107,6 +109,9 @@ def descend(folder, steps, every, rest=0.0, bad=(), width=2, **more):
 def main(arguments):
   """The command."""
   processes.join()
+  if slow := float(os.environ.get("SLOW", 0)):
+    wait = Checkpoints.wait
+    Checkpoints.wait = lambda self: (time.sleep(slow), wait(self))
   folder, steps, every, rest = arguments
   width = 1_000_000 if os.environ.get("BIG") else 2
   return descend(folder, int(steps), int(every), float(rest), width=width)

@@ -190,7 +190,7 @@ def test_what_cannot_be_measured_is_said(one, tmp_path, capsys):
     "must be 1 to 40" in refused(one, f"--out={tmp_path / 'b'}", "--num=41")[1]
   )
   np.savez(tmp_path / "x.npz", a=np.zeros(3))
-  assert "needed are mu and sigma" in refused(folder, tmp_path / "x.npz")[1]
+  assert "needed are mu" in refused(folder, tmp_path / "x.npz")[1]
   # Pictures of 8 x 8 are too small for a window of 11.
   assert evaluate.main([str(folder), str(folder), "--paired"]) == 0
   told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -199,6 +199,48 @@ def test_what_cannot_be_measured_is_said(one, tmp_path, capsys):
   code, line = refused(folder, folder, "--paired")
   assert code == 4 and "bad.png" in line
   assert not (tmp_path / "b").exists()
+
+
+def adms(path, rng):
+  """Statistics of no picture that ever was, which do not name their world."""
+  mu, sigma = rng.standard_normal(2048), np.eye(2048)
+  np.savez(path, mu=mu, sigma=sigma)
+  return path
+
+
+def test_statistics_that_do_not_name_their_world_must_be_told(
+  weights,  # noqa: F811
+  tmp_path,
+):
+  rng = np.random.default_rng(0)
+  folder = write(tmp_path / "a", rng.integers(0, 256, (3, 8, 8, 3), np.uint8))
+  kept = adms(tmp_path / "adm.npz", rng)
+  given = [f"--inception={weights}", "--allow_small"]
+  code, line = refused(folder, kept, *given, f"--out={tmp_path / 'out'}")
+  assert code == 2 and "give --resize=legacy" in line
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_run_beside_statistics_has_its_copies_looked_for(
+  two,
+  weights,  # noqa: F811
+  tmp_path,
+  capsys,
+):
+  kept = adms(tmp_path / "adm.npz", np.random.default_rng(0))
+  flags = [f"--inception={weights}", "--allow_small", "--resize=legacy"]
+  flags += ["--num=4", "--steps=2", "--train=6", f"--out={tmp_path / 'out'}"]
+  told = asked(capsys, two, kept, *flags)
+  assert told["fid_legacy"] > 0 and "sfid_legacy" not in told
+  assert told["memorisation_ratio"] > 0
+  assert (tmp_path / "out" / "nearest.png").exists()
+  out = tmp_path / "folder"
+  again = asked(
+    capsys, tmp_path / "out" / "samples", kept, *flags[:3], f"--out={out}"
+  )
+  assert again["fid_legacy"] == told["fid_legacy"]
+  assert (out / "evaluation.json").exists()
 
 
 @pytest.mark.slow

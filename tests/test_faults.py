@@ -83,7 +83,7 @@ def test_a_signal_loses_no_step(straight, tmp_path, number, code):
   sent = time.monotonic()
   process.send_signal(number)
   assert process.wait(30) == code
-  assert time.monotonic() - sent < 20  # a second or two on a quiet machine
+  assert time.monotonic() - sent < 5
   assert f"{number.name}: saved step" in process.communicate()[1]
   step, _ = digest_of(run)
   assert 7 <= step < 30 and step == losses(run)[-1][0]
@@ -96,12 +96,14 @@ def test_a_signal_loses_no_step(straight, tmp_path, number, code):
 
 def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(straight, tmp_path):
   run = tmp_path / "run"
-  process = begin(run, 30, every=2, rest=0.3)
+  process = begin(run, 30, every=50, rest=0.3, SLOW="60")
   wait_for(run, 5, process)
   process.send_signal(signal.SIGINT)
-  time.sleep(0.02)
+  time.sleep(1.5)  # it is waiting for its save by now
   process.send_signal(signal.SIGINT)
+  sent = time.monotonic()
   assert process.wait(30) == 130
+  assert time.monotonic() - sent < 2
   said = process.communicate()[1]
   assert "interrupted" in said and "saved step" not in said  # it did not wait
   again = begin(run, 30, every=2, rest=0.0)

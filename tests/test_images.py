@@ -146,10 +146,17 @@ def test_exif_of_a_jpeg_and_nonsense_in_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
-def test_animations_give_their_first_frame(tmp_path, suffix):
+def test_animations_are_none_and_pages_give_their_first(tmp_path, suffix):
   flat = [Image.new("RGB", (8, 8), (c, c, c)) for c in (0, 120, 240)]
   path = tmp_path / f"x.{suffix}"
   flat[0].save(path, save_all=True, append_images=flat[1:])
+  if suffix == "tiff":
+    assert read_image(path).max() < 8
+    return
+  with pytest.raises(ImageError, match="animated image") as refused:
+    read_image(path)
+  assert refused.value.kind == "animated"
+  flat[0].save(path)
   assert read_image(path).max() < 8
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from full import repeated
+from jax.sharding import SingleDeviceSharding
 
 from ldm_jax.commands import verify
 from ldm_jax.runtime import checkpoint, trees
@@ -307,6 +308,18 @@ with lock(sys.argv[1]):
   print("held", flush=True)
   time.sleep(60)
 """
+
+
+def test_what_a_killed_start_left_is_taken_away(tmp_path):
+  folder = tmp_path / "frozen"
+  trees.save_tree(str(folder), {"a": jnp.arange(3.0)})
+  (tmp_path / "frozen.orbax-checkpoint-tmp-7").mkdir()
+  trees.save_tree(str(folder), {"a": jnp.arange(4.0)})
+  place = SingleDeviceSharding(jax.devices()[0])
+  wanted = {"a": jax.ShapeDtypeStruct((4,), np.float32, sharding=place)}
+  found = trees.load_tree(str(folder), wanted)
+  np.testing.assert_array_equal(found["a"], np.arange(4.0))
+  assert [path.name for path in tmp_path.iterdir()] == ["frozen"]
 
 
 def test_a_folder_has_one_writer(tmp_path):

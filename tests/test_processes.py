@@ -27,13 +27,54 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({}, None),
     ({"SLURM_NTASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
     ({"SLURM_NTASKS": "4"}, {}),
-    ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+    ({"SLURM_NTASKS": "32", "SLURM_TASKS_PER_NODE": "8(x4)"}, {}),
+    (
+      {
+        "SLURM_NTASKS": "4",
+        "SLURM_TASKS_PER_NODE": "1(x4)",
+        "SLURM_GPUS_ON_NODE": "8",
+      },
+      {"local_device_ids": list(range(8))},
+    ),
+    ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp"}, {}),
+    ({"TPU_PROCESS_ADDRESSES": "10.0.0.1:8476,10.0.0.2:8476"}, {}),
     ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, {}),
     ({"MEGASCALE_COORDINATOR_ADDRESS": "here"}, {}),
   ],
 )
 def test_who_is_alone(environment, expected):
   assert processes._told(environment) == expected
+
+
+def test_an_mpirun_that_keeps_its_address_needs_help(monkeypatch):
+  find = lambda there: lambda name: there
+  monkeypatch.setattr(processes.importlib.util, "find_spec", find(None))
+  for size in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+    with pytest.raises(ValueError, match="pip install mpi4py, or set JAX_COO"):
+      processes.join({size: "2"})
+  monkeypatch.setattr(processes.importlib.util, "find_spec", find("there"))
+  told = {"cluster_detection_method": "mpi4py"}
+  assert processes._told({"PMI_SIZE": "2"}) == told
+
+
+def test_jax_is_asked_for_the_cluster_of_a_tpu(monkeypatch):
+  """On its VMs nothing but a server of metadata tells that there is one."""
+  asked = []
+
+  def initialize(**options):
+    asked.append(options)
+    if len(asked) == 2:
+      raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(jax.distributed, "initialize", initialize)
+  processes.join({})
+  assert not asked
+  monkeypatch.setattr(processes.os.path, "exists", lambda path: True)
+  monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name)
+  processes.join({})
+  processes.join({})  # and it is alone
+  processes.join({"JAX_PLATFORMS": "cpu"})
+  assert len(asked) == 2 and "coordinator_address" not in asked[0]
 
 
 @pytest.mark.parametrize(

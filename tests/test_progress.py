@@ -11,11 +11,13 @@ from test_runtime import Count, make_loop, stream
 
 from ldm_jax.commands.doors import Stop
 from ldm_jax.commands.train import main
+from ldm_jax.loop import Loop
 from ldm_jax.nn.layers import conv
 from ldm_jax.programs import Programs
 from ldm_jax.runtime import flops
 from ldm_jax.runtime.metrics import read
 from ldm_jax.runtime.progress import Pace
+from ldm_jax.runtime.sharding import MeshShape
 
 
 def product(a, b):
@@ -29,6 +31,42 @@ def test_products_are_counted_and_their_gradients_twice_as_dear():
   assert flops.count(jax.grad(product, (0, 1)), a, b) == 3 * once
   shapes = jax.eval_shape(lambda: (a, b))
   assert flops.count(jax.jit(product), *shapes) == once
+
+
+class Product:
+  """A task whose step multiplies every row of its batch, and little else."""
+
+  def init(self, key, batch, frozen):
+    return Count(jnp.int32(0), jnp.ones((16, 32)))
+
+  def step(self, state, frozen, batch, key):
+    loss = (batch["image"] @ state.x).mean()
+    return Count(state.step + 1, state.x), {"loss": loss}
+
+  def measure(self, state, frozen, batch, key):
+    return {"x": state.x.sum()}
+
+  def preview(self, state, frozen, batch, key):
+    return {}
+
+
+def test_utilisation_is_that_of_the_batch_that_is_trained_on(
+  tmp_path, monkeypatch
+):
+  """Whatever the number of held-out examples."""
+  monkeypatch.setattr(flops, "peak", lambda kind: 1e9)
+  sharding = MeshShape().build()
+  held_out = sharding.whole({"image": np.ones((8, 16), np.float32)})
+  loop = Loop(Product(), sharding, str(tmp_path), 6, every=1, previews_every=0)
+
+  def wide(step):
+    while True:
+      yield {"image": np.ones((64, 16), np.float32)}
+
+  assert loop.run(None, wide, held_out, held_out) == 0
+  *_, last = (line for line in read(str(tmp_path)) if "mfu" in line)
+  each = last["mfu"] / last["images_per_second"]
+  assert each == pytest.approx(2 * 16 * 32 / (1e9 * 8), rel=1e-6)
 
 
 def test_loops_count_as_often_as_they_turn():

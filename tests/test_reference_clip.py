@@ -1,11 +1,16 @@
 """Live comparisons with transformers' CLIP text towers, random and small."""
 
+import json
+
 import clip_words
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from ldm_jax.commands import evaluate
+from ldm_jax.evaluation.likeness import cmmd
 from ldm_jax.nn.clip import ClipText
 from ldm_jax.nn.clip_vision import MEAN, SPREAD, ClipVision
 from ldm_jax.nn.prompts import ClipEmbedder
@@ -245,7 +250,9 @@ def test_a_published_image_tower_has_its_exact_size():
   assert count == sum(p.numel() for p in theirs.parameters())
 
 
-def test_scores_of_texts_and_pictures_equal_transformers(tmp_path):
+@pytest.fixture
+def whole(tmp_path):
+  """Both towers of a small model in a folder, and transformers' of them."""
   torch.manual_seed(2)
   tokenizer = clip_words.tokenizer(tmp_path)
   tokenizer.save_pretrained(tmp_path)
@@ -265,7 +272,12 @@ def test_scores_of_texts_and_pictures_equal_transformers(tmp_path):
   for parameter in theirs.parameters():
     parameter.data += torch.randn(parameter.shape) * 0.2
   theirs.save_pretrained(tmp_path)
-  ours = open_clip(str(tmp_path))
+  return str(tmp_path), theirs, tokenizer
+
+
+def test_scores_of_texts_and_pictures_equal_transformers(whole):
+  folder, theirs, tokenizer = whole
+  ours = open_clip(folder)
   captions = ["a red fox", "fox", "a a a a a a a a a a a a a a a a"]
   images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), np.uint8)
   seen = ours.seen(ours.variables, jnp.asarray(images))
@@ -285,3 +297,37 @@ def test_scores_of_texts_and_pictures_equal_transformers(tmp_path):
   cosines = (told.image_embeds * told.text_embeds).sum(-1).numpy()
   np.testing.assert_allclose(found, 100 * np.maximum(cosines, 0), atol=1e-4)
   assert np.ptp(cosines) > 0.01
+
+
+def test_evaluate_scores_pictures_with_their_own_captions(
+  whole, tmp_path, capsys
+):
+  clip = open_clip(whole[0])
+  rng = np.random.default_rng(3)
+  images = rng.integers(0, 256, (2, 3, 12, 12, 3), np.uint8)
+  captions = ["a red fox", "fox", "a a a"]
+  for name, pictures in zip(("drawn", "real"), images, strict=True):
+    (tmp_path / name).mkdir()
+    for i, picture in enumerate(pictures):
+      Image.fromarray(picture).save(tmp_path / name / f"{i}.png")
+      if name == "real":
+        (tmp_path / name / f"{i}.txt").write_text(captions[i])
+  drawn, real = (str(tmp_path / name) for name in ("drawn", "real"))
+
+  def told(*flags):
+    assert evaluate.main([*flags, f"--clip={whole[0]}"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+  seen = [np.asarray(clip.seen(clip.variables, jnp.asarray(x))) for x in images]
+  read = clip.read(clip.variables, jnp.asarray(clip.words.encode(captions)))
+  found = told(drawn, real, "--paired")
+  scores = [np.asarray(clip_scores(rows, read)).mean() for rows in seen]
+  assert abs(scores[0] - scores[1]) > 0.1
+  np.testing.assert_allclose(found["clip_score"], scores[0], rtol=1e-5)
+  np.testing.assert_allclose(found["cmmd"], cmmd(*seen), rtol=1e-4)
+  assert found["clip"] == tmp_path.name
+  np.testing.assert_allclose(
+    told(real, drawn)["clip_score"], scores[1], rtol=1e-5
+  )
+  # Pictures beside others are not what is said of the others.
+  assert told(drawn, real)["clip_score"] == "unavailable"

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import json
 import pathlib
 import pickletools
 import sys
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_files
+from PIL import Image
 
+from ldm_jax.commands import evaluate
 from ldm_jax.nn.discriminator import PatchDiscriminator, hinge_loss
 from ldm_jax.nn.perceptual import LPIPS, VGG16
 from ldm_jax.weights.convert import convert, parse_table, read_table, revert
@@ -178,6 +181,27 @@ def test_lpips_and_its_slope_equal_the_package(lpips, trunk):
   np.testing.assert_allclose(values, expected.detach(), atol=1e-6)
   error = np.abs(slope - to_ours(theirs.grad))
   assert error.max() <= 1e-4 * np.abs(slope).max()
+
+
+def test_evaluate_measures_pairs_as_the_package_does(lpips, tmp_path, capsys):
+  model = lpips.LPIPS(net="vgg", verbose=False)
+  heads = pathlib.Path(lpips.__file__).parent / "weights/v0.1/vgg.pth"
+  save(random_vgg16().state_dict(), tmp_path / "vgg16-397923af.pth", False)
+  rng = np.random.default_rng(4)
+  pictures = rng.integers(0, 256, (2, 3, 40, 48, 3), np.uint8)
+  for name, set_of in zip("ab", pictures, strict=True):
+    (tmp_path / name).mkdir()
+    for i, picture in enumerate(set_of):
+      Image.fromarray(picture).save(tmp_path / name / f"{i}.png")
+  flags = [f"--lpips_trunk={tmp_path / 'vgg16-397923af.pth'}"]
+  flags += [f"--lpips_heads={heads}", "--paired"]
+  folders = [str(tmp_path / name) for name in "ab"]
+  assert evaluate.main([*folders, *flags]) == 0
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  x, y = (to_torch(p.astype(np.float32) / 127.5 - 1) for p in pictures)
+  with torch.no_grad():
+    wanted = float(model(x, y).mean())
+  assert abs(found["lpips"] - wanted) < 1e-6
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])

@@ -16,6 +16,7 @@ from ldm_jax.runtime.checkpoint import Checkpoints
 from ldm_jax.runtime.errors import SaveFailed
 from ldm_jax.runtime.keeping import Keeping
 from ldm_jax.runtime.metrics import Journal, read
+from ldm_jax.runtime.pictures import write_png
 from ldm_jax.runtime.saving import Saver, check_room
 
 
@@ -142,12 +143,23 @@ def test_lines_that_a_full_disk_refuses_are_not_lost(tmp_path, capsys):
   with contextlib.closing(Journal(str(tmp_path))) as journal:
     journal.write(1, {"loss": 1.0})
     size = (tmp_path / "metrics.jsonl").stat().st_size
-    with full(size):
-      journal.write(2, {"loss": 2.0})
-      journal.write(3, {"loss": 3.0})
-    journal.write(4, {"loss": 4.0})
-  assert [line["loss"] for line in read(str(tmp_path))] == [1, 2, 3, 4]
-  assert capsys.readouterr().err.count("its lines wait") == 1
+    with full(size):  # for TensorBoard's file too, and for many lines
+      for step in range(2, 60):
+        journal.write(step, {"loss": float(step)})
+    journal.write(60, {"loss": 60.0})
+  told = [line["loss"] for line in read(str(tmp_path))]
+  assert told == list(range(1, 61))
+  said = capsys.readouterr().err
+  assert said.count("its lines wait") == 1
+  assert said.count("no more for TensorBoard") == 1
+
+
+def test_a_picture_that_a_disk_refuses_is_named_and_not_half_there(tmp_path):
+  noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+  path = str(tmp_path / "a.png")
+  with full(1000), pytest.raises(OSError, match=r"a\.png"):
+    write_png(path, noise)
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_last_state_that_is_nowhere_is_an_error(parts):

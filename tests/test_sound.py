@@ -45,7 +45,7 @@ def animated():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Sixty pictures, five of them bad in five ways, and one that moves."""
+  """Sixty pictures, six of them bad in six ways."""
   root = tmp_path_factory.mktemp("pictures")
   rng = np.random.default_rng(0)
   for number in range(COUNT):
@@ -64,7 +64,13 @@ def folder(tmp_path_factory):
   return root
 
 
-BAD = {7: "truncated", 8: "not_an_image", 21: "too_large", 59: "corrupt"}
+BAD = {
+  7: "truncated",
+  8: "not_an_image",
+  21: "too_large",
+  40: "animated",
+  59: "corrupt",
+}
 
 
 def stand_in(number):
@@ -92,8 +98,8 @@ def test_the_next_good_picture_stands_in(folder, capsys):
   for number in range(COUNT):
     found, wanted = source[number]["image"], stand_in(number)
     np.testing.assert_array_equal(found, Folder(str(folder))[wanted]["image"])
-  assert len(ledger) == 5
-  assert capsys.readouterr().err.count("warning: replaced: ") == 5
+  assert len(ledger) == 6
+  assert capsys.readouterr().err.count("warning: replaced: ") == 6
 
 
 def test_every_kind_is_written_down_once(folder, tmp_path):
@@ -101,12 +107,22 @@ def test_every_kind_is_written_down_once(folder, tmp_path):
   for _ in range(2):  # as by a run that goes on
     taken(folder, Ledger(str(path), 0.1))
   told = [json.loads(line) for line in path.read_text().splitlines()]
-  assert sorted(line["example"] for line in told) == [7, 8, 21, 33, 59]
+  assert sorted(line["example"] for line in told) == [7, 8, 21, 33, 40, 59]
   kinds = {line["example"]: line["kind"] for line in told}
   assert {n: kinds[n] for n in BAD} == BAD
   assert all(
     line["path"].endswith(f"{line['example']:02d}.png") for line in told
   )
+
+
+def test_half_a_line_of_a_killed_run_is_cut_off(folder, tmp_path):
+  path = tmp_path / "bad.jsonl"
+  taken(folder, Ledger(str(path), 0.1))
+  whole = path.read_text()
+  path.write_text(whole[:-30])
+  for _ in range(2):
+    taken(folder, Ledger(str(path), 0.1))
+  assert sorted(path.read_text()) == sorted(whole)
 
 
 def test_batches_are_the_same_wherever_and_however_they_are_read(folder):
@@ -129,9 +145,9 @@ def test_buckets_hold_stand_ins_too(folder):
 
 def test_more_than_the_budget_is_an_error_that_lists_kinds(folder):
   with pytest.raises(
-    DataError, match=r"5 of 60 pictures are bad \(.*truncated 1.*0\.07"
+    DataError, match=r"6 of 60 pictures are bad \(.*truncated 1.*0\.09"
   ):
-    taken(folder, Ledger(fraction=0.07))
+    taken(folder, Ledger(fraction=0.09))
   with pytest.raises(DataError, match="of 60 pictures are bad"):
     taken(folder, Ledger())
 
@@ -166,7 +182,7 @@ def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
   allow = "--config.data.max_bad_fraction=0.1"
   assert trained(config, tmp_path / "whole", allow, nine) == 0
   told = json.loads(capsys.readouterr().out.splitlines()[-1])
-  assert told["bad_samples"] == 5
+  assert told["bad_samples"] == 6
   assert trained(config, tmp_path / "cut", allow, "--config.steps=4") == 0
   assert (
     trained(config, tmp_path / "cut", allow, nine, "--config.data.threads=1")
@@ -178,7 +194,7 @@ def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
   ]
   assert losses[0] == losses[1] and len(losses[0]) == 9
   lines = (tmp_path / "cut" / "bad_samples.jsonl").read_text().splitlines()
-  assert len(lines) == 5
+  assert len(lines) == 6
   with pytest.raises(Stop, match=r"max_bad_fraction is 0\.001") as stop:
     trained(config, tmp_path / "strict", nine)
   assert stop.value.code == 4

@@ -50,6 +50,7 @@ def test_long_steps_have_longer_to_come():
 
 HANGING = """
 import json, sys, time
+import jax
 import jax.numpy as jnp
 from ldm_jax.loop import Loop
 from ldm_jax.runtime.sharding import MeshShape
@@ -57,11 +58,22 @@ sys.path.insert(0, "tests")
 from test_runtime import Falling, stream
 
 def stuck_reader(step):
-  if step == 3:
+  if sys.argv[2] == f"input {step}":
     time.sleep(60)
 
+def stuck_device(x, step):
+  if sys.argv[2] == f"devices {step}":
+    time.sleep(60)
+  return x
+
+class Stuck(Falling):
+  def step(self, state, frozen, batch, key):
+    state, metrics = super().step(state, frozen, batch, key)
+    x = jax.pure_callback(stuck_device, state.x, state.x, state.step)
+    return type(state)(state.step, x), metrics
+
 loop = Loop(
-  Falling(), MeshShape().build(), sys.argv[1], 9, previews_every=0, hang=0.5,
+  Stuck(), MeshShape().build(), sys.argv[1], 9, previews_every=0, hang=0.5,
   abort=2.0,
 )
 held_out = loop.sharding.whole(next(stream(0)))
@@ -69,18 +81,20 @@ loop.run(None, lambda start: stream(start, stuck_reader), held_out, held_out)
 """
 
 
-def test_a_stuck_input_is_named_and_ends_the_run_if_it_may(tmp_path):
+@pytest.mark.parametrize("what", ["input 0", "input 3", "devices 3"])
+def test_what_is_stuck_is_named_and_ends_the_run_if_it_may(tmp_path, what):
   begun = time.monotonic()
   done = subprocess.run(
-    [sys.executable, "-c", HANGING, str(tmp_path)],
+    [sys.executable, "-c", HANGING, str(tmp_path), what],
     capture_output=True,
     text=True,
     timeout=120,
   )
   assert done.returncode == 70
   assert time.monotonic() - begun < 50
-  assert "waiting for the input" in done.stderr
-  assert "gave up waiting for the input" in done.stderr
-  assert "in stuck_reader" in done.stderr
+  kind, _ = what.split()
+  assert f"waiting for the {kind}" in done.stderr
+  assert f"gave up waiting for the {kind}" in done.stderr
+  assert ("in stuck_reader" in done.stderr) == (kind == "input")
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert all(json.loads(line) for line in lines)

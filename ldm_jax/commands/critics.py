@@ -81,7 +81,7 @@ class Critics:
 
   def embeddings(self, album: Album) -> Float[np.ndarray, "n p"]:
     """Of CLIP, the middle squares of pictures."""
-    apply, size = jax.jit(self.clip.seen), self.clip.vision.size
+    apply, size = _exactly(self.clip.seen), self.clip.vision.size
     cut = Augment(size, crop="center", flip=False)
     fitted = Album(album.name, _Cut(album, cut), range(len(album)))
     return self._rows(
@@ -94,9 +94,10 @@ class Critics:
   ) -> Float[np.ndarray, " n"]:
     """CLIP scores of pictures with their captions."""
     ids = self.clip.words.encode(captions)
-    apply = functools.partial(jax.jit(self.clip.read), self.clip.variables)
+    apply = functools.partial(_exactly(self.clip.read), self.clip.variables)
     blocks = (ids[i : i + BLOCK] for i in range(0, len(ids), BLOCK))
-    return np.asarray(clips.clip_scores(embeddings, self._rows(apply, blocks)))
+    read = jnp.asarray(self._rows(apply, blocks))
+    return np.asarray(clips.clip_scores(jnp.asarray(embeddings), read))
 
   def pairs(self, album: Album, other: Album) -> Each:
     """PSNR, SSIM and LPIPS of every picture with its fellow; `missing` gets
@@ -125,10 +126,13 @@ class Critics:
     """Of one block."""
     floats = [np.asarray(to_float(jnp.asarray(x))) for x in (one, two)]
     found = {"psnr": psnr(*floats)}
+    blocks = [np.stack([one, two], axis=1)]
     if min(one.shape[1:3]) >= WIDTH:
-      found["ssim"] = np.asarray(_ssim(one, two))
+      found["ssim"] = self._rows(_ssim, blocks)
     if self._lpips is not None and min(one.shape[1:3]) >= STRIDE:
-      found["lpips"] = np.asarray(_lpips(self._lpips, *floats))
+      found["lpips"] = self._rows(
+        functools.partial(_lpips, self._lpips), blocks
+      )
     return found
 
   def _rows(self, apply: Callable[[Any], jax.Array], blocks: Any) -> np.ndarray:
@@ -159,5 +163,19 @@ def _watched(album: Album, what: str) -> Iterator[Images]:
       bar.update(len(block))
 
 
-_ssim = jax.jit(ssim)
-_lpips = jax.jit(lambda variables, x, y: LPIPS().apply(variables, x, y))
+def _exactly(function: Callable) -> Callable:
+  """Jitted, in all digits: accelerators round what they multiply."""
+
+  def exact(*args: Any) -> Any:
+    with jax.default_matmul_precision("highest"):
+      return function(*args)
+
+  return jax.jit(exact)
+
+
+_ssim = _exactly(lambda pair: ssim(pair[:, 0], pair[:, 1]))
+_lpips = _exactly(
+  lambda variables, pair: LPIPS().apply(
+    variables, to_float(pair[:, 0]), to_float(pair[:, 1])
+  )
+)

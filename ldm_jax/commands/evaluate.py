@@ -2,7 +2,8 @@
 
   python -m ldm_jax.commands.evaluate runs/X --out runs/X/evaluation
   python -m ldm_jax.commands.evaluate SAMPLES REAL
-  python -m ldm_jax.commands.evaluate SAMPLES VIRTUAL_imagenet256_labeled.npz
+  python -m ldm_jax.commands.evaluate SAMPLES VIRTUAL_imagenet256_labeled.npz \\
+    --resize=legacy
 
 A run of stage two draws a picture for what it is told of each held-out example,
 one of stage one reconstructs them; both are compared with the examples, or with
@@ -23,7 +24,9 @@ def parser() -> Parser:
   flags = Parser("python -m ldm_jax.commands.evaluate", __doc__)
   add = flags.add_argument
   add("samples", help="a run, or a folder of pictures")
-  add("against", nargs="?", help="a folder of pictures, or statistics (.npz)")
+  add(
+    "against", nargs="?", help="a folder of pictures, or statistics (.npz, .pt)"
+  )
   add("--out", metavar="DIR", help="gets what a run draws, and sheets")
   add("--num", type=int, help="the first N (default all; 1000 of a run)")
   add("--inception", metavar="FILE", help="weights-inception-2015-12-05")

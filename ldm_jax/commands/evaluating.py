@@ -6,10 +6,10 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from ldm_jax.commands import sheets
 from ldm_jax.commands.albums import Album, folder_album, spread
 from ldm_jax.commands.critics import Critics, Each
 from ldm_jax.commands.doors import DATA, usage
@@ -17,16 +17,18 @@ from ldm_jax.commands.feeding import ledger
 from ldm_jax.commands.making import Maker
 from ldm_jax.data.sound import Sound
 from ldm_jax.evaluation import verdicts
-from ldm_jax.evaluation.likeness import closest, cmmd
-from ldm_jax.evaluation.statistics import Statistics, read_statistics
-from ldm_jax.nn.inception import Features
+from ldm_jax.evaluation.likeness import cmmd
+from ldm_jax.evaluation.statistics import (
+  SUFFIXES,
+  Statistics,
+  read_statistics,
+)
 from ldm_jax.nodes import ConfigError
 from ldm_jax.run import Run
-from ldm_jax.runtime import pictures, processes
+from ldm_jax.runtime import processes
 from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.runtime.speech import say
 
-SHOWN = 16
 LEAST = 2048  # pictures, as many as features
 
 
@@ -36,16 +38,21 @@ class Case:
 
   Attributes:
     against: pictures, or what is known of some, or nothing.
-    train: pictures that may have been learned by heart, or None.
     is_paired: whether a picture and that of its number are the same one.
+    is_restored: whether samples are reconstructions.
+    captions: of the samples, if all have one.
+    learned: examples that were not trained on, and pictures that were and may
+      have been learned by heart.
     told: of how it came about.
   """
 
   samples: Album
   against: Album | Statistics | None
-  train: Album | None
   is_paired: bool
   told: dict[str, Any]
+  is_restored: bool = False
+  captions: Sequence[str] = ()
+  learned: tuple[Album, Album] | None = None
 
 
 def evaluate(flags: argparse.Namespace) -> int:
@@ -62,15 +69,13 @@ def evaluate(flags: argparse.Namespace) -> int:
       count, against = len(case.samples), case.against
     _check(flags, count, against)
     critics = Critics(flags, sharding)
+    if flags.out:
+      os.makedirs(flags.out, exist_ok=True)
     if maker:
       maker.begin()
   if maker:
     with usage(DATA):
-      samples = maker.make()
-    train = None if maker.is_restoring else _train(flags, maker)
-    is_own = against is maker.held
-    paired = maker.is_restoring and is_own
-    case = Case(samples, against, train, paired, maker.told)
+      case = _of_run(flags, maker, against)
   with usage(DATA):
     measured = _measured(flags, critics, case)
   _tell(flags, critics, case, measured)
@@ -87,12 +92,18 @@ def _check(
       f"those of 50,000 that are published; give {LEAST} or more, or "
       "--allow_small"
     )
-  world = against.world if isinstance(against, Statistics) else None
-  if world not in (None, flags.resize):
-    raise ConfigError(
-      f"{flags.against} is of the {world} world of resizing; give "
-      f"--resize={world}"
-    )
+  if isinstance(against, Statistics) and against.world != flags.resize:
+    world = against.world
+    if world is not None:
+      raise ConfigError(
+        f"{flags.against} is of the {world} world of resizing; give "
+        f"--resize={world}"
+      )
+    if flags.resize == "both":
+      raise ConfigError(
+        f"{flags.against} does not say how its pictures were resized; give "
+        "--resize=legacy (ADM's are) or --resize=clean"
+      )
   if flags.write_statistics and (not flags.inception or flags.resize == "both"):
     raise ConfigError(
       "statistics are of one world and need Inception; give --inception and "
@@ -117,7 +128,28 @@ def _folders(flags: argparse.Namespace) -> Case:
     raise ConfigError(
       f"--paired needs the same names in both folders; {odd[0]!r} is in one"
     )
-  return Case(samples, against, None, flags.paired, {"what": "pictures"})
+  captions = samples.captions()
+  if flags.paired and not captions:
+    captions = against.captions()
+  told = {"what": "pictures"}
+  return Case(samples, against, flags.paired, told, flags.paired, captions)
+
+
+def _of_run(
+  flags: argparse.Namespace, maker: Maker, against: Album | Statistics
+) -> Case:
+  """Of pictures that a run makes now."""
+  samples, is_restored = maker.make(), maker.is_restoring
+  captions, learned = [] if flags.null else maker.held.captions(), None
+  if not is_restored and flags.train > 0:
+    data = maker.run.experiment.data
+    sound = Sound(data.source, ledger(maker.run.experiment))
+    learned = maker.held, spread(sound, data.centred, flags.train)
+  is_paired = is_restored and against is maker.held
+  return Case(
+    *(samples, against, is_paired, maker.told),
+    *(is_restored, captions, learned),
+  )
 
 
 def _against(
@@ -130,7 +162,7 @@ def _against(
   """
   if flags.against is None:
     return None
-  if flags.against.endswith(".npz"):
+  if flags.against.endswith(SUFFIXES):
     return read_statistics(flags.against)
   found = folder_album(flags.against, flags.num)
   if len(found) != count:
@@ -141,14 +173,6 @@ def _against(
       "a whole set (--write_statistics)"
     )
   return found
-
-
-def _train(flags: argparse.Namespace, maker: Maker) -> Album | None:
-  if flags.train < 1:
-    return None
-  data = maker.run.experiment.data
-  sound = Sound(data.source, ledger(maker.run.experiment))
-  return spread(sound, data.centred, flags.train)
 
 
 def _measured(
@@ -178,73 +202,30 @@ def _measured(
   if case.is_paired:
     each = critics.pairs(case.samples, case.against)
     told |= {name: values.mean() for name, values in each.items()}
+  if case.is_restored:
     told = {re.sub(r"^s?fid", r"r\g<0>", n): v for n, v in told.items()}
   if real is not None:
-    told |= _looked(flags, critics, case, (features, real), each)
+    seen = [features, real]
+    sheets.extremes(flags.out, case.samples, case.against, seen, each)
+  if case.learned is not None:
+    unseen, train = case.learned
+    theirs = real if unseen is case.against else critics.features(unseen)
+    seen = [features, theirs, critics.features(train)]
+    albums = case.samples, unseen, train
+    told["memorisation_ratio"] = sheets.memorisation(flags.out, albums, seen)
   return {name: float(value) for name, value in told.items()}
 
 
 def _clip(critics: Critics, case: Case) -> dict[str, float]:
   """CLIP score where there are captions, CMMD where there are two sets."""
   seen, told = critics.embeddings(case.samples), {}
-  captioned = case.samples
   if isinstance(case.against, Album):
     told["cmmd"] = cmmd(seen, critics.embeddings(case.against))
-    captioned = case.samples if case.samples.captions() else case.against
-  if captions := captioned.captions():
-    told["clip_score"] = critics.scores(seen, captions).mean()
+  if case.captions:
+    told["clip_score"] = critics.scores(seen, case.captions).mean()
+  else:
+    critics.missing["clip_score"] = "captions of the samples"
   return told
-
-
-def _looked(
-  flags: argparse.Namespace,
-  critics: Critics,
-  case: Case,
-  features: tuple[dict[str, Features], dict[str, Features]],
-  each: Each,
-) -> dict[str, float]:
-  """How near samples are to pictures that were learned from; sheets."""
-  samples, real = case.samples, case.against
-  ours, theirs = (
-    next(iter(f.values())).pooled if f else album.pixels()
-    for f, album in zip(features, (samples, real), strict=True)
-  )
-  away, places = closest(ours, theirs)
-  if each:
-    away, places = -each["psnr"], np.arange(len(samples))
-  order, told = np.argsort(away, kind="stable"), {}
-  _lay(flags, "best", samples, real, order[:SHOWN], places)
-  _lay(flags, "worst", samples, real, order[::-1][:SHOWN], places)
-  if case.train is not None:
-    learned = critics.features(case.train)
-    rows = next(iter(learned.values())).pooled if learned else None
-    rows = case.train.pixels() if rows is None else rows
-    near, places = closest(ours, rows)
-    usual, _ = closest(theirs, rows)
-    order = np.argsort(near, kind="stable")
-    _lay(flags, "nearest", samples, case.train, order[:SHOWN], places)
-    told["memorisation_ratio"] = np.median(near) / np.median(usual)
-  return told
-
-
-def _lay(
-  flags: argparse.Namespace,
-  name: str,
-  samples: Album,
-  others: Album,
-  chosen: np.ndarray,
-  places: np.ndarray,
-) -> None:
-  """A sheet of samples, each with its fellow on the right."""
-  if not flags.out or not processes.is_first():
-    return
-  pairs = [(samples[int(i)], others[int(places[i])]) for i in chosen]
-  if len({picture.shape for pair in pairs for picture in pair}) > 1:
-    return
-  sheet = np.stack([np.concatenate(pair, axis=1) for pair in pairs])
-  path = os.path.join(flags.out, f"{name}.png")
-  pictures.write_png(path, pictures.grid(sheet, columns=4))
-  print(path)
 
 
 def _tell(
@@ -266,7 +247,9 @@ def _tell(
     **case.told,
     "resize": flags.resize,
   }
-  if isinstance(against, Album):
+  if flags.clip:
+    told["clip"] = os.path.basename(os.path.normpath(flags.clip))
+  if isinstance(against, Album) or case.learned:
     told["neighbours_by"] = "inception" if flags.inception else "pixels"
   pairs = ("ssim", "lpips")
   absent = [n for n in critics.missing if n not in pairs or case.is_paired]
@@ -292,5 +275,5 @@ def _tell(
 def _plain(value: Any) -> Any:
   """For JSON, which knows no infinity."""
   if isinstance(value, float):
-    return round(value, 6) if math.isfinite(value) else str(value)
+    return float(f"{value:.7g}") if math.isfinite(value) else str(value)
   return value

@@ -21,7 +21,7 @@ def held_out(
   data = experiment.data
   count = min(data.held_out, len(data.validation))
   return pipeline.first(
-    data.validation,
+    Sound(data.validation, ledger(experiment)),
     count,
     augment=data.centred,
     tokenizer=words,

@@ -33,8 +33,8 @@ UPRIGHT = {
 class ImageError(ValueError):
   """A picture that cannot be used: `path`, `detail`, a `kind` to count by.
 
-  Kinds: unreadable, not_an_image, too_large, truncated, corrupt, non_finite,
-  unsupported.
+  Kinds: unreadable, not_an_image, too_large, truncated, corrupt, animated,
+  non_finite, unsupported.
   """
 
   def __init__(self, path: str, kind: str, detail: str):
@@ -47,10 +47,10 @@ class ImageError(ValueError):
 
 
 def read_image(path: str | pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-  """The first frame, upright, in RGB, over white where it is transparent.
+  """Upright, in RGB, over white where it is transparent; a TIFF's first page.
 
-  Raises ImageError if the file is missing, damaged, no picture, or larger than
-  MAX_PIXELS.
+  Raises ImageError if the file is missing, damaged, no picture, animated, or
+  larger than MAX_PIXELS.
   """
   return decode_image(path, str(path))
 
@@ -66,6 +66,8 @@ def decode_image(
       pixels = image.width * image.height
       if pixels > MAX_PIXELS:
         raise ImageError(name, "too_large", _too_large(image.size))
+      if image.format != "TIFF" and getattr(image, "is_animated", False):
+        raise ImageError(name, "animated", "a picture that stands is needed")
       swift = _swiftly(image, file)
       if swift is not None:
         return swift

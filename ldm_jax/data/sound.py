@@ -49,8 +49,11 @@ class Ledger:
       return
     self._written.add(error.path)
     line = {"example": index, "path": error.path, "kind": error.kind}
-    with open(self._path, "a") as file:
-      file.write(json.dumps(line | {"detail": error.detail}) + "\n")
+    try:
+      with open(self._path, "a") as file:
+        file.write(json.dumps(line | {"detail": error.detail}) + "\n")
+    except OSError as refused:
+      print(f"warning: {refused}", file=sys.stderr, flush=True)
 
   def _summary(self, count: int) -> str:
     errors = list(self._met.values())
@@ -94,8 +97,14 @@ class Sound:
 
 
 def _written(path: str | None) -> set[str]:
-  """The paths that a file of JSON lines names already."""
+  """The paths that a file of JSON lines names already.
+
+  What a killed process left half written at its end is cut off.
+  """
   if path is None or not os.path.exists(path):
     return set()
-  with open(path) as file:
-    return {json.loads(line)["path"] for line in file if line.endswith("\n")}
+  with open(path, "r+b") as file:
+    told = file.read()
+    end = told.rfind(b"\n") + 1
+    file.truncate(end)
+  return {json.loads(line)["path"] for line in told[:end].splitlines()}

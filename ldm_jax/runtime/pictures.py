@@ -1,5 +1,6 @@
 """Arrays to PNG files: one by one, or as a grid with words below."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 
@@ -67,5 +68,10 @@ def write_png(
     info.add_itxt(name, value)
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
   part = path + ".part"
-  Image.fromarray(image).save(part, "PNG", pnginfo=info)
-  os.replace(part, path)
+  try:
+    Image.fromarray(image).save(part, "PNG", pnginfo=info)
+    os.replace(part, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      os.remove(part)
+    raise OSError(error.errno, error.strerror, path) from error

@@ -1,5 +1,6 @@
 """Several processes that compute as one: how they meet, agree and end."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
   """Meets the other processes, if the surroundings say that there are any.
 
   Plain hosts say so by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID; Slurm, Open MPI and TPU pods, on GKE too, are recognised by
-  jax itself. To be called before anything asks for devices.
+  JAX_PROCESS_ID; Slurm, mpirun and TPU pods, on GKE too, are recognised by jax
+  itself. To be called before anything asks for devices.
 
   A process that is silent for LDM_JAX_HEARTBEAT_SECONDS, or 60, is dead.
 
@@ -28,14 +29,19 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
   if jax.distributed.is_initialized():
     return
   told = _told(environment)
-  if told is None:
+  may_be_alone = told is None and _has_tpu(environment)
+  if told is None and not may_be_alone:
     return
-  jax.distributed.initialize(
-    **told,
-    initialization_timeout=ARRIVE,
-    heartbeat_timeout_seconds=_seconds(environment),
-    shutdown_timeout_seconds=PART,
-  )
+  try:
+    jax.distributed.initialize(
+      **(told or {}),
+      initialization_timeout=ARRIVE,
+      heartbeat_timeout_seconds=_seconds(environment),
+      shutdown_timeout_seconds=PART,
+    )
+  except ValueError:  # jax knows no cluster that this TPU would belong to
+    if not may_be_alone:
+      raise
 
 
 def _told(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -54,11 +60,39 @@ def _told(environment: Mapping[str, str]) -> dict[str, Any] | None:
       "num_processes": count,
       "process_id": mine,
     }
-  sizes = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-  many = any(environment.get(name, "1") not in ("", "1") for name in sizes)
-  hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+  are_many = lambda name: environment.get(name, "1") not in ("", "1")
+  if are_many("SLURM_NTASKS"):
+    return _slurms(environment)
+  if are_many("OMPI_COMM_WORLD_SIZE") or are_many("PMI_SIZE"):
+    if "OMPI_MCA_orte_hnp_uri" in environment:
+      return {}
+    if importlib.util.find_spec("mpi4py") is None:
+      raise ValueError(
+        "this mpirun does not say where processes meet; pip install mpi4py, or "
+        "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+      )
+    return {"cluster_detection_method": "mpi4py"}
+  names = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+  hosts = any("," in environment.get(name, "") for name in names)
   slices = "MEGASCALE_COORDINATOR_ADDRESS" in environment
-  return {} if many or len(hosts) > 1 or slices else None
+  return {} if hosts or slices else None
+
+
+def _slurms(environment: Mapping[str, str]) -> dict[str, Any]:
+  """A task alone on its node has all of its GPUs, of which jax takes one."""
+  tasks = environment.get("SLURM_TASKS_PER_NODE", "").partition("(")[0]
+  gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+  if tasks == "1" and gpus.isdigit():
+    return {"local_device_ids": list(range(int(gpus)))}
+  return {}
+
+
+def _has_tpu(environment: Mapping[str, str]) -> bool:
+  """Whether this machine seems to be part of a TPU; jax asks its cluster."""
+  if environment.get("JAX_PLATFORMS", "tpu").partition(",")[0] != "tpu":
+    return False
+  chips = any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
+  return chips and importlib.util.find_spec("libtpu") is not None
 
 
 def _seconds(environment: Mapping[str, str]) -> int:

@@ -17,6 +17,15 @@ def announced(deed: str) -> Iterator[None]:
   say(f"{time.monotonic() - begin:.1f} s")
 
 
+@contextlib.contextmanager
+def warned() -> Iterator[None]:
+  """What a disk refuses inside is said, and nothing ends for it."""
+  try:
+    yield
+  except OSError as error:
+    say(f"warning: {error}")
+
+
 def say(line: str, end: str = "\n") -> None:
   """Writes to stderr, from process 0."""
   if jax.process_index() == 0:

@@ -13,7 +13,8 @@ import optax
 
 from ldm_jax.runtime import processes
 from ldm_jax.runtime.errors import NonFinite
-from ldm_jax.runtime.speech import say
+from ldm_jax.runtime.metrics import whole_lines
+from ldm_jax.runtime.speech import say, warned
 
 WINDOW = 128  # gradient norms that a new one is compared with
 NOBODY = -1
@@ -189,10 +190,9 @@ class Vigil:
     )
     self._examples = examples
     self._waiting: tuple[int, Told] | None = None
-    self._written: set[int] = set()
-    if os.path.exists(self._path):  # a restart takes steps again
-      with open(self._path) as file:
-        self._written = {json.loads(line)["step"] for line in file}
+    # A restart takes steps again, and a killed process may leave half a line.
+    there = whole_lines(self._path, mends=processes.is_first())
+    self._written = {line["step"] for line in there}
 
   def stepped(self, step: int, metrics: Told) -> None:
     """Keeps a step's health, and looks at that of the one before.
@@ -228,7 +228,7 @@ class Vigil:
     )
     if processes.is_first() and step not in self._written:
       line = {"step": step, "reason": reason, "examples": examples}
-      with open(self._path, "a") as file:
+      with warned(), open(self._path, "a") as file:
         file.write(json.dumps(line) + "\n")
     if in_row >= self._patience:
       raise NonFinite(

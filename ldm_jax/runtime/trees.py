@@ -1,22 +1,27 @@
 """Trees of arrays on disk, by Orbax, and whether they are what was written."""
 
 import contextlib
+import glob
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from ldm_jax.runtime import processes
 from ldm_jax.runtime.digests import digests
 from ldm_jax.runtime.errors import Damaged
 
 
 def save_tree(folder: str, tree: Any) -> None:
-  """Writes one tree of arrays, once."""
+  """Writes one tree of arrays, in the place of what may be there."""
   ocp = orbax()
-
+  if processes.is_first():
+    for half in glob.glob(f"{glob.escape(absolute(folder))}.orbax-*"):
+      shutil.rmtree(half, ignore_errors=True)
   with _whole(ocp) as checkpointer:
     checkpointer.save(
       absolute(folder),
@@ -24,6 +29,7 @@ def save_tree(folder: str, tree: Any) -> None:
         tree=ocp.args.StandardSave(tree),
         digests=ocp.args.JsonSave(digests(tree).leaves),
       ),
+      force=True,
     )
 
 

@@ -1,14 +1,16 @@
 """Says where a run stands when nothing moves any more."""
 
 import collections
+import contextlib
 import faulthandler
 import os
 import statistics
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
-INPUT, DEVICES = "the input", "the devices"
+INPUT, DEVICES, DISK = "the input", "the devices", "devices and disk"
 TIMES = 3  # median steps without news are too many
 HUNG = 70  # exit code
 
@@ -47,6 +49,13 @@ class Watchdog:
   def waits_for(self, what: str | None) -> None:
     """From now on, the run waits for this; for nothing if None."""
     self._what, self._since, self._is_told = what, time.monotonic(), False
+
+  @contextlib.contextmanager
+  def waiting(self, what: str) -> Iterator[None]:
+    """Within `with`, the run waits for this."""
+    self.waits_for(what)
+    yield
+    self.waits_for(None)
 
   def stepped(self) -> None:
     """The devices have answered."""
