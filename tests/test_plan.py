@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax import config
-from ldm_jax.commands import describing, plan
+from ldm_jax.commands import describing, plan, planning
 from ldm_jax.commands.doors import Stop
 from ldm_jax.nn.conditioner import Condition
 from ldm_jax.nodes import override
@@ -81,12 +81,17 @@ def told(capsys, *flags):
 @pytest.mark.slow
 def test_a_plan_for_the_devices_that_are_here(capsys):
   table, whole = told(capsys, "--batch=8")
-  assert whole["devices"] == 8 and whole["fits"] is None
+  assert whole["devices"] == 8 and whole["fits"] is True
   assert whole["mesh"]["data"] == 8 and whole["images_per_device"] == 1
   # What a device holds is the state, the frozen first stage and its images.
   assert whole["total"] >= whole["arguments"] > 3e6
   assert whole["collectives"]["all-reduce"][0] >= 1
   assert any(row.startswith("verdict") for row in table)
+  parts = whole["parts"]
+  assert parts["params"] == parts["ema"] > 0 and parts["frozen"] > 0
+  assert 2 * parts["params"] <= parts["opt"] < 2.01 * parts["params"]
+  assert sum(parts.values()) == pytest.approx(whole["arguments"], rel=1e-3)
+  assert whole["compiled_flops"] > 0
   # Cut into eight, every device holds an eighth of nearly all of it.
   _, cut = told(capsys, "--batch=8", "--config.mesh.fsdp=8")
   assert 1 / 8 < cut["arguments"] / whole["arguments"] < 1 / 6
@@ -142,6 +147,30 @@ def test_impossible_plans_are_one_line(flags, message):
   with pytest.raises(Stop, match=message) as caught:
     plan.main(flags)
   assert caught.value.code == 2 and "\n" not in str(caught.value)
+
+
+def test_the_largest_batch_is_on_a_line_through_two_that_fit():
+  refused = blueprint.Need(refusal="too much")
+  asked = []
+
+  def need(batch):
+    asked.append(batch)
+    if batch > 64:
+      return refused
+    return blueprint.Need(temporaries=100 + 10 * batch)
+
+  largest = lambda batch, room: planning._largest(
+    need, batch, 8, need(batch), room and float(room)
+  )
+  found = largest(32, 1200)
+  assert found == {"largest": 104, "largest_by": "a line through 32 and 64"}
+  assert asked == [32, 64]
+  assert largest(64, 500)["largest"] == 40  # though twice as many are refused
+  assert largest(128, 500)["largest"] == 40
+  asked.clear()
+  assert largest(8, 500)["largest_by"] == "a line through 8 and 16"
+  assert largest(512, 500)["largest_by"] == "no two batches compile"
+  assert largest(8, None)["largest_by"] == "unknown room"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Behind plan: shapes of everything, one compilation, a table."""
 
 import argparse
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from ldm_jax.commands.doors import usage
 from ldm_jax.config import Experiment
 from ldm_jax.diffusion.samplers import Recipe
 from ldm_jax.nodes import ConfigError, override
-from ldm_jax.runtime import blueprint, flops, kernels
+from ldm_jax.runtime import blueprint, flops, kernels, memory
 from ldm_jax.runtime.blueprint import GIB, Need
 from ldm_jax.runtime.rows import by_rows
 from ldm_jax.runtime.sharding import Sharding
@@ -26,11 +27,13 @@ from ldm_jax.tasks.denoising import Denoising
 
 
 class Program(NamedTuple):
-  """What is compiled: a function, its arguments described, options of jit."""
+  """What is compiled: a function, its arguments described, options of jit, and
+  the arguments once more by what they are."""
 
   function: Callable
   args: tuple
   options: dict[str, Any]
+  parts: dict[str, Any]
 
 
 def plan(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
@@ -50,16 +53,18 @@ def plan(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     work = flops.count(plain.function, *plain.args)
   what = f"a sampler of {flags.sample} steps" if flags.sample else "the step"
   say(f"compiling {what} ...")
-  found = _need(make(batch))
-  room = blueprint.room(flags.topology)
+  program = make(batch)
+  found = _need(program)
+  there = None if flags.topology else memory.available()
+  room = blueprint.room(flags.topology) if there is None else float(there)
   told = _told(flags, sharding, batch, work, found)
+  told["parts"] = _sizes(program)
   told["fits"] = found.refusal is None and (
     None if room is None else found.total <= room
   )
-  if flags.largest and room is not None and found.refusal is None:
-    say(f"compiling for a batch of {2 * batch} ...")
-    unit, double = sharding.parts * slices, _need(make(2 * batch))
-    told["largest"] = _largest(batch, unit, found, double, room)
+  if flags.largest:
+    unit = sharding.parts * slices
+    told |= _largest(lambda n: _need(make(n)), batch, unit, found, room)
   print(_table(told, found, room))
   print(json.dumps(told))
   return 0
@@ -93,7 +98,18 @@ def _program(
 
 
 def _need(program: Program) -> Need:
-  return blueprint.need(program.function, program.args, **program.options)
+  """Of what is held through a step, whether the step reads it or not."""
+  held = sum(_sizes(program).values())
+  found = blueprint.need(program.function, program.args, **program.options)
+  return found._replace(arguments=max(held, found.arguments))
+
+
+def _sizes(program: Program) -> dict[str, int]:
+  """Bytes of a device, by what they are."""
+  return {
+    name: memory.per_device(tree, jax.tree.map(lambda x: x.sharding, tree))
+    for name, tree in program.parts.items()
+  }
 
 
 def _training(task: Any, sharding: Sharding, batch: Shapes) -> Program:
@@ -115,7 +131,13 @@ def _training(task: Any, sharding: Sharding, batch: Shapes) -> Program:
     _on(key, sharding.replicated),
   )
   moved = (places, sharding.replicated)
-  return Program(step, args, {"donate_argnums": 0, "out_shardings": moved})
+  options = {"donate_argnums": 0, "out_shardings": moved}
+  held = {
+    field.name: getattr(args[0], field.name)
+    for field in dataclasses.fields(args[0])
+  }
+  parts = held | {"frozen": args[1], "batch": args[2]}
+  return Program(step, args, options, parts)
 
 
 def _sampling(
@@ -144,7 +166,9 @@ def _sampling(
     return drawn(task.model, params, settings, sides, told)
 
   args = (_at(params, sharding.state(params)), (side, side), told)
-  return Program(draw, args, {"out_shardings": sharding.batch})
+  options = {"out_shardings": sharding.batch}
+  parts = {"params": args[0], "asked": args[1]}
+  return Program(draw, args, options, parts)
 
 
 def _states(task: Any, batch: Shapes) -> tuple[Any, Any, Any]:
@@ -185,6 +209,7 @@ def _told(
     "arguments": found.arguments,
     "temporaries": found.temporaries,
     "total": found.total,
+    "compiled_flops": found.flops,
     "collectives": dict(found.collectives),
     "compile_seconds": round(found.seconds, 1),
     "refusal": found.refusal,
@@ -192,14 +217,35 @@ def _told(
 
 
 def _largest(
-  batch: int, unit: int, one: Need, two: Need, room: float
-) -> int | None:
-  """The batch that fills the room, if memory grows in a line; an estimate."""
-  if two.refusal is not None or two.total <= one.total:
-    return None
-  each = (two.total - one.total) / batch
-  most = batch + (room - one.total) / each
-  return int(most // unit * unit)
+  need: Callable[[int], Need],
+  batch: int,
+  unit: int,
+  found: Need,
+  room: float | None,
+) -> dict[str, Any]:
+  """The batch that fills the room, if memory grows in a line; an estimate.
+
+  The line goes through this batch and twice or half of it, whichever XLA takes.
+  """
+  if room is None:
+    return {"largest": None, "largest_by": "unknown room"}
+  points = [] if found.refusal else [(batch, found.total)]
+  for other in (2 * batch, batch // 2, batch // 4):
+    if len(points) == 2 or other % unit or not other:
+      continue
+    say(f"compiling for a batch of {other} ...")
+    made = need(other)
+    points += [] if made.refusal else [(other, made.total)]
+  if len(points) < 2:
+    return {"largest": None, "largest_by": "no two batches compile"}
+  (one, least), (two, most) = sorted(points)
+  if most <= least:
+    return {"largest": None, "largest_by": "memory does not grow"}
+  whole = one + (room - least) * (two - one) / (most - least)
+  return {
+    "largest": max(0, int(whole // unit * unit)),
+    "largest_by": f"a line through {one} and {two}",
+  }
 
 
 def _table(told: Mapping[str, Any], found: Need, room: float | None) -> str:
@@ -219,17 +265,20 @@ def _table(told: Mapping[str, Any], found: Need, room: float | None) -> str:
   if found.refusal is not None:
     rows.append(("compiler", found.refusal))
   else:
+    shown = {k: v for k, v in told["parts"].items() if v >= GIB / 200}
+    rows += [(name, gib(size)) for name, size in shown.items()]
     rows += [
-      ("state, batch", gib(found.arguments)),
       ("temporaries", gib(found.temporaries)),
       ("in all", gib(found.total) + (f" of {gib(room)}" if room else "")),
     ]
     rows += [
-      (kind, f"{count}, {gib(size)}")
+      (f"{kind} ", f"{count}, {gib(size)}")
       for kind, (count, size) in sorted(found.collectives.items())
     ]
-  if told.get("largest"):
-    rows.append(("largest batch", f"about {told['largest']}, by a line"))
+  if "largest" in told:
+    known = told["largest"] is not None
+    about = f"about {told['largest']}" if known else "not known"
+    rows.append(("largest batch", f"{about}: {told['largest_by']}"))
   rows += [
     ("operations", f"{told['flops'] / 1e12:.3f} TFLOP"),
     ("compiled in", f"{told['compile_seconds']} s"),

@@ -42,6 +42,8 @@ class Need(NamedTuple):
       arguments for the outputs counts once.
     collectives: kind -> how many, and bytes of their results.
     seconds: that compiling took.
+    flops: that XLA counts in the program of one device, loops once; 0 where it
+      does not say.
     refusal: why the compiler gave up, or None.
   """
 
@@ -51,6 +53,7 @@ class Need(NamedTuple):
   reused: int = 0
   collectives: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
   seconds: float = 0.0
+  flops: float = 0.0
   refusal: str | None = None
 
   @property
@@ -118,6 +121,7 @@ def need(function: Callable, args: Sequence[Any], **options: Any) -> Need:
     memory.alias_size_in_bytes,
     collectives(text),
     seconds,
+    float((made.cost_analysis() or {}).get("flops", 0.0)),
   )
 
 
