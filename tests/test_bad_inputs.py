@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import struct
 import time
 
@@ -24,6 +25,7 @@ from ldm_jax.commands.doors import status
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpoint import Checkpoints
+from ldm_jax.runtime.lock import lock
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -49,7 +51,8 @@ def place(tmp_path_factory):
     untrained(CONFIGS / f"glyphs_{name}.py", root / name, [*bare, flag])
   pictures(root)
   weights(root)
-  return root
+  with lock(str(root / "locked")):
+    yield root
 
 
 def pictures(root):
@@ -79,6 +82,16 @@ def pictures(root):
       root / "tiny" / f"{number:02d}.png"
     )
   draw().save(root / "image.png")
+  draw().convert("CMYK").save(root / "cmyk.jpg")
+  deep = rng.integers(0, 2**16, (24, 24)).astype(np.uint16)
+  Image.fromarray(deep).save(root / "deep.png")
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  draw().save(root / "exif.jpg", exif=exif)
+  draw().save(root / "still.gif")
+  draw().save(root / "moves.gif", save_all=True, append_images=[draw()])
+  (root / "bom.txt").write_bytes("\ufeffa red circle\r\n".encode())
+  (root / "million.txt").write_text("a red circle\n" * 10**6)
   Image.new("L", (24, 24)).save(root / "black.png")
   (root / "html.png").write_bytes(b"<html>404</html>")
   Image.new("1", (9000, 9000)).save(root / "bomb.png")
@@ -93,6 +106,7 @@ def pictures(root):
     (root / "two" / "config.json").read_text()
   )
   shutil.copytree(root / "one", root / "damaged")
+  shutil.copytree(root / "one", root / "locked")
   shutil.rmtree(root / "damaged" / "checkpoints" / "1" / "digests")
   evil = {"experiment": {"class": "os.system", "command": "touch sentinel"}}
   (root / "evil").mkdir()
@@ -237,6 +251,7 @@ TRAIN = {
     2,
     "config.data.batch",
   ),
+  "T24 locked": (again("locked", ONE, *STEPS), 2, "is written by process"),
   "T25 damaged": (again("damaged", ONE, *STEPS), 5, "no checkpoint of 1"),
   "T26 stage": (
     glyphs("--config.first_stage={root}/two", stage="text"),
@@ -275,8 +290,15 @@ SAMPLE = {
   "S17 empty": (two("--prompt="), 0, "says nothing"),
   "S18 path": (two("--prompt=../../etc/passwd"), 0, "00000.png"),
   "S19 binary": (two("--prompts_file={root}/binary.txt"), 2, "utf-8"),
+  "S19 mark": (two("--prompts_file={root}/bom.txt"), 0, "png"),
+  "S19 million": (two("--prompts_file={root}/million.txt"), 2, "1000000"),
   "S19 nothing": (two("--prompts_file={root}/nothing.txt"), 2, "no prompt"),
   "S20 html": (two("--image={root}/html.png"), 2, "not_an_image"),
+  "S20 inks": (two("--image={root}/cmyk.jpg"), 0, "png"),
+  "S20 deep": (two("--image={root}/deep.png"), 0, "png"),
+  "S20 turned": (two("--image={root}/exif.jpg"), 0, "png"),
+  "S20 still": (two("--image={root}/still.gif"), 0, "png"),
+  "S20 moves": (two("--image={root}/moves.gif"), 2, "animated"),
   "S20 bomb": (two("--image={root}/bomb.png"), 2, "too_large"),
   "S21 black": (
     two("--image={root}/image.png", "--mask={root}/black.png"),
@@ -360,11 +382,28 @@ EVALUATE = {
 }
 
 
+@contextlib.contextmanager
+def ended(seconds):
+  """Whatever hangs inside is ended, and fails."""
+
+  def end(*_):
+    pytest.fail(f"it hangs, after {seconds} s")
+
+  before = signal.signal(signal.SIGALRM, end)
+  signal.alarm(seconds)
+  try:
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 def outcome(command, arguments, capsys):
   """(exit code, what was said, seconds of a processor)."""
   capsys.readouterr()
   begun = time.process_time()  # whatever else the machine does
-  code = status(command, arguments)
+  with ended(60):
+    code = status(command, arguments)
   seconds = time.process_time() - begun
   told = capsys.readouterr()
   return code, told.err + told.out, seconds

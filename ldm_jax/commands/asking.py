@@ -21,6 +21,8 @@ IMAGE_STRENGTH = 0.8  # of --image without a mask
 MOST, SEEDS = 1e4, 2**32  # of numbers, and how many seeds there are
 NOISE_LEVEL = 20  # of upscaling, as in diffusers
 
+MOST = 100_000  # prompts of a file
+
 
 def prompts_of(flags: argparse.Namespace) -> tuple[list[str], str | None]:
   """All prompts, each as often as it is to be drawn, and where a way leads.
@@ -58,13 +60,18 @@ def _lines(path: str) -> list[str]:
     if path == "-":
       text = sys.stdin.read()
     else:
-      with open(path, encoding="utf-8") as file:
+      with open(path, encoding="utf-8-sig") as file:
         text = file.read()
   except (OSError, UnicodeDecodeError) as error:
     raise ConfigError(f"--prompts_file {path!r}: {error}") from error
   found = [line.strip() for line in text.splitlines() if line.strip()]
   if not found:
     raise ConfigError(f"--prompts_file {path!r} holds no prompt")
+  if len(found) > MOST:
+    raise ConfigError(
+      f"--prompts_file {path!r} holds {len(found)} prompts; {MOST} at most are "
+      "drawn at a time: split it"
+    )
   return found
 
 
