@@ -20,8 +20,7 @@ from ldm_jax.sampling import Settings
 IMAGE_STRENGTH = 0.8  # of --image without a mask
 MOST, SEEDS = 1e4, 2**32  # of numbers, and how many seeds there are
 NOISE_LEVEL = 20  # of upscaling, as in diffusers
-
-MOST = 100_000  # prompts of a file
+PROMPTS = 100_000  # of one file
 
 
 def prompts_of(flags: argparse.Namespace) -> tuple[list[str], str | None]:
@@ -67,9 +66,9 @@ def _lines(path: str) -> list[str]:
   found = [line.strip() for line in text.splitlines() if line.strip()]
   if not found:
     raise ConfigError(f"--prompts_file {path!r} holds no prompt")
-  if len(found) > MOST:
+  if len(found) > PROMPTS:
     raise ConfigError(
-      f"--prompts_file {path!r} holds {len(found)} prompts; {MOST} at most are "
+      f"--prompts_file {path!r} holds {len(found)} prompts; {PROMPTS} at most are "
       "drawn at a time: split it"
     )
   return found
