@@ -1,8 +1,9 @@
 """A small run for tests that break it: python faulty.py FOLDER STEPS EVERY REST
 
 Descends towards the batches' means, and rests REST seconds before every batch.
-With BIG=1 in the environment its checkpoints take a while to write, and with
-SLOW=SECONDS it takes so long to see that they are there.
+With BIG=1 in the environment its checkpoints take a while to write, with
+SLOW=SECONDS it takes so long to see that they are there, and RAISES="process 1
+at step 4" is raised there and then.
 """
 
 import dataclasses
@@ -39,10 +40,15 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Descent:
-  """Descends mean (w - x - noise)^2 / 2, whose gradient breaks where x does."""
+  """Descends mean (w - x - noise)^2 / 2, whose gradient breaks where x does.
+
+  At a step of its own a gradient, or after it a weight, is made a NaN.
+  """
 
   optimizer: Optimizer = Optimizer(rate=0.1, patience=3)
   width: int = 2
+  breaks_gradient: int = 0
+  breaks_weight: int = 0
 
   def init(self, key, batch, frozen):
     params = {"w": jnp.zeros((self.width, 2))}
@@ -54,9 +60,15 @@ class Descent:
     aim = (batch["x"] + 0.1 * noise).mean(0)
     loss = lambda p: jnp.square(p["w"] - aim).mean() / 2
     value, grads = jax.value_and_grad(loss)(state.params)
+    step = state.step + 1
+    spoil = lambda x, at: x.at[0, 0].set(
+      jnp.where(step == at, jnp.nan, x[0, 0])
+    )
+    grads = {"w": spoil(grads["w"], self.breaks_gradient)}
     tx = self.optimizer.build()
     updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
+    params = {"w": spoil(params["w"], self.breaks_weight)}
     return State(state.step + 1, params, opt), {"loss": value}
 
   def measure(self, state, frozen, batch, key):
@@ -74,12 +86,12 @@ def rows(step, bad=()):
   return drawn.astype(np.float32)
 
 
-def loop(folder, steps, every, width=2, **more):
+def loop(folder, steps, every, width=2, breaks=None, **more):
   """The run, and what is held out."""
   sharding = MeshShape().build()
   mine = sharding.rows(ROWS)
   made = Loop(
-    Descent(width=width),
+    Descent(width=width, **(breaks or {})),
     sharding,
     str(folder),
     steps,
@@ -92,15 +104,20 @@ def loop(folder, steps, every, width=2, **more):
   return made, sharding.whole({"x": rows(0)}), mine
 
 
-def descend(folder, steps, every, rest=0.0, bad=(), width=2, **more):
+def descend(
+  folder, steps, every, rest=0.0, bad=(), width=2, breaks=None, **more
+):
   """Runs, or goes on; the exit code."""
-  made, held_out, mine = loop(folder, steps, every, width, **more)
+  made, held_out, mine = loop(folder, steps, every, width, breaks, **more)
 
   def stream(start):
     step = start
     while True:
       step += 1
       time.sleep(rest)
+      here = f"process {jax.process_index()} at step {step}"
+      if here == os.environ.get("RAISES"):
+        raise RuntimeError(here)
       yield {"x": rows(step, bad)[mine]}
 
   return made.run(None, stream, held_out, held_out)

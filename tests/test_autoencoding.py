@@ -128,6 +128,26 @@ def test_one_forward_serves_both_players():
   )
 
 
+@pytest.mark.parametrize("broken", ["critic", "autoencoder"])
+def test_a_gradient_that_is_no_number_moves_neither_player(broken):
+  """Each reads the other, so both their gradients break; neither moves."""
+  state, frozen, batch = begin()
+  state = state.replace(step=jnp.int32(1))  # the critic plays
+  spoiled = lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)
+  if broken == "critic":
+    state = state.replace(critic=spoiled(state.critic))
+  else:
+    params = spoiled(state.params["autoencoder"])
+    state = state.replace(params=state.params | {"autoencoder": params})
+  after, _ = stepping(TASK)(state, frozen, batch, jax.random.key(3))
+  for name in ("params", "critic"):
+    before = getattr(state, name)
+    jax.tree.map(np.testing.assert_array_equal, before, getattr(after, name))
+  for steadied in (after.opt, after.critic_opt):
+    assert int(steadied.in_row) == int(steadied.skipped) == 1
+  assert int(after.step) == 2
+
+
 def test_before_the_start_the_critic_rests_and_costs_nothing():
   state, frozen, batch = begin()
   step = stepping(TASK)

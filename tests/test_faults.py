@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
-from faulty import descend
+from faulty import descend, loop
 from full import SHARE, repeated
 from test_processes import start
 from test_training import BLIND, CONFIGS, ONE, TWO
@@ -111,18 +112,32 @@ def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(straight, tmp_path):
   assert digest_of(run)[1] == digest_of(straight)[1]
 
 
-@pytest.mark.parametrize("kind", ["batch", "weight"])
+@pytest.mark.parametrize("kind", ["batch", "gradient", "weight", "batches"])
 def test_a_nan_is_never_saved(tmp_path, kind):
-  if kind == "batch":
-    assert descend(tmp_path, 12, 3, bad={5}) == 0
-  else:  # from a step on nothing else is left but to stop
-    with pytest.raises(NonFinite, match="3 updates in a row"):
-      descend(tmp_path, 12, 3, bad=range(5, 99))
+  """One update is passed over; what does not heal ends the run."""
+  more = {
+    "batch": {"bad": {5}},
+    "gradient": {"breaks": {"breaks_gradient": 5}},
+    "weight": {"breaks": {"breaks_weight": 7}},
+    "batches": {"bad": range(5, 99)},
+  }[kind]
+  heals = kind in ("batch", "gradient")
+  if heals:
+    assert descend(tmp_path, 12, 3, **more) == 0
+    lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5]
+  else:
+    with pytest.raises(NonFinite, match=r"3 updates in a row|not a number"):
+      descend(tmp_path, 12, 3, **more)
   for _, wrong, leaves in checkpoint.verified(str(tmp_path / "checkpoints")):
     assert wrong is None and leaves
   checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
-  assert checkpoints.latest == (12 if kind == "batch" else 6)
+  assert checkpoints.latest == (12 if heals else 6)
+  made, held_out, _ = loop(tmp_path, 12, 3)
+  shapes = jax.eval_shape(made.task.init, jax.random.key(0), held_out, None)
+  _, state = checkpoints.newest(shapes, made.sharding.state(shapes))
   checkpoints.close()
+  assert np.isfinite(state.params["w"]).all()
 
 
 @pytest.mark.slow
@@ -251,8 +266,22 @@ def test_a_dead_process_is_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_an_exception_of_one_process_is_seen_and_ends_both(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv("LDM_JAX_HEARTBEAT_SECONDS", "10")
+  monkeypatch.setenv("RAISES", "process 1 at step 4")
+  running = pair(tmp_path / "run", 10_000, 0.05)
+  told = [process.communicate(timeout=120)[1] for process in running]
+  assert running[1].returncode == 70
+  assert "Traceback" in told[1] and "process 1 at step 4" in told[1]
+  assert running[0].returncode not in (0, None)
+
+
+@pytest.mark.slow
 def test_three_thousand_steps_leave_nothing_behind(tmp_path):
-  process = begin(tmp_path / "run", 3000, every=1000, rest=0.0)
+  run = tmp_path / "run"
+  process = begin(run, 3000, every=1000, rest=0.0, JAX_LOG_COMPILES="1")
   sizes = {}
   while process.poll() is None:
     time.sleep(0.1)
@@ -261,7 +290,7 @@ def test_three_thousand_steps_leave_nothing_behind(tmp_path):
       sizes[losses(tmp_path / "run")[-1][0]] = int(pages) * 4096 / 2**20
   assert process.returncode == 0, process.communicate()[1]
   said = process.communicate()[1]
-  assert said.count("compiling") == 1
+  assert said.count("compiling") == said.count("Compiling jit(step)") == 1
   steps, mib = np.array([kv for kv in sizes.items() if kv[0] > 1100]).T
   slope = np.polyfit(steps, mib, 1)[0] * 1000
   print(f"{slope:.2f} MiB per 1000 steps")

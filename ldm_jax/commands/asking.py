@@ -68,8 +68,8 @@ def _lines(path: str) -> list[str]:
     raise ConfigError(f"--prompts_file {path!r} holds no prompt")
   if len(found) > PROMPTS:
     raise ConfigError(
-      f"--prompts_file {path!r} holds {len(found)} prompts; {PROMPTS} at most are "
-      "drawn at a time: split it"
+      f"--prompts_file {path!r} holds {len(found)} prompts; {PROMPTS} at most "
+      "are drawn at a time: split it"
     )
   return found
 
