@@ -225,6 +225,12 @@ TRAIN = {
   "T9 heads": (text("--config.task.model.unet.attention.heads=7"), 2, "heads"),
   "T10 dunder": (glyphs("--config.task.__class__=x"), 2, "unknown field"),
   "T11 no folder": (folder("nope"), 2, "does not exist"),
+  "T11 bucket": (folder("gs://bucket/x"), 2, "read from buckets"),
+  "T21 bucket": (
+    [*glyphs()[:1], "--workdir=gs://bucket/run"],
+    2,
+    "mount the bucket",
+  ),
   "T12 empty": (folder("empty"), 4, "0 images among"),
   "T13 corrupt": (folder("corrupt"), 4, "of 40 pictures are bad"),
   "T14 over": (folder("over"), 4, "1 of 40 pictures are bad"),
@@ -438,7 +444,8 @@ def filled(flags, root, out):
   found = []
   for flag in flags:
     if "FOLDER:" in flag:
-      source = root / flag.partition("FOLDER:")[2]
+      name = flag.partition("FOLDER:")[2]
+      source = name if "://" in name else root / name
       path = out.parent / "config.py"
       good = str(root / "good")
       path.write_text(FOLDER.format(source=str(source), good=good))

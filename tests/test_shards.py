@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from etils.epath import testing
 from PIL import Image
 
 from ldm_jax.commands import prepare
@@ -241,3 +242,29 @@ def test_a_mix_has_every_source_in_its_weight(root, tmp_path):
     Mix((ants, bees), (9.0, 1.0)), batch=50, seed=0, augment=Augment(4)
   )
   assert "image" in next(stream)
+
+
+def test_a_buckets_tars_are_those_of_a_folder(root, tmp_path):
+  """The bucket is a folder that epath is told to look into."""
+  bucket = tmp_path / "bucket"
+  pack_tars(root, bucket)
+  here = lambda path: str(path).replace("gs://bucket", str(bucket))
+  there = lambda path: str(path).replace(str(bucket), "gs://bucket")
+  moved = lambda original, path, *more: original(here(path), *more)
+  with testing.mock_epath(
+    open=moved,
+    exists=moved,
+    isdir=moved,
+    listdir=moved,
+    glob=lambda original, path: list(map(there, original(here(path)))),
+  ):
+    manifest = bucket / "manifest.json"
+    for path in ("gs://bucket", "gs://bucket/*.tar"):
+      found, wanted = Shards(path), Shards(str(bucket))
+      assert len(found) == len(wanted) == len(NAMES)
+      for i in range(len(found)):
+        np.testing.assert_array_equal(found[i]["image"], wanted[i]["image"])
+        assert found[i]["caption"] == wanted[i]["caption"]
+    manifest.write_text(json.dumps({"is_complete": False}))
+    with pytest.raises(ValueError, match="is not complete"):
+      len(Shards("gs://bucket"))

@@ -38,6 +38,11 @@ def train(
   """
   with contextlib.ExitStack() as held:
     with usage(DATA):
+      if "://" in folder:
+        raise ConfigError(
+          f"--workdir={folder} is not on this machine; mount the bucket (such "
+          "as by gcsfuse) and give its path here"
+        )
       processes.join()
       traced = profile and _steps(profile)
       experiment = override(config.load(path), overrides)

@@ -144,6 +144,11 @@ class Folder:
 
   @functools.cached_property
   def _files(self) -> tuple[str, ...]:
+    if "://" in self.path:
+      raise ValueError(
+        f"{self.path} is not on this machine, where folders are read; mount "
+        "it, or pack its pictures into tars, which are read from buckets"
+      )
     if not self._root.is_dir():
       what = "is not a folder" if self._root.exists() else "does not exist"
       raise ValueError(

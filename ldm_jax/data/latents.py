@@ -95,10 +95,11 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
   Raises:
     ValueError: it is damaged.
   """
-  path = os.path.join(folder, MANIFEST)
+  from etils import epath  # a set of tars may lie in a bucket
+
+  path = epath.Path(folder) / MANIFEST
   try:
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)
+    return json.loads(path.read_text())
   except FileNotFoundError:
     return None
   except (OSError, ValueError) as error:
