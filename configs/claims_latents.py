@@ -19,7 +19,8 @@ def get_config(first_stage=None, channels=4):
   model = dataclasses.replace(
     made.task.model,
     first_stage=first_stage,
-    unet=made.task.model.unet.clone(out_channels=channels),
+    # Half as wide as the glyphs' own, so that pixels have some steps, too.
+    unet=made.task.model.unet.clone(out_channels=channels, channels=24),
   )
   # The rate stays, so that a run may be judged whenever it is stopped.
   steady = dataclasses.replace(
@@ -29,7 +30,7 @@ def get_config(first_stage=None, channels=4):
     made.data,
     source=Glyphs(level=0, split="train", detail=2),
     validation=Glyphs(level=0, split="validation", size=512, detail=2),
-    batch=32,
+    batch=16,
     held_out=64,
   )
   return dataclasses.replace(

@@ -321,7 +321,7 @@ def test_evaluate_scores_pictures_with_their_own_captions(
   seen = [np.asarray(clip.seen(clip.variables, jnp.asarray(x))) for x in images]
   read = clip.read(clip.variables, jnp.asarray(clip.words.encode(captions)))
   found = told(drawn, real, "--paired")
-  scores = [np.asarray(clip_scores(rows, read)).mean() for rows in seen]
+  scores = [clip_scores(jnp.asarray(rows), read).mean() for rows in seen]
   assert abs(scores[0] - scores[1]) > 0.1
   np.testing.assert_allclose(found["clip_score"], scores[0], rtol=1e-5)
   np.testing.assert_allclose(found["cmmd"], cmmd(*seen), rtol=1e-4)

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.evaluation import likeness, resizing
+from ldm_jax.evaluation import likeness, resizing, verdicts
+from ldm_jax.evaluation.features import Extractor
 from ldm_jax.evaluation.frechet import Moments, frechet_distance
+from ldm_jax.evaluation.statistics import Statistics
 from ldm_jax.nn.inception import SIDE, Inception
+from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.weights.convert import convert, read_table
 from ldm_jax.weights.files import read_torch
 
@@ -102,10 +105,17 @@ def theirs(file, fidelity):
   )
 
   network = FeatureExtractorInceptionV3("x", list(TAPS), file).eval()
+  seen = []
+  network.Mixed_6d.branch1x1.register_forward_hook(
+    lambda *told: seen.append(told[-1])
+  )
 
   @torch.no_grad()
   def features(images):
-    return network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
+    seen.clear()
+    told = network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
+    # Of sFID, which torch-fidelity does not have: 7 channels at 17 x 17 places.
+    return [*told, seen[0][:, :7].permute(0, 2, 3, 1).reshape(len(images), -1)]
 
   return lambda images: [np.asarray(f) for f in features(images)]
 
@@ -114,10 +124,54 @@ def theirs(file, fidelity):
 def test_features_are_torch_fidelitys(ours, theirs, size):
   images = pictures(size)
   found = ours(images)
-  for (name, place), wanted in zip(TAPS.items(), theirs(images), strict=True):
+  taps = [*TAPS.items(), ("spatial", 4)]
+  for (name, place), wanted in zip(taps, theirs(images), strict=True):
     wanted = wanted.reshape(len(images), -1)
     away = np.abs(found[place] - wanted).max() / wanted.std()
     assert away < 1e-5, (name, away)
+
+
+def test_scores_of_pictures_are_torch_fidelitys(file, theirs, fidelity):
+  """256 pictures a set, through both networks: fewer than features."""
+  from torch_fidelity.metric_fid import (
+    fid_features_to_statistics,
+    fid_statistics_to_metric,
+  )
+  from torch_fidelity.metric_isc import isc_features_to_metric
+  from torch_fidelity.metric_kid import kid_features_to_metric
+  from torch_fidelity.metric_prc import prc_features_to_metric
+
+  sets = [pictures(32, 256, seed) for seed in (1, 2)]
+  sets[1] = sets[1] // 2 + 60
+  variables = convert(read_table("inception"), read_torch(file))
+  extract = Extractor(variables, MeshShape().build(jax.devices()[:1]))
+  ours = [extract([images]) for images in sets]
+  found = verdicts.alone(ours[0], "legacy")
+  found |= verdicts.apart(ours[0], Statistics.of(ours[1], "legacy"), "legacy")
+  found |= verdicts.beside(ours[0], ours[1], "legacy")
+  blocks = [
+    [theirs(images[i : i + 64]) for i in range(0, 256, 64)] for images in sets
+  ]
+  pooled, logits = (
+    [
+      torch.from_numpy(np.concatenate([b[k] for b in parts]).reshape(256, -1))
+      for parts in blocks
+    ]
+    for k in (3, 4)
+  )
+  told = [fid_features_to_statistics(rows) for rows in pooled]
+  wanted = fid_statistics_to_metric(*told, verbose=False)
+  np.testing.assert_allclose(
+    found["fid_legacy"], wanted["frechet_inception_distance"], rtol=1e-4
+  )
+  wanted = kid_features_to_metric(*pooled, kid_subset_size=256, verbose=False)
+  wanted = wanted["kernel_inception_distance_mean"]
+  np.testing.assert_allclose(found["kid_legacy"], wanted, rtol=1e-5)
+  wanted = isc_features_to_metric(logits[0])["inception_score_mean"]
+  np.testing.assert_allclose(found["is_legacy"], wanted, rtol=1e-4)
+  wanted = prc_features_to_metric(*pooled, verbose=False)
+  for name in ("precision", "recall"):
+    assert found[f"{name}_legacy"] == wanted[name]
 
 
 @pytest.mark.parametrize("size", [32, 300, 512])
