@@ -83,6 +83,19 @@ def state_of(folder):
     return step, reader.restore(path)
 
 
+@pytest.mark.slow
+def test_a_start_that_was_killed_is_begun_again(runs, tmp_path):
+  """After what is frozen was written, and before config.json was."""
+  begun = tmp_path / "run"
+  shutil.copytree(runs / "two" / "frozen", begun / "frozen")
+  (begun / "frozen.orbax-checkpoint-tmp-1").mkdir()
+  flags = [*TWO, BLIND, f"--config.first_stage={runs / 'one'}"]
+  assert run("glyphs_text.py", begun, 4, flags) == 0
+  again, whole = (state_of(folder) for folder in (begun, runs / "two"))
+  jax.tree.map(np.testing.assert_array_equal, again, whole)
+  assert sorted(path.name for path in begun.glob("frozen*")) == ["frozen"]
+
+
 @pytest.mark.parametrize("stage", ["one", "two"])
 def test_two_halves_are_the_whole_bit_for_bit(runs, stage):
   whole, halves = (state_of(runs / f"{stage}{s}") for s in ("", "_halves"))
