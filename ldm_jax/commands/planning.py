@@ -210,7 +210,7 @@ def _told(
     "temporaries": found.temporaries,
     "total": found.total,
     "compiled_flops": found.flops,
-    "collectives": dict(found.collectives),
+    "collectives": found.collectives and dict(found.collectives),
     "compile_seconds": round(found.seconds, 1),
     "refusal": found.refusal,
   }
@@ -271,9 +271,11 @@ def _table(told: Mapping[str, Any], found: Need, room: float | None) -> str:
       ("temporaries", gib(found.temporaries)),
       ("in all", gib(found.total) + (f" of {gib(room)}" if room else "")),
     ]
+    if found.collectives is None:
+      rows.append(("collectives", "not shown by the compiler"))
     rows += [
       (f"{kind} ", f"{count}, {gib(size)}")
-      for kind, (count, size) in sorted(found.collectives.items())
+      for kind, (count, size) in sorted((found.collectives or {}).items())
     ]
   if "largest" in told:
     known = told["largest"] is not None

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,7 +39,8 @@ class Need(NamedTuple):
   Attributes:
     arguments, outputs, temporaries, reused: bytes; what is reused of the
       arguments for the outputs counts once.
-    collectives: kind -> how many, and bytes of their results.
+    collectives: kind -> how many, and bytes of their results; None where the
+      compiler cannot show its program.
     seconds: that compiling took.
     flops: that XLA counts in the program of one device, loops once; 0 where it
       does not say.
@@ -51,7 +51,7 @@ class Need(NamedTuple):
   outputs: int = 0
   temporaries: int = 0
   reused: int = 0
-  collectives: Mapping[str, tuple[int, int]] = types.MappingProxyType({})
+  collectives: Mapping[str, tuple[int, int]] | None = None
   seconds: float = 0.0
   flops: float = 0.0
   refusal: str | None = None
@@ -111,15 +111,15 @@ def need(function: Callable, args: Sequence[Any], **options: Any) -> Need:
     return Need(seconds=time.monotonic() - begun, refusal=refusal)
   seconds, memory = time.monotonic() - begun, made.memory_analysis()
   try:
-    text = made.as_text() or ""
+    text = made.as_text()
   except jax.errors.JaxRuntimeError:  # of libtpu, for some programs
-    text = ""
+    text = None
   return Need(
     memory.argument_size_in_bytes,
     memory.output_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.alias_size_in_bytes,
-    collectives(text),
+    None if text is None else collectives(text),
     seconds,
     float((made.cost_analysis() or {}).get("flops", 0.0)),
   )
