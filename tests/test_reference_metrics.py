@@ -128,7 +128,8 @@ def test_features_are_torch_fidelitys(ours, theirs, size):
   for (name, place), wanted in zip(taps, theirs(images), strict=True):
     wanted = wanted.reshape(len(images), -1)
     away = np.abs(found[place] - wanted).max() / wanted.std()
-    assert away < 1e-5, (name, away)
+    # Single places, where the others are means over a picture.
+    assert away < (2e-5 if name == "spatial" else 1e-5), (name, away)
 
 
 def test_scores_of_pictures_are_torch_fidelitys(file, theirs, fidelity):
