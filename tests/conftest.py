@@ -42,7 +42,7 @@ RARE = re.compile(
   r"begins_from_a_folder(\[False|_of_text)|"
   r"killed_at_random|a_hundred_steps|three_thousand|five_hundred|"
   r"devices_that_are_here|statistics_agree|"
-  r"digits_are_drawn|learned_by_heart|eight_hills"
+  r"digits_are_drawn|learned_by_heart|eight_hills|scores_of_pictures"
 )
 
 # Shapes in signatures are checked here, and only here.
