@@ -101,6 +101,7 @@ def kept(claim, name, weigh):
   return found[name]
 
 
+@functools.cache
 def first_stage(factor):
   """The run of an autoencoder of this f on the glyphs of 64 pixels."""
   name = f"one_f{factor}"
@@ -111,8 +112,8 @@ def first_stage(factor):
 
 def price(factor):
   """Claim one: what a step and a sample of one f cost, and its first stage."""
-  _, name, fields = second_stage(factor)
-  step = median(train(*second_stage(factor)[:2], steps=20, **fields))
+  config, name, fields = second_stage(factor)
+  step = median(train(config, name, steps=20, **fields))
   told = {"step_seconds": round(step, 4), "samples_per_second": drawing(name)}
   found = judged(name, FEW)
   told["first_stage_seconds"] = round(found.get("seconds_stage_one", 0))

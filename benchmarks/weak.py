@@ -55,6 +55,8 @@ def plan(topology, slices):
 
 def sent(told):
   """Bytes that a chip's collectives make, each program line counted once."""
+  if told["collectives"] is None:
+    sys.exit("libtpu cannot print this program; its collectives are unknown")
   return sum(size for _, size in told["collectives"].values())
 
 

@@ -54,8 +54,10 @@ class Watchdog:
   def waiting(self, what: str) -> Iterator[None]:
     """Within `with`, the run waits for this."""
     self.waits_for(what)
-    yield
-    self.waits_for(None)
+    try:
+      yield
+    finally:
+      self.waits_for(None)
 
   def stepped(self) -> None:
     """The devices have answered."""
