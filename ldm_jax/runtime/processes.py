@@ -29,6 +29,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
   if jax.distributed.is_initialized():
     return
   told = _told(environment)
+  silent = _seconds(environment)
   may_be_alone = told is None and _has_tpu(environment)
   if told is None and not may_be_alone:
     return
@@ -36,7 +37,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     jax.distributed.initialize(
       **(told or {}),
       initialization_timeout=ARRIVE,
-      heartbeat_timeout_seconds=_seconds(environment),
+      heartbeat_timeout_seconds=silent,
       shutdown_timeout_seconds=PART,
     )
   except ValueError:  # jax knows no cluster that this TPU would belong to
