@@ -1,6 +1,11 @@
 """Class to image at 64 x 64 on the latents of a first stage of any f.
 
-The recipe is one for all, pixels among them; see claims_pixels.py.
+The recipe is one for all, pixels among them; see claims_pixels.py. As in the
+comparison of LDM (figures 6 and 7), U-Nets of a smaller f have more levels, so
+that all attend at 8 x 8 and below; for f = 2 of a first stage:
+
+  --config.task.model.unet.multipliers="(1, 1, 2)"
+  --config.task.model.unet.attention.depths="(0, 0, 1)"
 """
 
 import dataclasses
@@ -30,7 +35,7 @@ def get_config(first_stage=None, channels=4):
     made.data,
     source=Glyphs(level=0, split="train", detail=2),
     validation=Glyphs(level=0, split="validation", size=512, detail=2),
-    batch=16,
+    batch=32,
     held_out=64,
   )
   return dataclasses.replace(

@@ -29,7 +29,9 @@ ROLLED = judge(np.roll(TRUE["image"], 1, axis=0))
 def test_true_images_obey_everything():
   assert obedience.legality(VERDICT) == {"legal": 1.0}
   assert obedience.class_accuracy(VERDICT, TRUE["label"]) == {
-    "class_accuracy": 1.0
+    "class_accuracy": 1.0,
+    "shape_accuracy": 1.0,
+    "colour_accuracy": 1.0,
   }
   assert obedience.mean_iou(VERDICT.segmap, TRUE["segmap"], 7) == {
     "mean_iou": 1.0

@@ -8,6 +8,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+BLOCK = 4096  # rows
+
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
@@ -22,13 +24,15 @@ class Moments:
 
   @classmethod
   def of(cls, features: Float[np.ndarray, "n d"]) -> "Moments":
-    """Of all rows, in two passes."""
-    rows = np.asarray(features, np.float64)
-    if not len(rows):
+    """Of all rows, in two passes, of which no more than a block is copied."""
+    if not len(features):
       raise ValueError("no features to take moments of")
-    mean = rows.mean(0)
-    centred = rows - mean
-    return cls(len(rows), mean, centred.T @ centred)
+    mean = features.mean(0, dtype=np.float64)
+    scatter = np.zeros((len(mean), len(mean)))
+    for begin in range(0, len(features), BLOCK):
+      centred = features[begin : begin + BLOCK] - mean
+      scatter += centred.T @ centred
+    return cls(len(features), mean, scatter)
 
   def __add__(self, other: "Moments") -> "Moments":
     """Both together (Chan et al. 1983, eq. 1.5)."""

@@ -27,10 +27,15 @@ def legality(verdict: Verdict) -> dict[str, float]:
 def class_accuracy(
   verdict: Verdict, labels: Int[np.ndarray, " b"]
 ) -> dict[str, float]:
-  """The share whose shape and colour are those of the label."""
-  seen = verdict.attributes[:, _SHAPE] * len(COLOURS)
-  seen = seen + verdict.attributes[:, _COLOUR]
-  return {"class_accuracy": float((seen == labels).mean())}
+  """The share whose shape and colour are those of the label, and of each."""
+  shape, colour = np.divmod(labels, len(COLOURS))
+  is_shape = verdict.attributes[:, _SHAPE] == shape
+  is_colour = verdict.attributes[:, _COLOUR] == colour
+  return {
+    "class_accuracy": float((is_shape & is_colour).mean()),
+    "shape_accuracy": float(is_shape.mean()),
+    "colour_accuracy": float(is_colour.mean()),
+  }
 
 
 def mean_iou(
