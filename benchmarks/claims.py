@@ -32,12 +32,21 @@ LEVELS = {
 
 # Claim one: seconds of training that are judged after, and by how many samples.
 TIMES, FEW, MANY, STEPS, GUIDANCE = (90, 180), 64, 128, 15, 4.0
-CHANCE = 1 / 48  # of a class
+# What is learned first, and its chance: in so little time pixels learn no more.
+FIRST, CHANCE = "colour_accuracy", 1 / 8
 # Claim two: f, channels, and the config.
 BOTTLENECKS = [
   *((f, c, "autoencoder") for f in (2, 4, 8) for c in (4, 16)),
   *((f, 4, "vq") for f in (2, 4, 8)),
 ]
+# To see what a bottleneck loses, all else must have been learned: in 100 s Muon
+# has 29 dB at f = 2 and 16 channels, AdamW 22.
+LEARNED = {
+  "data__batch": 4,
+  "steps": 900,
+  "task__optimizer__decay_steps": 900,
+  "task__optimizer__muon": 1e-2,
+}
 # Claim three: the price of a nat, and the scale, None for 1 / std.
 PRICES = [(0.0, None), (1e-6, None), (1e-3, None), (1.0, None), (1e-6, 1.0)]
 ONE, TWO = 600, 350  # steps of its stages
@@ -152,10 +161,10 @@ def quality(factor, step, seconds):
 
 
 def reached(curve, level):
-  """Seconds until the class is right so often, or None; straight lines."""
+  """Seconds until it is right so often, or None; straight lines between."""
   before = (0.0, CHANCE)
   for point in curve:
-    here = (point["seconds"], point["class_accuracy"])
+    here = (point["seconds"], point[FIRST])
     if here[1] >= level:
       share = (level - before[1]) / max(1e-9, here[1] - before[1])
       return before[0] + share * (here[0] - before[0])
@@ -197,9 +206,9 @@ def one():
     ]
   for slow, fast in itertools.combinations(FACTORS, 2):
     last = curves[slow][-1]
-    level = last["class_accuracy"]
+    level = last[FIRST]
     told = {"claim": "one", "what": f"f{fast} against f{slow}", "level": level}
-    if level > 3 * CHANCE:
+    if level > 2 * CHANCE:
       found = reached(curves[fast], level)
       told["times"] = found and round(last["seconds"] / found, 1)
       spent = curves[fast][-1]["first_stage_seconds"]
@@ -213,7 +222,7 @@ def one():
   for f, curve in curves.items():
     x = [each["seconds"] for each in curve]
     spent = curve[0]["first_stage_seconds"]
-    y = [each["class_accuracy"] for each in curve]
+    y = [each[FIRST] for each in curve]
     label = "pixels" if f == 1 else f"f = {f}"
     plot[0].plot([0, *x], [CHANCE, *y], "o-", label=label)
     x = [spent + each for each in (0, *x)]
@@ -227,7 +236,7 @@ def one():
     values = [told[name] for told in prices.values()]
     plot[2].semilogy(names, values, "s--", label=label)
   for axes in plot[:2]:
-    axes.set_ylabel("class accuracy")
+    axes.set_ylabel(FIRST.replace("_", " "))
     axes.legend()
   finish(plot, "one.png")
 
@@ -235,11 +244,9 @@ def one():
 def bottleneck(factor, channels, config):
   """Claim two: what comes back through one bottleneck."""
   name = f"{config}_f{factor}_c{channels}"
-  fields = (
-    {}
-    if config == "autoencoder"
-    else {"task__autoencoder__bottleneck__width": channels}
-  )
+  fields = dict(LEARNED)
+  if config == "vq":
+    fields |= {"task__autoencoder__bottleneck__width": channels}
   log = train(
     f"claims_{config}",
     name,
@@ -345,7 +352,8 @@ def two():
     shown.append(np.concatenate(list(back), axis=1))
     words.append(f"{kind}, f = {factor}, {channels} channels")
   shown.insert(0, np.concatenate(list(images), axis=1))
-  sheet = pictures.grid(np.stack(shown), ["as it was", *words], columns=2)
+  large = np.stack(shown).repeat(2, 1).repeat(2, 2)
+  sheet = pictures.grid(large, ["as it was", *words], columns=2)
   pictures.write_png(os.path.join(PICTURES, "two_pictures.png"), sheet)
   names = ("psnr", "numbers_read", "grating_contrast", "texture_kept")
   plot = canvas(4, "f")
@@ -368,6 +376,7 @@ def priced(price, scale):
     name,
     steps=ONE,
     task__optimizer__decay_steps=ONE,
+    task__optimizer__muon=1e-2,
     task__bottleneck_weight=price,
     checkpoints__every=ONE,
   )
