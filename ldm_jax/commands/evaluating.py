@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from ldm_jax.nodes import ConfigError
 from ldm_jax.run import Run
 from ldm_jax.runtime import processes
 from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.runtime.speech import say
+from ldm_jax.runtime.speech import plain, say
 
 LEAST = 2048  # pictures, as many as features
 
@@ -254,7 +253,7 @@ def _tell(
   pairs = ("ssim", "lpips")
   absent = [n for n in critics.missing if n not in pairs or case.is_paired]
   told |= measured | dict.fromkeys(absent, "unavailable")
-  told = {name: _plain(value) for name, value in told.items()}
+  told = {name: plain(value) for name, value in told.items()}
   if not processes.is_first():
     return
   for need in sorted({critics.missing[name] for name in absent}):
@@ -270,10 +269,3 @@ def _tell(
       file.write(line + "\n")
     os.replace(path + ".part", path)
   print(line)
-
-
-def _plain(value: Any) -> Any:
-  """For JSON, which knows no infinity."""
-  if isinstance(value, float):
-    return float(f"{value:.7g}") if math.isfinite(value) else str(value)
-  return value

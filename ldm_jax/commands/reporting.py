@@ -36,6 +36,7 @@ from ldm_jax.nodes import ConfigError
 from ldm_jax.pixels import to_float
 from ldm_jax.runtime import metrics, pictures
 from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.speech import plain
 from ldm_jax.sampling import Settings
 
 SHOWN = 16
@@ -97,7 +98,7 @@ def report(flags: argparse.Namespace) -> int:
   print(path)
   sheet = pictures.grid(drawn[:SHOWN], captions[:SHOWN], columns=8)
   pictures.write_png(os.path.join(flags.out, "samples.png"), sheet)
-  print(json.dumps(told))
+  print(json.dumps({name: plain(value) for name, value in told.items()}))
   return 0
 
 

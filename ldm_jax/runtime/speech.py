@@ -1,9 +1,11 @@
-"""What a program says to its user: on stderr, once for all processes."""
+"""What a program says to its user, once for all processes."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -30,3 +32,10 @@ def say(line: str, end: str = "\n") -> None:
   """Writes to stderr, from process 0."""
   if jax.process_index() == 0:
     print(line, end=end, file=sys.stderr, flush=True)
+
+
+def plain(value: Any) -> Any:
+  """For JSON, which knows no infinity: that is a word, others have 7 digits."""
+  if isinstance(value, float):
+    return float(f"{value:.7g}") if math.isfinite(value) else str(value)
+  return value
