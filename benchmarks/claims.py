@@ -30,8 +30,10 @@ LEVELS = {
   8: ("(1, 2)", "(1, 1)"),
 }
 
-# Claim one: seconds of training that are judged after, and by how many samples.
-TIMES, FEW, MANY, STEPS, GUIDANCE = (90, 180), 64, 128, 15, 4.0
+# How samples are drawn that are judged, and how many, of pixels and of latents.
+STEPS, GUIDANCE, FEW, MANY = 15, 4.0, 64, 128
+# Claim one: seconds of training that are judged after.
+TIMES = (90, 180)
 # What is learned first, and its chance: in so little time pixels learn no more.
 FIRST, CHANCE = "colour_accuracy", 1 / 8
 # Claim two: f, channels, and the config.

@@ -210,6 +210,38 @@ def test_one_batch_is_learned_by_heart_by_stage_one():
   assert told["psnr"] > 40
 
 
+@pytest.mark.slow
+def test_one_batch_is_learned_by_heart_by_stage_two():
+  """The noise is told from it, and samples are its images, each of them."""
+  images, steps = rough_images(), 400
+  batch = {"image": images.repeat(4, 0)}
+  model = LatentDiffusion(
+    first_stage=Pixels(), unet=unet(32, kind="plain"), schedule=SCHEDULE
+  )
+  task = Denoising(
+    model=model,
+    optimizer=Optimizer(
+      2e-3, warmup=20, decay="cosine", decay_steps=steps, muon=1e-2
+    ),
+    ema_decay=0.99,
+  )
+  frozen = Frozen({}, jnp.float32(1.0))
+  state = repeated(task, batch, frozen, steps)
+  price = jax.jit(lambda key: task.measure(state, frozen, batch, key)["loss"])
+  losses = [price(key) for key in jax.random.split(jax.random.key(2), 50)]
+  assert np.mean(losses) < 0.02, np.mean(losses)
+  sharding = MeshShape().build(jax.devices()[:1])
+  studio = Studio(model, task.parameters(state.ema, frozen), sharding)
+  nothing = Said({}, {})
+  settings = Settings(16, 16, samplers.Recipe(50, eta=1.0))
+  drawn = studio.draw(settings, nothing, nothing, Order(64, 64))
+  drawn = np.concatenate(list(drawn)).astype(float)
+  apart = drawn[:, None] - np.asarray(images, float)
+  away = np.sqrt(np.square(apart).mean((2, 3, 4)))  # of 255
+  assert away.min(1).max() < 20, away.min(1)
+  assert len(set(away.argmin(1))) == 8
+
+
 def repeated(task, batch, frozen, steps):
   """The state after so many steps on one batch."""
   state = jax.jit(task.init)(jax.random.key(0), batch, frozen)
@@ -219,13 +251,13 @@ def repeated(task, batch, frozen, steps):
   return state
 
 
-def unet(channels, **more):
+def unet(channels, kind="transformer", **more):
   return UNet(
     out_channels=3,
     channels=channels,
     multipliers=(1, 2),
     blocks=1,
-    attention=AttentionPlan((0, 1), heads=4),
+    attention=AttentionPlan((0, 1), heads=4, kind=kind),
     modulation="scale_shift",
     groups=8,
     **more,
