@@ -276,7 +276,7 @@ def test_digits_are_drawn_that_a_judge_of_real_ones_reads():
   levels = np.floor(digits.images / 16 * 255 + 0.5).astype(np.uint8)
   images = jnp.asarray(levels[seen, ..., None].repeat(3, -1))
   labels = jnp.asarray(digits.target[seen].astype(np.int32))
-  steps = 1200
+  steps = 400
   model = LatentDiffusion(
     first_stage=Pixels(),
     unet=unet(32, vector="mlp"),
@@ -288,7 +288,7 @@ def test_digits_are_drawn_that_a_judge_of_real_ones_reads():
     model=model,
     loss=DenoisingLoss("flow"),
     optimizer=Optimizer(
-      2e-3, (0.9, 0.99), warmup=20, decay="cosine", decay_steps=steps
+      2e-3, warmup=20, decay="cosine", decay_steps=steps, muon=1e-2
     ),
     ema_decay=0.99,
   )
