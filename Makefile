@@ -30,7 +30,7 @@ quickstart: $(BASE)
 	$(BIN)/python sample.py --model=$(RUNS)/glyphs_text --num 16 --steps 25 \
 	  --prompt "a large red striped circle at the top left on a black background" \
 	  --out $(RUNS)/samples
-	$(BIN)/python -m ldm_jax.commands.report --model=$(RUNS)/glyphs_text \
+	$(BIN)/python -m ldm_jax.cli.report --model=$(RUNS)/glyphs_text \
 	  --out $(RUNS)/report
 
 # One condition on the glyphs: make show-class, show-layout, ...; see

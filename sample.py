@@ -1,7 +1,7 @@
-"""Images from a run; see ldm_jax/commands/sample.py."""
+"""Images from a run; see ldm_jax/cli/sample.py."""
 
-from ldm_jax.commands.doors import enter
-from ldm_jax.commands.sample import main
+from ldm_jax.cli.parser import run_command
+from ldm_jax.cli.sample import main
 
 if __name__ == "__main__":
-  enter(main)
+  run_command(main)

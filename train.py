@@ -1,7 +1,7 @@
-"""Trains one experiment, either stage; see ldm_jax/commands/train.py."""
+"""Trains one experiment, either stage; see ldm_jax/cli/train.py."""
 
-from ldm_jax.commands.doors import enter
-from ldm_jax.commands.train import main
+from ldm_jax.cli.parser import run_command
+from ldm_jax.cli.train import main
 
 if __name__ == "__main__":
-  enter(main)
+  run_command(main)

@@ -76,14 +76,14 @@ def call(*flags):
 
 def train(config, name, **fields):
   """Trains a config with these fields into runs/claims/NAME; its metrics."""
-  from ldm_jax.runtime import metrics
+  from ldm_jax.runtime.monitoring import metric_writer
 
   folder = os.path.join(RUNS, name)
   flags = [f"--config.{k.replace('__', '.')}={v}" for k, v in fields.items()]
   call(
     "train.py", f"--config=configs/{config}.py", f"--workdir={folder}", *flags
   )
-  return metrics.read(folder)
+  return metric_writer.read(folder)
 
 
 def median(log):
@@ -96,7 +96,7 @@ def judged(name, count):
   """What the judge says of samples."""
   folder = os.path.join(RUNS, name)
   return call(
-    *("-m", "ldm_jax.commands.report", f"--model={folder}"),
+    *("-m", "ldm_jax.cli.report", f"--model={folder}"),
     *(f"--out={folder}/report", f"--num={count}", f"--steps={STEPS}"),
     f"--guidance={GUIDANCE}",
   )
@@ -178,18 +178,18 @@ def drawing(name):
   """Samples a second, of 15 guided steps, compilation left out."""
   import time
 
-  from ldm_jax.commands.models import open_denoising
-  from ldm_jax.commands.redrawing import Redrawer
-  from ldm_jax.data import pipeline
+  from ldm_jax.data import batching
   from ldm_jax.diffusion.guidance import Guidance
-  from ldm_jax.diffusion.samplers import Recipe
-  from ldm_jax.runtime.sharding import MeshShape
-  from ldm_jax.sampling import Settings
+  from ldm_jax.diffusion.samplers import SamplerConfig
+  from ldm_jax.evaluation.reconstruct import Reconstructor
+  from ldm_jax.pretrained.open_model import open_denoising
+  from ldm_jax.runtime.devices.sharding import MeshShape
+  from ldm_jax.sampling import SamplingConfig
 
   run = open_denoising(os.path.join(RUNS, name))
-  settings = Settings(64, 64, Recipe(STEPS), Guidance(GUIDANCE))
-  artist = Redrawer(run, settings, MeshShape().build())
-  examples = pipeline.first(run.experiment.data.validation, 16)
+  settings = SamplingConfig(64, 64, SamplerConfig(STEPS), Guidance(GUIDANCE))
+  artist = Reconstructor(run, settings, MeshShape().build())
+  examples = batching.first(run.experiment.data.validation, 16)
   artist.draw(examples)
   begun = time.monotonic()
   artist.draw(examples)
@@ -262,7 +262,7 @@ def bottleneck(factor, channels, config):
   )
   folder = os.path.join(RUNS, name)
   found = call(
-    *("-m", "ldm_jax.commands.evaluate", folder, "--num=256"),
+    *("-m", "ldm_jax.cli.evaluate", folder, "--num=256"),
     *(f"--out={folder}/evaluation", *lpips()),
   )
   told = {n: found[n] for n in ("psnr", "ssim", "lpips")}
@@ -293,13 +293,13 @@ def codes_used(folder):
 
 def opened(folder):
   """An autoencoder, its variables, and 256 held-out images."""
-  from ldm_jax.data import pipeline
+  from ldm_jax.data import batching
   from ldm_jax.run import Run
-  from ldm_jax.runtime.sharding import MeshShape
+  from ldm_jax.runtime.devices.sharding import MeshShape
 
   run = Run.open(folder)
   params = run.trained(MeshShape().build())
-  images = pipeline.first(run.experiment.data.validation, 256)["image"]
+  images = batching.first(run.experiment.data.validation, 256)["image"]
   return run.experiment.task.autoencoder, params, images
 
 
@@ -313,10 +313,10 @@ def restored(folder, count):
   """Level 1's first held-out examples, their scenes, and what comes back."""
   import numpy as np
 
-  from ldm_jax.commands.redrawing import restorer
-  from ldm_jax.data.glyphs import Glyphs
+  from ldm_jax.data.glyphs.source import Glyphs
+  from ldm_jax.evaluation.reconstruct import restorer
   from ldm_jax.run import Run
-  from ldm_jax.runtime.sharding import MeshShape
+  from ldm_jax.runtime.devices.sharding import MeshShape
 
   source = Glyphs(1, "validation", count)
   images = np.stack([each["image"] for each in source])
@@ -327,13 +327,13 @@ def restored(folder, count):
 
 def finest(folder):
   """Numbers read, gratings' contrast, textures kept, of 256 images."""
-  from ldm_jax.evaluation import details
+  from ldm_jax.evaluation.glyphs import fine_detail
 
   _, scenes, back = restored(folder, 256)
   measures = (
-    details.numbers_read,
-    details.grating_contrast,
-    details.texture_kept,
+    fine_detail.numbers_read,
+    fine_detail.grating_contrast,
+    fine_detail.texture_kept,
   )
   return {m.__name__: round(m(back, scenes), 4) for m in measures}
 
@@ -342,7 +342,7 @@ def two():
   """What each bottleneck loses, and a sheet of it."""
   import numpy as np
 
-  from ldm_jax.runtime import pictures
+  from ldm_jax.runtime import image_files
 
   found, shown, words = {}, [], []
   for factor, channels, config in BOTTLENECKS:
@@ -355,8 +355,8 @@ def two():
     words.append(f"{kind}, f = {factor}, {channels} channels")
   shown.insert(0, np.concatenate(list(images), axis=1))
   large = np.stack(shown).repeat(2, 1).repeat(2, 2)
-  sheet = pictures.grid(large, ["as it was", *words], columns=2)
-  pictures.write_png(os.path.join(PICTURES, "two_pictures.png"), sheet)
+  sheet = image_files.grid(large, ["as it was", *words], columns=2)
+  image_files.write_png(os.path.join(PICTURES, "two_pictures.png"), sheet)
   names = ("psnr", "numbers_read", "grating_contrast", "texture_kept")
   plot = canvas(4, "f")
   for kind in ("autoencoder_f{}_c4", "autoencoder_f{}_c16", "vq_f{}_c4"):

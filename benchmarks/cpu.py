@@ -41,7 +41,7 @@ def jax_job(name):
 
   from ldm_jax.nn.autoencoder import Autoencoder
   from ldm_jax.nn.bottleneck import GaussianBottleneck
-  from ldm_jax.nn.conditioner import Condition
+  from ldm_jax.nn.conditioners.embedders import Condition
   from ldm_jax.nn.unet import UNet
 
   if name in ("unet", "stage_two"):

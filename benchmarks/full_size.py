@@ -28,10 +28,10 @@ def write(path: str) -> None:
   import jax.numpy as jnp
 
   from ldm_jax.nn.autoencoder import Autoencoder
-  from ldm_jax.nn.clip import ClipText
-  from ldm_jax.nn.conditioner import Condition
+  from ldm_jax.nn.conditioners.embedders import Condition
+  from ldm_jax.nn.encoders.clip_text import ClipText
   from ldm_jax.nn.unet import UNet
-  from ldm_jax.weights import convert, names
+  from ldm_jax.weights.naming import convert, parameter_names
   from ldm_jax.weights.safetensors_files import write_safetensors
 
   key, latents = jax.random.key(0), jnp.zeros((1, 64, 64, 4))
@@ -51,7 +51,7 @@ def write(path: str) -> None:
   rng, tensors = np.random.default_rng(0), {}
   for (prefix, network), init in parts.items():
     shapes = convert.shapes(jax.eval_shape(init)["params"])
-    for row in names.table(network, "compvis", shapes).rows:
+    for row in parameter_names.table(network, "compvis", shapes).rows:
       shape = row.foreign_shape()
       fan = math.prod(shape[1:]) or 1
       drawn = rng.standard_normal(shape, np.float32) / math.sqrt(fan)
@@ -84,7 +84,7 @@ def measure(path: str, dtype: str) -> None:
   ids = jnp.full((1, 1, 77), 49407, jnp.int32).at[:, :, 0].set(49406)
   say = jax.jit(model.condition)
   word = say(params, {"tokens": ids}, {"tokens": jnp.zeros((1,), bool)})
-  program = samplers.Recipe(landing=0.0).plan(model.schedule).program
+  program = samplers.SamplerConfig(final_sigma=0.0).plan(model.schedule).program
   row = jax.tree.map(lambda x: x[:1], program)
   keys = jax.random.split(jax.random.key(1), 1)
 

@@ -93,7 +93,7 @@ def search():
   folder = os.path.join(RUNS, "neighbours")
   if not os.path.exists(os.path.join(folder, "validation.npy")):
     call(
-      ["-m", "ldm_jax.commands.retrieve"],
+      ["-m", "ldm_jax.cli.retrieve"],
       "--config=configs/glyphs_neighbours.py",
       f"--encoder={STAGE}",
       f"--out={folder}",
@@ -119,7 +119,7 @@ def main():
     out = os.path.join(run, "report" + (name and f"_{name}"))
     begun = time.monotonic()
     found = call(
-      ["-m", "ldm_jax.commands.report"],
+      ["-m", "ldm_jax.cli.report"],
       f"--model={run}",
       f"--out={out}",
       f"--num={told.num}",

@@ -42,27 +42,31 @@ def jax_jobs(told):
   import jax.numpy as jnp
 
   from ldm_jax.diffusion.guidance import Guidance
-  from ldm_jax.diffusion.samplers import Recipe
+  from ldm_jax.diffusion.samplers import SamplerConfig
   from ldm_jax.latent_diffusion import LatentDiffusion
-  from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-  from ldm_jax.nn.spatial import Embeddings
+  from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+  from ldm_jax.nn.conditioners.spatial import NeighbourEmbeddings
   from ldm_jax.nn.unet import UNet
-  from ldm_jax.programs import Programs
-  from ldm_jax.runtime import flops
+  from ldm_jax.runtime.devices.sharding import MeshShape
+  from ldm_jax.runtime.monitoring import flops
   from ldm_jax.runtime.optimizer import Optimizer
-  from ldm_jax.runtime.sharding import MeshShape
-  from ldm_jax.sampling.settings import Order, Said, Settings
-  from ldm_jax.sampling.studio import Studio
-  from ldm_jax.tasks.denoising import Denoising
+  from ldm_jax.sampling.engine import SamplingEngine
+  from ldm_jax.sampling.sampling_config import (
+    Conditioning,
+    GenerationInputs,
+    SamplingConfig,
+  )
+  from ldm_jax.training.compiled_steps import CompiledTask
+  from ldm_jax.training.denoiser import DenoiserTask
 
   wide, narrow, side = sizes(told.tiny)
   device = jax.devices()[0]
   model = LatentDiffusion(
-    first_stage=Autoencoder(Trunk(narrow, dtype="bfloat16")),
+    first_stage=Autoencoder(ConvStack(narrow, dtype="bfloat16")),
     unet=UNet(channels=wide, dtype="bfloat16"),
-    conditioners=(Embeddings(768),),
+    conditioners=(NeighbourEmbeddings(768),),
   )
-  task = Denoising(model, Optimizer(rate=1e-4))
+  task = DenoiserTask(model, Optimizer(rate=1e-4))
   sharding = MeshShape().build(jax.devices()[:1])
   rng = np.random.default_rng(0)
   normal = lambda *shape: rng.standard_normal(shape, np.float32)
@@ -76,7 +80,7 @@ def jax_jobs(told):
   drawn = jax.tree.map(lambda s: 0.02 * normal(*s.shape), shapes)
   frozen = jax.device_put(drawn, sharding.replicated)
   frozen = frozen.replace(latent_scale=jnp.float32(0.18215))
-  programs = Programs(task, sharding, 0, frozen, batch)
+  programs = CompiledTask(task, sharding, 0, frozen, batch)
   state = [programs.init(batch)]
 
   def train():
@@ -93,13 +97,15 @@ def jax_jobs(told):
   params = params.replace(latent_scale=frozen.latent_scale)
   state.clear()
   pixels = side * model.first_stage.stride
-  settings = Settings(
-    pixels, pixels, Recipe(steps=STEPS), guidance=Guidance(SCALE)
+  settings = SamplingConfig(
+    pixels, pixels, SamplerConfig(steps=STEPS), guidance=Guidance(SCALE)
   )
   raw = {"neighbours": normal(told.batch, 77, 768)}
-  say = lambda is_null: Said(raw, {"neighbours": np.full(told.batch, is_null)})
-  studio = Studio(model, params, sharding)
-  order = Order(count=told.batch, batch=told.batch)
+  say = lambda is_null: Conditioning(
+    raw, {"neighbours": np.full(told.batch, is_null)}
+  )
+  studio = SamplingEngine(model, params, sharding)
+  order = GenerationInputs(count=told.batch, batch=told.batch)
 
   def sample():
     list(studio.draw(settings, say(False), say(True), order))

@@ -21,12 +21,12 @@ import numpy as np
 import skimage
 from PIL import Image
 
-from ldm_jax.data import pipeline
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
+from ldm_jax.data import batching
 from ldm_jax.data.images import decode_image
-from ldm_jax.data.latents import Latents, write_manifest
-from ldm_jax.data.shards import Shards, write_record
+from ldm_jax.data.sources.cached_latents import CachedLatents, write_manifest
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.sources.shards import Shards, write_record
+from ldm_jax.data.transforms.augment import Augment
 
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 PICTURES, LATENTS, BATCH = 512, 20_000, 256
@@ -103,7 +103,7 @@ def cache(folder):
       "arrays": {"moments": ["float16", [32, 32, 8]], "label": ["int32", []]},
     },
   )
-  return Latents(folder)
+  return CachedLatents(folder)
 
 
 def main():
@@ -116,7 +116,7 @@ def main():
   cores = min(told.threads, os.cpu_count())
   found["decode_and_cut_one_core"] = one_core(files)
   found["decode_and_cut_all_cores"] = all_cores(files, cores)
-  stream = lambda source, augment: pipeline.batches(
+  stream = lambda source, augment: batching.batches(
     source, batch=BATCH, seed=0, augment=augment, threads=told.threads
   )
   with tempfile.TemporaryDirectory() as root:

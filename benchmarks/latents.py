@@ -23,13 +23,13 @@ import pathlib
 import skimage
 
 from ldm_jax.config import Data, Experiment, PerceptualWeights, Reports
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.data.sources.folder import Folder
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.tasks.autoencoding import Autoencoding
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.denoiser import DenoiserTask
 
 STAGE_ONE = {is_first}
 
@@ -40,11 +40,11 @@ def get_config():
   data = Data(photos, photos, Augment(128, scale=(0.5, 1.0)), batch=16,
               held_out=3, threads=2)
   if STAGE_ONE:
-    task = Autoencoding(Autoencoder(Trunk(32)), perceptual=None)
+    task = AutoencoderTask(Autoencoder(ConvStack(32)), perceptual=None)
   else:
     plan = AttentionPlan((0, 1), heads=4, kind="plain")
     unet = UNet(4, 48, (1, 2), 1, plan, groups=12)
-    task = Denoising(LatentDiffusion(unet=unet), latent_scale=1.0)
+    task = DenoiserTask(LatentDiffusion(unet=unet), latent_scale=1.0)
   return Experiment(task, data, steps={steps},
                     reports=Reports(every=10, previews_every=0))
 """
@@ -73,7 +73,7 @@ def main():
     two = f"--config={root / 'two.py'}"
     call("train.py", f"--config={root / 'one.py'}", f"--workdir={root / 'one'}")
     prepare = [f"--first_stage={root / 'one'}", f"--out={root / 'latents'}"]
-    call("-m", "ldm_jax.commands.prepare", two, *prepare, "--copies=100")
+    call("-m", "ldm_jax.cli.prepare", two, *prepare, "--copies=100")
     found = {}
     for run, more in (
       ("without", []),

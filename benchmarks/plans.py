@@ -57,7 +57,7 @@ def main():
     if name not in PLANS:
       sys.exit(f"no plan {name!r}; there are {', '.join(PLANS)}")
   for name in names:
-    command = [sys.executable, "-m", "ldm_jax.commands.plan", *PLANS[name]]
+    command = [sys.executable, "-m", "ldm_jax.cli.plan", *PLANS[name]]
     print(f"## {name}\n\n{' '.join(['python', *command[1:]])}\n", flush=True)
     done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     print(flush=True)

@@ -23,7 +23,7 @@ import ldm_jax
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.conditioner import Condition
+from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.unet import AttentionPlan, UNet
 
 STEPS, SCALE, WORDS, WIDTH = 50, 7.5, 77, 256
@@ -57,8 +57,8 @@ def network(channels, side):
 
 def ours(model, params, noise, contexts):
   """{name: function}: in chunks, in one scan, and step by step from Python."""
-  recipe = samplers.Recipe(STEPS, landing=0.0)
-  program = recipe.plan(model.schedule).program
+  sampler_config = samplers.SamplerConfig(STEPS, final_sigma=0.0)
+  program = sampler_config.plan(model.schedule).program
   keys = jax.random.split(jax.random.key(0), len(noise))
   negative, positive = (Condition(context=each) for each in contexts)
 

@@ -48,7 +48,7 @@ def plan(topology, slices):
   """What the plan command says of a place."""
   flags = [f"--topology={topology}", f"--slices={slices}"]
   flags.append(f"--batch={EACH * chips(topology, slices)}")
-  command = [sys.executable, "-m", "ldm_jax.commands.plan", *CONFIG, *flags]
+  command = [sys.executable, "-m", "ldm_jax.cli.plan", *CONFIG, *flags]
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
   return json.loads(done.stdout.splitlines()[-1])
 

@@ -11,8 +11,8 @@ import dataclasses
 
 import glyphs_autoencoder
 
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.runtime.keeping import Keeping
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 
 STEPS = 600
 
@@ -32,5 +32,9 @@ def get_config(price=1e-6):
     batch=8,
   )
   return dataclasses.replace(
-    made, task=task, data=data, steps=STEPS, checkpoints=Keeping(every=STEPS)
+    made,
+    task=task,
+    data=data,
+    steps=STEPS,
+    checkpoints=CheckpointPolicy(every=STEPS),
   )

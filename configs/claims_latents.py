@@ -13,9 +13,9 @@ import dataclasses
 from glyphs_base import second_stage
 
 from ldm_jax.config import Reports
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.nn.conditioner import ClassEmbedder
-from ldm_jax.runtime.keeping import Keeping
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 
 
 def get_config(first_stage=None, channels=4):
@@ -42,6 +42,6 @@ def get_config(first_stage=None, channels=4):
     made,
     task=dataclasses.replace(made.task, model=model, optimizer=steady),
     data=data,
-    checkpoints=Keeping(every=100_000),
+    checkpoints=CheckpointPolicy(every=100_000),
     reports=Reports(every=10, previews_every=0),
   )

@@ -2,8 +2,8 @@
 
 import claims_latents
 
-from ldm_jax.nn.autoencoder import Pixels
+from ldm_jax.nn.autoencoder import PixelSpace
 
 
 def get_config():
-  return claims_latents.get_config(Pixels(), channels=3)
+  return claims_latents.get_config(PixelSpace(), channels=3)

@@ -11,20 +11,20 @@ palettes are shown, so that a second stage may be led from one to the other.
 """
 
 from ldm_jax.config import Data, Experiment, Reports
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.runtime.keeping import Keeping
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.training.autoencoder import AutoencoderTask
 
 STEPS = 7000
 
 
 def get_config():
   return Experiment(
-    task=Autoencoding(
+    task=AutoencoderTask(
       autoencoder=Autoencoder(
-        Trunk(
+        ConvStack(
           channels=16,
           multipliers=(1, 2, 2),
           blocks=1,
@@ -58,6 +58,6 @@ def get_config():
       threads=2,
     ),
     steps=STEPS,
-    checkpoints=Keeping(every=STEPS, best="psnr", best_is="max"),
+    checkpoints=CheckpointPolicy(every=STEPS, best="psnr", best_is="max"),
     reports=Reports(every=50, previews_every=STEPS),
   )

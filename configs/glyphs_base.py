@@ -11,14 +11,14 @@ benchmarks/quality.md.
 """
 
 from ldm_jax.config import Data, Experiment, Reports
-from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.runtime.keeping import Keeping
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.training.denoiser import DenoiserTask
 
 STEPS = 1500
 FLOW = Schedule("rectified_flow")
@@ -32,7 +32,7 @@ def second_stage(
   prediction="flow",
   schedule=FLOW,
   steps=STEPS,
-  views=(),
+  transforms=(),
   tokenizer=None,
 ):
   """An experiment told by these conditioners.
@@ -54,7 +54,7 @@ def second_stage(
     groups=12,
   )
   return Experiment(
-    task=Denoising(
+    task=DenoiserTask(
       model=LatentDiffusion(
         unet=unet,
         schedule=schedule,
@@ -78,13 +78,13 @@ def second_stage(
       source=Glyphs(level=0, split="train"),
       validation=Glyphs(level=0, split="validation", size=1024),
       tokenizer=tokenizer,
-      views=views,
+      transforms=transforms,
       batch=128,
       held_out=128,
       threads=2,
     ),
     steps=steps,
-    checkpoints=Keeping(every=steps, best="loss"),
+    checkpoints=CheckpointPolicy(every=steps, best="loss"),
     # The report draws; a preview would take as long as sixty steps to compile.
     reports=Reports(every=50, previews_every=0),
   )

@@ -5,7 +5,7 @@ Told as a token to attend to (LDM's ClassEmbedder) and beside the time.
 
 from glyphs_base import second_stage
 
-from ldm_jax.nn.conditioner import ClassEmbedder
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 
 
 def get_config():

@@ -7,9 +7,9 @@ import dataclasses
 
 from glyphs_base import LDM, second_stage
 
-from ldm_jax.nn.classifier import HalfUNet
+from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.nn.unet import AttentionPlan
-from ldm_jax.tasks.classifying import Classifying
+from ldm_jax.training.classifier import ClassifierTask
 
 STEPS = 700
 
@@ -18,8 +18,8 @@ def get_config():
   made = second_stage(kind="plain", steps=STEPS)
   return dataclasses.replace(
     made,
-    task=Classifying(
-      classifier=HalfUNet(
+    task=ClassifierTask(
+      classifier=EncoderUNet(
         channels=48,
         multipliers=(1, 2),
         blocks=1,

@@ -8,7 +8,7 @@ import dataclasses
 
 from glyphs_text import get_config as text
 
-from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.data.glyphs.source import Glyphs
 
 STEPS = 200
 

@@ -5,9 +5,9 @@ Stable Diffusion's convention: the mask and the latents of what is kept.
 
 from glyphs_base import second_stage
 
-from ldm_jax.data.masks import Masks
-from ldm_jax.nn.spatial import MaskedImage
+from ldm_jax.data.transforms.masks import Masks
+from ldm_jax.nn.conditioners.spatial import MaskedImage
 
 
 def get_config():
-  return second_stage(MaskedImage("sd"), kind="plain", views=(Masks(),))
+  return second_stage(MaskedImage("sd"), kind="plain", transforms=(Masks(),))

@@ -5,9 +5,9 @@ LDM's tokens on a grid of 33, one for every pixel's edge.
 
 from glyphs_base import second_stage
 
-from ldm_jax.data.layout import LayoutTokens
-from ldm_jax.nn.conditioner import LayoutEmbedder
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.data.transforms.layout_tokens import LayoutTokens
+from ldm_jax.nn.conditioners.embedders import LayoutEmbedder
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 
 TOKENS = LayoutTokens(vocabulary=1100, objects=1)
 
@@ -21,4 +21,6 @@ def get_config():
     head_width=32,
     length=TOKENS.length,
   )
-  return second_stage(LayoutEmbedder(encoder, drop_rate=0.1), views=(TOKENS,))
+  return second_stage(
+    LayoutEmbedder(encoder, drop_rate=0.1), transforms=(TOKENS,)
+  )

@@ -5,8 +5,8 @@ The map lies beside the latents (LDM's SpatialRescaler).
 
 from glyphs_base import second_stage
 
-from ldm_jax.nn.spatial import MapEmbedder
+from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
 
 
 def get_config():
-  return second_stage(MapEmbedder(classes=7, width=16), kind="plain")
+  return second_stage(SegmentationEmbedder(classes=7, width=16), kind="plain")

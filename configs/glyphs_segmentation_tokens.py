@@ -2,10 +2,10 @@
 
 from glyphs_base import second_stage
 
-from ldm_jax.nn.spatial import MapEmbedder
+from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
 
 
 def get_config():
   return second_stage(
-    MapEmbedder(classes=7, width=64, joins="context", positions=64)
+    SegmentationEmbedder(classes=7, width=64, joins="context", positions=64)
   )

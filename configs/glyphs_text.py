@@ -6,9 +6,9 @@ their mean beside the time.
 
 from glyphs_base import second_stage
 
-from ldm_jax.data.tokens import Tokenizer
-from ldm_jax.nn.conditioner import TextEmbedder
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.data.text.tokenizers import TokenizerConfig
+from ldm_jax.nn.conditioners.embedders import TextEmbedder
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 
 LENGTH = 20
 
@@ -19,7 +19,7 @@ def words():
     vocabulary=128, width=128, depth=1, heads=4, head_width=32, length=LENGTH
   )
   embedder = TextEmbedder(encoder, is_pooled=True)
-  return embedder, Tokenizer(kind="word", vocabulary=128, length=LENGTH)
+  return embedder, TokenizerConfig(kind="word", vocabulary=128, length=LENGTH)
 
 
 def get_config():

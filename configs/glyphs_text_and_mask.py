@@ -3,8 +3,8 @@
 from glyphs_base import second_stage
 from glyphs_text import words
 
-from ldm_jax.data.masks import Masks
-from ldm_jax.nn.spatial import MaskedImage
+from ldm_jax.data.transforms.masks import Masks
+from ldm_jax.nn.conditioners.spatial import MaskedImage
 
 
 def get_config():
@@ -14,5 +14,5 @@ def get_config():
     MaskedImage("sd"),
     vector="mlp",
     tokenizer=tokenizer,
-    views=(Masks(),),
+    transforms=(Masks(),),
   )

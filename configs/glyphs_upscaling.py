@@ -2,11 +2,11 @@
 
 from glyphs_base import second_stage
 
-from ldm_jax.data.degradation import Degradation
-from ldm_jax.nn.spatial import LowResolution
+from ldm_jax.data.transforms.degradation import Degradation
+from ldm_jax.nn.conditioners.spatial import LowResolution
 
 
 def get_config():
   return second_stage(
-    LowResolution(), kind="plain", views=(Degradation(kind="area"),)
+    LowResolution(), kind="plain", transforms=(Degradation(kind="area"),)
   )

@@ -19,14 +19,14 @@ import importlib.util
 import pathlib
 
 from ldm_jax.config import Data, Experiment, PerceptualWeights, Reports
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.discriminator import PatchDiscriminator
-from ldm_jax.nn.perceptual import LPIPS
-from ldm_jax.runtime.keeping import Keeping
+from ldm_jax.nn.encoders.lpips import LPIPS
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.training.autoencoder import AutoencoderTask
 
 STEPS = 1300
 
@@ -61,9 +61,9 @@ def get_config():
     clip=1e4,
   )
   return Experiment(
-    task=Autoencoding(
+    task=AutoencoderTask(
       autoencoder=Autoencoder(
-        Trunk(channels=32, multipliers=(1, 2, 4), blocks=1, groups=8),
+        ConvStack(channels=32, multipliers=(1, 2, 4), blocks=1, groups=8),
         latent_channels=3,
       ),
       perceptual=LPIPS(),
@@ -86,7 +86,7 @@ def get_config():
       held_out=len(HELD_OUT),
     ),
     steps=STEPS,
-    checkpoints=Keeping(every=STEPS // 3, best="psnr", best_is="max"),
+    checkpoints=CheckpointPolicy(every=STEPS // 3, best="psnr", best_is="max"),
     reports=Reports(
       every=25, previews_every=STEPS // 3, previews=len(HELD_OUT)
     ),

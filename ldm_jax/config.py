@@ -8,51 +8,52 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.degradation import Degradation
-from ldm_jax.data.folder import Folder
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.data.latents import Latents
-from ldm_jax.data.layout import LayoutTokens
-from ldm_jax.data.masks import Masks
-from ldm_jax.data.mix import Mix
-from ldm_jax.data.neighbours import Neighbours
-from ldm_jax.data.shards import Shards
-from ldm_jax.data.tokens import Tokenizer
-from ldm_jax.data.zoo import Zoo
+from ldm_jax.config_tree import node_from_json
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.data.sources.cached_latents import CachedLatents
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.sources.mix import Mix
+from ldm_jax.data.sources.neighbours import Neighbours
+from ldm_jax.data.sources.shards import Shards
+from ldm_jax.data.sources.tfds_source import TfdsSource
+from ldm_jax.data.text.tokenizers import TokenizerConfig
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.data.transforms.degradation import Degradation
+from ldm_jax.data.transforms.layout_tokens import LayoutTokens
+from ldm_jax.data.transforms.masks import Masks
 from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Pixels, Trunk
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack, PixelSpace
 from ldm_jax.nn.bottleneck import GaussianBottleneck, VectorQuantizer
-from ldm_jax.nn.classifier import HalfUNet
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.conditioner import (
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
   LayoutEmbedder,
   SizeEmbedder,
   TextEmbedder,
 )
-from ldm_jax.nn.discriminator import PatchDiscriminator
-from ldm_jax.nn.lora import LoRA
-from ldm_jax.nn.perceptual import LPIPS
-from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.nn.spatial import (
+from ldm_jax.nn.conditioners.spatial import (
   DepthMap,
-  Embeddings,
   LowResolution,
-  MapEmbedder,
   MaskedImage,
+  NeighbourEmbeddings,
+  SegmentationEmbedder,
 )
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.encoder_unet import EncoderUNet
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.lpips import LPIPS
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.lora import LoRA
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.nodes import ConfigError, read
-from ldm_jax.runtime.keeping import Keeping
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
+from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.tasks.autoencoding import Autoencoding
-from ldm_jax.tasks.classifying import Classifying
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.classifier import ClassifierTask
+from ldm_jax.training.denoiser import DenoiserTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Data:
       never mirrored; None takes `augment`.
     tokenizer: for captions, or None to leave them out.
     views: what is made of every example for conditioners, in this order.
-    latents: a folder of `python -m ldm_jax.commands.prepare` that stands for
+    latents: a folder of `python -m ldm_jax.cli.prepare` that stands for
       `source` in stage two: latents that need not be encoded again.
     buckets: shapes, height and width, that whole batches are cut to in place
       of `augment.size` twice, each picture to the one nearest in ratio; see
@@ -78,12 +79,12 @@ class Data:
       lists them.
   """
 
-  source: Glyphs | Folder | Zoo | Shards | Mix | Neighbours
-  validation: Glyphs | Folder | Zoo | Shards | Mix | Neighbours
+  source: Glyphs | Folder | TfdsSource | Shards | Mix | Neighbours
+  validation: Glyphs | Folder | TfdsSource | Shards | Mix | Neighbours
   augment: Augment | None = None
   validation_augment: Augment | None = None
-  tokenizer: Tokenizer | None = None
-  views: tuple[Masks | LayoutTokens | Degradation, ...] = ()
+  tokenizer: TokenizerConfig | None = None
+  transforms: tuple[Masks | LayoutTokens | Degradation, ...] = ()
   latents: str = ""
   buckets: tuple[tuple[int, int], ...] = ()
   batch: int = 64
@@ -106,7 +107,7 @@ class Data:
   def learned(self) -> tuple[Any, Augment | None]:
     """What is learned from, and how it is cut."""
     if self.latents:
-      return Latents(self.latents), None
+      return CachedLatents(self.latents), None
     return self.source, self.augment
 
   @property
@@ -165,12 +166,12 @@ class Experiment:
       run starts.
   """
 
-  task: Autoencoding | Denoising | Classifying
+  task: AutoencoderTask | DenoiserTask | ClassifierTask
   data: Data
   steps: int
   seed: int = 0
   mesh: MeshShape = MeshShape()
-  checkpoints: Keeping = Keeping()
+  checkpoints: CheckpointPolicy = CheckpointPolicy()
   reports: Reports = Reports()
   perceptual: PerceptualWeights = PerceptualWeights()
   first_stage: str = ""
@@ -188,30 +189,30 @@ CLASSES = {
     Reports,
     PerceptualWeights,
     MeshShape,
-    Keeping,
+    CheckpointPolicy,
     Optimizer,
     Glyphs,
     Folder,
-    Zoo,
+    TfdsSource,
     Shards,
     Mix,
     Neighbours,
     Augment,
-    Tokenizer,
+    TokenizerConfig,
     Masks,
     LayoutTokens,
     Degradation,
-    Autoencoding,
-    Denoising,
-    Classifying,
-    HalfUNet,
+    AutoencoderTask,
+    DenoiserTask,
+    ClassifierTask,
+    EncoderUNet,
     LoRA,
     DenoisingLoss,
     Schedule,
     LatentDiffusion,
     Autoencoder,
-    Pixels,
-    Trunk,
+    PixelSpace,
+    ConvStack,
     GaussianBottleneck,
     VectorQuantizer,
     UNet,
@@ -223,11 +224,11 @@ CLASSES = {
     ClipText,
     SizeEmbedder,
     LayoutEmbedder,
-    MapEmbedder,
+    SegmentationEmbedder,
     DepthMap,
     MaskedImage,
     LowResolution,
-    Embeddings,
+    NeighbourEmbeddings,
     PatchDiscriminator,
     LPIPS,
   )
@@ -285,7 +286,7 @@ def from_json(tree: Any) -> Experiment:
   Raises:
     ConfigError: it names other classes or fields than ours.
   """
-  experiment = read(tree, CLASSES, "config")
+  experiment = node_from_json(tree, CLASSES, "config")
   if not isinstance(experiment, Experiment):
     raise ConfigError("the JSON of a config must be that of an Experiment")
   return experiment

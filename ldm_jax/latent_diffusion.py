@@ -10,19 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldm_jax.diffusion.guidance import Guidance, guide
-from ldm_jax.diffusion.prediction import (
-  Denoiser,
-  Estimate,
-  Prediction,
-  to_pair,
-)
+from ldm_jax.diffusion.prediction import Denoiser, Estimate, Prediction, to_pair
 from ldm_jax.diffusion.schedule import Level, Schedule
 from ldm_jax.nn.autoencoder import FirstStage
-from ldm_jax.nn.bottleneck import Gaussian, Point
-from ldm_jax.nn.conditioner import Condition, merge
-from ldm_jax.nn.conditioners import Conditioner
+from ldm_jax.nn.bottleneck import DeterministicPosterior, DiagonalGaussian
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.conditioner import Conditioner
+from ldm_jax.nn.conditioners.embedders import Condition, merge
 from ldm_jax.nn.controlnet import ControlNet, controlled
-from ldm_jax.nn.prompts import ClipEmbedder
 from ldm_jax.nn.unet import UNet
 
 
@@ -50,7 +45,7 @@ class LatentDiffusion:
   """Encode, denoise, decode  (Rombach et al. 2022, figure 3).
 
   Attributes:
-    first_stage: `Pixels` diffuses pixels. None only in the config of a run
+    first_stage: `PixelSpace` diffuses pixels. None only in the config of a run
       that has not started: it is filled in from the first stage's run.
     conditioners: each reads one array of the batch; their parts are merged.
     prediction: what the U-Net answers.
@@ -64,16 +59,16 @@ class LatentDiffusion:
   schedule: Schedule = Schedule()
   prediction: Prediction = "eps"
   control: ControlNet | None = None
-  low_noise: Schedule | None = None
+  noise_augmentation_schedule: Schedule | None = None
 
   def __post_init__(self):
-    names = [part.reads for part in self.conditioners]
+    names = [part.input_key for part in self.conditioners]
     if len(set(names)) < len(names):
       raise ValueError(
         f"two conditioners read the same array (they read {names}); give "
         "each its own"
       )
-    if self.schedule.is_drowned and self.prediction == "eps":
+    if self.schedule.has_zero_terminal_snr and self.prediction == "eps":
       raise ValueError(
         "zero_terminal_snr (or rectified_flow) leaves nothing of the image at "
         "the last time, where eps tells no x0; use prediction v, x0 or flow"
@@ -83,7 +78,7 @@ class LatentDiffusion:
   def frozen(self) -> tuple[str, ...]:
     """What the conditioners read that are not trained with the U-Net."""
     frozen = lambda p: isinstance(p, ClipEmbedder) and p.is_frozen
-    return tuple(p.reads for p in self.conditioners if frozen(p))
+    return tuple(p.input_key for p in self.conditioners if frozen(p))
 
   def part(self, kind: type) -> Any:
     """The first conditioner of a kind, or None."""
@@ -96,7 +91,7 @@ class LatentDiffusion:
 
   def encode(
     self, params: Parameters, images: Float[Array, "b h w 3"]
-  ) -> Gaussian | Point:
+  ) -> DiagonalGaussian | DeterministicPosterior:
     """q(z | x) of images in [-1, 1], before scaling.
 
     The caller takes its mode or samples it, and multiplies by
@@ -126,7 +121,9 @@ class LatentDiffusion:
     """
     parts = [
       part.apply(
-        params.conditioners[part.reads], raw[part.reads], drop[part.reads]
+        params.conditioners[part.input_key],
+        raw[part.input_key],
+        drop[part.input_key],
       )
       for part in self.conditioners
     ]
@@ -190,7 +187,7 @@ class LatentDiffusion:
     keys = jax.random.split(key_parts, max(1, len(self.conditioners)))
     drop, t = jnp.zeros((shape[0],), bool), jnp.zeros((shape[0],))
     made = {
-      part.reads: part.init_with_output(k, raw[part.reads], drop)
+      part.input_key: part.init_with_output(k, raw[part.input_key], drop)
       for k, part in zip(keys, self.conditioners, strict=False)
     }
     condition = merge([said for said, _ in made.values()])

@@ -21,14 +21,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import config, nodes
+from ldm_jax import config, config_tree
 from ldm_jax.config import Experiment
-from ldm_jax.data import tokens
-from ldm_jax.data.tokens import Words
-from ldm_jax.nodes import ConfigError
-from ldm_jax.runtime import checkpoint, trees
-from ldm_jax.runtime.sharding import Sharding
-from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.data.text import tokenizers
+from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.errors import ConfigError
+from ldm_jax.runtime.checkpointing import checkpoint, tree_io
+from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.training.autoencoder import AutoencoderTask
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -102,7 +102,7 @@ class Run:
     os.makedirs(self.folder, exist_ok=True)
     path = os.path.join(self.folder, "config.json")
     stored = {
-      "experiment": nodes.to_json(self.experiment),
+      "experiment": config_tree.to_json(self.experiment),
       "batch": {n: [s.shape, s.dtype.name] for n, s in self.batch.items()},
     }
     with open(path + ".part", "w") as file:
@@ -111,7 +111,7 @@ class Run:
 
   def check_same(self, experiment: Experiment) -> None:
     """Raises ConfigError if `experiment` would not go on with this run."""
-    told = nodes.differences(experiment, self.experiment)
+    told = config_tree.differences(experiment, self.experiment)
     told = [line for line in told if not line.startswith(MAY_CHANGE)]
     if told:
       raise ConfigError(
@@ -137,14 +137,14 @@ class Run:
     return step
 
   @functools.cached_property
-  def tokenizer(self) -> Words | None:
+  def tokenizer(self) -> Tokenizer | None:
     """The tokenizer its captions went through."""
     spec = self.experiment.data.tokenizer
     if spec is None:
       return None
-    return tokens.load(self._path("tokenizer"), spec.length)
+    return tokenizers.load(self._path("tokenizer"), spec.length)
 
-  def save_tokenizer(self, words: Words) -> None:
+  def save_tokenizer(self, words: Tokenizer) -> None:
     """Keeps the tokenizer with the run."""
     words.save(self._path("tokenizer"))
 
@@ -153,7 +153,7 @@ class Run:
 
     What a start that was killed before `write` has left is taken away.
     """
-    trees.save_tree(self._path("frozen"), frozen)
+    tree_io.save_tree(self._path("frozen"), frozen)
 
   def frozen(self, sharding: Sharding) -> Any:
     """What is not trained, on the devices.
@@ -162,7 +162,7 @@ class Run:
       Damaged: it is not what was written.
     """
     shapes = self.experiment.task.frozen_shapes(self.batch)
-    return trees.load_tree(self._path("frozen"), _placed(shapes, sharding))
+    return tree_io.load_tree(self._path("frozen"), _placed(shapes, sharding))
 
   def trained(self, sharding: Sharding) -> Any:
     """The parameters to use, averaged where the run averages.
@@ -200,10 +200,10 @@ def open_first_stage(folder: str) -> Run:
     ConfigError: if it is not one.
   """
   run = Run.open(folder)
-  if not isinstance(run.experiment.task, Autoencoding):
+  if not isinstance(run.experiment.task, AutoencoderTask):
     raise ConfigError(
       f"first_stage {folder!r} is a run of "
-      f"{type(run.experiment.task).__name__}; it must be one of Autoencoding"
+      f"{type(run.experiment.task).__name__}; it must be one of AutoencoderTask"
     )
   return run
 

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldm_jax.commands.doors import enter
-from ldm_jax.loop import Loop
-from ldm_jax.runtime import processes
-from ldm_jax.runtime.checkpoint import Checkpoints
-from ldm_jax.runtime.keeping import Keeping
+from ldm_jax.cli.parser import run_command
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
+from ldm_jax.runtime.devices import processes
+from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.runtime.steady import Steadied
+from ldm_jax.runtime.skip_updates import SkipBadUpdatesState
+from ldm_jax.training.trainer import Trainer
 
 ROWS = 8
 
@@ -35,7 +35,7 @@ class State:
 
   step: jax.Array
   params: dict
-  opt: Steadied
+  opt: SkipBadUpdatesState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +90,12 @@ def loop(folder, steps, every, width=2, breaks=None, **more):
   """The run, and what is held out."""
   sharding = MeshShape().build()
   mine = sharding.rows(ROWS)
-  made = Loop(
+  made = Trainer(
     Descent(width=width, **(breaks or {})),
     sharding,
     str(folder),
     steps,
-    keeping=Keeping(every=every),
+    keeping=CheckpointPolicy(every=every),
     every=1,
     previews_every=0,
     examples=lambda step: range(ROWS * step, ROWS * step + ROWS),
@@ -125,7 +125,7 @@ def descend(
 
 def main(arguments):
   """The command."""
-  processes.join()
+  processes.initialize()
   if slow := float(os.environ.get("SLOW", 0)):
     wait = Checkpoints.wait
     Checkpoints.wait = lambda self: (time.sleep(slow), wait(self))
@@ -136,4 +136,4 @@ def main(arguments):
 
 if __name__ == "__main__":
   sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
-  enter(main)
+  run_command(main)

@@ -9,9 +9,9 @@ from networks import draw_params, text_shapes, unet_shapes
 from single_files import SD1, SDXL, SIZES, TINY_CLIP, TINY_G, TINY_VAE
 
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.conditioner import SizeEmbedder
-from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.opened import Opened
+from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedders import SizeEmbedder
 
 # ours: (diffusers' name, sgm's name), of a U-Net of two levels, the finer one
 # of which attends; counted by hand.
@@ -83,12 +83,12 @@ def assembled(unet, fed, towers, sizes=(), words=None):
   }
   count = len(towers)
   embedder = ClipEmbedder(towers, (0,) * count, (39,) * count)
-  return Opened(
+  return LoadedModel(
     model=LatentDiffusion(TINY_VAE, unet, (embedder, *sizes)),
     params=Parameters(
       {"params": {"encoder": np.ones(3)}},
       np.float32(0.2),
-      conditioners | {part.reads: {} for part in sizes},
+      conditioners | {part.input_key: {} for part in sizes},
       {"params": draw_params(unet_shapes(unet, *fed), 9)},
     ),
     words=words,

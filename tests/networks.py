@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.nn.conditioner import ClassEmbedder, Condition
-from ldm_jax.weights.convert import shapes
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
+from ldm_jax.weights.naming.convert import shapes
 
 
 def f32(*shape):

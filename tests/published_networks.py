@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import VectorQuantizer
 from ldm_jax.nn.unet import AttentionPlan, UNet
 
@@ -28,12 +28,12 @@ VQ_F8 = (1, 2, 2, 4)
 
 def kl(multipliers, channels, levels=()):
   return Autoencoder(
-    Trunk(multipliers=multipliers, attention_levels=levels), channels
+    ConvStack(multipliers=multipliers, attention_levels=levels), channels
   )
 
 
 def vq(multipliers, channels, codes, levels=(), has_mid_attention=True):
-  trunk = Trunk(
+  trunk = ConvStack(
     multipliers=multipliers,
     attention_levels=levels,
     has_mid_attention=has_mid_attention,

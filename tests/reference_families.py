@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.commands.models import open_model
-from ldm_jax.hearing import Request, hear
-from ldm_jax.nn.spatial import (
+from ldm_jax.nn.conditioners.spatial import (
   DepthMap,
   LowResolution,
-  Masked,
   MaskedImage,
-  Small,
+  MaskedLatents,
+  NoisyLowResolution,
 )
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.sampling import Order, Studio
+from ldm_jax.pretrained.open_model import open_model
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.sampling import GenerationInputs, SamplingEngine
+from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -60,7 +60,7 @@ def ours(tensor):
 
 
 def request_of(negatives, height=32, width=32):
-  return Request(PROMPTS, negatives, None, height, width)
+  return ConditionInputs(PROMPTS, negatives, None, height, width)
 
 
 def bert_states(pipe, texts):
@@ -94,9 +94,11 @@ def said_by_them(pipe, name, negative):
 
 def drawn(opened, settings, request, noise):
   """Latents of a request by us."""
-  positive, away = hear(opened, request, pytest.fail)
-  studio = Studio(opened.model, opened.params, MeshShape().build())
-  order = Order(len(noise), len(noise), noise=noise, output="latents")
+  positive, away = encode_conditions(opened, request, pytest.fail)
+  studio = SamplingEngine(opened.model, opened.params, MeshShape().build())
+  order = GenerationInputs(
+    len(noise), len(noise), noise=noise, output="latents"
+  )
   (found,) = studio.draw(settings, positive, away, order)
   return found
 
@@ -105,12 +107,14 @@ def heard(opened, said, beside=None):
   """The condition of a side; `beside` are its channels next to x_t."""
   model, seen = opened.model, {}
   if part := model.part(MaskedImage):
-    seen = {part.reads: Masked(beside[..., 1:], beside[..., :1])}
+    seen = {part.input_key: MaskedLatents(beside[..., 1:], beside[..., :1])}
   elif part := model.part(LowResolution):
-    seen = {part.reads: Small(beside, jnp.full(len(beside), 20))}
+    seen = {
+      part.input_key: NoisyLowResolution(beside, jnp.full(len(beside), 20))
+    }
   elif part := model.part(DepthMap):
     pixels = jnp.kron(beside[..., 0], jnp.ones((1, part.cell, part.cell)))
-    seen = {part.reads: pixels}
+    seen = {part.input_key: pixels}
   said = jax.tree.map(jnp.asarray, said).seeing(seen)
   return model.condition(opened.params, said.raw, said.is_null)
 

@@ -12,12 +12,12 @@ from networks import (
 from published_networks import plain, transformer, vq
 
 from ldm_jax.diffusion.schedule import Schedule
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.conditioner import ClassEmbedder
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
-from ldm_jax.weights.names import Geometry, table
+from ldm_jax.weights.naming.parameter_names import Geometry, table
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP = "cond_stage_model.transformer.text_model."
@@ -75,8 +75,10 @@ def tiny(vector=None, out=4, **plan):
 TINY_CLIP = ClipText(40, 64, 2, 1, 9)
 TINY_H = ClipText(40, 128, 2, 2, 9, activation="gelu")
 TINY_G = ClipText(40, 128, 3, 2, 9, None, "gelu", 128)
-TINY_VAE = Autoencoder(Trunk(32, (1, 2), 1), 4)
-TINY_VQ = Autoencoder(Trunk(32, (1, 2), 1, (1,)), 3, vq((1,), 3, 16).bottleneck)
+TINY_VAE = Autoencoder(ConvStack(32, (1, 2), 1), 4)
+TINY_VQ = Autoencoder(
+  ConvStack(32, (1, 2), 1, (1,)), 3, vq((1,), 3, 16).bottleneck
+)
 HEAD_64 = {"heads": None, "width": 64, "linear": True}
 SD1, SD2 = tiny(), tiny(**HEAD_64)
 SDXL = tiny("mlp", **HEAD_64)

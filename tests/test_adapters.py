@@ -12,12 +12,12 @@ import pytest
 from lora_files import ALPHA, FORMS, RANK, factors, family, file_of, leaf
 from torch_files import tensor, write
 
-from ldm_jax.commands.models import split_scale
-from ldm_jax.commands.sample import parser
-from ldm_jax.pretrained.adapter_names import targets
-from ldm_jax.pretrained.adapters import merge_lora
-from ldm_jax.weights.convert import shapes
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.cli.sample import parser
+from ldm_jax.errors import WeightsError
+from ldm_jax.pretrained.lora.matrix_names import targets
+from ldm_jax.pretrained.lora.merge import merge_lora
+from ldm_jax.pretrained.open_model import split_scale
+from ldm_jax.weights.naming.convert import shapes
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from ldm_jax.data.annotations import padded, read_boxes
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.data.zoo import KNOWN, Zoo, known
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.sources.tfds_source import KNOWN, TfdsSource, tfds_source
+from ldm_jax.data.transforms.augment import Augment
 
 RNG = np.random.default_rng(1)
 BOXES = [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}]
@@ -197,7 +197,7 @@ WANTED = {
 
 
 def leaves(tree, path=""):
-  """Paths of a record, with / between levels, as Zoo names features."""
+  """Paths of a record, with / between levels, as TfdsSource names features."""
   if not isinstance(tree, dict):
     return [path]
   return [
@@ -209,7 +209,7 @@ def leaves(tree, path=""):
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_every_mapping_reads_its_data_set(name):
-  source, record = known(name), RECORDS[name]
+  source, record = tfds_source(name), RECORDS[name]
   vars(source)["_data"] = [record]
   there = leaves(record)
   fields = (source.image, source.caption, source.label, source.segmap)
@@ -249,7 +249,7 @@ def test_mappings_name_features_that_are_there(name, tmp_path):
   import tensorflow_datasets as tfds
 
   features = tfds.builder(name, data_dir=str(tmp_path)).info.features
-  source = known(name)
+  source = tfds_source(name)
   for field in (source.image, source.segmap):
     assert field is None or field in features
   if source.boxes is not None:
@@ -263,7 +263,7 @@ def test_every_known_set_is_tested():
   plain = {name.partition("/")[0] for name in RECORDS} | set(RECORDS)
   assert set(KNOWN) <= plain
   with pytest.raises(ValueError, match="is none of"):
-    known("mnist_of_old")
-  assert known("coco_captions", label="x") == Zoo(
+    tfds_source("mnist_of_old")
+  assert tfds_source("coco_captions", label="x") == TfdsSource(
     "coco_captions", caption="captions/text", label="x"
   )

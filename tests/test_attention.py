@@ -31,11 +31,11 @@ def draw(length, keys, heads=2, width=8, dtype=jnp.float32, scale=1.0):
 LENGTHS = [(5, 5), (64, 77), (1024, 256), (1025, 257), (2100, 600)]
 
 
-@pytest.mark.parametrize("road", ["xla", "chunked"])
+@pytest.mark.parametrize("attention_backend", ["xla", "chunked"])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_attention_is_exact(road, lengths):
+def test_attention_is_exact(attention_backend, lengths):
   q, k, v, _ = draw(*lengths, scale=2.0)
-  found = attention.attend(q, k, v, road)
+  found = attention.dot_product_attention(q, k, v, attention_backend)
   np.testing.assert_allclose(found, exact(q, k, v), atol=2e-5)
 
 
@@ -43,8 +43,10 @@ def test_attention_is_exact(road, lengths):
 def test_gradients_agree(lengths):
   q, k, v, cotangent = draw(*lengths)
 
-  def pull(road):
-    attend = lambda *qkv: attention.attend(*qkv, road)
+  def pull(attention_backend):
+    attend = lambda *qkv: attention.dot_product_attention(
+      *qkv, attention_backend
+    )
     return jax.vjp(attend, q, k, v)[1](cotangent)
 
   for ours, theirs in zip(pull("chunked"), pull("xla"), strict=True):
@@ -54,7 +56,7 @@ def test_gradients_agree(lengths):
 
 def test_bfloat16_keeps_its_format_and_float32_softmax():
   q, k, v, _ = draw(300, 600, dtype=jnp.bfloat16)
-  found = attention.attend(q, k, v, "chunked")
+  found = attention.dot_product_attention(q, k, v, "chunked")
   assert found.dtype == jnp.bfloat16
   reference = exact(*(x.astype(jnp.float32) for x in (q, k, v)))
   np.testing.assert_allclose(found.astype(jnp.float32), reference, atol=8e-3)
@@ -62,7 +64,7 @@ def test_bfloat16_keeps_its_format_and_float32_softmax():
 
 def test_large_scores_do_not_overflow():
   q, k, v, _ = draw(40, 700, scale=100.0)
-  found = attention.attend(q, k, v, "chunked")
+  found = attention.dot_product_attention(q, k, v, "chunked")
   np.testing.assert_allclose(found, exact(q, k, v), rtol=1e-3, atol=1e-2)
 
 
@@ -72,7 +74,7 @@ def test_the_chunked_road_never_holds_all_scores():
   q = jnp.zeros((1, length, 1, 8))
 
   def both(q):
-    out, pull = jax.vjp(lambda q: attention.attend(q, q, q), q)
+    out, pull = jax.vjp(lambda q: attention.dot_product_attention(q, q, q), q)
     return out, pull(out)
 
   def largest(jaxpr):

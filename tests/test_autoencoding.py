@@ -10,22 +10,22 @@ import numpy as np
 import optax
 import pytest
 
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import (
-  Gaussian,
+  DiagonalGaussian,
   GaussianBottleneck,
   VectorQuantizer,
 )
 from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.layers import downsample
-from ldm_jax.nn.perceptual import LPIPS
 from ldm_jax.pixels import to_float
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.autoencoding import Autoencoding, Frozen
+from ldm_jax.training.autoencoder import AutoencoderTask, Frozen
 
 SLOW = Optimizer(1e-3, (0.5, 0.9), weight_decay=0.0)
-TASK = Autoencoding(
-  autoencoder=Autoencoder(Trunk(8, (1, 2), 1, groups=4), 3),
+TASK = AutoencoderTask(
+  autoencoder=Autoencoder(ConvStack(8, (1, 2), 1, groups=4), 3),
   perceptual=LPIPS(width=4),
   discriminator=PatchDiscriminator(width=8, layers=2),
   optimizer=SLOW,
@@ -186,11 +186,11 @@ def test_logvar_stays_where_the_optimizer_does_not_see_it():
 def test_the_price_of_a_gaussian():
   """0 for N(0, 1); 2048 = 4096 / 2 for mean 1 on 4 x 32 x 32 latents."""
   zeros = jnp.zeros((2, 32, 32, 4))
-  assert np.all(Gaussian(zeros, zeros).kl() == 0)
-  np.testing.assert_allclose(Gaussian(zeros + 1, zeros).kl(), 2048)
+  assert np.all(DiagonalGaussian(zeros, zeros).kl() == 0)
+  np.testing.assert_allclose(DiagonalGaussian(zeros + 1, zeros).kl(), 2048)
   # logvar -10: 0.5 * 4096 * (e^-10 - 1 + 10)
   np.testing.assert_allclose(
-    Gaussian(zeros, zeros - 10).kl(), 18432.09, rtol=1e-6
+    DiagonalGaussian(zeros, zeros - 10).kl(), 18432.09, rtol=1e-6
   )
   extreme = jnp.concatenate(
     [
@@ -233,7 +233,7 @@ def test_vq_autoencoder_trains():
   task = dataclasses.replace(
     TASK,
     autoencoder=Autoencoder(
-      Trunk(8, (1, 2), 1, groups=4), 3, VectorQuantizer(16, 3)
+      ConvStack(8, (1, 2), 1, groups=4), 3, VectorQuantizer(16, 3)
     ),
     bottleneck_weight=1.0,
     reduction="mean",
@@ -255,7 +255,7 @@ def test_vq_autoencoder_trains():
 
 def test_the_autoencoder_pads_right_and_bottom():
   """Shifting an image by the stride shifts its latents, from the top left."""
-  trunk = Trunk(8, (1, 2), 1, has_mid_attention=False, groups=1)
+  trunk = ConvStack(8, (1, 2), 1, has_mid_attention=False, groups=1)
   autoencoder = Autoencoder(trunk, 3)
   images = to_float(draw(5, 1, 32)["image"])
   variables = jax.jit(autoencoder.init)(

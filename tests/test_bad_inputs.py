@@ -20,12 +20,12 @@ from test_training import CONFIGS, ONE, TWO
 from torch_files import Name, Reduced, tensor, write
 from untrained import FOLDER, untrained
 
-from ldm_jax.commands import convert, evaluate, info, sample, train
-from ldm_jax.commands.doors import status
+from ldm_jax.cli import convert, evaluate, info, sample, train
+from ldm_jax.cli.parser import exit_status
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.run import Run
-from ldm_jax.runtime.checkpoint import Checkpoints
-from ldm_jax.runtime.lock import lock
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
+from ldm_jax.runtime.checkpointing.run_lock import lock
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -46,7 +46,7 @@ def place(tmp_path_factory):
   bare = [flag for flag in small if "width" not in flag]
   for name, flag in (
     ("segmentation", "--config.task.model.conditioners.0.halvings=1"),
-    ("upscaling", "--config.data.views.0.factor=2"),
+    ("upscaling", "--config.data.transforms.0.factor=2"),
   ):
     untrained(CONFIGS / f"glyphs_{name}.py", root / name, [*bare, flag])
   pictures(root)
@@ -409,7 +409,7 @@ def outcome(command, arguments, capsys):
   capsys.readouterr()
   begun = time.process_time()  # whatever else the machine does
   with ended(60):
-    code = status(command, arguments)
+    code = exit_status(command, arguments)
   seconds = time.process_time() - begun
   told = capsys.readouterr()
   return code, told.err + told.out, seconds

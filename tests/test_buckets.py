@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.commands import train
-from ldm_jax.commands.doors import Stop
-from ldm_jax.data import pipeline
-from ldm_jax.data.augment import Augment
+from ldm_jax.cli import train
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.data import batching
 from ldm_jax.data.buckets import SHAPE, Buckets, shapes
-from ldm_jax.data.folder import Folder
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.runtime import metrics
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.runtime.monitoring import metric_writer
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 WIDE, SQUARE, TALL = (16, 32), (24, 24), (32, 16)
@@ -104,7 +104,7 @@ def folder(tmp_path):
 
 
 def take(folder, count, **options):
-  stream = pipeline.batches(
+  stream = batching.batches(
     folder,
     batch=4,
     seed=5,
@@ -153,15 +153,15 @@ def test_what_cannot_be_is_told(folder):
   with pytest.raises(ValueError, match="32 examples make no batch of 33"):
     Buckets(folder, SHAPES, 33, 0).check()
   with pytest.raises(ValueError, match="an augment to cut them"):
-    next(pipeline.batches(folder, batch=4, seed=0, buckets=SHAPES))
+    next(batching.batches(folder, batch=4, seed=0, buckets=SHAPES))
 
 
 CONFIG = """
 import dataclasses
 
 from ldm_jax import config
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.data.sources.folder import Folder
 
 
 def get_config():
@@ -191,7 +191,9 @@ def test_a_shape_is_compiled_once_and_said(folder, tmp_path, capsys):
     "--config.reports.every=1",
     "--config.checkpoints.every=9",
   ]
-  with pytest.raises(Stop, match=r"data.buckets \(16, 17\): image size"):
+  with pytest.raises(
+    CommandError, match=r"data.buckets \(16, 17\): image size"
+  ):
     train.main([*flags, "--config.data.buckets=((16, 17),)"])
   assert not (tmp_path / "run").exists()
   assert train.main(flags) == 0
@@ -200,5 +202,5 @@ def test_a_shape_is_compiled_once_and_said(folder, tmp_path, capsys):
   assert said.count("compiling step 2, for") == 1
   assert said.count("compiling step 3, for") == 1
   assert "compiling step 4" not in said
-  lines = metrics.read(str(tmp_path / "run"))
+  lines = metric_writer.read(str(tmp_path / "run"))
   assert [line["step"] for line in lines if "loss" in line] == [*range(1, 10)]

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.nn.attention import attend
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.conditioner import SizeEmbedder, merge
-from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.attention import dot_product_attention
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedders import SizeEmbedder, merge
+from ldm_jax.nn.encoders.clip_text import ClipText
 
 BEGIN, END, VOCABULARY = 50, 51, 60
 TOWER = ClipText(VOCABULARY, 16, 3, 2, length=8)
@@ -64,8 +64,10 @@ def test_causal_attention_is_exact_by_both_roads(lengths):
   q, k, v, cotangent = map(draw, (*lengths, lengths[1], lengths[0]))
 
   @functools.partial(jax.jit, static_argnums=0)
-  def both(road):
-    attention = lambda *x: attend(*x, road, is_causal=True)
+  def both(attention_backend):
+    attention = lambda *x: dot_product_attention(
+      *x, attention_backend, is_causal=True
+    )
     out, pull = jax.vjp(attention, q, k, v)
     return out, *pull(cotangent)
 
@@ -93,8 +95,13 @@ def test_the_chunked_road_gives_the_same_states_and_slopes():
   params = stirred(OTHER, tokens)
 
   @functools.partial(jax.value_and_grad, has_aux=True)
-  def both(params, road):
-    out = run(dataclasses.replace(OTHER, road=road), params, tokens, skip=1)
+  def both(params, attention_backend):
+    out = run(
+      dataclasses.replace(OTHER, attention_backend=attention_backend),
+      params,
+      tokens,
+      skip=1,
+    )
     return (out.context**3).sum() + (out.pooled**3).sum(), out
 
   (_, out), slopes = both(params, "chunked")

@@ -7,29 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.beside import Grain, look, small
+from ldm_jax.concat_conditioning import (
+  NoiseAugmentation,
+  low_resolution_input,
+  prepare_inputs,
+)
 from ldm_jax.diffusion.schedule import Schedule, q_sample
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nn.conditioner import (
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.conditioners.conditioner import has_null
+from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
   LayoutEmbedder,
   SizeEmbedder,
   TextEmbedder,
 )
-from ldm_jax.nn.conditioners import has_null
-from ldm_jax.nn.spatial import (
-  Embeddings,
+from ldm_jax.nn.conditioners.spatial import (
   LowResolution,
-  MapEmbedder,
-  Masked,
   MaskedImage,
-  Small,
+  MaskedLatents,
+  NeighbourEmbeddings,
+  NoisyLowResolution,
+  SegmentationEmbedder,
 )
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.pixels import to_float
-from ldm_jax.tasks.denoising import Denoising, Frozen
+from ldm_jax.training.denoiser import DenoiserTask, Frozen
 
 RNG = np.random.default_rng(11)
 KEEP, DROP = jnp.array([False, False]), jnp.array([False, True])
@@ -47,7 +51,7 @@ def segmaps():
 def test_a_map_is_halved_as_torch_halves_it():
   """Bilinear by 0.5 without antialiasing is the mean of 2 x 2 pixels."""
   raw = segmaps()
-  said, variables = heard(MapEmbedder(5, 3), raw)
+  said, variables = heard(SegmentationEmbedder(5, 3), raw)
   one_hot = np.eye(5)[np.asarray(raw)]
   for _ in range(2):
     b, h, w, c = one_hot.shape
@@ -58,7 +62,7 @@ def test_a_map_is_halved_as_torch_halves_it():
 
 
 def test_a_map_as_tokens_has_a_token_for_every_cell():
-  part = MapEmbedder(5, 6, joins="context", positions=8)
+  part = SegmentationEmbedder(5, 6, joins="context", positions=8)
   said, variables = heard(part, segmaps(), DROP)
   assert said.context.shape == (2, 8, 6) and said.concat is None
   places = variables["params"]["positions"]
@@ -70,14 +74,14 @@ def test_a_map_as_tokens_has_a_token_for_every_cell():
 
 def test_a_map_that_cannot_be_halved_is_refused():
   with pytest.raises(ValueError, match="cannot be halved"):
-    heard(MapEmbedder(5), segmaps()[:, :, :6])
+    heard(SegmentationEmbedder(5), segmaps()[:, :, :6])
 
 
 def test_both_conventions_of_inpainting():
   """Order and values of the channels: systems.md's facts of LDM and SD."""
   latents = jnp.asarray(RNG.standard_normal((2, 4, 4, 3)), jnp.float32)
   mask = jnp.asarray(RNG.random((2, 4, 4, 1)) < 0.5)
-  seen = Masked(latents, mask)
+  seen = MaskedLatents(latents, mask)
   sd, _ = heard(MaskedImage("sd"), seen)
   np.testing.assert_array_equal(sd.concat[..., :1], mask)
   np.testing.assert_array_equal(sd.concat[..., 1:], latents)
@@ -89,7 +93,7 @@ def test_both_conventions_of_inpainting():
 
 def test_small_pictures_bring_their_level():
   image = jnp.asarray(RNG.standard_normal((2, 4, 4, 3)), jnp.float32)
-  seen = Small(image, jnp.array([0.0, 7.0]))
+  seen = NoisyLowResolution(image, jnp.array([0.0, 7.0]))
   bare, _ = heard(LowResolution(), seen)
   assert bare.vector is None
   np.testing.assert_array_equal(bare.concat, image)
@@ -102,11 +106,11 @@ def test_small_pictures_bring_their_level():
 
 def test_embeddings_are_tokens_and_their_null_is_zeros():
   rows = jnp.asarray(RNG.standard_normal((2, 3, 8)), jnp.float32)
-  said, _ = heard(Embeddings(8), rows, DROP)
+  said, _ = heard(NeighbourEmbeddings(8), rows, DROP)
   np.testing.assert_array_equal(said.context[0], rows[0])
   assert not said.context[1].any()
   with pytest.raises(ValueError, match="width 8"):
-    heard(Embeddings(9), rows)
+    heard(NeighbourEmbeddings(9), rows)
 
 
 @pytest.mark.parametrize("joins", ["context", "vector", "both"])
@@ -135,26 +139,28 @@ def test_the_null_layout_has_no_object():
 
 def test_pictures_stay_unless_training_dropped_them():
   assert not has_null(MaskedImage()) and not has_null(LowResolution())
-  assert not has_null(MapEmbedder()) and has_null(MapEmbedder(drop_rate=0.1))
-  assert has_null(Embeddings()) and has_null(ClassEmbedder(3, 4))
+  assert not has_null(SegmentationEmbedder()) and has_null(
+    SegmentationEmbedder(drop_rate=0.1)
+  )
+  assert has_null(NeighbourEmbeddings()) and has_null(ClassEmbedder(3, 4))
   assert not has_null(SizeEmbedder())
 
 
 # Together: one model told by everything.
 
-STAGE = Autoencoder(Trunk(8, (1, 2, 2), 1, groups=4), latent_channels=4)
+STAGE = Autoencoder(ConvStack(8, (1, 2, 2), 1, groups=4), latent_channels=4)
 TEXT = TextEmbedder(TextEncoder(30, 16, 1, 2, 8, 6), drop_rate=0.5)
 PARTS = {
   "text": TEXT,
   "class": ClassEmbedder(4, 16, "both", drop_rate=0.5),
-  "map": MapEmbedder(5, 3, drop_rate=0.5),
-  "map tokens": MapEmbedder(5, 16, joins="context", positions=16),
+  "map": SegmentationEmbedder(5, 3, drop_rate=0.5),
+  "map tokens": SegmentationEmbedder(5, 16, joins="context", positions=16),
   "layout": LayoutEmbedder(TextEncoder(50, 16, 1, 2, 8, 5), drop_rate=0.5),
   "masked": MaskedImage("sd"),
   "masked ldm": MaskedImage("ldm", drop_rate=0.5),
   "low": LowResolution(),
   "noisy low": LowResolution(10, 8),
-  "neighbours": Embeddings(16, drop_rate=0.5),
+  "neighbours": NeighbourEmbeddings(16, drop_rate=0.5),
 }
 SETS = [(name,) for name in PARTS] + [
   ("text", "masked"),
@@ -188,7 +194,9 @@ def told_by(names):
     STAGE,
     unet,
     parts,
-    low_noise=Schedule("linear", 1e-4, 0.02, 10) if is_noisy else None,
+    noise_augmentation_schedule=Schedule("linear", 1e-4, 0.02, 10)
+    if is_noisy
+    else None,
   )
 
 
@@ -201,7 +209,7 @@ def first_stage():
 @pytest.mark.parametrize("names", SETS, ids="+".join)
 def test_every_condition_is_heard(first_stage, names):
   """The loss depends on every array that is read, and on nothing else."""
-  task = Denoising(told_by(names), latent_scale=1.0)
+  task = DenoiserTask(told_by(names), latent_scale=1.0)
   frozen, given = Frozen(first_stage, jnp.float32(1.0)), batch()
   key = jax.random.key(1)
   state = jax.jit(task.init)(key, given, frozen)
@@ -209,17 +217,17 @@ def test_every_condition_is_heard(first_stage, names):
   state = state.replace(ema=jax.tree.map(stir, state.params))
   loss = jax.jit(lambda given: task.measure(state, frozen, given, key)["loss"])
   base = loss(given)
-  reads = {PARTS[name].reads for name in names} | {"image"}
+  input_key = {PARTS[name].input_key for name in names} | {"image"}
   for name, rows in given.items():
     changed = given | {name: np.roll(rows, 1, axis=0)}
-    assert (abs(loss(changed) - base) > 1e-6) == (name in reads), name
+    assert (abs(loss(changed) - base) > 1e-6) == (name in input_key), name
 
 
 # The whole set holds every kind of parameter but those of tokens of a map.
 @pytest.mark.parametrize("names", [("map tokens",), *SETS[-2:]], ids="+".join)
 def test_every_condition_trains(first_stage, names):
   """A step moves every parameter but those nothing leads to yet."""
-  task = Denoising(told_by(names), latent_scale=1.0)
+  task = DenoiserTask(told_by(names), latent_scale=1.0)
   frozen, given = Frozen(first_stage, jnp.float32(1.0)), batch()
   state = jax.jit(task.init)(jax.random.key(1), given, frozen)
   step = jax.jit(task.step)
@@ -241,11 +249,11 @@ def test_the_hole_is_hidden_before_the_first_stage_looks(first_stage):
   params = Parameters(first_stage, jnp.float32(0.5), {}, {})
   given = batch()
   given = {name: jnp.asarray(rows) for name, rows in given.items()}
-  seen = look(model, params, given, None)["mask"]
+  seen = prepare_inputs(model, params, given, None)["mask"]
   other = jnp.where(
     given["mask"][..., None], 255 - given["image"], given["image"]
   )
-  again = look(model, params, given | {"image": other}, None)["mask"]
+  again = prepare_inputs(model, params, given | {"image": other}, None)["mask"]
   np.testing.assert_array_equal(seen.latents, again.latents)
   np.testing.assert_array_equal(seen.mask[..., 0], given["mask"][:, ::4, ::4])
   hidden = jnp.where(given["mask"][..., None], 0.0, to_float(given["image"]))
@@ -258,22 +266,25 @@ def test_small_pictures_get_the_noise_of_their_level():
   images = jnp.asarray(RNG.uniform(-1, 1, (2, 4, 4, 3)), jnp.float32)
   noise = jnp.asarray(RNG.standard_normal(images.shape), jnp.float32)
   levels = jnp.array([0.0, 7.0])
-  seen = small(model, images, Grain(levels, noise))
-  wanted = q_sample(model.low_noise, images, levels, noise)
+  seen = low_resolution_input(model, images, NoiseAugmentation(levels, noise))
+  wanted = q_sample(model.noise_augmentation_schedule, images, levels, noise)
   np.testing.assert_allclose(seen.image, wanted)
-  plain = small(told_by(("low",)), images, None)
+  plain = low_resolution_input(told_by(("low",)), images, None)
   np.testing.assert_array_equal(plain.image, images)
 
 
 def test_levels_in_training_stay_below_the_most():
-  task = Denoising(told_by(("noisy low",)), latent_scale=1.0)
+  task = DenoiserTask(told_by(("noisy low",)), latent_scale=1.0)
   draws = task.draw(jax.random.key(0), batch(64))
-  assert draws.grain.level.max() == 7 and draws.grain.level.min() == 0
+  assert (
+    draws.noise_augmentation.level.max() == 7
+    and draws.noise_augmentation.level.min() == 0
+  )
 
 
 def test_offset_noise_moves_the_means():
   """Var of a channel's mean: 1/n of eps itself, plus the offset's square."""
-  task = Denoising(told_by(()), latent_scale=1.0)
+  task = DenoiserTask(told_by(()), latent_scale=1.0)
   offset = dataclasses.replace(task, offset_noise=0.5)
   key, given = jax.random.key(0), batch(512)
   means = [t.draw(key, given).noise.mean((1, 2)) for t in (task, offset)]

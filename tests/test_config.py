@@ -9,10 +9,11 @@ import sys
 import jax
 import pytest
 
-from ldm_jax import config, nodes
-from ldm_jax.commands import train
-from ldm_jax.commands.doors import Stop
-from ldm_jax.nodes import ConfigError, override
+from ldm_jax import config, config_tree
+from ldm_jax.cli import train
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.config_tree import override
+from ldm_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(
@@ -26,9 +27,9 @@ TEXT = ROOT / "configs" / "glyphs_text.py"
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_config_is_what_its_json_says(path):
   experiment = config.load(str(path))
-  tree = json.loads(json.dumps(nodes.to_json(experiment)))
+  tree = json.loads(json.dumps(config_tree.to_json(experiment)))
   again = config.from_json(tree)
-  assert again == experiment and not nodes.differences(again, experiment)
+  assert again == experiment and not config_tree.differences(again, experiment)
   assert '"""' in path.read_text()[:10]
 
 
@@ -38,7 +39,7 @@ def test_every_leaf_can_be_set_to_itself(path):
   experiment = config.load(str(path))
 
   def walk(node, prefix):
-    for field in nodes.fields(node):
+    for field in config_tree.fields(node):
       value, name = getattr(node, field.name), prefix + field.name
       if dataclasses.is_dataclass(value):
         yield from walk(value, name + ".")
@@ -104,7 +105,7 @@ WRONG = {
 @pytest.mark.parametrize("flag", WRONG)
 def test_a_slip_is_one_line_and_nothing_is_written(flag, tmp_path):
   folder = tmp_path / "run"
-  with pytest.raises(Stop) as stop:
+  with pytest.raises(CommandError) as stop:
     train.main([f"--config={TEXT}", f"--workdir={folder}", f"--config.{flag}"])
   assert WRONG[flag] in str(stop.value)
   assert stop.value.code == 2 and "\n" not in str(stop.value)
@@ -128,15 +129,15 @@ def test_a_wrong_config_file_is_one_line(text, words, tmp_path):
 
 
 def test_json_brings_only_our_classes_to_life():
-  tree = nodes.to_json(config.load(str(TEXT)))
+  tree = config_tree.to_json(config.load(str(TEXT)))
   tree["task"]["class"] = "subprocess.Popen"
   with pytest.raises(ConfigError, match="is none of"):
     config.from_json(tree)
-  tree = nodes.to_json(config.load(str(TEXT)))
+  tree = config_tree.to_json(config.load(str(TEXT)))
   tree["task"]["ema_decey"] = 0.5
   with pytest.raises(ConfigError, match="did you mean 'ema_decay'"):
     config.from_json(tree)
-  tree = nodes.to_json(config.load(str(TEXT)))
+  tree = config_tree.to_json(config.load(str(TEXT)))
   tree["steps"] = "many"
   with pytest.raises(ConfigError, match="valid integer"):
     config.from_json(tree)

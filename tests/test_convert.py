@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.nn.perceptual import LPIPS
-from ldm_jax.weights.convert import (
+from ldm_jax.errors import WeightsError
+from ldm_jax.nn.encoders.lpips import LPIPS
+from ldm_jax.weights.naming.convert import (
   MOST_NAMES,
   Row,
   convert,
@@ -18,8 +19,7 @@ from ldm_jax.weights.convert import (
   read_table,
   revert,
 )
-from ldm_jax.weights.errors import WeightsError
-from ldm_jax.weights.layouts import LAYOUTS, Part
+from ldm_jax.weights.naming.layouts import LAYOUTS, Part
 
 SMALL = "conv/kernel\tc.weight\tconv\nconv/bias\tc.bias\tsame\n"
 

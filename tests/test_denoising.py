@@ -13,26 +13,26 @@ from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nn.conditioner import (
+from ldm_jax.latents import measured_scale
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
   Condition,
   TextEmbedder,
   merge,
 )
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet, coordinates
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.optimizer import Optimizer, averaged
-from ldm_jax.tasks.denoising import Denoising, Frozen
-from ldm_jax.tasks.latents import measured_scale
+from ldm_jax.training.denoiser import DenoiserTask, Frozen
 
 TEXT = TextEmbedder(TextEncoder(20, 16, 1, 2, 8, length=6), (2, 3))
 LABEL = ClassEmbedder(5, 16)
-TASK = Denoising(
+TASK = DenoiserTask(
   model=LatentDiffusion(
     first_stage=Autoencoder(
-      Trunk(8, (1, 2), 1, has_mid_attention=False, groups=4), 3
+      ConvStack(8, (1, 2), 1, has_mid_attention=False, groups=4), 3
     ),
     unet=UNet(3, 16, (1,), 1, AttentionPlan((1,), heads=2), groups=4),
     conditioners=(TEXT, LABEL),
@@ -269,7 +269,7 @@ def test_bytes_and_floats():
 
 def test_contradictions_are_refused():
   with pytest.raises(ValueError, match="asks for 'v'"):
-    Denoising(loss=DenoisingLoss("v"))
+    DenoiserTask(loss=DenoisingLoss("v"))
   with pytest.raises(ValueError, match="zero_terminal_snr"):
     LatentDiffusion(schedule=Schedule(zero_terminal_snr=True))
   with pytest.raises(ValueError, match="read the same array"):

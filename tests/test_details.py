@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.evaluation.details import (
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.evaluation.glyphs.fine_detail import (
   grating_contrast,
   numbers_read,
   texture_kept,

@@ -38,14 +38,14 @@ from single_files import (
 )
 
 from ldm_jax.diffusion.schedule import Schedule
-from ldm_jax.nn.clip import ClipText
+from ldm_jax.errors import WeightsError
+from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.unet import UNet
-from ldm_jax.pretrained.autoencoders import autoencoder
-from ldm_jax.pretrained.detect import detect
-from ldm_jax.pretrained.schedules import schedule
-from ldm_jax.pretrained.texts import classes, clip, text
-from ldm_jax.pretrained.unets import inputs, unet
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
+from ldm_jax.pretrained.configs.scheduler_config import schedule
+from ldm_jax.pretrained.configs.text_encoder_config import classes, clip, text
+from ldm_jax.pretrained.configs.unet_reader import inputs, unet
+from ldm_jax.pretrained.single_file.detect import detect
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,8 +14,8 @@ from single_files import (
   vae_file,
 )
 
-from ldm_jax.pretrained.detect import detect
-from ldm_jax.pretrained.texts import clip
+from ldm_jax.pretrained.configs.text_encoder_config import clip
+from ldm_jax.pretrained.single_file.detect import detect
 
 L_PART = ("text_encoder", CLIP, CLIP_L)
 H_PART = ("text_encoder", OPEN, VIT_H)

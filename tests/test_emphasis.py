@@ -4,14 +4,14 @@ import clip_words
 import numpy as np
 import pytest
 
-from ldm_jax.data import tokens
-from ldm_jax.data.emphasis import read_weights
-from ldm_jax.data.prompts import Dialect, Prompts
+from ldm_jax.data.text import tokenizers
+from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
+from ldm_jax.data.text.prompt_weighting import parse_prompt_weights
 
 
 def spoken(text):
   """(piece, weight) of every stretch of one weight."""
-  found = read_weights(text)
+  found = parse_prompt_weights(text)
   assert len(found.text) == len(found.weights)
   pieces = []
   for letter, weight in zip(*found, strict=True):
@@ -48,12 +48,15 @@ def test_weights_are_read(text, expected):
 def words(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tokenizer")
   clip_words.tokenizer(folder).save_pretrained(folder)
-  return tokens.load(folder, 12)
+  return tokenizers.load(folder, 12)
 
 
 def test_every_token_has_the_weight_of_its_word(words):
-  prompts = Prompts((Dialect(words, words.tokenizer.pad_token_id),))
-  told = [read_weights("a (red:1.5) fox"), read_weights("a cat")]
+  prompts = ClipPrompts((PromptSyntax(words, words.tokenizer.pad_token_id),))
+  told = [
+    parse_prompt_weights("a (red:1.5) fox"),
+    parse_prompt_weights("a cat"),
+  ]
   ids = prompts.encode([each.text for each in told])
   weights = prompts.weigh(told)
   assert weights.shape == ids[:, 0].shape
@@ -63,8 +66,8 @@ def test_every_token_has_the_weight_of_its_word(words):
 
 
 def test_long_prompts_keep_their_weights_over_chunks(words):
-  prompts = Prompts((Dialect(words, words.tokenizer.pad_token_id),))
-  told = [read_weights("a cat " * 9 + "(fox:2)")]
+  prompts = ClipPrompts((PromptSyntax(words, words.tokenizer.pad_token_id),))
+  told = [parse_prompt_weights("a cat " * 9 + "(fox:2)")]
   ids, weights = prompts.encode([told[0].text]), prompts.weigh(told)
   assert weights.shape == ids[:, 0].shape == (1, 36) or weights.shape[1] > 12
   heavy = prompts.dialects[0].ids(" fox")
@@ -75,7 +78,7 @@ def test_long_prompts_keep_their_weights_over_chunks(words):
 
 
 def test_words_that_are_trained_along_have_weights_too(words):
-  told = [read_weights("a (red:1.5) fox")]
+  told = [parse_prompt_weights("a (red:1.5) fox")]
   ids, weights = words.encode([told[0].text]), words.weigh(told)
   assert weights.shape == ids.shape and (weights == 1.5).any()
   np.testing.assert_array_equal(words.silence(ids), words.encode([""]))

@@ -10,27 +10,27 @@ from test_inception import path as weights  # noqa: F401
 from test_inception import variables  # noqa: F401
 from untrained import untrained
 
-from ldm_jax.commands import evaluate
-from ldm_jax.commands.doors import Stop
-from ldm_jax.evaluation.psnr import psnr
-from ldm_jax.evaluation.ssim import ssim
+from ldm_jax.cli import evaluate
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.evaluation.metrics.psnr import psnr
+from ldm_jax.evaluation.metrics.ssim import ssim
 from ldm_jax.pixels import to_float
 
 CONFIG = """
 from ldm_jax.config import *
-from ldm_jax.data.glyphs import Glyphs
+from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Pixels, Trunk
-from ldm_jax.nn.conditioner import ClassEmbedder
+from ldm_jax.nn.autoencoder import Autoencoder, Pixels, ConvStack
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.training.denoiser import DenoiserTask
 
-STAGE = Autoencoder(trunk=Trunk(channels=8, multipliers=(1, 1), blocks=1,
+STAGE = Autoencoder(trunk=ConvStack(channels=8, multipliers=(1, 1), blocks=1,
                                 groups=4))
-ONE = Autoencoding(autoencoder=STAGE, perceptual=None, discriminator=None,
+ONE = AutoencoderTask(autoencoder=STAGE, perceptual=None, discriminator=None,
                    disc_weight=0.0)
 def denoising(channels, **more):
-  return Denoising(model=LatentDiffusion(
+  return DenoiserTask(model=LatentDiffusion(
     unet=UNet(out_channels=channels, channels=8, multipliers=(1,), blocks=1,
               groups=4, attention=AttentionPlan(depths=(1,), heads=2)),
     conditioners=(ClassEmbedder(classes=48, width=8),), **more,
@@ -76,7 +76,7 @@ def asked(capsys, *flags):
 
 
 def refused(*flags):
-  with pytest.raises(Stop) as stop:
+  with pytest.raises(CommandError) as stop:
     evaluate.main([str(flag) for flag in flags])
   return stop.value.code, str(stop.value)
 
@@ -135,7 +135,7 @@ def test_reconstructions_are_compared_with_what_they_are_of(
   out = tmp_path / "out"
   told = asked(capsys, one, f"--out={out}", "--num=6")
   assert told["what"] == "reconstructions" and "memorisation_ratio" not in told
-  from ldm_jax.data.glyphs import Glyphs
+  from ldm_jax.data.glyphs.source import Glyphs
 
   source = Glyphs(level=0, split="validation", size=40)
   real = np.stack([source[i]["image"] for i in range(6)])

@@ -14,11 +14,11 @@ from test_foreign import folder, model, words  # noqa: F401, fixtures
 from test_sampling import SETTINGS, drawn, sides
 from test_sampling import made as made_of_classes
 
-from ldm_jax.commands import export, sample
-from ldm_jax.commands.doors import Stop
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.sampling import Order, Studio
-from ldm_jax.sampling.portable import PLATFORMS, portable
+from ldm_jax.cli import export, sample
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.sampling import GenerationInputs, SamplingEngine
+from ldm_jax.sampling.exported_program import PLATFORMS, export_sampler
 
 PROMPT = "a red fox in the snow"
 
@@ -35,9 +35,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_any_number_of_images_is_what_the_studio_draws(is_inside):
   module, params = made_of_classes()
   one = MeshShape().build(jax.devices()[:1])
-  expected = drawn(Studio(module, params, one), SETTINGS, Order(3, 3))
+  expected = drawn(
+    SamplingEngine(module, params, one), SETTINGS, GenerationInputs(3, 3)
+  )
   positive, _ = sides(1)
-  made = portable(module, params, SETTINGS, positive, is_inside)
+  made = export_sampler(module, params, SETTINGS, positive, is_inside)
   assert bool(made.weights) != is_inside
   program = jax_export.deserialize(bytearray(made.program))
   assert program.platforms == PLATFORMS
@@ -92,7 +94,7 @@ def test_the_folder_draws_without_us(folder, tmp_path, capsys):  # noqa: F811
 
 
 def test_tokenizers_fill_their_chunk_by_themselves(words):  # noqa: F811
-  """As `Prompts` does, for texts of one chunk; longer ones are cut."""
+  """As `ClipPrompts` does, for texts of one chunk; longer ones are cut."""
   (dialect,) = words[1].dialects
   texts = ["", PROMPT, "snow " * 75, "snow " * 90]
   found = [row.ids for row in dialect.fixed.encode_batch(texts)]
@@ -108,7 +110,7 @@ def test_what_cannot_be_exported_is_one_line(folder, tmp_path):  # noqa: F811
     (["--sampler=eulr"], "eulr"),
     ([f"--out={tmp_path}"], "is there already"),
   ):
-    with pytest.raises(Stop, match=message) as caught:
+    with pytest.raises(CommandError, match=message) as caught:
       export.main([*flags, *wrong])
     assert caught.value.code == 2 and "\n" not in str(caught.value)
   assert not os.listdir(tmp_path)
@@ -119,5 +121,5 @@ def test_the_folder_tells_how_it_was_made(folder, tmp_path):  # noqa: F811
   flags = [f"--model={folder}", "--steps=2", "-H=16", "-W=16", "--inside"]
   assert export.main([*flags, f"--out={out}"]) == 0
   told = json.loads((out / "sampler.json").read_text())
-  assert told["recipe"]["steps"] == 2 and told["height"] == 16
+  assert told["sampler_config"]["steps"] == 2 and told["height"] == 16
   assert not (out / "weights.safetensors").exists()

@@ -22,10 +22,11 @@ from full import SHARE, repeated
 from test_processes import start
 from test_training import BLIND, CONFIGS, ONE, TWO
 
-from ldm_jax.runtime import checkpoint, metrics
-from ldm_jax.runtime.checkpoint import Checkpoints
-from ldm_jax.runtime.digests import summary
-from ldm_jax.runtime.errors import NonFinite
+from ldm_jax.errors import NonFinite
+from ldm_jax.runtime.checkpointing import checkpoint
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
+from ldm_jax.runtime.checkpointing.checksums import summary
+from ldm_jax.runtime.monitoring import metric_writer
 
 ROOT = pathlib.Path(__file__).parent.parent
 FAULTY = str(ROOT / "tests" / "faulty.py")
@@ -40,7 +41,7 @@ def digest_of(folder):
 
 
 def losses(folder):
-  told = metrics.read(str(folder))
+  told = metric_writer.read(str(folder))
   return [(line["step"], line["loss"]) for line in told if "loss" in line]
 
 

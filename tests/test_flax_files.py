@@ -7,9 +7,9 @@ import pytest
 import torch_files
 from flax import serialization
 
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.errors import WeightsError
 from ldm_jax.weights.flax_files import read_flax
-from ldm_jax.weights.mapped import DTYPES
+from ldm_jax.weights.mmap_files import DTYPES
 
 
 @pytest.fixture

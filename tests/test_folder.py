@@ -11,8 +11,8 @@ import pytest
 import skimage
 from PIL import Image
 
-from ldm_jax.data.folder import Folder
-from ldm_jax.data.images import ImageError
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.errors import ImageError
 
 SHIPPED = pathlib.Path(skimage.__file__).parent / "data"
 PHOTOGRAPHS = {  # height and width, from scikit-image's documentation

@@ -17,24 +17,24 @@ import pytest
 from PIL import Image
 
 import ldm_jax
-from ldm_jax.commands import convert, info, sample
-from ldm_jax.commands.doors import Stop
-from ldm_jax.commands.models import Reading, open_model
-from ldm_jax.data import tokens
-from ldm_jax.data.prompts import Dialect, Prompts
+from ldm_jax.cli import convert, info, sample
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.data.text import tokenizers
+from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.diffusion.torch_noise import torch_normal
-from ldm_jax.hearing import Request, hear
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.loaded_model import skip_blocks
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.opened import skip_blocks
 from ldm_jax.pretrained import saving
-from ldm_jax.weights.convert import revert
-from ldm_jax.weights.convert import shapes as shapes_of
+from ldm_jax.pretrained.open_model import LoadOptions, open_model
+from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
 from ldm_jax.weights.files import read_tensors
-from ldm_jax.weights.names import table
+from ldm_jax.weights.naming.convert import revert
+from ldm_jax.weights.naming.convert import shapes as shapes_of
+from ldm_jax.weights.naming.parameter_names import table
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 SIDE = 32
@@ -57,9 +57,9 @@ def words(tmp_path_factory):
   """CLIP's kind of tokenizer, in a folder, and as prompts."""
   folder = tmp_path_factory.mktemp("tokenizer")
   clip_words.tokenizer(folder).save_pretrained(folder)
-  loaded = tokens.load(folder, 77)
-  dialect = Dialect(loaded, loaded.tokenizer.pad_token_id)
-  return str(folder), Prompts((dialect,))
+  loaded = tokenizers.load(folder, 77)
+  dialect = PromptSyntax(loaded, loaded.tokenizer.pad_token_id)
+  return str(folder), ClipPrompts((dialect,))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def model(words):
     end=tokenizer.eos_token_id,
   )
   made = LatentDiffusion(
-    Autoencoder(Trunk(32, (1, 1), 1), 4),
+    Autoencoder(ConvStack(32, (1, 1), 1), 4),
     UNet(4, 32, (1, 1), 1, AttentionPlan((1, 1), heads=8)),
     (embedder,),
   )
@@ -132,7 +132,7 @@ def test_a_single_file_is_read_as_it_was_written(model, file, words):
   found, params = ldm_jax.from_single_file(file)
   same(params, model[1])
   assert found.unet == model[0].unet
-  opened = open_model(file, Reading(tokenizer=words[0]))
+  opened = open_model(file, LoadOptions(tokenizer=words[0]))
   (part,) = opened.model.conditioners
   # That the end token is the largest id is all that such a file says.
   towers = tuple(t.clone(end=None) for t in model[0].conditioners[0].encoders)
@@ -242,8 +242,8 @@ def test_what_the_format_cannot_hold_is_said(model, tmp_path):
 def test_long_prompts_are_chunks_and_both_sides_have_as_many(folder):
   opened = open_model(folder)
   long = " ".join(["fox"] * 100)
-  request = Request([long, PROMPT], [None, "cat"], None, SIDE, SIDE)
-  positive, negative = hear(opened, request, pytest.fail)
+  request = ConditionInputs([long, PROMPT], [None, "cat"], None, SIDE, SIDE)
+  positive, negative = encode_conditions(opened, request, pytest.fail)
   assert positive.raw["tokens"].shape == (2, 1, 154)
   assert negative.raw["tokens"].shape == (2, 1, 154)
   tokenizer = opened.words.dialects[0].words.tokenizer
@@ -361,7 +361,7 @@ def test_wrong_requests_are_one_line(flags, line, folder, file, tmp_path):
   np.save(wrong, np.ones((1, 3, 3, 4), np.float32))
   paths = {"folder": folder, "file": file, "wrong": wrong}
   flags = [flag.format(**paths) for flag in flags]
-  with pytest.raises(Stop, match=line) as stop:
+  with pytest.raises(CommandError, match=line) as stop:
     sample.main([*flags, "--out", str(tmp_path / "out")])
   assert stop.value.code in (2, 5) and "\n" not in str(stop.value)
   assert not (tmp_path / "out").exists()
@@ -369,8 +369,8 @@ def test_wrong_requests_are_one_line(flags, line, folder, file, tmp_path):
 
 def test_a_skipped_block_is_a_tower_with_one_less(folder):
   opened = open_model(folder)
-  request = Request(["a red fox"], [None], None, 16, 16)
-  said, _ = hear(opened, request, pytest.fail)
+  request = ConditionInputs(["a red fox"], [None], None, 16, 16)
+  said, _ = encode_conditions(opened, request, pytest.fail)
   (ours,) = skip_blocks(opened, 1).model.conditioners
   (part,) = opened.model.conditioners
   (tower,) = part.encoders

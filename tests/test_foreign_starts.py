@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import test_foreign
 
-from ldm_jax.commands import train, training
-from ldm_jax.commands.doors import Stop
-from ldm_jax.commands.models import open_model
+from ldm_jax.cli import train
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.pretrained.open_model import open_model
 from ldm_jax.run import Run
-from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.training import train as train_library
 
 folder, model, words = (
   test_foreign.folder,
@@ -20,14 +21,14 @@ folder, model, words = (
 CONFIG = """
 import dataclasses
 
-from ldm_jax.commands.models import open_model
+from ldm_jax.pretrained.open_model import open_model
 from ldm_jax.config import Data, Experiment, Reports
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.data.masks import Masks
-from ldm_jax.data.tokens import Tokenizer
-from ldm_jax.nn.spatial import MaskedImage
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.data.transforms.masks import Masks
+from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.nn.conditioners.spatial import MaskedImage
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.training.denoiser import DenoiserTask
 
 
 def get_config():
@@ -38,7 +39,7 @@ def get_config():
     opened.model, first_stage=None, conditioners=parts
   )
   return Experiment(
-    task=Denoising(model, optimizer=Optimizer({rate})),
+    task=DenoiserTask(model, optimizer=Optimizer({rate})),
     data=Data(
       source=Glyphs(),
       validation=Glyphs(),
@@ -56,7 +57,12 @@ def get_config():
 
 def flags_of(tmp_path, folder, words, **told):
   """A run's flags: two steps from the folder."""
-  told = {"is_frozen": True, "beside": (), "views": (), "rate": 1e-3} | told
+  told = {
+    "is_frozen": True,
+    "beside": (),
+    "transforms": (),
+    "rate": 1e-3,
+  } | told
   config = tmp_path / "config.py"
   config.write_text(CONFIG.format(folder=folder, words=words[0], **told))
   return [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
@@ -102,7 +108,7 @@ def test_inpainting_begins_from_a_folder_of_text(
     folder,
     words,
     beside="(MaskedImage(),)",
-    views="(Masks(),)",
+    transforms="(Masks(),)",
     rate=1e-12,
   )
   _, start = model
@@ -120,7 +126,7 @@ def test_a_run_that_never_saved_begins_again(
   """Stopped before its first checkpoint, the start is read once more."""
   flags, run = flags_of(tmp_path, folder, words, rate=1e-12), tmp_path / "run"
   with monkeypatch.context() as stop, pytest.raises(KeyboardInterrupt):
-    stop.setattr(training, "_loop", _interrupted)
+    stop.setattr(train_library, "_loop", _interrupted)
     train.main(flags)
   assert not Run.open(str(run)).has_step
   assert train.main(flags) == 0
@@ -138,6 +144,8 @@ def _interrupted(*_, **__):
 @pytest.mark.slow
 def test_another_architecture_is_one_line(tmp_path, folder, words):
   flags = flags_of(tmp_path, folder, words)
-  with pytest.raises(Stop, match="another one than the config's") as stop:
+  with pytest.raises(
+    CommandError, match="another one than the config's"
+  ) as stop:
     train.main([*flags, "--config.task.model.unet.channels=64"])
   assert stop.value.code == 5 and not (tmp_path / "run").exists()

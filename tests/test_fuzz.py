@@ -19,11 +19,10 @@ from full import repeated
 from PIL import Image
 from torch_files import Name, Reduced, tensor, write
 
-from ldm_jax import config, nodes
-from ldm_jax.data.images import ImageError, read_image
-from ldm_jax.nodes import ConfigError
+from ldm_jax import config, config_tree
+from ldm_jax.data.images import read_image
+from ldm_jax.errors import ConfigError, ImageError, WeightsError
 from ldm_jax.run import Run
-from ldm_jax.weights.errors import WeightsError
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -65,7 +64,7 @@ def seeds(root):
     found.append((path, read_image))
   experiment = config.load(str(ROOT / "configs" / "glyphs_text.py"))
   told = {
-    "experiment": nodes.to_json(experiment),
+    "experiment": config_tree.to_json(experiment),
     "batch": {"image": [[8, 32, 32, 3], "uint8"]},
   }
   path = root / "run" / "config.json"

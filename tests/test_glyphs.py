@@ -9,11 +9,11 @@ import re
 import numpy as np
 import pytest
 
-from ldm_jax.data import scenes
-from ldm_jax.data.captions import caption_words
-from ldm_jax.data.glyphs import Glyphs, is_held_out
-from ldm_jax.evaluation.judge import judge
-from ldm_jax.evaluation.obedience import mean_iou
+from ldm_jax.data.glyphs import scenes
+from ldm_jax.data.glyphs.captions import caption_words
+from ldm_jax.data.glyphs.source import Glyphs, is_held_out
+from ldm_jax.evaluation.glyphs.condition_accuracy import mean_iou
+from ldm_jax.evaluation.glyphs.glyph_classifier import read_glyphs
 
 SPLITS = ("train", "validation", "held_out")
 # Between two objects; "at the top left of a plain black background" is none.
@@ -299,7 +299,7 @@ def test_more_detail_is_the_same_scene(detail):
     for name in ("caption", "label", "attributes"):
       np.testing.assert_array_equal(one[name], two[name])
     np.testing.assert_allclose(one["boxes"], two["boxes"], atol=1 / 32)
-  verdict = judge(np.stack([each["image"] for each in fine]))
+  verdict = read_glyphs(np.stack([each["image"] for each in fine]))
   wanted = np.stack([each["attributes"] for each in fine])
   np.testing.assert_array_equal(verdict.attributes, wanted)
   assert verdict.residual.max() < 1

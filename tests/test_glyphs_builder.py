@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.data.glyphs_builder import Glyphworld, GlyphworldConfig
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.data.glyphs.tfds_builder import Glyphworld, GlyphworldConfig
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 import ldm_jax
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nodes import ConfigError
+from ldm_jax.errors import ConfigError
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.pretrained import hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -20,7 +20,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 def info(home, *arguments):
   """The command in a process of its own: the hub reads its variables once."""
   return subprocess.run(
-    [sys.executable, "-m", "ldm_jax.commands.info", *arguments],
+    [sys.executable, "-m", "ldm_jax.cli.info", *arguments],
     env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
     capture_output=True,
     text=True,
@@ -30,7 +30,7 @@ def info(home, *arguments):
 
 def test_a_repository_that_was_fetched_before_is_read_offline(tmp_path):
   repository = tmp_path / "hub" / "models--owner--small"
-  vae = Autoencoder(Trunk(8, (1, 2), 1, groups=4), 3)
+  vae = Autoencoder(ConvStack(8, (1, 2), 1, groups=4), 3)
   params = vae.init(
     jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 4, 4, 3))
   )

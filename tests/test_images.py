@@ -10,13 +10,8 @@ import pytest
 from PIL import Image
 
 from ldm_jax.data import images
-from ldm_jax.data.images import (
-  ImageError,
-  decode_image,
-  read_image,
-  resize,
-  shrink,
-)
+from ldm_jax.data.images import decode_image, read_image, resize, shrink
+from ldm_jax.errors import ImageError
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

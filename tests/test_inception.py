@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 from torch_files import tensor, write
 
-from ldm_jax.evaluation.features import Extractor
-from ldm_jax.nn.inception import SIDE, Inception
-from ldm_jax.nodes import ConfigError
-from ldm_jax.pretrained.inception import inception
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.weights.convert import read_table, revert
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.evaluation.metrics.features import Extractor
+from ldm_jax.nn.encoders.inception import SIDE, Inception
+from ldm_jax.pretrained.metric_networks.inception import inception
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.weights.naming.convert import read_table, revert
 
 WIDTHS = (64, 192, 768, 2048, 2023, 1008)
 

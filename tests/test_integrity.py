@@ -16,16 +16,16 @@ import pytest
 from full import repeated
 from jax.sharding import SingleDeviceSharding
 
-from ldm_jax.commands import verify
-from ldm_jax.runtime import checkpoint, trees
-from ldm_jax.runtime.checkpoint import Checkpoints
-from ldm_jax.runtime.digests import digest, digests
-from ldm_jax.runtime.errors import Damaged, NonFinite
-from ldm_jax.runtime.keeping import Keeping
-from ldm_jax.runtime.lock import Held, lock
-from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.cli import verify
+from ldm_jax.errors import DamagedFile, NonFinite
+from ldm_jax.runtime.checkpointing import checkpoint, tree_io
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
+from ldm_jax.runtime.checkpointing.checksums import checksum, checksums
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
+from ldm_jax.runtime.checkpointing.run_lock import Held, lock
+from ldm_jax.runtime.devices.sharding import MeshShape
 
-STEPS, KEEPING = (1, 2, 3), Keeping(keep=9, best="loss")
+STEPS, KEEPING = (1, 2, 3), CheckpointPolicy(keep=9, best="loss")
 
 # Orbax leaves coroutines behind where it fails.
 pytestmark = pytest.mark.filterwarnings(
@@ -75,34 +75,36 @@ def newest(path, goes_on=False):
 def test_any_changed_bit_changes_a_digest(dtype):
   rng = np.random.default_rng(0)
   array = np.asarray(jnp.asarray(rng.integers(0, 2, (5, 7)), dtype))
-  before = digests(array).leaves[""]
+  before = checksums(array).leaves[""]
   raw = array.reshape(-1).view(np.uint8)
   for bit in rng.choice(8 * raw.size, 40, replace=False):
     changed = raw.copy()
     changed[bit // 8] ^= 1 << (bit % 8 if dtype != "bool" else 0)
     changed = changed.view(array.dtype).reshape(array.shape)
-    assert digests(changed).leaves[""] != before
+    assert checksums(changed).leaves[""] != before
   swapped = array.copy()
   swapped[0, 0], swapped[4, 6] = 1, 0
   other = swapped.copy()
   other[0, 0], other[4, 6] = 0, 1
-  assert digests(swapped).leaves[""] != digests(other).leaves[""]
-  assert digests(array.reshape(7, 5)).leaves[""] != before
+  assert checksums(swapped).leaves[""] != checksums(other).leaves[""]
+  assert checksums(array.reshape(7, 5)).leaves[""] != before
 
 
 def test_a_digest_is_the_same_on_every_mesh():
   rng = np.random.default_rng(0)
   array = rng.standard_normal((16, 8, 24)).astype(np.float32)
-  alone = digest({"a": array})
+  alone = checksum({"a": array})
   for mesh in ((8, 1), (1, 8), (2, 4), (2, 2, 2)):
     sharding = MeshShape(*mesh).build()
     for place in (sharding.batch, sharding.replicated):
-      assert digest({"a": jax.device_put(array, place)}) == alone
-  assert digest({"b": array}) != alone
+      assert checksum({"a": jax.device_put(array, place)}) == alone
+  assert checksum({"b": array}) != alone
 
 
 def test_what_is_no_number_is_not_saved(folder):
-  with contextlib.closing(Checkpoints(str(folder), Keeping(keep=9))) as kept:
+  with contextlib.closing(
+    Checkpoints(str(folder), CheckpointPolicy(keep=9))
+  ) as kept:
     odd = state_of(4)
     odd["params"]["bias"] = odd["params"]["bias"].at[3].set(jnp.inf)
     with pytest.raises(NonFinite, match="params/bias"):
@@ -112,7 +114,7 @@ def test_what_is_no_number_is_not_saved(folder):
 
 def test_a_whole_checkpoint_is_the_newest(folder):
   step, state = newest(folder)
-  assert step == 3 and digest(state) == digest(state_of(3))
+  assert step == 3 and checksum(state) == checksum(state_of(3))
 
 
 def flip(path, rng):
@@ -135,7 +137,7 @@ def survives(source, work, damage):
   damage(work / "checkpoints")
   with contextlib.redirect_stderr(io.StringIO()) as told:
     step, state = newest(work / "checkpoints", goes_on=True)
-  assert digest(state) == digest(state_of(step))
+  assert checksum(state) == checksum(state_of(step))
   fell = step == 2
   assert (work / "damaged" / "3").exists() == fell
   assert ("; using step 2" in told.getvalue()) == fell
@@ -190,7 +192,10 @@ def flips(folder, tmp_path, count):
 
 
 def test_a_restart_remembers_the_best(tmp_path):
-  keeping, losses = Keeping(keep=1, best="loss"), [0.1, 0.5, 0.6, 0.7, 0.8]
+  keeping, losses = (
+    CheckpointPolicy(keep=1, best="loss"),
+    [0.1, 0.5, 0.6, 0.7, 0.8],
+  )
   for steps in ((1, 2, 3), (4, 5)):
     with contextlib.closing(Checkpoints(str(tmp_path), keeping)) as kept:
       for step in steps:
@@ -200,7 +205,7 @@ def test_a_restart_remembers_the_best(tmp_path):
 
 
 def test_the_best_does_not_make_room(tmp_path):
-  keeping = Keeping(keep=9, keep_every=3, best="loss")
+  keeping = CheckpointPolicy(keep=9, keep_every=3, best="loss")
   with contextlib.closing(Checkpoints(str(tmp_path), keeping)) as kept:
     for step, loss in enumerate([0.5, 0.1, 0.3, 0.4, 0.6], 1):
       kept.save(step, state_of(step), {"loss": loss})
@@ -213,7 +218,10 @@ def test_the_best_does_not_make_room(tmp_path):
 
 def test_damaged_metrics_bar_nobody(tmp_path, capsys):
   """They only say which checkpoint stays."""
-  path, keeping = tmp_path / "checkpoints", Keeping(keep=9, best="loss")
+  path, keeping = (
+    tmp_path / "checkpoints",
+    CheckpointPolicy(keep=9, best="loss"),
+  )
   with contextlib.closing(Checkpoints(str(path), keeping)) as kept:
     for step in STEPS:
       kept.save(step, state_of(step), {"loss": float(step)})
@@ -236,14 +244,16 @@ def test_damaged_metrics_bar_nobody(tmp_path, capsys):
 def test_if_nothing_is_whole_that_is_said_and_nothing_moved(folder):
   for step in STEPS:
     shutil.rmtree(folder / str(step) / "state")
-  with pytest.raises(Damaged, match="no checkpoint of 3 is whole: step 3"):
+  with pytest.raises(DamagedFile, match="no checkpoint of 3 is whole: step 3"):
     newest(folder)
   assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
 
 
 def test_a_damaged_step_can_be_saved_anew(folder):
   shutil.rmtree(folder / "3" / "digests")
-  with contextlib.closing(Checkpoints(str(folder), Keeping(keep=9))) as kept:
+  with contextlib.closing(
+    Checkpoints(str(folder), CheckpointPolicy(keep=9))
+  ) as kept:
     assert kept.newest(SHAPES, PLACES)[0] == 2
     kept.save(3, state_of(3))
   assert newest(folder)[0] == 3
@@ -275,35 +285,37 @@ def test_a_part_is_verified_by_itself(folder):
 def test_trees_that_are_written_once_are_verified(tmp_path):
   tree = {"vgg": state_of(1)["params"], "none": None}
   path = tmp_path / "frozen"
-  trees.save_tree(str(path), tree)
+  tree_io.save_tree(str(path), tree)
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )
-  assert digest(trees.load_tree(str(path), target)) == digest(tree)
-  assert trees.verified(str(path), "frozen")[0] is None
+  assert checksum(tree_io.load_tree(str(path), target)) == checksum(tree)
+  assert tree_io.verified(str(path), "frozen")[0] is None
   told = path / "digests" / "metadata"
   told.write_text(told.read_text().replace("vgg/bias", "vgg/base"))
-  with pytest.raises(Damaged, match=r"frozen failed its digest at vgg/bias"):
-    trees.load_tree(str(path), target)
-  assert "vgg/bias" in trees.verified(str(path), "frozen")[0]
+  with pytest.raises(
+    DamagedFile, match=r"frozen failed its digest at vgg/bias"
+  ):
+    tree_io.load_tree(str(path), target)
+  assert "vgg/bias" in tree_io.verified(str(path), "frozen")[0]
 
 
 def test_verify_lists_every_step(folder, capsys):
   run = folder.parent
-  trees.save_tree(str(run / "frozen"), {"x": jnp.arange(3.0)})
+  tree_io.save_tree(str(run / "frozen"), {"x": jnp.arange(3.0)})
   listed = list(checkpoint.verified(str(folder)))
   assert [(step, wrong) for step, wrong, _ in listed] == [
     (step, None) for step in STEPS
   ]
   for step, _, leaves in listed:
-    assert leaves == digests(state_of(step)).leaves
+    assert leaves == checksums(state_of(step)).leaves
   with pytest.raises(Exception, match="is no run folder"):
     verify.main([str(run)])
 
 
 HOLDER = """
 import sys, time
-from ldm_jax.runtime.lock import lock
+from ldm_jax.runtime.checkpointing.run_lock import lock
 with lock(sys.argv[1]):
   print("held", flush=True)
   time.sleep(60)
@@ -312,12 +324,12 @@ with lock(sys.argv[1]):
 
 def test_what_a_killed_start_left_is_taken_away(tmp_path):
   folder = tmp_path / "frozen"
-  trees.save_tree(str(folder), {"a": jnp.arange(3.0)})
+  tree_io.save_tree(str(folder), {"a": jnp.arange(3.0)})
   (tmp_path / "frozen.orbax-checkpoint-tmp-7").mkdir()
-  trees.save_tree(str(folder), {"a": jnp.arange(4.0)})
+  tree_io.save_tree(str(folder), {"a": jnp.arange(4.0)})
   place = SingleDeviceSharding(jax.devices()[0])
   wanted = {"a": jax.ShapeDtypeStruct((4,), np.float32, sharding=place)}
-  found = trees.load_tree(str(folder), wanted)
+  found = tree_io.load_tree(str(folder), wanted)
   np.testing.assert_array_equal(found["a"], np.arange(4.0))
   assert [path.name for path in tmp_path.iterdir()] == ["frozen"]
 

@@ -12,11 +12,11 @@ from single_files import SD1
 from tokenizers import pre_tokenizers
 from torch_files import tensor, write
 
-from ldm_jax.data.prompts import Dialect, Prompts
-from ldm_jax.data.tokens import load
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.pretrained.inversion import load_inversion
+from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
+from ldm_jax.data.text.tokenizers import load
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 LENGTH = 12
@@ -43,8 +43,8 @@ def listening(folder, count=1, end=None):
     ClipText(words[0].size, 16 + 8 * i, 2, 2, LENGTH, end=end)
     for i in range(count)
   )
-  dialects = tuple(Dialect(each, last) for each in words)
-  opened = assembled(SD1, (4, 64), towers, words=Prompts(dialects))
+  dialects = tuple(PromptSyntax(each, last) for each in words)
+  opened = assembled(SD1, (4, 64), towers, words=ClipPrompts(dialects))
   embedder = ClipEmbedder(
     towers,
     (0,) * count,
@@ -143,7 +143,7 @@ def test_words_add_up_and_survive_saving(tmp_path, folder):
   assert dialect.ids("<one> <2>") == [size, size + 1, size + 2]
   assert dialect.ids("<two>") == opened.words.dialects[0].ids("<two>")
   dialect.words.save(tmp_path / "saved")
-  again = Dialect(load(tmp_path / "saved", LENGTH), dialect.padding)
+  again = PromptSyntax(load(tmp_path / "saved", LENGTH), dialect.padding)
   for text in ("<one> <2>", "a <2>x", "<2", "a cat"):
     assert again.ids(text) == dialect.ids(text)
 

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.evaluation.judge import LEGAL, Verdict, judge, score
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.evaluation.glyphs.glyph_classifier import (
+  LEGAL,
+  GlyphReading,
+  read_glyphs,
+  score,
+)
 
 SPLITS = ("train", "validation", "held_out")
 
@@ -23,7 +28,7 @@ def add_noise(images, sigma, seed=0):
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_true_image_is_read_exactly(split):
   images, attributes, segmap = gather(split, 1200, seed=11)
-  verdict = judge(images)
+  verdict = read_glyphs(images)
   np.testing.assert_array_equal(verdict.attributes, attributes)
   np.testing.assert_array_equal(verdict.segmap, segmap)
   np.testing.assert_array_equal(verdict.residual, 0)
@@ -34,7 +39,7 @@ def test_every_true_image_is_read_exactly(split):
 def test_noise_is_looked_through_and_measured(sigma):
   images, attributes, _ = gather("train", 400)
   # Grey is the one background where no noise is clipped away.
-  verdict = judge(add_noise(images, sigma))
+  verdict = read_glyphs(add_noise(images, sigma))
   assert score(verdict, attributes)["all"] >= 0.99
   grey = verdict.residual[attributes[:, 5] == 2]
   np.testing.assert_allclose(grey, sigma, rtol=0.1)
@@ -43,7 +48,7 @@ def test_noise_is_looked_through_and_measured(sigma):
 def test_shuffled_captions_score_as_chance():
   images, attributes, _ = gather("train", 1500)
   wrong = np.random.default_rng(0).permutation(attributes)
-  scores = score(judge(images), wrong)
+  scores = score(read_glyphs(images), wrong)
   chances = {"background": 1 / 4, "size": 1 / 2, "position": 1 / 9}
   chances |= {"texture": 1 / 3, "colour": 1 / 8, "shape": 1 / 6}
   for name, chance in chances.items():
@@ -54,20 +59,20 @@ def test_shuffled_captions_score_as_chance():
 def test_no_noise_no_blank_and_hardly_a_blend_is_legal():
   rng = np.random.default_rng(0)
   white = rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
-  assert judge(white).residual.min() > 5 * LEGAL
+  assert read_glyphs(white).residual.min() > 5 * LEGAL
   ground = np.array([(0,) * 3, (255,) * 3, (128,) * 3, (210, 180, 140)])
   blank = np.broadcast_to(ground[:, None, None], (4, 32, 32, 3))
-  assert np.isinf(judge(blank.astype(np.uint8)).residual).all()
+  assert np.isinf(read_glyphs(blank.astype(np.uint8)).residual).all()
   images, _, _ = gather("train", 400)
   blends = (images[::2].astype(int) + images[1::2]) // 2
-  assert (judge(blends.astype(np.uint8)).residual < LEGAL).mean() < 0.05
+  assert (read_glyphs(blends.astype(np.uint8)).residual < LEGAL).mean() < 0.05
 
 
 def test_a_verdict_does_not_depend_on_the_batch():
   images, _, _ = gather("train", 35)
   noisy = add_noise(images, 30)
-  together = judge(noisy)
-  alone = [judge(noisy[i : i + 1]) for i in range(len(noisy))]
+  together = read_glyphs(noisy)
+  alone = [read_glyphs(noisy[i : i + 1]) for i in range(len(noisy))]
   for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
@@ -75,7 +80,7 @@ def test_a_verdict_does_not_depend_on_the_batch():
 def test_one_wrong_attribute_costs_itself_and_all():
   images, attributes, _ = gather("train", 4)
   attributes[0, 2] += 1
-  scores = score(judge(images), attributes)
+  scores = score(read_glyphs(images), attributes)
   assert scores.pop("texture") == scores.pop("all") == 0.75
   assert set(scores.values()) == {1.0}
 
@@ -91,12 +96,12 @@ def test_one_wrong_attribute_costs_itself_and_all():
 )
 def test_only_level_zero_pixels_are_judged(shape, dtype):
   with pytest.raises(ValueError, match="only Glyphs level 0 is judged"):
-    judge(np.zeros(shape, dtype))
+    read_glyphs(np.zeros(shape, dtype))
 
 
 def test_attributes_of_other_images_are_refused():
   images, attributes, _ = gather("train", 3)
-  verdict = judge(images)
-  assert isinstance(verdict, Verdict)
+  verdict = read_glyphs(images)
+  assert isinstance(verdict, GlyphReading)
   with pytest.raises(ValueError, match="one row of six"):
     score(verdict, attributes[:2])

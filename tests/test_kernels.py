@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from ldm_jax import config
-from ldm_jax.nn.attention import attend
+from ldm_jax.config_tree import override
+from ldm_jax.nn.attention import dot_product_attention
 from ldm_jax.nn.transformer import SpatialTransformer
-from ldm_jax.nodes import override
-from ldm_jax.runtime import blueprint
-from ldm_jax.runtime.kernels import Kernels, choose, equipped
-from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.devices import aot
+from ldm_jax.runtime.devices.attention_kernels import (
+  AttentionKernels,
+  choose,
+  with_attention_kernels,
+)
+from ldm_jax.runtime.devices.sharding import MeshShape
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -39,11 +43,13 @@ def test_splash_attention_is_attention(mesh, shape):
   devices = jax.devices()[:1] if mesh is None else None
   sharding = MeshShape(*(mesh or ())).build(devices)
   *arrays, cotangent = draw(*shape)
-  kernel = Kernels(sharding, "splash", is_interpreted=True)
+  kernel = AttentionKernels(sharding, "splash", is_interpreted=True)
 
-  def pulled(road):
+  def pulled(attention_backend):
     def both(arrays, cotangent):
-      out, pull = jax.vjp(lambda *qkv: attend(*qkv, road), *arrays)
+      out, pull = jax.vjp(
+        lambda *qkv: dot_product_attention(*qkv, attention_backend), *arrays
+      )
       return out, pull(cotangent)
 
     return jax.jit(both)(arrays, cotangent)
@@ -57,13 +63,13 @@ def test_what_a_kernel_does_not_answer_goes_the_portable_way():
   q, k, v, _ = draw(64, 64, 8)
   silent = lambda *qkv: None
   for is_causal in (False, True):
-    found = attend(q, k, v, silent, is_causal=is_causal)
-    theirs = attend(q, k, v, "xla", is_causal=is_causal)
+    found = dot_product_attention(q, k, v, silent, is_causal=is_causal)
+    theirs = dot_product_attention(q, k, v, "xla", is_causal=is_causal)
     np.testing.assert_array_equal(found, theirs)
   loud = lambda *qkv: 1 / 0
-  attend(q, k, v, loud, is_causal=True)  # never asked
+  dot_product_attention(q, k, v, loud, is_causal=True)  # never asked
   with pytest.raises(ValueError, match="'cudnn' is an accelerator's"):
-    attend(q, k, v, "cudnn")
+    dot_product_attention(q, k, v, "cudnn")
 
 
 @pytest.mark.parametrize(
@@ -99,27 +105,33 @@ def machine(platform):
 def test_a_task_is_equipped_wherever_it_attends():
   task = config.load(str(CONFIGS / "sd" / "sd1.py")).task
   sharding = MeshShape().build(jax.devices()[:1])
-  assert equipped(task, sharding) is task  # of a CPU
+  assert with_attention_kernels(task, sharding) is task  # of a CPU
   with machine("tpu"):
-    fast = equipped(task, sharding)
+    fast = with_attention_kernels(task, sharding)
   roads = lambda task: (
-    task.model.unet.road,
-    task.model.conditioners[0].encoders[0].road,
+    task.model.unet.attention_backend,
+    task.model.conditioners[0].encoders[0].attention_backend,
   )
-  assert set(roads(fast)) == {Kernels(sharding)} and set(roads(task)) == {
-    "auto"
-  }
+  assert set(roads(fast)) == {AttentionKernels(sharding)} and set(
+    roads(task)
+  ) == {"auto"}
   # Nothing else is another.
-  unet = fast.model.unet.clone(road="auto")
+  unet = fast.model.unet.clone(attention_backend="auto")
   assert unet == task.model.unet and fast.optimizer == task.optimizer
   plain = override(task, {"model.unet.road": "xla"})
   with machine("tpu"):
-    assert equipped(plain, sharding).model.unet.road == "xla"
+    assert (
+      with_attention_kernels(plain, sharding).model.unet.attention_backend
+      == "xla"
+    )
   asked = override(task, {"model.unet.road": "cudnn"})
   with machine("gpu"):
-    assert equipped(asked, sharding).model.unet.road.asked == "cudnn"
+    assert (
+      with_attention_kernels(asked, sharding).model.unet.attention_backend.asked
+      == "cudnn"
+    )
   with pytest.raises(ValueError, match="have no such kernel"):
-    equipped(asked, sharding)
+    with_attention_kernels(asked, sharding)
 
 
 def test_a_gpu_is_given_cudnns():
@@ -136,7 +148,11 @@ def test_a_gpu_is_given_cudnns():
     unittest.mock.patch(f"{fused}.{names[0]}", lambda: 91000),
     unittest.mock.patch(f"{fused}.{names[1]}", lambda *told: None),
   ):
-    loss = lambda *qkv: attend(*qkv, Kernels(sharding)).astype(float).sum()
+    loss = lambda *qkv: (
+      dot_product_attention(*qkv, AttentionKernels(sharding))
+      .astype(float)
+      .sum()
+    )
     traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, v)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert "__cudnn$fmhaSoftmax" in text and "Backward" in text
@@ -147,7 +163,7 @@ def test_a_gpu_is_given_cudnns():
 def test_a_tpu_is_given_splash_attention(mesh):
   """Compiled for one that is not here."""
   pytest.importorskip("libtpu")
-  sharding = MeshShape(*mesh).build(blueprint.devices_of("v5e:2x2"))
+  sharding = MeshShape(*mesh).build(aot.devices_of("v5e:2x2"))
   block = SpatialTransformer(1, heads=2, head_width=40, dtype="bfloat16")
   x = jax.ShapeDtypeStruct(
     (4, 64, 64, 64), jnp.float32, sharding=sharding.batch
@@ -162,7 +178,7 @@ def test_a_tpu_is_given_splash_attention(mesh):
     ),
     params,
   )
-  fast = equipped(block, sharding)
+  fast = with_attention_kernels(block, sharding)
   grad = jax.grad(lambda *told: (fast.apply(*told) ** 2).sum())
   made = jax.jit(grad).lower(params, x, words).compile()
   text = made.as_text()

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from test_training import BLIND, CONFIGS, ONE, run
 
-from ldm_jax.commands import prepare, preparing
-from ldm_jax.commands.doors import Stop
-from ldm_jax.data import pipeline
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.data.latents import Latents
+from ldm_jax.cli import prepare
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.data import batching
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.data.sources.cached_latents import CachedLatents
+from ldm_jax.latents import moments_of, posterior_of
 from ldm_jax.run import open_first_stage
-from ldm_jax.runtime import metrics
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.tasks.latents import moments_of, posterior_of
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.monitoring import metric_writer
+from ldm_jax.training import prepare_latents
 
 SIZE = 40
 DATA = [f"--config.data.source.size={SIZE}"]
@@ -72,7 +73,7 @@ def same_files(one, two):
 
 
 def test_moments_are_those_of_the_images_and_the_rest_is_there(stage, folder):
-  source, latents = Glyphs(size=SIZE), Latents(folder)
+  source, latents = Glyphs(size=SIZE), CachedLatents(folder)
   assert len(latents) == SIZE
   opened = open_first_stage(stage)
   params = opened.trained(MeshShape().build())
@@ -95,7 +96,7 @@ def test_a_posterior_comes_back_from_its_moments(stage, folder):
   module = opened.experiment.task.autoencoder
   params = opened.trained(MeshShape().build())
   images = np.stack([Glyphs()[i]["image"] for i in range(4)])
-  kept = Latents(folder).rows(np.arange(4))["moments"]
+  kept = CachedLatents(folder).rows(np.arange(4))["moments"]
   moments = {"moments": jnp.asarray(kept)}
   both = ({"image": jnp.asarray(images)}, moments)
   a, b = (posterior_of(module, params, batch) for batch in both)
@@ -106,7 +107,7 @@ def test_a_posterior_comes_back_from_its_moments(stage, folder):
 def test_an_interrupted_job_goes_on_to_the_same_bytes(
   stage, folder, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(preparing, "KEPT", 1)
+  monkeypatch.setattr(prepare_latents, "KEPT", 1)
   take = Glyphs.__getitem__
 
   def until(self, index):
@@ -118,7 +119,7 @@ def test_an_interrupted_job_goes_on_to_the_same_bytes(
     stop.setattr(Glyphs, "__getitem__", until)
     write(stage, tmp_path / "cut", "--dtype=float32")
   with pytest.raises(ValueError, match="not complete"):
-    len(Latents(str(tmp_path / "cut")))
+    len(CachedLatents(str(tmp_path / "cut")))
   asked = []
 
   def noted(self, index):
@@ -145,7 +146,7 @@ def test_training_on_latents_is_training_on_their_images(
   ):
     flags = [*TWO, f"--config.first_stage={stage}", *more]
     assert run("glyphs_text.py", tmp_path / name, 3, flags, every=3) == 0
-    told = metrics.read(str(tmp_path / name))
+    told = metric_writer.read(str(tmp_path / name))
     losses.append(
       [line["loss"] for line in told if "loss" in line]
       + [told[-1]["validation_loss"]]
@@ -159,13 +160,13 @@ def test_training_on_latents_is_training_on_their_images(
 
 
 def test_batches_are_the_same_rows_in_any_share(folder):
-  source = Latents(folder)
-  whole = pipeline.batches(source, batch=8, seed=3)
+  source = CachedLatents(folder)
+  whole = batching.batches(source, batch=8, seed=3)
   parts = [
-    pipeline.batches(source, batch=8, seed=3, rows=rows)
+    batching.batches(source, batch=8, seed=3, rows=rows)
     for rows in (range(4), range(4, 8))
   ]
-  late = pipeline.batches(source, batch=8, seed=3, start=2)
+  late = batching.batches(source, batch=8, seed=3, start=2)
   for step in range(7):  # more than an epoch
     batch = next(whole)
     halves = [next(part) for part in parts]
@@ -180,7 +181,7 @@ def test_batches_are_the_same_rows_in_any_share(folder):
 def test_copies_are_cut_anew(stage, tmp_path):
   out = tmp_path / "two"
   assert write(stage, out, "--copies=2") == 0
-  latents = Latents(str(out))
+  latents = CachedLatents(str(out))
   assert len(latents) == 2 * SIZE
   assert latents[3]["caption"] == latents[3 + SIZE]["caption"]
   assert latents[3]["moments"].dtype == np.float16
@@ -198,7 +199,7 @@ def test_latents_of_something_else_are_refused(
 ):
   flags = [*TWO, f"--config.first_stage={stage}"]
   flags += [f"--config.data.latents={folder}", *more]
-  with pytest.raises(Stop, match=message) as caught:
+  with pytest.raises(CommandError, match=message) as caught:
     run("glyphs_text.py", tmp_path / "x", 1, flags)
   assert caught.value.code == 2 and not os.path.exists(tmp_path / "x")
 
@@ -208,7 +209,7 @@ def test_pictures_beside_and_other_first_stages_are_refused(
 ):
   def refused(config, message, *more):
     flags = [*TWO, f"--config.first_stage={stage}", *more]
-    with pytest.raises(Stop, match=message):
+    with pytest.raises(CommandError, match=message):
       run(config, tmp_path / "x", 1, flags)
 
   cached = f"--config.data.latents={folder}"
@@ -220,5 +221,5 @@ def test_pictures_beside_and_other_first_stages_are_refused(
   (strange / "manifest.json").write_text(json.dumps(other))
   cached = f"--config.data.latents={strange}"
   refused("glyphs_text.py", "made with another first_stage", cached)
-  with pytest.raises(Stop, match="another batch"):
+  with pytest.raises(CommandError, match="another batch"):
     write(stage, folder, "--dtype=float32", "--batch=16")

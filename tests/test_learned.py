@@ -9,20 +9,28 @@ import pytest
 
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import Guidance
-from ldm_jax.diffusion.loss import DenoisingLoss, draw_times
+from ldm_jax.diffusion.loss import DenoisingLoss, sample_times
 from ldm_jax.diffusion.prediction import Estimate, to_pair
 from ldm_jax.diffusion.schedule import Schedule, like, q_sample
-from ldm_jax.evaluation.likelihood import bits_per_dimension, log_likelihood
+from ldm_jax.evaluation.metrics.likelihood import (
+  bits_per_dimension,
+  log_likelihood,
+)
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Pixels, Trunk
-from ldm_jax.nn.conditioner import ClassEmbedder
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack, PixelSpace
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.sampling import Order, Said, Settings, Studio
-from ldm_jax.tasks.autoencoding import Autoencoding
-from ldm_jax.tasks.autoencoding import Frozen as Nothing
-from ldm_jax.tasks.denoising import Denoising, Frozen
+from ldm_jax.sampling import (
+  Conditioning,
+  GenerationInputs,
+  SamplingConfig,
+  SamplingEngine,
+)
+from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.autoencoder import Frozen as Nothing
+from ldm_jax.training.denoiser import DenoiserTask, Frozen
 
 SCHEDULE = Schedule(start=0.0015, end=0.0205)
 
@@ -92,7 +100,7 @@ def learned(draw, size, loss, steps, count=512, rate=2e-3):
   def price(params, key):
     keys = jax.random.split(key, 3)
     x0 = draw(keys[0], count)
-    t = draw_times(keys[1], SCHEDULE, count)
+    t = sample_times(keys[1], SCHEDULE, count)
     noise = jax.random.normal(keys[2], x0.shape)
     network = lambda xt, t: net.apply(params, xt, t)
     return loss(SCHEDULE, network, x0, t, noise).mean()
@@ -170,7 +178,7 @@ def test_eight_hills_are_learned_and_drawn():
     return to_pair("eps", level, xt, net.apply(params, xt, t))
 
   keys = samplers.image_keys(jax.random.key(5), jnp.arange(8000))
-  plan = samplers.Recipe(50, "dpmpp_2m").plan(SCHEDULE)
+  plan = samplers.SamplerConfig(50, "dpmpp_2m").plan(SCHEDULE)
   noise = samplers.initial_noise(keys, (2,)) * plan.start
   drawn = jax.jit(lambda xt: samplers.sample(denoise, xt, plan.program, keys))(
     noise
@@ -192,9 +200,9 @@ def rough_images():
 @pytest.mark.slow
 def test_one_batch_is_learned_by_heart_by_stage_one():
   batch = {"image": rough_images()}
-  task = Autoencoding(
+  task = AutoencoderTask(
     autoencoder=Autoencoder(
-      Trunk(32, (1, 2), 1, has_mid_attention=False, groups=8), 8
+      ConvStack(32, (1, 2), 1, has_mid_attention=False, groups=8), 8
     ),
     perceptual=None,
     discriminator=None,
@@ -216,9 +224,9 @@ def test_one_batch_is_learned_by_heart_by_stage_two():
   images, steps = rough_images(), 400
   batch = {"image": images.repeat(4, 0)}
   model = LatentDiffusion(
-    first_stage=Pixels(), unet=unet(32, kind="plain"), schedule=SCHEDULE
+    first_stage=PixelSpace(), unet=unet(32, kind="plain"), schedule=SCHEDULE
   )
-  task = Denoising(
+  task = DenoiserTask(
     model=model,
     optimizer=Optimizer(
       2e-3, warmup=20, decay="cosine", decay_steps=steps, muon=1e-2
@@ -231,10 +239,10 @@ def test_one_batch_is_learned_by_heart_by_stage_two():
   losses = [price(key) for key in jax.random.split(jax.random.key(2), 50)]
   assert np.mean(losses) < 0.02, np.mean(losses)
   sharding = MeshShape().build(jax.devices()[:1])
-  studio = Studio(model, task.parameters(state.ema, frozen), sharding)
-  nothing = Said({}, {})
-  settings = Settings(16, 16, samplers.Recipe(50, eta=1.0))
-  drawn = studio.draw(settings, nothing, nothing, Order(64, 64))
+  studio = SamplingEngine(model, task.parameters(state.ema, frozen), sharding)
+  nothing = Conditioning({}, {})
+  settings = SamplingConfig(16, 16, samplers.SamplerConfig(50, eta=1.0))
+  drawn = studio.draw(settings, nothing, nothing, GenerationInputs(64, 64))
   drawn = np.concatenate(list(drawn)).astype(float)
   apart = drawn[:, None] - np.asarray(images, float)
   away = np.sqrt(np.square(apart).mean((2, 3, 4)))  # of 255
@@ -278,13 +286,13 @@ def test_digits_are_drawn_that_a_judge_of_real_ones_reads():
   labels = jnp.asarray(digits.target[seen].astype(np.int32))
   steps = 400
   model = LatentDiffusion(
-    first_stage=Pixels(),
+    first_stage=PixelSpace(),
     unet=unet(32, vector="mlp"),
     conditioners=(ClassEmbedder(classes=10, width=64, joins="both"),),
     schedule=Schedule("rectified_flow"),
     prediction="flow",
   )
-  task = Denoising(
+  task = DenoiserTask(
     model=model,
     loss=DenoisingLoss("flow"),
     optimizer=Optimizer(
@@ -304,11 +312,15 @@ def test_digits_are_drawn_that_a_judge_of_real_ones_reads():
   params = task.parameters(state.ema, frozen)
   wanted = np.arange(200, dtype=np.int32) % 10
   sharding = MeshShape().build(jax.devices()[:1])
-  studio = Studio(model, params, sharding)
-  settings = Settings(8, 8, samplers.Recipe(25), Guidance(1.5))
-  says = lambda null: Said({"label": wanted}, {"label": np.full(200, null)})
+  studio = SamplingEngine(model, params, sharding)
+  settings = SamplingConfig(8, 8, samplers.SamplerConfig(25), Guidance(1.5))
+  says = lambda null: Conditioning(
+    {"label": wanted}, {"label": np.full(200, null)}
+  )
   drawn = np.concatenate(
-    list(studio.draw(settings, says(False), says(True), Order(200, 200)))
+    list(
+      studio.draw(settings, says(False), says(True), GenerationInputs(200, 200))
+    )
   )
   pixels = np.round(drawn.mean(-1).reshape(200, -1) / 255 * 16)
   accuracy = (judge.predict(pixels) == wanted).mean()

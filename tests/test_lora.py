@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from lora_files import family
 
+from ldm_jax.errors import WeightsError
 from ldm_jax.nn.lora import LoRA
-from ldm_jax.pretrained.adapters import merge_lora
-from ldm_jax.pretrained.adapters_out import pairs_of, save_lora
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.pretrained.lora.export import pairs_of, save_lora
+from ldm_jax.pretrained.lora.merge import merge_lora
 
 RNG = np.random.default_rng(2)
 EVERYWHERE = LoRA(3, 6.0, r"kernel$")

@@ -14,30 +14,30 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nn.conditioner import (
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
   Condition,
   LayoutEmbedder,
   SizeEmbedder,
   TextEmbedder,
 )
-from ldm_jax.nn.discriminator import PatchDiscriminator
-from ldm_jax.nn.perceptual import LPIPS
-from ldm_jax.nn.spatial import (
+from ldm_jax.nn.conditioners.spatial import (
   DepthMap,
-  Embeddings,
   LowResolution,
-  MapEmbedder,
   MaskedImage,
+  NeighbourEmbeddings,
+  SegmentationEmbedder,
 )
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.encoders.lpips import LPIPS
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.runtime.devices.activation_sharding import constrain_activations
+from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.runtime.rows import by_rows
-from ldm_jax.runtime.sharding import MeshShape, Sharding
-from ldm_jax.tasks.autoencoding import Autoencoding
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.denoiser import DenoiserTask
 
 # data, fsdp, tensor, context
 MESHES = [
@@ -60,8 +60,8 @@ class Descent(Optimizer):
     return optax.chain(optax.trace(0.0), optax.scale(-self.rate))
 
 
-TRUNK = Trunk(8, (1, 2), 1, groups=4)
-STAGE_ONE = Autoencoding(
+TRUNK = ConvStack(8, (1, 2), 1, groups=4)
+STAGE_ONE = AutoencoderTask(
   autoencoder=Autoencoder(TRUNK, 3),
   perceptual=None,
   discriminator=PatchDiscriminator(width=8, layers=2),
@@ -71,7 +71,7 @@ STAGE_ONE = Autoencoding(
   ema_decay=0.9,
 )
 WITH_LPIPS = dataclasses.replace(STAGE_ONE, perceptual=LPIPS(width=8))
-STAGE_TWO = Denoising(
+STAGE_TWO = DenoiserTask(
   model=LatentDiffusion(
     first_stage=Autoencoder(TRUNK, 3),
     unet=UNet(3, 16, (1, 2), 1, AttentionPlan((0, 0), heads=2), groups=4),
@@ -95,9 +95,11 @@ EVERYTHING = dataclasses.replace(
       TextEmbedder(WORDS),
       ClassEmbedder(7, 16),
       LayoutEmbedder(WORDS),
-      Embeddings(16),
-      MapEmbedder(5, 16, 2, "context", positions=16, reads="marks"),
-      MapEmbedder(5, 3, 1),
+      NeighbourEmbeddings(16),
+      SegmentationEmbedder(
+        5, 16, 2, "context", positions=16, input_key="marks"
+      ),
+      SegmentationEmbedder(5, 3, 1),
       MaskedImage(),
       LowResolution(),
       DepthMap(2),
@@ -169,14 +171,14 @@ def history(task_name, *mesh):
   batch = sharding.put(draw(0))
   places = sharding.state(jax.eval_shape(task.init, key, batch, frozen))
   state = jax.jit(task.init, out_shardings=places)(key, batch, frozen)
-  if isinstance(task, Denoising):  # most of a fresh one's gradients are zero
+  if isinstance(task, DenoiserTask):  # most of a fresh one's gradients are zero
     params = jax.device_put(stirred(state.params), places.params)
     state = state.replace(params=params)
   if mesh[1] * mesh[2] > 1:
     cut = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
     assert len(cut) > 20  # the mesh must have something to do
   step = jax.jit(
-    by_rows(task.step, sharding),
+    constrain_activations(task.step, sharding),
     donate_argnums=0,
     out_shardings=(places, sharding.replicated),
   )
@@ -186,7 +188,7 @@ def history(task_name, *mesh):
     state, metrics = step(state, frozen, sharding.put(draw(i)), key)
     losses.append({k: float(v) for k, v in metrics.items()})
     seen = {"model": state.opt[0].trace}
-    if isinstance(task, Autoencoding):
+    if isinstance(task, AutoencoderTask):
       seen["critic"] = state.critic_opt[0].trace
     gradients.append(jax.tree.map(np.asarray, seen))
   return losses, gradients, jax.tree.map(np.asarray, state.params)
@@ -378,7 +380,7 @@ def test_no_device_gathers_the_rows_of_all(is_held):
   def loss(params, xt, t):
     return (unet.apply(params, xt, t, Condition()) ** 2).mean()
 
-  loss = by_rows(loss, sharding) if is_held else loss
+  loss = constrain_activations(loss, sharding) if is_held else loss
   text = jax.jit(jax.grad(loss)).lower(params, xt, t).compile().as_text()
   kernels = re.findall(r"= f32\[[13],[13],\d+,\d+\]\S* all-gather\(", text)
   activations = re.findall(r"= f32\[\d\d+,\d+,\d+,\d+\]\S* all-gather\(", text)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from ldm_jax.evaluation import likeness, resizing
-from ldm_jax.evaluation.frechet import Moments, frechet_distance
-from ldm_jax.evaluation.ssim import ssim
+from ldm_jax.evaluation.metrics import distribution_distances, resizing
+from ldm_jax.evaluation.metrics.frechet import Moments, frechet_distance
+from ldm_jax.evaluation.metrics.ssim import ssim
 
 
 def drawn(seed, *shape):
@@ -89,17 +89,17 @@ def test_what_cannot_be_compared_is_refused():
   with pytest.raises(ValueError, match="of one width"):
     frechet_distance(Moments.of(drawn(0, 9, 4)), Moments.of(drawn(0, 9, 5)))
   with pytest.raises(ValueError, match="subsets of 1000"):
-    likeness.kernel_distance(drawn(0, 9, 4), drawn(1, 9, 4))
+    distribution_distances.kernel_distance(drawn(0, 9, 4), drawn(1, 9, 4))
   with pytest.raises(ValueError, match="k is 3"):
-    likeness.reach(drawn(0, 3, 4), drawn(1, 9, 4))
+    distribution_distances.reach(drawn(0, 3, 4), drawn(1, 9, 4))
   with pytest.raises(ValueError, match="no 10 splits"):
-    likeness.inception_score(drawn(0, 3, 4))
+    distribution_distances.inception_score(drawn(0, 3, 4))
 
 
 def test_kid_is_unbiased_and_that_of_a_shift():
   """Of the same distribution it is 0 on average; by its definition else."""
   x, y = drawn(6, 2, 4000, 8)
-  found = likeness.kernel_distance(x, y, 200, 500)
+  found = distribution_distances.kernel_distance(x, y, 200, 500)
   assert abs(found.mean) < 3 * found.std / 200**0.5 + 0.002
   small, other = drawn(7, 20, 5), 1 + drawn(8, 20, 5)
   kernel = lambda a, b: (np.dot(a, b) / 5 + 1) ** 3
@@ -110,7 +110,7 @@ def test_kid_is_unbiased_and_that_of_a_shift():
     + np.mean([kernel(other[i], other[j]) for i, j in apart])
     - 2 * np.mean([kernel(small[i], other[j]) for i, j in pairs])
   )
-  found = likeness.kernel_distance(small, other, 3, 20)
+  found = distribution_distances.kernel_distance(small, other, 3, 20)
   np.testing.assert_allclose(found.mean, wanted, rtol=1e-9)
 
 
@@ -122,26 +122,40 @@ def test_cmmd_by_its_definition():
   ).mean()
   a, b = unit(x), unit(y)
   wanted = 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
-  np.testing.assert_allclose(likeness.cmmd(x, 3 * y), wanted, rtol=1e-9)
-  assert likeness.cmmd(x, x) == pytest.approx(0, abs=1e-9)
+  np.testing.assert_allclose(
+    distribution_distances.cmmd(x, 3 * y), wanted, rtol=1e-9
+  )
+  assert distribution_distances.cmmd(x, x) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_inception_score_of_what_is_known():
   """Certain and evenly spread over ten classes: 10; never sure of any: 1."""
   sure = np.tile(100 * np.eye(10), (50, 1))
-  assert likeness.inception_score(sure, 1).mean == pytest.approx(10, rel=1e-6)
-  assert likeness.inception_score(0 * sure).mean == pytest.approx(1)
-  found = likeness.inception_score(sure + 7)  # a constant tells nothing
-  np.testing.assert_allclose(found, likeness.inception_score(sure))
+  assert distribution_distances.inception_score(sure, 1).mean == pytest.approx(
+    10, rel=1e-6
+  )
+  assert distribution_distances.inception_score(0 * sure).mean == pytest.approx(
+    1
+  )
+  found = distribution_distances.inception_score(
+    sure + 7
+  )  # a constant tells nothing
+  np.testing.assert_allclose(
+    found, distribution_distances.inception_score(sure)
+  )
 
 
 def test_precision_and_recall_tell_collapse_from_noise():
   real = drawn(11, 400, 8)
-  few = likeness.reach(real, 0.1 * drawn(12, 400, 8))  # all of one kind
+  few = distribution_distances.reach(
+    real, 0.1 * drawn(12, 400, 8)
+  )  # all of one kind
   assert few.precision > 0.9 and few.recall < 0.1 and few.coverage < 0.5
-  wild = likeness.reach(real, 5 * drawn(13, 400, 8))  # much of it nothing
+  wild = distribution_distances.reach(
+    real, 5 * drawn(13, 400, 8)
+  )  # much of it nothing
   assert wild.precision < 0.2 and wild.recall > 0.9
-  same = likeness.reach(real, drawn(14, 400, 8))
+  same = distribution_distances.reach(real, drawn(14, 400, 8))
   assert min(same.precision, same.recall, same.coverage) > 0.6
   np.testing.assert_allclose(same.density, 1, atol=0.15)
 
@@ -158,8 +172,10 @@ def test_reach_by_its_definition(monkeypatch):
     inside.any(1).mean(),
   )
   for block in (5, 2048):
-    monkeypatch.setattr(likeness, "BLOCK", block)
-    np.testing.assert_allclose(likeness.reach(real, samples, 2), wanted)
+    monkeypatch.setattr(distribution_distances, "BLOCK", block)
+    np.testing.assert_allclose(
+      distribution_distances.reach(real, samples, 2), wanted
+    )
 
 
 @pytest.mark.parametrize("size", [(11, 11), (40, 33)])

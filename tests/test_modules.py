@@ -10,14 +10,20 @@ from published_configs import BIG_G, CLIP_L, KL_F8, KL_F16, VIT_H, VQ_F4
 from published_networks import FIRST_STAGES, kl, vq
 
 from ldm_jax.diffusion.schedule import Schedule
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.conditioner import ClassEmbedder
-from ldm_jax.nn.text import TextEncoder
-from ldm_jax.nodes import ConfigError
-from ldm_jax.pretrained.autoencoders import autoencoder, autoencoder_config
-from ldm_jax.pretrained.schedules import schedule, schedule_config
-from ldm_jax.pretrained.texts import (
+from ldm_jax.errors import ConfigError
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.pretrained.configs.autoencoder_config import (
+  autoencoder,
+  autoencoder_config,
+)
+from ldm_jax.pretrained.configs.scheduler_config import (
+  schedule,
+  schedule_config,
+)
+from ldm_jax.pretrained.configs.text_encoder_config import (
   classes,
   classes_config,
   clip,
@@ -64,7 +70,7 @@ def test_a_first_stages_config_comes_back(name):
     kl((1, 2, 4), 3),
     kl((1, 1, 2), 5, (0, 2)),
     vq((1, 2), 4, 16, (), False),
-    Autoencoder(Trunk(24, (1, 3), 1, (1,), True, groups=8), 2),
+    Autoencoder(ConvStack(24, (1, 3), 1, (1,), True, groups=8), 2),
   ],
 )
 def test_a_first_stage_comes_back(module):
@@ -100,7 +106,7 @@ def test_neutral_values_are_not_refused():
 
 
 def test_a_first_stage_without_a_word_in_diffusers_is_not_written():
-  wide = Autoencoder(Trunk(multipliers=(2, 4)), 4)
+  wide = Autoencoder(ConvStack(multipliers=(2, 4)), 4)
   with pytest.raises(ConfigError, match="start with 1"):
     autoencoder_config(wide, scaling_factor=1.0)
 

@@ -16,17 +16,22 @@ from networks import (
 )
 from published_networks import plain, transformer
 
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.errors import WeightsError
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import VectorQuantizer
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
-from ldm_jax.weights.convert import convert, revert, shapes
-from ldm_jax.weights.errors import WeightsError
-from ldm_jax.weights.names import DIALECTS, Geometry, respell, table
+from ldm_jax.weights.naming.convert import convert, revert, shapes
+from ldm_jax.weights.naming.parameter_names import (
+  DIALECTS,
+  Geometry,
+  respell,
+  table,
+)
 
 
 def vae(*multipliers, **options):
-  trunk = Trunk(8, multipliers, groups=4, **options)
+  trunk = ConvStack(8, multipliers, groups=4, **options)
   return autoencoder_shapes(Autoencoder(trunk, 4))
 
 
@@ -57,7 +62,7 @@ SMALL = {
     "autoencoder",
     autoencoder_shapes(
       Autoencoder(
-        Trunk(8, (1, 2), 1, (1,), False, groups=4), 3, VectorQuantizer(7, 3)
+        ConvStack(8, (1, 2), 1, (1,), False, groups=4), 3, VectorQuantizer(7, 3)
       )
     ),
     Geometry(),
@@ -77,7 +82,7 @@ def small(name):
 
 
 def clip_shapes(depth=2, projection=5):
-  clip = pytest.importorskip("ldm_jax.nn.clip")
+  clip = pytest.importorskip("ldm_jax.nn.encoders.clip_text")
   return text_shapes(
     clip.ClipText(11, 8, depth, 2, length=7, projection=projection)
   )

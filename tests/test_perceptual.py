@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ldm_jax.nn.perceptual import LPIPS, SCALE, SHIFT
+from ldm_jax.nn.encoders.lpips import LPIPS, SCALE, SHIFT
 
 lpips = LPIPS(width=4)
 distances = jax.jit(lpips.apply)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.data.images import ImageError
-from ldm_jax.data.pipeline import batches, first, numbers, ordered
-from ldm_jax.data.tokens import Tokenizer
+from ldm_jax.data.batching import batches, example_indices, first, ordered
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.text.tokenizers import TokenizerConfig
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.errors import ImageError
 
 AUGMENT = Augment(8, scale=(0.5, 1.0))
 
@@ -74,7 +74,7 @@ def assert_equal(one, other):
 
 @pytest.fixture(scope="module")
 def words():
-  return Tokenizer(length=6).build([f"picture {i}" for i in range(10)])
+  return TokenizerConfig(length=6).build([f"picture {i}" for i in range(10)])
 
 
 def test_a_start_at_n_continues_as_if_there_had_been_no_stop(words):
@@ -294,5 +294,5 @@ def test_the_numbers_of_a_batch_are_those_of_its_examples():
   source = Noise(10)
   stream = batches(source, batch=4, seed=3)
   for number in range(6):
-    found = numbers(source, batch=4, seed=3, number=number)
+    found = example_indices(source, batch=4, seed=3, number=number)
     assert found == next(stream)["label"].tolist()

@@ -11,12 +11,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ldm_jax import config
-from ldm_jax.commands import describing, plan, planning
-from ldm_jax.commands.doors import Stop
-from ldm_jax.nn.conditioner import Condition
-from ldm_jax.nodes import override
-from ldm_jax.runtime import blueprint, flops
-from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.cli import plan
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.config_tree import override
+from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.planning import plan as plan_library
+from ldm_jax.runtime.devices import aot
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.monitoring import flops
+from ldm_jax.training import batch_shapes
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 SMALL = [
@@ -46,7 +49,7 @@ PROGRAM = """
 
 
 def test_collectives_are_read_with_the_bytes_of_their_results():
-  assert blueprint.collectives(PROGRAM) == {
+  assert aot.collectives(PROGRAM) == {
     "all-gather": (3, 2 * 8 * 4 * 2 + 16 * 8 * 4),
     "all-reduce": (2, 64 + 16 + 8),
     "collective-permute": (2, 64 + 4),
@@ -58,7 +61,7 @@ def test_bytes_are_those_of_the_arrays():
   cut = jax.sharding.NamedSharding(sharding.mesh, P("fsdp"))
   state = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=cut)
   other = jax.ShapeDtypeStruct((32,), jnp.float32, sharding=sharding.replicated)
-  found = blueprint.need(
+  found = aot.memory_analysis(
     lambda x, y: (x + y, (x * y).sum()),
     (state, other),
     donate_argnums=0,
@@ -122,7 +125,7 @@ def test_shapes_follow_from_the_config(name, expected):
     stage = config.load(str(CONFIGS / "ldm/vq_f4.py")).task.autoencoder
     task = experiment.task.with_first_stage(stage)
     experiment = dataclasses.replace(experiment, task=task)
-  found = describing.shapes_of(experiment, 4)
+  found = batch_shapes.shapes_of(experiment, 4)
   for key, shape in expected.items():
     assert found[key].shape == (4, *shape), key
 
@@ -144,22 +147,22 @@ def test_shapes_follow_from_the_config(name, expected):
   ],
 )
 def test_impossible_plans_are_one_line(flags, message):
-  with pytest.raises(Stop, match=message) as caught:
+  with pytest.raises(CommandError, match=message) as caught:
     plan.main(flags)
   assert caught.value.code == 2 and "\n" not in str(caught.value)
 
 
 def test_the_largest_batch_is_on_a_line_through_two_that_fit():
-  refused = blueprint.Need(refusal="too much")
+  refused = aot.MemoryAnalysis(refusal="too much")
   asked = []
 
   def need(batch):
     asked.append(batch)
     if batch > 64:
       return refused
-    return blueprint.Need(temporaries=100 + 10 * batch)
+    return aot.MemoryAnalysis(temporaries=100 + 10 * batch)
 
-  largest = lambda batch, room: planning._largest(
+  largest = lambda batch, room: plan_library._largest(
     need, batch, 8, need(batch), room and float(room)
   )
   found = largest(32, 1200)
@@ -195,10 +198,12 @@ def test_a_plan_to_sample(capsys):
   params = jax.eval_shape(unet.init, jax.random.key(0), *raw)
   answer = flops.count(unet.apply, params, *raw)
   assert (more["flops"] - few["flops"]) / 5 == pytest.approx(answer, rel=1e-3)
-  with pytest.raises(Stop, match="--sample needs a config of stage two"):
+  with pytest.raises(
+    CommandError, match="--sample needs a config of stage two"
+  ):
     stage = f"--config={CONFIGS / 'ldm' / 'kl_f8.py'}"
     plan.main([stage, "--batch=8", "--sample=4"])
-  with pytest.raises(Stop, match="--sample takes a number of steps"):
+  with pytest.raises(CommandError, match="--sample takes a number of steps"):
     told(capsys, "--sample=0")
 
 

@@ -5,14 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.guidance import Guidance, by_class, guide
-from ldm_jax.diffusion.loss import DenoisingLoss, draw_times
-from ldm_jax.diffusion.prediction import (
-  Estimate,
-  target,
-  thresholded,
-  to_pair,
-)
+from ldm_jax.diffusion.guidance import Guidance, classifier_guided, guide
+from ldm_jax.diffusion.loss import DenoisingLoss, sample_times
+from ldm_jax.diffusion.prediction import Estimate, target, thresholded, to_pair
 from ldm_jax.diffusion.schedule import Schedule, q_sample
 
 SCHEDULE = Schedule()
@@ -88,7 +83,7 @@ def test_a_silent_network_pays_the_variance_of_noise():
   """E|eps|^2 = 1 and E|eps| = sqrt(2 / pi): the loss of a zero-init U-Net."""
   key = jax.random.key(3)
   x0, noise = jax.random.normal(key, (2, 64, 4096))
-  t = draw_times(key, SCHEDULE, 64)
+  t = sample_times(key, SCHEDULE, 64)
   quiet = lambda xt, t: jnp.zeros_like(xt)
   l2 = DenoisingLoss()(SCHEDULE, quiet, x0, t, noise)
   l1 = DenoisingLoss(norm="l1")(SCHEDULE, quiet, x0, t, noise)
@@ -98,7 +93,7 @@ def test_a_silent_network_pays_the_variance_of_noise():
 
 
 def test_times_cover_the_schedule_evenly():
-  t = np.asarray(draw_times(jax.random.key(4), Schedule(steps=10), 100_000))
+  t = np.asarray(sample_times(jax.random.key(4), Schedule(steps=10), 100_000))
   values, counts = np.unique(t, return_counts=True)
   np.testing.assert_array_equal(values, np.arange(10))
   assert np.all(np.abs(counts - 10_000) < 500)
@@ -195,7 +190,7 @@ def test_a_rectified_flow_is_the_straight_line():
 def test_times_around_the_middle_are_asked_more_often():
   """P(t < T / 4) = Phi(ln(1 / 3)) of a logit-normal."""
   key, count = jax.random.key(0), 40_000
-  t = draw_times(key, Schedule(), count, "logit_normal")
+  t = sample_times(key, Schedule(), count, "logit_normal")
   assert t.min() >= 0 and t.max() <= 999 and (t == jnp.floor(t)).all()
   np.testing.assert_allclose((t < 250).mean(), 0.1360, atol=0.006)
   np.testing.assert_allclose((t < 500).mean(), 0.5, atol=0.01)
@@ -229,7 +224,7 @@ def test_a_classifier_leads_as_the_posterior_says():
     ]
     xt = jnp.array([[0.3], [-2.0], [1.0]])
     labels = jnp.array([0, 1, 1])
-    found = by_class(mixture, logits, labels, 1.0)(xt, level)
+    found = classifier_guided(mixture, logits, labels, 1.0)(xt, level)
     each = jax.vmap(scores, (0, None))(xt, level)[1]
     wanted = of(each[jnp.arange(3), labels][:, None], xt, level)
     np.testing.assert_allclose(found.eps, wanted.eps, rtol=1e-3, atol=1e-4)

@@ -15,9 +15,11 @@ import pytest
 from test_training import BLIND, CONFIGS, ONE, TWO, run
 
 from ldm_jax.run import Run
-from ldm_jax.runtime import checkpoint, metrics, processes
-from ldm_jax.runtime.digests import digest
-from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.checkpointing import checkpoint
+from ldm_jax.runtime.checkpointing.checksums import checksum
+from ldm_jax.runtime.devices import processes
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.monitoring import metric_writer
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -52,7 +54,7 @@ def test_an_mpirun_that_keeps_its_address_needs_help(monkeypatch):
   monkeypatch.setattr(processes.importlib.util, "find_spec", find(None))
   for size in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
     with pytest.raises(ValueError, match="pip install mpi4py, or set JAX_COO"):
-      processes.join({size: "2"})
+      processes.initialize({size: "2"})
   monkeypatch.setattr(processes.importlib.util, "find_spec", find("there"))
   told = {"cluster_detection_method": "mpi4py"}
   assert processes._told({"PMI_SIZE": "2"}) == told
@@ -68,13 +70,13 @@ def test_jax_is_asked_for_the_cluster_of_a_tpu(monkeypatch):
       raise ValueError("coordinator_address should be defined.")
 
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
-  processes.join({})
+  processes.initialize({})
   assert not asked
   monkeypatch.setattr(processes.os.path, "exists", lambda path: True)
   monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name)
-  processes.join({})
-  processes.join({})  # and it is alone
-  processes.join({"JAX_PLATFORMS": "cpu"})
+  processes.initialize({})
+  processes.initialize({})  # and it is alone
+  processes.initialize({"JAX_PLATFORMS": "cpu"})
   assert len(asked) == 2 and "coordinator_address" not in asked[0]
 
 
@@ -91,7 +93,7 @@ def test_jax_is_asked_for_the_cluster_of_a_tpu(monkeypatch):
 )
 def test_hosts_that_count_wrongly_are_told(more, message):
   with pytest.raises(ValueError, match=message):
-    processes.join({"JAX_COORDINATOR_ADDRESS": "localhost:1", **more})
+    processes.initialize({"JAX_COORDINATOR_ADDRESS": "localhost:1", **more})
 
 
 def start(arguments, count=2, devices=4):
@@ -139,7 +141,7 @@ def together(command):
 def losses(folder):
   return [
     (line["step"], line["loss"])
-    for line in metrics.read(str(folder))
+    for line in metric_writer.read(str(folder))
     if "loss" in line
   ]
 
@@ -195,7 +197,7 @@ def test_what_two_processes_saved_one_restores_on_any_mesh(pairs, stage):
     devices = jax.devices()[: math.prod(mesh)]
     places = MeshShape(*mesh).build(devices).state(shapes)
     kept = checkpoint.Checkpoints(os.path.join(folder, "checkpoints"))
-    found.append(digest(kept.restore(3, shapes, places)))
+    found.append(checksum(kept.restore(3, shapes, places)))
     kept.close()
   assert len(set(found)) == 1
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from test_runtime import Count, make_loop, stream
 
-from ldm_jax.commands.doors import Stop
-from ldm_jax.commands.train import main
-from ldm_jax.loop import Loop
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.train import main
 from ldm_jax.nn.layers import conv
-from ldm_jax.programs import Programs
-from ldm_jax.runtime import flops
-from ldm_jax.runtime.metrics import read
-from ldm_jax.runtime.progress import Pace
-from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.monitoring import flops
+from ldm_jax.runtime.monitoring.metric_writer import read
+from ldm_jax.runtime.monitoring.step_timer import StepTimer
+from ldm_jax.training.compiled_steps import CompiledTask
+from ldm_jax.training.trainer import Trainer
 
 
 def product(a, b):
@@ -57,7 +57,9 @@ def test_utilisation_is_that_of_the_batch_that_is_trained_on(
   monkeypatch.setattr(flops, "peak", lambda kind: 1e9)
   sharding = MeshShape().build()
   held_out = sharding.whole({"image": np.ones((8, 16), np.float32)})
-  loop = Loop(Product(), sharding, str(tmp_path), 6, every=1, previews_every=0)
+  loop = Trainer(
+    Product(), sharding, str(tmp_path), 6, every=1, previews_every=0
+  )
 
   def wide(step):
     while True:
@@ -130,7 +132,7 @@ def test_a_slow_stream_is_told_as_hunger():
         time.sleep(wait)
         yield x
 
-    pace = Pace(rows=4)
+    pace = StepTimer(rows=4)
     fed = pace.fed(slow())
     for _ in range(6):
       pace.stepped(work(next(fed)))
@@ -175,7 +177,7 @@ def test_a_number_from_the_host_is_stopped(tmp_path):
   """The guard that stands around a step sees what it is there to see."""
   loop, held_out = make_loop(tmp_path, 6)
   task = Counted(loop.task)
-  programs = Programs(task, loop.sharding, 0, None, held_out)
+  programs = CompiledTask(task, loop.sharding, 0, None, held_out)
   state = programs.init(held_out)
   state, _ = programs.step(state, held_out)
   with jax.transfer_guard("disallow"):
@@ -196,7 +198,7 @@ def test_chosen_steps_are_traced(tmp_path):
 @pytest.mark.parametrize("text", ["3", "5:2", "0:4", "a:b"])
 def test_steps_that_cannot_be_traced_are_refused(text, tmp_path):
   flags = ["--config=configs/glyphs_text.py", f"--workdir={tmp_path}"]
-  with pytest.raises(Stop, match="--profile takes the first") as caught:
+  with pytest.raises(CommandError, match="--profile takes the first") as caught:
     main([*flags, f"--profile={text}"])
   assert caught.value.code == 2
 

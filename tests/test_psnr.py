@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.evaluation.psnr import psnr
+from ldm_jax.evaluation.metrics.psnr import psnr
 
 
 def pairs(noise):

@@ -17,30 +17,30 @@ import pytest
 
 from ldm_jax import config
 from ldm_jax.diffusion.schedule import Schedule
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import VectorQuantizer
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.conditioner import (
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
   LayoutEmbedder,
   SizeEmbedder,
   TextEmbedder,
 )
-from ldm_jax.nn.discriminator import PatchDiscriminator
-from ldm_jax.nn.perceptual import LPIPS
-from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.nn.spatial import (
+from ldm_jax.nn.conditioners.spatial import (
   DepthMap,
-  Embeddings,
   LowResolution,
-  MapEmbedder,
   MaskedImage,
+  NeighbourEmbeddings,
+  SegmentationEmbedder,
 )
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.lpips import LPIPS
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
-from ldm_jax.tasks.autoencoding import Autoencoding
-from ldm_jax.tasks.classifying import Classifying
-from ldm_jax.tasks.denoising import Denoising, Frozen
+from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.classifier import ClassifierTask
+from ldm_jax.training.denoiser import DenoiserTask, Frozen
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -123,13 +123,13 @@ def batch(task, side, rows):
         made["label"] = whole(part.classes, rows).astype(np.int32)
       case TextEmbedder() | LayoutEmbedder():
         ids = whole(part.encoder.vocabulary, rows, part.encoder.length)
-        made[part.reads] = ids.astype(np.int32)
+        made[part.input_key] = ids.astype(np.int32)
       case ClipEmbedder():
         ids = whole(part.encoders[0].vocabulary, rows, 77)
         made["tokens"] = ids.astype(np.int32)
       case SizeEmbedder():
         made["sizes"] = rng.random((rows, part.count)).astype(np.float32)
-      case MapEmbedder():
+      case SegmentationEmbedder():
         segmap = whole(part.classes, rows, side, side)
         made["segmap"] = segmap.astype(np.uint8)
       case MaskedImage():
@@ -138,10 +138,10 @@ def batch(task, side, rows):
         made["depth"] = rng.random((rows, side, side)).astype(np.float32)
       case LowResolution():
         made["low"] = whole(256, rows, small, small, 3).astype(np.uint8)
-      case Embeddings():
+      case NeighbourEmbeddings():
         rows_of = rng.standard_normal((rows, 3, part.width))
         made["neighbours"] = rows_of.astype(np.float32)
-  if isinstance(task, Classifying):
+  if isinstance(task, ClassifierTask):
     made["label"] = whole(task.classifier.classes, rows).astype(np.int32)
   return made
 
@@ -222,7 +222,7 @@ def small(node):
         groups=4,
         attention=plan,
       )
-    case Trunk():
+    case ConvStack():
       return dataclasses.replace(node, channels=4, blocks=1, groups=4)
     case Autoencoder():
       bottleneck = node.bottleneck
@@ -252,7 +252,7 @@ def test_every_published_experiment_learns(name):
   """Two steps in one compilation: warm-ups begin with a rate of nought."""
   made = experiment(name)
   task, key = made.task, jax.random.key(0)
-  if isinstance(task, Autoencoding):
+  if isinstance(task, AutoencoderTask):
     side = 4 * task.autoencoder.stride
     side = max(side, 64)
     task = dataclasses.replace(
@@ -267,7 +267,7 @@ def test_every_published_experiment_learns(name):
     frozen = task.frozen_shapes(given)
   else:
     task = task.with_first_stage(small(stage_of(made)))
-    if isinstance(task, Denoising):
+    if isinstance(task, DenoiserTask):
       model = dataclasses.replace(
         task.model,
         unet=small(task.model.unet),

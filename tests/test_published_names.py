@@ -13,8 +13,8 @@ from networks import (
 )
 from published_networks import FIRST_STAGES, UNETS
 
-from ldm_jax.nn.text import TextEncoder
-from ldm_jax.weights.names import DIALECTS, Geometry, table
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.weights.naming.parameter_names import DIALECTS, Geometry, table
 
 pytestmark = pytest.mark.slow  # tracing them all takes a minute
 
@@ -70,7 +70,7 @@ def test_a_published_first_stage_has_a_name_for_every_parameter(name, dialect):
 
 @functools.cache
 def tower(width, depth, projection):
-  clip = pytest.importorskip("ldm_jax.nn.clip")
+  clip = pytest.importorskip("ldm_jax.nn.encoders.clip_text")
   heads = width // 64
   return text_shapes(
     clip.ClipText(49408, width, depth, heads, projection=projection)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from networks import draw
 
-from ldm_jax.commands.models import Reading, open_model
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.lora import LoRA
-from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.pretrained.adapters import merge_lora
-from ldm_jax.pretrained.adapters_out import save_lora
-from ldm_jax.pretrained.inversion import load_inversion
+from ldm_jax.pretrained.lora.export import save_lora
+from ldm_jax.pretrained.lora.merge import merge_lora
+from ldm_jax.pretrained.open_model import LoadOptions, open_model
+from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 torch = pytest.importorskip("torch")
@@ -101,7 +101,7 @@ def test_every_layer_of_diffusers_is_changed(pipe, tmp_path):
   base = str(tmp_path / "base")
   ours = merge_lora(open_model(base), tmp_path / "x.safetensors", scale=0.7)
   assert_same(ours, open_model(str(tmp_path / "changed")))
-  said = Reading(lora=[f"{tmp_path / 'x.safetensors'}:0.7"])
+  said = LoadOptions(lora=[f"{tmp_path / 'x.safetensors'}:0.7"])
   assert_same(open_model(base, said), ours)
 
 
@@ -260,7 +260,7 @@ def told(opened, prompts):
   )
   ids = jnp.asarray(opened.words.encode(prompts))
   keep = jnp.zeros(len(prompts), bool)
-  params = opened.params.conditioners[part.reads]
+  params = opened.params.conditioners[part.input_key]
   with jax.default_matmul_precision("highest"):
     condition = jax.jit(part.apply)(params, ids, keep)
   return np.asarray(condition.context), condition.vector
@@ -314,7 +314,7 @@ def test_learned_words_are_heard_as_diffusers_hears_them(pipe, tmp_path, count):
     np.testing.assert_allclose(vector, pooled, atol=2e-5)
   # The word is heard, and said in vain to the model that has not learned it.
   assert np.abs(told(opened, PROMPTS)[0] - theirs)[:2].max() > 1e-2
-  said = Reading(embedding=[str(path)])
+  said = LoadOptions(embedding=[str(path)])
   again, _ = told(open_model(str(tmp_path / "base"), said), PROMPTS)
   np.testing.assert_array_equal(again, context)
 

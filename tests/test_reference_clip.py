@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.commands import evaluate
-from ldm_jax.evaluation.likeness import cmmd
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.clip_vision import MEAN, SPREAD, ClipVision
-from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.pretrained.clips import clip_scores, open_clip
+from ldm_jax.cli import evaluate
+from ldm_jax.evaluation.metrics.distribution_distances import cmmd
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.clip_vision import MEAN, SPREAD, ClipVision
+from ldm_jax.pretrained.components import open_network
+from ldm_jax.pretrained.metric_networks.clip_scores import (
+  clip_scores,
+  open_clip,
+)
 from ldm_jax.pretrained.networks import load
-from ldm_jax.pretrained.pieces import open_network
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

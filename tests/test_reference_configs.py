@@ -11,15 +11,26 @@ import pytest
 from networks import autoencoder_shapes, text_shapes, unet_shapes
 from published_configs import blocks
 
-from ldm_jax.nn.conditioner import Condition
-from ldm_jax.pretrained import schemas
-from ldm_jax.pretrained.autoencoders import autoencoder, autoencoder_config
-from ldm_jax.pretrained.schedules import schedule, schedule_config
-from ldm_jax.pretrained.texts import clip, clip_config, text, text_config
-from ldm_jax.pretrained.unet_configs import unet_config
-from ldm_jax.pretrained.unets import inputs, unet
-from ldm_jax.weights.convert import convert
-from ldm_jax.weights.names import table
+from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.pretrained.configs import defaults
+from ldm_jax.pretrained.configs.autoencoder_config import (
+  autoencoder,
+  autoencoder_config,
+)
+from ldm_jax.pretrained.configs.scheduler_config import (
+  schedule,
+  schedule_config,
+)
+from ldm_jax.pretrained.configs.text_encoder_config import (
+  clip,
+  clip_config,
+  text,
+  text_config,
+)
+from ldm_jax.pretrained.configs.unet_reader import inputs, unet
+from ldm_jax.pretrained.configs.unet_writer import unet_config
+from ldm_jax.weights.naming.convert import convert
+from ldm_jax.weights.naming.parameter_names import table
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -260,7 +271,7 @@ def test_ldms_text_encoder():
   there.LDMBertModel(read).load_state_dict(model.state_dict())
 
 
-@pytest.mark.parametrize("name", schemas.SCHEDULERS)
+@pytest.mark.parametrize("name", defaults.SCHEDULERS)
 def test_silent_schedulers(name):
   if name == "DPMSolverSDEScheduler":
     pytest.importorskip("torchsde")
@@ -290,7 +301,7 @@ def test_what_we_write_of_a_schedule(betas, is_rescaled):
 
 
 @pytest.mark.parametrize("schema", [
-  schemas.CONDITIONAL, schemas.UNCONDITIONAL, schemas.KL, schemas.VQ,
+  defaults.CONDITIONAL, defaults.UNCONDITIONAL, defaults.KL, defaults.VQ,
 ], ids=lambda schema: schema.kind)  # fmt: skip
 def test_schemas_have_diffusers_defaults(schema):
   """And a key that we do not know is null or false when nothing is said."""

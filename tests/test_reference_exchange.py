@@ -18,14 +18,14 @@ from reference_families import (
 )
 
 import ldm_jax
-from ldm_jax.commands.models import Reading, open_model
 from ldm_jax.diffusion.guidance import Guidance
-from ldm_jax.hearing import Request
+from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.conditioner import ClassEmbedder
-from ldm_jax.nodes import ConfigError
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.pretrained import loading, saving
-from ldm_jax.sampling import Settings
+from ldm_jax.pretrained.open_model import LoadOptions, open_model
+from ldm_jax.sampling import SamplingConfig
+from ldm_jax.sampling.conditioning import ConditionInputs
 from ldm_jax.weights.files import read_tensors
 
 torch = pytest.importorskip("torch")
@@ -118,7 +118,7 @@ def test_other_files_of_torch_are_the_same_model(family, tmp_path):
     half.save_pretrained(tmp_path / "half" / part, variant="fp16")
   same = open_model(str(tmp_path / "old"))
   jax.tree.map(np.testing.assert_array_equal, same.params, opened.params)
-  halves = open_model(str(tmp_path / "half"), Reading(variant="fp16"))
+  halves = open_model(str(tmp_path / "half"), LoadOptions(variant="fp16"))
   jax.tree.map(
     lambda ours, whole: np.testing.assert_array_equal(
       ours, np.float32(np.float16(whole))
@@ -164,15 +164,15 @@ def test_class_conditional_ldm_from_a_single_file(tmp_path):
     (11, 32)
   )
   torch_models.scheduler().save_pretrained(tmp_path / "scheduler")
-  opened = open_model(path, Reading(config=str(tmp_path)))
+  opened = open_model(path, LoadOptions(config=str(tmp_path)))
   noise = np.asarray(draw(2, 8, 8, 3))
-  settings = Settings(
+  settings = SamplingConfig(
     16,
     16,
-    dataclasses.replace(opened.recipe, steps=10),
+    dataclasses.replace(opened.sampler_config, steps=10),
     Guidance(4.0),
   )
-  request = Request([], [None] * 2, 7, 16, 16)
+  request = ConditionInputs([], [None] * 2, 7, 16, 16)
   found = drawn(opened, settings, request, noise)
   sides = [
     {"encoder_hidden_states": table(torch.full((2, 1), label))}

@@ -21,14 +21,14 @@ from reference_families import (
   theirs,
 )
 
-from ldm_jax.commands import sample
+from ldm_jax.cli import sample
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import Guidance
-from ldm_jax.hearing import Request, hear
-from ldm_jax.nn.conditioner import Condition, SizeEmbedder
-from ldm_jax.nn.spatial import DepthMap
-from ldm_jax.opened import skip_blocks
-from ldm_jax.sampling import Settings
+from ldm_jax.loaded_model import skip_blocks
+from ldm_jax.nn.conditioners.embedders import Condition, SizeEmbedder
+from ldm_jax.nn.conditioners.spatial import DepthMap
+from ldm_jax.sampling import SamplingConfig
+from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
 
 torch = pytest.importorskip("torch")
 
@@ -135,7 +135,7 @@ def test_what_prompts_say(family, negative):
     pytest.skip("it hears nothing")
   with torch.no_grad():
     expected = said_by_them(pipe, name, negative)
-  said = hear(opened, asked_of(opened, negative), pytest.fail)
+  said = encode_conditions(opened, asked_of(opened, negative), pytest.fail)
   beside = draw(2, 8, 8, max(opened.inputs - 4, 1))
   for side, (context, pooled) in zip(said, expected, strict=True):
     found = heard(opened, side, beside)
@@ -153,10 +153,10 @@ def test_ten_steps_of_guided_ddim(family, negative):
     pytest.skip("its pipeline begins with an image")
   first = opened.model.first_stage
   noise = np.asarray(draw(2, 8, 8, first.latent_channels))
-  settings = Settings(
+  settings = SamplingConfig(
     height=8 * first.stride,
     width=8 * first.stride,
-    recipe=dataclasses.replace(opened.recipe, steps=10),
+    sampler_config=dataclasses.replace(opened.sampler_config, steps=10),
     guidance=Guidance(4.0),
   )
   if name == "ldm":
@@ -179,7 +179,7 @@ def test_ten_steps_of_guided_ddim(family, negative):
       ).images
     )
   texts = [] if name == "ldm" else PROMPTS
-  request = Request(texts, [negative] * 2, None, 32, 32)
+  request = ConditionInputs(texts, [negative] * 2, None, 32, 32)
   found = drawn(opened, settings, request, noise)
   np.testing.assert_allclose(
     found, expected, atol=2e-3 * np.abs(expected).max()
@@ -215,10 +215,12 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
 
   model, params = opened.model, opened.params
   told = []
-  for side in hear(opened, asked_of(opened, "a cat"), pytest.fail):
+  for side in encode_conditions(opened, asked_of(opened, "a cat"), pytest.fail):
     told.append(heard(opened, side, beside))
   denoise = model.guided(params, told[1], told[0], Guidance(4.0))
-  plan = dataclasses.replace(opened.recipe, steps=10).plan(model.schedule)
+  plan = dataclasses.replace(opened.sampler_config, steps=10).plan(
+    model.schedule
+  )
   keys = jax.random.split(jax.random.key(0), 2)
   walk = jax.jit(lambda xt: samplers.sample(denoise, xt, plan.program, keys))
   np.testing.assert_allclose(
@@ -262,7 +264,7 @@ def test_skipped_blocks_are_those_that_diffusers_skips(family):
   except AttributeError:
     pytest.skip("diffusers' own clip_skip is broken with this transformers")
   skipped = skip_blocks(opened, 1)
-  said, _ = hear(skipped, request_of([None] * 2), pytest.fail)
+  said, _ = encode_conditions(skipped, request_of([None] * 2), pytest.fail)
   said = jax.tree.map(jnp.asarray, said)
   found = skipped.model.condition(skipped.params, said.raw, said.is_null)
   np.testing.assert_allclose(found.context, ours(expected), atol=2e-5)

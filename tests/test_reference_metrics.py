@@ -9,14 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.evaluation import likeness, resizing, verdicts
-from ldm_jax.evaluation.features import Extractor
-from ldm_jax.evaluation.frechet import Moments, frechet_distance
-from ldm_jax.evaluation.statistics import Statistics
-from ldm_jax.nn.inception import SIDE, Inception
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.weights.convert import convert, read_table
+from ldm_jax.evaluation.metrics import (
+  comparison,
+  distribution_distances,
+  resizing,
+)
+from ldm_jax.evaluation.metrics.features import Extractor
+from ldm_jax.evaluation.metrics.frechet import Moments, frechet_distance
+from ldm_jax.evaluation.metrics.statistics import Statistics
+from ldm_jax.nn.encoders.inception import SIDE, Inception
+from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.weights.files import read_torch
+from ldm_jax.weights.naming.convert import convert, read_table
 
 torch = pytest.importorskip("torch")
 
@@ -147,9 +151,11 @@ def test_scores_of_pictures_are_torch_fidelitys(file, theirs, fidelity):
   variables = convert(read_table("inception"), read_torch(file))
   extract = Extractor(variables, MeshShape().build(jax.devices()[:1]))
   ours = [extract([images]) for images in sets]
-  found = verdicts.alone(ours[0], "legacy")
-  found |= verdicts.apart(ours[0], Statistics.of(ours[1], "legacy"), "legacy")
-  found |= verdicts.beside(ours[0], ours[1], "legacy")
+  found = comparison.single_set_metrics(ours[0], "legacy")
+  found |= comparison.distribution_metrics(
+    ours[0], Statistics.of(ours[1], "legacy"), "legacy"
+  )
+  found |= comparison.paired_metrics(ours[0], ours[1], "legacy")
   blocks = [
     [theirs(images[i : i + 64]) for i in range(0, 256, 64)] for images in sets
   ]
@@ -212,16 +218,16 @@ def test_scores_are_torch_fidelitys(fidelity):
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
   wanted = kid_features_to_metric(*tensors, kid_subset_size=100, verbose=False)
-  found = likeness.kernel_distance(x, y, 100, 100)
+  found = distribution_distances.kernel_distance(x, y, 100, 100)
   np.testing.assert_allclose(found, tuple(wanted.values()), rtol=1e-5)
 
   logits = (3 * rng.normal(size=(256, 20))).astype(np.float32)
   wanted = isc_features_to_metric(torch.from_numpy(logits))
-  found = likeness.inception_score(logits)
+  found = distribution_distances.inception_score(logits)
   np.testing.assert_allclose(found, tuple(wanted.values()), rtol=1e-4)
 
   # What is generated comes first there.
   wanted = prc_features_to_metric(*tensors[::-1], verbose=False)
-  found = likeness.reach(x, y)
+  found = distribution_distances.reach(x, y)
   names = ("precision", "recall")
   assert [getattr(found, n) for n in names] == [wanted[n] for n in names]

@@ -15,17 +15,17 @@ from networks import (
 )
 from published_networks import plain, transformer
 
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import VectorQuantizer
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
-from ldm_jax.weights.convert import convert, revert
-from ldm_jax.weights.names import Geometry, table
+from ldm_jax.weights.naming.convert import convert, revert
+from ldm_jax.weights.naming.parameter_names import Geometry, table
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
-clip = pytest.importorskip("ldm_jax.nn.clip")
+clip = pytest.importorskip("ldm_jax.nn.encoders.clip_text")
 
 pytestmark = pytest.mark.slow
 
@@ -228,7 +228,7 @@ def test_diffusers_splits_stacked_projections_alike():
 
 def vae_of(multipliers, levels=(), *, blocks=2, bottleneck=None, mid=True):
   """Ours, and their config."""
-  trunk = Trunk(16, multipliers, blocks, levels, mid, groups=8)
+  trunk = ConvStack(16, multipliers, blocks, levels, mid, groups=8)
   ours = Autoencoder(trunk, 4, *([bottleneck] if bottleneck else []))
   kinds = [
     "AttnDownEncoderBlock2D" if level in levels else "DownEncoderBlock2D"

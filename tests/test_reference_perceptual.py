@@ -16,11 +16,16 @@ import pytest
 import torch_files
 from PIL import Image
 
-from ldm_jax.commands import evaluate
+from ldm_jax.cli import evaluate
 from ldm_jax.nn.discriminator import PatchDiscriminator, hinge_loss
-from ldm_jax.nn.perceptual import LPIPS, VGG16
-from ldm_jax.weights.convert import convert, parse_table, read_table, revert
+from ldm_jax.nn.encoders.lpips import LPIPS, VGG16
 from ldm_jax.weights.files import read_torch
+from ldm_jax.weights.naming.convert import (
+  convert,
+  parse_table,
+  read_table,
+  revert,
+)
 
 torch = pytest.importorskip("torch")
 

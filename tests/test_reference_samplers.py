@@ -19,9 +19,11 @@ from sampler_rows import (
   solve,
 )
 
-from ldm_jax.diffusion.samplers import Recipe
+from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.diffusion.schedule import LEAST, Schedule
-from ldm_jax.pretrained.schedules import recipe as read_recipe
+from ldm_jax.pretrained.configs.scheduler_config import (
+  sampler_config as read_recipe,
+)
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -144,7 +146,7 @@ CASES = [
     "unipc_bh1",
     ALL,
     {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
-    {"landing": 0.0},
+    {"final_sigma": 0.0},
   ),
   ("LCMScheduler", "lcm", [None], {}, {}),
   ("TCDScheduler", "tcd", [None], {}, {}),
@@ -188,16 +190,16 @@ def test_schedulers(name, sampler, grid, config, told, kind, monkeypatch):
     config["clip_sample"] = False
   # The recipe is read from their own config, as it lies in a model's folder.
   written = {"_class_name": name, **BETAS, **config}
-  recipe = read_recipe(written)
-  assert recipe.sampler == sampler
+  sampler_config = read_recipe(written)
+  assert sampler_config.sampler == sampler
   for steps in STEPS:
     if not defined(sampler, grid, kind, steps):
       continue
     step_told = {k: v for k, v in told.items() if k == "eta"}
-    asked = Recipe(
-      **vars(recipe)
+    asked = SamplerConfig(
+      **vars(sampler_config)
       | told
-      | {"steps": steps, "compat": "diffusers", "spacing": grid}
+      | {"steps": steps, "compat": "diffusers", "timestep_spacing": grid}
     )
     expected, calls = theirs(
       name, config, steps, kind, SCHEDULE.alpha_bar, step_told, monkeypatch
@@ -219,14 +221,14 @@ def test_inversion(kind, is_clean, monkeypatch):
     "set_alpha_to_one": is_clean,
   }
   for steps in (1, 5, 50):
-    recipe = Recipe(
-      steps, landing=-1.0 if is_clean else 0.0, compat="diffusers"
+    sampler_config = SamplerConfig(
+      steps, final_sigma=-1.0 if is_clean else 0.0, compat="diffusers"
     )
     table = SCHEDULE.alpha_bar
     expected, _ = theirs(
       "DDIMInverseScheduler", config, steps, kind, table, {}, monkeypatch
     )
-    found, _ = ours(recipe.inversion(SCHEDULE), kind, table)
+    found, _ = ours(sampler_config.inversion(SCHEDULE), kind, table)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -245,12 +247,14 @@ def test_zero_terminal_snr(name, sampler, monkeypatch):
   if name == "DDIMScheduler":
     config |= {"clip_sample": False}
   for steps in (1, 5, 20):
-    recipe = Recipe(steps, sampler, "trailing", compat="diffusers")
+    sampler_config = SamplerConfig(
+      steps, sampler, "trailing", compat="diffusers"
+    )
     table = schedule.alpha_bar
     expected, _ = theirs(
       name, config, steps, "v_prediction", table, {}, monkeypatch
     )
-    found, _ = ours(recipe.plan(schedule), "v_prediction", table)
+    found, _ = ours(sampler_config.plan(schedule), "v_prediction", table)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -261,7 +265,9 @@ def test_our_own_ddim_is_right_where_theirs_is_not(monkeypatch):
   true = x - low.ratio * mixture_eps(x, low.ratio)
   error = lambda found: np.sqrt(np.mean((found - true) ** 2))
   mine = follow(
-    Recipe(30, spacing="linspace").plan(SCHEDULE).program, XT, mixture
+    SamplerConfig(30, timestep_spacing="linspace").plan(SCHEDULE).program,
+    XT,
+    mixture,
   )
   config = {"timestep_spacing": "linspace", "clip_sample": False}
   their, _ = theirs(

@@ -10,13 +10,20 @@ import reference_families
 from PIL import Image
 from reference_families import PROMPTS, draw, ours, request_of, theirs
 
-from ldm_jax.commands.models import open_model, with_control
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import Guidance
-from ldm_jax.hearing import hear
-from ldm_jax.pretrained.schedules import recipe as read_recipe
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.sampling import Given, Order, Settings, Studio
+from ldm_jax.pretrained.configs.scheduler_config import (
+  sampler_config as read_recipe,
+)
+from ldm_jax.pretrained.open_model import open_model, with_control
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.sampling import (
+  GenerationInputs,
+  ImageInputs,
+  SamplingConfig,
+  SamplingEngine,
+)
+from ldm_jax.sampling.conditioning import encode_conditions
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -103,12 +110,20 @@ def ask(pipe, **more):
 def drawn(pipe, opened, noise, given, height=HEIGHT, width=WIDTH, **changes):
   """Our latents, sampled as their pipeline's scheduler says."""
   name = type(pipe.scheduler).__name__
-  recipe = read_recipe(dict(pipe.scheduler.config) | {"_class_name": name})
-  recipe = dataclasses.replace(recipe, steps=10, compat="diffusers")
-  settings = Settings(height, width, recipe, Guidance(4.0), **changes)
-  studio = Studio(opened.model, opened.params, MeshShape().build())
-  order = Order(2, 2, noise, "latents", given)
-  sides = hear(opened, request_of(["a cat"] * 2, height, width), pytest.fail)
+  sampler_config = read_recipe(
+    dict(pipe.scheduler.config) | {"_class_name": name}
+  )
+  sampler_config = dataclasses.replace(
+    sampler_config, steps=10, compat="diffusers"
+  )
+  settings = SamplingConfig(
+    height, width, sampler_config, Guidance(4.0), **changes
+  )
+  studio = SamplingEngine(opened.model, opened.params, MeshShape().build())
+  order = GenerationInputs(2, 2, noise, "latents", given)
+  sides = encode_conditions(
+    opened, request_of(["a cat"] * 2, height, width), pytest.fail
+  )
   (found,) = studio.draw(settings, *sides, order)
   return found
 
@@ -135,7 +150,7 @@ def test_images_to_images(sd1, same_noise, name, strength):
     image=Image.fromarray(PICTURE),
     strength=strength,
   )
-  given = Given(twice(PICTURE))
+  given = ImageInputs(twice(PICTURE))
   found = drawn(pipe, opened, noise, given, strength=strength)
   close(found, expected)
 
@@ -152,7 +167,7 @@ def inpainted(pipe, opened, told, strength):
     height=HEIGHT,
     width=WIDTH,
   )
-  given = Given(twice(PICTURE), twice(MASK))
+  given = ImageInputs(twice(PICTURE), twice(MASK))
   return drawn(pipe, opened, noise, given, strength=strength), expected
 
 
@@ -187,7 +202,7 @@ def test_upscaling(tmp_path_factory, same_noise):
     latents=theirs(noise),
     noise_level=20,
   )
-  close(drawn(pipe, opened, noise, Given(twice(small)), 32, 64), expected)
+  close(drawn(pipe, opened, noise, ImageInputs(twice(small)), 32, 64), expected)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.4])
@@ -215,7 +230,7 @@ def test_a_controlnet(sd1, tmp_path, scale):
     height=HEIGHT,
     width=WIDTH,
   )
-  given = Given(hints=twice(PICTURE))
+  given = ImageInputs(hints=twice(PICTURE))
   opened = with_control(opened, str(tmp_path / "control"), None)
   found = drawn(both, opened, noise, given, control=(scale, 0.0, 1.0))
   close(found, expected)

@@ -6,12 +6,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from ldm_jax.commands import retrieve
-from ldm_jax.commands.doors import Stop
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.data.neighbours import Neighbours
-from ldm_jax.evaluation import neighbours
-from ldm_jax.evaluation.neighbours import nearest
+from ldm_jax.cli import retrieve
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.data.sources.neighbours import Neighbours
+from ldm_jax.evaluation.metrics import nearest_neighbours
+from ldm_jax.evaluation.metrics.nearest_neighbours import nearest
 
 RNG = np.random.default_rng(4)
 
@@ -24,8 +24,8 @@ def unit(*shape):
 @pytest.mark.parametrize("block", [7, 32, 1000])
 def test_the_search_is_exact_however_it_is_cut(monkeypatch, block):
   """Against float64 products of all pairs."""
-  monkeypatch.setattr(neighbours, "BLOCK", block)
-  monkeypatch.setattr(neighbours, "QUERIES", 5)
+  monkeypatch.setattr(nearest_neighbours, "BLOCK", block)
+  monkeypatch.setattr(nearest_neighbours, "QUERIES", 5)
   rows, queries = unit(100, 16), unit(12, 16)
   products = queries.astype(np.float64) @ rows.T.astype(np.float64)
   wanted = np.argsort(-products, axis=1)[:, :6]
@@ -67,9 +67,9 @@ def test_examples_bring_their_neighbours(tmp_path):
 CONFIG = """
 import dataclasses
 from ldm_jax.config import Data, Experiment
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.data.neighbours import Neighbours
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.data.sources.neighbours import Neighbours
+from ldm_jax.training.denoiser import DenoiserTask
 
 def get_config():
   near = lambda source, part: Neighbours(source, "unwritten", part)
@@ -77,7 +77,7 @@ def get_config():
     near(Glyphs(size=30), "train"),
     near(Glyphs(split="validation", size=7), "validation"),
   )
-  return Experiment(Denoising(), data, 1)
+  return Experiment(DenoiserTask(), data, 1)
 """
 
 
@@ -93,10 +93,10 @@ class _Thumbnails:
 
 
 def test_the_command_searches_for_a_config(tmp_path, monkeypatch, capsys):
-  from ldm_jax.commands import retrieving
+  from ldm_jax.evaluation import retrieval
 
   monkeypatch.setattr(
-    retrieving, "encoder_of", lambda folder: (_Thumbnails(), None)
+    retrieval, "encoder_of", lambda folder: (_Thumbnails(), None)
   )
   config = tmp_path / "near.py"
   config.write_text('"""A search."""\n' + CONFIG)
@@ -134,7 +134,7 @@ def test_the_command_searches_for_a_config(tmp_path, monkeypatch, capsys):
   ],
 )
 def test_wrong_searches_are_one_line(tmp_path, flags, line):
-  with pytest.raises(Stop, match=line) as stop:
+  with pytest.raises(CommandError, match=line) as stop:
     retrieve.main([*flags, "--encoder=nowhere", f"--out={tmp_path / 'x'}"])
   assert stop.value.code == 2 and "\n" not in str(stop.value)
 
@@ -143,5 +143,5 @@ def test_an_encoder_must_be_an_image_tower(tmp_path):
   config = {"_class_name": "AutoencoderKL"}
   (tmp_path / "config.json").write_text(json.dumps(config))
   flags = [f"--encoder={tmp_path}", f"--out={tmp_path / 'x'}", "--image=a"]
-  with pytest.raises(Stop):
+  with pytest.raises(CommandError):
     retrieve.main(flags)

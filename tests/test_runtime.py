@@ -13,20 +13,22 @@ import optax
 import pytest
 from PIL import Image
 
-from ldm_jax.loop import Loop
-from ldm_jax.runtime import pictures, signals
-from ldm_jax.runtime.checkpoint import Checkpoints
-from ldm_jax.runtime.digests import digest
-from ldm_jax.runtime.errors import NonFinite
-from ldm_jax.runtime.keeping import Keeping
-from ldm_jax.runtime.metrics import Journal, read
+from ldm_jax.errors import NonFinite
+from ldm_jax.runtime import image_files, signals
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
+from ldm_jax.runtime.checkpointing.checksums import checksum
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.monitoring.metric_writer import MetricWriter, read
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.runtime.sharding import MeshShape
 from ldm_jax.runtime.signals import Interruption, exit_code
+from ldm_jax.training.trainer import Trainer
 
 
 def test_what_stays_is_the_latest_the_best_and_every_kth(tmp_path):
-  keeping = Keeping(every=1, keep=2, keep_every=4, best="psnr", best_is="max")
+  keeping = CheckpointPolicy(
+    every=1, keep=2, keep_every=4, best="psnr", best_is="max"
+  )
   checkpoints = Checkpoints(str(tmp_path), keeping)
   scores = [1, 2, 9, 3, 4, 5, 6, 7, 8, 0]
   for step, score in enumerate(scores, start=1):
@@ -53,21 +55,21 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path):
   shapes = jax.eval_shape(lambda: state)
   back = checkpoints.restore(3, shapes, cut)
   checkpoints.close()
-  assert digest(back) == digest(state)
+  assert checksum(back) == checksum(state)
   assert back["a"].addressable_shards[0].data.shape == (2, 8)
   flipped = state | {"a": state["a"].at[3, 3].add(1e-6)}
-  assert digest(flipped) != digest(state)
+  assert checksum(flipped) != checksum(state)
 
 
 def test_a_journal_forgets_what_lies_beyond_a_restored_step(tmp_path):
   folder = str(tmp_path)
-  journal = Journal(folder)
+  journal = MetricWriter(folder)
   for step in (1, 2, 3):
     journal.write(step, {"loss": step / 10})
   journal.close()
   with open(tmp_path / "metrics.jsonl", "a") as file:
     file.write('{"step": 4, "lo')  # killed here
-  journal = Journal(folder, step=2)
+  journal = MetricWriter(folder, step=2)
   journal.write(3, {"loss": 0.5, "odd": float("nan")})
   journal.close()
   told = read(folder)
@@ -142,8 +144,8 @@ def stream(start, hook=lambda step: None):
 def make_loop(tmp_path, steps):
   sharding = MeshShape().build()
   held_out = sharding.whole({"image": np.zeros((8, 1), np.float32)})
-  keeping = Keeping(every=2)
-  loop = Loop(Falling(), sharding, str(tmp_path), steps, 0, keeping, every=1)
+  keeping = CheckpointPolicy(every=2)
+  loop = Trainer(Falling(), sharding, str(tmp_path), steps, 0, keeping, every=1)
   return loop, held_out
 
 
@@ -251,13 +253,13 @@ def test_clipping_keeps_the_direction_and_bounds_the_norm():
 def test_grids_and_png_settings(tmp_path):
   images = np.zeros((5, 32, 32, 3), np.uint8)
   images[:, :, :, 0] = np.arange(5)[:, None, None] * 50
-  sheet = pictures.grid(images)
+  sheet = image_files.grid(images)
   assert sheet.shape == (2 * 64 + 2, 3 * 64 + 2 * 2, 3)
   assert sheet[0, 66, 0] == 50 and sheet[66, 0, 0] == 150
-  named = pictures.grid(images, ["a red circle"] * 5, columns=5)
+  named = image_files.grid(images, ["a red circle"] * 5, columns=5)
   assert named.shape[0] > 128 and named.shape[1] == 5 * 128 + 4 * 2
   path = str(tmp_path / "deep" / "x.png")
-  pictures.write_png(path, sheet, {"ldm_jax": '{"prompt": "é"}'})
+  image_files.write_png(path, sheet, {"ldm_jax": '{"prompt": "é"}'})
   opened = Image.open(path)
   assert opened.text["ldm_jax"] == '{"prompt": "é"}'
   np.testing.assert_array_equal(np.asarray(opened), sheet)

@@ -11,8 +11,8 @@ import torch_files
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from ldm_jax.weights.errors import WeightsError
-from ldm_jax.weights.mapped import forget
+from ldm_jax.errors import WeightsError
+from ldm_jax.weights.mmap_files import forget
 from ldm_jax.weights.safetensors_files import (
   WORDS,
   metadata,

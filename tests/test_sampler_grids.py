@@ -6,33 +6,36 @@ import runpy
 import numpy as np
 import pytest
 
-from ldm_jax.commands.asking import recipe_of
-from ldm_jax.commands.sample import parser
-from ldm_jax.diffusion.samplers import SAMPLERS, Recipe
-from ldm_jax.diffusion.samplers.grids import BY_RATIO, grid, times
+from ldm_jax.cli.sample import parser
+from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig
 from ldm_jax.diffusion.samplers.names import (
   SAMPLER_NAMES,
   SPACING_NAMES,
-  sampler_and_spacing,
-  spacing_of,
+  parse_sampler_name,
+  parse_timestep_spacing,
 )
+from ldm_jax.diffusion.samplers.timesteps import BY_RATIO, noise_levels, times
 from ldm_jax.diffusion.schedule import CLEAN, Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.opened import Opened
-from ldm_jax.pretrained.schedules import departures, recipe
+from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.pretrained.configs.scheduler_config import (
+  sampler_config,
+  unsupported_options,
+)
+from ldm_jax.sampling.resolve_request import recipe_of
 
 SCHEDULE = Schedule()
 NO_PARAMS = Parameters(None, None, None, None)
 SPACINGS = [name for name in SPACING_NAMES if name != "lcm"]
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_every_number_of_steps_has_a_grid(spacing):
+@pytest.mark.parametrize("timestep_spacing", SPACINGS)
+def test_every_number_of_steps_has_a_grid(timestep_spacing):
   for steps in range(1, 1001):
-    if spacing not in BY_RATIO:
-      found = times(steps, spacing)
+    if timestep_spacing not in BY_RATIO:
+      found = times(steps, timestep_spacing)
     elif steps % 37 == 1:
-      levels = grid(SCHEDULE, steps, spacing).levels
+      levels = noise_levels(SCHEDULE, steps, timestep_spacing).levels
       found = np.array([level.time for level in levels])
     else:
       continue
@@ -41,9 +44,9 @@ def test_every_number_of_steps_has_a_grid(spacing):
     assert np.all(np.diff(found) < 0), steps
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_a_level_is_what_the_schedule_says_of_its_time(spacing):
-  for level in grid(SCHEDULE, 17, spacing).levels:
+@pytest.mark.parametrize("timestep_spacing", SPACINGS)
+def test_a_level_is_what_the_schedule_says_of_its_time(timestep_spacing):
+  for level in noise_levels(SCHEDULE, 17, timestep_spacing).levels:
     same = SCHEDULE.level_at(level.time)
     np.testing.assert_allclose(level, same, rtol=1e-9)
     np.testing.assert_allclose(level.signal**2 + level.sigma**2, 1)
@@ -72,7 +75,9 @@ def test_quadratic_is_what_ldm_makes():
 
 def test_karras_grid():
   """Karras et al. 2022, eq. 5, between Stable Diffusion's ends."""
-  ratios = [level.ratio for level in grid(SCHEDULE, 10, "karras").levels]
+  ratios = [
+    level.ratio for level in noise_levels(SCHEDULE, 10, "karras").levels
+  ]
   np.testing.assert_allclose(ratios[0], 14.61464, rtol=1e-5)
   np.testing.assert_allclose(ratios[-1], 0.029167, rtol=1e-4)
   roots = np.array(ratios) ** (1 / 7)
@@ -82,7 +87,7 @@ def test_karras_grid():
 def test_beta_grid_are_quantiles():
   from scipy.stats import beta
 
-  ratios = np.array([x.ratio for x in grid(SCHEDULE, 9, "beta").levels])
+  ratios = np.array([x.ratio for x in noise_levels(SCHEDULE, 9, "beta").levels])
   share = (ratios - ratios[-1]) / (ratios[0] - ratios[-1])
   np.testing.assert_allclose(
     share, beta.ppf(np.linspace(1, 0, 9), 0.6, 0.6), atol=1e-9
@@ -90,22 +95,22 @@ def test_beta_grid_are_quantiles():
 
 
 @pytest.mark.parametrize("steps", [0, -3, 1001])
-@pytest.mark.parametrize("spacing", ["leading", "karras"])
-def test_impossible_step_counts_are_refused(steps, spacing):
+@pytest.mark.parametrize("timestep_spacing", ["leading", "karras"])
+def test_impossible_step_counts_are_refused(steps, timestep_spacing):
   with pytest.raises(ValueError, match="between 1 and 1000"):
-    Recipe(steps, spacing=spacing).plan(SCHEDULE)
+    SamplerConfig(steps, timestep_spacing=timestep_spacing).plan(SCHEDULE)
 
 
 def test_more_steps_than_were_distilled_are_refused():
   with pytest.raises(ValueError, match="between 1 and 50"):
-    Recipe(51, "lcm").plan(SCHEDULE)
+    SamplerConfig(51, "lcm").plan(SCHEDULE)
 
 
 def test_times_and_sigmas_of_ones_own():
-  own = Recipe(times=(900, 450.5, 10)).grid(SCHEDULE)
+  own = SamplerConfig(times=(900, 450.5, 10)).grid(SCHEDULE)
   assert [level.time for level in own.levels] == [900, 450.5, 10]
   assert own.reached[-1].time == CLEAN
-  own = Recipe(sampler="euler", sigmas=(10, 3, 0.5)).grid(SCHEDULE)
+  own = SamplerConfig(sampler="euler", sigmas=(10, 3, 0.5)).grid(SCHEDULE)
   np.testing.assert_allclose([x.ratio for x in own.levels], [10, 3, 0.5])
 
 
@@ -124,13 +129,13 @@ def test_times_and_sigmas_of_ones_own():
     ({"sampler": "tcd", "eta": 1.5}, "0 to 1"),
     ({"sampler": "unipc", "order": 4}, "1 to 3"),
     ({"order": 2}, "has no order"),
-    ({"spacing": "quadratic", "compat": "diffusers"}, "no grid"),
+    ({"timestep_spacing": "quadratic", "compat": "diffusers"}, "no grid"),
     ({"steps": 1000, "compat": "diffusers"}, "first time is 1000"),
   ],
 )
 def test_wrong_recipes_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
-    Recipe(**wrong).plan(SCHEDULE)
+    SamplerConfig(**wrong).plan(SCHEDULE)
 
 
 @pytest.mark.parametrize(
@@ -158,24 +163,24 @@ def test_wrong_recipes_are_refused(wrong, message):
   ],
 )
 def test_names_of_samplers(name, expected):
-  assert sampler_and_spacing(name) == expected
+  assert parse_sampler_name(name) == expected
 
 
 def test_every_sampler_and_grid_goes_by_its_own_name():
   assert set(SAMPLER_NAMES) == set(SAMPLERS)
   for name in SAMPLERS:
-    assert sampler_and_spacing(name) == (name, None)
-    assert sampler_and_spacing(f"{name} karras") == (name, "karras")
+    assert parse_sampler_name(name) == (name, None)
+    assert parse_sampler_name(f"{name} karras") == (name, "karras")
   for name in SPACING_NAMES:
-    assert spacing_of(name) == name
-  assert spacing_of("ddim_uniform") == "leading"
-  assert spacing_of("SGM Uniform") == "sgm_uniform"
+    assert parse_timestep_spacing(name) == name
+  assert parse_timestep_spacing("ddim_uniform") == "leading"
+  assert parse_timestep_spacing("SGM Uniform") == "sgm_uniform"
 
 
 @pytest.mark.parametrize("name", ["DPM fast", "eulr", "", "karras"])
 def test_unknown_names_are_refused_with_what_there_is(name):
   with pytest.raises(ValueError, match="there are ddim, ddpm"):
-    sampler_and_spacing(name)
+    parse_sampler_name(name)
 
 
 def test_the_pages_commands_are_ones_that_sample_py_reads():
@@ -185,9 +190,9 @@ def test_the_pages_commands_are_ones_that_sample_py_reads():
   for words in commands:
     assert words[:2] == ["python", "sample.py"]
     flags, _ = parser().read(words[2:])
-    recipe_of(flags, Opened(LatentDiffusion(), NO_PARAMS, None, 32, 32)).plan(
-      SCHEDULE
-    )
+    recipe_of(
+      flags, LoadedModel(LatentDiffusion(), NO_PARAMS, None, 32, 32)
+    ).plan(SCHEDULE)
 
 
 LIKE_SD = {
@@ -229,8 +234,8 @@ LIKE_SD = {
   ],
 )
 def test_a_model_is_sampled_as_its_config_says(name, config, expected):
-  found = recipe({"_class_name": name, **LIKE_SD, **config})
-  assert (found.sampler, found.spacing, found.landing) == expected
+  found = sampler_config({"_class_name": name, **LIKE_SD, **config})
+  assert (found.sampler, found.timestep_spacing, found.final_sigma) == expected
   assert found.steps_offset == 1
   found.plan(SCHEDULE)
 
@@ -254,10 +259,10 @@ def test_a_model_is_sampled_as_its_config_says(name, config, expected):
   ],
 )
 def test_what_a_config_asks_for_in_vain_is_said(config, words):
-  (line,) = departures(config)
+  (line,) = unsupported_options(config)
   assert words in line
 
 
 def test_a_config_that_is_followed_says_nothing():
   for name in ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"):
-    assert departures({"_class_name": name, **LIKE_SD}) == ()
+    assert unsupported_options({"_class_name": name, **LIKE_SD}) == ()

@@ -16,16 +16,16 @@ from sampler_rows import (
 )
 
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.samplers import SAMPLERS, Recipe, grids, unipc
+from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig, timesteps, unipc
 from ldm_jax.diffusion.samplers.names import SPACING_NAMES
-from ldm_jax.diffusion.samplers.program import stack
+from ldm_jax.diffusion.samplers.sampler_table import stack
 from ldm_jax.diffusion.schedule import Schedule
 
 SCHEDULE = Schedule()
 SHAPE = (2, 4, 4, 3)
 KEYS = samplers.image_keys(jax.random.key(0), jnp.arange(2))
 SPACINGS = [name for name in SPACING_NAMES if name != "lcm"]
-BY_TIME = [name for name in SPACINGS if name not in grids.BY_RATIO]
+BY_TIME = [name for name in SPACINGS if name not in timesteps.BY_RATIO]
 RNG = np.random.default_rng(7)
 X0, NOISE = RNG.standard_normal((2, *SHAPE))
 NOISES = RNG.standard_normal((3100, 3))
@@ -41,9 +41,9 @@ def opinion(xt, level):
   return consistent(jnp.tanh(xt + level.sigma), xt, level)
 
 
-def from_oracle(recipe, schedule=SCHEDULE):
+def from_oracle(sampler_config, schedule=SCHEDULE):
   """Where a sampler ends whose network knows x0."""
-  plan = recipe.plan(schedule)
+  plan = sampler_config.plan(schedule)
   first = jax.tree.map(lambda x: x[0], plan.program.asked)
   x0, noise = X0[0, 0, 0], NOISE[0, 0, 0]
   oracle = lambda xt, level: consistent(x0, xt, level)
@@ -54,10 +54,10 @@ def from_oracle(recipe, schedule=SCHEDULE):
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
 def test_an_oracle_is_obeyed_for_any_number_of_steps_on_any_grid(name):
   wide = (1, 2, 3, 4, 5, 6, 7, 13, 14, 15, 16, 50, 101, 333)
-  for spacing in SPACINGS:
+  for timestep_spacing in SPACINGS:
     for steps in wide:
-      found, x0, _ = from_oracle(Recipe(steps, name, spacing))
-      where = f"{spacing} {steps}"
+      found, x0, _ = from_oracle(SamplerConfig(steps, name, timestep_spacing))
+      where = f"{timestep_spacing} {steps}"
       np.testing.assert_allclose(found, x0, atol=1e-6, err_msg=where)
 
 
@@ -65,14 +65,14 @@ def test_an_oracle_is_obeyed_for_any_number_of_steps_on_any_grid(name):
 def test_an_oracle_is_obeyed_for_every_number_of_steps(name):
   """LDM's own sampler cannot take 599 of them."""
   for steps in [*range(1, 60), *range(60, 1001, 47)]:
-    found, x0, _ = from_oracle(Recipe(steps, name))
+    found, x0, _ = from_oracle(SamplerConfig(steps, name))
     np.testing.assert_allclose(found, x0, atol=1e-9, err_msg=str(steps))
 
 
 @pytest.mark.parametrize("name", ["lcm", "tcd"])
 def test_distilled_samplers_obey_an_oracle_on_their_grid(name):
   for steps in range(1, 51):
-    found, x0, _ = from_oracle(Recipe(steps, name))
+    found, x0, _ = from_oracle(SamplerConfig(steps, name))
     # LCM mixes some of x in, 7e-6 of it at its last time.
     np.testing.assert_allclose(found, x0, atol=5e-5, err_msg=str(steps))
 
@@ -81,7 +81,7 @@ def test_distilled_samplers_obey_an_oracle_on_their_grid(name):
 def test_samplers_that_stop_early_stop_at_the_first_time(name):
   """alpha-bar of time 0 is what Stable Diffusion's DDIM and PNDM end with."""
   for steps in (1, 3, 7, 50):
-    found, x0, noise = from_oracle(Recipe(steps, name, landing=0.0))
+    found, x0, noise = from_oracle(SamplerConfig(steps, name, final_sigma=0.0))
     first = SCHEDULE.level_at(0)
     np.testing.assert_allclose(first.signal**2, SCHEDULE.alpha_bar[0])
     # A deterministic path of an oracle keeps its noise.
@@ -93,13 +93,13 @@ def test_samplers_that_stop_early_stop_at_the_first_time(name):
 def test_pure_noise_at_the_last_time_divides_nothing_by_zero(name):
   schedule = Schedule(zero_terminal_snr=True)
   for steps in (1, 2, 20):
-    found, x0, _ = from_oracle(Recipe(steps, name, "trailing"), schedule)
+    found, x0, _ = from_oracle(SamplerConfig(steps, name, "trailing"), schedule)
     np.testing.assert_allclose(found, x0, atol=1e-5, err_msg=str(steps))
 
 
 @pytest.mark.parametrize("kind", ["rectified_flow", "zero"])
 @pytest.mark.parametrize(
-  "name", [n for n in SAMPLERS if not Recipe(sampler=n).is_random]
+  "name", [n for n in SAMPLERS if not SamplerConfig(sampler=n).is_random]
 )
 def test_from_pure_noise_small_errors_of_a_network_stay_small(name, kind):
   """No sampler multiplies them by sigma / signal, which has no bound there."""
@@ -115,21 +115,21 @@ def test_from_pure_noise_small_errors_of_a_network_stay_small(name, kind):
     x0, _ = exact(xt, level)
     return consistent(x0 + 1e-3 * np.sin(50 * xt), xt, level)
 
-  fine = Recipe(1000, "ddim", "trailing").plan(schedule).program
+  fine = SamplerConfig(1000, "ddim", "trailing").plan(schedule).program
   true = follow(fine, LINE, exact)
-  for spacing in ("trailing", "karras"):
-    program = Recipe(40, name, spacing).plan(schedule).program
+  for timestep_spacing in ("trailing", "karras"):
+    program = SamplerConfig(40, name, timestep_spacing).plan(schedule).program
     found = follow(program, LINE, nearly)
     best = follow(program, LINE, exact)
-    assert np.abs(found - best).max() < 0.02, spacing
-    if spacing == "trailing":
+    assert np.abs(found - best).max() < 0.02, timestep_spacing
+    if timestep_spacing == "trailing":
       assert np.abs(best - true).max() < 0.1
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_scan_follows_the_rows(name):
   """Jitted, in float32 and in chunks it is what the rows say."""
-  program = Recipe(13, name, eta=None).plan(SCHEDULE).program
+  program = SamplerConfig(13, name, eta=None).plan(SCHEDULE).program
   noises = [
     samplers.normal(
       jax.vmap(jax.random.fold_in, (0, None))(KEYS, 1 + i), SHAPE[1:]
@@ -155,37 +155,40 @@ def go_on(state, piece):
 
 
 def test_nothing_about_a_sampler_recompiles():
-  go_on(samplers.begin(jnp.asarray(NOISE)), next(pieces(Recipe())))
+  go_on(samplers.begin(jnp.asarray(NOISE)), next(pieces(SamplerConfig())))
   traces.clear()
-  for recipe in (
-    Recipe(1, eta=0.3),
-    Recipe(20, "heun", "karras"),
-    Recipe(37, "unipc", order=3),
-    Recipe(sampler="dpmpp_2m_sde", times=(900, 500, 3.5)),
-    Recipe(7, "lms", compat="diffusers"),
+  for sampler_config in (
+    SamplerConfig(1, eta=0.3),
+    SamplerConfig(20, "heun", "karras"),
+    SamplerConfig(37, "unipc", order=3),
+    SamplerConfig(sampler="dpmpp_2m_sde", times=(900, 500, 3.5)),
+    SamplerConfig(7, "lms", compat="diffusers"),
   ):
     state = samplers.begin(jnp.asarray(NOISE))
-    for piece in pieces(recipe):
+    for piece in pieces(sampler_config):
       state = go_on(state, piece)
   assert not traces
 
 
-def pieces(recipe):
-  return samplers.chunks(recipe.plan(SCHEDULE).program)
+def pieces(sampler_config):
+  return samplers.chunks(sampler_config.plan(SCHEDULE).program)
 
 
 # The same algorithm under two names, or with another's option.
 TWINS = [
-  (Recipe(20, "ddim", "karras"), Recipe(20, "euler", "karras")),
-  (Recipe(20, "ddim", eta=1.0), Recipe(20, "ddpm")),
+  (SamplerConfig(20, "ddim", "karras"), SamplerConfig(20, "euler", "karras")),
+  (SamplerConfig(20, "ddim", eta=1.0), SamplerConfig(20, "ddpm")),
   (
-    Recipe(20, "ddim", "trailing", eta=0.6),
-    Recipe(20, "euler_ancestral", "trailing", eta=0.6),
+    SamplerConfig(20, "ddim", "trailing", eta=0.6),
+    SamplerConfig(20, "euler_ancestral", "trailing", eta=0.6),
   ),
-  (Recipe(20, "dpm2"), Recipe(20, "dpm2_ancestral", eta=0.0)),
-  (Recipe(20, "dpmpp_2m"), Recipe(20, "dpmpp_2m_sde", eta=0.0)),
-  (Recipe(20, "lms", "karras", order=1), Recipe(20, "euler", "karras")),
-  (Recipe(20, "deis", order=1), Recipe(20, "euler")),
+  (SamplerConfig(20, "dpm2"), SamplerConfig(20, "dpm2_ancestral", eta=0.0)),
+  (SamplerConfig(20, "dpmpp_2m"), SamplerConfig(20, "dpmpp_2m_sde", eta=0.0)),
+  (
+    SamplerConfig(20, "lms", "karras", order=1),
+    SamplerConfig(20, "euler", "karras"),
+  ),
+  (SamplerConfig(20, "deis", order=1), SamplerConfig(20, "euler")),
 ]
 
 
@@ -205,17 +208,17 @@ def test_samplers_with_two_names_are_one(pair):
 
 # (sampler, order of its own): the order of convergence.
 ORDERS = [
-  (Recipe(sampler="ddim"), 1),
-  (Recipe(sampler="euler"), 1),
-  (Recipe(sampler="heun"), 2),
-  (Recipe(sampler="dpm2"), 2),
-  (Recipe(sampler="dpmpp_2m"), 2),
-  (Recipe(sampler="dpmpp_2s"), 2),
-  (Recipe(sampler="dpmpp_3s"), 3),
-  (Recipe(sampler="deis", order=2), 2),
-  (Recipe(sampler="unipc", order=1), 2),
-  (Recipe(sampler="unipc", order=2), 3),
-  (Recipe(sampler="unipc_bh1", order=2), 3),
+  (SamplerConfig(sampler="ddim"), 1),
+  (SamplerConfig(sampler="euler"), 1),
+  (SamplerConfig(sampler="heun"), 2),
+  (SamplerConfig(sampler="dpm2"), 2),
+  (SamplerConfig(sampler="dpmpp_2m"), 2),
+  (SamplerConfig(sampler="dpmpp_2s"), 2),
+  (SamplerConfig(sampler="dpmpp_3s"), 3),
+  (SamplerConfig(sampler="deis", order=2), 2),
+  (SamplerConfig(sampler="unipc", order=1), 2),
+  (SamplerConfig(sampler="unipc", order=2), 3),
+  (SamplerConfig(sampler="unipc_bh1", order=2), 3),
 ]
 COUNTS = [40, 80, 160, 320, 640]
 LINE = np.linspace(-2.0, 2.0, 41)
@@ -238,15 +241,17 @@ def slope(make_program, solution):
   return -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize("recipe, order", ORDERS)
-def test_order_of_convergence(recipe, order, solution):
+@pytest.mark.parametrize("sampler_config, order", ORDERS)
+def test_order_of_convergence(sampler_config, order, solution):
   """On a mixture of Gaussians in closed form, even steps in ln SNR, float64.
 
   UniPC's corrector adds one to its order (Zhao et al. 2023, theorem 3.1).
   """
 
   def program(steps):
-    asked = dataclasses.replace(recipe, steps=steps, spacing="exponential")
+    asked = dataclasses.replace(
+      sampler_config, steps=steps, timestep_spacing="exponential"
+    )
     return asked.plan(SCHEDULE).program
 
   found = slope(program, solution)
@@ -260,8 +265,8 @@ def test_order_of_unipc_three(name, solution):
   errors = []
   for steps in (2560, 5120):
     ratios = tuple(np.exp(np.linspace(high, low, steps)))
-    recipe = Recipe(sampler=name, order=3, sigmas=ratios)
-    found = follow(recipe.plan(SCHEDULE).program, LINE, mixture)
+    sampler_config = SamplerConfig(sampler=name, order=3, sigmas=ratios)
+    found = follow(sampler_config.plan(SCHEDULE).program, LINE, mixture)
     errors.append(np.sqrt(np.mean((found - solution) ** 2)))
   assert abs(np.log2(errors[0] / errors[1]) - 3) < 0.1, errors
 
@@ -269,24 +274,24 @@ def test_order_of_unipc_three(name, solution):
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_predictor_alone_has_its_own_order(order, solution):
   def program(steps):
-    grid = grids.grid(SCHEDULE, steps, "exponential")
+    grid = timesteps.noise_levels(SCHEDULE, steps, "exponential")
     return stack(list(unipc.unipc(grid, order, corrects=False)))
 
   assert abs(slope(program, solution) - order) < 0.1
 
 
 @pytest.mark.parametrize(
-  "recipe, order",
+  "sampler_config, order",
   [
-    (Recipe(sampler="ddpm"), 1),
-    (Recipe(sampler="ddim", eta=1.0), 1),
-    (Recipe(sampler="ddim", eta=0.5), 1),
-    (Recipe(sampler="euler_ancestral"), 1),
-    (Recipe(sampler="dpm2_ancestral"), 2),
-    (Recipe(sampler="dpmpp_2m_sde"), 2),
+    (SamplerConfig(sampler="ddpm"), 1),
+    (SamplerConfig(sampler="ddim", eta=1.0), 1),
+    (SamplerConfig(sampler="ddim", eta=0.5), 1),
+    (SamplerConfig(sampler="euler_ancestral"), 1),
+    (SamplerConfig(sampler="dpm2_ancestral"), 2),
+    (SamplerConfig(sampler="dpmpp_2m_sde"), 2),
   ],
 )
-def test_moments_of_stochastic_samplers(recipe, order):
+def test_moments_of_stochastic_samplers(sampler_config, order):
   """Exact denoiser of N(0.5, 0.3^2): mean and spread without sampling.
 
   All is linear then, so unit vectors for x_T and each noise give the Gaussian
@@ -302,9 +307,9 @@ def test_moments_of_stochastic_samplers(recipe, order):
   narrow = std * np.sqrt(std**2 / (std**2 + last**2))
   errors = []
   for steps in (100, 200, 400):
-    plan = dataclasses.replace(recipe, steps=steps, spacing="exponential").plan(
-      SCHEDULE
-    )
+    plan = dataclasses.replace(
+      sampler_config, steps=steps, timestep_spacing="exponential"
+    ).plan(SCHEDULE)
     first = SCHEDULE.level_at(999)
     unit = np.eye(len(plan.program.index) + 2)
     spread = np.sqrt((first.signal * std) ** 2 + first.sigma**2)
@@ -322,9 +327,9 @@ def test_inversion_returns_to_the_noise_it_came_from():
   noise = np.linspace(-1.8, 1.8, 13)
   errors = []
   for steps in (100, 200, 400):
-    recipe = Recipe(steps, "ddim", "exponential")
-    x0 = follow(recipe.plan(SCHEDULE).program, noise, mixture)
-    up = recipe.inversion(SCHEDULE).program
+    sampler_config = SamplerConfig(steps, "ddim", "exponential")
+    x0 = follow(sampler_config.plan(SCHEDULE).program, noise, mixture)
+    up = sampler_config.inversion(SCHEDULE).program
     back = follow(up, x0, clean_mixture)
     errors.append(np.abs(back - noise).max())
   assert errors[2] < 0.05 and errors[2] < 0.6 * errors[1] < 0.36 * errors[0]
@@ -338,20 +343,23 @@ def clean_mixture(xt, level):
 
 
 def test_a_strength_takes_the_last_steps():
-  recipe = Recipe(50, "ddim")
-  whole, part = recipe.plan(SCHEDULE), recipe.plan(SCHEDULE, 0.8)
+  sampler_config = SamplerConfig(50, "ddim")
+  whole, part = (
+    sampler_config.plan(SCHEDULE),
+    sampler_config.plan(SCHEDULE, 0.8),
+  )
   assert len(part.program.index) == 40
   np.testing.assert_array_equal(
     part.program.asked.time, whole.program.asked.time[10:]
   )
   with pytest.raises(ValueError, match="leaves none"):
-    recipe.plan(SCHEDULE, 0.01)
+    sampler_config.plan(SCHEDULE, 0.01)
 
 
 def test_an_image_depends_on_its_index_and_not_on_its_batch():
   many = samplers.image_keys(jax.random.key(5), jnp.arange(16))
   alone = samplers.image_keys(jax.random.key(5), jnp.array([11]))
-  program = Recipe(5, eta=1.0).plan(SCHEDULE).program
+  program = SamplerConfig(5, eta=1.0).plan(SCHEDULE).program
   a, b = (
     samplers.sample(opinion, samplers.initial_noise(k, (8,)), program, k)
     for k in (many, alone)
@@ -367,8 +375,8 @@ def test_published_ddim_steps():
     return (xt - level.sigma * eps) / level.signal, eps
 
   def at(t, s, eta):
-    recipe = Recipe(times=(t, s), eta=eta, landing=-1.0)
-    one = jax.tree.map(lambda x: x[:1], recipe.plan(SCHEDULE).program)
+    sampler_config = SamplerConfig(times=(t, s), eta=eta, final_sigma=-1.0)
+    one = jax.tree.map(lambda x: x[:1], sampler_config.plan(SCHEDULE).program)
     return follow(one, np.ones(1), half)[0]
 
   np.testing.assert_allclose(at(981, 961, 0.0), 1.061226, rtol=1e-6)

@@ -14,19 +14,29 @@ import pytest
 
 from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.diffusion.prediction import Estimate
-from ldm_jax.diffusion.samplers import SAMPLERS, Recipe
+from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig
 from ldm_jax.diffusion.schedule import Level
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
-from ldm_jax.nn.conditioner import ClassEmbedder
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
+from ldm_jax.nn.conditioners.spatial import (
+  LowResolution,
+  MaskedImage,
+  first_of_cells,
+)
 from ldm_jax.nn.controlnet import ControlNet
-from ldm_jax.nn.spatial import LowResolution, MaskedImage, first_of_cells
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.runtime.sharding import MeshShape
-from ldm_jax.sampling import Given, Order, Said, Settings, Studio
-from ldm_jax.sampling.canvas import extended, fitted, fitted_mask
-from ldm_jax.sampling.scene import shrink, slerp
-from ldm_jax.sampling.windows import blend, starts, windowed
+from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.sampling import (
+  Conditioning,
+  GenerationInputs,
+  ImageInputs,
+  SamplingConfig,
+  SamplingEngine,
+)
+from ldm_jax.sampling.inpainting import latent_mask, slerp
+from ldm_jax.sampling.resize import extend_canvas, fit_image, fit_mask
+from ldm_jax.sampling.tiling import blend, starts, windowed
 
 SIDE = 16
 FIELDS = {
@@ -38,7 +48,7 @@ FIELDS = {
 }
 RNG = np.random.default_rng(0)
 LEVEL = Level(jnp.float32(1), jnp.float32(1), jnp.float32(0.1))
-SETTINGS = Settings(SIDE, SIDE, Recipe(6), Guidance(2.0))
+SETTINGS = SamplingConfig(SIDE, SIDE, SamplerConfig(6), Guidance(2.0))
 
 
 def stirred(tree, seed):
@@ -54,7 +64,7 @@ def stirred(tree, seed):
 def made(latents=3, **changes):
   """A model of classes with parameters; changes are of the U-Net's input."""
   model = LatentDiffusion(
-    Autoencoder(Trunk(8, (1, 1), 1, groups=4), latents),
+    Autoencoder(ConvStack(8, (1, 1), 1, groups=4), latents),
     UNet(latents, **FIELDS),
     (ClassEmbedder(3, 8),),
   )
@@ -82,7 +92,7 @@ def model():
 def studio(model):
   lines = []
   one = MeshShape().build(jax.devices()[:1])
-  made = Studio(*model, one, say=lines.append)
+  made = SamplingEngine(*model, one, say=lines.append)
   made.lines = lines
   return made
 
@@ -91,7 +101,7 @@ def sides(count, label=1):
   """A class for every image, and nothing."""
   raw = {"label": np.full(count, label, np.int32)}
   no, yes = np.zeros(count, bool), np.ones(count, bool)
-  return Said(raw, {"label": no}), Said(raw, {"label": yes})
+  return Conditioning(raw, {"label": no}), Conditioning(raw, {"label": yes})
 
 
 def drawn(studio, settings, order, label=1):
@@ -110,39 +120,49 @@ def apart(a, b):
 
 
 def test_an_image_is_its_seed_and_index(studio):
-  settings = dataclasses.replace(SETTINGS, recipe=Recipe(6, eta=1.0))
-  many = drawn(studio, settings, Order(16, 16))
-  alone = drawn(studio, settings, Order(16, 1))
+  settings = dataclasses.replace(
+    SETTINGS, sampler_config=SamplerConfig(6, eta=1.0)
+  )
+  many = drawn(studio, settings, GenerationInputs(16, 16))
+  alone = drawn(studio, settings, GenerationInputs(16, 1))
   assert many.shape == (16, SIDE, SIDE, 3) and many.std() > 5
   assert apart(many, alone) <= 1
   assert apart(many[0], many[1]) > 10
-  other = drawn(studio, dataclasses.replace(settings, seed=1), Order(16, 16))
+  other = drawn(
+    studio, dataclasses.replace(settings, seed=1), GenerationInputs(16, 16)
+  )
   assert apart(many, other) > 10
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
 def test_devices_change_nothing(studio, model, count):
-  spread = Studio(*model, MeshShape().build())
-  assert spread.batch(Order(count, 3)) == 8  # every device gets one
-  found = drawn(spread, SETTINGS, Order(count, 3))
-  assert apart(found, drawn(studio, SETTINGS, Order(count, 3))) <= 1
+  spread = SamplingEngine(*model, MeshShape().build())
+  assert spread.batch(GenerationInputs(count, 3)) == 8  # every device gets one
+  found = drawn(spread, SETTINGS, GenerationInputs(count, 3))
+  assert apart(found, drawn(studio, SETTINGS, GenerationInputs(count, 3))) <= 1
 
 
 def test_only_a_new_size_compiles_and_says_so(studio):
   base = dataclasses.replace(SETTINGS, guidance=Guidance(1.5))
-  drawn(studio, base, Order(2, 2))
+  drawn(studio, base, GenerationInputs(2, 2))
   compiled = studio._chunk._cache_size()
   studio.lines.clear()
   for settings in (
     dataclasses.replace(base, seed=5),
     dataclasses.replace(base, guidance=Guidance(4.0, 0.5, 0.2, 0.8)),
-    *(dataclasses.replace(base, recipe=Recipe(4, name)) for name in SAMPLERS),
-    dataclasses.replace(base, recipe=Recipe(23, spacing="quadratic", eta=0.5)),
-    dataclasses.replace(base, recipe=Recipe(times=(900, 3.5))),
+    *(
+      dataclasses.replace(base, sampler_config=SamplerConfig(4, name))
+      for name in SAMPLERS
+    ),
+    dataclasses.replace(
+      base,
+      sampler_config=SamplerConfig(23, timestep_spacing="quadratic", eta=0.5),
+    ),
+    dataclasses.replace(base, sampler_config=SamplerConfig(times=(900, 3.5))),
   ):
-    drawn(studio, settings, Order(2, 2))
+    drawn(studio, settings, GenerationInputs(2, 2))
   assert studio._chunk._cache_size() == compiled and not studio.lines
-  drawn(studio, dataclasses.replace(base, height=20), Order(2, 2))
+  drawn(studio, dataclasses.replace(base, height=20), GenerationInputs(2, 2))
   assert studio._chunk._cache_size() == compiled + 1
   said = "compiling the sampler for 20 x 16, 2 at a time ..."
   assert studio.lines[0] == said
@@ -151,8 +171,10 @@ def test_only_a_new_size_compiles_and_says_so(studio):
 
 def test_questions_are_counted(studio):
   seen = []
-  settings = dataclasses.replace(SETTINGS, recipe=Recipe(12, "heun"))
-  list(studio.draw(settings, *sides(2), Order(2, 2), seen.append))
+  settings = dataclasses.replace(
+    SETTINGS, sampler_config=SamplerConfig(12, "heun")
+  )
+  list(studio.draw(settings, *sides(2), GenerationInputs(2, 2), seen.append))
   assert sum(seen) == studio.questions(settings) == 23
   assert len(seen) == 3  # chunks of ten
 
@@ -160,7 +182,9 @@ def test_questions_are_counted(studio):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_draws(studio, name):
   found = drawn(
-    studio, dataclasses.replace(SETTINGS, recipe=Recipe(5, name)), Order(2, 2)
+    studio,
+    dataclasses.replace(SETTINGS, sampler_config=SamplerConfig(5, name)),
+    GenerationInputs(2, 2),
   )
   assert np.isfinite(found).all() and found.std() > 5
 
@@ -168,18 +192,28 @@ def test_every_sampler_draws(studio, name):
 def test_hardly_any_strength_is_hardly_any_change(studio):
   """One step of a thousand, from time 0: what was encoded, but for 0.03."""
   images = pictures(2)
-  settings = dataclasses.replace(SETTINGS, recipe=Recipe(1000), strength=0.001)
-  order = Order(2, 2, output="latents", given=Given(images))
+  settings = dataclasses.replace(
+    SETTINGS, sampler_config=SamplerConfig(1000), strength=0.001
+  )
+  order = GenerationInputs(2, 2, output="latents", given=ImageInputs(images))
   found = drawn(studio, settings, order)
-  kept = np.asarray(studio.darkroom.encode(images))
+  kept = np.asarray(studio.codec.encode(images))
   sigma = studio._model.schedule.level_at(0).sigma
   assert 0 < np.abs(found - kept).mean() < 2 * sigma
 
 
 def test_a_strength_of_one_still_begins_with_the_image(studio):
-  settings = dataclasses.replace(SETTINGS, recipe=Recipe(times=(400,)))
-  one = drawn(studio, settings, Order(2, 2, given=Given(pictures(2))))
-  other = drawn(studio, settings, Order(2, 2, given=Given(255 - pictures(2))))
+  settings = dataclasses.replace(
+    SETTINGS, sampler_config=SamplerConfig(times=(400,))
+  )
+  one = drawn(
+    studio, settings, GenerationInputs(2, 2, given=ImageInputs(pictures(2)))
+  )
+  other = drawn(
+    studio,
+    settings,
+    GenerationInputs(2, 2, given=ImageInputs(255 - pictures(2))),
+  )
   assert apart(one, other) > 5
 
 
@@ -188,7 +222,9 @@ def test_inpainting_changes_nothing_outside(studio):
   masks[:, 5:12, 3:9] = True
   for strength in (0.5, 1.0):
     settings = dataclasses.replace(SETTINGS, strength=strength)
-    found = drawn(studio, settings, Order(2, 2, given=Given(images, masks)))
+    found = drawn(
+      studio, settings, GenerationInputs(2, 2, given=ImageInputs(images, masks))
+    )
     np.testing.assert_array_equal(found[~masks], images[~masks])
     assert apart(found[masks], images[masks]) > 10
 
@@ -196,10 +232,12 @@ def test_inpainting_changes_nothing_outside(studio):
 def test_what_is_kept_of_the_latents_is_the_image(studio):
   images, masks = pictures(2), np.zeros((2, SIDE, SIDE), bool)
   masks[:, 4:8, 4:8] = True
-  order = Order(2, 2, output="latents", given=Given(images, masks))
+  order = GenerationInputs(
+    2, 2, output="latents", given=ImageInputs(images, masks)
+  )
   found = drawn(studio, SETTINGS, order)
-  kept = np.asarray(studio.darkroom.encode(images))
-  cells = shrink(masks, 2)[..., 0]
+  kept = np.asarray(studio.codec.encode(images))
+  cells = latent_mask(masks, 2)[..., 0]
   np.testing.assert_allclose(found[~cells], kept[~cells], atol=1e-5)
   assert np.abs(found[cells] - kept[cells]).max() > 0.1
 
@@ -207,7 +245,7 @@ def test_what_is_kept_of_the_latents_is_the_image(studio):
 def test_a_cell_is_redrawn_if_any_of_its_pixels_is():
   masks = np.zeros((1, 8, 8), bool)
   masks[0, 3, 5] = True
-  assert shrink(masks, 4)[0, :, :, 0].tolist() == [
+  assert latent_mask(masks, 4)[0, :, :, 0].tolist() == [
     [False, True],
     [False, False],
   ]
@@ -217,9 +255,13 @@ def test_a_cell_is_redrawn_if_any_of_its_pixels_is():
 
 
 def test_variations_lie_between_one_noise_and_another(studio):
-  own = drawn(studio, SETTINGS, Order(3, 3, output="latents"))
+  own = drawn(studio, SETTINGS, GenerationInputs(3, 3, output="latents"))
   none, whole = (
-    drawn(studio, SETTINGS, Order(3, 3, output="latents", variation=share))
+    drawn(
+      studio,
+      SETTINGS,
+      GenerationInputs(3, 3, output="latents", variation=share),
+    )
     for share in (0.0, 1.0)
   )
   np.testing.assert_allclose(none, own[[0, 0, 0]], atol=1e-4)
@@ -227,18 +269,24 @@ def test_variations_lie_between_one_noise_and_another(studio):
 
 
 def test_a_way_between_two_noises_and_two_sayings(studio):
-  own = drawn(studio, SETTINGS, Order(2, 2, output="latents"))
+  own = drawn(studio, SETTINGS, GenerationInputs(2, 2, output="latents"))
   shares = np.linspace(0, 1, 4)
-  way = drawn(studio, SETTINGS, Order(4, 4, output="latents", shares=shares))
+  way = drawn(
+    studio, SETTINGS, GenerationInputs(4, 4, output="latents", shares=shares)
+  )
   np.testing.assert_allclose(way[[0, 3]], own, atol=1e-4)
   noise = RNG.standard_normal((2, 8, 8, 3))
-  way = drawn(studio, SETTINGS, Order(4, 4, noise, "latents", shares=shares))
-  ends = drawn(studio, SETTINGS, Order(2, 2, noise, "latents"))
+  way = drawn(
+    studio, SETTINGS, GenerationInputs(4, 4, noise, "latents", shares=shares)
+  )
+  ends = drawn(studio, SETTINGS, GenerationInputs(2, 2, noise, "latents"))
   np.testing.assert_allclose(way[[0, 3]], ends, atol=1e-4)
-  order = Order(4, 4, output="latents", shares=shares, toward=sides(4, 2)[0])
+  order = GenerationInputs(
+    4, 4, output="latents", shares=shares, toward=sides(4, 2)[0]
+  )
   way = drawn(studio, SETTINGS, order)
   ends = [
-    drawn(studio, SETTINGS, Order(1, 1, output="latents"), label)[0]
+    drawn(studio, SETTINGS, GenerationInputs(1, 1, output="latents"), label)[0]
     for label in (1, 2)
   ]
   np.testing.assert_allclose(way[[0, 3]], ends, atol=1e-4)
@@ -276,17 +324,17 @@ def test_weights_of_words_stretch_the_context(studio):
 
 def test_a_window_as_large_as_the_image_is_no_window(studio):
   settings = dataclasses.replace(SETTINGS, height=24)
-  whole = drawn(studio, settings, Order(2, 2, output="latents"))
+  whole = drawn(studio, settings, GenerationInputs(2, 2, output="latents"))
   found = drawn(
     studio,
     dataclasses.replace(settings, window=24),
-    Order(2, 2, output="latents"),
+    GenerationInputs(2, 2, output="latents"),
   )
   np.testing.assert_allclose(found, whole, atol=1e-4)
   found = drawn(
     studio,
     dataclasses.replace(settings, window=16),
-    Order(2, 2, output="latents"),
+    GenerationInputs(2, 2, output="latents"),
   )
   assert np.abs(found - whole).max() > 1e-3
 
@@ -332,14 +380,14 @@ def test_how_much_windows_disagree_is_told():
 
 def test_tiles_are_the_whole_where_there_is_one(studio):
   images = pictures(2, 24, 16)
-  whole = studio.darkroom.encode(images)
+  whole = studio.codec.encode(images)
   np.testing.assert_allclose(
-    studio.darkroom.encode(images, tile=24), whole, atol=1e-5
+    studio.codec.encode(images, tile=24), whole, atol=1e-5
   )
-  pixels = studio.darkroom.develop(whole)
-  assert apart(studio.darkroom.develop(whole, tile=24), pixels) <= 1
+  pixels = studio.codec.decode(whole)
+  assert apart(studio.codec.decode(whole, tile=24), pixels) <= 1
   studio.lines.clear()
-  tiled = studio.darkroom.develop(whole, tile=12)
+  tiled = studio.codec.decode(whole, tile=12)
   assert tiled.shape == pixels.shape
   assert re.search(r"tiles decoded differ by [\d.]+ of 255", studio.lines[0])
   # Norms see a tile only, so tiles are an approximation.
@@ -358,14 +406,14 @@ def test_a_fresh_controlnet_says_nothing_and_a_stirred_one_does(model):
   )
   controlled = dataclasses.replace(plain, control=control)
   one = MeshShape().build(jax.devices()[:1])
-  hints = Given(hints=pictures(2))
-  order = Order(2, 2, output="latents")
-  expected = drawn(Studio(plain, params, one), SETTINGS, order)
+  hints = ImageInputs(hints=pictures(2))
+  order = GenerationInputs(2, 2, output="latents")
+  expected = drawn(SamplingEngine(plain, params, one), SETTINGS, order)
   told = dataclasses.replace(order, given=hints)
-  fresh = Studio(controlled, params.replace(control=variables), one)
+  fresh = SamplingEngine(controlled, params.replace(control=variables), one)
   np.testing.assert_allclose(drawn(fresh, SETTINGS, told), expected, atol=1e-5)
   loud = params.replace(control=stirred(variables, 4))
-  loud = Studio(controlled, loud, one)
+  loud = SamplingEngine(controlled, loud, one)
   assert np.abs(drawn(loud, SETTINGS, told) - expected).max() > 1e-2
   for control in ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0)):
     quiet = dataclasses.replace(SETTINGS, control=control)
@@ -384,15 +432,31 @@ def said(model):
 @pytest.mark.parametrize(
   "settings, order, message",
   [
-    ({"height": 18}, Order(1, 1), "try 16 in place of 18"),
-    ({}, Order(1, 1, given=Given(pictures(1, 8))), "the order is of"),
-    ({}, Order(1, 1, given=Given(hints=pictures(1))), "go together"),
-    ({"recipe": Recipe(2000)}, Order(1, 1), "between 1 and 1000"),
-    ({"strength": 0.1}, Order(1, 1), "leaves none"),
-    ({}, Order(1, 1, np.zeros((1, 4, 4, 3))), "initial latents of shape"),
+    ({"height": 18}, GenerationInputs(1, 1), "try 16 in place of 18"),
     (
       {},
-      Order(3, 3, np.zeros((3, 8, 8, 3)), shares=np.zeros(3)),
+      GenerationInputs(1, 1, given=ImageInputs(pictures(1, 8))),
+      "the order is of",
+    ),
+    (
+      {},
+      GenerationInputs(1, 1, given=ImageInputs(hints=pictures(1))),
+      "go together",
+    ),
+    (
+      {"sampler_config": SamplerConfig(2000)},
+      GenerationInputs(1, 1),
+      "between 1 and 1000",
+    ),
+    ({"strength": 0.1}, GenerationInputs(1, 1), "leaves none"),
+    (
+      {},
+      GenerationInputs(1, 1, np.zeros((1, 4, 4, 3))),
+      "initial latents of shape",
+    ),
+    (
+      {},
+      GenerationInputs(3, 3, np.zeros((3, 8, 8, 3)), shares=np.zeros(3)),
       "the ends of a way",
     ),
   ],
@@ -413,9 +477,11 @@ def test_models_that_need_a_picture_say_so(model, part):
   one = MeshShape().build(jax.devices()[:1])
   network, params = model
   parts = (*network.conditioners, part)
-  made = Studio(dataclasses.replace(network, conditioners=parts), params, one)
+  made = SamplingEngine(
+    dataclasses.replace(network, conditioners=parts), params, one
+  )
   with pytest.raises(ValueError, match="give it an image"):
-    made.check(SETTINGS, Order(1, 1))
+    made.check(SETTINGS, GenerationInputs(1, 1))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])
@@ -428,10 +494,10 @@ def test_guidance_leads_away_from_what_training_left_out(model, rate):
     network, conditioners=(*network.conditioners, part)
   )
   params = params.replace(conditioners=params.conditioners | {"mask": {}})
-  made = Studio(network, params, one)
+  made = SamplingEngine(network, params, one)
   masks = np.zeros((2, SIDE, SIDE), bool)
   masks[:, 4:8] = True
-  order = Order(2, 2, given=Given(pictures(2), masks))
+  order = GenerationInputs(2, 2, given=ImageInputs(pictures(2), masks))
   start = made._starter.start(
     SETTINGS, order, order.given, made._plan(SETTINGS), np.arange(2)
   )
@@ -443,20 +509,22 @@ def test_guidance_leads_away_from_what_training_left_out(model, rate):
 
 
 def test_images_of_a_later_order_are_the_same_ones(studio):
-  many = drawn(studio, SETTINGS, Order(5, 5))
-  later = drawn(studio, SETTINGS, Order(2, 2, first=3))
+  many = drawn(studio, SETTINGS, GenerationInputs(5, 5))
+  later = drawn(studio, SETTINGS, GenerationInputs(2, 2, first=3))
   assert apart(many[3:], later) <= 1 and apart(many[:2], later) > 10
 
 
 def test_inversion_leads_back_to_the_noise(studio):
   """Through a network, up and down again: exact as the steps grow many."""
-  latents = studio.darkroom.encode(pictures(2))
+  latents = studio.codec.encode(pictures(2))
   errors = []
   for steps in (100, 400):
-    recipe = Recipe(steps, spacing="exponential")
-    settings = dataclasses.replace(SETTINGS, recipe=recipe, guidance=Guidance())
+    sampler_config = SamplerConfig(steps, timestep_spacing="exponential")
+    settings = dataclasses.replace(
+      SETTINGS, sampler_config=sampler_config, guidance=Guidance()
+    )
     noise = np.asarray(studio.invert(settings, latents, sides(2)[0]))
-    order = Order(2, 2, noise, output="latents")
+    order = GenerationInputs(2, 2, noise, output="latents")
     found = drawn(studio, settings, order)
     errors.append(np.abs(found - np.asarray(latents)).mean())
   assert errors[1] < 0.7 * errors[0]
@@ -464,15 +532,15 @@ def test_inversion_leads_back_to_the_noise(studio):
 
 def test_pictures_are_fitted_and_extended():
   image = pictures(1, 10, 14)[0]
-  assert fitted(image, 10, 14) is image
-  assert fitted(image, 8, 16).shape == (8, 16, 3)
-  larger, mask = extended(image, 2, 0, 3, 4)
+  assert fit_image(image, 10, 14) is image
+  assert fit_image(image, 8, 16).shape == (8, 16, 3)
+  larger, mask = extend_canvas(image, 2, 0, 3, 4)
   assert larger.shape == (14, 19, 3) and mask.shape == (14, 19)
   np.testing.assert_array_equal(larger[:10, 2:16], image)
   assert not mask[:10, 2:16].any() and mask.sum() == 14 * 19 - 140
   np.testing.assert_array_equal(larger[:, 0][:10], image[:, 0])
   grey = np.repeat(np.array([[[0], [127]], [[128], [255]]]), 3, 2)
-  shown = fitted_mask(grey.astype(np.uint8), 2, 2)
+  shown = fit_mask(grey.astype(np.uint8), 2, 2)
   assert shown.tolist() == [[False, False], [True, True]]
 
 
@@ -507,6 +575,6 @@ def test_two_processes_draw_what_one_does_in_order(studio, tmp_path):
   for process in running:
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said[-2000:]
-  expected = drawn(studio, SETTINGS, Order(5, 5))
+  expected = drawn(studio, SETTINGS, GenerationInputs(5, 5))
   for i in range(2):
     assert apart(np.load(tmp_path / f"{i}.npy"), expected) <= 1

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.runtime import saving
-from ldm_jax.runtime.checkpoint import Checkpoints
-from ldm_jax.runtime.errors import SaveFailed
-from ldm_jax.runtime.keeping import Keeping
-from ldm_jax.runtime.metrics import Journal, read
-from ldm_jax.runtime.pictures import write_png
-from ldm_jax.runtime.saving import Saver, check_room
+from ldm_jax.errors import SaveFailed
+from ldm_jax.runtime.checkpointing import checkpoint_saver
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
+from ldm_jax.runtime.checkpointing.checkpoint_saver import Saver, check_room
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
+from ldm_jax.runtime.image_files import write_png
+from ldm_jax.runtime.monitoring.metric_writer import MetricWriter, read
 
 
 def state_of(step):
@@ -44,8 +44,10 @@ def parts(tmp_path):
   """Checkpoints 1 and 2, and who saves the next ones."""
   folder = str(tmp_path / "checkpoints")
   with (
-    contextlib.closing(Journal(str(tmp_path))) as journal,
-    contextlib.closing(Checkpoints(folder, Keeping(keep=5))) as checkpoints,
+    contextlib.closing(MetricWriter(str(tmp_path))) as journal,
+    contextlib.closing(
+      Checkpoints(folder, CheckpointPolicy(keep=5))
+    ) as checkpoints,
   ):
     saver = Saver(checkpoints, journal)
     for step in (1, 2):
@@ -130,7 +132,7 @@ def test_the_last_save_is_tried_again(parts):
 def test_room_is_asked_for_before_anything_is_computed(tmp_path, monkeypatch):
   shapes = {"x": jax.ShapeDtypeStruct((250, 1000, 1000), jnp.float32)}  # 1 GB
   usage = shutil._ntuple_diskusage(0, 0, int(3.5e9))
-  monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: usage)
+  monkeypatch.setattr(checkpoint_saver.shutil, "disk_usage", lambda path: usage)
   with pytest.raises(
     OSError, match=r"has 3.50 GB left, but 2 checkpoints of 1.00 GB .* 3.60"
   ):
@@ -140,7 +142,7 @@ def test_room_is_asked_for_before_anything_is_computed(tmp_path, monkeypatch):
 
 
 def test_lines_that_a_full_disk_refuses_are_not_lost(tmp_path, capsys):
-  with contextlib.closing(Journal(str(tmp_path))) as journal:
+  with contextlib.closing(MetricWriter(str(tmp_path))) as journal:
     journal.write(1, {"loss": 1.0})
     size = (tmp_path / "metrics.jsonl").stat().st_size
     with full(size):  # for TensorBoard's file too, and for many lines
@@ -178,7 +180,7 @@ def test_a_last_state_that_is_nowhere_is_an_error(parts):
 
 
 def test_a_line_of_which_a_disk_takes_a_part_is_made_whole(tmp_path, capsys):
-  with contextlib.closing(Journal(str(tmp_path))) as journal:
+  with contextlib.closing(MetricWriter(str(tmp_path))) as journal:
     journal.write(1, {"loss": 1.0})
     size = (tmp_path / "metrics.jsonl").stat().st_size
     with full(size + 7):

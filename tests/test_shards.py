@@ -8,28 +8,29 @@ import pytest
 from etils.epath import testing
 from PIL import Image
 
-from ldm_jax.commands import prepare
-from ldm_jax.commands.doors import DATA, USAGE, Stop
-from ldm_jax.data import pipeline, shards
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.data.images import ImageError
-from ldm_jax.data.latents import Latents
-from ldm_jax.data.mix import Mix
-from ldm_jax.data.shards import Shards, write_record
+from ldm_jax.cli import prepare
+from ldm_jax.cli.parser import DATA, USAGE, CommandError
+from ldm_jax.data import batching
+from ldm_jax.data.sources import shards
+from ldm_jax.data.sources.cached_latents import CachedLatents
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.sources.mix import Mix
+from ldm_jax.data.sources.shards import Shards, write_record
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.errors import ImageError
 
 NAMES = [f"{kind}/{i}" for kind in ("ants", "bees") for i in range(5)]
 CONFIG = """
 from ldm_jax.config import Data, Experiment
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.training.denoiser import DenoiserTask
 
 
 def get_config():
   source = Folder({path!r})
   data = Data(source, source, Augment(8, scale=(0.5, 1.0)))
-  return Experiment(Denoising(), data, steps=1)
+  return Experiment(DenoiserTask(), data, steps=1)
 """
 
 
@@ -99,7 +100,7 @@ def test_tars_hold_what_the_folder_holds(root, tmp_path):
 
 
 def test_records_hold_what_the_folder_holds(root, tmp_path, monkeypatch):
-  monkeypatch.setattr("ldm_jax.commands.packing.EACH", 4)
+  monkeypatch.setattr("ldm_jax.training.prepare_images.EACH", 4)
   out = tmp_path / "records"
   flags = [config(root, tmp_path), f"--out={out}", "--format=png", "--size=99"]
   assert prepare.main(flags) == 0
@@ -118,10 +119,10 @@ def test_records_hold_what_the_folder_holds(root, tmp_path, monkeypatch):
   assert prepare.main(flags) == 0
   same(Shards(str(out)), Folder(str(root)))
   assert files[0].stat().st_mtime_ns == times[0]
-  with pytest.raises(Stop, match="prepared with another size"):
+  with pytest.raises(CommandError, match="prepared with another size"):
     prepare.main([*flags[:-1], "--size=50"])
   with pytest.raises(ValueError, match="holds no latents"):
-    len(Latents(str(out)))
+    len(CachedLatents(str(out)))
 
 
 def test_images_are_packed_small(root, tmp_path):
@@ -143,7 +144,7 @@ def test_images_are_packed_small(root, tmp_path):
 
 def test_batches_are_the_same_from_either(root, tmp_path):
   def made(source):
-    stream = pipeline.batches(
+    stream = batching.batches(
       source, batch=4, seed=3, augment=Augment(8), threads=2
     )
     return [next(stream) for _ in range(4)]
@@ -206,10 +207,10 @@ def test_what_is_no_shard_is_told(root, tmp_path):
 
 def test_what_cannot_be_packed_is_told(root, tmp_path):
   flags = [config(root, tmp_path), f"--out={tmp_path / 'out'}"]
-  with pytest.raises(Stop, match="--size must be 1 or more") as stop:
+  with pytest.raises(CommandError, match="--size must be 1 or more") as stop:
     prepare.main([*flags, "--size=0"])
   assert stop.value.code == USAGE
-  with pytest.raises(Stop, match="holds other files"):
+  with pytest.raises(CommandError, match="holds other files"):
     prepare.main([flags[0], f"--out={root}"])
   broken = tmp_path / "broken"
   broken.mkdir()
@@ -217,7 +218,7 @@ def test_what_cannot_be_packed_is_told(root, tmp_path):
   (broken / "1.png").write_bytes(PICTURE)
   more = tmp_path / "more"
   more.mkdir()
-  with pytest.raises(Stop, match=r"1\.png: not_an_image") as stop:
+  with pytest.raises(CommandError, match=r"1\.png: not_an_image") as stop:
     prepare.main([config(broken, more), f"--out={more / 'out'}"])
   assert stop.value.code == DATA
   assert not list((more / "out").glob("*.array_record"))
@@ -238,7 +239,7 @@ def test_a_mix_has_every_source_in_its_weight(root, tmp_path):
   for weights in ((1.0,), (1.0, 0.0), (1.0, float("inf"))):
     with pytest.raises(ValueError, match="weights"):
       Mix((ants, bees), weights)
-  stream = pipeline.batches(
+  stream = batching.batches(
     Mix((ants, bees), (9.0, 1.0)), batch=50, seed=0, augment=Augment(4)
   )
   assert "image" in next(stream)

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 from untrained import FOLDER
 
-from ldm_jax.commands import train
-from ldm_jax.commands.doors import Stop
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.errors import DataError
-from ldm_jax.data.folder import Folder
-from ldm_jax.data.pipeline import batches
-from ldm_jax.data.sound import Ledger, Sound
-from ldm_jax.runtime import metrics
+from ldm_jax.cli import train
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.data.bad_images import BadImageLog, SkipBadImages
+from ldm_jax.data.batching import batches
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.errors import DataError
+from ldm_jax.runtime.monitoring import metric_writer
 
 COUNT = 60
 
@@ -81,7 +81,7 @@ def stand_in(number):
 
 def taken(folder, ledger, start=0, count=30, threads=4, **options):
   stream = batches(
-    Sound(Folder(str(folder)), ledger),
+    SkipBadImages(Folder(str(folder)), ledger),
     batch=8,
     seed=1,
     augment=Augment(16),
@@ -93,8 +93,8 @@ def taken(folder, ledger, start=0, count=30, threads=4, **options):
 
 
 def test_the_next_good_picture_stands_in(folder, capsys):
-  ledger = Ledger(fraction=0.1)
-  source = Sound(Folder(str(folder)), ledger)
+  ledger = BadImageLog(fraction=0.1)
+  source = SkipBadImages(Folder(str(folder)), ledger)
   for number in range(COUNT):
     found, wanted = source[number]["image"], stand_in(number)
     np.testing.assert_array_equal(found, Folder(str(folder))[wanted]["image"])
@@ -105,7 +105,7 @@ def test_the_next_good_picture_stands_in(folder, capsys):
 def test_every_kind_is_written_down_once(folder, tmp_path):
   path = tmp_path / "bad.jsonl"
   for _ in range(2):  # as by a run that goes on
-    taken(folder, Ledger(str(path), 0.1))
+    taken(folder, BadImageLog(str(path), 0.1))
   told = [json.loads(line) for line in path.read_text().splitlines()]
   assert sorted(line["example"] for line in told) == [7, 8, 21, 33, 40, 59]
   kinds = {line["example"]: line["kind"] for line in told}
@@ -117,29 +117,29 @@ def test_every_kind_is_written_down_once(folder, tmp_path):
 
 def test_half_a_line_of_a_killed_run_is_cut_off(folder, tmp_path):
   path = tmp_path / "bad.jsonl"
-  taken(folder, Ledger(str(path), 0.1))
+  taken(folder, BadImageLog(str(path), 0.1))
   whole = path.read_text()
   path.write_text(whole[:-30])
   for _ in range(2):
-    taken(folder, Ledger(str(path), 0.1))
+    taken(folder, BadImageLog(str(path), 0.1))
   assert sorted(path.read_text()) == sorted(whole)
 
 
 def test_batches_are_the_same_wherever_and_however_they_are_read(folder):
-  whole = taken(folder, Ledger(fraction=0.1))
+  whole = taken(folder, BadImageLog(fraction=0.1))
   assert {batch.shape for batch in whole} == {(8, 16, 16, 3)}
   for start, threads in ((0, 1), (11, 8), (29, 0)):
-    found = taken(folder, Ledger(fraction=0.1), start, 30 - start, threads)
+    found = taken(folder, BadImageLog(fraction=0.1), start, 30 - start, threads)
     np.testing.assert_array_equal(found, whole[start:])
   halves = [
-    taken(folder, Ledger(fraction=0.1), rows=rows)
+    taken(folder, BadImageLog(fraction=0.1), rows=rows)
     for rows in (range(4), range(4, 8))
   ]
   np.testing.assert_array_equal(np.concatenate(halves, axis=1), whole)
 
 
 def test_buckets_hold_stand_ins_too(folder):
-  found = taken(folder, Ledger(fraction=0.1), buckets=((16, 16), (12, 16)))
+  found = taken(folder, BadImageLog(fraction=0.1), buckets=((16, 16), (12, 16)))
   assert {batch.shape[1:3] for batch in found} <= {(16, 16), (12, 16)}
 
 
@@ -147,16 +147,16 @@ def test_more_than_the_budget_is_an_error_that_lists_kinds(folder):
   with pytest.raises(
     DataError, match=r"6 of 60 pictures are bad \(.*truncated 1.*0\.09"
   ):
-    taken(folder, Ledger(fraction=0.09))
+    taken(folder, BadImageLog(fraction=0.09))
   with pytest.raises(DataError, match="of 60 pictures are bad"):
-    taken(folder, Ledger())
+    taken(folder, BadImageLog())
 
 
 def test_nothing_good_is_an_error(tmp_path):
   for number in range(3):
     (tmp_path / f"{number}.png").write_bytes(b"no picture")
   with pytest.raises(DataError, match="none of 3 pictures is good"):
-    _ = Sound(Folder(str(tmp_path)), Ledger(fraction=1.0))[1]
+    _ = SkipBadImages(Folder(str(tmp_path)), BadImageLog(fraction=1.0))[1]
 
 
 def trained(config, workdir, *flags):
@@ -189,12 +189,16 @@ def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
     == 0
   )
   losses = [
-    [line["loss"] for line in metrics.read(str(tmp_path / n)) if "loss" in line]
+    [
+      line["loss"]
+      for line in metric_writer.read(str(tmp_path / n))
+      if "loss" in line
+    ]
     for n in ("whole", "cut")
   ]
   assert losses[0] == losses[1] and len(losses[0]) == 9
   lines = (tmp_path / "cut" / "bad_samples.jsonl").read_text().splitlines()
   assert len(lines) == 6
-  with pytest.raises(Stop, match=r"max_bad_fraction is 0\.001") as stop:
+  with pytest.raises(CommandError, match=r"max_bad_fraction is 0\.001") as stop:
     trained(config, tmp_path / "strict", nine)
   assert stop.value.code == 4

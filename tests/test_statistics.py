@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from torch_files import write
 
-from ldm_jax.evaluation.statistics import (
+from ldm_jax.evaluation.metrics.statistics import (
   WIDTHS,
   Statistics,
   read_statistics,
 )
-from ldm_jax.nn.inception import Features
+from ldm_jax.nn.encoders.inception import Features
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import optax
 import pytest
 from faulty import descend
 
-from ldm_jax.runtime.checkpoint import Checkpoints
-from ldm_jax.runtime.errors import NonFinite
-from ldm_jax.runtime.metrics import read
+from ldm_jax.errors import NonFinite
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
+from ldm_jax.runtime.monitoring.metric_writer import read
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.runtime.steady import WINDOW, health, names_of
+from ldm_jax.runtime.skip_updates import WINDOW, names_of, update_health
 
 PARAMS = {"a": jnp.ones((3, 4)), "b": {"c": jnp.ones(5)}}
 
@@ -120,10 +120,10 @@ def test_two_optimizers_are_told_together():
   bad = {"d": jnp.array([1.0, jnp.nan])}
   _, second = tx.update(bad, second, {"d": jnp.ones(2)})
   state = {"opt": first, "critic_opt": second}
-  told = health(state)
+  told = update_health(state)
   assert names_of(state)[int(told["culprit"])] == "critic_opt/d"
   assert int(told["skipped"]) == int(told["in_row"]) == 1
-  assert health({"step": jnp.int32(0)}) == {}
+  assert update_health({"step": jnp.int32(0)}) == {}
 
 
 def test_one_bad_batch_costs_one_update_and_is_told_of(tmp_path, capsys):

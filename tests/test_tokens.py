@@ -10,7 +10,7 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from ldm_jax.data.tokens import Tokenizer, load
+from ldm_jax.data.text.tokenizers import TokenizerConfig, load
 
 CAPTIONS = [
   "a large red circle, left of a small blue square",
@@ -56,7 +56,7 @@ def bert(tmp_path):
 
 def trained(kind, **fields):
   fields = {"vocabulary": 400, "length": 16} | fields
-  return Tokenizer(kind=kind, **fields).build(CAPTIONS)
+  return TokenizerConfig(kind=kind, **fields).build(CAPTIONS)
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
@@ -113,7 +113,7 @@ def test_long_texts_are_cut_before_the_end(kind, length):
 
 
 def test_a_small_vocabulary_keeps_the_frequent_words():
-  words = Tokenizer(vocabulary=6, length=8).build(["b b b", "a a", "c"])
+  words = TokenizerConfig(vocabulary=6, length=8).build(["b b b", "a a", "c"])
   assert words.size == 6
   assert (words.encode(["a b c"])[0, 1:4] == [5, 4, 1]).all()
 
@@ -122,7 +122,7 @@ def test_a_small_vocabulary_keeps_the_frequent_words():
 def test_training_does_not_depend_on_order(kind):
   captions = [f"thing {i} and {i * 7 % 50}" for i in range(50)]
   one, other = (
-    Tokenizer(kind=kind, vocabulary=330).build(texts)
+    TokenizerConfig(kind=kind, vocabulary=330).build(texts)
     for texts in (captions, captions[::-1])
   )
   assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
@@ -173,7 +173,7 @@ def test_clip_as_stable_diffusion_ships_it(clip):
   }
   path = clip / "tokenizer_config.json"
   path.write_text(json.dumps(told), encoding="utf-8")
-  row = Tokenizer(path=str(clip), length=6).build([]).encode(["cat"])[0]
+  row = TokenizerConfig(path=str(clip), length=6).build([]).encode(["cat"])[0]
   np.testing.assert_array_equal(row, [514, 513, 515, 0, 0, 0])  # "!" is id 0
 
 
@@ -238,11 +238,11 @@ def test_code_in_a_folder_is_not_run(bert, tmp_path):
 
 def test_what_cannot_be_trained_is_refused():
   with pytest.raises(ValueError, match="no words to train"):
-    Tokenizer().build(["", "  "])
+    TokenizerConfig().build(["", "  "])
   with pytest.raises(ValueError, match="needs 260"):
-    Tokenizer(kind="bpe", vocabulary=259)
+    TokenizerConfig(kind="bpe", vocabulary=259)
   with pytest.raises(ValueError, match="length 2"):
-    Tokenizer(length=2)
+    TokenizerConfig(length=2)
 
 
 def test_threads_share_one(clip):
@@ -256,7 +256,7 @@ def test_threads_share_one(clip):
 def test_loading_prints_nothing(tmp_path):
   trained("word").save(tmp_path / "saved")
   code = (
-    "import sys; from ldm_jax.data.tokens import load; "
+    "import sys; from ldm_jax.data.text.tokenizers import load; "
     "w = load(sys.argv[1], 16); print(*w.encode(['a large red circle'])[0]); "
     "assert 'jax' not in sys.modules"
   )

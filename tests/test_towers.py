@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import ldm_jax
-from ldm_jax.commands import convert, sample, train
-from ldm_jax.commands.doors import Stop
-from ldm_jax.nn.clip import ClipText
+from ldm_jax.cli import convert, sample, train
+from ldm_jax.cli.parser import CommandError
+from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.run import Run
-from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.runtime.devices.sharding import MeshShape
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 SMALL = [
@@ -28,9 +28,9 @@ CONFIG = """
 import dataclasses
 
 from ldm_jax import config
-from ldm_jax.data.tokens import Tokenizer
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 
 
@@ -151,7 +151,7 @@ def test_a_model_with_a_trained_tower_goes_out_whole(parts, tmp_path, capsys):
 def test_what_does_not_fit_is_refused(parts, tmp_path, flags, line):
   root, _ = parts
   flags = [flag.format(root=root) for flag in flags]
-  with pytest.raises(Stop, match=line) as stop:
+  with pytest.raises(CommandError, match=line) as stop:
     learn(root, tmp_path / "run", *flags)
   assert stop.value.code == 2
   assert not (tmp_path / "run").exists()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.commands import report, sample, train, verify
-from ldm_jax.commands.doors import Stop
+from ldm_jax.cli import report, sample, train, verify
+from ldm_jax.cli.parser import CommandError
 from ldm_jax.run import Run
-from ldm_jax.runtime import checkpoint, metrics
+from ldm_jax.runtime.checkpointing import checkpoint
+from ldm_jax.runtime.monitoring import metric_writer
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 DATA = [
@@ -102,7 +103,9 @@ def test_two_halves_are_the_whole_bit_for_bit(runs, stage):
   assert whole[0] == halves[0] == 4
   assert len(jax.tree.leaves(whole[1])) > 100
   jax.tree.map(np.testing.assert_array_equal, whole[1], halves[1])
-  told = [metrics.read(str(runs / f"{stage}{s}")) for s in ("", "_halves")]
+  told = [
+    metric_writer.read(str(runs / f"{stage}{s}")) for s in ("", "_halves")
+  ]
   clocks = {"seconds", "images_per_second"}
   bare = [
     [{k: v for k, v in line.items() if k not in clocks} for line in log]
@@ -147,14 +150,14 @@ def test_a_damaged_run_is_told_of_and_the_step_before_is_used(
   assert sample.main([f"--model={run}", *flags]) == 0
   assert "warning: step 4" in capsys.readouterr().err
   shutil.rmtree(run / "checkpoints" / "2")
-  with pytest.raises(Stop, match="no checkpoint of 1 is whole") as stop:
+  with pytest.raises(CommandError, match="no checkpoint of 1 is whole") as stop:
     sample.main([f"--model={run}", *flags])
   assert stop.value.code == 5
 
 
 def test_another_experiment_is_refused(runs):
   flags = [*ONE, "--config.task.optimizer.rate=0.5"]
-  with pytest.raises(Stop, match=r"task\.optimizer\.rate") as stop:
+  with pytest.raises(CommandError, match=r"task\.optimizer\.rate") as stop:
     run("glyphs_autoencoder.py", runs / "one", 4, flags)
   assert stop.value.code == 2
 
@@ -175,7 +178,9 @@ def test_a_run_folder_tells_its_story(runs):
 
   events = EventAccumulator(str(folder / "tensorboard"))
   events.Reload()
-  told = [line["loss"] for line in metrics.read(str(folder)) if "loss" in line]
+  told = [
+    line["loss"] for line in metric_writer.read(str(folder)) if "loss" in line
+  ]
   seen = [event.value for event in events.Scalars("loss")]
   np.testing.assert_allclose(seen, told, rtol=1e-6)
 
@@ -255,7 +260,7 @@ def test_pictures_are_filled_in_and_extended(runs, tmp_path, capsys):
   assert np.abs(found - image)[mask > 0].max() > 1
   told = Image.open(tmp_path / "a" / "00000.png").text["parameters"]
   assert "Sampler: DPM++ 2M, Schedule type: Karras" in told
-  assert "Denoising strength: 1" in told
+  assert "DenoiserTask strength: 1" in told
   more = ["--outpaint=4,0,4,8", "--tiled=16", "--window=32", "--guidance=1"]
   assert draw(runs / "two", tmp_path / "b", *given, *more) == 0
   found = pixels(tmp_path / "b" / "00000.png")
@@ -309,15 +314,15 @@ def test_many_prompts_and_ways_between_them(runs, tmp_path, capsys):
 def test_an_interruption_keeps_what_is_finished(
   runs, tmp_path, capsys, monkeypatch
 ):
-  from ldm_jax.sampling import Studio
+  from ldm_jax.sampling import SamplingEngine
 
-  whole = Studio.draw
+  whole = SamplingEngine.draw
 
   def interrupted(self, *arguments):
     yield next(whole(self, *arguments))
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(Studio, "draw", interrupted)
+  monkeypatch.setattr(SamplingEngine, "draw", interrupted)
   with pytest.raises(KeyboardInterrupt):
     draw(runs / "two", tmp_path, "--prompt=a", "--num=9", "--batch=1")
   names = sorted(os.listdir(tmp_path))
@@ -366,7 +371,7 @@ def test_wrong_samples_are_one_line_and_exit_2(runs, tmp_path, case):
   flags, words = WRONG[case]
   where = {stage: runs / stage for stage in ("one", "two")}
   flags = [flag.format(**where) for flag in flags]
-  with pytest.raises(Stop, match=words) as stop:
+  with pytest.raises(CommandError, match=words) as stop:
     sample.main([*flags, f"--out={tmp_path / 'out'}"])
   assert stop.value.code == 2 and "\n" not in str(stop.value)
   assert not (tmp_path / "out").exists()

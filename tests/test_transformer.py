@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.nn.layers import remembering
+from ldm_jax.nn.layers import remat_policy
 from ldm_jax.nn.resnet import ResBlock
 from ldm_jax.nn.transformer import SpatialTransformer
 
@@ -67,7 +67,7 @@ def test_what_is_stored_is_named_as_ever():
 
 def kept(remat):
   """Elements that a residual block keeps for its backward pass."""
-  block = remembering(remat, ResBlock)(16, groups=4)
+  block = remat_policy(remat, ResBlock)(16, groups=4)
   x = jnp.ones((1, 8, 8, 16))
   params = block.init(jax.random.key(0), x)
   _, pull = jax.vjp(lambda x: nn.apply(lambda m, x: m(x), block)(params, x), x)

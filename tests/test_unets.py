@@ -15,10 +15,10 @@ from published_configs import (
 )
 from published_networks import UNETS, plain, transformer
 
+from ldm_jax.errors import ConfigError
 from ldm_jax.nn.unet import UNet
-from ldm_jax.nodes import ConfigError
-from ldm_jax.pretrained.unet_configs import unet_config
-from ldm_jax.pretrained.unets import Inputs, inputs, unet
+from ldm_jax.pretrained.configs.unet_reader import Inputs, inputs, unet
+from ldm_jax.pretrained.configs.unet_writer import unet_config
 
 
 def size(sizes):

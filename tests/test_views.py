@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.degradation import Degradation, area
-from ldm_jax.data.glyphs import Glyphs
-from ldm_jax.data.layout import LayoutTokens
-from ldm_jax.data.masks import Masks
-from ldm_jax.data.pipeline import View, batches, first
+from ldm_jax.data.batching import Transform, batches, first
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.data.transforms.degradation import Degradation, area
+from ldm_jax.data.transforms.layout_tokens import LayoutTokens
+from ldm_jax.data.transforms.masks import Masks
 
 GLYPHS = Glyphs(size=64)
 VIEWS = (Masks(), LayoutTokens(1100, 1), Degradation())
@@ -19,30 +19,32 @@ def rng(seed=0):
   return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.adds)
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.output_key)
 def test_views_are_views(view):
-  assert isinstance(view, View)
+  assert isinstance(view, Transform)
   a, b = (view(GLYPHS[3], rng(7)) for _ in range(2))
   np.testing.assert_array_equal(a, b)
 
 
 def test_held_out_views_depend_on_the_index_alone():
-  many = first(GLYPHS, 4, views=VIEWS)
-  few = first(GLYPHS, 2, views=VIEWS)
+  many = first(GLYPHS, 4, transforms=VIEWS)
+  few = first(GLYPHS, 2, transforms=VIEWS)
   for view in VIEWS:
-    np.testing.assert_array_equal(many[view.adds][:2], few[view.adds])
+    np.testing.assert_array_equal(
+      many[view.output_key][:2], few[view.output_key]
+    )
   assert not np.array_equal(many["mask"][0], many["mask"][1])
 
 
 def test_training_draws_views_anew_and_repeats_them_on_resume():
   stream = lambda start: batches(
-    Glyphs(size=2), batch=2, seed=3, views=VIEWS, start=start, threads=1
+    Glyphs(size=2), batch=2, seed=3, transforms=VIEWS, start=start, threads=1
   )
   a = stream(0)
   one, two = next(a), next(a)
   again = next(stream(1))
   for view in VIEWS:
-    np.testing.assert_array_equal(two[view.adds], again[view.adds])
+    np.testing.assert_array_equal(two[view.output_key], again[view.output_key])
   assert not np.array_equal(np.sort(one["mask"]), np.sort(two["mask"]))
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ldm_jax.runtime.watchdog import DEVICES, INPUT, Watchdog
+from ldm_jax.runtime.monitoring.watchdog import DEVICES, INPUT, Watchdog
 
 
 def a_place_to_sleep(seconds):
@@ -52,8 +52,8 @@ HANGING = """
 import json, sys, time
 import jax
 import jax.numpy as jnp
-from ldm_jax.loop import Loop
-from ldm_jax.runtime.sharding import MeshShape
+from ldm_jax.training.trainer import Loop
+from ldm_jax.runtime.devices.sharding import MeshShape
 sys.path.insert(0, "tests")
 from test_runtime import Falling, stream
 

@@ -11,7 +11,7 @@ from flax import serialization
 from safetensors.numpy import save_file as save_safetensors
 from torch_files import Storage, Tensor, refusal, tensor, write
 
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.errors import WeightsError
 from ldm_jax.weights.files import read_global_step, read_tensors, read_torch
 
 both_layouts = pytest.mark.parametrize("layout", ["zip", "legacy"])

@@ -8,7 +8,7 @@ import torch_files
 from flax import serialization
 from safetensors.numpy import load_file, save_file
 
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.errors import WeightsError
 from ldm_jax.weights.folders import (
   DIFFUSERS,
   TRANSFORMERS,

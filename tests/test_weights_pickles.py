@@ -17,14 +17,14 @@ from torch_files import (
   write,
 )
 
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.errors import WeightsError
 from ldm_jax.weights.files import (
   read_global_step,
   read_pickled,
   read_tensors,
   read_torch,
 )
-from ldm_jax.weights.inert import Inert
+from ldm_jax.weights.torch.stub_objects import StubObject
 
 both_layouts = pytest.mark.parametrize("layout", ["zip", "legacy"])
 
@@ -183,10 +183,10 @@ def test_a_checkpoint_of_lightning_gives_its_state_dict_and_step(path, layout):
   np.testing.assert_array_equal(arrays["a"], grid())
   assert read_global_step(path) == 875000
   plain = read_pickled(path)
-  assert plain["callbacks"].keys() == {Inert(callback.text_name)}
-  assert plain["settings"] == Inert("omegaconf.dictconfig.DictConfig")
-  assert plain["hyper_parameters"] == Inert(attributes.text_name)
-  assert plain["words"] == Inert("lightning.x.Words")
+  assert plain["callbacks"].keys() == {StubObject(callback.text_name)}
+  assert plain["settings"] == StubObject("omegaconf.dictconfig.DictConfig")
+  assert plain["hyper_parameters"] == StubObject(attributes.text_name)
+  assert plain["words"] == StubObject("lightning.x.Words")
 
 
 @pytest.mark.parametrize("step", [None, "7", 7.0, True])
@@ -294,7 +294,7 @@ def test_what_is_inert_is_not_even_imported(path, layout, monkeypatch):
   call = Reduced(Name("pytorch_lightning", "call"), ("a",), {"b": 1}, [2])
   write(layout, path, {"state_dict": {}, "callbacks": call})
   assert not read_torch(path)
-  assert read_pickled(path)["callbacks"] == Inert("pytorch_lightning.call")
+  assert read_pickled(path)["callbacks"] == StubObject("pytorch_lightning.call")
   assert "pytorch_lightning" not in sys.modules and not canary.exists()
 
 

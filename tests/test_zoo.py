@@ -9,8 +9,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from ldm_jax.data.images import ImageError
-from ldm_jax.data.zoo import Zoo
+from ldm_jax.data.sources.tfds_source import TfdsSource
+from ldm_jax.errors import ImageError
 
 BUILDER = '''
 import io
@@ -84,7 +84,7 @@ def numbers(zoo):
 
 
 def test_images_captions_and_labels(data_dir):
-  zoo = Zoo("tfds:tiny_zoo", data_dir=data_dir)
+  zoo = TfdsSource("tfds:tiny_zoo", data_dir=data_dir)
   assert len(zoo) == 7 and zoo.classes == ("cat", "dog")
   assert numbers(zoo) == list(range(7))
   for index in range(7):  # tfds has shuffled them; what is in one belongs there
@@ -100,14 +100,14 @@ def test_images_captions_and_labels(data_dir):
 
 
 def test_splits(data_dir):
-  assert numbers(Zoo("tiny_zoo", "test", data_dir)) == [100, 101]
-  assert len(Zoo("tiny_zoo:1.0.0", "train[:3]", data_dir)) == 3
-  assert len(Zoo("tiny_zoo", "train+test", data_dir)) == 9
+  assert numbers(TfdsSource("tiny_zoo", "test", data_dir)) == [100, 101]
+  assert len(TfdsSource("tiny_zoo:1.0.0", "train[:3]", data_dir)) == 3
+  assert len(TfdsSource("tiny_zoo", "train+test", data_dir)) == 9
 
 
 def test_other_features(data_dir):
   def item(**features):
-    return Zoo("tiny_zoo", "train", data_dir, **features)[0]
+    return TfdsSource("tiny_zoo", "train", data_dir, **features)[0]
 
   number = int(item()["image"][0, 0, 0])
   grey = item(image="grey", label=None)
@@ -120,7 +120,7 @@ def test_other_features(data_dir):
 
 
 def test_a_bad_picture_is_named_by_its_record(data_dir):
-  zoo = Zoo("tiny_zoo", data_dir=data_dir, image="bad")
+  zoo = TfdsSource("tiny_zoo", data_dir=data_dir, image="bad")
   with pytest.raises(ImageError, match=r"tiny_zoo\[train\] 3"):
     zoo[3]
 
@@ -139,7 +139,7 @@ def test_a_bad_picture_is_named_by_its_record(data_dir):
 def test_what_is_wrong_is_told_in_one_line(data_dir, fields, message):
   fields = {"name": "tiny_zoo", "data_dir": data_dir} | fields
   with pytest.raises(ValueError, match=message) as caught:
-    len(Zoo(**fields))
+    len(TfdsSource(**fields))
   assert "\n" not in str(caught.value)
 
 
@@ -150,5 +150,5 @@ def test_a_format_that_cannot_be_read_at_random(data_dir, tmp_path):
   told["fileFormat"] = "tfrecord"
   info.write_text(json.dumps(told), encoding="utf-8")
   with pytest.raises(ValueError, match=r"at random.*array_record") as caught:
-    len(Zoo("tiny_zoo", data_dir=str(tmp_path / "data")))
+    len(TfdsSource("tiny_zoo", data_dir=str(tmp_path / "data")))
   assert "\n" not in str(caught.value)

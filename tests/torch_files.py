@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.errors import WeightsError
 from ldm_jax.weights.files import read_torch
 
 KINDS = {

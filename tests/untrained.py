@@ -4,24 +4,24 @@ import contextlib
 import os
 
 from ldm_jax import config
-from ldm_jax.commands.beginning import ready
-from ldm_jax.commands.feeding import held_out
-from ldm_jax.nodes import override
-from ldm_jax.programs import Programs
-from ldm_jax.runtime.checkpoint import Checkpoints
+from ldm_jax.config_tree import override
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
+from ldm_jax.training.compiled_steps import CompiledTask
+from ldm_jax.training.dataloading import held_out
+from ldm_jax.training.setup import prepare_run
 
 # A small autoencoder on two folders of pictures.
 FOLDER = """
 from ldm_jax.config import *
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 
 def get_config():
   return Experiment(
-    task=Autoencoding(
+    task=AutoencoderTask(
       autoencoder=Autoencoder(
-        trunk=Trunk(channels=8, multipliers=(1,), blocks=1, groups=4)
+        trunk=ConvStack(channels=8, multipliers=(1,), blocks=1, groups=4)
       ),
       perceptual=None, discriminator=None, disc_weight=0.0,
     ),
@@ -40,9 +40,9 @@ def untrained(path, folder, flags):
   told = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags)
   experiment = override(config.load(str(path)), told)
   sharding = experiment.mesh.build()
-  run, words, frozen, _ = ready(experiment, str(folder), sharding)
+  run, words, frozen, _ = prepare_run(experiment, str(folder), sharding)
   batch = sharding.whole(held_out(run.experiment, words))
-  programs = Programs(run.experiment.task, sharding, 0, frozen, batch)
+  programs = CompiledTask(run.experiment.task, sharding, 0, frozen, batch)
   where = os.path.join(folder, "checkpoints")
   with contextlib.closing(Checkpoints(where)) as checkpoints:
     checkpoints.save(1, programs.init(batch))

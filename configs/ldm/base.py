@@ -2,28 +2,28 @@
 
 Rombach et al. 2022 and CompVis/latent-diffusion. Learning rates are those that
 were used: the published base rate times the batch (and the devices). Data sets
-of tensorflow-datasets must be prepared (ldm_jax/data/zoo.py says how); others
+of tensorflow-datasets must be prepared (ldm_jax/data/sources/tfds_source.py says how); others
 are folders. Figures are the authors'; a V100-day is theirs too.
 """
 
 import dataclasses
 
 from ldm_jax.config import Data, Experiment
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.data.tokens import Tokenizer
-from ldm_jax.data.zoo import known
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.sources.tfds_source import tfds_source
+from ldm_jax.data.text.tokenizers import TokenizerConfig
+from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import VectorQuantizer
 from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.runtime.keeping import Keeping
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.autoencoding import Autoencoding
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.denoiser import DenoiserTask
 
 FACES = Schedule(start=0.0015, end=0.0195)  # also ImageNet's and text's
 CHURCHES = Schedule(start=0.0015, end=0.0155)  # also super-resolution's
@@ -42,8 +42,8 @@ def folders(name, size, **augment):
 def zoo(name, size, train="train", held_out="validation", **augment):
   """A data set of tensorflow-datasets."""
   return Data(
-    source=known(name, train),
-    validation=known(name, held_out),
+    source=tfds_source(name, train),
+    validation=tfds_source(name, held_out),
     augment=Augment(size, **augment),
   )
 
@@ -52,18 +52,18 @@ def captioned(name, size):
   """A folder of pictures with captions, in BERT's words."""
   return dataclasses.replace(
     folders(name, size, flip=False),
-    tokenizer=Tokenizer(path="models/bert-base-uncased", length=77),
+    tokenizer=TokenizerConfig(path="models/bert-base-uncased", length=77),
   )
 
 
-def open_images(size, views):
+def open_images(size, transforms):
   """Boxes of objects; crops of a shorter side of `size`."""
-  return dataclasses.replace(zoo("open_images_v4", size), views=views)
+  return dataclasses.replace(zoo("open_images_v4", size), transforms=transforms)
 
 
 def kl(multipliers, channels, attention_levels=()):
   """An autoencoder with a KL price."""
-  trunk = Trunk(multipliers=multipliers, attention_levels=attention_levels)
+  trunk = ConvStack(multipliers=multipliers, attention_levels=attention_levels)
   return Autoencoder(trunk, latent_channels=channels)
 
 
@@ -71,7 +71,7 @@ def vq(
   multipliers, channels, codes, attention_levels=(), has_mid_attention=True
 ):
   """An autoencoder with a codebook."""
-  trunk = Trunk(
+  trunk = ConvStack(
     multipliers=multipliers,
     attention_levels=attention_levels,
     has_mid_attention=has_mid_attention,
@@ -87,7 +87,7 @@ def first_stage(
   adam = Optimizer(4.5e-6 * batch, (0.5, 0.9), weight_decay=0.0)
   data = folders("open_images", 256, scale=(2 / 3, 2 / 3), flip=False)
   return Experiment(
-    task=Autoencoding(
+    task=AutoencoderTask(
       autoencoder,
       discriminator=PatchDiscriminator(layers=disc_layers),
       optimizer=adam,
@@ -99,7 +99,7 @@ def first_stage(
     ),
     data=dataclasses.replace(data, batch=batch),
     steps=steps,
-    checkpoints=Keeping(every=5000, best="psnr", best_is="max"),
+    checkpoints=CheckpointPolicy(every=5000, best="psnr", best_is="max"),
   )
 
 
@@ -130,7 +130,7 @@ def second_stage(
 ):
   """A diffusion on the latents of the run `stage`."""
   return Experiment(
-    task=Denoising(
+    task=DenoiserTask(
       LatentDiffusion(unet=unet, conditioners=conditioners, schedule=schedule),
       optimizer=Optimizer(rate, warmup=warmup),
       loss=DenoisingLoss(norm=norm),
@@ -139,6 +139,6 @@ def second_stage(
     ),
     data=dataclasses.replace(data, batch=batch),
     steps=steps,
-    checkpoints=Keeping(every=5000),
+    checkpoints=CheckpointPolicy(every=5000),
     first_stage=f"runs/{stage}",
   )

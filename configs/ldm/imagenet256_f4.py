@@ -7,7 +7,7 @@ classes is the null.
 
 from base import second_stage, told, zoo
 
-from ldm_jax.nn.conditioner import ClassEmbedder
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.unet import UNet
 
 

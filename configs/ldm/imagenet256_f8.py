@@ -7,7 +7,7 @@ classifier's guidance of 10 (imagenet256_f8_classifier.py) 7.76 and 209.5
 
 from base import second_stage, told, zoo
 
-from ldm_jax.nn.conditioner import ClassEmbedder
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.unet import UNet
 
 

@@ -10,15 +10,15 @@ import dataclasses
 from base import FACES, zoo
 
 from ldm_jax.config import Experiment
-from ldm_jax.nn.classifier import HalfUNet
+from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.nn.unet import AttentionPlan
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.classifying import Classifying
+from ldm_jax.training.classifier import ClassifierTask
 
 
 def get_config():
   plan = AttentionPlan((1, 1, 1, 0), 1, None, 64, "plain")
-  classifier = HalfUNet(
+  classifier = EncoderUNet(
     channels=128,
     multipliers=(1, 2, 3, 4),
     blocks=4,
@@ -28,7 +28,7 @@ def get_config():
     classes=1000,
   )
   return Experiment(
-    task=Classifying(
+    task=ClassifierTask(
       classifier=classifier,
       schedule=FACES,
       optimizer=Optimizer(3e-4, weight_decay=0.05),

@@ -8,8 +8,8 @@ import dataclasses
 
 from base import L1, plain, second_stage, zoo
 
-from ldm_jax.data.masks import Masks
-from ldm_jax.nn.spatial import MaskedImage
+from ldm_jax.data.transforms.masks import Masks
+from ldm_jax.nn.conditioners.spatial import MaskedImage
 from ldm_jax.nn.unet import UNet
 
 
@@ -25,7 +25,7 @@ def get_config():
   data = zoo("places365_small", 256)
   made = second_stage(
     unet,
-    dataclasses.replace(data, views=(Masks(("box", "strokes")),)),
+    dataclasses.replace(data, transforms=(Masks(("box", "strokes")),)),
     stage="vq_f4_noattn",
     batch=128,
     rate=1e-6 * 128 * 0.1,

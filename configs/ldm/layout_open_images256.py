@@ -7,9 +7,9 @@ objects, two for the crop.
 
 from base import L1, open_images, second_stage, told
 
-from ldm_jax.data.layout import LayoutTokens
-from ldm_jax.nn.conditioner import LayoutEmbedder
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.data.transforms.layout_tokens import LayoutTokens
+from ldm_jax.nn.conditioners.embedders import LayoutEmbedder
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
 
 
@@ -20,7 +20,7 @@ def get_config():
   encoder = TextEncoder(8192, width=512, depth=16, length=92)
   return second_stage(
     unet,
-    open_images(256, views=(LayoutTokens(8192, 30),)),
+    open_images(256, transforms=(LayoutTokens(8192, 30),)),
     stage="vq_f4",
     batch=24,
     rate=4.8e-5,

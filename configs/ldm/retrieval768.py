@@ -2,16 +2,16 @@
 
 Conditioned on CLIP embeddings of neighbours in a database; no figure was
 published for this release. 1,335.5 M parameters. Search before: python -m
-ldm_jax.commands.retrieve --encoder=CLIP's ViT-L/14.
+ldm_jax.cli.retrieve --encoder=CLIP's ViT-L/14.
 """
 
 import dataclasses
 
 from base import folders, second_stage, told
 
-from ldm_jax.data.neighbours import Neighbours
+from ldm_jax.data.sources.neighbours import Neighbours
 from ldm_jax.diffusion.schedule import Schedule
-from ldm_jax.nn.spatial import Embeddings
+from ldm_jax.nn.conditioners.spatial import NeighbourEmbeddings
 from ldm_jax.nn.unet import UNet
 
 
@@ -31,6 +31,6 @@ def get_config():
     rate=1e-4,
     steps=1_000_000,
     schedule=Schedule(start=0.0015, end=0.015),
-    conditioners=(Embeddings(768),),
+    conditioners=(NeighbourEmbeddings(768),),
     latent_scale=0.22765929,
   )

@@ -5,7 +5,7 @@ No figure was published. U-Net 215.2 M parameters, the map's rescaler 546.
 
 from base import L1, folders, plain, second_stage
 
-from ldm_jax.nn.spatial import MapEmbedder
+from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
 from ldm_jax.nn.unet import UNet
 
 
@@ -19,6 +19,6 @@ def get_config():
     rate=4.8e-5,
     steps=360_000,
     schedule=L1,
-    conditioners=(MapEmbedder(classes=182, width=3, halvings=2),),
+    conditioners=(SegmentationEmbedder(classes=182, width=3, halvings=2),),
     norm="l1",
   )

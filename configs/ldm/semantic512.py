@@ -6,7 +6,7 @@ The 256 model, trained on with larger pictures.
 
 from base import L1, folders, plain, second_stage
 
-from ldm_jax.nn.spatial import MapEmbedder
+from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
 from ldm_jax.nn.unet import UNet
 
 
@@ -20,6 +20,6 @@ def get_config():
     rate=8e-6,
     steps=360_000,
     schedule=L1,
-    conditioners=(MapEmbedder(classes=182, width=3, halvings=2),),
+    conditioners=(SegmentationEmbedder(classes=182, width=3, halvings=2),),
     norm="l1",
   )

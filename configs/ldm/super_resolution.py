@@ -8,8 +8,8 @@ import dataclasses
 
 from base import CHURCHES, plain, second_stage, zoo
 
-from ldm_jax.data.degradation import Degradation
-from ldm_jax.nn.spatial import LowResolution
+from ldm_jax.data.transforms.degradation import Degradation
+from ldm_jax.nn.conditioners.spatial import LowResolution
 from ldm_jax.nn.unet import UNet
 
 
@@ -18,7 +18,7 @@ def get_config():
   data = zoo("imagenet2012", 256, scale=(0.5, 1.0), flip=False)
   return second_stage(
     unet,
-    dataclasses.replace(data, views=(Degradation(4, "bsrgan"),)),
+    dataclasses.replace(data, transforms=(Degradation(4, "bsrgan"),)),
     stage="vq_f4",
     batch=64,
     rate=6.4e-5,

@@ -8,8 +8,8 @@ parameters (39.1 M of them unused, left out here).
 from base import captioned, second_stage, told
 
 from ldm_jax.diffusion.schedule import Schedule
-from ldm_jax.nn.conditioner import TextEmbedder
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.conditioners.embedders import TextEmbedder
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
 
 

@@ -10,18 +10,18 @@ Figures are the authors'. Every model drops a tenth of the captions (SD 1.1 and
 import dataclasses
 
 from ldm_jax.config import Data, Experiment
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.data.tokens import Tokenizer
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.text.tokenizers import TokenizerConfig
+from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.runtime.keeping import Keeping
+from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.denoising import Denoising
+from ldm_jax.training.denoiser import DenoiserTask
 
 NOISE = Schedule(start=0.00085, end=0.012)
 PADDING = 49407  # CLIP's; OpenCLIP's is 0
@@ -54,14 +54,14 @@ def unet_2():
   return UNet(attention=plan)
 
 
-def captioned(name, size, views=(), **augment):
+def captioned(name, size, transforms=(), **augment):
   """A folder of pictures with captions, in CLIP's words."""
   return Data(
     source=Folder(f"{name}/train"),
     validation=Folder(f"{name}/validation"),
     augment=Augment(size, flip=False, **augment),
-    tokenizer=Tokenizer(path="models/tokenizer", length=77),
-    views=views,
+    tokenizer=TokenizerConfig(path="models/tokenizer", length=77),
+    transforms=transforms,
   )
 
 
@@ -78,7 +78,7 @@ def diffusion(
   prediction="eps",
   latent_scale=0.18215,
   towers=("models/text_encoder",),
-  low_noise=None,
+  noise_augmentation_schedule=None,
   stage="kl_f8",
   **task,
 ):
@@ -88,10 +88,10 @@ def diffusion(
     conditioners=conditioners,
     schedule=schedule,
     prediction=prediction,
-    low_noise=low_noise,
+    noise_augmentation_schedule=noise_augmentation_schedule,
   )
   return Experiment(
-    task=Denoising(
+    task=DenoiserTask(
       model,
       optimizer=Optimizer(rate, warmup=warmup),
       loss=DenoisingLoss(prediction),
@@ -100,7 +100,7 @@ def diffusion(
     ),
     data=dataclasses.replace(data, batch=batch),
     steps=steps,
-    checkpoints=Keeping(every=5000),
+    checkpoints=CheckpointPolicy(every=5000),
     first_stage=f"runs/{stage}",
     text_encoders=towers,
   )

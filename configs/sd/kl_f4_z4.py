@@ -4,18 +4,18 @@ No figure was published. 55.3 M parameters.
 """
 
 from ldm_jax.config import Data, Experiment
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
-from ldm_jax.nn.autoencoder import Autoencoder, Trunk
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.training.autoencoder import AutoencoderTask
 
 
 def get_config():
-  trunk = Trunk(multipliers=(1, 2, 4))
+  trunk = ConvStack(multipliers=(1, 2, 4))
   adam = Optimizer(4.5e-6 * 10, (0.5, 0.9), weight_decay=0.0)
   return Experiment(
-    task=Autoencoding(
+    task=AutoencoderTask(
       Autoencoder(trunk, latent_channels=4),
       optimizer=adam,
       critic_optimizer=adam,

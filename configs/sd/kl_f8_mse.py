@@ -6,17 +6,17 @@ EMA continuation; here both halves learn. rFID 4.70, PSNR 24.5 dB on COCO 2017
 """
 
 from ldm_jax.config import Data, Experiment
-from ldm_jax.data.augment import Augment
-from ldm_jax.data.folder import Folder
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.tasks.autoencoding import Autoencoding
+from ldm_jax.training.autoencoder import AutoencoderTask
 
 
 def get_config():
   adam = Optimizer(4.5e-6 * 192, (0.5, 0.9), weight_decay=0.0)
   return Experiment(
-    task=Autoencoding(
+    task=AutoencoderTask(
       Autoencoder(),
       optimizer=adam,
       critic_optimizer=adam,

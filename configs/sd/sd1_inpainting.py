@@ -6,14 +6,14 @@ No figure was published. 859.5 M parameters.
 
 from base import captioned, clip_l, diffusion, unet_1
 
-from ldm_jax.data.masks import Masks
-from ldm_jax.nn.spatial import MaskedImage
+from ldm_jax.data.transforms.masks import Masks
+from ldm_jax.nn.conditioners.spatial import MaskedImage
 
 
 def get_config():
   return diffusion(
     unet_1(),
-    captioned("laion_aesthetics", 512, views=(Masks(("box", "strokes")),)),
+    captioned("laion_aesthetics", 512, transforms=(Masks(("box", "strokes")),)),
     (clip_l(), MaskedImage("sd")),
     batch=2048,
     steps=440_000,

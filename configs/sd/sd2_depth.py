@@ -8,7 +8,7 @@ No figure beside plots was published.
 
 from base import captioned, diffusion, open_clip_h, unet_2
 
-from ldm_jax.nn.spatial import DepthMap
+from ldm_jax.nn.conditioners.spatial import DepthMap
 
 
 def get_config():

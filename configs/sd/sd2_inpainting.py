@@ -7,14 +7,14 @@ No figure beside plots was published.
 
 from base import captioned, diffusion, open_clip_h, unet_2
 
-from ldm_jax.data.masks import Masks
-from ldm_jax.nn.spatial import MaskedImage
+from ldm_jax.data.transforms.masks import Masks
+from ldm_jax.nn.conditioners.spatial import MaskedImage
 
 
 def get_config():
   return diffusion(
     unet_2(),
-    captioned("laion5b", 512, views=(Masks(("box", "strokes")),)),
+    captioned("laion5b", 512, transforms=(Masks(("box", "strokes")),)),
     (open_clip_h(), MaskedImage("sd")),
     batch=2048,
     steps=200_000,

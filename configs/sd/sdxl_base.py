@@ -13,8 +13,8 @@ from base import (
   diffusion,
 )
 
-from ldm_jax.nn.conditioner import SizeEmbedder
-from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedders import SizeEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 
 

@@ -7,8 +7,8 @@ figure was published. 2,259.5 M parameters.
 
 from base import OPEN_CLIP_G, captioned, diffusion
 
-from ldm_jax.nn.conditioner import SizeEmbedder
-from ldm_jax.nn.prompts import ClipEmbedder
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedders import SizeEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 
 

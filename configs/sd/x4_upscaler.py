@@ -8,9 +8,9 @@ No figure beside plots was published.
 
 from base import captioned, diffusion, open_clip_h
 
-from ldm_jax.data.degradation import Degradation
+from ldm_jax.data.transforms.degradation import Degradation
 from ldm_jax.diffusion.schedule import Schedule
-from ldm_jax.nn.spatial import LowResolution
+from ldm_jax.nn.conditioners.spatial import LowResolution
 from ldm_jax.nn.unet import AttentionPlan, UNet
 
 
@@ -25,13 +25,13 @@ def get_config():
   noise = Schedule(start=0.0001, end=0.02)
   return diffusion(
     unet,
-    captioned("laion5b_2048", 512, views=(Degradation(4, "bicubic"),)),
+    captioned("laion5b_2048", 512, transforms=(Degradation(4, "bicubic"),)),
     (open_clip_h(), LowResolution(levels=1000, most=350)),
     batch=2048,
     steps=1_250_000,
     schedule=noise,
     prediction="v",
     latent_scale=0.08333,
-    low_noise=noise,
+    noise_augmentation_schedule=noise,
     stage="kl_f4_z4",
   )

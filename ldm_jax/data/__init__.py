@@ -1,1 +1,1 @@
-"""Images and words: sources, transforms, batches as a function of the step."""
+"""Sources, transforms, tokenizers, and batches as a function of the step."""

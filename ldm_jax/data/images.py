@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from ldm_jax.errors import ImageError
+
 # EPS would start Ghostscript; the rest of Pillow's readers are little tested.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset((
@@ -28,22 +30,6 @@ UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageError(ValueError):
-  """A picture that cannot be used: `path`, `detail`, a `kind` to count by.
-
-  Kinds: unreadable, not_an_image, too_large, truncated, corrupt, animated,
-  non_finite, unsupported.
-  """
-
-  def __init__(self, path: str, kind: str, detail: str):
-    super().__init__(path, kind, detail)
-    self.path, self.kind, self.detail = path, kind, detail
-
-  def __str__(self) -> str:
-    line = f"{self.path}: {self.kind} image: {self.detail}"
-    return " ".join(line.split())
 
 
 def read_image(path: str | pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,1 +1,1 @@
-"""The mathematics: schedules, predictions, losses, samplers."""
+"""Schedules, parameterizations, losses, guidance and samplers."""

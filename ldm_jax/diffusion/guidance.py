@@ -47,7 +47,7 @@ class Guidance(NamedTuple):
     return self.scale != 1.0
 
 
-def by_class(
+def classifier_guided(
   denoise: Denoiser,
   logits: Callable[[Array, Array], Float[Array, "b k"]],
   labels: Int[Array, " b"],

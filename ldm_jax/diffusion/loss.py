@@ -17,7 +17,7 @@ Network = Callable[[Float[Array, "b *rest"], Time], Float[Array, "b *rest"]]
 Density = Literal["uniform", "logit_normal"]
 
 
-def draw_times(
+def sample_times(
   key: Array, schedule: Schedule, count: int, density: Density = "uniform"
 ) -> Float[Array, " b"]:
   """t ~ U{0, ..., T - 1}, whole numbers held as floats.

@@ -116,7 +116,7 @@ class Schedule:
       )
 
   @property
-  def is_drowned(self) -> bool:
+  def has_zero_terminal_snr(self) -> bool:
     """Whether nothing of the image is left at the last time."""
     return self.zero_terminal_snr or self.kind == "rectified_flow"
 

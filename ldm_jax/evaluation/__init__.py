@@ -1,1 +1,1 @@
-"""The verdict: distances and judges over arrays."""
+"""Metrics of images and runs, and reports."""

@@ -1,1 +1,1 @@
-"""The networks: Flax modules that know no noise, no optimizer and no mesh."""
+"""Networks as Flax Linen modules; no noise, no optimizer, no mesh."""

@@ -10,20 +10,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # An accelerator's own attention: the answer, or None where it is not made for
-# these arrays. `runtime/kernels.py` puts one in the place of a name.
+# these arrays. `runtime/devices/attention_kernels.py` puts one in the place of a name.
 Kernel = Callable[[Array, Array, Array], Array | None]
-Road = Literal["auto", "xla", "chunked", "splash", "cudnn"] | Kernel
+AttentionBackend = Literal["auto", "xla", "chunked", "splash", "cudnn"] | Kernel
 
 # From this many scores per head on, holding them costs more than the loop.
 _MANY_SCORES = 1024 * 1024
 _QUERIES, _KEYS = 1024, 256  # chunk lengths, measured best on two CPU cores
 
 
-def attend(
+def dot_product_attention(
   q: Float[Array, "b l n d"],
   k: Float[Array, "b m n d"],
   v: Float[Array, "b m n d"],
-  road: Road = "auto",
+  attention_backend: AttentionBackend = "auto",
   *,
   is_causal: bool = False,
 ) -> Float[Array, "b l n d"]:
@@ -40,17 +40,19 @@ def attend(
   Raises:
     ValueError: a kernel that only its accelerator has is asked for by name.
   """
-  if callable(road):
-    answer = None if is_causal else road(q, k, v)
+  if callable(attention_backend):
+    answer = None if is_causal else attention_backend(q, k, v)
     if answer is not None:
       return answer
-    road = "auto"
-  if road in ("splash", "cudnn"):
+    attention_backend = "auto"
+  if attention_backend in ("splash", "cudnn"):
     raise ValueError(
-      f"road {road!r} is an accelerator's; runtime.kernels.equipped puts it in"
+      f"road {attention_backend!r} is an accelerator's; runtime.kernels.equipped puts it in"
     )
   is_long = q.shape[1] * k.shape[1] >= _MANY_SCORES
-  if road == "chunked" or (road == "auto" and is_long):
+  if attention_backend == "chunked" or (
+    attention_backend == "auto" and is_long
+  ):
     return chunked(q, k, v, is_causal=is_causal)
   return jax.nn.dot_product_attention(q, k, v, is_causal=is_causal)
 

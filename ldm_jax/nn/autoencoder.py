@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.attention import Road
+from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.bottleneck import (
-  Gaussian,
+  DeterministicPosterior,
+  DiagonalGaussian,
   GaussianBottleneck,
-  Point,
   VectorQuantizer,
 )
 from ldm_jax.nn.layers import (
@@ -21,7 +21,7 @@ from ldm_jax.nn.layers import (
   conv,
   downsample,
   group_norm,
-  remembering,
+  remat_policy,
   upsample,
 )
 from ldm_jax.nn.resnet import ResBlock
@@ -31,7 +31,7 @@ EPSILON = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class Trunk:
+class ConvStack:
   """What encoder and decoder have in common, one being the other's mirror.
 
   Attributes:
@@ -40,7 +40,7 @@ class Trunk:
     attention_levels: levels whose every block is followed by attention.
     has_mid_attention: attend at the lowest resolution (all but vq-f4-noattn).
     groups: of the group norms; 32 wherever the widths allow it.
-    remat: what blocks keep for the backward pass; see `remembering`.
+    remat: what blocks keep for the backward pass; see `remat_policy`.
     dtype: of computation; norms, softmax and results stay float32.
   """
 
@@ -52,7 +52,7 @@ class Trunk:
   dropout: float = 0.0
   groups: int = 32
   remat: Remat = "off"
-  road: Road = "auto"
+  attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
 
   def __post_init__(self):
@@ -88,7 +88,7 @@ class Trunk:
 
   def block(self, h: Array, multiplier: int, name: str) -> Array:
     """One residual block without an embedding."""
-    block = remembering(self.remat, ResBlock)(
+    block = remat_policy(self.remat, ResBlock)(
       self.channels * multiplier,
       epsilon=EPSILON,
       is_zero=False,
@@ -101,10 +101,10 @@ class Trunk:
 
   def attention(self, h: Array, name: str) -> Array:
     """One head over all pixels."""
-    attention = remembering(self.remat, PixelAttention)(
+    attention = remat_policy(self.remat, PixelAttention)(
       epsilon=EPSILON,
       groups=self.groups,
-      road=self.road,
+      attention_backend=self.attention_backend,
       dtype=self.dtype,
       name=name,
     )
@@ -114,7 +114,7 @@ class Trunk:
 class Encoder(nn.Module):
   """Images to `features` channels at the lowest resolution."""
 
-  trunk: Trunk
+  trunk: ConvStack
   features: int
 
   @nn.compact
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
   """Latents to images; level 0 is the finest, as in the encoder."""
 
-  trunk: Trunk
+  trunk: ConvStack
   features: int
 
   @nn.compact
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
     return trunk.out(h, 3).astype(jnp.float32)
 
 
-class Pixels(nn.Module):
+class PixelSpace(nn.Module):
   """No first stage: an image's latents are its pixels, and f is 1.
 
   For diffusion in pixel space, which latents save the price of; no parameters.
@@ -170,9 +170,9 @@ class Pixels(nn.Module):
     """(h, w, c) of the latents of a height x width image."""
     return height, width, self.latent_channels
 
-  def encode(self, images: Float[Array, "b h w 3"]) -> Point:
+  def encode(self, images: Float[Array, "b h w 3"]) -> DeterministicPosterior:
     """Images in [-1, 1] as they are."""
-    return Point(images.astype(jnp.float32))
+    return DeterministicPosterior(images.astype(jnp.float32))
 
   def decode(self, latents: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     """Images as they are, not clipped."""
@@ -198,7 +198,7 @@ class Autoencoder(nn.Module):
     bottleneck: a Gaussian with a KL price, or a vector quantiser.
   """
 
-  trunk: Trunk = Trunk()
+  trunk: ConvStack = ConvStack()
   latent_channels: int = 4
   bottleneck: GaussianBottleneck | VectorQuantizer = GaussianBottleneck()
 
@@ -227,7 +227,9 @@ class Autoencoder(nn.Module):
     self.encoder = Encoder(self.trunk, moments)
     self.decoder = Decoder(self.trunk, self.latent_channels)
 
-  def encode(self, images: Float[Array, "b h w 3"]) -> Gaussian | Point:
+  def encode(
+    self, images: Float[Array, "b h w 3"]
+  ) -> DiagonalGaussian | DeterministicPosterior:
     """q(z | x) of images in [-1, 1], as the bottleneck defines it."""
     self.latent_shape(*images.shape[1:3])
     return self.bottleneck.posterior(self.encoder(images))
@@ -246,4 +248,4 @@ class Autoencoder(nn.Module):
     return self.decode(latents), price
 
 
-FirstStage = Autoencoder | Pixels
+FirstStage = Autoencoder | PixelSpace

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 
 @flax.struct.dataclass
-class Gaussian:
+class DiagonalGaussian:
   """q(z | x) = N(mean, exp(logvar)), every element of [b h w c] on its own."""
 
   mean: Any
@@ -31,7 +31,7 @@ class Gaussian:
 
 
 @flax.struct.dataclass
-class Point:
+class DeterministicPosterior:
   """A posterior without width: latents [b h w c] before quantisation."""
 
   mean: Any
@@ -51,17 +51,17 @@ class GaussianBottleneck(nn.Module):
 
   expansion = 2  # encoder channels per latent channel: mean and logvar
 
-  def posterior(self, moments: Float[Array, "b h w c2"]) -> Gaussian:
+  def posterior(self, moments: Float[Array, "b h w c2"]) -> DiagonalGaussian:
     """Splits the encoder's channels into mean and clamped logvar."""
     mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-    return Gaussian(mean, jnp.clip(logvar, -30.0, 20.0))
+    return DiagonalGaussian(mean, jnp.clip(logvar, -30.0, 20.0))
 
   def enter(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """What the decoder sees: the latents as they are."""
     return latents
 
   def price(
-    self, posterior: Gaussian, latents: Float[Array, "b h w c"]
+    self, posterior: DiagonalGaussian, latents: Float[Array, "b h w c"]
   ) -> Float[Array, ""]:
     """KL summed over each image and averaged over the batch (LDM)."""
     del latents
@@ -92,9 +92,11 @@ class VectorQuantizer(nn.Module):
     )
     self.codebook = self.param("codebook", init, (self.codes, self.width))
 
-  def posterior(self, moments: Float[Array, "b h w c"]) -> Point:
+  def posterior(
+    self, moments: Float[Array, "b h w c"]
+  ) -> DeterministicPosterior:
     """Latents before quantisation: the decoder quantises first."""
-    return Point(moments.astype(jnp.float32))
+    return DeterministicPosterior(moments.astype(jnp.float32))
 
   def nearest(self, latents: Float[Array, "b h w c"]) -> Array:
     """The code closest to every latent vector, by squared distance."""
@@ -108,7 +110,7 @@ class VectorQuantizer(nn.Module):
     return latents + jax.lax.stop_gradient(self.nearest(latents) - latents)
 
   def price(
-    self, posterior: Point, latents: Float[Array, "b h w c"]
+    self, posterior: DeterministicPosterior, latents: Float[Array, "b h w c"]
   ) -> Float[Array, ""]:
     """mean |sg[code] - z|^2 + beta mean |code - sg[z]|^2."""
     del posterior

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.conditioner import Condition
+from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.layers import conv
 from ldm_jax.nn.unet import UNet
 

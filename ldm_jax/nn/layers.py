@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 Remat = Literal["off", "products", "full"]
 
 
-def remembering(remat: Remat, module: type[nn.Module]) -> type[nn.Module]:
+def remat_policy(remat: Remat, module: type[nn.Module]) -> type[nn.Module]:
   """A module that keeps so much for its backward pass, and computes the rest
   again (Chen et al. 2016): with "off" it keeps all it needs, with "full" its
   inputs, with "products" also the results of convolutions and of products with

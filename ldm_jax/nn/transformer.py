@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.attention import Road, attend
+from ldm_jax.nn.attention import AttentionBackend, dot_product_attention
 from ldm_jax.nn.layers import (
   Remat,
   conv,
   dense,
   group_norm,
   layer_norm,
-  remembering,
+  remat_policy,
 )
 
 
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
   heads: int
   head_width: int
-  road: Road = "auto"
+  attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
   is_zero: bool = False
   is_causal: bool = False
@@ -107,7 +107,9 @@ class Attention(nn.Module):
       return tokens.reshape(*tokens.shape[:2], self.heads, self.head_width)
 
     q, k, v = project(x, "q"), project(source, "k"), project(source, "v")
-    out = attend(q, k, v, self.road, is_causal=self.is_causal)
+    out = dot_product_attention(
+      q, k, v, self.attention_backend, is_causal=self.is_causal
+    )
     out = out.reshape(*x.shape[:2], inner)
     return dense(
       out, x.shape[-1], name="out", is_zero=self.is_zero, dtype=self.dtype
@@ -139,7 +141,7 @@ class TransformerBlock(nn.Module):
   heads: int
   head_width: int
   is_cross_only: bool = False
-  road: Road = "auto"
+  attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
 
   @nn.compact
@@ -150,7 +152,11 @@ class TransformerBlock(nn.Module):
   ) -> Float[Array, "b l c"]:
     def attention(name):
       return Attention(
-        self.heads, self.head_width, self.road, self.dtype, name=name
+        self.heads,
+        self.head_width,
+        self.attention_backend,
+        self.dtype,
+        name=name,
       )
 
     first = context if self.is_cross_only else None
@@ -173,7 +179,7 @@ class SpatialTransformer(nn.Module):
     is_scanned: one loop over the blocks in place of `depth` copies of one:
       it compiles sooner, and only one block's parameters need be whole at a
       time. Parameters are laid together for it but stored and named as ever.
-    remat: what each of several blocks keeps; see `remembering`.
+    remat: what each of several blocks keeps; see `remat_policy`.
   """
 
   depth: int
@@ -184,7 +190,7 @@ class SpatialTransformer(nn.Module):
   groups: int = 32
   is_scanned: bool = False
   remat: Remat = "off"
-  road: Road = "auto"
+  attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
 
   @nn.compact
@@ -213,10 +219,15 @@ class SpatialTransformer(nn.Module):
 
   def blocks(self, h: Array, context: Array | None) -> Array:
     """All transformer blocks, one after another or in a loop."""
-    make = remembering(
+    make = remat_policy(
       self.remat if self.depth > 1 else "off", TransformerBlock
     )
-    told = self.heads, self.head_width, self.is_cross_only, self.road
+    told = (
+      self.heads,
+      self.head_width,
+      self.is_cross_only,
+      self.attention_backend,
+    )
     names = [f"block_{i}" for i in range(self.depth)]
     if not self.is_scanned or self.depth == 1 or self.is_initializing():
       for name in names:
@@ -243,7 +254,7 @@ class PixelAttention(nn.Module):
   epsilon: float = 1e-6
   is_zero: bool = False
   groups: int = 32
-  road: Road = "auto"
+  attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
 
   @nn.compact
@@ -261,7 +272,9 @@ class PixelAttention(nn.Module):
       tokens = dense(h, c, name=name, dtype=self.dtype)
       return tokens.reshape(b, -1, self.heads, c // self.heads)
 
-    out = attend(project("q"), project("k"), project("v"), self.road)
+    out = dot_product_attention(
+      project("q"), project("k"), project("v"), self.attention_backend
+    )
     out = out.reshape(b, height, width, c)
     return x + dense(
       out, c, name="proj_out", is_zero=self.is_zero, dtype=self.dtype

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.attention import Road
-from ldm_jax.nn.conditioner import Condition
+from ldm_jax.nn.attention import AttentionBackend
+from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.layers import (
   Remat,
   check_widths,
@@ -17,7 +17,7 @@ from ldm_jax.nn.layers import (
   dense,
   downsample,
   group_norm,
-  remembering,
+  remat_policy,
   sinusoids,
   upsample,
 )
@@ -65,7 +65,7 @@ class UNet(nn.Module):
       it is.
     resampling: halve and double by a convolution, or inside a residual block
       (LDM's `resblock_updown`).
-    remat: what blocks keep for the backward pass; see `remembering`.
+    remat: what blocks keep for the backward pass; see `remat_policy`.
     dtype: of computation; norms, softmax, time embedding and answer stay
       float32.
   """
@@ -82,7 +82,7 @@ class UNet(nn.Module):
   dropout: float = 0.0
   groups: int = 32
   remat: Remat = "off"
-  road: Road = "auto"
+  attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
 
   def __post_init__(self):
@@ -206,7 +206,7 @@ class UNet(nn.Module):
     resample: Literal["up", "down"] | None = None,
   ) -> Array:
     """A residual block as wide as the level."""
-    block = remembering(self.remat, ResBlock)(
+    block = remat_policy(self.remat, ResBlock)(
       self.channels * self.multipliers[level],
       epsilon=EPSILON,
       modulation=self.modulation,
@@ -228,17 +228,17 @@ class UNet(nn.Module):
       return h
     heads, head_width = plan.split(h.shape[-1])
     if plan.kind == "plain":
-      return remembering(self.remat, PixelAttention)(
+      return remat_policy(self.remat, PixelAttention)(
         heads,
         EPSILON,
         is_zero=True,
         groups=self.groups,
-        road=self.road,
+        attention_backend=self.attention_backend,
         dtype=self.dtype,
         name=name,
       )(h)
     outer = self.remat if depth == 1 else "off"
-    return remembering(outer, SpatialTransformer)(
+    return remat_policy(outer, SpatialTransformer)(
       depth,
       heads,
       head_width,
@@ -249,7 +249,7 @@ class UNet(nn.Module):
       groups=self.groups,
       is_scanned=plan.is_scanned,
       remat=self.remat,
-      road=self.road,
+      attention_backend=self.attention_backend,
       dtype=self.dtype,
       name=name,
     )(h, context)

@@ -1,1 +1,1 @@
-"""Foreign weights and configurations into ours, and back."""
+"""Published models in and out: folders, single files, LoRA, the hub."""

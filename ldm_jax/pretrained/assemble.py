@@ -10,24 +10,28 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ldm_jax.data import tokens
-from ldm_jax.data.prompts import Dialect, Prompts
-from ldm_jax.data.tokens import Words
-from ldm_jax.diffusion.samplers import Recipe
+from ldm_jax.data.text import tokenizers
+from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
+from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.autoencoder import Autoencoder
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.conditioner import ClassEmbedder, SizeEmbedder, TextEmbedder
-from ldm_jax.nn.conditioners import Conditioner
-from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.nn.spatial import DepthMap, LowResolution, MaskedImage
-from ldm_jax.nodes import ConfigError
-from ldm_jax.opened import Opened
-from ldm_jax.pretrained import schedules, unets
-from ldm_jax.pretrained.autoencoders import autoencoder
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.conditioner import Conditioner
+from ldm_jax.nn.conditioners.embedders import (
+  ClassEmbedder,
+  SizeEmbedder,
+  TextEmbedder,
+)
+from ldm_jax.nn.conditioners.spatial import DepthMap, LowResolution, MaskedImage
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.pretrained.components import Components
+from ldm_jax.pretrained.configs import scheduler_config, unet_reader
+from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
 from ldm_jax.pretrained.networks import Module, load
-from ldm_jax.pretrained.pieces import Pieces
 
 # What foreign pipelines know without a network for it.
 WEIGHTLESS = SizeEmbedder | MaskedImage | LowResolution | DepthMap
@@ -37,7 +41,7 @@ _OPEN_CLIP_PADDING = 0
 _CLIP_PADDING = 49407
 
 
-def assemble(pieces: Pieces, dtype: DTypeLike = "float32") -> Opened:
+def assemble(pieces: Components, dtype: DTypeLike = "float32") -> LoadedModel:
   """Reads every network and puts the model together.
 
   Raises:
@@ -57,12 +61,16 @@ def assemble(pieces: Pieces, dtype: DTypeLike = "float32") -> Opened:
   unet, unet_params = networks.pop("unet")
   vae, fed = pieces.networks["vae"].config, _fed(pieces)
   notices = pieces.notices
-  schedule, prediction, recipe = Schedule(), "eps", Recipe(landing=0.0)
+  schedule, prediction, sampler_config = (
+    Schedule(),
+    "eps",
+    SamplerConfig(final_sigma=0.0),
+  )
   if pieces.scheduler is not None:
-    schedule, prediction = schedules.schedule(pieces.scheduler)
-    recipe = schedules.recipe(pieces.scheduler)
-    notices += schedules.departures(pieces.scheduler)
-  words = words_of(pieces)
+    schedule, prediction = scheduler_config.schedule(pieces.scheduler)
+    sampler_config = scheduler_config.sampler_config(pieces.scheduler)
+    notices += scheduler_config.unsupported_options(pieces.scheduler)
+  words = tokenizer_of(pieces)
   conditioners = conditioners_of(pieces, networks, words)
   conditioners += _beside(pieces, first_stage)
   model = LatentDiffusion(
@@ -71,10 +79,10 @@ def assemble(pieces: Pieces, dtype: DTypeLike = "float32") -> Opened:
     tuple(conditioners),
     schedule,
     prediction,
-    low_noise=_low_noise(pieces, conditioners),
+    noise_augmentation_schedule=_low_noise(pieces, conditioners),
   )
   side = (fed.size or 64) * first_stage.stride
-  return Opened(
+  return LoadedModel(
     model=model,
     params=Parameters(
       first_params,
@@ -86,13 +94,13 @@ def assemble(pieces: Pieces, dtype: DTypeLike = "float32") -> Opened:
     height=side,
     width=side,
     guidance=5.0 if fed.sinusoids else 7.5,
-    recipe=recipe,
+    sampler_config=sampler_config,
     inputs=fed.channels,
     notices=notices,
   )
 
 
-def _beside(pieces: Pieces, stage: Autoencoder) -> list[Conditioner]:
+def _beside(pieces: Components, stage: Autoencoder) -> list[Conditioner]:
   """What the U-Net reads beside x_t, told by its channels."""
   fed, latents, stride = _fed(pieces), stage.latent_channels, stage.stride
   if fed.channels == 2 * latents + 1:
@@ -104,23 +112,23 @@ def _beside(pieces: Pieces, stage: Autoencoder) -> list[Conditioner]:
   return []
 
 
-def _low_noise(pieces: Pieces, parts: list[Conditioner]) -> Schedule | None:
+def _low_noise(pieces: Components, parts: list[Conditioner]) -> Schedule | None:
   """How the small picture of an upscaler is given noise."""
   if not any(isinstance(part, LowResolution) for part in parts):
     return None
   if pieces.low_res_scheduler is None:
     return Schedule()
-  return schedules.schedule(pieces.low_res_scheduler)[0]
+  return scheduler_config.schedule(pieces.low_res_scheduler)[0]
 
 
-def _fed(pieces: Pieces) -> unets.Inputs:
-  return unets.inputs(pieces.networks["unet"].config)
+def _fed(pieces: Components) -> unet_reader.Inputs:
+  return unet_reader.inputs(pieces.networks["unet"].config)
 
 
 def conditioners_of(
-  pieces: Pieces,
+  pieces: Components,
   networks: dict[str, tuple[Module, Any]],
-  words: Words | Prompts | None,
+  words: Tokenizer | ClipPrompts | None,
 ) -> list[Conditioner]:
   """What the U-Net is told by, as its family has it.
 
@@ -164,10 +172,10 @@ def conditioners_of(
 
 
 def _with_ids(
-  embedder: ClipEmbedder, words: Words | Prompts | None
+  embedder: ClipEmbedder, words: Tokenizer | ClipPrompts | None
 ) -> ClipEmbedder:
   """The embedder with the begin and end of its own tokenizer."""
-  if not isinstance(words, Prompts):
+  if not isinstance(words, ClipPrompts):
     return embedder
   tokenizer = words.dialects[0].words.tokenizer
   return embedder.clone(
@@ -175,9 +183,11 @@ def _with_ids(
   )
 
 
-def paddings(pieces: Pieces, words: Words | Prompts | None) -> tuple[int, ...]:
+def paddings(
+  pieces: Components, words: Tokenizer | ClipPrompts | None
+) -> tuple[int, ...]:
   """For each tower, the id behind the end token."""
-  if isinstance(words, Prompts):
+  if isinstance(words, ClipPrompts):
     return tuple(dialect.padding for dialect in words.dialects)
   towers = [
     n for n in ("text_encoder", "text_encoder_2") if n in pieces.networks
@@ -185,13 +195,13 @@ def paddings(pieces: Pieces, words: Words | Prompts | None) -> tuple[int, ...]:
   return tuple(_padding(pieces, name) for name in towers)
 
 
-def _padding(pieces: Pieces, name: str) -> int:
+def _padding(pieces: Components, name: str) -> int:
   """OpenCLIP's towers are those with the exact gelu."""
   is_open = pieces.networks[name].config.get("hidden_act") == "gelu"
   return _OPEN_CLIP_PADDING if is_open else _CLIP_PADDING
 
 
-def words_of(pieces: Pieces) -> Words | Prompts | None:
+def tokenizer_of(pieces: Components) -> Tokenizer | ClipPrompts | None:
   """The tokenizers that lie beside the text encoders, if they do.
 
   Raises:
@@ -203,14 +213,16 @@ def words_of(pieces: Pieces) -> Words | Prompts | None:
   for name, folder in pieces.tokenizers.items():
     foreign = pieces.networks[name]
     length = foreign.config.get("max_position_embeddings", 77)
-    words = tokens.load(folder, length)
+    words = tokenizers.load(folder, length)
     if foreign.network == "text":
       return words
     padding = words.tokenizer.pad_token_id
     dialects.append(
-      Dialect(words, _padding(pieces, name) if padding is None else padding)
+      PromptSyntax(
+        words, _padding(pieces, name) if padding is None else padding
+      )
     )
-  return Prompts(tuple(dialects))
+  return ClipPrompts(tuple(dialects))
 
 
 def _variables(
@@ -220,16 +232,16 @@ def _variables(
   found = {}
   for part in conditioners:
     if isinstance(part, WEIGHTLESS):
-      found[part.reads] = {}
+      found[part.input_key] = {}
     elif isinstance(part, ClassEmbedder):
       ((_, variables),) = networks.values()
-      found[part.reads] = variables
+      found[part.input_key] = variables
     elif isinstance(part, TextEmbedder):
       ((_, variables),) = networks.values()
-      found[part.reads] = {"params": {"encoder": variables["params"]}}
+      found[part.input_key] = {"params": {"encoder": variables["params"]}}
     else:
       towers = [variables["params"] for _, variables in networks.values()]
-      found[part.reads] = {
+      found[part.input_key] = {
         "params": {f"encoders_{i}": t for i, t in enumerate(towers)}
       }
   return found
@@ -252,14 +264,16 @@ def split_variables(
   ]
 
 
-def restated(opened: Opened, words: Words | Prompts) -> Opened:
+def restated(
+  opened: LoadedModel, words: Tokenizer | ClipPrompts
+) -> LoadedModel:
   """The model with another tokenizer's words, ids and paddings."""
   model = opened.model
   parts = tuple(
     _with_ids(part, words).clone(
       paddings=tuple(dialect.padding for dialect in words.dialects)
     )
-    if isinstance(part, ClipEmbedder) and isinstance(words, Prompts)
+    if isinstance(part, ClipEmbedder) and isinstance(words, ClipPrompts)
     else part
     for part in model.conditioners
   )

@@ -3,8 +3,7 @@
 import os
 import re
 
-from ldm_jax.nodes import ConfigError
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.errors import ConfigError, WeightsError
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _TEXTS = ("*.json", "*.txt", "*.model")

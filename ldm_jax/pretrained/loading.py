@@ -7,19 +7,18 @@ from typing import Any, Literal
 
 from jax.typing import DTypeLike
 
-from ldm_jax.data import tokens
-from ldm_jax.data.prompts import Dialect, Prompts
+from ldm_jax.data.text import tokenizers
+from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.diffusion.prediction import Prediction
+from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.prompts import ClipEmbedder
-from ldm_jax.nodes import ConfigError
-from ldm_jax.opened import Opened
-from ldm_jax.pretrained import hub, pieces
+from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.pretrained import components, hub
 from ldm_jax.pretrained.assemble import assemble, restated
+from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.networks import Module, load
-from ldm_jax.pretrained.parts import Given
-from ldm_jax.pretrained.pieces import Pieces
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.pretrained.single_file.submodules import Given
 
 Loaded = tuple[LatentDiffusion, Parameters] | tuple[Module, dict[str, Any]]
 Weights = Literal["raw", "ema"]
@@ -99,7 +98,7 @@ def find(
   prediction: Prediction | None = None,
   weights: Weights = "raw",
   config: Mapping[str, Given] | str | None = None,
-) -> Pieces:
+) -> Components:
   """The networks of a folder, file or repository; nothing of them is read yet.
 
   The first three are of folders and repositories, the others of single files.
@@ -113,7 +112,7 @@ def find(
         f"{path!r} is a single file, without subfolders, variants or "
         "revisions; leave them out"
       )
-    return pieces.open_file(
+    return components.open_file(
       path,
       prediction=prediction,
       config=configs_of(config) if isinstance(config, str) else config,
@@ -132,10 +131,10 @@ def find(
     raise WeightsError(f"{path!r} is neither a file nor a folder")
   if not os.path.isdir(folder):
     raise ConfigError(f"{path!r} has no subfolder {subfolder!r}")
-  return pieces.open_folder(folder, variant)
+  return components.open_folder(folder, variant)
 
 
-def with_tokenizer(opened: Opened, folder: str) -> Opened:
+def with_tokenizer(opened: LoadedModel, folder: str) -> LoadedModel:
   """The model with a CLIP tokenizer's folder, which single files lack.
 
   Raises:
@@ -146,12 +145,12 @@ def with_tokenizer(opened: Opened, folder: str) -> Opened:
   part = next((p for p in parts if isinstance(p, ClipEmbedder)), None)
   if part is None:
     raise ConfigError("the model has no towers of CLIP; leave --tokenizer out")
-  words = tokens.load(folder, part.encoders[0].length)
+  words = tokenizers.load(folder, part.encoders[0].length)
   # CLIP's own tower is padded with its end token, whatever its number here.
   end = words.tokenizer.eos_token_id
   ids = [end if padding == part.end else padding for padding in part.paddings]
-  dialects = tuple(Dialect(words, padding) for padding in ids)
-  return restated(opened, Prompts(dialects))
+  dialects = tuple(PromptSyntax(words, padding) for padding in ids)
+  return restated(opened, ClipPrompts(dialects))
 
 
 def configs_of(folder: str) -> dict[str, Given]:
@@ -163,18 +162,18 @@ def configs_of(folder: str) -> dict[str, Given]:
   if not os.path.isdir(folder):
     raise ConfigError(f"config {folder!r} is no folder")
   found = {}
-  for place in (*pieces.NETWORKS, *pieces.ALIASES, "scheduler"):
+  for place in (*components.NETWORKS, *components.ALIASES, "scheduler"):
     file = "scheduler_config.json" if place == "scheduler" else "config.json"
     path = os.path.join(folder, place, file)
     if os.path.isfile(path):
-      name = pieces.ALIASES.get(place, place)
-      found[name] = pieces.read_json(pathlib.Path(path))
+      name = components.ALIASES.get(place, place)
+      found[name] = components.read_json(pathlib.Path(path))
   if not found:
     raise ConfigError(f"config {folder!r} has no part's config.json")
   return found
 
 
-def _loaded(found: Pieces, dtype: DTypeLike) -> Loaded:
+def _loaded(found: Components, dtype: DTypeLike) -> Loaded:
   if found.lone is not None:
     return load(found.lone, dtype)
   opened = assemble(found, dtype)

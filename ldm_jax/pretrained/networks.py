@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.nn.autoencoder import Autoencoder
-from ldm_jax.nn.clip import ClipText
-from ldm_jax.nn.clip_vision import ClipVision
-from ldm_jax.nn.conditioner import ClassEmbedder, Condition
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
 from ldm_jax.nn.controlnet import ControlNet
-from ldm_jax.nn.text import TextEncoder
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.clip_vision import ClipVision
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
-from ldm_jax.nodes import ConfigError
-from ldm_jax.pretrained import texts, unets
-from ldm_jax.pretrained.autoencoders import autoencoder
-from ldm_jax.weights import convert, mapped, names
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
+from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
+from ldm_jax.weights import mmap_files
+from ldm_jax.weights.naming import convert, parameter_names
 
 Module = (
   UNet | Autoencoder | ClipText | ClipVision | TextEncoder | ClassEmbedder
@@ -30,17 +30,20 @@ Config = Mapping[str, Any]
 
 # Which of ours a config speaks of, by its class's name.
 _BUILDERS = {
-  "UNet2DConditionModel": ("unet", unets.unet),
-  "UNet2DModel": ("unet", unets.unet),
-  "ControlNetModel": ("unet", unets.controlnet),
+  "UNet2DConditionModel": ("unet", unet_reader.unet),
+  "UNet2DModel": ("unet", unet_reader.unet),
+  "ControlNetModel": ("unet", unet_reader.controlnet),
   "AutoencoderKL": ("autoencoder", lambda config: autoencoder(config)[0]),
   "VQModel": ("autoencoder", lambda config: autoencoder(config)[0]),
-  "CLIPTextModel": ("clip", texts.clip),
-  "CLIPTextModelWithProjection": ("clip", texts.clip),
-  "CLIPVisionModelWithProjection": ("clip_vision", texts.clip_vision),
-  "CLIPModel": ("clip_vision", texts.clip_vision),
-  "LDMBertModel": ("text", texts.text),
-  "ClassEmbedder": ("classes", texts.classes),
+  "CLIPTextModel": ("clip", text_encoder_config.clip),
+  "CLIPTextModelWithProjection": ("clip", text_encoder_config.clip),
+  "CLIPVisionModelWithProjection": (
+    "clip_vision",
+    text_encoder_config.clip_vision,
+  ),
+  "CLIPModel": ("clip_vision", text_encoder_config.clip_vision),
+  "LDMBertModel": ("text", text_encoder_config.text),
+  "ClassEmbedder": ("classes", text_encoder_config.classes),
 }
 
 
@@ -120,14 +123,14 @@ def load(
   table = table_of(module, foreign)
   tensors = foreign.tensors
   if foreign.dialect == "diffusers":
-    tensors = names.respell(tensors)
+    tensors = parameter_names.respell(tensors)
 
   def place(path: str, array: np.ndarray) -> jax.Array:
     if not np.issubdtype(array.dtype, np.number) and array.dtype.kind != "V":
       raise WeightsError(f"{path} holds {array.dtype}; numbers are needed")
     # A copy of its own: the file may go away, and its pages are let go.
     copy = np.array(array, jnp.dtype(dtype), order="C")
-    mapped.forget(array)
+    mmap_files.forget(array)
     return jnp.asarray(copy)
 
   return module, {"params": convert.convert(table, tensors, place=place)}
@@ -136,17 +139,17 @@ def load(
 def table_of(module: Module, foreign: Foreign) -> convert.Table:
   """The table of names between a module and its foreign form."""
   shapes = convert.shapes(abstract(module, foreign.config)["params"])
-  return names.table(
+  return parameter_names.table(
     foreign.network, foreign.dialect, shapes, geometry(module, foreign.config)
   )
 
 
-def geometry(module: Module, config: Config) -> names.Geometry:
+def geometry(module: Module, config: Config) -> parameter_names.Geometry:
   """What names need beside paths and shapes."""
   if not isinstance(module, UNet):
-    return names.Geometry()
+    return parameter_names.Geometry()
   is_added = config.get("addition_embed_type") is not None
-  return names.Geometry(
+  return parameter_names.Geometry(
     module.attention.heads,
     module.attention.head_width,
     "add_embedding" if is_added else "class_embedding",
@@ -171,7 +174,7 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
     return module.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros(shape))
   if not isinstance(module, UNet):
     return module.init(key, tokens)
-  fed = unets.inputs(config)
+  fed = unet_reader.inputs(config)
   side = 2 ** (len(module.multipliers) - 1)
   told = Condition(
     context=None if fed.context is None else jnp.zeros((1, 1, fed.context)),

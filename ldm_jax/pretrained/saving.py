@@ -12,13 +12,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ldm_jax.data.prompts import Prompts
-from ldm_jax.data.tokens import Words
+from ldm_jax.data.text.clip_prompts import ClipPrompts
+from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nodes import ConfigError
-from ldm_jax.pretrained import cards, schedules
+from ldm_jax.pretrained import model_index
+from ldm_jax.pretrained.configs import scheduler_config
+from ldm_jax.pretrained.export import Network, lone, parts_of
 from ldm_jax.pretrained.networks import Module
-from ldm_jax.pretrained.outgoing import Network, lone, parts_of
 from ldm_jax.weights.folders import write_sharded
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -36,7 +37,7 @@ def save_pretrained(
   params: Parameters | Mapping[str, Any],
   folder: str,
   *,
-  words: Prompts | Words | None = None,
+  words: ClipPrompts | Tokenizer | None = None,
   side: int = 512,
   dtype: str = "fp32",
   max_bytes: int = MAX_BYTES,
@@ -82,7 +83,7 @@ def save_single_file(
   if os.path.exists(path):
     raise FileExistsError(f"{path} is there already; choose another name")
   if isinstance(module, LatentDiffusion):
-    prefixes = cards.prefixes(module)
+    prefixes = model_index.prefixes(module)
     tensors = {}
     for network in parts_of(module, params):
       prefix, kind = prefixes[network.name]
@@ -108,22 +109,24 @@ def _write_pipeline(
   path: pathlib.Path,
   model: LatentDiffusion,
   params: Parameters,
-  words: Prompts | Words | None,
+  words: ClipPrompts | Tokenizer | None,
   side: int,
   cast: np.dtype,
   max_bytes: int,
 ) -> None:
   networks = parts_of(model, params, side)
-  index = cards.index(model, networks, words)
-  renamed = cards.old_names(index["_class_name"])
+  index = model_index.read_index(model, networks, words)
+  renamed = model_index.old_names(index["_class_name"])
   for network in networks:
     name = renamed.get(network.name, network.name)
     _write_network(path / name, network, cast, max_bytes)
-  scheduler = schedules.schedule_config(model.schedule, model.prediction)
+  scheduler = scheduler_config.schedule_config(model.schedule, model.prediction)
   _write_json(path / "scheduler" / "scheduler_config.json", scheduler)
-  for name, tokenizer in cards.tokenizers(model, words).items():
+  for name, tokenizer in model_index.tokenizers(model, words).items():
     tokenizer.save_pretrained(str(path / name))
-  (path / "README.md").write_text(cards.card(index), encoding="utf-8")
+  (path / "README.md").write_text(
+    model_index.model_card(index), encoding="utf-8"
+  )
   _write_json(path / "model_index.json", index)
 
 

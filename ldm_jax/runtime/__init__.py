@@ -1,1 +1,1 @@
-"""The machine: whatever would be the same for any other model."""
+"""Meshes, checkpoints, logging and optimizers: the same for any model."""

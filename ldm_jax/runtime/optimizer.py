@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from ldm_jax.runtime.steady import steadied
+from ldm_jax.runtime.skip_updates import skip_bad_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Optimizer:
     descent = self._adamw() if self.muon is None else self._muon()
     if self.clip is not None:
       descent = optax.chain(optax.clip_by_global_norm(self.clip), descent)
-    return steadied(descent, self.patience, self.spikes)
+    return skip_bad_updates(descent, self.patience, self.spikes)
 
   def _adamw(self) -> optax.GradientTransformation:
     return optax.adamw(

@@ -6,7 +6,7 @@ from types import FrameType
 
 import jax
 
-from ldm_jax.runtime.sharding import Sharding
+from ldm_jax.runtime.devices.sharding import Sharding
 
 
 class Interruption:

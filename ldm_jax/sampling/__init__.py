@@ -1,6 +1,17 @@
 """How images are made: an order and conditions in, pictures out."""
 
-from ldm_jax.sampling.settings import Given, Order, Said, Settings
-from ldm_jax.sampling.studio import Studio
+from ldm_jax.sampling.engine import SamplingEngine
+from ldm_jax.sampling.sampling_config import (
+  Conditioning,
+  GenerationInputs,
+  ImageInputs,
+  SamplingConfig,
+)
 
-__all__ = ["Given", "Order", "Said", "Settings", "Studio"]
+__all__ = [
+  "Conditioning",
+  "GenerationInputs",
+  "ImageInputs",
+  "SamplingConfig",
+  "SamplingEngine",
+]

@@ -1,1 +1,1 @@
-"""Foreign weight files: containers and name tables, in numpy alone."""
+"""Containers and name tables of foreign weights, in numpy alone."""

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ldm_jax.weights.flax_files import read_flax
-from ldm_jax.weights.kinds import (
+from ldm_jax.weights.file_types import (
   FLAX,
   SAFETENSORS,
   START_LENGTH,
@@ -16,9 +15,14 @@ from ldm_jax.weights.kinds import (
   kind_of,
   refuse,
 )
-from ldm_jax.weights.mapped import opened
+from ldm_jax.weights.flax_files import read_flax
+from ldm_jax.weights.mmap_files import opened
 from ldm_jax.weights.safetensors_files import read_safetensors
-from ldm_jax.weights.torch_files import read_pickled, read_step, read_torch
+from ldm_jax.weights.torch.torch_files import (
+  read_pickled,
+  read_step,
+  read_torch,
+)
 
 __all__ = ["read_global_step", "read_pickled", "read_tensors", "read_torch"]
 

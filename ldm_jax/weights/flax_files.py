@@ -12,8 +12,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from ldm_jax.weights.errors import WeightsError
-from ldm_jax.weights.mapped import (
+from ldm_jax.errors import WeightsError
+from ldm_jax.weights.mmap_files import (
   DTYPES,
   MAX_RANK,
   check_shape,

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.errors import WeightsError
 from ldm_jax.weights.files import read_tensors
-from ldm_jax.weights.mapped import map_file, opened, replacing
+from ldm_jax.weights.mmap_files import map_file, opened, replace_file
 from ldm_jax.weights.safetensors_files import write_safetensors
 from ldm_jax.weights.strict_json import parse_json
 
@@ -197,7 +197,7 @@ def _write_index(path, files, tensors):
     "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
     "weight_map": {n: file for file, names in files.items() for n in names},
   }
-  with replacing(path) as file:
+  with replace_file(path) as file:
     text = json.dumps(index, indent=2, sort_keys=True)
     file.write(f"{text}\n".encode())
 

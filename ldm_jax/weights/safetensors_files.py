@@ -12,15 +12,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ldm_jax.weights.errors import WeightsError
-from ldm_jax.weights.kinds import START_LENGTH, explanation
-from ldm_jax.weights.mapped import (
+from ldm_jax.errors import WeightsError
+from ldm_jax.weights.file_types import START_LENGTH, explanation
+from ldm_jax.weights.mmap_files import (
   DTYPES,
+  error_context,
   is_count,
   map_file,
-  naming,
   opened,
-  replacing,
+  replace_file,
   view,
 )
 from ldm_jax.weights.strict_json import parse_json
@@ -98,12 +98,12 @@ def write_safetensors(
   Raises:
     WeightsError: a dtype has no word in the format, or a name is not allowed.
   """
-  with naming(path):
+  with error_context(path):
     for name, tensor in tensors.items():
       _check_writable(name, tensor.dtype.name)
     names = sorted(tensors, key=lambda n: (RANKS[tensors[n].dtype.name], n))
     header = _header({name: tensors[name] for name in names}, metadata)
-  with replacing(path) as file:
+  with replace_file(path) as file:
     file.write(len(header).to_bytes(8, "little") + header)
     for name in names:
       array = np.asarray(tensors[name])

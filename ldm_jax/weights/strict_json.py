@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from ldm_jax.weights.errors import WeightsError
+from ldm_jax.errors import WeightsError
 
 
 def parse_json(text: bytes) -> Any:

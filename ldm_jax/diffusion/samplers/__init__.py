@@ -1,11 +1,15 @@
 """From x_T to x_0: grids of noise levels, samplers as tables, one scan.
 
-`Recipe` names a sampler with its grid; `Recipe.plan` works out its rows; `run`
+`SamplerConfig` names a sampler with its grid; `SamplerConfig.plan` works out its rows; `run`
 follows them.
 """
 
-from ldm_jax.diffusion.samplers.grids import Spacing, times
-from ldm_jax.diffusion.samplers.program import (
+from ldm_jax.diffusion.samplers.sampler_config import (
+  SAMPLERS,
+  Plan,
+  SamplerConfig,
+)
+from ldm_jax.diffusion.samplers.sampler_table import (
   CHUNK,
   Mend,
   Row,
@@ -17,15 +21,15 @@ from ldm_jax.diffusion.samplers.program import (
   run,
   sample,
 )
-from ldm_jax.diffusion.samplers.recipe import SAMPLERS, Plan, Recipe
+from ldm_jax.diffusion.samplers.timesteps import Spacing, times
 
 __all__ = [
   "CHUNK",
   "SAMPLERS",
   "Mend",
   "Plan",
-  "Recipe",
   "Row",
+  "SamplerConfig",
   "Spacing",
   "begin",
   "chunks",

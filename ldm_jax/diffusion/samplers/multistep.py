@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ldm_jax.diffusion.samplers.grids import Grid
-from ldm_jax.diffusion.samplers.program import (
+from ldm_jax.diffusion.samplers.sampler_table import (
   EPS,
   X0,
   A,
@@ -21,6 +20,7 @@ from ldm_jax.diffusion.samplers.program import (
   X,
   row,
 )
+from ldm_jax.diffusion.samplers.timesteps import NoiseLevels
 from ldm_jax.diffusion.schedule import LEAST, Level
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
@@ -64,12 +64,12 @@ def _adams(grid, order, variable):
     yield row(s, t, x=t.signal * (start + moved), a=EPS, b=A, c=B)
 
 
-def lms(grid: Grid, order: int = 4) -> Iterator[Row]:
+def lms(grid: NoiseLevels, order: int = 4) -> Iterator[Row]:
   """Linear multistep: Adams-Bashforth in sigma / signal, k-diffusion's LMS."""
   return _adams(grid, lambda i: min(i + 1, order), lambda r: r)
 
 
-def deis(grid: Grid, order: int = 3) -> Iterator[Row]:
+def deis(grid: NoiseLevels, order: int = 3) -> Iterator[Row]:
   """DEIS in log-rho: polynomials in ln(sigma / signal)  (Zhang and Chen 2023).
 
   Their table 2's "rho-AB" with the logarithm as variable, which diffusers and
@@ -92,7 +92,7 @@ _EVEN = {
 }
 
 
-def plms(grid: Grid) -> Iterator[Row]:
+def plms(grid: NoiseLevels) -> Iterator[Row]:
   """Pseudo linear multistep  (Liu et al. 2022), as LDM begins it.
 
   The first step is Heun's: asked at both ends, so n steps ask n + 1 times.
@@ -100,7 +100,7 @@ def plms(grid: Grid) -> Iterator[Row]:
   yield from _even(grid, [], 0)
 
 
-def pndm_prk(grid: Grid) -> Iterator[Row]:
+def pndm_prk(grid: NoiseLevels) -> Iterator[Row]:
   """Three pseudo Runge-Kutta steps, then plms  (Liu et al. 2022, alg. 2).
 
   Asks 9 times more than there are steps. Fewer than 4 steps are plms's, and so
@@ -124,7 +124,9 @@ def pndm_prk(grid: Grid) -> Iterator[Row]:
   yield from _even(grid, [C, D, E], 3)
 
 
-def _even(grid: Grid, kept: list[np.ndarray], first: int) -> Iterator[Row]:
+def _even(
+  grid: NoiseLevels, kept: list[np.ndarray], first: int
+) -> Iterator[Row]:
   """The steps from number `first` on, `kept` being the answers before."""
   steps = grid.steps()
   for i in range(first, len(steps)):

@@ -58,7 +58,7 @@ SAMPLER_NAMES = tuple(sorted(set(_SAMPLERS.values())))
 SPACING_NAMES = tuple(sorted(set(_SPACINGS.values())))
 
 
-def sampler_and_spacing(text: str) -> tuple[str, str | None]:
+def parse_sampler_name(text: str) -> tuple[str, str | None]:
   """ "DPM++ 2M Karras" as ("dpmpp_2m", "karras"); None where no grid is named.
 
   Case, spaces, dashes and underscores do not matter; diffusers' class names
@@ -71,13 +71,13 @@ def sampler_and_spacing(text: str) -> tuple[str, str | None]:
   plain = _plain(text)
   if plain in _SAMPLERS:
     return _SAMPLERS[plain], None
-  for word, spacing in _SPACINGS.items():
+  for word, timestep_spacing in _SPACINGS.items():
     if plain.removesuffix(word) in _SAMPLERS and plain.endswith(word):
-      return _SAMPLERS[plain.removesuffix(word)], spacing
+      return _SAMPLERS[plain.removesuffix(word)], timestep_spacing
   raise ValueError(_unknown("sampler", text, plain, _SAMPLERS, SAMPLER_NAMES))
 
 
-def spacing_of(text: str) -> str:
+def parse_timestep_spacing(text: str) -> str:
   """The grid of a name.
 
   Raises:

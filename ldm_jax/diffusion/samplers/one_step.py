@@ -1,14 +1,14 @@
 """Samplers that forget: each step knows nothing but its own answer.
 
-A `Grid` gives the levels at which to ask and where each step lands.
+A `NoiseLevels` gives the levels at which to ask and where each step lands.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from ldm_jax.diffusion.samplers.grids import Grid
-from ldm_jax.diffusion.samplers.program import EPS, NOISE, X0, Row, X, row
+from ldm_jax.diffusion.samplers.sampler_table import EPS, NOISE, X0, Row, X, row
+from ldm_jax.diffusion.samplers.timesteps import NoiseLevels
 from ldm_jax.diffusion.schedule import Level
 
 SIGMA_DATA = 0.5  # the images' spread that consistency models assume
@@ -24,7 +24,7 @@ def posterior_std(s: Level, t: Level) -> float:
   return np.sqrt(max(shrink(s, t), 0)) * t.sigma / s.sigma
 
 
-def ddim(grid: Grid, eta: float = 0.0) -> Iterator[Row]:
+def ddim(grid: NoiseLevels, eta: float = 0.0) -> Iterator[Row]:
   """DDIM (Song et al. 2021, eq. 12 and 16).
 
   x_t = sqrt(ab_t) x0 + sqrt(1 - ab_t - std^2) eps + std noise, with std eta
@@ -38,7 +38,7 @@ def ddim(grid: Grid, eta: float = 0.0) -> Iterator[Row]:
     yield row(s, t, x=t.signal * X0 + along * EPS + std * NOISE)
 
 
-def ddpm(grid: Grid, eta: float = 1.0) -> Iterator[Row]:
+def ddpm(grid: NoiseLevels, eta: float = 1.0) -> Iterator[Row]:
   """Ancestral sampling: x_t ~ q(x_t | x_s, x0)  (Ho et al. 2020, alg. 2).
 
   `eta` scales the noise, the paper's being 1. The variance is the posterior's
@@ -52,7 +52,7 @@ def ddpm(grid: Grid, eta: float = 1.0) -> Iterator[Row]:
     yield row(s, t, x=from_x0 * X0 + from_x * X + noise)
 
 
-def lcm(grid: Grid, scaling: float = 10.0) -> Iterator[Row]:
+def lcm(grid: NoiseLevels, scaling: float = 10.0) -> Iterator[Row]:
   """Latent consistency models (Luo et al. 2023, alg. 3): denoise, noise again.
 
   The consistency function is c_out x0 + c_skip x with the boundary condition
@@ -69,7 +69,7 @@ def lcm(grid: Grid, scaling: float = 10.0) -> Iterator[Row]:
     )
 
 
-def tcd(grid: Grid, eta: float = 0.3) -> Iterator[Row]:
+def tcd(grid: NoiseLevels, eta: float = 0.3) -> Iterator[Row]:
   """Trajectory consistency distillation (Zheng et al. 2024, alg. 4).
 
   Goes down the trajectory to the time (1 - eta) t and back up to t by adding
@@ -86,7 +86,7 @@ def tcd(grid: Grid, eta: float = 0.3) -> Iterator[Row]:
     yield row(s, t, x=kept * down + np.sqrt(max(1 - kept**2, 0)) * NOISE)
 
 
-def invert(grid: Grid, is_ahead: bool = False) -> Iterator[Row]:
+def invert(grid: NoiseLevels, is_ahead: bool = False) -> Iterator[Row]:
   """DDIM backwards: from an image to the noise that it came from.
 
   Euler's method for the same ODE with time rising (Song et al. 2021, section

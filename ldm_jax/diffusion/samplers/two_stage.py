@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ldm_jax.diffusion.samplers.grids import Grid
-from ldm_jax.diffusion.samplers.program import (
+from ldm_jax.diffusion.samplers.sampler_table import (
   EPS,
   NOISE,
   X0,
@@ -20,6 +19,7 @@ from ldm_jax.diffusion.samplers.program import (
   Row,
   row,
 )
+from ldm_jax.diffusion.samplers.timesteps import NoiseLevels
 from ldm_jax.diffusion.schedule import Level
 
 
@@ -28,7 +28,7 @@ def euler(s: Level, t: Level, **kept: np.ndarray) -> Row:
   return row(s, t, x=t.signal * X0 + t.sigma * EPS, **kept)
 
 
-def heun(grid: Grid) -> Iterator[Row]:
+def heun(grid: NoiseLevels) -> Iterator[Row]:
   """Heun's method (Karras et al. 2022, algorithm 1), order 2.
 
   Asks at s, steps to t, asks there, and steps again with the mean of both.
@@ -42,7 +42,7 @@ def heun(grid: Grid) -> Iterator[Row]:
     yield row(t, t, x=t.signal * (A + s.ratio * B + mean))
 
 
-def dpm2(grid: Grid) -> Iterator[Row]:
+def dpm2(grid: NoiseLevels) -> Iterator[Row]:
   """The midpoint method, the middle being the geometric one; order 2.
 
   k-diffusion's sample_dpm_2, after Karras et al. 2022.
@@ -50,7 +50,7 @@ def dpm2(grid: Grid) -> Iterator[Row]:
   yield from _midpoint(grid, eta=0.0)
 
 
-def dpm2_ancestral(grid: Grid, eta: float = 1.0) -> Iterator[Row]:
+def dpm2_ancestral(grid: NoiseLevels, eta: float = 1.0) -> Iterator[Row]:
   """dpm2 to less noise than asked for, and noise to make up for it.
 
   k-diffusion's sample_dpm_2_ancestral; `eta` scales the noise that is added.
@@ -58,7 +58,7 @@ def dpm2_ancestral(grid: Grid, eta: float = 1.0) -> Iterator[Row]:
   yield from _midpoint(grid, eta)
 
 
-def _midpoint(grid: Grid, eta: float) -> Iterator[Row]:
+def _midpoint(grid: NoiseLevels, eta: float) -> Iterator[Row]:
   for s, t in grid.steps():
     down, up = descent(s, t, eta)
     if down == 0:

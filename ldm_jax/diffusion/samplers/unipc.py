@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ldm_jax.diffusion.samplers.exponential import span
-from ldm_jax.diffusion.samplers.grids import Grid
-from ldm_jax.diffusion.samplers.program import X0, A, B, C, D, Row, X, row
+from ldm_jax.diffusion.samplers.dpm_solver import span
+from ldm_jax.diffusion.samplers.sampler_table import X0, A, B, C, D, Row, X, row
+from ldm_jax.diffusion.samplers.timesteps import NoiseLevels
 from ldm_jax.diffusion.schedule import Level
 
 
 def unipc(
-  grid: Grid, order: int = 2, is_bh2: bool = True, corrects: bool = True
+  grid: NoiseLevels, order: int = 2, is_bh2: bool = True, corrects: bool = True
 ) -> Iterator[Row]:
   """UniPC of x0 with B(h) = e^h - 1, or h (bh1).
 

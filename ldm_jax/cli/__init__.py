@@ -1,0 +1,1 @@
+"""The commands: flags to a request, one library call, printed results."""

@@ -1,0 +1,1 @@
+"""The built-in procedural data set of captioned shapes."""

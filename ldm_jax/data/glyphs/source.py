@@ -1,0 +1,256 @@
+"""Glyphs: a captioned data set of coloured shapes that needs no download.
+
+Sample number i of a split is a pure function of (level, seed, i).
+"""
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Callable
+from typing import Any, Literal, SupportsIndex
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ldm_jax.data.glyphs.captions import PARAPHRASES, caption, caption_words
+from ldm_jax.data.glyphs.scenes import (
+  BACKGROUNDS,
+  COLOURS,
+  LEVELS,
+  POSITIONS,
+  SHAPES,
+  SIZES,
+  TEXTURES,
+  Scene,
+  Thing,
+  centre,
+  covers,
+  paint,
+  place,
+)
+
+__all__ = [
+  "ATTRIBUTES",
+  "BACKGROUNDS",
+  "COLOURS",
+  "POSITIONS",
+  "SHAPES",
+  "SIZES",
+  "TEXTURES",
+  "Glyphs",
+  "caption_words",
+  "is_held_out",
+]
+
+ATTRIBUTES = ("shape", "colour", "texture", "size", "position", "background")
+CORNERS = (0, 2, 6, 8)
+
+# The first index of each split: no index, hence no draw, is in two of them.
+_SPLITS = {"train": 0, "validation": 2**31, "held_out": 2**32}
+
+_PAINTS = {"vivid": (0,), "soft": (1,), "both": (0, 1)}
+
+_Dice = Callable[[int], int]
+
+
+def is_held_out(label: int) -> bool:
+  """Whether a (shape, colour) pair is kept from training: every tenth is.
+
+  A row of the table has eight pairs, so the tenths walk through the colours and
+  no shape loses more than one of its eight.
+  """
+  return label % 10 == 7
+
+
+def _dice(seed: int, index: int) -> _Dice:
+  """roll(n) is uniform in [0, n), drawn by Philox with this key.
+
+  numpy promises the raw stream of a bit generator for ever, but not that of
+  `Generator.integers` (NEP 19). The modulo's bias is below 2^-56.
+  """
+  key = np.array([seed, index], np.uint64)  # a list may pass through float64
+  words = iter(np.random.Philox(key=key).random_raw(32).tolist())
+  return lambda sides: next(words) % sides
+
+
+def _throw_thing(
+  level: int, roll: _Dice, labels: list[int], cell: int
+) -> Thing:
+  rules = LEVELS[level]
+  shape, colour = divmod(labels[roll(len(labels))], len(COLOURS))
+  texture, size = roll(rules.textures), roll(len(SIZES))
+  span = 2 * rules.jitter + 1
+  jitter = roll(span) - rules.jitter, roll(span) - rules.jitter
+  return Thing(shape, colour, texture, size, cell, jitter)
+
+
+def _take(roll: _Dice, choices: list[int]) -> int:
+  return choices.pop(roll(len(choices)))
+
+
+def _in_reading_order(level: int, things: list[Thing]) -> tuple[Thing, ...]:
+  """Each thing left of, or above, the next: the order of the widest gaps."""
+
+  def narrowest(order: tuple[Thing, ...]) -> int:
+    at = np.array([centre(level, thing) for thing in order])
+    return int(np.diff(at, axis=0).max(axis=1).min())
+
+  if len(things) == 1:
+    return tuple(things)
+  return max(itertools.permutations(things), key=narrowest)
+
+
+def _throw_scene(level: int, roll: _Dice, labels: list[int]) -> Scene:
+  """Draw a scene whose objects have (shape, colour) pairs among `labels`.
+
+  Objects, number and grating stand at different positions of the 3 x 3, so the
+  number is never hidden and a neighbour covers at most 7 of an object's 22 px.
+  """
+  rules = LEVELS[level]
+  background = roll(len(BACKGROUNDS) * rules.patterns)
+  cells = list(range(len(POSITIONS)))
+  if rules.objects == 1:
+    thing = _throw_thing(level, roll, labels, _take(roll, cells))
+    return Scene(level, background, (thing,))
+  number = 10 + roll(90)
+  corner = CORNERS[roll(len(CORNERS))]
+  cells.remove(corner)
+  count = 1 + roll(rules.objects)
+  things = [
+    _throw_thing(level, roll, labels, _take(roll, cells)) for _ in range(count)
+  ]
+  order = list(range(count))
+  depth = tuple(_take(roll, order) for _ in range(count))
+  grating, upright = _take(roll, cells), roll(2) == 1
+  return Scene(
+    level,
+    background,
+    _in_reading_order(level, things),
+    depth=depth,
+    number=number,
+    corner=corner,
+    grating=grating,
+    upright=upright,
+  )
+
+
+def _label(thing: Thing) -> int:
+  return thing.shape * len(COLOURS) + thing.colour
+
+
+def _boxes(scene: Scene) -> Float[np.ndarray, "k 5"]:
+  """x0, y0, x1, y1 in [0, 1] and the label; hidden parts count.
+
+  A row of -1 for each object that the level allows and the scene lacks.
+  """
+  rules = LEVELS[scene.level]
+  boxes = np.full((rules.objects, 5), -1, np.float32)
+  for k, thing in enumerate(scene.things):
+    (rows, columns), mask = place(scene.level, thing)
+    ys, xs = covers(mask).nonzero()
+    x0, y0 = columns.start + xs.min(), rows.start + ys.min()
+    x1, y1 = columns.start + xs.max() + 1, rows.start + ys.max() + 1
+    boxes[k, :4] = np.array([x0, y0, x1, y1]) / rules.pixels
+    boxes[k, 4] = _label(thing)
+  return boxes
+
+
+def _attributes(scene: Scene) -> Int[np.ndarray, "k 6"]:
+  attributes = np.full((LEVELS[scene.level].objects, 6), -1, np.int32)
+  for k, thing in enumerate(scene.things):
+    attributes[k] = *thing[:5], scene.background
+  return attributes
+
+
+@dataclasses.dataclass(frozen=True)
+class Glyphs:
+  """A source of dicts: image, caption, label, segmap, boxes, attributes.
+
+  Level 0 is one object on 32 x 32 px; level 1 is one to three on 64 x 64 px,
+  with a two-digit `number` in a corner and a grating of 1 px lines.
+
+    image       uint8 [s, s, 3]
+    caption     lower-case words
+    label       shape * 8 + colour, at level 1 of the first object named
+    segmap      uint8 [s, s]: 0 is background, 1 + shape an object
+    boxes       float32 [objects, 5]: x0, y0, x1, y1 in [0, 1], then the label
+    attributes  int32 [6], in the order of `ATTRIBUTES`; at level 1 [3, 6], and
+                the background counts colour + 4 * pattern
+    number      int32, in [10, 100), at level 1 only
+
+  Objects that a scene lacks are rows of -1 in boxes and attributes. Train and
+  validation share no draw; held_out has only (shape, colour) pairs that the
+  other two never show. Palette "soft" paints the same scenes in other colours
+  of the same names, "both" every other one on average. With `detail` 2 or 4,
+  level 0 is shown by so many times the pixels along a side: 64 x 64 or
+  128 x 128, whose means over 2 x 2 or 4 x 4 are the picture of detail 1.
+  """
+
+  level: int = 0
+  split: Literal["train", "validation", "held_out"] = "train"
+  size: int = 50_000
+  seed: int = 0
+  palette: Literal["vivid", "soft", "both"] = "vivid"
+  detail: int = 1
+
+  def __post_init__(self):
+    if self.detail not in ((1, 2, 4) if self.level == 0 else (1,)):
+      raise ValueError(
+        f"detail {self.detail!r} must be 1, 2 or 4 at level 0, and 1 at level 1"
+      )
+    if self.level not in range(len(LEVELS)):
+      raise ValueError(
+        f"level {self.level!r} must be 0 (32 px, one object) or 1 (64 px, one"
+        " to three objects)"
+      )
+    if self.split not in _SPLITS:
+      raise ValueError(f"split {self.split!r} must be one of {list(_SPLITS)}")
+    if not 1 <= self.size <= 2**31:
+      raise ValueError(
+        f"size {self.size} must be at least 1 and at most 2**31, where the"
+        " indices of the next split begin"
+      )
+    if not 0 <= self.seed < 2**64:
+      raise ValueError(f"seed {self.seed} must lie in [0, 2**64)")
+
+  def __len__(self) -> int:
+    return self.size
+
+  @property
+  def labels(self) -> list[int]:
+    """The (shape, colour) pairs of this split."""
+    pairs = range(LEVELS[self.level].shapes * len(COLOURS))
+    wanted = self.split == "held_out"
+    return [label for label in pairs if is_held_out(label) == wanted]
+
+  def scene(self, index: SupportsIndex) -> Scene:
+    """What sample `index` shows."""
+    return self._throw(index)[0]
+
+  def _throw(self, index: SupportsIndex) -> tuple[Scene, int]:
+    """The scene, and the paraphrase that tells of it."""
+    index = operator.index(index)
+    if not 0 <= index < self.size:
+      raise IndexError(f"index {index} must lie in [0, {self.size})")
+    roll = _dice(self.seed, _SPLITS[self.split] + index)
+    paraphrase = roll(PARAPHRASES)
+    scene = _throw_scene(self.level, roll, self.labels)
+    paints = _PAINTS[self.palette]
+    palette = paints[roll(len(paints))]
+    return scene._replace(palette=palette, detail=self.detail), paraphrase
+
+  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    scene, paraphrase = self._throw(index)
+    image, segmap = paint(scene)
+    attributes = _attributes(scene)
+    sample = {
+      "image": image,
+      "caption": caption(scene, paraphrase),
+      "label": np.int32(_label(scene.things[0])),
+      "segmap": segmap,
+      "boxes": _boxes(scene),
+      "attributes": attributes[0] if self.level == 0 else attributes,
+    }
+    if scene.number is not None:
+      sample["number"] = np.int32(scene.number)
+    return sample

@@ -1,0 +1,1 @@
+"""Data sets: folders, tfds, shards, mixtures, cached latents."""

@@ -1,0 +1,252 @@
+"""A folder of pictures: class folders become labels, text files captions."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from ldm_jax.data.annotations import ENDINGS, READERS, read_beside
+from ldm_jax.data.images import EXTENSIONS, header_size, read_image
+from ldm_jax.errors import DataError
+
+CAPTION = "caption.txt"  # one caption for all pictures of its folder
+_PLANES = tuple(ENDINGS[key] for key in READERS)
+METADATA = "metadata.jsonl"  # Hugging Face's ImageFolder with captions
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """Every picture below `path`, in the sorted order of its relative name.
+
+  "label" is the index of a picture's first-level folder among `classes`; it is
+  there if every picture lies in such a folder. "score" is metadata.jsonl's
+  number of that name. "caption" is `<stem>.txt` beside
+  the picture, else caption.txt in its folder, else metadata.jsonl in the root,
+  else ""; it is there if one picture has one. Neither depends on `only` and
+  `without`, so that two parts of a folder agree. Names that begin with a dot
+  are passed over, links to folders are followed.
+
+  Beside a picture name.jpg may lie, for every picture or for none: name.map.png
+  ("segmap", one channel of classes), name.mask.png ("mask", white is a hole),
+  name.depth.png ("depth"), each of the picture's size, and name.boxes.json
+  ("boxes", see `read_boxes`, padded to `objects` rows).
+
+  Attributes:
+    only: relative names to keep, such as "cats/1.jpg"; all if empty.
+    without: relative names to leave out, whether they exist or not.
+    objects: rows of "boxes"; objects beyond them are left out.
+
+  Raises (all at first use):
+    ValueError: there is no such folder, or no picture of `only`.
+    DataError: there is no picture, or what is told of them does not fit.
+    ImageError: a picture is bad; see `read_image`.
+  """
+
+  path: str
+  only: tuple[str, ...] = ()
+  without: tuple[str, ...] = ()
+  objects: int = 30
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    name = self.names[index]
+    item: dict[str, Any] = {"image": read_image(self._root / name)}
+    if self._has_captions:
+      item["caption"] = self._caption(name)
+    score = self._metadata.get(name, ("", None))[1]
+    if score is not None:
+      item["score"] = np.float32(score)
+    item |= self._beside(name, item["image"].shape[:2])
+    if self.classes:
+      item["label"] = np.int32(self._labels[_first_folder(name)])
+    return item
+
+  def _beside(self, name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """What is told of a picture by the files beside it."""
+    stem = str(pathlib.PurePosixPath(name).with_suffix(""))
+    found = {}
+    for key in self._told:
+      path = self._root / (stem + ENDINGS[key])
+      try:
+        found[key] = read_beside(key, path, size, self.objects)
+      except ValueError as error:
+        raise DataError(str(error)) from error
+    return found
+
+  @functools.cached_property
+  def _told(self) -> tuple[str, ...]:
+    """Which kinds of files lie beside every picture.
+
+    Raises:
+      DataError: one lies beside some pictures only.
+    """
+    told = []
+    stems = [str(pathlib.PurePosixPath(n).with_suffix("")) for n in self.names]
+    files = frozenset(self._files)
+    for key, ending in ENDINGS.items():
+      missing = [stem for stem in stems if stem + ending not in files]
+      if not missing:
+        told.append(key)
+      elif len(missing) < len(stems):
+        raise DataError(
+          f"{self.path} has {ending} files beside {len(stems) - len(missing)} "
+          f"of {len(stems)} pictures; {missing[0] + ending} is the first that "
+          "is missing"
+        )
+    return tuple(told)
+
+  @functools.cached_property
+  def sizes(self) -> Int[np.ndarray, "n 2"]:
+    """Heights and widths, of all headers; see `header_size`."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      paths = (self._root / name for name in self.names)
+      return np.array(list(pool.map(header_size, paths)))
+
+  @functools.cached_property
+  def names(self) -> tuple[str, ...]:
+    """The relative names of the pictures kept; index i is picture i."""
+    missing = sorted(set(self.only) - set(self._pictures))
+    if missing:
+      raise ValueError(
+        f"{self.path} lacks {len(missing)} of the {len(self.only)} pictures "
+        f"named in only, {missing[0]!r} first; names are relative, with /"
+      )
+    keep = set(self.only or self._pictures) - set(self.without)
+    if not keep:
+      raise DataError(
+        f"no picture of {self.path} is left: it has {len(self._pictures)}, "
+        f"and without names {len(self.without)}; shorten without"
+      )
+    return tuple(name for name in self._pictures if name in keep)
+
+  @functools.cached_property
+  def classes(self) -> tuple[str, ...]:
+    """The sorted first-level folders, or () if a picture lies in none."""
+    folders = {_first_folder(name) for name in self._pictures}
+    return () if "" in folders else tuple(sorted(folders))
+
+  @functools.cached_property
+  def _labels(self) -> dict[str, int]:
+    return {name: label for label, name in enumerate(self.classes)}
+
+  @property
+  def _root(self) -> pathlib.Path:
+    return pathlib.Path(self.path).expanduser()
+
+  @functools.cached_property
+  def _files(self) -> tuple[str, ...]:
+    if "://" in self.path:
+      raise ValueError(
+        f"{self.path} is not on this machine, where folders are read; mount "
+        "it, or pack its pictures into tars, which are read from buckets"
+      )
+    if not self._root.is_dir():
+      what = "is not a folder" if self._root.exists() else "does not exist"
+      raise ValueError(
+        f"{self.path} {what}; needed is a folder of images; "
+        f"relative paths start from {os.getcwd()}"
+      )
+    return tuple(sorted(_walk(self._root)))
+
+  @functools.cached_property
+  def _pictures(self) -> tuple[str, ...]:
+    names = tuple(
+      name
+      for name in self._files
+      if _suffix(name) in EXTENSIONS and not name.endswith(_PLANES)
+    )
+    if not names:
+      raise DataError(
+        f"0 images among the {len(self._files)} files of {self.path}; "
+        f"looked in it and below for {' '.join(sorted(EXTENSIONS))}"
+      )
+    return names
+
+  @functools.cached_property
+  def _texts(self) -> frozenset[str]:
+    return frozenset(name for name in self._files if _suffix(name) == ".txt")
+
+  @functools.cached_property
+  def _metadata(self) -> dict[str, tuple[str, float | None]]:
+    return _read_metadata(self._root) if METADATA in self._files else {}
+
+  @functools.cached_property
+  def _has_captions(self) -> bool:
+    return any(
+      self._text_of(name) or name in self._metadata for name in self._pictures
+    )
+
+  def _text_of(self, name: str) -> str | None:
+    """The relative name of the text file that captions a picture."""
+    picture = pathlib.PurePosixPath(name)
+    for text in picture.with_suffix(".txt"), picture.with_name(CAPTION):
+      if str(text) in self._texts:
+        return str(text)
+    return None
+
+  def _caption(self, name: str) -> str:
+    text = self._text_of(name)
+    if text is None:
+      return self._metadata.get(name, ("", None))[0]
+    return " ".join(_read_text(self._root / text).split())
+
+
+def _first_folder(name: str) -> str:
+  return name.partition("/")[0] if "/" in name else ""
+
+
+def _suffix(name: str) -> str:
+  return pathlib.PurePosixPath(name).suffix.lower()
+
+
+def _walk(root: pathlib.Path) -> Iterator[str]:
+  """Relative names with /, each real folder once, so that links cannot loop."""
+  seen = set()
+  for folder, below, files in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    below[:] = [] if real in seen else sorted(below)
+    below[:] = [name for name in below if not name.startswith(".")]
+    if real not in seen:
+      relative = pathlib.Path(folder).relative_to(root)
+      names = (name for name in files if not name.startswith("."))
+      yield from ((relative / name).as_posix() for name in names)
+    seen.add(real)
+
+
+def _read_text(path: pathlib.Path) -> str:
+  try:
+    return path.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise DataError(f"{path} is not UTF-8: {error.reason}") from error
+
+
+def _read_metadata(
+  root: pathlib.Path,
+) -> dict[str, tuple[str, float | None]]:
+  """{name: (caption, score)} of lines {"file_name": ..., "text": ...}."""
+  captions = {}
+  path = root / METADATA
+  for number, line in enumerate(_read_text(path).splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      entry = json.loads(line)
+      name, text, score = entry["file_name"], entry["text"], entry.get("score")
+      score = None if score is None else float(score)
+    except (ValueError, TypeError, KeyError) as error:
+      raise DataError(
+        f"{path}:{number}: needed is a JSON object with file_name and text, "
+        f"got {line.strip()[:60]!r}"
+      ) from error
+    name = pathlib.PurePosixPath(str(name)).as_posix()
+    captions[name] = " ".join(str(text).split()), score
+  return captions

@@ -1,0 +1,63 @@
+"""Several sources as one."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax.data.sources.folder import Folder
+from ldm_jax.data.sources.shards import Shards
+from ldm_jax.data.sources.tfds_source import TfdsSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+  """Examples of several sources, so many of each.
+
+  An epoch is as long as it takes to see every example once; the examples of
+  sources that are done earlier are seen again, in their order. Shuffled as any
+  source, a long stretch holds each source in its weight.
+
+  Attributes:
+    weights: one per source, in any unit; examples of source k are in
+      proportion to weights[k], whatever its size.
+
+  Raises (at first use): what the sources raise.
+  """
+
+  sources: tuple[Glyphs | Folder | TfdsSource | Shards, ...]
+  weights: tuple[float, ...]
+
+  def __post_init__(self):
+    if not self.sources or len(self.sources) != len(self.weights):
+      raise ValueError(
+        f"{len(self.sources)} sources need as many weights, got "
+        f"{len(self.weights)}"
+      )
+    if not all(0 < weight < math.inf for weight in self.weights):
+      raise ValueError(f"weights must be positive, got {self.weights}")
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"the mix has {len(self)} examples, not {index}")
+    number = int(np.searchsorted(self._ends, index, side="right"))
+    begin = int(self._ends[number - 1]) if number else 0
+    source = self.sources[number]
+    return source[(int(index) - begin) % len(source)]
+
+  @functools.cached_property
+  def _ends(self) -> np.ndarray:
+    """Behind each source's part of an epoch."""
+    sizes = [len(source) for source in self.sources]
+    if 0 in sizes:
+      raise ValueError(f"source {sizes.index(0)} of the mix has no examples")
+    pairs = list(zip(sizes, self.weights, strict=True))
+    unit = max(size / weight for size, weight in pairs)
+    parts = [max(size, round(unit * weight)) for size, weight in pairs]
+    return np.cumsum(parts)

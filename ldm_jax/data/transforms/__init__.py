@@ -1,0 +1,1 @@
+"""What is done to an example after it is read."""

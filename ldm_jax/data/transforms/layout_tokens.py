@@ -1,0 +1,100 @@
+"""Boxes as words: a layout becomes a sequence of ids."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Int32
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutTokens:
+  """Reads "boxes" and writes "layout": three ids per object, then two.
+
+  As LDM's layout models have it (Rombach et al. 2022, section 4.3.1; the
+  tokens are taming-transformers'): an object is its class, its top left corner
+  and its bottom right one. A corner is round(y (S - 1)) S + round(x (S - 1)),
+  x and y in [0, 1] of the whole image and S = floor(sqrt(vocabulary)); 8,192
+  ids give S = 90. Objects come in random order; what is missing is id
+  vocabulary - 1. The last two ids are the corners of the part of the image
+  that is seen. Classes and corners share one vocabulary.
+
+  Attributes:
+    vocabulary: ids in all.
+    objects: most of them; of more, a random choice.
+    has_crop: whether the last two ids are there.
+  """
+
+  vocabulary: int = 8192
+  objects: int = 30
+  has_crop: bool = True
+
+  output_key = "layout"
+
+  def __post_init__(self):
+    if self.side < 2 or self.objects < 1:
+      raise ValueError(
+        f"a vocabulary of {self.vocabulary} and {self.objects} objects; needed "
+        "are 4 ids, for a grid of 2, and 1 object at least"
+      )
+
+  @property
+  def side(self) -> int:
+    """S, of the grid of corners."""
+    return math.isqrt(self.vocabulary)
+
+  @property
+  def length(self) -> int:
+    """Ids of a layout."""
+    return 3 * self.objects + 2 * self.has_crop
+
+  def __call__(
+    self, item: Mapping[str, Any], rng: np.random.Generator
+  ) -> Int32[np.ndarray, " l"]:
+    """The ids of an example with "boxes" [k, 5] and perhaps "crop" [4]."""
+    boxes = np.asarray(item["boxes"], np.float64)
+    boxes = boxes[boxes[:, 4] >= 0]
+    chosen = rng.permutation(len(boxes))[: self.objects]
+    return self.encode(boxes[chosen], item.get("crop"))
+
+  def encode(
+    self,
+    boxes: Float[np.ndarray, "k 5"],
+    crop: Float[np.ndarray, "4"] | None = None,
+  ) -> Int32[np.ndarray, " l"]:
+    """The ids of boxes in this order: x0, y0, x1, y1 in [0, 1], class.
+
+    Raises:
+      ValueError: there are too many, or a class has no id.
+    """
+    if len(boxes) > self.objects:
+      raise ValueError(f"{len(boxes)} boxes; {self.objects} are the most")
+    none = self.vocabulary - 1
+    if len(boxes) and not 0 <= boxes[:, 4].max() < none:
+      raise ValueError(
+        f"class {boxes[:, 4].max():g} of a box; the vocabulary has room for 0 "
+        f"to {none - 1}"
+      )
+    ids = np.full(self.length, none, np.int32)
+    triples = np.concatenate([boxes[:, 4:], self.corners(boxes[:, :4])], axis=1)
+    ids[: triples.size] = triples.astype(np.int32).reshape(-1)
+    if self.has_crop:
+      whole = np.array([0.0, 0.0, 1.0, 1.0]) if crop is None else crop
+      ids[-2:] = self.corners(np.asarray(whole)[None])[0]
+    return ids
+
+  def corners(self, boxes: Float[np.ndarray, "k 4"]) -> Int[np.ndarray, "k 2"]:
+    """Ids of the top left and the bottom right corner."""
+    places = np.round(boxes.clip(0, 1) * (self.side - 1)).astype(np.int64)
+    x, y = places[:, ::2], places[:, 1::2]
+    return y * self.side + x
+
+  def decode(self, ids: Int[np.ndarray, " l"]) -> Float[np.ndarray, "k 5"]:
+    """The boxes of a sequence, to the nearest point of the grid."""
+    triples = np.asarray(ids)[: 3 * self.objects].reshape(-1, 3)
+    triples = triples[triples[:, 0] != self.vocabulary - 1]
+    y, x = np.divmod(triples[:, 1:], self.side)
+    places = np.stack([x, y], axis=-1).reshape(-1, 4) / (self.side - 1)
+    return np.concatenate([places, triples[:, :1]], axis=1)

@@ -1,0 +1,1 @@
+"""Automatic scoring of samples of the built-in glyphs."""

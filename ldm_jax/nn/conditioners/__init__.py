@@ -1,0 +1,1 @@
+"""Modules that turn one array of the batch into a condition."""

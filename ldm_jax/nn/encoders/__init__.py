@@ -1,0 +1,1 @@
+"""Text, image and metric encoders: CLIP, transformers, Inception, LPIPS."""

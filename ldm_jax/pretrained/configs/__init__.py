@@ -1,0 +1,1 @@
+"""The config.json files of diffusers and transformers."""

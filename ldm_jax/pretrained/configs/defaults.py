@@ -1,0 +1,252 @@
+"""What diffusers' and transformers' classes say where a config is silent.
+
+The defaults are those of diffusers 0.42.1 and transformers 5, read off their
+constructors. See `configs.Schema` for the meaning of the three groups.
+"""
+
+from ldm_jax.pretrained.configs.strict_config import Schema
+
+_UNET = {
+  "act_fn": ("silu", "swish"),
+  "downsample_padding": (1,),
+  "flip_sin_to_cos": (True,),
+  "freq_shift": (0,),
+  "mid_block_scale_factor": (1,),
+  "norm_eps": (1e-5,),
+  "time_embedding_type": ("positional",),
+}
+
+# Attention with a context. Softmax is float32 here, whatever upcast_attention
+# says; mid_block_only_cross_attention is for another block than we have.
+CONDITIONAL = Schema(
+  "UNet2DConditionModel",
+  defaults={
+    "in_channels": 4,
+    "out_channels": 4,
+    "sample_size": None,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 1280,
+    "transformer_layers_per_block": 1,
+    "reverse_transformer_layers_per_block": None,
+    "attention_head_dim": 8,
+    "only_cross_attention": False,
+    "use_linear_projection": False,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "projection_class_embeddings_input_dim": None,
+    "resnet_time_scale_shift": "default",
+    "norm_num_groups": 32,
+    "dropout": 0.0,
+  },
+  demands=_UNET
+  | {
+    "attention_type": ("default",),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "resnet_out_scale_factor": (1,),
+  },
+  passive=(
+    "addition_embed_type_num_heads",
+    "mid_block_only_cross_attention",
+    "upcast_attention",
+  ),
+)
+
+# Attention to pixels alone.
+UNCONDITIONAL = Schema(
+  "UNet2DModel",
+  defaults={
+    "in_channels": 3,
+    "out_channels": 3,
+    "sample_size": None,
+    "down_block_types": ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
+    "up_block_types": ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "add_attention": True,
+    "attn_norm_num_groups": None,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "resnet_time_scale_shift": "default",
+    "norm_num_groups": 32,
+    "dropout": 0.0,
+  },
+  demands=_UNET | {"mid_block_type": ("UNetMidBlock2D",)},
+  passive=("num_train_timesteps",),
+)
+
+# Blocks on the way down and on the way up, and whether they attend.
+CROSS_BLOCKS = (
+  {"CrossAttnDownBlock2D": True, "DownBlock2D": False},
+  {"CrossAttnUpBlock2D": True, "UpBlock2D": False},
+)
+# Of UNet2DModel, by how we call its downsample_type.
+PLAIN_BLOCKS = {
+  "conv": (
+    {"AttnDownBlock2D": True, "DownBlock2D": False},
+    {"AttnUpBlock2D": True, "UpBlock2D": False},
+  ),
+  "block": (
+    {"AttnDownBlock2D": True, "ResnetDownsampleBlock2D": False},
+    {"AttnUpBlock2D": True, "ResnetUpsampleBlock2D": False},
+  ),
+}
+RESAMPLING = {"conv": "conv", "resnet": "block"}
+MODULATION = {"default": "add", "scale_shift": "scale_shift"}
+
+ENCODER_BLOCKS = (
+  {"AttnDownEncoderBlock2D": True, "DownEncoderBlock2D": False},
+  {"AttnUpDecoderBlock2D": True, "UpDecoderBlock2D": False},
+)
+
+SCALING_FACTOR = 0.18215  # of a config without one: that of SD 1 and 2
+_AUTOENCODER = {
+  "down_block_types": ("DownEncoderBlock2D",),
+  "up_block_types": ("UpDecoderBlock2D",),
+  "block_out_channels": (64,),
+  "layers_per_block": 1,
+  "norm_num_groups": 32,
+  "scaling_factor": SCALING_FACTOR,
+  "mid_block_add_attention": True,
+}
+_IMAGES = {
+  "act_fn": ("silu", "swish"),
+  "in_channels": (3,),
+  "out_channels": (3,),
+}
+
+# force_upcast keeps diffusers from computing in float16; we never do unasked.
+KL = Schema(
+  "AutoencoderKL",
+  defaults=_AUTOENCODER | {"latent_channels": 4},
+  demands=_IMAGES
+  | {
+    "shift_factor": (None, 0),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+  },
+  passive=("force_upcast", "sample_size"),
+)
+
+VQ = Schema(
+  "VQModel",
+  defaults=_AUTOENCODER
+  | {"latent_channels": 3, "num_vq_embeddings": 256, "vq_embed_dim": None},
+  demands=_IMAGES | {"norm_type": ("group",)},
+  passive=("force_upcast", "sample_size"),
+)
+
+CLIP = Schema(
+  "CLIPTextModel",
+  defaults={
+    "architectures": (),
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 512,
+    "eos_token_id": 49407,
+  },
+  demands={"layer_norm_eps": (1e-5,), "model_type": ("clip_text_model",)},
+  passive=None,
+)
+
+VISION = Schema(
+  "CLIPVisionModelWithProjection",
+  defaults={
+    "architectures": (),
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 512,
+  },
+  demands={
+    "layer_norm_eps": (1e-5,),
+    "num_channels": (3,),
+    "model_type": ("clip_vision_model",),
+  },
+  passive=None,
+)
+
+# LDM's text encoder, as diffusers' LDMTextToImagePipeline calls it.
+BERT = Schema(
+  "LDMBertModel",
+  defaults={
+    "vocab_size": 30522,
+    "d_model": 1280,
+    "encoder_layers": 32,
+    "encoder_attention_heads": 8,
+    "head_dim": 64,
+    "encoder_ffn_dim": 5120,
+    "max_position_embeddings": 77,
+  },
+  demands={"activation_function": ("gelu",), "model_type": ("ldmbert",)},
+  passive=None,
+)
+
+# LDM's, which diffusers never had.
+CLASSES = Schema(
+  "ClassEmbedder",
+  defaults={"n_classes": 1000, "embed_dim": 512},
+  demands={"key": ("class", "class_label")},
+)
+
+_NOISE = {
+  "beta_start": 0.0001,
+  "beta_end": 0.02,
+  "beta_schedule": "linear",
+  "num_train_timesteps": 1000,
+  "prediction_type": "epsilon",
+  "rescale_betas_zero_snr": False,
+  "trained_betas": None,
+}
+_LDM = _NOISE | {"beta_start": 0.00085, "beta_end": 0.012}
+
+# Those that sample along a table of betas, with what they say when silent.
+SCHEDULERS = {
+  **dict.fromkeys(
+    (
+      "DDIMScheduler",
+      "DDPMScheduler",
+      "DEISMultistepScheduler",
+      "DPMSolverMultistepScheduler",
+      "DPMSolverSinglestepScheduler",
+      "EulerAncestralDiscreteScheduler",
+      "EulerDiscreteScheduler",
+      "LMSDiscreteScheduler",
+      "PNDMScheduler",
+      "SASolverScheduler",
+      "UniPCMultistepScheduler",
+    ),
+    _NOISE,
+  ),
+  **dict.fromkeys(
+    (
+      "DPMSolverSDEScheduler",
+      "HeunDiscreteScheduler",
+      "KDPM2AncestralDiscreteScheduler",
+      "KDPM2DiscreteScheduler",
+    ),
+    _LDM,
+  ),
+  **dict.fromkeys(
+    ("LCMScheduler", "TCDScheduler"),
+    _LDM | {"beta_schedule": "scaled_linear"},
+  ),
+}

@@ -1,0 +1,159 @@
+"""The config.json of text encoders and their like, to and from ours."""
+
+from typing import Any, get_args
+
+from ldm_jax.errors import ConfigError
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
+from ldm_jax.nn.encoders.clip_text import Activation, ClipText
+from ldm_jax.nn.encoders.clip_vision import ClipVision
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.pretrained.configs.defaults import BERT, CLASSES, CLIP, VISION
+from ldm_jax.pretrained.configs.strict_config import (
+  Config,
+  class_name,
+  read,
+  refusal,
+)
+
+_WITH_PROJECTION = "CLIPTextModelWithProjection"
+
+
+def clip(config: Config) -> ClipText:
+  """The text tower of a transformers CLIPTextConfig.
+
+  It projects what it pools only if `architectures` says so. An end of 2, which
+  is no end token, stands in configs of the time before the end was looked up;
+  transformers takes the largest id then, and so do we.
+
+  Raises:
+    ConfigError: a key asks for what `ClipText` cannot do.
+  """
+  values = read(config, CLIP)
+  width, hidden = values["hidden_size"], values["intermediate_size"]
+  activation, end = values["hidden_act"], values["eos_token_id"]
+  if activation not in get_args(Activation):
+    raise refusal(CLIP.kind, "hidden_act", activation, get_args(Activation))
+  if not isinstance(end, int):
+    raise refusal(CLIP.kind, "eos_token_id", end, "one token")
+  is_projected = _WITH_PROJECTION in (values["architectures"] or ())
+  try:
+    return ClipText(
+      values["vocab_size"],
+      width,
+      values["num_hidden_layers"],
+      values["num_attention_heads"],
+      values["max_position_embeddings"],
+      None if hidden == 4 * width else hidden,
+      activation,
+      values["projection_dim"] if is_projected else None,
+      None if end == 2 else end,
+    )
+  except ValueError as error:
+    raise ConfigError(f"{CLIP.kind}: {error}") from error
+
+
+def clip_config(clip: ClipText) -> dict[str, Any]:
+  """The config.json of the same text tower in transformers."""
+  is_projected = clip.projection is not None
+  return {
+    "architectures": [_WITH_PROJECTION if is_projected else CLIP.kind],
+    "bos_token_id": 0,
+    "eos_token_id": 2 if clip.end is None else clip.end,
+    "hidden_act": clip.activation,
+    "hidden_size": clip.width,
+    "intermediate_size": clip.hidden or 4 * clip.width,
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": clip.length,
+    "model_type": "clip_text_model",
+    "num_attention_heads": clip.heads,
+    "num_hidden_layers": clip.depth,
+    "pad_token_id": 1,
+    "projection_dim": clip.projection or clip.width,
+    "vocab_size": clip.vocabulary,
+  }
+
+
+def clip_vision(config: Config) -> ClipVision:
+  """The image tower of a transformers CLIPVisionConfig, or of a whole CLIP's.
+
+  Raises:
+    ConfigError: a key asks for what `ClipVision` cannot do.
+  """
+  if "vision_config" in config:  # a CLIPModel: both towers in one folder
+    told = {"projection_dim": config.get("projection_dim", 512)}
+    config = {**config["vision_config"], **told}
+  values = read(config, VISION)
+  width, hidden = values["hidden_size"], values["intermediate_size"]
+  activation = values["hidden_act"]
+  if activation not in get_args(Activation):
+    raise refusal(VISION.kind, "hidden_act", activation, get_args(Activation))
+  try:
+    return ClipVision(
+      values["image_size"],
+      values["patch_size"],
+      width,
+      values["num_hidden_layers"],
+      values["num_attention_heads"],
+      None if hidden == 4 * width else hidden,
+      activation,
+      values["projection_dim"],
+    )
+  except ValueError as error:
+    raise ConfigError(f"{VISION.kind}: {error}") from error
+
+
+def text(config: Config) -> TextEncoder:
+  """LDM's text encoder, which diffusers calls LDMBertModel.
+
+  Raises:
+    ConfigError: a key asks for what `TextEncoder` cannot do.
+  """
+  values = read(config, BERT)
+  width, hidden = values["d_model"], values["encoder_ffn_dim"]
+  if hidden != 4 * width:
+    raise refusal(BERT.kind, "encoder_ffn_dim", hidden, (4 * width,))
+  return TextEncoder(
+    values["vocab_size"],
+    width,
+    values["encoder_layers"],
+    values["encoder_attention_heads"],
+    values["head_dim"],
+    values["max_position_embeddings"],
+  )
+
+
+def text_config(text: TextEncoder) -> dict[str, Any]:
+  """The config.json of diffusers' LDMBertModel."""
+  return {
+    "activation_function": "gelu",
+    "architectures": [BERT.kind],
+    "d_model": text.width,
+    "encoder_attention_heads": text.heads,
+    "encoder_ffn_dim": 4 * text.width,
+    "encoder_layers": text.depth,
+    "head_dim": text.head_width,
+    "max_position_embeddings": text.length,
+    "model_type": "ldmbert",
+    "pad_token_id": 0,
+    "vocab_size": text.vocabulary,
+  }
+
+
+def classes(config: Config) -> ClassEmbedder:
+  """LDM's ClassEmbedder, as its own configs put it: the last class is none.
+
+  Raises:
+    ConfigError: another class, or an unknown key.
+  """
+  class_name(config, (CLASSES.kind,))
+  values = read(config, CLASSES)
+  return ClassEmbedder(values["n_classes"] - 1, values["embed_dim"])
+
+
+def classes_config(classes: ClassEmbedder) -> dict[str, Any]:
+  """The inverse of `classes`; diffusers has no such network."""
+  return {
+    "_class_name": CLASSES.kind,
+    "embed_dim": classes.width,
+    "n_classes": classes.classes + 1,
+  }

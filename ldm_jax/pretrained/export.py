@@ -1,0 +1,169 @@
+"""Our modules on their way out, with the configs and names of the format."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.errors import ConfigError
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.autoencoder import Autoencoder
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedders import (
+  ClassEmbedder,
+  SizeEmbedder,
+  TextEmbedder,
+)
+from ldm_jax.nn.controlnet import ControlNet
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.unet import UNet
+from ldm_jax.pretrained import model_index
+from ldm_jax.pretrained.assemble import WEIGHTLESS, split_variables
+from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
+from ldm_jax.pretrained.configs.autoencoder_config import autoencoder_config
+from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
+from ldm_jax.pretrained.configs.unet_writer import unet_config
+from ldm_jax.pretrained.networks import Module, geometry
+from ldm_jax.weights.naming import convert
+from ldm_jax.weights.naming.parameter_names import table
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A network of ours on its way out.
+
+  Attributes:
+    name: its subfolder.
+    kind: what weights/names.py calls it in single files.
+    config: its config.json.
+  """
+
+  name: str
+  kind: str
+  module: Module
+  params: Any
+  config: dict[str, Any]
+
+  def tensors(self, dialect: str, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """By foreign name, in `dtype`.
+
+    Raises:
+      WeightsError: the dialect has no name for a parameter.
+    """
+    kind = (
+      "clip" if dialect == "diffusers" and "clip" in self.kind else self.kind
+    )
+    found = table(
+      kind,
+      dialect,
+      convert.shapes(self.params),
+      geometry(self.module, self.config),
+    )
+    tensors = convert.revert(found, self.params)
+    return {
+      name: np.ascontiguousarray(array, dtype)
+      for name, array in tensors.items()
+    }
+
+
+def parts_of(
+  module: LatentDiffusion, params: Parameters, side: int = 512
+) -> list[Network]:
+  """The networks of a whole model, the text encoders in their order.
+
+  Raises:
+    ConfigError: the format cannot hold one of them.
+  """
+  if module.control is not None:
+    raise ConfigError("a ControlNet is not written along; leave control=None")
+  sizes = [p.width for p in module.conditioners if isinstance(p, SizeEmbedder)]
+  sinusoids = sizes[0] if sizes else None
+  latent_side = side // module.first_stage.stride
+  unet = _unet(module.unet, params.unet, latent_side, sinusoids)
+  scale = float(params.latent_scale)
+  vae = _vae(module.first_stage, params.first_stage, side, scale)
+  found = []
+  for part in module.conditioners:
+    _check_held(part)
+    for one, variables in split_variables(
+      part, params.conditioners[part.input_key]
+    ):
+      found.append(lone(one, variables))
+  places = model_index.places(module)
+  named = zip(places, found, strict=True)
+  return [
+    unet,
+    vae,
+    *(dataclasses.replace(network, name=name) for name, network in named),
+  ]
+
+
+def _check_held(part: Any) -> None:
+  """Raises ConfigError for what foreign pipelines have no word for."""
+  if isinstance(part, ClassEmbedder | ClipEmbedder | WEIGHTLESS):
+    return
+  if not isinstance(part, TextEmbedder):
+    raise ConfigError(
+      f"foreign formats have no word for a {type(part).__name__}; save the "
+      "autoencoder or the U-Net alone"
+    )
+  if part.is_pooled or part.encoder.length != 77:
+    raise ConfigError(
+      f"the text encoder is of length {part.encoder.length} with is_pooled="
+      f"{part.is_pooled}: the pipelines of diffusers know LDM's only, of "
+      "length 77 and not pooled; save its autoencoder or U-Net alone"
+    )
+
+
+def lone(module: Module, params: Mapping[str, Any], side: int = 512) -> Network:
+  """A network by itself.
+
+  Raises:
+    ConfigError: the format cannot hold it.
+  """
+  if isinstance(module, ControlNet):
+    raise ConfigError("a ControlNet is read, but cannot be written")
+  if isinstance(module, UNet):
+    return _unet(module, params, side // 8)
+  if isinstance(module, Autoencoder):
+    return _vae(module, params, side)
+  variables = params["params"]
+  if isinstance(module, ClipText):
+    config = text_encoder_config.clip_config(module)
+    return Network("text_encoder", "clip", module, variables, config)
+  if isinstance(module, ClassEmbedder):
+    config = text_encoder_config.classes_config(module)
+    return Network("class_embedder", "classes", module, variables, config)
+  config = text_encoder_config.text_config(module)
+  return Network("text_encoder", "text", module, variables, config)
+
+
+def _unet(
+  unet: UNet, variables: Any, side: int, sinusoids: int | None = None
+) -> Network:
+  params = variables["params"]
+  shape = {k: tuple(v) for k, v in convert.shapes(params).items()}
+  vectors = [
+    shape[n][0] for n in ("vector_1/kernel", "vector/kernel") if n in shape
+  ]
+  contexts = {
+    size[0]
+    for name, size in shape.items()
+    if name.endswith("attention2/k/kernel")
+  }
+  fed = unet_reader.Inputs(
+    channels=shape["conv_in/kernel"][2],
+    size=side,
+    context=contexts.pop() if contexts else None,
+    vector=vectors[0] if vectors else None,
+    sinusoids=sinusoids,
+  )
+  return Network("unet", "unet", unet, params, unet_config(unet, fed))
+
+
+def _vae(
+  vae: Autoencoder, variables: Any, side: int, scale: float = SCALING_FACTOR
+) -> Network:
+  config = autoencoder_config(vae, scaling_factor=scale, sample_size=side)
+  return Network("vae", "autoencoder", vae, variables["params"], config)

@@ -1,0 +1,136 @@
+"""A LoRA that was trained here, as other programs read it."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ldm_jax.errors import WeightsError
+from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.lora import FACTORS, LoRA
+from ldm_jax.pretrained.lora.matrix_names import networks
+from ldm_jax.weights.naming.convert import Row, list_names
+from ldm_jax.weights.naming.layouts import LAYOUTS
+from ldm_jax.weights.safetensors_files import write_safetensors
+
+Form = Literal["kohya", "peft"]
+Path = tuple[str, ...]
+
+
+class Factors(NamedTuple):
+  """A matrix' factors as torch lays them out.
+
+  Attributes:
+    kohya: its whole name in a file of kohya's.
+    module: its name within the network.
+  """
+
+  kohya: str
+  module: str
+  down: np.ndarray
+  up: np.ndarray
+
+
+def save_lora(
+  opened: LoadedModel,
+  lora: LoRA,
+  factors: Mapping[str, Any],
+  path: str | os.PathLike,
+  form: Form = "kohya",
+) -> None:
+  """Writes the factors as a .safetensors of kohya's form, or of peft's.
+
+  kohya's has a tensor of alpha for every matrix; peft's has alpha in its
+  metadata, and the names of the modules that diffusers with transformers 5
+  adapts.
+
+  Raises:
+    WeightsError: a matrix has no name there; they are listed.
+  """
+  left = dict(pairs_of(factors))
+  found: dict[str, list[Factors]] = {}  # by network
+  for starts, start, table in networks(opened, ("diffusers",)):
+    prefix = next(s for s in starts if s.startswith("lora_"))
+    dotted = next(s for s in starts if s.endswith("."))
+    network = dotted.removesuffix(".")
+    for row in table.rows:
+      place = (*start, *row.ours.split("/"))
+      if place in left:
+        down, up = _foreign(*left.pop(place), row)
+        module = row.theirs.removesuffix(".weight")
+        found.setdefault(network, []).append(
+          Factors(_kohya(prefix, module), module, down, up)
+        )
+  if left:
+    names = ["/".join(place) for place in left]
+    raise WeightsError(
+      f"no form of LoRA has names for {list_names(names, lambda _: ())}"
+    )
+  write = {"kohya": _as_kohya, "peft": _as_peft}[form]
+  tensors, words = write(found, lora)
+  write_safetensors(path, tensors, metadata=words)
+
+
+def _kohya(prefix: str, name: str) -> str:
+  """kohya's name of a module; transformers 5 leaves `text_model` out."""
+  is_bare = prefix != "lora_unet_" and not name.startswith("text_")
+  return prefix + "text_model_" * is_bare + name.replace(".", "_")
+
+
+def _as_kohya(
+  found: Mapping[str, list[Factors]], lora: LoRA
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """A tensor of alpha beside every pair."""
+  alpha = np.float32(lora.alpha).reshape(())
+  tensors = {}
+  for pair in (pair for pairs in found.values() for pair in pairs):
+    tensors[f"{pair.kohya}.lora_down.weight"] = pair.down
+    tensors[f"{pair.kohya}.lora_up.weight"] = pair.up
+    tensors[f"{pair.kohya}.alpha"] = alpha
+  return tensors, {"format": "pt"}
+
+
+def _as_peft(
+  found: Mapping[str, list[Factors]], lora: LoRA
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Alpha and the modules' names in the metadata, by network."""
+  tensors, told = {}, {}
+  for network, pairs in found.items():
+    for pair in pairs:
+      name = f"{network}.{pair.module}"
+      tensors[f"{name}.lora_A.weight"] = pair.down
+      tensors[f"{name}.lora_B.weight"] = pair.up
+    told |= {
+      f"{network}.r": lora.rank,
+      f"{network}.lora_alpha": lora.alpha,
+      f"{network}.target_modules": [pair.module for pair in pairs],
+    }
+  return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+
+
+def pairs_of(
+  factors: Mapping[str, Any], path: Path = ()
+) -> Iterator[tuple[Path, tuple[np.ndarray, np.ndarray]]]:
+  """(path, (down, up)) of every adapted kernel."""
+  if factors.keys() == FACTORS:
+    yield (
+      path,
+      (np.asarray(factors["lora_down"]), np.asarray(factors["lora_up"])),
+    )
+    return
+  for name, part in factors.items():
+    yield from pairs_of(part, (*path, name))
+
+
+def _foreign(
+  down: np.ndarray, up: np.ndarray, row: Row
+) -> tuple[np.ndarray, np.ndarray]:
+  """[r i ...] and [o r ...] of ours [... i r] and [r o]."""
+  back = LAYOUTS[row.layout].to_theirs
+  window = (1,) * (down.ndim - 2)
+  return (
+    np.ascontiguousarray(back(down)),
+    np.ascontiguousarray(back(up.reshape(*window, *up.shape))),
+  )

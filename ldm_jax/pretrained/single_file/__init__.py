@@ -1,0 +1,1 @@
+"""Single-file checkpoints: family and configuration from tensors."""

@@ -1,0 +1,252 @@
+"""A single file's family and configurations, from its tensors' shapes."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.diffusion.prediction import Prediction
+from ldm_jax.errors import WeightsError
+from ldm_jax.pretrained.configs import scheduler_config
+from ldm_jax.pretrained.single_file import submodules
+from ldm_jax.pretrained.single_file.families import FAMILIES, Family, family_of
+from ldm_jax.pretrained.single_file.submodules import (
+  Given,
+  Submodule,
+  SubmoduleLocation,
+)
+from ldm_jax.pretrained.single_file.tensor_shapes import (
+  Shape,
+  Shapes,
+  read_unet,
+)
+
+Read = Callable[[str], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Detected:
+  """What a file holds.
+
+  Attributes:
+    family: a key of families.FAMILIES, or "vae" for a lone autoencoder.
+    texts: text encoders, or LDM's class embedder.
+    scheduler: what scheduler_config.json would hold; None without a U-Net.
+    notices: lines for the user: what is missing, and what was guessed.
+  """
+
+  family: str
+  unet: Submodule | None
+  vae: Submodule | None
+  texts: tuple[Submodule, ...]
+  scheduler: dict[str, Any] | None
+  notices: tuple[str, ...]
+
+
+# Buffers, averages, and what was for training.
+_IGNORED = re.compile(
+  r"(low_scale_model\.)?(betas|alphas_cumprod\w*|sqrt_\w+|log_one_minus\w+"
+  r"|posterior_\w+|lvlb_weights|logvar|scale_factor)|denoiser\.sigmas"
+  r"|model_ema\..*|depth_model\..*|v_pred|ztsnr|(.*\.)?position_ids"
+  r"|(cond_stage_model|conditioner)\.(.*\.)?(logit_scale|text_projection)"
+  r"(\.weight)?"
+)
+_SCALE = "scale_factor"
+_OF_TWO_TEXTS = ("sdxl", "sdxl-inpainting")
+_UNTOLD = ("ldm-unconditional", "ldm-churches")
+_LISTED = 5  # names in a message
+_EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+
+# Parts of names, and what kind of file has them.
+_OTHERS = {
+  "lora_": "an adapter (LoRA), to be applied to a model",
+  "control_model.": "a ControlNet",
+  "input_hint_block.": "a ControlNet",
+  "double_blocks.": "Flux, which has no U-Net",
+  "joint_blocks.": "Stable Diffusion 3, which has no U-Net",
+  "down_blocks.": "a part of a diffusers folder; give the folder, whose "
+  "config.json says what it is",
+}
+
+# diffusers and ComfyUI tell SD 2's two kinds apart so: by the length of the
+# base model's training, and by a bias that v-prediction drove further from 0.
+_STEPS_OF_BASE = 875_000
+_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+_BIAS_OF_V = 0.09
+
+
+def detect(
+  shapes: Mapping[str, Shape],
+  *,
+  read: Read | None = None,
+  global_step: int | None = None,
+  prediction: Prediction | None = None,
+  config: Mapping[str, Given] | None = None,
+) -> Detected:
+  """What a single file holds, from the names and shapes of its tensors.
+
+  Args:
+    read: a tensor's values by its name. It is asked for the scale of latents
+      that some of LDM's files hold, and for one bias of SD 2.
+    global_step: which stood beside the tensors of a .ckpt.
+    prediction: what the U-Net answers, if the caller knows.
+    config: by a part's name, or "scheduler": keys of its config that go before
+      what the file and its family say.
+
+  Raises:
+    WeightsError: it is nothing that we know, or lacks what only `config` can
+      say; the message tells which.
+  """
+  given = config or {}
+  unet = submodules.find(shapes, submodules.UNETS)
+  vae = submodules.find(shapes, submodules.VAES)
+  texts = [s for s in submodules.TEXTS if s.prefix + s.tensor in shapes]
+  _check(shapes, [site for site in (unet, vae, *texts) if site is not None])
+  get = lambda site: given.get(site.name, {})
+  told = tuple(submodules.text_part(site, shapes, get(site)) for site in texts)
+  if unet is None:
+    return _lone_vae(shapes, vae, given, told)
+  module, fed = read_unet(Shapes(shapes, unet.prefix))
+  name = family_of(module, fed, [site.network for site in texts])
+  notices = _missing(name, vae, texts)
+  word = given.get("scheduler", {}).get("prediction_type")
+  prediction = prediction or scheduler_config.PREDICTIONS.get(word)
+  if prediction is None:
+    prediction, notice = _predict(name, shapes, read, global_step)
+    notices += notice
+  name = "sd2-v" if (name, prediction) == ("sd2", "v") else name
+  family = _scaled(FAMILIES[name], shapes, read)
+  return Detected(
+    name,
+    submodules.unet_part(unet, shapes, family, get(unet)),
+    vae and submodules.vae_part(vae, shapes, family, get(vae)),
+    told,
+    _scheduler(family, shapes, prediction, given.get("scheduler", {})),
+    notices,
+  )
+
+
+def _check(shapes: Mapping[str, Shape], found: list[SubmoduleLocation]) -> None:
+  """Sees that there is a U-Net or autoencoder, and nothing unheard of."""
+  if not {"unet", "vae"} & {site.name for site in found}:
+    for key, kind in _OTHERS.items():
+      if any(key in name for name in shapes):
+        raise WeightsError(f"{key} is in its tensors' names: this is {kind}")
+    raise WeightsError(
+      f"neither a U-Net nor an autoencoder of Stable Diffusion or LDM among "
+      f"{_list(shapes)}"
+    )
+  if marks := [name for name in _EDM if name in shapes]:
+    raise WeightsError(
+      f"{_list(marks)}: the model is trained in EDM's way, which is not known "
+      "here; needed is one that predicts eps, v or x0"
+    )
+  prefixes = tuple(site.prefix for site in found)
+  unknown = [
+    name
+    for name in shapes
+    if not name.startswith(prefixes) and not _IGNORED.fullmatch(name)
+  ]
+  if unknown:
+    raise WeightsError(
+      f"of no network known here: {_list(unknown)}; if they are of no use, "
+      "take them out of the file"
+    )
+
+
+def _list(names: Collection[str]) -> str:
+  """How many names there are, and the first of them."""
+  first = sorted(names)[:_LISTED]
+  more = ["..."] if len(names) > len(first) else []
+  return f"{len(names)} tensors ({', '.join(first + more)})"
+
+
+def _lone_vae(
+  shapes: Mapping[str, Shape],
+  site: SubmoduleLocation,
+  given: Mapping[str, Given],
+  texts: tuple[Submodule, ...],
+) -> Detected:
+  """An autoencoder by itself, which does not say what scales its latents."""
+  is_vq = f"{site.prefix}quantize.embedding.weight" in shapes
+  family = FAMILIES["ldm-unconditional" if is_vq else "sd1"]
+  told = given.get(site.name, {})
+  part = submodules.vae_part(site, shapes, family, told)
+  notice = (
+    "the autoencoder does not say what its latents are multiplied by; it is "
+    f"taken to be {family.scale} (SDXL's is 0.13025)"
+  )
+  notices = () if "scaling_factor" in told else (notice,)
+  return Detected("vae", None, part, texts, None, notices)
+
+
+def _missing(
+  name: str, vae: SubmoduleLocation | None, texts: list[SubmoduleLocation]
+) -> tuple[str, ...]:
+  """What a whole model would have that the file has not."""
+  notices = []
+  if vae is None:
+    notices.append(f"no autoencoder in the file: this {name} needs one")
+  if not texts and name not in _UNTOLD:
+    notices.append(
+      "no text encoder in the file: by the shapes of its U-Net it is taken to "
+      f"be of family {name}"
+    )
+  if len(texts) == 1 and name in _OF_TWO_TEXTS:
+    notices.append(f"of two text encoders only {texts[0].name} in the file")
+  return tuple(notices)
+
+
+def _predict(
+  name: str,
+  shapes: Mapping[str, Shape],
+  read: Read | None,
+  global_step: int | None,
+) -> tuple[Prediction, tuple[str, ...]]:
+  """What the U-Net predicts, and a notice if that is a guess."""
+  if "v_pred" in shapes:
+    return "v", ()
+  if name != "sd2":
+    return FAMILIES[name].prediction, ()
+  if global_step == _STEPS_OF_BASE:
+    return "eps", ()
+  bias = next((n for n in shapes if n.endswith(_BIAS)), None)
+  if read is None or bias is None:
+    guess, reason = "v", "most of SD 2 does"
+  else:
+    spread = float(np.std(np.asarray(read(bias), np.float32)))
+    guess = "v" if spread > _BIAS_OF_V else "eps"
+    reason = f"the spread of one bias is {spread:.3f}, v's is over {_BIAS_OF_V}"
+  notice = (
+    f"no tensor says what the U-Net predicts; taken to be {guess!r} ({reason}),"
+    " say otherwise with prediction="
+  )
+  return guess, (notice,)
+
+
+def _scaled(
+  family: Family, shapes: Mapping[str, Shape], read: Read | None
+) -> Family:
+  """The family with the scale of latents that the file holds, if it does."""
+  if _SCALE in shapes and read is not None:
+    return family._replace(scale=float(np.asarray(read(_SCALE))))
+  return family
+
+
+def _scheduler(
+  family: Family,
+  shapes: Mapping[str, Shape],
+  prediction: Prediction,
+  given: Given,
+) -> dict[str, Any]:
+  """A scheduler_config.json; what the file marks goes before the family."""
+  schedule = family.schedule
+  if "ztsnr" in shapes and prediction == "v":
+    schedule = dataclasses.replace(schedule, zero_terminal_snr=True)
+  written = scheduler_config.schedule_config(schedule, prediction)
+  predicted = {"prediction_type": written["prediction_type"]}
+  config = written | dict(given) | predicted
+  scheduler_config.schedule(config)
+  return config

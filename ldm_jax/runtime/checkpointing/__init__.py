@@ -1,0 +1,1 @@
+"""Checkpoints by Orbax: atomic, verified, with one writer per run."""

@@ -1,0 +1,77 @@
+"""Arrays to PNG files: one by one, or as a grid with words below."""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def grid(
+  images: np.ndarray, captions: Sequence[str] = (), columns: int | None = None
+) -> np.ndarray:
+  """Lays images [n, h, w, 3] of bytes out row by row, near to a square.
+
+  Captions are written below, wrapped to the width of a cell; small images are
+  enlarged by a whole factor to make room for them.
+  """
+  count, height, width, _ = images.shape
+  columns = min(count, columns or int(np.ceil(np.sqrt(count))))
+  factor = max(1, -(-(128 if len(captions) else 64) // width))
+  images = images.repeat(factor, 1).repeat(factor, 2)
+  if len(captions):
+    images = _captioned(images, captions)
+  _, height, width, _ = images.shape
+  rows = -(-count // columns)
+  gap = 2
+  sheet = np.full(
+    (rows * (height + gap) - gap, columns * (width + gap) - gap, 3),
+    255,
+    np.uint8,
+  )
+  for i, image in enumerate(images):
+    top = i // columns * (height + gap)
+    left = i % columns * (width + gap)
+    sheet[top : top + height, left : left + width] = image
+  return sheet
+
+
+def _captioned(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+  import textwrap
+
+  from PIL import Image, ImageDraw, ImageFont
+
+  font = ImageFont.load_default(11)
+  width = images.shape[2]
+  letters = max(8, width // 6)
+  texts = [textwrap.wrap(caption, letters) or [""] for caption in captions]
+  lines = max(len(text) for text in texts)
+  cells = []
+  for image, text in zip(images, texts, strict=True):
+    label = Image.new("RGB", (width, 13 * lines + 4), "white")
+    ImageDraw.Draw(label).multiline_text(
+      (2, 1), "\n".join(text), "black", font, timestep_spacing=1
+    )
+    cells.append(np.concatenate([image, np.asarray(label)]))
+  return np.stack(cells)
+
+
+def write_png(
+  path: str, image: np.ndarray, settings: Mapping[str, str] | None = None
+) -> None:
+  """Writes one image with `settings` as its text; never half a file."""
+  from PIL import Image
+  from PIL.PngImagePlugin import PngInfo
+
+  info = PngInfo()
+  for name, value in (settings or {}).items():
+    info.add_itxt(name, value)
+  os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+  part = path + ".part"
+  try:
+    Image.fromarray(image).save(part, "PNG", pnginfo=info)
+    os.replace(part, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      os.remove(part)
+    raise OSError(error.errno, error.strerror, path) from error

@@ -1,0 +1,1 @@
+"""Metrics on disk, step timing, operation counts and the watchdog."""

@@ -1,0 +1,149 @@
+"""The first stage as pictures need it: bytes to latents and back, in tiles.
+
+Tiles keep the memory of large images small. Norms and attention then see a
+tile instead of the image, so tiles differ from the whole and from each other;
+how much is measured where they overlap.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from ldm_jax.errors import NonFinite
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.conditioners.spatial import MaskedImage
+from ldm_jax.pixels import to_float, to_uint8
+from ldm_jax.runtime.devices import memory, processes
+from ldm_jax.runtime.devices.activation_sharding import constrain_activations
+from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.sampling.tiling import blend
+
+
+class LatentCodec:
+  """A model's first stage with its parameters."""
+
+  def __init__(
+    self,
+    model: LatentDiffusion,
+    params: Parameters,
+    sharding: Sharding,
+    say: Callable[[str], None] = lambda line: None,
+  ):
+    """Compiles nothing yet; `say` is told how well tiles agree."""
+    self._model, self._params, self._sharding = model, params, sharding
+    self._say = say
+    self._encode = jax.jit(
+      constrain_activations(self._encoded, sharding), static_argnames="side"
+    )
+    self._decode = jax.jit(
+      constrain_activations(self._decoded, sharding), static_argnames="side"
+    )
+
+  def encode(
+    self,
+    images: UInt8[np.ndarray, "b H W 3"],
+    masks: Bool[np.ndarray, "b H W"] | None = None,
+    tile: int | None = None,
+  ) -> Float[Array, "b h w c"]:
+    """Scaled latents, the posterior's mode; hidden where a mask is true.
+
+    Args:
+      tile: side in pixels.
+    """
+    latents, seam = self._encode(
+      self._params,
+      self._sharding.whole(images),
+      None if masks is None else self._sharding.whole(masks),
+      side=self._side(tile),
+    )
+    if seam is not None:
+      self._say(f"note: tiles encoded differ by {float(seam):.3f} in latents")
+    return latents
+
+  def decode(
+    self, latents: Float[Array, "b h w c"], tile: int | None = None
+  ) -> UInt8[np.ndarray, "b H W 3"]:
+    """Scaled latents to pictures.
+
+    Args:
+      tile: side in pixels.
+
+    Raises:
+      NonFinite: an image holds what is not a number.
+    """
+    side = self._side(tile)
+    images, seam, spoiled = self._decode(self._params, latents, side=side)
+    if int(spoiled):
+      raise NonFinite(
+        f"{int(spoiled)} of {len(images)} images hold what is not a number; "
+        "compute in float32, or look at the weights"
+      )
+    if seam is not None:
+      self._say(
+        f"note: tiles decoded differ by {127.5 * float(seam):.2f} of 255 "
+        "(root mean square where they overlap)"
+      )
+    return processes.gather(images)
+
+  def check_room(
+    self, shape: tuple[int, int, int, int], tile: int | None
+  ) -> None:
+    """Raises TooLarge if latents of this shape cannot be decoded in the
+    memory that a device has left; a batch is spread over all."""
+    rows, height, width, channels = shape
+    side = self._side(tile)
+    if side is not None:
+      height, width = min(height, side), min(width, side)
+    rows = -(-rows // self._sharding.parts)
+    one = jax.ShapeDtypeStruct((rows, height, width, channels), jnp.float32)
+    stride = self._model.first_stage.stride
+    memory.check(
+      f"decoding {rows} of {height * stride} x {width * stride}",
+      memory.least(self._model.decode, self._params, one),
+      "a smaller --batch, --height and --width, or --tiled",
+    )
+
+  def _side(self, tile: int | None) -> int | None:
+    """Of a tile in latents."""
+    return tile and max(1, tile // self._model.first_stage.stride)
+
+  def _encoded(
+    self,
+    params: Parameters,
+    images: Array,
+    masks: Array | None,
+    *,
+    side: int | None,
+  ) -> tuple[Array, Array | None]:
+    images, seam = to_float(images), None
+    if masks is not None:
+      part = self._model.part(MaskedImage) or MaskedImage()
+      images = part.hide(images, masks)
+    encode = lambda images: self._model.encode(params, images).mode()
+    if side is None:
+      latents = encode(images)
+    else:
+      stride = self._model.first_stage.stride
+      size = (images.shape[1] // stride, images.shape[2] // stride)
+      latents, seam = blend(lambda crop: encode(crop(images)), size, side)
+    return latents * params.latent_scale, seam
+
+  def _decoded(
+    self, params: Parameters, latents: Array, *, side: int | None
+  ) -> tuple[Array, Array | None, Array]:
+    """Images, how much tiles differ, and how many are no numbers."""
+    decode, seam = (lambda part: self._model.decode(params, part)), None
+    if side is None:
+      images = decode(latents)
+    else:
+      images, seam = blend(
+        lambda crop: jnp.clip(decode(crop(latents)), -1, 1),
+        latents.shape[1:3],
+        side,
+        self._model.first_stage.stride,
+      )
+    spoiled = ~jnp.isfinite(images).all((1, 2, 3))
+    return to_uint8(images), seam, spoiled.sum()

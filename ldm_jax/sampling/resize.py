@@ -1,0 +1,43 @@
+"""Pictures of any size made to fit: resized, masked, extended. Numpy only."""
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+
+def fit_image(
+  image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+  """By Pillow's Lanczos; an image that has the size is returned as it is."""
+  if image.shape[:2] == (height, width):
+    return image
+  return np.asarray(
+    Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+  )
+
+
+def fit_mask(
+  image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> Bool[np.ndarray, "height width"]:
+  """True where the picture is white rather than black."""
+  grey = Image.fromarray(image).convert("L")
+  if grey.size != (width, height):
+    grey = grey.resize((width, height), Image.Resampling.NEAREST)
+  return np.asarray(grey) >= 128
+
+
+def extend_canvas(
+  image: UInt8[np.ndarray, "h w 3"],
+  left: int,
+  top: int,
+  right: int,
+  bottom: int,
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Bool[np.ndarray, "h2 w2"]]:
+  """The image on a larger canvas, and a mask that is true on what was added.
+
+  The canvas repeats the image's border, which is nearer to what belongs there
+  than grey.
+  """
+  sides = ((top, bottom), (left, right))
+  mask = np.pad(np.zeros(image.shape[:2], bool), sides, constant_values=True)
+  return np.pad(image, (*sides, (0, 0)), mode="edge"), mask

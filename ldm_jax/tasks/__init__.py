@@ -1,1 +1,0 @@
-"""The learning: one file is one meaning of "a training step"."""

@@ -1,0 +1,1 @@
+"""The training tasks, the trainer, and what a run needs to start."""

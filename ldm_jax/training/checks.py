@@ -1,0 +1,147 @@
+"""Whether data, tokenizer and network fit together, before anything begins."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from ldm_jax import config_tree
+from ldm_jax.config import Experiment
+from ldm_jax.data.sources.cached_latents import CachedLatents
+from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.data.transforms.layout_tokens import LayoutTokens
+from ldm_jax.errors import ConfigError
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder, TextEmbedder
+from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
+from ldm_jax.run import shapes_of
+from ldm_jax.runtime.devices import memory
+from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.classifier import ClassifierTask
+from ldm_jax.training.dataloading import example_batch
+from ldm_jax.training.denoiser import DenoiserTask
+
+
+def check_conditions(
+  experiment: Experiment,
+  words: Tokenizer | None,
+  example: dict[str, np.ndarray],
+) -> None:
+  """Raises ConfigError if data, tokenizer and network do not fit together."""
+  task = experiment.task
+  parts = task.model.conditioners if isinstance(task, DenoiserTask) else ()
+  for part in parts:
+    if part.input_key not in example:
+      raise ConfigError(
+        f"a conditioner reads {part.input_key!r}, but the examples have "
+        f"{', '.join(sorted(example))}"
+        + ("; set data.tokenizer" if part.input_key == "tokens" else "")
+      )
+  _check_shapes(task, shapes_of(example, 1))
+  for part in parts:
+    if isinstance(part, TextEmbedder | ClipEmbedder):
+      _check_text(part, words)
+    elif isinstance(part, ClassEmbedder | SegmentationEmbedder):
+      _check_labels(example[part.input_key], part.classes)
+  if isinstance(task, ClassifierTask):
+    _check_labels(example[task.input_key], task.classifier.classes)
+
+
+def check_buckets(experiment: Experiment, words: Tokenizer | None) -> None:
+  """Raises ConfigError unless the network takes every bucket's shape."""
+  data = experiment.data
+  if data.buckets and data.latents:
+    raise ConfigError(
+      "cached latents are of one shape; leave data.latents or data.buckets out"
+    )
+  for shape in data.buckets:
+    try:
+      example = example_batch(experiment, words, shape)
+      check_conditions(experiment, words, example)
+    except (ConfigError, ValueError) as error:
+      raise ConfigError(f"data.buckets {shape}: {error}") from error
+
+
+def check_latents(experiment: Experiment) -> None:
+  """Raises ConfigError if cached latents are not this experiment's."""
+  data = experiment.data
+  if not data.latents:
+    return
+  if isinstance(experiment.task, AutoencoderTask):
+    raise ConfigError(
+      "data.latents are of stage two; stage one learns from images"
+    )
+  told = CachedLatents(data.latents).manifest
+  wanted = {
+    "first_stage": experiment.first_stage_digest,
+    "source": config_tree.to_json(data.source),
+    "augment": config_tree.to_json(data.augment),
+  }
+  for name, value in wanted.items():
+    if told[name] != json.loads(json.dumps(value)):
+      raise ConfigError(
+        f"the latents in {data.latents!r} were made with another {name}; make "
+        "them anew: python -m ldm_jax.cli.prepare"
+      )
+  task = experiment.task
+  parts = task.model.conditioners if isinstance(task, DenoiserTask) else ()
+  needs = [
+    v.output_key for v in data.transforms if not isinstance(v, LayoutTokens)
+  ]
+  needs += [
+    part.input_key for part in parts if isinstance(part, ConcatConditioner)
+  ]
+  if needs:
+    raise ConfigError(
+      f"{needs[0]!r} is made of images, which cached latents have none of; "
+      "leave data.latents out"
+    )
+
+
+def check_memory(example: dict[str, np.ndarray], batch: int) -> None:
+  """Raises TooLarge if a batch of such examples is."""
+  size = batch * sum(array.nbytes for array in example.values())
+  share = -(-size // jax.device_count())
+  memory.check(f"a batch of {batch}", share, "a smaller data.batch")
+
+
+def _check_shapes(task: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> None:
+  """Raises ConfigError unless the network can be laid out for such batches."""
+  frozen = task.frozen_shapes(shapes)
+  try:
+    jax.eval_shape(task.init, jax.random.key(0), shapes, frozen)
+  except TypeError as error:  # of jax, where arrays do not lie side by side
+    first, *_ = str(error).splitlines()
+    raise ConfigError(
+      f"what the conditioners say does not fit beside the latents: {first}; "
+      "look at their sizes (halvings, cell, size) and widths"
+    ) from error
+
+
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+  most = int(labels.max())
+  if most >= classes:
+    raise ConfigError(
+      f"label {most} needs classes={most + 1} or more, the network has "
+      f"{classes}"
+    )
+
+
+def _check_text(part: TextEmbedder | ClipEmbedder, words: Tokenizer) -> None:
+  is_clip = isinstance(part, ClipEmbedder)
+  encoder = part.encoders[0] if is_clip else part.encoder
+  if words.size > encoder.vocabulary:
+    raise ConfigError(
+      f"the tokenizer has {words.size} ids, the text encoder "
+      f"vocabulary={encoder.vocabulary}; raise it"
+    )
+  length = words.length
+  null = np.asarray(part.empty(length)[0] if is_clip else part.null(length))
+  if not np.array_equal(null, words.empty):
+    raise ConfigError(
+      f"the tokenizer writes the empty prompt as {words.empty.tolist()}, the "
+      f"conditioner as {null.tolist()}; set the ids it begins, ends and is "
+      "padded with"
+    )

@@ -1,0 +1,285 @@
+"""Stage two: add noise to latents, name it, descend, and average."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from ldm_jax.concat_conditioning import NoiseAugmentation, prepare_inputs
+from ldm_jax.diffusion import samplers
+from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.loss import DenoisingLoss, sample_times
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.latents import (
+  Which,
+  image_shape,
+  latent_shape,
+  latents_of,
+  posterior_of,
+)
+from ldm_jax.nn.conditioners.conditioner import has_null
+from ldm_jax.nn.conditioners.spatial import LowResolution
+from ldm_jax.nn.lora import LoRA
+from ldm_jax.runtime.optimizer import Optimizer, averaged, in_slices
+
+Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
+
+
+class State(flax.struct.PyTreeNode):
+  """What learning changes. `params` and `ema` hold U-Net and conditioners, or a
+  LoRA's factors."""
+
+  step: Any
+  params: Any
+  ema: Any
+  opt: Any
+
+
+class Frozen(flax.struct.PyTreeNode):
+  """What learning leaves alone: the first stage, the scale of its latents, and
+  conditioners that were trained before (by what each reads); under a LoRA
+  `base`, the U-Net and the other conditioners."""
+
+  first_stage: Any
+  latent_scale: Any
+  conditioners: Any = flax.struct.field(default_factory=dict)
+  base: Any = None
+
+
+class StepNoise(NamedTuple):
+  """All randomness of a step, drawn over the whole batch.
+
+  Attributes:
+    posterior: standard normal [b h w c], for the first stage's posterior.
+    noise: standard normal [b h w c], eps.
+    t: times [b].
+    drop: per conditioner, where its null is said instead, bool [b].
+    grain: noise of the small pictures that are given, or None.
+    dropout: a key [b] per example; a slice uses its first.
+  """
+
+  posterior: Array
+  noise: Array
+  t: Array
+  drop: dict[str, Array]
+  dropout: Array
+  noise_augmentation: NoiseAugmentation | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserTask:
+  """Learns eps_theta on a frozen first stage's latents.
+
+  Rombach et al. 2022, eq. 2 and 3, with the condition dropped now and then
+  (Ho and Salimans 2022, algorithm 1).
+
+  Attributes:
+    ema_decay: of the average that is sampled from.
+    accumulate: slices of the batch, one after another, per update.
+    latent_scale: latents are multiplied by it, or None to measure
+      1 / std on the first batches and store it with the run.
+    latents: x0 is a "sample" of the first stage's posterior, as in LDM, or its
+      "mode". Where the bottleneck's price is high, most of a sample is noise
+      that nothing can foretell.
+    preview_steps: of DDIM, for previews.
+    preview_guidance: scale of guidance in previews.
+    offset_noise: eps has so much of a further normal, one per channel, so that
+      what is learned reaches the mean of an image (Podell et al. 2023, 2.5,
+      who use 0.05).
+    lora: train changes of low rank instead of the parameters themselves; the
+      run must begin from a model (`Experiment.start`).
+  """
+
+  model: LatentDiffusion = LatentDiffusion()
+  optimizer: Optimizer = Optimizer()
+  loss: DenoisingLoss = DenoisingLoss()
+  ema_decay: float = 0.9999
+  accumulate: int = 1
+  latent_scale: float | None = None
+  latents: Which = "sample"
+  preview_steps: int = 50
+  preview_guidance: float = 3.0
+  offset_noise: float = 0.0
+  lora: LoRA | None = None
+
+  def __post_init__(self):
+    if self.loss.prediction != self.model.prediction:
+      raise ValueError(
+        f"the loss asks for {self.loss.prediction!r} but the model answers "
+        f"{self.model.prediction!r}; set loss.prediction and "
+        "model.prediction alike"
+      )
+
+  @property
+  def first_stage(self) -> Any:
+    """The autoencoder whose latents are denoised."""
+    return self.model.first_stage
+
+  def with_first_stage(self, stage: Any) -> "DenoiserTask":
+    """The same on another autoencoder's latents."""
+    model = dataclasses.replace(self.model, first_stage=stage)
+    return dataclasses.replace(self, model=model)
+
+  def frozen_shapes(self, batch: Batch) -> Frozen:
+    """Shapes of what `frozen` must hold for batches like this one."""
+    images = jax.ShapeDtypeStruct(
+      image_shape(self.first_stage, batch), jnp.float32
+    )
+    noise = jax.ShapeDtypeStruct(self._latent_shape(batch), jnp.float32)
+    key = jax.random.key(0)
+    frozen = Frozen(
+      jax.eval_shape(self.model.first_stage.init, key, images, noise),
+      jax.ShapeDtypeStruct((), jnp.float32),
+    )
+    if not self.model.frozen and self.lora is None:
+      return frozen
+    base = jax.eval_shape(self.fresh, key, batch, frozen)
+    parts = base["conditioners"]
+    held = {name: parts.pop(name) for name in self.model.frozen}
+    base = None if self.lora is None else base
+    return frozen.replace(conditioners=held, base=base)
+
+  def init(self, key: Array, batch: Batch, frozen: Frozen) -> State:
+    """A fresh state for batches like this one."""
+    if self.lora is None:
+      params = self.fresh(key, batch, frozen)
+      for name in self.model.frozen:
+        del params["conditioners"][name]
+    else:
+      params = self.lora.fresh(key, frozen.base)
+    opt = self.optimizer.build().init(params)
+    return State(jnp.zeros((), jnp.int32), params, params, opt)
+
+  def fresh(self, key: Array, batch: Batch, frozen: Frozen) -> dict:
+    """Parameters of U-Net and all conditioners, as they are drawn."""
+    params = Parameters(frozen.first_stage, frozen.latent_scale, None, None)
+    still = jax.tree.map(
+      jnp.zeros_like, self.draw(key, batch).noise_augmentation
+    )
+    raw = prepare_inputs(self.model, params, batch, still)
+    return self.model.init(key, raw, self._latent_shape(batch))
+
+  def step(
+    self, state: State, frozen: Frozen, batch: Batch, key: Array
+  ) -> tuple[State, dict[str, Array]]:
+    """One update from one global batch."""
+    draws = self.draw(key, batch)
+
+    def gradient(batch: Batch, draws: StepNoise):
+      loss = lambda params: self._loss(params, frozen, batch, draws).mean()
+      return jax.value_and_grad(loss)(state.params)
+
+    loss, grads = in_slices(gradient, self.accumulate, batch, draws)
+    updates, opt = self.optimizer.build().update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    ema = averaged(state.ema, params, step, self.ema_decay)
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+    return State(step, params, ema, opt), metrics
+
+  def measure(
+    self, state: State, frozen: Frozen, batch: Batch, key: Array
+  ) -> dict[str, Array]:
+    """The averaged model's loss on held-out images, nothing dropped."""
+    draws = self.draw(key, batch)
+    kept = jax.tree.map(jnp.zeros_like, draws.drop)
+    losses = self._loss(state.ema, frozen, batch, draws._replace(drop=kept))
+    return {"loss": losses.mean()}
+
+  def preview(
+    self, state: State, frozen: Frozen, batch: Batch, key: Array
+  ) -> dict[str, Array]:
+    """{"samples"}: images drawn for the batch's conditions."""
+    model = self.model
+    count, *shape = self._latent_shape(batch)
+    params = self.parameters(state.ema, frozen)
+    raw = prepare_inputs(
+      model, params, batch, self.draw(key, batch).noise_augmentation
+    )
+    says = lambda is_null: model.condition(
+      params,
+      raw,
+      {
+        part.input_key: jnp.full((count,), is_null and has_null(part))
+        for part in model.conditioners
+      },
+    )
+    denoise = model.guided(
+      params, says(True), says(False), Guidance(self.preview_guidance)
+    )
+    keys = samplers.image_keys(key, jnp.arange(count))
+    steps = min(self.preview_steps, model.schedule.steps)
+    plan = samplers.SamplerConfig(steps).plan(model.schedule)
+    noise = samplers.initial_noise(keys, tuple(shape))
+    x0 = samplers.sample(denoise, noise, plan.program, keys)
+    return {"samples": model.decode(params, x0)}
+
+  def parameters(self, trained: Any, frozen: Frozen) -> Parameters:
+    """Trained and frozen parts as the model's parameters."""
+    if self.lora is not None:
+      trained = self.lora.merged(frozen.base, trained)
+    return Parameters(
+      first_stage=frozen.first_stage,
+      latent_scale=frozen.latent_scale,
+      conditioners={**trained["conditioners"], **frozen.conditioners},
+      unet=trained["unet"],
+    )
+
+  def draw(self, key: Array, batch: Batch) -> StepNoise:
+    """All random numbers of a step, from one key."""
+    shape = self._latent_shape(batch)
+    parts = self.model.conditioners
+    key_post, key_noise, key_t, key_out, *key_drop = jax.random.split(
+      key, 4 + len(parts)
+    )
+    noise = jax.random.normal(key_noise, shape)
+    if self.offset_noise:
+      apart = jax.random.fold_in(key_noise, 1)
+      means = jax.random.normal(apart, (shape[0], 1, 1, shape[-1]))
+      noise += self.offset_noise * means
+    return StepNoise(
+      posterior=jax.random.normal(key_post, shape),
+      noise=noise,
+      t=sample_times(key_t, self.model.schedule, shape[0], self.loss.density),
+      drop={
+        part.input_key: jax.random.bernoulli(k, part.drop_rate, shape[:1])
+        for part, k in zip(parts, key_drop, strict=True)
+      },
+      dropout=jax.random.split(key_out, shape[0]),
+      noise_augmentation=self._grain(jax.random.fold_in(key, 1), batch),
+    )
+
+  def _grain(self, key: Array, batch: Batch) -> NoiseAugmentation | None:
+    """Noise of small pictures, at levels that training draws."""
+    part = self.model.part(LowResolution)
+    if part is None or not part.levels:
+      return None
+    key_level, key_noise = jax.random.split(key)
+    shape = batch[part.input_key].shape
+    level = jax.random.randint(key_level, shape[:1], 0, part.most)
+    noise = jax.random.normal(key_noise, shape)
+    return NoiseAugmentation(level.astype(jnp.float32), noise)
+
+  def _latent_shape(self, batch: Batch) -> tuple[int, ...]:
+    return latent_shape(self.first_stage, batch)
+
+  def _loss(
+    self, trained: Any, frozen: Frozen, batch: Batch, draws: StepNoise
+  ) -> Array:
+    """Loss per example."""
+    params = self.parameters(trained, frozen)
+    posterior = posterior_of(self.first_stage, params.first_stage, batch)
+    x0 = params.latent_scale * latents_of(
+      posterior, draws.posterior, self.latents
+    )
+    raw = prepare_inputs(self.model, params, batch, draws.noise_augmentation)
+    condition = self.model.condition(params, raw, draws.drop)
+    rngs = {"dropout": draws.dropout[0]}
+    network = lambda xt, t: self.model.network(params, xt, t, condition, rngs)
+    x0 = jax.lax.stop_gradient(x0)
+    return self.loss(self.model.schedule, network, x0, draws.t, draws.noise)

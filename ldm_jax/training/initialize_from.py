@@ -1,0 +1,105 @@
+"""Where training of stage two begins, if not from nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.data.text.clip_prompts import ClipPrompts
+from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.errors import WeightsError
+from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.training.denoiser import DenoiserTask
+
+CONV_IN = ("unet", "params", "conv_in", "kernel")
+
+
+def tokenizer_of(start: LoadedModel) -> Tokenizer | None:
+  """The words it listens to."""
+  if isinstance(start.words, ClipPrompts):
+    return start.words.dialects[0].words
+  return start.words
+
+
+def initial_params(task: DenoiserTask, fresh: Any, start: LoadedModel) -> Any:
+  """U-Net and conditioners of `start`, as `task` would have them.
+
+  An input convolution that reads more channels than it did gets zeros for the
+  new ones, so that the widened network answers as before. Conditioners that
+  the start lacks stay fresh.
+
+  Args:
+    fresh: U-Net and conditioners as they are drawn.
+
+  Raises:
+    WeightsError: the start is another network than the config's.
+  """
+  params = start.params
+  known = set(params.conditioners)
+  parts = {
+    name: params.conditioners[name] if name in known else drawn
+    for name, drawn in fresh["conditioners"].items()
+  }
+  found = {"unet": params.unet, "conditioners": parts}
+  coordinates = 4 * task.model.unet.octaves
+  kernel = _at(found, CONV_IN)
+  wide = _at(fresh, CONV_IN).shape[2]
+  found = _with(found, CONV_IN, widened(kernel, wide, coordinates))
+  _check_same(found, fresh)
+  return found
+
+
+def widened(kernel: Any, channels: int, last: int = 0) -> Any:
+  """A kernel [h w in out] that reads `channels`, the new ones times zero.
+
+  They come behind what was read before, but before the `last` of it.
+
+  Raises:
+    WeightsError: it reads more already.
+  """
+  new = channels - kernel.shape[2]
+  if new < 0:
+    raise WeightsError(
+      f"the model to start from reads {kernel.shape[2]} channels, the config's "
+      f"only {channels}"
+    )
+  height, width, before, out = kernel.shape
+  zeros = jnp.zeros((height, width, new, out), kernel.dtype)
+  first, rest = kernel[:, :, : before - last], kernel[:, :, before - last :]
+  return jnp.concatenate([first, zeros, rest], axis=2)
+
+
+def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+  for name in path:
+    tree = tree[name]
+  return tree
+
+
+def _with(tree: Mapping[str, Any], path: tuple[str, ...], leaf: Any) -> Any:
+  name, *rest = path
+  return {**tree, name: _with(tree[name], tuple(rest), leaf) if rest else leaf}
+
+
+def _check_same(found: Any, fresh: Any) -> None:
+  """Raises WeightsError unless both trees have the same names and shapes."""
+
+  def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    name = lambda path: "/".join(entry.key for entry in path)
+    return {name(path): np.shape(leaf) for path, leaf in leaves}
+
+  theirs, ours = shapes(found), shapes(fresh)
+  odd = sorted(
+    name
+    for name in theirs.keys() | ours.keys()
+    if theirs.get(name) != ours.get(name)
+  )
+  if odd:
+    raise WeightsError(
+      f"the model to start from is another one than the config's: {len(odd)} "
+      f"parameters differ, {odd[0]} first ({theirs.get(odd[0], 'absent')} "
+      f"there, {ours.get(odd[0], 'absent')} here); write its architecture "
+      "into the config"
+    )

@@ -1,0 +1,264 @@
+"""Behind prepare: images to a folder of moments, block by block."""
+
+import argparse
+import concurrent.futures
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ldm_jax import config, config_tree
+from ldm_jax.cli.parser import DATA, CommandError, usage_errors
+from ldm_jax.config import Data
+from ldm_jax.config_tree import override
+from ldm_jax.data.bad_images import SkipBadImages
+from ldm_jax.data.sources.cached_latents import (
+  read_manifest,
+  write_captions,
+  write_manifest,
+)
+from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.latents import moments_of, posterior_of
+from ldm_jax.nn.autoencoder import Autoencoder
+from ldm_jax.run import open_first_stage
+from ldm_jax.runtime.checkpointing.checksums import checksum
+from ldm_jax.runtime.console import say
+from ldm_jax.runtime.devices import attention_kernels, processes
+from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
+from ldm_jax.training.dataloading import bad_image_log
+
+KEPT = 64  # blocks between two times that what is done is written down
+Item = dict[str, Any]
+Encode = Callable[[np.ndarray], np.ndarray]
+
+
+class Work(NamedTuple):
+  """What is to be encoded.
+
+  Attributes:
+    copies: of every example.
+    seed: of crops and mirroring.
+    source: the data's, with bad pictures replaced.
+  """
+
+  data: Data
+  copies: int
+  seed: int
+  source: SkipBadImages
+
+  @property
+  def count(self) -> int:
+    """Examples in all."""
+    return len(self.source) * self.copies
+
+  def item(self, number: int) -> Item:
+    """An example, cut as it will stay."""
+    copy, index = divmod(number, len(self.source))
+    item = dict(self.source[index])
+    if self.data.augment is None:
+      return item
+    rng = np.random.default_rng([self.seed, copy, index])
+    return self.data.augment.random(item, rng)
+
+
+def prepare_latents(
+  flags: argparse.Namespace, overrides: Mapping[str, str]
+) -> int:
+  """Encodes what is not encoded yet; returns the exit code."""
+  with usage_errors(DATA):
+    processes.initialize()
+    if min(flags.copies, flags.batch, flags.threads) < 1:
+      raise ConfigError("--copies, --batch and --threads must be 1 or more")
+    experiment = override(config.load(flags.config), overrides)
+    sharding = MeshShape().build()
+    sharding.check_batch(flags.batch)
+    run = open_first_stage(flags.first_stage)
+    params = run.trained(sharding)
+    stage = run.experiment.task.autoencoder
+    sound = SkipBadImages(experiment.data.source, bad_image_log(experiment))
+    work = Work(experiment.data, flags.copies, experiment.seed, sound)
+    first = work.item(0)
+    stage.latent_shape(*first["image"].shape[:2])
+    manifest = {
+      "count": work.count,
+      "copies": flags.copies,
+      "seed": experiment.seed,
+      "first_stage": checksum(params),
+      "source": config_tree.to_json(experiment.data.source),
+      "augment": config_tree.to_json(experiment.data.augment),
+      "batch": flags.batch,
+      "has_captions": "caption" in first,
+    }
+  encode = _encoder(stage, params, sharding, flags.dtype)
+  arrays = _arrays_of(first, encode, flags.batch)
+  manifest["arrays"] = {
+    name: [str(array.dtype), list(array.shape)]
+    for name, array in arrays.items()
+  }
+  manifest = json.loads(json.dumps(manifest))  # as it will be read again
+  with usage_errors():
+    if not _begin(flags.out, manifest, arrays):
+      say(f"{flags.out} is complete")
+      print(flags.out)
+      return 0
+  try:
+    _encode_all(flags, work, encode, arrays)
+  except DataError as error:
+    raise CommandError(str(error), DATA) from error
+  processes.meet("all is encoded")
+  if processes.is_first():
+    _finish(flags.out, manifest)
+    print(flags.out)
+  return 0
+
+
+def _encoder(
+  stage: Autoencoder, params: Any, sharding: Sharding, dtype: str
+) -> Encode:
+  """Images [b, H, W, 3] to moments [b, h, w, k]."""
+
+  if jax.process_count() > 1:
+    # Processes encode other images at a time, each on a device of its own.
+    sharding = MeshShape().build(jax.local_devices()[:1])
+    whole = jax.tree.map(processes.gather, params)
+    params = jax.device_put(whole, sharding.replicated)
+  stage = attention_kernels.with_attention_kernels(stage, sharding)
+
+  @jax.jit
+  def moments(params: Any, images: jax.Array) -> jax.Array:
+    return moments_of(posterior_of(stage, params, {"image": images}))
+
+  def encode(images: np.ndarray) -> np.ndarray:
+    found = moments(params, jax.device_put(images, sharding.batch))
+    return np.asarray(found).astype(dtype)
+
+  return encode
+
+
+def _arrays_of(first: Item, encode: Encode, batch: int) -> dict[str, Any]:
+  """Shapes and formats of an example's arrays, the image encoded."""
+  beside = {name: np.asarray(value) for name, value in first.items()}
+  kept = {
+    name: array
+    for name, array in beside.items()
+    if name != "image" and array.dtype.kind not in "USO"
+  }
+  (moments, *_) = encode(np.stack([first["image"]] * batch))
+  return {"moments": moments} | kept
+
+
+def _begin(
+  folder: str, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> bool:
+  """Lays the files out, unless they are; whether anything is left to do.
+
+  Raises:
+    ConfigError: the folder holds other latents.
+  """
+  there = read_manifest(folder)
+  if there is not None:
+    other = [name for name, value in manifest.items() if there[name] != value]
+    if other:
+      raise ConfigError(
+        f"{folder} holds latents with another {other[0]}; choose another --out"
+      )
+  is_new = processes.agreed(there is None)
+  if is_new and processes.is_first():
+    os.makedirs(folder, exist_ok=True)
+    for name, array in arrays.items():
+      shape = (manifest["count"], *array.shape)
+      path = os.path.join(folder, f"{name}.npy")
+      np.lib.format.open_memmap(path, "w+", array.dtype, shape).flush()
+    write_manifest(folder, {**manifest, "is_complete": False})
+  processes.meet("the files are laid out")
+  return not processes.agreed(bool(there and there["is_complete"]))
+
+
+def _encode_all(
+  flags: argparse.Namespace,
+  work: Work,
+  encode: Encode,
+  arrays: Mapping[str, np.ndarray],
+) -> None:
+  """This process's blocks, from the first one that is not on disk."""
+  mine, count = jax.process_index(), jax.process_count()
+  diary = ProgressLog(os.path.join(flags.out, f"done_{mine}_of_{count}.jsonl"))
+  open_array = lambda name: np.load(
+    os.path.join(flags.out, f"{name}.npy"), mmap_mode="r+"
+  )
+  files = {name: open_array(name) for name in arrays}
+  starts = range(mine * flags.batch, work.count, count * flags.batch)
+  done = len(diary.blocks)
+  blocks = _read_ahead(work, starts[done:], flags.batch, flags.threads)
+  bar = tqdm(total=len(starts), initial=done, unit="block", disable=mine > 0)
+  for number, (begin, items) in enumerate(blocks, done + 1):
+    images = [item["image"] for item in items]
+    images += images[-1:] * (flags.batch - len(images))  # one shape to compile
+    rows = slice(begin, begin + len(items))
+    files["moments"][rows] = encode(np.stack(images))[: len(items)]
+    for name in files.keys() - {"moments"}:
+      files[name][rows] = np.stack([item[name] for item in items])
+    diary.blocks.append([begin, [item.get("caption") for item in items]])
+    if number % KEPT == 0 or number == len(starts):
+      for file in files.values():
+        file.flush()
+      diary.write()
+    bar.update()
+  bar.close()
+
+
+class ProgressLog:
+  """Blocks that are on disk, each with where it begins and its captions."""
+
+  def __init__(self, path: str):
+    self._path, self._written = path, 0
+    self.blocks: list[list[Any]] = []
+    if os.path.exists(path):
+      with open(path) as file:  # a killed process may leave half a line
+        lines = [line for line in file if line.endswith("\n")]
+      self.blocks = [json.loads(line) for line in lines]
+      with open(path, "w") as file:
+        file.writelines(lines)
+    self._written = len(self.blocks)
+
+  def write(self) -> None:
+    """Appends what is new."""
+    with open(self._path, "a") as file:
+      for block in self.blocks[self._written :]:
+        file.write(json.dumps(block) + "\n")
+    self._written = len(self.blocks)
+
+
+def _read_ahead(
+  work: Work, starts: range, batch: int, threads: int
+) -> Iterator[tuple[int, list[Item]]]:
+  """Blocks of examples, the next one read while one is encoded."""
+  numbers = lambda begin: range(begin, min(begin + batch, work.count))
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    submit = lambda begin: [pool.submit(work.item, n) for n in numbers(begin)]
+    waiting: list[tuple[int, list]] = []
+    for begin in starts:
+      waiting.append((begin, submit(begin)))
+      if len(waiting) > 1:
+        first, block = waiting.pop(0)
+        yield first, [future.result() for future in block]
+    for first, block in waiting:
+      yield first, [future.result() for future in block]
+
+
+def _finish(folder: str, manifest: Mapping[str, Any]) -> None:
+  """Captions, and the word that all is there."""
+  ending = f"_of_{jax.process_count()}.jsonl"
+  names = [name for name in os.listdir(folder) if name.startswith("done_")]
+  diaries = [os.path.join(folder, n) for n in names if n.endswith(ending)]
+  if manifest["has_captions"]:
+    blocks = [block for path in diaries for block in ProgressLog(path).blocks]
+    captions = [text for _, texts in sorted(blocks) for text in texts]
+    write_captions(folder, captions)
+  write_manifest(folder, {**manifest, "is_complete": True})
+  for path in diaries:
+    os.remove(path)

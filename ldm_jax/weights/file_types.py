@@ -1,0 +1,61 @@
+"""What kind of file it is, by its first bytes."""
+
+from ldm_jax.errors import WeightsError
+
+# torch/serialization.py: MAGIC_NUMBER.
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+TORCH_ZIP = "torch zip"
+TORCH_LEGACY = "torch legacy"
+SAFETENSORS = "safetensors"
+FLAX = "Flax msgpack"
+
+STARTS = {
+  b"PK\x03\x04": TORCH_ZIP,
+  b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little"): TORCH_LEGACY,
+}
+EXPLANATIONS = {
+  b"version https://git-lfs": "this is a git-lfs pointer; run `git lfs pull`",
+  b"<": "this is a web page, not the file it stands for; download it again",
+  b"GGUF": "this is a GGUF file; save it as safetensors",
+  b"PK": "this is an empty or split zip; download it again",
+}
+START_LENGTH = 64
+
+
+def kind_of(start: bytes) -> str | None:
+  """One of the four kinds, or None: judged by START_LENGTH bytes at most."""
+  for prefix, kind in STARTS.items():
+    if start.startswith(prefix):
+      return kind
+  if start[8:9] == b"{" and not any(start[5:8]):  # a length below 2^40, JSON
+    return SAFETENSORS
+  # msgpack maps: of 1 to 15 entries, with 16 bits and with 32 bits of count.
+  if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
+    return FLAX
+  return None
+
+
+def explanation(start: bytes) -> str | None:
+  """What to do about a file of another kind, where that is known."""
+  for prefix, told in EXPLANATIONS.items():
+    if start.startswith(prefix):
+      return told
+  return None
+
+
+def refuse(start: bytes, size: int, needed: str):
+  """Says what such a file is instead of what is needed.
+
+  Raises:
+    WeightsError: always.
+  """
+  kind = kind_of(start)
+  if kind:
+    raise WeightsError(f"this is a {kind} file; a {needed} file is needed")
+  if told := explanation(start):
+    raise WeightsError(told)
+  raise WeightsError(
+    f"not a {needed} file: it is {size} bytes long and starts with "
+    f"{start[:8]!r}"
+  )

@@ -1,0 +1,150 @@
+"""Foreign files as read-only bytes, which leave the disk when touched."""
+
+import contextlib
+import math
+import mmap
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+from numpy.lib import array_utils
+
+from ldm_jax.errors import WeightsError
+
+MAX_RANK = 32
+
+# By numpy's name, which is also torch's and flax's.
+DTYPES = {
+  dtype.name: dtype
+  for dtype in map(
+    np.dtype,
+    [
+      *("?", "u1", "i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8"),
+      *("<f2", "<f4", "<f8", "<c8", "<c16"),
+      ml_dtypes.bfloat16,
+      ml_dtypes.float8_e4m3fn,
+      ml_dtypes.float8_e4m3fnuz,
+      ml_dtypes.float8_e5m2,
+      ml_dtypes.float8_e5m2fnuz,
+      ml_dtypes.float8_e8m0fnu,
+    ],
+  )
+}
+
+
+@contextlib.contextmanager
+def error_context(path: str | os.PathLike) -> Iterator[None]:
+  """A WeightsError that is raised inside is given the path, on one line."""
+  try:
+    yield
+  except WeightsError as error:
+    words = "".join(c if c.isprintable() else " " for c in str(error))
+    raise WeightsError(f"{path}: {words}") from error
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[Any]:
+  """The file, open for reading; errors as `naming` has them.
+
+  Raises:
+    WeightsError: it is not there, not a regular file or may not be read.
+  """
+  with error_context(path):
+    path = pathlib.Path(path)
+    if not path.is_file():
+      problem = "not a regular file" if path.exists() else "no such file"
+      raise WeightsError(f"{problem}; the path of a file of weights is needed")
+    try:
+      with path.open("rb") as file:
+        yield file
+    except OSError as error:
+      raise WeightsError(f"it cannot be read ({error})") from error
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[Any]:
+  """A file to write, which takes its place only when it is complete.
+
+  Until then it is called PATH.part; where writing fails it is removed.
+  """
+  part = pathlib.Path(f"{os.fspath(path)}.part")
+  try:
+    with part.open("wb") as file:
+      yield file
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def map_file(file: BinaryIO) -> np.ndarray:
+  """All bytes of an open file, read-only; they outlive its closing.
+
+  Nothing is read before it is touched, and then a page at a time. Do not write
+  into a file that is mapped: replace it by another one instead.
+  """
+  if not os.fstat(file.fileno()).st_size:
+    return np.empty(0, np.uint8)
+  mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+  return np.frombuffer(mapping, np.uint8)
+
+
+def forget(array: np.ndarray) -> None:
+  """Gives back the memory of what was read of a mapped array, if it is one.
+
+  Its values stay: they leave the disk again when touched.
+  """
+  whole = array
+  while isinstance(whole.base, np.ndarray):
+    whole = whole.base
+  mapping = getattr(whole.base, "obj", whole.base)
+  if not isinstance(mapping, mmap.mmap) or not hasattr(mapping, "madvise"):
+    return
+  start, end = (
+    address - whole.ctypes.data for address in array_utils.byte_bounds(array)
+  )
+  start -= start % mmap.PAGESIZE
+  if end > start:
+    mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
+def view(data: np.ndarray, dtype: np.dtype, shape: Any) -> np.ndarray:
+  """Bytes seen as an array of that shape, row by row.
+
+  Raises:
+    WeightsError: they are more or fewer than the shape needs, or the shape is
+      none that numpy can have.
+  """
+  check_shape(shape)
+  if data.size != math.prod(shape) * dtype.itemsize:
+    raise WeightsError(
+      f"{data.size} bytes for {dtype.name} of shape {list(shape)}; needed are "
+      f"{math.prod(shape) * dtype.itemsize}"
+    )
+  return data.view(dtype).reshape(shape)
+
+
+def check_shape(shape: Any):
+  """Sizes that numpy can have, even where one of them is zero.
+
+  Raises:
+    WeightsError: they are not.
+  """
+  if not isinstance(shape, (list, tuple)) or len(shape) > MAX_RANK:
+    raise WeightsError(f"a shape is no list of at most {MAX_RANK} sizes")
+  if not all(map(is_count, shape)):
+    # Not written out as a whole: it may hold itself, or itself many times.
+    odd = next(size for size in shape if not is_count(size))
+    is_number = isinstance(odd, (int, float))
+    kind = str(odd)[:20] if is_number else f"a {type(odd).__name__}"
+    raise WeightsError(f"a shape has odd sizes, such as {kind}")
+  # numpy multiplies the axes of an empty array too, and must not overflow.
+  if math.prod(n for n in shape if n) >= 2**48:
+    raise WeightsError(f"an array of shape {list(shape)} is too large")
+
+
+def is_count(number: Any) -> bool:
+  """Is it a whole number that sizes and offsets of this world can have?"""
+  return type(number) is int and 0 <= number < 2**48

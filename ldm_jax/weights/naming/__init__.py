@@ -1,0 +1,1 @@
+"""Tables of parameter names and array layouts, and their application."""

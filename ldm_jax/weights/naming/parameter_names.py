@@ -1,0 +1,231 @@
+"""What other programs call the parameters of our networks, and how they lie."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from ldm_jax.errors import WeightsError
+from ldm_jax.weights.naming.convert import Row, Table, list_names, make_table
+from ldm_jax.weights.naming.layouts import LAYOUTS, Part
+from ldm_jax.weights.naming.name_tables import read_name_tables
+
+NETWORKS = (
+  "unet",
+  "autoencoder",
+  "clip",
+  "open_clip",
+  "clip_vision",
+  "text",
+  "classes",
+)
+DIALECTS = ("diffusers", "compvis", "flax")
+
+# Plain attention as diffusers spelled it before 0.15, and its Flax autoencoder
+# to the end.
+_SPELLINGS = {
+  "to_q": "query",
+  "to_k": "key",
+  "to_v": "value",
+  "to_out.0": "proj_attn",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+  """What names need to know of a network beside its paths and shapes.
+
+  Attributes:
+    heads: number of heads at every level, or None if their width is fixed;
+      only CompVis's plain attention in a U-Net needs either.
+    head_width: features of a head, or None if their number is fixed.
+    vector: what diffusers calls the two layers of a U-Net's vector="mlp".
+      "add_embedding" if its config has an addition_embed_type (SDXL),
+      "class_embedding" if it has a class_embed_type.
+  """
+
+  heads: int | None = None
+  head_width: int | None = None
+  vector: Literal["add_embedding", "class_embedding"] = "add_embedding"
+
+  def __post_init__(self):
+    if self.heads is not None and self.head_width is not None:
+      raise ValueError(
+        "set one of heads (their number) and head_width, got "
+        f"heads={self.heads} head_width={self.head_width}"
+      )
+
+  def count_heads(self, channels: int) -> int:
+    """Number of heads of a level of `channels`.
+
+    Raises:
+      ValueError: if neither number is known, or they do not divide.
+    """
+    count = self.heads or 0
+    if self.head_width is not None:
+      count = channels // self.head_width
+    if count == 0 or channels % count:
+      raise ValueError(
+        f"{channels} channels of stacked q, k and v do not divide into heads="
+        f"{self.heads} head_width={self.head_width}; give the Geometry what "
+        "the network was built with"
+      )
+    return count
+
+
+def table(
+  network: str,
+  dialect: str,
+  shapes: Mapping[str, tuple[int, ...]],
+  geometry: Geometry = Geometry(),
+) -> Table:
+  """Rows from every parameter of a network of ours to its foreign name.
+
+  Args:
+    network: one of NETWORKS. "clip" and "open_clip" are the same of ours:
+      OpenCLIP's towers have names of their own in single files.
+    dialect: "diffusers" for folders (text towers as transformers calls them,
+      without the prefix "text_model."), "compvis" for single files (of CompVis
+      and Stability, without the network's prefix), "flax" for the trees of
+      diffusers' and transformers' Flax models, joined by "/" (again without
+      "text_model/").
+    shapes: of our parameters by path, as `convert.shapes` gives them.
+
+  Raises:
+    ValueError: there is no such network or dialect, or a number of heads is
+      needed that the geometry lacks.
+    WeightsError: the dialect has no name for some of the parameters (they are
+      listed with their shapes), or two would have the same.
+  """
+  column = _column(network, dialect)
+  places = read_name_tables("clip" if network == "open_clip" else network)
+  numbers = _count(shapes) | {"vector": geometry.vector}
+  rows, unknown = [], []
+  for path, shape in shapes.items():
+    found = places.find(column, path, lambda own: _derive(numbers, own))
+    if found is None:
+      unknown.append(path)
+    else:
+      rows.append(_read_layout(Row(path, *found, tuple(shape)), geometry))
+  if unknown:
+    raise WeightsError(
+      f"{network} parameters that {dialect} has no name for: "
+      f"{list_names(sorted(unknown), shapes.get)}"
+    )
+  ignored = places.ignore(column, numbers)
+  if dialect == "flax":
+    rows = [_to_flax(network, row) for row in rows]
+    ignored = [pattern.replace(".", "/") for pattern in ignored]
+  return make_table(rows, ignored)
+
+
+def respell(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Tensors of diffusers before 0.15 under the names it has had since.
+
+  Plain attention, in autoencoders and unconditional U-Nets, was spelled query,
+  key, value, proj_attn. Other names stay, and no tensor is copied.
+  """
+  since = {f".{old}.": f".{word}." for word, old in _SPELLINGS.items()}
+  pattern = re.compile("|".join(map(re.escape, since)))
+  return {
+    pattern.sub(lambda found: since[found[0]], name): tensors[name]
+    for name in tensors
+  }
+
+
+def _column(network: str, dialect: str) -> str:
+  """The tables' column of names; Flax's follow from diffusers' by rule."""
+  if network not in NETWORKS or dialect not in DIALECTS:
+    raise ValueError(
+      f"no network {network!r} in dialect {dialect!r}; choose one of "
+      f"{', '.join(NETWORKS)} and one of {', '.join(DIALECTS)}"
+    )
+  if dialect == "flax" and network in ("text", "classes"):
+    raise ValueError(
+      f"there are no Flax files of network {network!r}; choose another dialect"
+    )
+  # CLIP's own tower lies in single files under transformers' names.
+  is_own = dialect == "compvis" and network != "clip"
+  return "compvis" if is_own else "diffusers"
+
+
+def _count(shapes: Iterable[str]) -> dict[str, Any]:
+  """What the paths say of a whole network: how many of what, and where."""
+
+  def found(pattern):
+    matches = (re.match(pattern, path) for path in shapes)
+    return {int(match[1]) for match in matches if match}
+
+  count = lambda pattern: 1 + max(found(pattern), default=-1)
+  has_blocks = any("_attention" in p and "/block_" in p for p in shapes)
+  return {
+    "levels": count(r"(?:\w+/)?(?:down|up)_(\d+)_block_"),
+    "blocks": count(r"(?:\w+/)?down_\d+_block_(\d+)/"),
+    "depth": count(r"block_(\d+)/"),
+    "hints": count(r"hint_(\d+)/"),
+    "attending": found(r"up_(\d+)_attention_"),
+    "attention": "transformer" if has_blocks else "plain",
+  }
+
+
+def _derive(numbers: Mapping[str, Any], own: dict[str, int]) -> dict[str, Any]:
+  """All that may stand in a name's braces, from the network's and its own.
+
+  A level of CompVis's `input_blocks` and `output_blocks` has blocks + 1
+  entries: halving is the last one going down (before them all is the first
+  convolution), doubling joins the last one going up.
+  """
+  b, i = own.get("b", 0), own.get("i", numbers["blocks"])
+  r = numbers["levels"] - 1 - b
+  entries = numbers["blocks"] + 1
+  return {
+    **numbers,
+    **own,
+    "r": r,
+    "in": 1 + b * entries + i,
+    "out": r * entries + i,
+    "slot": 2 if b in numbers["attending"] else 1,
+    "even": 2 * i,
+    "odd": 2 * i + 1,
+    "hint": 2 * i + 2,
+    "hints": 2 * numbers["hints"] + 2,
+  }
+
+
+def _read_layout(row: Row, geometry: Geometry) -> Row:
+  """The row with its layout read: WORD, or WORD j/n, or WORD j/n per head."""
+  words, *share = row.layout.split(" ", maxsplit=1)
+  fits = lambda word: (
+    LAYOUTS[word].ranks is None or (LAYOUTS[word].ranks[0] == len(row.shape))
+  )
+  word = next(filter(fits, words.split("|")), None)
+  if word is None:
+    raise WeightsError(
+      f"{row.ours} has shape {row.shape}, whose rank does not fit its layout "
+      f"{words}"
+    )
+  if not share:
+    return row._replace(layout=word)
+  numbers, *is_per_head = share[0].split(" ", maxsplit=1)
+  index, count = map(int, numbers.split("/"))
+  heads = geometry.count_heads(row.shape[-1]) if is_per_head else 1
+  return row._replace(layout=word, part=Part(index, count, heads))
+
+
+def _to_flax(network: str, row: Row) -> Row:
+  """The name and layout of diffusers' parameter in its Flax port."""
+  place, _, leaf = row.theirs.rpartition(".")
+  if leaf == "weight":
+    is_scale = row.ours.endswith("/scale")
+    rows = "scale" if is_scale else "embedding"
+    leaf = rows if row.layout == "same" else "kernel"
+  if network == "autoencoder":
+    for word, spelling in _SPELLINGS.items():
+      if place.endswith(f".{word}"):
+        place = place.removesuffix(word) + spelling
+  if network in ("unet", "autoencoder"):
+    place = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", place)
+  name = f"{place}.{leaf}".replace(".", "/")
+  return row._replace(theirs=name, layout="same", part=None)

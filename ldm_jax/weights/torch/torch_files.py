@@ -1,0 +1,169 @@
+"""torch's files (.bin, .pth, .pt, .ckpt), of which nothing is executed."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.errors import WeightsError
+from ldm_jax.weights.mmap_files import error_context, opened
+from ldm_jax.weights.torch.archive_layouts import read_archive
+from ldm_jax.weights.torch.numpy_arrays import Encoded, Format, NumpyArray
+from ldm_jax.weights.torch.stub_objects import StubObject
+from ldm_jax.weights.torch.tensors import (
+  Global,
+  Parameter,
+  ParameterDict,
+  Storage,
+  Tensor,
+)
+
+MAX_DEPTH = 64
+
+
+class TorchTensors(Mapping):
+  """Arrays by name, each a window on the file that is opened when asked for."""
+
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    tensors: Mapping[str, Tensor],
+    storage: Callable[[Storage], np.ndarray],
+  ):
+    self._path, self._tensors, self._storage = path, tensors, storage
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    tensor = self._tensors[name]
+    with error_context(self._path):
+      return _to_array(tensor, self._storage)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._tensors)
+
+  def __len__(self) -> int:
+    return len(self._tensors)
+
+
+def read_torch(path: str | os.PathLike) -> TorchTensors:
+  """The state dict of a torch file, zip or legacy layout.
+
+  Of a checkpoint of Lightning only its "state_dict" is taken. The file is
+  mapped: only the pickle is read here, and of a tensor what is touched. When a
+  storage in a zip is first asked for, its checksum is compared in one pass
+  over its bytes; the legacy layout has none. Arrays are read-only and, as in
+  torch, tied tensors share memory.
+
+  Raises:
+    WeightsError: the file is cut short or damaged, is of another kind, holds
+      something besides a flat dictionary of tensors, or names a Python object
+      that is not on the short lists of tensors.py and inert.py (malicious
+      files do). Where a checksum is wrong, the array asked for raises it.
+  """
+  with opened(path) as file:
+    archive = read_archive(file)
+    tensors = _state_dict(archive.value)
+  return TorchTensors(path, tensors, functools.cache(archive.read))
+
+
+def read_pickled(path: str | os.PathLike) -> Any:
+  """What a torch file holds, of any form: plain data, with tensors as arrays.
+
+  For files that are no state dict, such as {"string_to_param": {"*": T}} of
+  textual inversion. Objects of training remain as `StubObject`. Arrays are mapped
+  as those of `read_torch` are, and every checksum is compared.
+
+  Raises:
+    WeightsError: as `read_torch`, but for the form of what it holds.
+  """
+  with opened(path) as file:
+    archive = read_archive(file)
+    return _to_plain(archive.value, functools.cache(archive.read), {}, 0)
+
+
+def read_step(path: str | os.PathLike) -> int | None:
+  """The number of updates that a checkpoint of Lightning says it has seen.
+
+  Raises:
+    WeightsError: as `read_torch`, but for the form of what it holds.
+  """
+  with opened(path) as file:
+    value = read_archive(file).value
+  step = value.get("global_step") if isinstance(value, dict) else None
+  return step if type(step) is int else None
+
+
+def _state_dict(value):
+  """The flat dictionary of tensors in what was pickled."""
+  if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+    value = value["state_dict"]
+  if not isinstance(value, dict):
+    raise WeightsError(f"it holds a {_kind(value)}, not a state dict")
+  tensors = {
+    name: part.data if isinstance(part, Parameter) else part
+    for name, part in value.items()
+  }
+  for name, tensor in tensors.items():
+    if not isinstance(name, str) or not isinstance(tensor, Tensor):
+      raise WeightsError(
+        f"entry {str(name)[:200]!r} is of type {_kind(tensor)}; needed is a "
+        "flat dictionary of tensors"
+      )
+  return tensors
+
+
+def _kind(value):
+  return value.name if isinstance(value, StubObject) else type(value).__name__
+
+
+def _to_plain(value, storage, known, depth):
+  """Tensors become arrays; what a pickle shares is converted, and kept, once.
+
+  `known` holds what was converted, by identity.
+  """
+  if depth > MAX_DEPTH:
+    raise WeightsError(f"its data is nested over {MAX_DEPTH} deep")
+  if id(value) in known:
+    return known[id(value)]
+  convert = lambda part: _to_plain(part, storage, known, depth + 1)
+  match value:
+    case Parameter(data):
+      made = convert(data)
+    case Tensor():
+      made = _to_array(value, storage)
+    case Storage():
+      raise WeightsError("it holds a bare storage; a tensor is needed")
+    case NumpyArray(state):
+      data = state[-1] if isinstance(state, tuple) and state else None
+      made = value.read(convert(data))
+    case Encoded():
+      made = value.read()
+    case Global(name):
+      made = StubObject(name)
+    case Format():
+      made = StubObject("numpy.dtype")
+    case dict(items) | ParameterDict(items):
+      made = {key: convert(part) for key, part in items.items()}
+    case list() | tuple():
+      made = type(value)(map(convert, value))
+    case _:
+      made = value
+  known[id(value)] = made
+  return made
+
+
+def _to_array(tensor, storage):
+  if 0 in tensor.shape:
+    return np.empty(tensor.shape, tensor.dtype)
+  itemsize = tensor.dtype.itemsize
+  sizes_and_strides = zip(tensor.shape, tensor.strides, strict=True)
+  # The stride of an axis of length one means nothing and may be anything.
+  strides = [s * itemsize * (n > 1) for n, s in sizes_and_strides]
+  return np.ndarray(
+    tensor.shape,
+    tensor.dtype,
+    buffer=storage(tensor.storage),
+    offset=tensor.offset * itemsize,
+    strides=strides,
+  )
