@@ -1,6 +1,6 @@
 """Trains one experiment, either stage; see ldm_jax/cli/train.py."""
 
-from ldm_jax.cli.parser import run_command
+from ldm_jax.cli.exit_codes import run_command
 from ldm_jax.cli.train import main
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ Each also derives from the built-in exception a caller would expect
 needed, what to try.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class LdmJaxError(Exception):
   """Base class of the exceptions of this package."""
@@ -67,3 +70,18 @@ class SaveFailed(LdmJaxError, OSError):
 
 class TooLarge(LdmJaxError, ValueError):
   """No device has enough memory."""
+
+
+@contextlib.contextmanager
+def config_errors() -> Iterator[None]:
+  """A plain ValueError of the block becomes a `ConfigError`.
+
+  For code that builds objects out of a user's settings, whose constructors
+  raise ValueError. Exceptions of this package pass unchanged.
+  """
+  try:
+    yield
+  except LdmJaxError:
+    raise
+  except ValueError as error:
+    raise ConfigError(str(error)) from error

@@ -21,7 +21,7 @@ from torch_files import Name, Reduced, tensor, write
 from untrained import FOLDER, untrained
 
 from ldm_jax.cli import convert, evaluate, info, sample, train
-from ldm_jax.cli.parser import exit_status
+from ldm_jax.cli.exit_codes import exit_status
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints

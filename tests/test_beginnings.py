@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax.cli import convert, report, retrieve, sample, train
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.errors import WeightsError
 from ldm_jax.nn.conditioners.embedders import Condition

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax.cli import train
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data import batching
 from ldm_jax.data.buckets import SHAPE, Buckets, shapes
 from ldm_jax.data.glyphs.source import Glyphs

@@ -11,7 +11,7 @@ import pytest
 
 from ldm_jax import config, config_tree
 from ldm_jax.cli import train
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.config_tree import override
 from ldm_jax.errors import ConfigError
 

@@ -11,7 +11,7 @@ from test_inception import variables  # noqa: F401
 from untrained import untrained
 
 from ldm_jax.cli import evaluate
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.evaluation.metrics.psnr import psnr
 from ldm_jax.evaluation.metrics.ssim import ssim
 from ldm_jax.pixels import to_float

@@ -15,7 +15,7 @@ from test_sampling import SETTINGS, drawn, sides
 from test_sampling import made as made_of_classes
 
 from ldm_jax.cli import export, sample
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.sampling import GenerationInputs, SamplingEngine
 from ldm_jax.sampling.exported_program import PLATFORMS, export_sampler

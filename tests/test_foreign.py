@@ -18,7 +18,7 @@ from PIL import Image
 
 import ldm_jax
 from ldm_jax.cli import convert, info, sample
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.diffusion.torch_noise import torch_normal

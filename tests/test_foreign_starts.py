@@ -6,7 +6,7 @@ import pytest
 import test_foreign
 
 from ldm_jax.cli import train
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.pretrained.open_model import open_model
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape

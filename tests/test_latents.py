@@ -11,7 +11,7 @@ import pytest
 from test_training import BLIND, CONFIGS, ONE, run
 
 from ldm_jax.cli import prepare
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data import batching
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.data.sources.cached_latents import CachedLatents

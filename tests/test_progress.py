@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_runtime import Count, make_loop, stream
 
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.cli.train import main
 from ldm_jax.nn.layers import conv
 from ldm_jax.runtime.devices.sharding import MeshShape

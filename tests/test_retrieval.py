@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.cli import retrieve
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.data.sources.neighbours import Neighbours
 from ldm_jax.evaluation.metrics import nearest_neighbours

@@ -9,7 +9,7 @@ from etils.epath import testing
 from PIL import Image
 
 from ldm_jax.cli import prepare
-from ldm_jax.cli.parser import DATA, USAGE, CommandError
+from ldm_jax.cli.exit_codes import DATA, USAGE, CommandError
 from ldm_jax.data import batching
 from ldm_jax.data.sources import shards
 from ldm_jax.data.sources.cached_latents import CachedLatents

@@ -10,7 +10,7 @@ from PIL import Image
 from untrained import FOLDER
 
 from ldm_jax.cli import train
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data.bad_images import BadImageLog, SkipBadImages
 from ldm_jax.data.batching import batches
 from ldm_jax.data.sources.folder import Folder

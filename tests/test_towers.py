@@ -10,7 +10,7 @@ import pytest
 
 import ldm_jax
 from ldm_jax.cli import convert, sample, train
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax.cli import report, sample, train, verify
-from ldm_jax.cli.parser import CommandError
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing import checkpoint
 from ldm_jax.runtime.monitoring import metric_writer

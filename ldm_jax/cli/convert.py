@@ -9,8 +9,9 @@ with --single_file a .safetensors with the names of CompVis and Stability.
 
 from collections.abc import Sequence
 
+from ldm_jax.cli.exit_codes import run_command
 from ldm_jax.cli.model_flags import add_reading
-from ldm_jax.cli.parser import Parser, run_command
+from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:

@@ -16,7 +16,8 @@ and recall; --clip for CLIP score and CMMD; --lpips_trunk and --lpips_heads.
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.parser import Parser, run_command
+from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:

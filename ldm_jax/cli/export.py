@@ -11,8 +11,9 @@ images are not.
 
 from collections.abc import Sequence
 
+from ldm_jax.cli.exit_codes import run_command
 from ldm_jax.cli.model_flags import add_adapters, add_reading
-from ldm_jax.cli.parser import Parser, run_command
+from ldm_jax.cli.parser import Parser
 from ldm_jax.cli.sample import add_sampling
 
 

@@ -9,7 +9,8 @@ and format of a model, the settings of a picture.
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.parser import Parser, run_command
+from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:

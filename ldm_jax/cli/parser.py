@@ -1,22 +1,11 @@
-"""What every command shares: flags that forgive spelling, and exit codes."""
+"""argparse for every command: one-line errors and forgiving spelling."""
 
 import argparse
-import contextlib
 import difflib
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
-USAGE, NUMERICS, DATA, WEIGHTS, IO, INTERNAL = 2, 3, 4, 5, 6, 70
-
-
-class CommandError(Exception):
-  """Ends a command with one line on stderr and an exit code."""
-
-  def __init__(self, line: str, code: int):
-    super().__init__(line)
-    self.code = code
+from ldm_jax.cli import logging_setup
+from ldm_jax.cli.exit_codes import USAGE, CommandError
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +19,13 @@ class Parser(argparse.ArgumentParser):
       epilog=more,
       allow_abbrev=False,
       formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    log = self.add_argument_group("messages").add_mutually_exclusive_group()
+    log.add_argument(
+      "--verbose", action="store_true", help="debugging messages too"
+    )
+    log.add_argument(
+      "--quiet", action="store_true", help="warnings and errors only"
     )
 
   def error(self, message: str) -> None:
@@ -54,83 +50,10 @@ class Parser(argparse.ArgumentParser):
     known, unknown = self.parse_known_args(ours)
     if unknown:
       self.error(self._unknown(unknown[0].partition("=")[0]))
+    logging_setup.configure(known.verbose - known.quiet)
     return known, paths
 
   def _unknown(self, name: str) -> str:
     close = difflib.get_close_matches(name, self._option_string_actions, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"unknown argument {name}{hint}"
-
-
-@contextlib.contextmanager
-def usage_errors(picture: int = USAGE) -> Iterator[None]:
-  """Whatever a value inside is refused for was the user's to say.
-
-  Args:
-    picture: the exit code where one cannot be read.
-  """
-  from ldm_jax.errors import (
-    DamagedFile,
-    DataError,
-    ImageError,
-    NonFiniteWeights,
-    WeightsError,
-  )
-
-  try:
-    yield
-  except NonFiniteWeights as error:
-    raise CommandError(str(error), NUMERICS) from error
-  except (WeightsError, DamagedFile) as error:
-    raise CommandError(str(error), WEIGHTS) from error
-  except DataError as error:
-    raise CommandError(str(error), DATA) from error
-  except ImageError as error:
-    raise CommandError(str(error), picture) from error
-  except ValueError as error:
-    raise CommandError(str(error), USAGE) from error
-
-
-def exit_status(
-  main: Callable[[Sequence[str]], int], arguments: Sequence[str]
-) -> int:
-  """Runs a command; what ends it early is told, in one line if it can be."""
-  # A reader that went away (| head) is no error of ours.
-  try:
-    code = main(arguments)
-    sys.stdout.flush()
-  except CommandError as stop:
-    return _told(str(stop), stop.code)
-  except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-  except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    return 130
-  except OSError as error:
-    return _told(str(error), IO)
-  except Exception as error:
-    from ldm_jax.errors import NonFinite
-
-    if isinstance(error, NonFinite):
-      return _told(str(error), NUMERICS)
-    traceback.print_exc()
-    return INTERNAL
-  return code
-
-
-def run_command(main: Callable[[Sequence[str]], int]) -> None:
-  """Runs a command and leaves the process with its exit code."""
-  code = exit_status(main, sys.argv[1:])
-  if "jax" in sys.modules:
-    from ldm_jax.runtime.devices import processes
-
-    processes.leave(code)
-  sys.exit(code)
-
-
-def _told(line: str, code: int) -> int:
-  """Says what was wrong, in a line that moves no cursor."""
-  kept = "".join(c if c.isprintable() else " " for c in line)
-  print(f"error: {kept}", file=sys.stderr)
-  return code

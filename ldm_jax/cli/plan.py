@@ -11,7 +11,8 @@ take many minutes to compile; nothing is computed and no data is read.
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.parser import USAGE, CommandError, Parser, run_command
+from ldm_jax.cli.exit_codes import USAGE, CommandError, run_command
+from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:

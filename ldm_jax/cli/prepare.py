@@ -20,7 +20,8 @@ system.
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.parser import USAGE, CommandError, Parser, run_command
+from ldm_jax.cli.exit_codes import USAGE, CommandError, run_command
+from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:

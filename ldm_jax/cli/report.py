@@ -10,7 +10,8 @@ One line of JSON on stdout ends it.
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.parser import Parser, run_command
+from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:

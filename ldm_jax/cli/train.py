@@ -10,7 +10,8 @@ workdir that holds a run of the same experiment is gone on with.
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.parser import Parser, run_command
+from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:

@@ -8,7 +8,8 @@ not, what failed. Exits with 5 if any is not whole.
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.parser import Parser, run_command
+from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:

@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from ldm_jax.cli.parser import DATA, usage_errors
+from ldm_jax.cli.exit_codes import DATA, usage_errors
 from ldm_jax.data.bad_images import SkipBadImages
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation import contact_sheets
@@ -23,10 +24,12 @@ from ldm_jax.evaluation.metrics.statistics import (
   read_statistics,
 )
 from ldm_jax.run import Run
-from ldm_jax.runtime.console import plain, say
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.json_values import json_value
 from ldm_jax.training.dataloading import bad_image_log
+
+logger = logging.getLogger(__name__)
 
 LEAST = 2048  # pictures, as many as features
 
@@ -255,12 +258,12 @@ def _tell(
   pairs = ("ssim", "lpips")
   absent = [n for n in critics.missing if n not in pairs or case.is_paired]
   told |= measured | dict.fromkeys(absent, "unavailable")
-  told = {name: plain(value) for name, value in told.items()}
+  told = {name: json_value(value) for name, value in told.items()}
   if not processes.is_first():
     return
   for need in sorted({critics.missing[name] for name in absent}):
     names = ", ".join(n for n in absent if critics.missing[n] == need)
-    say(f"unavailable: {names}; give {need}")
+    logger.info(f"unavailable: {names}; give {need}")
   width = max(map(len, told))
   for name, value in told.items():
     print(f"{name:{width}}  {value}")

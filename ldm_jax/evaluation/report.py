@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from ldm_jax.cli.parser import usage_errors
+from ldm_jax.cli.exit_codes import usage_errors
 from ldm_jax.config import Data
 from ldm_jax.data import batching
 from ldm_jax.data.glyphs.source import SHAPES, Glyphs
@@ -43,8 +43,8 @@ from ldm_jax.nn.conditioners.spatial import (
 from ldm_jax.pixels import to_float
 from ldm_jax.pretrained.open_model import open_denoising
 from ldm_jax.runtime import image_files
-from ldm_jax.runtime.console import plain
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.json_values import json_value
 from ldm_jax.runtime.monitoring import metric_writer
 from ldm_jax.sampling import SamplingConfig
 
@@ -111,7 +111,7 @@ def report(flags: argparse.Namespace) -> int:
   print(path)
   sheet = image_files.grid(drawn[:SHOWN], captions[:SHOWN], columns=8)
   image_files.write_png(os.path.join(flags.out, "samples.png"), sheet)
-  print(json.dumps({name: plain(value) for name, value in told.items()}))
+  print(json.dumps({name: json_value(value) for name, value in told.items()}))
   return 0
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from ldm_jax import config
-from ldm_jax.cli.parser import usage_errors
+from ldm_jax.cli.exit_codes import usage_errors
 from ldm_jax.data.batching import Source
 from ldm_jax.data.images import read_image
 from ldm_jax.data.sources.neighbours import ROWS, Neighbours

@@ -4,19 +4,19 @@ import argparse
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from ldm_jax import config
-from ldm_jax.cli.parser import usage_errors
+from ldm_jax.cli.exit_codes import usage_errors
 from ldm_jax.concat_conditioning import prepare_inputs
 from ldm_jax.config import Experiment
 from ldm_jax.config_tree import override
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.errors import ConfigError
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.devices import aot, attention_kernels, memory
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.aot import GIB, MemoryAnalysis
@@ -26,6 +26,8 @@ from ldm_jax.sampling.exported_program import generate_traced
 from ldm_jax.sampling.sampling_config import SamplingConfig
 from ldm_jax.training.batch_shapes import Shapes, shapes_of, with_first_stage
 from ldm_jax.training.denoiser import DenoiserTask
+
+logger = logging.getLogger(__name__)
 
 
 class Program(NamedTuple):
@@ -54,7 +56,7 @@ def plan(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     plain = make(batch, is_plain=True)
     work = flops.count(plain.function, *plain.args)
   what = f"a sampler of {flags.sample} steps" if flags.sample else "the step"
-  say(f"compiling {what} ...")
+  logger.info(f"compiling {what} ...")
   program = make(batch)
   found = _need(program)
   there = None if flags.topology else memory.available()
@@ -240,7 +242,7 @@ def _largest(
   for other in (2 * batch, batch // 2, batch // 4):
     if len(points) == 2 or other % unit or not other:
       continue
-    say(f"compiling for a batch of {other} ...")
+    logger.info(f"compiling for a batch of {other} ...")
     made = need(other)
     points += [] if made.refusal else [(other, made.total)]
   if len(points) < 2:

@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
+import logging
 import os
 from typing import Any
 
 import jax
 import numpy as np
 
-from ldm_jax.cli.parser import usage_errors
+from ldm_jax.cli.exit_codes import usage_errors
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained import saving
@@ -24,9 +25,10 @@ from ldm_jax.pretrained.open_model import (
   open_run,
 )
 from ldm_jax.run import Run
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.training.autoencoder import AutoencoderTask
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +98,8 @@ def _run(folder: str, reading: LoadOptions) -> ConvertedModel:
   task = run.experiment.task
   if isinstance(task, AutoencoderTask) and reading == LoadOptions():
     params = run.trained(MeshShape().build())
-    say(
-      "note: a first stage does not know what its latents are to be multiplied "
+    logger.warning(
+      "a first stage does not know what its latents are to be multiplied "
       f"by; {SCALING_FACTOR} is written, diffusers' own default"
     )
     return ConvertedModel(task.autoencoder, params)
@@ -109,7 +111,7 @@ def _write(flags: argparse.Namespace, model: ConvertedModel) -> None:
   opened = model.opened
   if flags.single_file:
     if opened is not None and opened.words is not None:
-      say("note: a single file holds no tokenizer")
+      logger.warning("a single file holds no tokenizer")
     saving.save_single_file(
       model.module, params, flags.target, dtype=flags.dtype
     )

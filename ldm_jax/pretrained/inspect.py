@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ldm_jax.cli.parser import usage_errors
+from ldm_jax.cli.exit_codes import usage_errors
 from ldm_jax.errors import ConfigError
 from ldm_jax.pretrained import loading
 from ldm_jax.pretrained.components import Components

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
@@ -19,9 +20,10 @@ from ldm_jax.pretrained.lora.merge import merge_lora
 from ldm_jax.pretrained.networks import class_of, load
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.run import Run
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.training.denoiser import DenoiserTask
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,7 @@ def assemble_model(found: Components, reading: LoadOptions) -> LoadedModel:
   """
   opened = assemble(found, reading.dtype)
   for notice in opened.notices:
-    say(f"note: {notice}")
+    logger.warning(f"{notice}")
   tokenizer = reading.tokenizer
   return loading.with_tokenizer(opened, tokenizer) if tokenizer else opened
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from ldm_jax.errors import NonFinite
-from ldm_jax.runtime.console import say, warned
 from ldm_jax.runtime.devices import processes
+from ldm_jax.runtime.log import warn_on_os_error
 from ldm_jax.runtime.monitoring.metric_writer import whole_lines
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 128  # gradient norms that a new one is compared with
 NOBODY = -1
@@ -222,13 +225,13 @@ class NonFiniteMonitor:
     )
     examples = [int(number) for number in self._examples(step)]
     shown = ", ".join(map(str, examples[:8]))
-    say(
+    logger.info(
       f"step {step} is passed over: {reason}; its examples: {shown}"
       + (f" and {len(examples) - 8} more" if len(examples) > 8 else "")
     )
     if processes.is_first() and step not in self._written:
       line = {"step": step, "reason": reason, "examples": examples}
-      with warned(), open(self._path, "a") as file:
+      with warn_on_os_error(), open(self._path, "a") as file:
         file.write(json.dumps(line) + "\n")
     if in_row >= self._patience:
       raise NonFinite(

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ldm_jax.runtime.console import announced
+from ldm_jax.runtime.log import log_duration
 from ldm_jax.runtime.monitoring.step_timer import Profile, StepTimer
 from ldm_jax.runtime.monitoring.watchdog import DEVICES, INPUT, Watchdog
 
@@ -67,7 +67,7 @@ class StepRunner:
     if len(self._compiled) > 1:
       size = " x ".join(map(str, batch["image"].shape[1:3]))
       deed = f"compiling step {len(self._compiled)}, for {size}"
-    with announced(deed):
+    with log_duration(deed):
       state, metrics = jax.block_until_ready(self._step(state, batch))
     self._pace.restarted(metrics)
     return state, metrics

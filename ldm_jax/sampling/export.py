@@ -4,13 +4,14 @@ import argparse
 import dataclasses
 import inspect
 import json
+import logging
 import os
 import shutil
 from typing import Any
 
 import numpy as np
 
-from ldm_jax.cli.parser import usage_errors
+from ldm_jax.cli.exit_codes import usage_errors
 from ldm_jax.data.text.clip_prompts import ClipPrompts
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
@@ -21,12 +22,14 @@ from ldm_jax.nn.conditioners.embedders import (
   TextEmbedder,
 )
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
-from ldm_jax.runtime.console import announced, say
+from ldm_jax.runtime.log import log_duration
 from ldm_jax.sampling import Conditioning, SamplingConfig, exported_runner
 from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
 from ldm_jax.sampling.exported_program import export_sampler
 from ldm_jax.sampling.resolve_request import recipe_of
 from ldm_jax.weights.safetensors_files import write_safetensors
+
+logger = logging.getLogger(__name__)
 
 HEARD = (TextEmbedder, ClipEmbedder, ClassEmbedder, SizeEmbedder)
 
@@ -39,7 +42,7 @@ def export(flags: argparse.Namespace) -> int:
     opened = open_model(flags.model, LoadOptions.told(flags))
     settings = _settings(flags, opened)
     said, ears = _ears(opened, settings)
-  with announced("exporting the sampler"):
+  with log_duration("exporting the sampler"):
     made = export_sampler(
       opened.model, opened.params, settings, said, is_inside=flags.inside
     )
@@ -65,7 +68,7 @@ def export(flags: argparse.Namespace) -> int:
   )
   os.replace(part, flags.out)
   size = sum(entry.stat().st_size for entry in os.scandir(flags.out))
-  say(f"{size / 2**20:.1f} MiB; draw with python {flags.out}/run.py")
+  logger.info(f"{size / 2**20:.1f} MiB; draw with python {flags.out}/run.py")
   print(flags.out)
   return 0
 
@@ -110,7 +113,7 @@ def _ears(
         "class, or nothing"
       )
   request = ConditionInputs([""], [None], None, settings.height, settings.width)
-  said, silent = encode_conditions(opened, request, say)
+  said, silent = encode_conditions(opened, request, logger.warning)
   ears = []
   for part in parts:
     ear: dict[str, Any] = {"input_key": part.input_key}

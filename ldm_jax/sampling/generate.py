@@ -2,12 +2,13 @@
 
 import argparse
 import dataclasses
+import logging
 import os
 from typing import Any
 
 import numpy as np
 
-from ldm_jax.cli.parser import usage_errors
+from ldm_jax.cli.exit_codes import usage_errors
 from ldm_jax.data.annotations import read_boxes
 from ldm_jax.data.text.prompt_cleaning import clean_prompt
 from ldm_jax.errors import ConfigError
@@ -17,7 +18,6 @@ from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.conditioners.spatial import DepthMap
 from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.pretrained.open_model import LoadOptions, open_model, with_control
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.sampling import GenerationInputs, SamplingConfig, SamplingEngine
@@ -35,6 +35,8 @@ from ldm_jax.sampling.outputs import (
   write_pictures,
 )
 from ldm_jax.sampling.resolve_request import noise_of, prompts_of, settings_of
+
+logger = logging.getLogger(__name__)
 
 
 def generate(flags: argparse.Namespace) -> int:
@@ -62,7 +64,7 @@ def _job(flags: argparse.Namespace) -> GenerationJob:
   given = ImageFlags(flags)
   prompts, toward = prompts_of(flags)
   if flags.negative_prompt:  # it is written into pictures, too
-    flags.negative_prompt = clean_prompt(flags.negative_prompt, say)
+    flags.negative_prompt = clean_prompt(flags.negative_prompt, logger.warning)
   opened = open_model(flags.model, LoadOptions.told(flags))
   if flags.clip_skip is not None:
     opened = skip_blocks(opened, flags.clip_skip - 1)
@@ -89,13 +91,13 @@ def _job(flags: argparse.Namespace) -> GenerationJob:
     labels = None if label is None else np.full(count, label)
     order = dataclasses.replace(order, labels=labels)
   studio = SamplingEngine(
-    opened.model, opened.params, sharding, say, classifier
+    opened.model, opened.params, sharding, logger.warning, classifier
   )
   studio.check_room(settings, order)
   # Both ends are heard at once, so that they get the same length.
   texts = prompts if toward is None else prompts + [toward] * count
   request = _request(flags, opened, settings, texts, max(count, len(texts)))
-  positive, negative = encode_conditions(opened, request, say)
+  positive, negative = encode_conditions(opened, request, logger.warning)
   if flags.interpolate:
     order = dataclasses.replace(
       order,

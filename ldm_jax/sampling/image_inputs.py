@@ -1,6 +1,7 @@
 """The pictures that sample.py's flags name, read and cut to size."""
 
 import argparse
+import logging
 
 import numpy as np
 
@@ -8,9 +9,10 @@ from ldm_jax.data.images import read_image
 from ldm_jax.errors import ConfigError, ImageError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.spatial import LowResolution
-from ldm_jax.runtime.console import say
 from ldm_jax.sampling import ImageInputs, SamplingConfig
 from ldm_jax.sampling.resize import extend_canvas, fit_image, fit_mask
+
+logger = logging.getLogger(__name__)
 
 
 class ImageFlags:
@@ -72,7 +74,7 @@ class ImageFlags:
       size = size[0] // stride, size[1] // stride
     if self.image.shape[:2] != size:
       told = [f"{h} x {w}" for h, w in (self.image.shape[:2], size)]
-      say(f"note: the picture of {told[0]} is resized to {told[1]}")
+      logger.warning(f"the picture of {told[0]} is resized to {told[1]}")
     image = again(fit_image(self.image, *size))
     if self.mask is None:
       return ImageInputs(image, hints=hints)

@@ -1,6 +1,7 @@
 """From sample.py's flags to what a studio is told."""
 
 import argparse
+import logging
 import math
 import sys
 
@@ -17,8 +18,9 @@ from ldm_jax.diffusion.torch_noise import torch_normal
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
-from ldm_jax.runtime.console import say
 from ldm_jax.sampling import SamplingConfig
+
+logger = logging.getLogger(__name__)
 
 IMAGE_STRENGTH = 0.8  # of --image without a mask
 MOST, SEEDS = 1e4, 2**32  # of numbers, and how many seeds there are
@@ -36,9 +38,9 @@ def prompts_of(flags: argparse.Namespace) -> tuple[list[str], str | None]:
   prompts = list(flags.prompt)
   if flags.prompts_file is not None:
     prompts += _lines(flags.prompts_file)
-  prompts = [clean_prompt(text, say) for text in prompts]
+  prompts = [clean_prompt(text, logger.warning) for text in prompts]
   if "" in prompts:
-    say("note: an empty prompt says nothing, so guidance leads nowhere")
+    logger.warning("an empty prompt says nothing, so guidance leads nowhere")
   if flags.variation is not None and not 0 <= flags.variation <= 1:
     raise ConfigError(f"--variation must be 0 to 1, got {flags.variation}")
   if flags.interpolate is not None:

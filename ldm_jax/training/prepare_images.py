@@ -5,6 +5,7 @@ import concurrent.futures
 import functools
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ldm_jax import config, config_tree
-from ldm_jax.cli.parser import DATA, CommandError, usage_errors
+from ldm_jax.cli.exit_codes import DATA, CommandError, usage_errors
 from ldm_jax.config import Data
 from ldm_jax.config_tree import override
 from ldm_jax.data.bad_images import SkipBadImages
@@ -23,9 +24,10 @@ from ldm_jax.data.images import shrink, shrink_map
 from ldm_jax.data.sources.cached_latents import read_manifest, write_manifest
 from ldm_jax.data.sources.shards import RECORD, write_record
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.devices import processes
 from ldm_jax.training.dataloading import bad_image_log
+
+logger = logging.getLogger(__name__)
 
 EACH = 1000  # examples in a file
 
@@ -103,7 +105,9 @@ def _write_all(
   paths = {n: os.path.join(flags.out, name(n)) for n in mine}
   missing = [n for n in mine if not os.path.exists(paths[n])]
   if len(missing) < len(mine):
-    say(f"{len(mine) - len(missing)} of {len(mine)} files are there already")
+    logger.info(
+      f"{len(mine) - len(missing)} of {len(mine)} files are there already"
+    )
   with concurrent.futures.ThreadPoolExecutor(flags.threads) as pool:
     for n in tqdm(missing, unit="file", disable=not processes.is_first()):
       numbers = range(n * EACH, min((n + 1) * EACH, count))

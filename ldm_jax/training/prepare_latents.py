@@ -3,6 +3,7 @@
 import argparse
 import concurrent.futures
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm_jax import config, config_tree
-from ldm_jax.cli.parser import DATA, CommandError, usage_errors
+from ldm_jax.cli.exit_codes import DATA, CommandError, usage_errors
 from ldm_jax.config import Data
 from ldm_jax.config_tree import override
 from ldm_jax.data.bad_images import SkipBadImages
@@ -26,10 +27,11 @@ from ldm_jax.latents import moments_of, posterior_of
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.run import open_first_stage
 from ldm_jax.runtime.checkpointing.checksums import checksum
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.devices import attention_kernels, processes
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.training.dataloading import bad_image_log
+
+logger = logging.getLogger(__name__)
 
 KEPT = 64  # blocks between two times that what is done is written down
 Item = dict[str, Any]
@@ -102,7 +104,7 @@ def prepare_latents(
   manifest = json.loads(json.dumps(manifest))  # as it will be read again
   with usage_errors():
     if not _begin(flags.out, manifest, arrays):
-      say(f"{flags.out} is complete")
+      logger.info(f"{flags.out} is complete")
       print(flags.out)
       return 0
   try:

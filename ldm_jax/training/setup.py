@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,6 @@ from ldm_jax.pretrained.metric_networks.lpips import perceptual
 from ldm_jax.pretrained.open_model import open_model
 from ldm_jax.run import Run, open_first_stage, shapes_of
 from ldm_jax.runtime.checkpointing.checksums import checksum
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.training import autoencoder, denoiser, initialize_from
@@ -39,6 +39,8 @@ from ldm_jax.training.dataloading import (
   training_source,
 )
 from ldm_jax.training.denoiser import DenoiserTask
+
+logger = logging.getLogger(__name__)
 
 SCALE_BATCHES = 8  # on which the scale of latents is measured
 
@@ -232,7 +234,9 @@ def _frozen(
       jax.random.key(experiment.seed),
       task.latents,
     )
-    say(f"latents are multiplied by {scale:.5f}, their measured 1 / std")
+    logger.info(
+      f"latents are multiplied by {scale:.5f}, their measured 1 / std"
+    )
   scale = jax.device_put(np.float32(scale), sharding.replicated)
   parts = {}
   if isinstance(task, DenoiserTask) and (

@@ -3,13 +3,20 @@
 import contextlib
 import functools
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax import config
-from ldm_jax.cli.parser import DATA, USAGE, WEIGHTS, CommandError, usage_errors
+from ldm_jax.cli.exit_codes import (
+  DATA,
+  USAGE,
+  WEIGHTS,
+  CommandError,
+  usage_errors,
+)
 from ldm_jax.config import Experiment
 from ldm_jax.config_tree import override
 from ldm_jax.data.bad_images import BadImageLog
@@ -21,7 +28,6 @@ from ldm_jax.errors import (
   TooLarge,
 )
 from ldm_jax.runtime.checkpointing.run_lock import lock
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.monitoring import metric_writer
@@ -33,6 +39,8 @@ from ldm_jax.training.dataloading import (
 )
 from ldm_jax.training.setup import PreparedRun, prepare_run
 from ldm_jax.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -70,7 +78,7 @@ def train(
     except (ImageError, DataError) as error:
       raise CommandError(str(error), DATA) from error
   if code:
-    say(f"go on with: python {shlex.join(sys.argv)}")
+    logger.info(f"go on with: python {shlex.join(sys.argv)}")
   if processes.is_first():
     told: dict[str, Any] = {}
     for line in metric_writer.read(folder):
@@ -84,7 +92,7 @@ def train(
 def _greet(before: dict[str, Any] | None) -> None:
   """Says that whoever trained here before did not end in order."""
   if before is not None:
-    say(
+    logger.info(
       f"process {before['pid']} on {before['host']}, which trained here since "
       f"{before['since']}, ended without a word"
     )

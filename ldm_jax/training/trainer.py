@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,9 @@ from ldm_jax.runtime import image_files
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.checkpointing.checkpoint_saver import Saver, check_room
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
-from ldm_jax.runtime.console import say, warned
 from ldm_jax.runtime.devices import memory, processes
 from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.runtime.log import warn_on_os_error
 from ldm_jax.runtime.monitoring import flops
 from ldm_jax.runtime.monitoring.metric_writer import MetricWriter
 from ldm_jax.runtime.monitoring.step_timer import Profile, Reporter, StepTimer
@@ -28,6 +29,8 @@ from ldm_jax.runtime.signals import Agreement, Interruption, exit_code
 from ldm_jax.runtime.skip_updates import NonFiniteMonitor
 from ldm_jax.runtime.step_runner import StepRunner, prefetch
 from ldm_jax.training.compiled_steps import Batch, CompiledTask, Task
+
+logger = logging.getLogger(__name__)
 
 Stream = Iterator[dict[str, np.ndarray]]
 
@@ -87,7 +90,7 @@ class Trainer:
     folder = os.path.join(self.folder, "checkpoints")
     with contextlib.closing(Checkpoints(folder, self.keeping)) as checkpoints:
       if (checkpoints.latest or 0) >= self.steps:
-        say(f"{self.folder} has had its {self.steps} steps")
+        logger.info(f"{self.folder} has had its {self.steps} steps")
         return 0
       programs = CompiledTask(
         self.task, self.sharding, self.seed, frozen, held_out
@@ -116,7 +119,7 @@ class Trainer:
     """
     if checkpoints.latest is not None:
       begin, state = checkpoints.newest(programs.shapes, programs.places)
-      say(f"resuming {self.folder} from step {begin}")
+      logger.info(f"resuming {self.folder} from step {begin}")
       return begin, state
     state = programs.init(example)
     if self.start is not None:
@@ -179,7 +182,7 @@ class TrainingSession:
             self.saver.finish(step, state)
           break
     if received is not None:
-      say(f"{received.name}: saved step {step}")
+      logger.info(f"{received.name}: saved step {step}")
     return exit_code(received)
 
   def pace(self, batch: Batch) -> StepTimer:
@@ -211,7 +214,7 @@ class TrainingSession:
       captions = self.loop.captions if name == "samples" else ()
       sheet = image_files.grid(np.asarray(to_uint8(images)), captions)
       file = os.path.join("previews", f"{name}_{step:07d}.png")
-      with warned():
+      with warn_on_os_error():
         image_files.write_png(os.path.join(self.loop.folder, file), sheet)
       self.journal.picture(step, name, sheet)
 

@@ -3,7 +3,7 @@
 import json
 import os
 
-from ldm_jax.cli.parser import WEIGHTS, usage_errors
+from ldm_jax.cli.exit_codes import WEIGHTS, usage_errors
 from ldm_jax.errors import ConfigError
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing import checkpoint, tree_io

@@ -6,6 +6,7 @@ digests of its leaves, which are looked at when it comes back.
 
 import glob
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,8 +25,9 @@ from ldm_jax.runtime.checkpointing.tree_io import (
   orbax,
   suspected,
 )
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.devices import processes
+
+logger = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
 
@@ -264,7 +266,7 @@ def _newest_whole(
       odd.append(str(error))
     else:
       for line in odd:
-        say(f"warning: {line}; using step {step}")
+        logger.warning(f"{line}; using step {step}")
       return step, found
   raise DamagedFile(f"no checkpoint of {len(steps)} is whole: {odd[0]}")
 
@@ -278,7 +280,7 @@ def _forget_damaged_metrics(folder: str) -> None:
         json.load(file)
     except (OSError, ValueError) as error:
       step = os.path.basename(os.path.dirname(path))
-      say(f"warning: metrics of step {step} cannot be read: {error}")
+      logger.warning(f"metrics of step {step} cannot be read: {error}")
       _put_aside(folder, os.path.join(step, METRICS))
 
 

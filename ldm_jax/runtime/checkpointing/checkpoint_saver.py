@@ -1,5 +1,6 @@
 """Checkpoints of a run that goes on where a disk refuses some of them."""
 
+import logging
 import os
 import shutil
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 
 from ldm_jax.errors import SaveFailed
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
-from ldm_jax.runtime.console import say
 from ldm_jax.runtime.monitoring.metric_writer import MetricWriter
+
+logger = logging.getLogger(__name__)
 
 TRIES = 3  # failures in a row that end a run
 SPARE = 1.2  # of what checkpoints will take
@@ -80,7 +82,7 @@ class Saver:
     self._journal.write(step, {"failed_saves": float(self._failed)})
     if self._in_row >= TRIES or jax.process_count() > 1:
       raise error
-    say(f"warning: {error}; older checkpoints make room")
+    logger.warning(f"{error}; older checkpoints make room")
     self._checkpoints.prune()
 
 

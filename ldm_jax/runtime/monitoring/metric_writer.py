@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.runtime.console import say
+logger = logging.getLogger(__name__)
 
 
 class MetricWriter:
@@ -62,7 +63,7 @@ class MetricWriter:
         self._waiting = self._waiting[written:]
     except OSError as error:
       if is_new:
-        say(f"warning: {self._path}: {error.strerror}; its lines wait")
+        logger.warning(f"{self._path}: {error.strerror}; its lines wait")
 
   def picture(self, step: int, name: str, image: np.ndarray) -> None:
     """An image [h, w, 3] of bytes for TensorBoard."""
@@ -129,7 +130,7 @@ class Events:
       yield
     except OSError as error:
       self._file = None
-      say(f"warning: {self._path}: {error.strerror}; no more for TensorBoard")
+      logger.warning(f"{self._path}: {error.strerror}; no more for TensorBoard")
 
 
 def read(folder: str) -> list[dict[str, Any]]:

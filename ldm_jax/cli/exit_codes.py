@@ -1,0 +1,115 @@
+"""Exit codes, and how exceptions of the library become them."""
+
+import contextlib
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+USAGE, NUMERICS, DATA, WEIGHTS, IO, INTERNAL = 2, 3, 4, 5, 6, 70
+
+Main = Callable[[Sequence[str]], int]
+
+
+class CommandError(Exception):
+  """Ends a command with one line on stderr and an exit code."""
+
+  def __init__(self, line: str, code: int):
+    super().__init__(line)
+    self.code = code
+
+
+def code_of(error: Exception) -> int | None:
+  """The exit code of an exception of the library; None for any other."""
+  from ldm_jax import errors
+
+  codes = {
+    errors.NonFiniteWeights: NUMERICS,
+    errors.NonFinite: NUMERICS,
+    errors.WeightsError: WEIGHTS,
+    errors.DamagedFile: WEIGHTS,
+    errors.DataError: DATA,
+    errors.ImageError: DATA,
+    errors.SaveFailed: IO,
+    errors.LdmJaxError: USAGE,  # ConfigError, TooLarge
+  }
+  return next((c for kind, c in codes.items() if isinstance(error, kind)), None)
+
+
+def command(main: Main) -> Main:
+  """`main`, whose library exceptions become a `CommandError` with its code."""
+
+  @functools.wraps(main)
+  def wrapped(arguments: Sequence[str]) -> int:
+    try:
+      return main(arguments)
+    except CommandError:
+      raise
+    except Exception as error:
+      code = code_of(error)
+      if code is None:
+        raise
+      raise CommandError(str(error), code) from error
+
+  return wrapped
+
+
+@contextlib.contextmanager
+def usage_errors(image: int = USAGE) -> Iterator[None]:
+  """A ValueError of the block becomes a `CommandError` of code 2.
+
+  Args:
+    image: the exit code of an image that cannot be read.
+  """
+  from ldm_jax.errors import ImageError
+
+  try:
+    yield
+  except ImageError as error:
+    raise CommandError(str(error), image) from error
+  except ValueError as error:
+    raise CommandError(str(error), code_of(error) or USAGE) from error
+  except Exception as error:
+    code = code_of(error)
+    if code is None:
+      raise
+    raise CommandError(str(error), code) from error
+
+
+def exit_status(main: Main, arguments: Sequence[str]) -> int:
+  """Runs a command and returns its exit code; errors are one line on stderr."""
+  try:
+    code = command(main)(arguments)
+    sys.stdout.flush()
+  except CommandError as error:
+    return _print_error(str(error), error.code)
+  except BrokenPipeError:  # the reader went away, as `| head` does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    return 130
+  except OSError as error:
+    return _print_error(str(error), IO)
+  except Exception:
+    traceback.print_exc()
+    return INTERNAL
+  return code
+
+
+def run_command(main: Main, arguments: Sequence[str] | None = None) -> None:
+  """Runs a command and ends the process with its exit code."""
+  code = exit_status(main, sys.argv[1:] if arguments is None else arguments)
+  if "jax" in sys.modules:
+    from ldm_jax.runtime.devices import processes
+
+    processes.leave(code)
+  sys.exit(code)
+
+
+def _print_error(line: str, code: int) -> int:
+  """Prints one line; control characters cannot reach the terminal."""
+  kept = "".join(c if c.isprintable() else " " for c in line)
+  print(f"error: {kept}", file=sys.stderr)
+  return code
