@@ -2,7 +2,7 @@
 
 `diffusion/` is the mathematics and `nn/` the networks; they have never met.
 `latent_diffusion.py` introduces them. `tasks/` says what a training step is,
-`data/` feeds it, `runtime/` places it on a machine, `training/trainer.py` repeats it.
+`data/` feeds it, `runtime/` places it on a machine, `training/` repeats it.
 `sampling/` makes pictures. `config.py` describes an experiment, `run.py` opens
 a finished one, `pretrained/` speaks with Stable Diffusion's files through
 `weights/`, and `commands/` are the doors.

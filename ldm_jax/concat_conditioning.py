@@ -62,7 +62,7 @@ def low_resolution_input(
   images: Float[Array, "b h w 3"],
   noise_augmentation: NoiseAugmentation | None,
 ) -> NoisyLowResolution:
-  """Small pictures with noise of the model's `noise_augmentation_schedule`, if it has that."""
+  """Small images, noised by `noise_augmentation_schedule` if there is one."""
   if model.noise_augmentation_schedule is None:
     return NoisyLowResolution(images, jnp.zeros(len(images)))
   noisy = q_sample(

@@ -2,8 +2,8 @@
 
 Rombach et al. 2022 and CompVis/latent-diffusion. Learning rates are those that
 were used: the published base rate times the batch (and the devices). Data sets
-of tensorflow-datasets must be prepared (ldm_jax/data/sources/tfds_source.py says how); others
-are folders. Figures are the authors'; a V100-day is theirs too.
+of tensorflow-datasets must be prepared (ldm_jax/data/sources/tfds_source.py
+says how); others are folders. Figures are the authors', V100-days too.
 """
 
 import dataclasses

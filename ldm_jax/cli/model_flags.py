@@ -4,7 +4,7 @@ from ldm_jax.cli.parser import Parser
 
 
 def add_reading(flags: Parser) -> None:
-  """How foreign weights are read; see `ldm_jax.pretrained.open_model.Reading`."""
+  """How foreign weights are read; see `pretrained.open_model.LoadOptions`."""
   add = flags.add_argument_group("Stable Diffusion's weights").add_argument
   add("--variant", help="of a folder's weights, such as fp16")
   add(

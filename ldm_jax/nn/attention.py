@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # An accelerator's own attention: the answer, or None where it is not made for
-# these arrays. `runtime/devices/attention_kernels.py` puts one in the place of a name.
+# these arrays. `runtime/devices/attention_kernels.py` puts one in
+# the place of a name.
 Kernel = Callable[[Array, Array, Array], Array | None]
 AttentionBackend = Literal["auto", "xla", "chunked", "splash", "cudnn"] | Kernel
 
@@ -47,7 +48,8 @@ def dot_product_attention(
     attention_backend = "auto"
   if attention_backend in ("splash", "cudnn"):
     raise ValueError(
-      f"road {attention_backend!r} is an accelerator's; runtime.kernels.equipped puts it in"
+      f"attention_backend {attention_backend!r} needs an accelerator; "
+      "runtime.devices.attention_kernels puts it in"
     )
   is_long = q.shape[1] * k.shape[1] >= _MANY_SCORES
   if attention_backend == "chunked" or (

@@ -50,7 +50,7 @@ def _captioned(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
   for image, text in zip(images, texts, strict=True):
     label = Image.new("RGB", (width, 13 * lines + 4), "white")
     ImageDraw.Draw(label).multiline_text(
-      (2, 1), "\n".join(text), "black", font, timestep_spacing=1
+      (2, 1), "\n".join(text), "black", font, spacing=1
     )
     cells.append(np.concatenate([image, np.asarray(label)]))
   return np.stack(cells)

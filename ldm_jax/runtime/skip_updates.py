@@ -136,8 +136,9 @@ def _most(norms: Any, seen: Any, spikes: float) -> Any:
 def update_health(state: Any) -> Told:
   """What a state's optimizers say of themselves.
 
-  "skipped", "in_row" and "culprit" of `SkipBadUpdatesState`: the sum, the largest, and
-  an index into `names_of`. Nothing, if the state has no such optimizer.
+  "skipped", "in_row" and "culprit" of `SkipBadUpdatesState`: the sum, the
+  largest, and an index into `names_of`. Empty
+  if the state has no such optimizer.
   """
   nodes = _nodes(state)
   if not nodes:

@@ -109,8 +109,8 @@ def _ears(
   for part in parts:
     if not isinstance(part, HEARD):
       raise ConfigError(
-        f"this model reads {part.input_key!r}; what can be exported reads text, a "
-        "class, or nothing"
+        f"this model reads {part.input_key!r}; what can be exported "
+        "reads text, a class, or nothing"
       )
   request = ConditionInputs([""], [None], None, settings.height, settings.width)
   said, silent = encode_conditions(opened, request, logger.warning)

@@ -107,7 +107,7 @@ def generate_traced(
   """What `SamplingEngine.draw` does, in one piece that can be traced.
 
   Args:
-    sides: what is said, and what guidance leads away from; see `ExportedSampler`.
+    sides: positive and negative conditioning; see `ExportedSampler`.
     told: the seed, the first image's index, and guidance's four numbers.
   """
   seed, first, scales = told

@@ -106,7 +106,7 @@ def _write_all(
   missing = [n for n in mine if not os.path.exists(paths[n])]
   if len(missing) < len(mine):
     logger.info(
-      f"{len(mine) - len(missing)} of {len(mine)} files are there already"
+      "%d of %d files exist already", len(mine) - len(missing), len(mine)
     )
   with concurrent.futures.ThreadPoolExecutor(flags.threads) as pool:
     for n in tqdm(missing, unit="file", disable=not processes.is_first()):

@@ -234,9 +234,7 @@ def _frozen(
       jax.random.key(experiment.seed),
       task.latents,
     )
-    logger.info(
-      f"latents are multiplied by {scale:.5f}, their measured 1 / std"
-    )
+    logger.info("latents are multiplied by %.5f, their measured 1 / std", scale)
   scale = jax.device_put(np.float32(scale), sharding.replicated)
   parts = {}
   if isinstance(task, DenoiserTask) and (

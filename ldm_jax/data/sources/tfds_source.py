@@ -192,7 +192,8 @@ def tfds_source(
   fields = KNOWN.get(plain) or KNOWN.get(plain.partition("/")[0])
   if fields is None:
     raise ValueError(
-      f"{name!r} is none of {', '.join(KNOWN)}; name its features with TfdsSource"
+      f"{name!r} is none of {', '.join(KNOWN)}; name its features with "
+      "TfdsSource"
     )
   return TfdsSource(name, split, data_dir, **(fields | features))
 

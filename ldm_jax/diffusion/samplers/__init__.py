@@ -1,7 +1,7 @@
 """From x_T to x_0: grids of noise levels, samplers as tables, one scan.
 
-`SamplerConfig` names a sampler with its grid; `SamplerConfig.plan` works out its rows; `run`
-follows them.
+`SamplerConfig` names a sampler with its timesteps; `SamplerConfig.plan` works
+out its rows; `run` follows them.
 """
 
 from ldm_jax.diffusion.samplers.sampler_config import (

@@ -77,8 +77,8 @@ def _times(schedule, sampler_config, timestep_spacing, parts):
     found = rising[::-1][:steps].astype(np.float64)
   if found[0] >= total:
     raise ValueError(
-      f"diffusers cannot take {steps} steps of {timestep_spacing!r}: its first time is "
-      f"{found[0]:.0f}; try fewer, or leave compat out"
+      f"diffusers cannot take {steps} steps of {timestep_spacing!r}: its first "
+      f"time is {found[0]:.0f}; try fewer, or leave compat out"
     )
   return found
 

@@ -130,8 +130,8 @@ def _block(shape: tuple[int, ...]) -> int:
 def with_attention_kernels(node: Any, sharding: Sharding) -> Any:
   """A task, model or network whose attention takes the machine's kernels.
 
-  Every field `attention_backend` that says "auto" or names a kernel below `node` holds a
-  `AttentionKernels` afterwards. Machines without kernels leave "auto" as it is.
+  Every field `attention_backend` that is "auto" or names a kernel below `node`
+  holds an `AttentionKernels` afterwards. Machines without kernels keep "auto".
 
   Raises:
     ValueError: a kernel of another machine is asked for.
@@ -165,8 +165,9 @@ def _taken(attention_backend: Any, sharding: Sharding) -> Any:
   if attention_backend in HOMES.values():
     if attention_backend != home:
       raise ValueError(
-        f"road={attention_backend}: these devices ({sharding.platform}) have no such "
-        "kernel; splash is a TPU's, cudnn a GPU's; try auto"
+        f"attention_backend={attention_backend}: these devices "
+        f"({sharding.platform}) have no such kernel; splash needs a "
+        "TPU, cudnn a GPU; try auto"
       )
     return AttentionKernels(sharding, attention_backend)
   return attention_backend

@@ -1,7 +1,7 @@
 """What training leaves in a checkpoint: named, and never brought to life.
 
 A checkpoint of Lightning holds, beside its tensors, callbacks, schedules and
-hyper-parameters as Python objects. Each becomes an `StubObject` that remembers the
+hyper-parameters as Python objects. Each becomes a `StubObject` that keeps the
 name; arguments, items and state that a pickle gives to it are dropped.
 """
 

@@ -71,8 +71,8 @@ def read_pickled(path: str | os.PathLike) -> Any:
   """What a torch file holds, of any form: plain data, with tensors as arrays.
 
   For files that are no state dict, such as {"string_to_param": {"*": T}} of
-  textual inversion. Objects of training remain as `StubObject`. Arrays are mapped
-  as those of `read_torch` are, and every checksum is compared.
+  textual inversion. Objects of training remain as `StubObject`. Arrays are
+  mapped as those of `read_torch` are, and every checksum is compared.
 
   Raises:
     WeightsError: as `read_torch`, but for the form of what it holds.
