@@ -243,9 +243,10 @@ def _train(config: TokenizerConfig, captions: Iterable[str]) -> Any:
 
 
 def _word_level(vocabulary: int) -> tuple[Any, Any]:
+  from tokenizers import Tokenizer as Backend
   from tokenizers import decoders, models, pre_tokenizers, trainers
 
-  tokenizer = TokenizerConfig(models.WordLevel(unk_token="[UNK]"))
+  tokenizer = Backend(models.WordLevel(unk_token="[UNK]"))
   tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
   # Its clean-up joins "circle" and "," again; no word begins with ##.
   tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
@@ -255,9 +256,10 @@ def _word_level(vocabulary: int) -> tuple[Any, Any]:
 
 
 def _byte_level(vocabulary: int) -> tuple[Any, Any]:
+  from tokenizers import Tokenizer as Backend
   from tokenizers import decoders, models, pre_tokenizers, trainers
 
-  tokenizer = TokenizerConfig(models.BPE(unk_token="[UNK]"))
+  tokenizer = Backend(models.BPE(unk_token="[UNK]"))
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   return tokenizer, trainers.BpeTrainer(
