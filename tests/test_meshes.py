@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import re
 import unittest.mock
 
 import jax
@@ -17,7 +16,6 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
-  Condition,
   LayoutEmbedder,
   SizeEmbedder,
   TextEmbedder,
@@ -357,35 +355,6 @@ def test_slices_of_a_sharded_batch_stay_spread():
   np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
   gradients = [jax.tree.map(np.asarray, trace) for _, trace in found]
   assert distance(gradients[1], gradients[0]) < 1e-5
-
-
-@pytest.mark.parametrize("is_held", [True, False])
-def test_no_device_gathers_the_rows_of_all(is_held):
-  """Under fsdp kernels are gathered; XLA alone would gather activations too."""
-  sharding = dataclasses.replace(MeshShape(2, 4).build(), smallest=1)
-  unet = UNet(4, 64, (1, 2), 1, AttentionPlan((0, 0), heads=2))
-  at = lambda *shape: jax.ShapeDtypeStruct(
-    shape, "float32", sharding=sharding.batch
-  )
-  xt, t = at(32, 16, 16, 4), at(32)
-  shapes = jax.eval_shape(unet.init, jax.random.key(0), xt, t, Condition())
-  params = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
-    ),
-    shapes,
-    sharding.state(shapes),
-  )
-
-  def loss(params, xt, t):
-    return (unet.apply(params, xt, t, Condition()) ** 2).mean()
-
-  loss = constrain_activations(loss, sharding) if is_held else loss
-  text = jax.jit(jax.grad(loss)).lower(params, xt, t).compile().as_text()
-  kernels = re.findall(r"= f32\[[13],[13],\d+,\d+\]\S* all-gather\(", text)
-  activations = re.findall(r"= f32\[\d\d+,\d+,\d+,\d+\]\S* all-gather\(", text)
-  assert len(kernels) > 10
-  assert is_held == (not activations), activations
 
 
 def test_leaves_that_one_device_would_hold_are_cut():

@@ -1,4 +1,4 @@
-"""Rows stay where they are: under `fsdp` kernels travel, activations do not."""
+"""Activations stay sharded over the batch: fsdp gathers kernels, not them."""
 
 import functools
 from collections.abc import Callable
@@ -10,25 +10,26 @@ from ldm_jax.runtime.devices.sharding import Sharding
 
 
 def constrain_activations(function: Callable, sharding: Sharding) -> Callable:
-  """`function`, in whose networks every layer answers where its rows are.
+  """`function`, with the batch axis of every layer's arrays constrained.
 
-  A kernel that `fsdp` cuts may be multiplied with in two ways: gather the
-  kernel, or gather all rows of the batch and compute some features of each.
-  XLA's partitioner takes the second now and then (before a convolution of
-  what was doubled, for one), and then every device holds an activation of the
-  whole global batch. So the rows of what convolutions and dense layers
-  answer, and of their gradients, are said to lie where the batch's do; other
-  axes stay free.
+  A kernel that `fsdp` shards can be applied in two ways: gather the kernel, or
+  gather the activations of the whole global batch and compute some output
+  features of each. XLA's partitioner sometimes takes the second (before a
+  convolution of upsampled features; in jax 0.12 also for the kernel's gradient
+  of a convolution of concatenated features), and then every device holds an
+  activation of the whole batch. So inputs and outputs of convolutions and dense
+  layers, and with them their gradients, are constrained to the sharding of the
+  batch along their first axis; other axes stay free.
   """
   if sharding.mesh.shape["fsdp"] == 1:
     return function
 
   def answer(layer: Callable, args: Any, options: Any, context: Any) -> Any:
-    found = layer(*args, **options)
     is_layer = isinstance(context.module, nn.Conv | nn.Dense)
     if not is_layer or context.method_name != "__call__":
-      return found
-    return sharding.hold(found)
+      return layer(*args, **options)
+    inputs, *rest = args
+    return sharding.hold(layer(sharding.hold(inputs), *rest, **options))
 
   @functools.wraps(function)
   def held(*args: Any, **options: Any) -> Any:
