@@ -83,7 +83,7 @@ def train(config, name, **fields):
   call(
     "train.py", f"--config=configs/{config}.py", f"--workdir={folder}", *flags
   )
-  return metric_writer.read(folder)
+  return metric_writer.read_metrics(folder)
 
 
 def median(log):
@@ -355,7 +355,7 @@ def two():
     words.append(f"{kind}, f = {factor}, {channels} channels")
   shown.insert(0, np.concatenate(list(images), axis=1))
   large = np.stack(shown).repeat(2, 1).repeat(2, 2)
-  sheet = image_files.grid(large, ["as it was", *words], columns=2)
+  sheet = image_files.image_grid(large, ["as it was", *words], columns=2)
   image_files.write_png(os.path.join(PICTURES, "two_pictures.png"), sheet)
   names = ("psnr", "numbers_read", "grating_contrast", "texture_kept")
   plot = canvas(4, "f")

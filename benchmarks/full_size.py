@@ -51,11 +51,11 @@ def write(path: str) -> None:
   rng, tensors = np.random.default_rng(0), {}
   for (prefix, network), init in parts.items():
     shapes = convert.shapes(jax.eval_shape(init)["params"])
-    for row in parameter_names.table(network, "compvis", shapes).rows:
+    for row in parameter_names.name_table(network, "compvis", shapes).rows:
       shape = row.foreign_shape()
       fan = math.prod(shape[1:]) or 1
       drawn = rng.standard_normal(shape, np.float32) / math.sqrt(fan)
-      tensors[prefix + row.theirs] = drawn.astype(np.float16)
+      tensors[prefix + row.foreign_name] = drawn.astype(np.float16)
   write_safetensors(path, tensors)
 
 

@@ -70,7 +70,7 @@ def jax_jobs(told):
   sharding = MeshShape().build(jax.devices()[:1])
   rng = np.random.default_rng(0)
   normal = lambda *shape: rng.standard_normal(shape, np.float32)
-  batch = sharding.put(
+  batch = sharding.put_batch(
     {
       "moments": normal(told.batch, side, side, 8),
       "neighbours": normal(told.batch, 77, 768),

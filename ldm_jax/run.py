@@ -184,7 +184,7 @@ class Run:
       part = {"params": {"autoencoder": state.params["autoencoder"]}}
     if not self.has_step:
       raise ConfigError(f"{self.folder} has no checkpoint yet")
-    _, restored = checkpoint.newest_part(
+    _, restored = checkpoint.restore_newest_subtree(
       self._path("checkpoints"), _placed(part, sharding)
     )
     return restored.get("ema") or restored["params"]["autoencoder"]
@@ -222,5 +222,5 @@ def _placed(shapes: Any, sharding: Sharding) -> Any:
       leaf.shape, leaf.dtype, sharding=place
     ),
     shapes,
-    sharding.state(shapes),
+    sharding.tree_shardings(shapes),
   )

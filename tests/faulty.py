@@ -89,7 +89,7 @@ def rows(step, bad=()):
 def loop(folder, steps, every, width=2, breaks=None, **more):
   """The run, and what is held out."""
   sharding = MeshShape().build()
-  mine = sharding.rows(ROWS)
+  mine = sharding.local_rows(ROWS)
   made = Trainer(
     Descent(width=width, **(breaks or {})),
     sharding,
@@ -101,7 +101,7 @@ def loop(folder, steps, every, width=2, breaks=None, **more):
     examples=lambda step: range(ROWS * step, ROWS * step + ROWS),
     **more,
   )
-  return made, sharding.whole({"x": rows(0)}), mine
+  return made, sharding.distribute({"x": rows(0)}), mine
 
 
 def descend(

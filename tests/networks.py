@@ -44,7 +44,7 @@ def class_shapes(classes, width):
 
 def foreign(names):
   """Shapes by foreign name of a table."""
-  return {row.theirs: row.foreign_shape() for row in names.rows}
+  return {row.foreign_name: row.foreign_shape() for row in names.rows}
 
 
 def draw(sizes, seed=0):

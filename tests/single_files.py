@@ -17,7 +17,7 @@ from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
-from ldm_jax.weights.naming.parameter_names import Geometry, table
+from ldm_jax.weights.naming.parameter_names import Geometry, name_table
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP = "cond_stage_model.transformer.text_model."
@@ -28,8 +28,8 @@ LDM = Schedule(start=0.0015, end=0.0195)
 
 def under(prefix, network, shapes, geometry=None):
   """What a single file calls parameters of these shapes."""
-  names = table(network, "compvis", shapes, geometry or Geometry())
-  return {prefix + row.theirs: row.foreign_shape() for row in names.rows}
+  names = name_table(network, "compvis", shapes, geometry or Geometry())
+  return {prefix + row.foreign_name: row.foreign_shape() for row in names.rows}
 
 
 def made_once(make):

@@ -62,7 +62,7 @@ def gathered(network, arguments, sharding, is_constrained=True):
       leaf.shape, leaf.dtype, sharding=home
     ),
     shapes,
-    sharding.state(shapes),
+    sharding.tree_shardings(shapes),
   )
 
   def loss(params, *arguments):
@@ -84,7 +84,7 @@ DTYPES = ("float32", "int32")
 
 
 def built(mesh):
-  return dataclasses.replace(MeshShape(*mesh).build(), smallest=1)
+  return dataclasses.replace(MeshShape(*mesh).build(), min_size=1)
 
 
 def cases(names):

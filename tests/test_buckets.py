@@ -202,5 +202,5 @@ def test_a_shape_is_compiled_once_and_said(folder, tmp_path, capsys):
   assert said.count("compiling step 2, for") == 1
   assert said.count("compiling step 3, for") == 1
   assert "compiling step 4" not in said
-  lines = metric_writer.read(str(tmp_path / "run"))
+  lines = metric_writer.read_metrics(str(tmp_path / "run"))
   assert [line["step"] for line in lines if "loss" in line] == [*range(1, 10)]

@@ -69,8 +69,8 @@ def shapes(tree):
 def test_the_tables_name_every_parameter_of_lpips_once():
   x = jnp.zeros((1, 16, 16, 3))
   params = jax.eval_shape(LPIPS().init, jax.random.key(0), x, x)["params"]
-  trunk = {row.ours for row in read_table("vgg16").rows}
-  heads = {row.ours for row in read_table("lpips").rows}
+  trunk = {row.path for row in read_table("vgg16").rows}
+  heads = {row.path for row in read_table("lpips").rows}
   assert shapes(params).keys() == heads | {f"trunk/{name}" for name in trunk}
 
 
@@ -159,7 +159,8 @@ SHAPED = make_table(
 def shaped_tensors():
   rng = np.random.default_rng(0)
   return {
-    row.theirs: rng.normal(size=row.foreign_shape()) for row in SHAPED.rows
+    row.foreign_name: rng.normal(size=row.foreign_shape())
+    for row in SHAPED.rows
   }
 
 
@@ -170,7 +171,7 @@ def test_every_layout_is_in_the_table_of_all():
 def test_reverting_inverts_converting_for_every_layout():
   tensors = shaped_tensors()
   params = convert(SHAPED, tensors)
-  assert shapes(params) == {row.ours: row.shape for row in SHAPED.rows}
+  assert shapes(params) == {row.path: row.shape for row in SHAPED.rows}
   back = revert(SHAPED, params)
   assert back.keys() == tensors.keys()
   for name, tensor in tensors.items():
@@ -181,8 +182,8 @@ def test_nothing_is_copied_but_what_lies_in_many_heads():
   tensors = shaped_tensors()
   params = convert(SHAPED, tensors)
   for row in SHAPED.rows:
-    is_view = np.shares_memory(params[row.ours], tensors[row.theirs])
-    assert is_view == (row.theirs != "heads"), row
+    is_view = np.shares_memory(params[row.path], tensors[row.foreign_name])
+    assert is_view == (row.foreign_name != "heads"), row
 
 
 class Reading(collections.abc.Mapping):
@@ -247,7 +248,7 @@ def test_another_shape_is_refused(name, shape):
   with pytest.raises(WeightsError) as error:
     convert(SHAPED, tensors)
   assert f"{name} has shape {shape}" in str(error.value)
-  ours = next(row.ours for row in SHAPED.rows if row.theirs == name)
+  ours = next(row.path for row in SHAPED.rows if row.foreign_name == name)
   assert f"for our {ours}" in str(error.value)
 
 

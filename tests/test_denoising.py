@@ -24,7 +24,7 @@ from ldm_jax.nn.conditioners.embedders import (
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet, coordinates
 from ldm_jax.pixels import to_float, to_uint8
-from ldm_jax.runtime.optimizer import Optimizer, averaged
+from ldm_jax.runtime.optimizer import Optimizer, ema_update
 from ldm_jax.training.denoiser import DenoiserTask, Frozen
 
 TEXT = TextEmbedder(TextEncoder(20, 16, 1, 2, 8, length=6), (2, 3))
@@ -221,10 +221,10 @@ def test_guidance_one_is_the_conditional_model():
 def test_the_average_warms_up_as_in_ldm():
   # (1 + n) / (10 + n): .181818, .25, .55, .918182 after 1, 2, 10, 100 updates.
   for n, decay in [(1, 0.181818), (2, 0.25), (10, 0.55), (100, 0.918182)]:
-    found = averaged(jnp.float32(1), jnp.float32(0), n, 0.9999)
+    found = ema_update(jnp.float32(1), jnp.float32(0), n, 0.9999)
     np.testing.assert_allclose(found, decay, rtol=1e-5)
   np.testing.assert_allclose(
-    averaged(jnp.float32(1), jnp.float32(0), 10**6, 0.9999), 0.9999
+    ema_update(jnp.float32(1), jnp.float32(0), 10**6, 0.9999), 0.9999
   )
 
 

@@ -25,7 +25,7 @@ from test_training import BLIND, CONFIGS, ONE, TWO
 from ldm_jax.errors import NonFinite
 from ldm_jax.runtime.checkpointing import checkpoint
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
-from ldm_jax.runtime.checkpointing.checksums import summary
+from ldm_jax.runtime.checkpointing.checksums import combined_checksum
 from ldm_jax.runtime.monitoring import metric_writer
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,14 +34,14 @@ FAULTY = str(ROOT / "tests" / "faulty.py")
 
 def digest_of(folder):
   """Of the newest state; every step must be whole."""
-  *_, last = checkpoint.verified(str(folder / "checkpoints"))
+  *_, last = checkpoint.verify_checkpoints(str(folder / "checkpoints"))
   step, wrong, leaves = last
   assert wrong is None
-  return step, summary(leaves)
+  return step, combined_checksum(leaves)
 
 
 def losses(folder):
-  told = metric_writer.read(str(folder))
+  told = metric_writer.read_metrics(str(folder))
   return [(line["step"], line["loss"]) for line in told if "loss" in line]
 
 
@@ -130,13 +130,17 @@ def test_a_nan_is_never_saved(tmp_path, kind):
   else:
     with pytest.raises(NonFinite, match=r"3 updates in a row|not a number"):
       descend(tmp_path, 12, 3, **more)
-  for _, wrong, leaves in checkpoint.verified(str(tmp_path / "checkpoints")):
+  for _, wrong, leaves in checkpoint.verify_checkpoints(
+    str(tmp_path / "checkpoints")
+  ):
     assert wrong is None and leaves
   checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
   assert checkpoints.latest == (12 if heals else 6)
   made, held_out, _ = loop(tmp_path, 12, 3)
   shapes = jax.eval_shape(made.task.init, jax.random.key(0), held_out, None)
-  _, state = checkpoints.newest(shapes, made.sharding.state(shapes))
+  _, state = checkpoints.restore_newest(
+    shapes, made.sharding.tree_shardings(shapes)
+  )
   checkpoints.close()
   assert np.isfinite(state.params["w"]).all()
 
@@ -154,7 +158,7 @@ def test_killed_while_saving_the_step_before_is_there(tmp_path):
     process.kill()
     process.communicate()
     left |= {p.name for p in (run / "checkpoints").iterdir()}
-    told = list(checkpoint.verified(str(run / "checkpoints")))
+    told = list(checkpoint.verify_checkpoints(str(run / "checkpoints")))
     assert told and all(wrong is None for _, wrong, _ in told)
     assert told[-1][0] >= losses(run)[-1][0] - 3 and told[-1][0] > before
     before = told[-1][0]

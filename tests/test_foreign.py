@@ -34,7 +34,7 @@ from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.naming.convert import revert
 from ldm_jax.weights.naming.convert import shapes as shapes_of
-from ldm_jax.weights.naming.parameter_names import table
+from ldm_jax.weights.naming.parameter_names import name_table
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 SIDE = 32
@@ -208,7 +208,7 @@ def test_a_folder_of_the_former_flax_models(model, folder, tmp_path):
     for old in where.glob("*.safetensors"):
       old.unlink()
     shapes = shapes_of(variables["params"])
-    found = revert(table(network, "flax", shapes), variables["params"])
+    found = revert(name_table(network, "flax", shapes), variables["params"])
     flat = {tuple(f"{prefix}{k}".split("/")): v for k, v in found.items()}
     tree = flax.traverse_util.unflatten_dict(flat)
     stem = f"{stem}_flax_model" if stem else "flax_model"

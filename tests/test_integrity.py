@@ -22,7 +22,7 @@ from ldm_jax.runtime.checkpointing import checkpoint, tree_io
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.checkpointing.checksums import checksum, checksums
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
-from ldm_jax.runtime.checkpointing.run_lock import Held, lock
+from ldm_jax.runtime.checkpointing.run_lock import RunLocked, run_lock
 from ldm_jax.runtime.devices.sharding import MeshShape
 
 STEPS, KEEPING = (1, 2, 3), CheckpointPolicy(keep=9, best="loss")
@@ -63,7 +63,7 @@ def folder(tmp_path):
 
 def newest(path, goes_on=False):
   with contextlib.closing(Checkpoints(str(path), KEEPING)) as kept:
-    step, state = kept.newest(SHAPES, PLACES)
+    step, state = kept.restore_newest(SHAPES, PLACES)
     if goes_on:
       kept.save(9, state_of(9), {"loss": 0.5})
     return step, state
@@ -228,14 +228,14 @@ def test_damaged_metrics_bar_nobody(tmp_path, capsys):
   (path / "3" / "metrics" / "metrics").write_bytes(b"{")
   (path / "2" / "metrics" / "metrics").unlink()
   with contextlib.closing(Checkpoints(str(path), keeping)) as kept:
-    assert kept.newest(SHAPES, PLACES)[0] == 3
+    assert kept.restore_newest(SHAPES, PLACES)[0] == 3
     kept.save(4, state_of(4), {"loss": 4.0})
   said = capsys.readouterr().err
   assert all(
     f"metrics of step {step} cannot be read" in said for step in (2, 3)
   )
   with contextlib.closing(Checkpoints(str(path), keeping)) as kept:
-    assert kept.newest(SHAPES, PLACES)[0] == 4
+    assert kept.restore_newest(SHAPES, PLACES)[0] == 4
   assert capsys.readouterr().err == ""
   names = {p.name for p in (tmp_path / "damaged").iterdir()}
   assert names == {"2_metrics", "3_metrics"}
@@ -254,7 +254,7 @@ def test_a_damaged_step_can_be_saved_anew(folder):
   with contextlib.closing(
     Checkpoints(str(folder), CheckpointPolicy(keep=9))
   ) as kept:
-    assert kept.newest(SHAPES, PLACES)[0] == 2
+    assert kept.restore_newest(SHAPES, PLACES)[0] == 2
     kept.save(3, state_of(3))
   assert newest(folder)[0] == 3
   shutil.rmtree(folder / "3" / "digests")
@@ -270,7 +270,7 @@ def test_a_part_is_verified_by_itself(folder):
     target,
     {"params": PLACES["params"]},
   )
-  step, part = checkpoint.newest_part(str(folder), placed)
+  step, part = checkpoint.restore_newest_subtree(str(folder), placed)
   assert step == 3
   np.testing.assert_array_equal(
     part["params"]["kernel"], state_of(3)["params"]["kernel"]
@@ -279,7 +279,7 @@ def test_a_part_is_verified_by_itself(folder):
   told = json.loads(path.read_text())
   told["params/kernel"] = told["params/kernel"][:-1] + "x"
   path.write_text(json.dumps(told))
-  assert checkpoint.newest_part(str(folder), placed)[0] == 2
+  assert checkpoint.restore_newest_subtree(str(folder), placed)[0] == 2
 
 
 def test_trees_that_are_written_once_are_verified(tmp_path):
@@ -290,20 +290,20 @@ def test_trees_that_are_written_once_are_verified(tmp_path):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )
   assert checksum(tree_io.load_tree(str(path), target)) == checksum(tree)
-  assert tree_io.verified(str(path), "frozen")[0] is None
+  assert tree_io.verify_tree(str(path), "frozen")[0] is None
   told = path / "digests" / "metadata"
   told.write_text(told.read_text().replace("vgg/bias", "vgg/base"))
   with pytest.raises(
     DamagedFile, match=r"frozen failed its digest at vgg/bias"
   ):
     tree_io.load_tree(str(path), target)
-  assert "vgg/bias" in tree_io.verified(str(path), "frozen")[0]
+  assert "vgg/bias" in tree_io.verify_tree(str(path), "frozen")[0]
 
 
 def test_verify_lists_every_step(folder, capsys):
   run = folder.parent
   tree_io.save_tree(str(run / "frozen"), {"x": jnp.arange(3.0)})
-  listed = list(checkpoint.verified(str(folder)))
+  listed = list(checkpoint.verify_checkpoints(str(folder)))
   assert [(step, wrong) for step, wrong, _ in listed] == [
     (step, None) for step in STEPS
   ]
@@ -315,8 +315,8 @@ def test_verify_lists_every_step(folder, capsys):
 
 HOLDER = """
 import sys, time
-from ldm_jax.runtime.checkpointing.run_lock import lock
-with lock(sys.argv[1]):
+from ldm_jax.runtime.checkpointing.run_lock import run_lock
+with run_lock(sys.argv[1]):
   print("held", flush=True)
   time.sleep(60)
 """
@@ -336,24 +336,27 @@ def test_what_a_killed_start_left_is_taken_away(tmp_path):
 
 def test_a_folder_has_one_writer(tmp_path):
   run = tmp_path / "run"
-  with lock(str(run)) as before:
+  with run_lock(str(run)) as before:
     assert before is None
     (run / "config.json").write_text("{}")
     # An open file of its own, as another process has it.
     message = f"is written by process {os.getpid()} on .*choose another"
-    with pytest.raises(Held, match=message), lock(str(run)):
+    with pytest.raises(RunLocked, match=message), run_lock(str(run)):
       raise AssertionError
-  with lock(str(run)) as before:
+  with run_lock(str(run)) as before:
     assert before is None
   with subprocess.Popen(
     [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE
   ) as other:
     other.stdout.readline()
-    with pytest.raises(Held, match=f"process {other.pid} "), lock(str(run)):
+    with (
+      pytest.raises(RunLocked, match=f"process {other.pid} "),
+      run_lock(str(run)),
+    ):
       raise AssertionError
     other.kill()
-  with lock(str(run)) as before:  # what a killed process leaves bars nobody
+  with run_lock(str(run)) as before:  # what a killed process leaves bars nobody
     assert before["pid"] == other.pid
-  with pytest.raises(KeyError), lock(str(tmp_path / "new")):
+  with pytest.raises(KeyError), run_lock(str(tmp_path / "new")):
     raise KeyError
   assert not (tmp_path / "new").exists()

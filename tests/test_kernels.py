@@ -15,7 +15,7 @@ from ldm_jax.nn.transformer import SpatialTransformer
 from ldm_jax.runtime.devices import aot
 from ldm_jax.runtime.devices.attention_kernels import (
   AttentionKernels,
-  choose,
+  choose_kernel,
   with_attention_kernels,
 )
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -93,7 +93,7 @@ def test_what_a_kernel_does_not_answer_goes_the_portable_way():
   ],
 )
 def test_kernels_are_chosen_by_machine_and_shape(asked, expected):
-  assert choose(*asked) == expected
+  assert choose_kernel(*asked) == expected
 
 
 def machine(platform):
@@ -127,7 +127,9 @@ def test_a_task_is_equipped_wherever_it_attends():
   asked = override(task, {"model.unet.road": "cudnn"})
   with machine("gpu"):
     assert (
-      with_attention_kernels(asked, sharding).model.unet.attention_backend.asked
+      with_attention_kernels(
+        asked, sharding
+      ).model.unet.attention_backend.kernel
       == "cudnn"
     )
   with pytest.raises(ValueError, match="have no such kernel"):
@@ -163,7 +165,7 @@ def test_a_gpu_is_given_cudnns():
 def test_a_tpu_is_given_splash_attention(mesh):
   """Compiled for one that is not here."""
   pytest.importorskip("libtpu")
-  sharding = MeshShape(*mesh).build(aot.devices_of("v5e:2x2"))
+  sharding = MeshShape(*mesh).build(aot.topology_devices("v5e:2x2"))
   block = SpatialTransformer(1, heads=2, head_width=40, dtype="bfloat16")
   x = jax.ShapeDtypeStruct(
     (4, 64, 64, 64), jnp.float32, sharding=sharding.batch

@@ -146,7 +146,7 @@ def test_training_on_latents_is_training_on_their_images(
   ):
     flags = [*TWO, f"--config.first_stage={stage}", *more]
     assert run("glyphs_text.py", tmp_path / name, 3, flags, every=3) == 0
-    told = metric_writer.read(str(tmp_path / name))
+    told = metric_writer.read_metrics(str(tmp_path / name))
     losses.append(
       [line["loss"] for line in told if "loss" in line]
       + [told[-1]["validation_loss"]]

@@ -162,12 +162,14 @@ def history(task_name, *mesh):
   task = TASKS[task_name]
   count = math.prod(mesh)
   sharding = MeshShape(*mesh).build(jax.devices()[:count])
-  sharding = dataclasses.replace(sharding, smallest=256)
+  sharding = dataclasses.replace(sharding, min_size=256)
   frozen = frozen_of(task)
-  frozen = jax.device_put(frozen, sharding.state(frozen))
+  frozen = jax.device_put(frozen, sharding.tree_shardings(frozen))
   key = jax.random.key(0)
-  batch = sharding.put(draw(0))
-  places = sharding.state(jax.eval_shape(task.init, key, batch, frozen))
+  batch = sharding.put_batch(draw(0))
+  places = sharding.tree_shardings(
+    jax.eval_shape(task.init, key, batch, frozen)
+  )
   state = jax.jit(task.init, out_shardings=places)(key, batch, frozen)
   if isinstance(task, DenoiserTask):  # most of a fresh one's gradients are zero
     params = jax.device_put(stirred(state.params), places.params)
@@ -183,7 +185,7 @@ def history(task_name, *mesh):
   losses, gradients = [], []
   for i in range(STEPS):
     key = jax.random.fold_in(jax.random.key(1), i)
-    state, metrics = step(state, frozen, sharding.put(draw(i)), key)
+    state, metrics = step(state, frozen, sharding.put_batch(draw(i)), key)
     losses.append({k: float(v) for k, v in metrics.items()})
     seen = {"model": state.opt[0].trace}
     if isinstance(task, AutoencoderTask):
@@ -242,7 +244,7 @@ def test_every_mesh_is_one_device(task, mesh):
 
 def test_rules_decide_and_the_largest_divisible_axis_is_the_default():
   sharding = MeshShape(2, 4).build()
-  sharding = dataclasses.replace(sharding, smallest=64)
+  sharding = dataclasses.replace(sharding, min_size=64)
   assert sharding.spec("a/kernel", (3, 3, 64, 128)) == P(
     None, None, None, "fsdp"
   )
@@ -271,19 +273,19 @@ T, F = "tensor", "fsdp"
   ],
 )
 def test_what_is_cut_along_tensor(path, shape, expected):
-  sharding = dataclasses.replace(MeshShape(2, 2, 2).build(), smallest=1)
+  sharding = dataclasses.replace(MeshShape(2, 2, 2).build(), min_size=1)
   assert sharding.spec(path, shape) == P(*expected)
 
 
 def test_a_processs_rows_are_those_that_its_devices_hold():
   for mesh in ((8,), (2, 2, 2), (2, 1, 4), (4, 1, 1, 2)):
     sharding = MeshShape(*mesh).build()
-    np.testing.assert_array_equal(sharding.rows(16), np.arange(16))
+    np.testing.assert_array_equal(sharding.local_rows(16), np.arange(16))
     batch = draw(0)
-    for name, array in sharding.put(batch).items():
+    for name, array in sharding.put_batch(batch).items():
       np.testing.assert_array_equal(array, batch[name])
       shard = array.addressable_shards[0].data.shape
-      assert shard[0] == BATCH // sharding.parts
+      assert shard[0] == BATCH // sharding.batch_shards
       rest = list(batch[name].shape[1:])
       if len(mesh) == 4 and name in ("image", "segmap", "mask", "low", "depth"):
         rest[0] //= 2
@@ -348,7 +350,7 @@ def test_slices_of_a_sharded_batch_stay_spread():
   found = []
   for count in (1, 8):
     sharding = MeshShape(count, 1).build(jax.devices()[:count])
-    batch = sharding.put(draw(0))
+    batch = sharding.put_batch(draw(0))
     state = jax.jit(task.init)(jax.random.key(0), batch, frozen)
     state, metrics = jax.jit(task.step)(state, frozen, batch, jax.random.key(1))
     found.append((float(metrics["loss"]), state.opt[0].trace))
@@ -359,10 +361,10 @@ def test_slices_of_a_sharded_batch_stay_spread():
 
 def test_leaves_that_one_device_would_hold_are_cut():
   """fsdp = 8 leaves every device an eighth of each large kernel."""
-  sharding = dataclasses.replace(MeshShape(1, 8).build(), smallest=1)
-  frozen, batch = frozen_of(STAGE_TWO), sharding.put(draw(0))
+  sharding = dataclasses.replace(MeshShape(1, 8).build(), min_size=1)
+  frozen, batch = frozen_of(STAGE_TWO), sharding.put_batch(draw(0))
   shapes = jax.eval_shape(STAGE_TWO.init, jax.random.key(0), batch, frozen)
-  places = sharding.state(shapes)
+  places = sharding.tree_shardings(shapes)
   init = jax.jit(STAGE_TWO.init, out_shardings=places)
   state = init(jax.random.key(0), batch, frozen)
   kernel = state.ema["unet"]["params"]["mid_block_0"]["conv1"]["kernel"]

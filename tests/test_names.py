@@ -23,10 +23,10 @@ from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.weights.naming.convert import convert, revert, shapes
 from ldm_jax.weights.naming.parameter_names import (
-  DIALECTS,
+  NAMING_SCHEMES,
   Geometry,
-  respell,
-  table,
+  modern_names,
+  name_table,
 )
 
 
@@ -108,22 +108,22 @@ NO_FILES = [("text", "flax"), ("classes", "flax"), ("classes", "diffusers")]
 
 
 @pytest.mark.parametrize(
-  "name, dialect",
-  [(n, d) for n in SMALL for d in DIALECTS if (n, d) not in NO_FILES],
+  "name, scheme",
+  [(n, d) for n in SMALL for d in NAMING_SCHEMES if (n, d) not in NO_FILES],
 )
-def test_reverting_and_converting_keep_every_bit(name, dialect):
+def test_reverting_and_converting_keep_every_bit(name, scheme):
   network, sizes, geometry = small(name)
-  assert_inverse(table(network, dialect, sizes, geometry), sizes)
+  assert_inverse(name_table(network, scheme, sizes, geometry), sizes)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("scheme", NAMING_SCHEMES)
 @pytest.mark.parametrize("network", ["clip", "open_clip"])
 @pytest.mark.parametrize("projection", [None, 5])
 def test_reverting_and_converting_keep_every_bit_of_a_tower(
-  network, dialect, projection
+  network, scheme, projection
 ):
   sizes = clip_shapes(projection=projection)
-  assert_inverse(table(network, dialect, sizes), sizes)
+  assert_inverse(name_table(network, scheme, sizes), sizes)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_reverting_and_converting_keep_every_bit_of_a_tower(
 def test_stacked_projections_split_into_those_of_every_head(name, heads):
   """LDM's AttentionBlock: [heads, (q, k, v), width] of what it projects to."""
   network, sizes, geometry = small(name)
-  names = table(network, "compvis", sizes, geometry)
+  names = name_table(network, "compvis", sizes, geometry)
   tensors = draw(foreign(names))
   ours = convert(names, tensors)["mid_attention"]
   x = np.random.default_rng(2).normal(size=16).astype(np.float32)
@@ -150,7 +150,7 @@ def test_stacked_projections_split_into_those_of_every_head(name, heads):
 
 def test_open_clips_stacked_projections_lie_one_after_another():
   """torch.nn.MultiheadAttention: q of every head, then k, then v."""
-  names = table("open_clip", "compvis", clip_shapes())
+  names = name_table("open_clip", "compvis", clip_shapes())
   tensors = draw(foreign(names))
   layers = convert(names, tensors)["block_1"]["attention"]
   x = np.random.default_rng(2).normal(size=8).astype(np.float32)
@@ -161,7 +161,7 @@ def test_open_clips_stacked_projections_lie_one_after_another():
 
 
 def test_open_clips_projection_is_ours():
-  names = table("open_clip", "compvis", clip_shapes())
+  names = name_table("open_clip", "compvis", clip_shapes())
   tensors = draw(foreign(names))
   np.testing.assert_array_equal(
     convert(names, tensors)["projection"]["kernel"], tensors["text_projection"]
@@ -171,18 +171,18 @@ def test_open_clips_projection_is_ours():
 
 def test_the_last_block_of_sd2s_tower_may_be_there():
   """Its file has 24 blocks and a projection, of which SD 2 uses 23."""
-  names = table("open_clip", "compvis", clip_shapes(2, None))
-  whole = draw(foreign(table("open_clip", "compvis", clip_shapes(3, 5))))
+  names = name_table("open_clip", "compvis", clip_shapes(2, None))
+  whole = draw(foreign(name_table("open_clip", "compvis", clip_shapes(3, 5))))
   whole["logit_scale"] = np.ones(())
   params = convert(names, whole)
   assert shapes(params) == clip_shapes(2, None)
-  longer = draw(foreign(table("open_clip", "compvis", clip_shapes(4, 5))))
+  longer = draw(foreign(name_table("open_clip", "compvis", clip_shapes(4, 5))))
   with pytest.raises(WeightsError, match=r"resblocks\.3\.attn\.in_proj_bias"):
     convert(names, longer)
 
 
 def test_transformers_buffers_may_be_there():
-  names = table("clip", "diffusers", clip_shapes())
+  names = name_table("clip", "diffusers", clip_shapes())
   tensors = draw(foreign(names))
   params = convert(names, tensors)
   tensors["embeddings.position_ids"] = np.arange(7)[None]
@@ -190,30 +190,32 @@ def test_transformers_buffers_may_be_there():
 
 
 def test_the_logits_of_text_may_be_there():
-  names = table("text", "compvis", small("text")[1])
+  names = name_table("text", "compvis", small("text")[1])
   tensors = draw(foreign(names))
   params = convert(names, tensors)
   tensors["transformer.to_logits.weight"] = np.ones((11, 8))
   assert_equal(convert(names, tensors), params)
 
 
-@pytest.mark.parametrize("dialect", ["diffusers", "compvis"])
+@pytest.mark.parametrize("scheme", ["diffusers", "compvis"])
 @pytest.mark.parametrize("name", ["linear", "kl"])
-def test_missing_unexpected_and_misshapen_tensors_are_named(name, dialect):
+def test_missing_unexpected_and_misshapen_tensors_are_named(name, scheme):
   network, sizes, geometry = small(name)
-  names = table(network, dialect, sizes, geometry)
+  names = name_table(network, scheme, sizes, geometry)
   tensors = draw(foreign(names))
   row = names.rows[len(sizes) // 2]
-  lost = {k: v for k, v in tensors.items() if k != row.theirs}
+  lost = {k: v for k, v in tensors.items() if k != row.foreign_name}
   with pytest.raises(WeightsError) as error:
     convert(names, lost)
-  assert f"missing {row.theirs} {row.foreign_shape()};" in str(error.value)
+  assert f"missing {row.foreign_name} {row.foreign_shape()};" in str(
+    error.value
+  )
   with pytest.raises(WeightsError, match=r"unexpected scales \(2, 3\)$"):
     convert(names, {**tensors, "scales": np.ones((2, 3))})
   with pytest.raises(WeightsError) as error:
-    convert(names, {**tensors, row.theirs: np.ones((5, 7))})
-  assert f"{row.theirs} has shape (5, 7)" in str(error.value)
-  assert f"our {row.ours} {row.shape}" in str(error.value)
+    convert(names, {**tensors, row.foreign_name: np.ones((5, 7))})
+  assert f"{row.foreign_name} has shape (5, 7)" in str(error.value)
+  assert f"our {row.path} {row.shape}" in str(error.value)
   params = draw_params(sizes)
   params["scales"] = np.ones((2, 3))
   with pytest.raises(WeightsError, match=r"unexpected scales \(2, 3\)$"):
@@ -223,50 +225,50 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(name, dialect):
 def test_parameters_that_have_no_name_are_listed():
   sizes = {**small("kl")[1], "pooled/scale": (8,)}
   with pytest.raises(WeightsError, match=r"no name for: pooled/scale \(8,\)$"):
-    table("autoencoder", "compvis", sizes)
+    name_table("autoencoder", "compvis", sizes)
   with pytest.raises(WeightsError, match=r"table/embedding \(6, 3\)"):
-    table("classes", "diffusers", small("classes")[1])
+    name_table("classes", "diffusers", small("classes")[1])
 
 
 def test_a_parameter_of_a_rank_that_no_layout_has_is_refused():
   sizes = {**small("kl")[1], "encoder/conv_in/kernel": (3, 8)}
   with pytest.raises(WeightsError, match=r"encoder/conv_in/kernel has shape"):
-    table("autoencoder", "compvis", sizes)
+    name_table("autoencoder", "compvis", sizes)
 
 
 def test_a_lost_part_of_a_stack_is_found():
   network, sizes, geometry = small("plain, heads")
   sizes = {k: v for k, v in sizes.items() if k != "mid_attention/k/kernel"}
   with pytest.raises(WeightsError, match=r"qkv\.weight is stacked of 3"):
-    table(network, "compvis", sizes, geometry)
+    name_table(network, "compvis", sizes, geometry)
 
 
 def test_stacked_projections_need_the_number_of_heads():
   network, sizes, _ = small("plain, heads")
-  table(network, "diffusers", sizes)
+  name_table(network, "diffusers", sizes)
   with pytest.raises(ValueError, match="give the Geometry"):
-    table(network, "compvis", sizes)
+    name_table(network, "compvis", sizes)
   with pytest.raises(ValueError, match="heads=3"):
-    table(network, "compvis", sizes, Geometry(3))
+    name_table(network, "compvis", sizes, Geometry(3))
   with pytest.raises(ValueError, match="set one of heads"):
     Geometry(2, 4)
 
 
 @pytest.mark.parametrize(
-  "network, dialect, words",
+  "network, scheme, words",
   [
     ("vae", "diffusers", "autoencoder"),
     ("unet", "kohya", "compvis"),
     ("text", "flax", "no Flax files"),
   ],
 )
-def test_unknown_networks_and_dialects_are_refused(network, dialect, words):
+def test_unknown_networks_and_dialects_are_refused(network, scheme, words):
   with pytest.raises(ValueError, match=words):
-    table(network, dialect, {})
+    name_table(network, scheme, {})
 
 
 def test_attention_of_old_diffusers_is_respelled():
-  names = table("autoencoder", "diffusers", small("vq")[1])
+  names = name_table("autoencoder", "diffusers", small("vq")[1])
   tensors = draw(foreign(names))
   old = {
     "to_q": "query",
@@ -280,7 +282,7 @@ def test_attention_of_old_diffusers_is_respelled():
       name = name.replace(f".{word}.", f".{spelling}.")
     aged[name] = tensor
   assert aged.keys() != tensors.keys()
-  assert respell(aged).keys() == tensors.keys()
-  for name, tensor in respell(aged).items():
+  assert modern_names(aged).keys() == tensors.keys()
+  for name, tensor in modern_names(aged).items():
     assert tensor is tensors[name]
-  assert respell(tensors).keys() == tensors.keys()
+  assert modern_names(tensors).keys() == tensors.keys()

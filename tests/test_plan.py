@@ -49,7 +49,7 @@ PROGRAM = """
 
 
 def test_collectives_are_read_with_the_bytes_of_their_results():
-  assert aot.collectives(PROGRAM) == {
+  assert aot.count_collectives(PROGRAM) == {
     "all-gather": (3, 2 * 8 * 4 * 2 + 16 * 8 * 4),
     "all-reduce": (2, 64 + 16 + 8),
     "collective-permute": (2, 64 + 4),

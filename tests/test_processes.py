@@ -141,7 +141,7 @@ def together(command):
 def losses(folder):
   return [
     (line["step"], line["loss"])
-    for line in metric_writer.read(str(folder))
+    for line in metric_writer.read_metrics(str(folder))
     if "loss" in line
   ]
 
@@ -195,7 +195,7 @@ def test_what_two_processes_saved_one_restores_on_any_mesh(pairs, stage):
   found = []
   for mesh in ((1,), (2,), (1, 2), (8,), (1, 8), (2, 2, 2)):
     devices = jax.devices()[: math.prod(mesh)]
-    places = MeshShape(*mesh).build(devices).state(shapes)
+    places = MeshShape(*mesh).build(devices).tree_shardings(shapes)
     kept = checkpoint.Checkpoints(os.path.join(folder, "checkpoints"))
     found.append(checksum(kept.restore(3, shapes, places)))
     kept.close()

@@ -14,7 +14,7 @@ from ldm_jax.cli.train import main
 from ldm_jax.nn.layers import conv
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.monitoring import flops
-from ldm_jax.runtime.monitoring.metric_writer import read
+from ldm_jax.runtime.monitoring.metric_writer import read_metrics
 from ldm_jax.runtime.monitoring.step_timer import StepTimer
 from ldm_jax.training.compiled_steps import CompiledTask
 from ldm_jax.training.trainer import Trainer
@@ -56,7 +56,7 @@ def test_utilisation_is_that_of_the_batch_that_is_trained_on(
   """Whatever the number of held-out examples."""
   monkeypatch.setattr(flops, "peak", lambda kind: 1e9)
   sharding = MeshShape().build()
-  held_out = sharding.whole({"image": np.ones((8, 16), np.float32)})
+  held_out = sharding.distribute({"image": np.ones((8, 16), np.float32)})
   loop = Trainer(
     Product(), sharding, str(tmp_path), 6, every=1, previews_every=0
   )
@@ -66,7 +66,7 @@ def test_utilisation_is_that_of_the_batch_that_is_trained_on(
       yield {"image": np.ones((64, 16), np.float32)}
 
   assert loop.run(None, wide, held_out, held_out) == 0
-  *_, last = (line for line in read(str(tmp_path)) if "mfu" in line)
+  *_, last = (line for line in read_metrics(str(tmp_path)) if "mfu" in line)
   each = last["mfu"] / last["images_per_second"]
   assert each == pytest.approx(2 * 16 * 32 / (1e9 * 8), rel=1e-6)
 
@@ -132,11 +132,11 @@ def test_a_slow_stream_is_told_as_hunger():
         time.sleep(wait)
         yield x
 
-    pace = StepTimer(rows=4)
-    fed = pace.fed(slow())
+    pace = StepTimer(batch_size=4)
+    fed = pace.time_input(slow())
     for _ in range(6):
-      pace.stepped(work(next(fed)))
-    told.append(pace.told())
+      pace.dispatched(work(next(fed)))
+    told.append(pace.metrics())
     pace.close()
   fast, slow = told
   assert slow["input_starved"] > 0.5 > fast["input_starved"]
@@ -165,7 +165,9 @@ def test_nothing_recompiles_and_nothing_is_moved_in_secret(tmp_path):
   object.__setattr__(loop, "task", task)
   assert loop.run(None, stream, held_out, held_out) == 0
   assert task.traces == 1
-  told = [line for line in read(str(tmp_path / "run")) if "loss" in line]
+  told = [
+    line for line in read_metrics(str(tmp_path / "run")) if "loss" in line
+  ]
   np.testing.assert_allclose(
     [line["loss"] for line in told], np.arange(6), atol=1e-6
   )

@@ -14,7 +14,11 @@ from networks import (
 from published_networks import FIRST_STAGES, UNETS
 
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
-from ldm_jax.weights.naming.parameter_names import DIALECTS, Geometry, table
+from ldm_jax.weights.naming.parameter_names import (
+  NAMING_SCHEMES,
+  Geometry,
+  name_table,
+)
 
 pytestmark = pytest.mark.slow  # tracing them all takes a minute
 
@@ -49,21 +53,21 @@ def size(sizes):
   return sum(math.prod(shape) for shape in sizes.values())
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("scheme", NAMING_SCHEMES)
 @pytest.mark.parametrize("name", PUBLISHED_UNETS)
-def test_a_published_unet_has_a_name_for_every_parameter(name, dialect):
+def test_a_published_unet_has_a_name_for_every_parameter(name, scheme):
   sizes, geometry, count = published_unet(name)
-  names = table("unet", dialect, sizes, geometry)
-  assert [row.ours for row in names.rows] == list(sizes)
+  names = name_table("unet", scheme, sizes, geometry)
+  assert [row.path for row in names.rows] == list(sizes)
   assert size(foreign(names)) == count
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("scheme", NAMING_SCHEMES)
 @pytest.mark.parametrize("name", FIRST_STAGES)
-def test_a_published_first_stage_has_a_name_for_every_parameter(name, dialect):
+def test_a_published_first_stage_has_a_name_for_every_parameter(name, scheme):
   sizes, count = first_stage(name)
-  names = table("autoencoder", dialect, sizes)
-  assert [row.ours for row in names.rows] == list(sizes)
+  names = name_table("autoencoder", scheme, sizes)
+  assert [row.path for row in names.rows] == list(sizes)
   assert len(foreign(names)) == len(sizes)
   assert size(foreign(names)) == count
 
@@ -88,11 +92,11 @@ def tower(width, depth, projection):
   ids=["L", "H", "bigG"],
 )
 @pytest.mark.parametrize("network", ["clip", "open_clip"])
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("scheme", NAMING_SCHEMES)
 def test_a_tower_has_a_name_for_every_parameter(
-  width, depth, projection, count, network, dialect
+  width, depth, projection, count, network, scheme
 ):
-  names = table(network, dialect, tower(width, depth, projection))
+  names = name_table(network, scheme, tower(width, depth, projection))
   assert size(foreign(names)) == count
 
 
@@ -203,31 +207,31 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("name, dialect", KNOWN)
-def test_known_names(name, dialect):
+@pytest.mark.parametrize("name, scheme", KNOWN)
+def test_known_names(name, scheme):
   if name in UNETS:
     sizes, geometry, _ = published_unet(name)
-    found = foreign(table("unet", dialect, sizes, geometry))
+    found = foreign(name_table("unet", scheme, sizes, geometry))
   else:
-    found = foreign(table("autoencoder", dialect, first_stage(name)[0]))
-  assert KNOWN[name, dialect].items() <= found.items()
+    found = foreign(name_table("autoencoder", scheme, first_stage(name)[0]))
+  assert KNOWN[name, scheme].items() <= found.items()
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_published_numbers_of_tensors(dialect):
+@pytest.mark.parametrize("scheme", NAMING_SCHEMES)
+def test_published_numbers_of_tensors(scheme):
   counts = {}
   for name in ("sd1", "sdxl-base"):
     sizes, geometry, _ = published_unet(name)
-    counts[name] = len(foreign(table("unet", dialect, sizes, geometry)))
+    counts[name] = len(foreign(name_table("unet", scheme, sizes, geometry)))
   counts["kl-f8"] = len(
-    foreign(table("autoencoder", dialect, first_stage("kl-f8")[0]))
+    foreign(name_table("autoencoder", scheme, first_stage("kl-f8")[0]))
   )
   assert counts == {"sd1": 686, "sdxl-base": 1680, "kl-f8": 248}
 
 
 def test_the_names_of_text_and_classes():
   encoder = text_shapes(TextEncoder(30_522, 1280, 32))
-  found = foreign(table("text", "compvis", encoder))
+  found = foreign(name_table("text", "compvis", encoder))
   known = {
     "transformer.token_emb.weight": (30_522, 1280),
     "transformer.pos_emb.emb.weight": (77, 1280),
@@ -239,13 +243,13 @@ def test_the_names_of_text_and_classes():
     "transformer.norm.weight": (1280,),
   }
   assert known.items() <= found.items()
-  found = foreign(table("classes", "compvis", class_shapes(1000, 512)))
+  found = foreign(name_table("classes", "compvis", class_shapes(1000, 512)))
   assert found == {"embedding.weight": (1001, 512)}
 
 
 def test_the_two_layers_of_a_vector_have_two_names_in_diffusers():
   sizes, _, _ = published_unet("sdxl-refiner")
   geometry = Geometry(vector="class_embedding")
-  found = foreign(table("unet", "diffusers", sizes, geometry))
+  found = foreign(name_table("unet", "diffusers", sizes, geometry))
   assert found["class_embedding.linear_1.weight"] == (1536, 2560)
   assert not any(name.startswith("add_embedding") for name in found)

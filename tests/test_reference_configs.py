@@ -30,7 +30,7 @@ from ldm_jax.pretrained.configs.text_encoder_config import (
 from ldm_jax.pretrained.configs.unet_reader import inputs, unet
 from ldm_jax.pretrained.configs.unet_writer import unet_config
 from ldm_jax.weights.naming.convert import convert
-from ldm_jax.weights.naming.parameter_names import table
+from ldm_jax.weights.naming.parameter_names import name_table
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -71,7 +71,7 @@ def make(config):
 
 def ours(model, network, shapes):
   tensors = {name: t.numpy() for name, t in model.state_dict().items()}
-  names = table(network, "diffusers", shapes)
+  names = name_table(network, "diffusers", shapes)
   return {"params": jax.tree.map(jnp.asarray, convert(names, tensors))}
 
 

@@ -20,7 +20,7 @@ from ldm_jax.nn.bottleneck import VectorQuantizer
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.weights.naming.convert import convert, revert
-from ldm_jax.weights.naming.parameter_names import Geometry, table
+from ldm_jax.weights.naming.parameter_names import Geometry, name_table
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -142,8 +142,8 @@ def both_tables(name):
   is_class = "class_embed_type" in config
   word = "class_embedding" if is_class else "add_embedding"
   names = [
-    table("unet", dialect, sizes, Geometry(vector=word))
-    for dialect in ("diffusers", "compvis")
+    name_table("unet", scheme, sizes, Geometry(vector=word))
+    for scheme in ("diffusers", "compvis")
   ]
   return sizes, config, names
 
@@ -193,7 +193,7 @@ def test_unet_that_attends_plainly(resampling):
     attention_head_dim=16,
     norm_num_groups=8,
   )
-  names = table("unet", "diffusers", unet_shapes(unet, 3))
+  names = name_table("unet", "diffusers", unet_shapes(unet, 3))
   assert foreign(names) == state_shapes(model)
 
 
@@ -205,7 +205,7 @@ def test_diffusers_splits_stacked_projections_alike():
   sizes = unet_shapes(unet, 3)
   params = draw_params(sizes)
   geometry = Geometry(head_width=16)
-  single = tensors_of(table("unet", "compvis", sizes, geometry), params)
+  single = tensors_of(name_table("unet", "compvis", sizes, geometry), params)
   place = "mid_block.attentions.0.to_"
   found = {}
   for leaf in ("weight", "bias"):
@@ -220,7 +220,7 @@ def test_diffusers_splits_stacked_projections_alike():
       },
       config={"num_head_channels": 16},
     )
-  needed = tensors_of(table("unet", "diffusers", sizes), params)
+  needed = tensors_of(name_table("unet", "diffusers", sizes), params)
   for name, tensor in found.items():
     assert torch.equal(tensor.reshape(needed[name].shape), needed[name]), name
   assert len(found) == 6
@@ -259,7 +259,7 @@ KLS = {
 @pytest.mark.parametrize("name", KLS)
 def test_autoencoder(name):
   ours, config = KLS[name]
-  names = table("autoencoder", "diffusers", autoencoder_shapes(ours))
+  names = name_table("autoencoder", "diffusers", autoencoder_shapes(ours))
   model = diffusers.AutoencoderKL(**config)
   assert foreign(names) == state_shapes(model)
 
@@ -269,7 +269,7 @@ def test_vector_quantised_autoencoder(levels, mid):
   ours, config = vae_of(
     (1, 2, 2), levels, bottleneck=VectorQuantizer(9, 4), mid=mid
   )
-  names = table("autoencoder", "diffusers", autoencoder_shapes(ours))
+  names = name_table("autoencoder", "diffusers", autoencoder_shapes(ours))
   model = diffusers.VQModel(**config, num_vq_embeddings=9)
   assert foreign(names) == state_shapes(model)
 
@@ -284,11 +284,11 @@ def test_diffusers_reads_an_autoencoder_of_compvis(name):
   single = {
     f"first_stage_model.{k}": v
     for k, v in tensors_of(
-      table("autoencoder", "compvis", sizes), params
+      name_table("autoencoder", "compvis", sizes), params
     ).items()
   }
   found = convert_ldm_vae_checkpoint(single, config)
-  needed = tensors_of(table("autoencoder", "diffusers", sizes), params)
+  needed = tensors_of(name_table("autoencoder", "diffusers", sizes), params)
   assert_same(found, needed)
 
 
@@ -312,7 +312,7 @@ def tower_of(projection):
 @pytest.mark.parametrize("network", ["clip", "open_clip"])
 def test_tower(projection, network):
   ours, model = tower_of(projection)
-  names = table(network, "diffusers", text_shapes(ours))
+  names = name_table(network, "diffusers", text_shapes(ours))
   assert foreign(names) == state_shapes(model)
 
 
@@ -326,11 +326,13 @@ def test_diffusers_reads_a_tower_of_open_clip(projection):
   params = draw_params(sizes)
   single = {
     f"tower.{k}": v
-    for k, v in tensors_of(table("open_clip", "compvis", sizes), params).items()
+    for k, v in tensors_of(
+      name_table("open_clip", "compvis", sizes), params
+    ).items()
   }
   found = convert_open_clip_checkpoint(model, single, "tower.")
   found = {k.removeprefix("text_model."): v for k, v in found.items()}
-  needed = tensors_of(table("open_clip", "diffusers", sizes), params)
+  needed = tensors_of(name_table("open_clip", "diffusers", sizes), params)
   assert_same(found, needed)
 
 
@@ -348,7 +350,7 @@ def test_text_encoder():
   )
   model = pipeline_latent_diffusion.LDMBertModel(config)
   sizes = text_shapes(TextEncoder(11, 8, 3, 2, 5, length=7))
-  names = table("text", "diffusers", sizes)
+  names = name_table("text", "diffusers", sizes)
   needed = state_shapes(model)
   logits = {k: v for k, v in needed.items() if k.startswith("to_logits.")}
   assert foreign(names) | logits == needed

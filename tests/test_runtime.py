@@ -19,9 +19,9 @@ from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices.sharding import MeshShape
-from ldm_jax.runtime.monitoring.metric_writer import MetricWriter, read
+from ldm_jax.runtime.monitoring.metric_writer import MetricWriter, read_metrics
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.runtime.signals import Interruption, exit_code
+from ldm_jax.runtime.signals import InterruptHandler, exit_code
 from ldm_jax.training.trainer import Trainer
 
 
@@ -72,7 +72,7 @@ def test_a_journal_forgets_what_lies_beyond_a_restored_step(tmp_path):
   journal = MetricWriter(folder, step=2)
   journal.write(3, {"loss": 0.5, "odd": float("nan")})
   journal.close()
-  told = read(folder)
+  told = read_metrics(folder)
   assert [line["step"] for line in told] == [1, 2, 3]
   assert told[2]["loss"] == 0.5 and told[2]["odd"] is None
   seconds = [line["seconds"] for line in told]
@@ -91,7 +91,7 @@ def usual_handlers():
 
 
 def test_a_signal_is_remembered_and_the_second_one_acts(usual_handlers):
-  with Interruption() as interruption:
+  with InterruptHandler() as interruption:
     assert exit_code(interruption.received) == 0
     os.kill(os.getpid(), signal.SIGINT)
     assert interruption.received == signal.SIGINT
@@ -99,7 +99,7 @@ def test_a_signal_is_remembered_and_the_second_one_acts(usual_handlers):
     # What a second one does is seen in test_faults.py: it ends the process.
     assert signal.getsignal(signal.SIGINT) is signals._at_once
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-  with Interruption() as interruption:
+  with InterruptHandler() as interruption:
     os.kill(os.getpid(), signal.SIGTERM)
     assert exit_code(interruption.received) == 143
 
@@ -143,7 +143,7 @@ def stream(start, hook=lambda step: None):
 
 def make_loop(tmp_path, steps):
   sharding = MeshShape().build()
-  held_out = sharding.whole({"image": np.zeros((8, 1), np.float32)})
+  held_out = sharding.distribute({"image": np.zeros((8, 1), np.float32)})
   keeping = CheckpointPolicy(every=2)
   loop = Trainer(Falling(), sharding, str(tmp_path), steps, 0, keeping, every=1)
   return loop, held_out
@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):
   checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
   assert checkpoints.latest == 4
   checkpoints.close()
-  assert read(str(tmp_path))[-1]["loss"] is None
+  assert read_metrics(str(tmp_path))[-1]["loss"] is None
 
 
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path):
@@ -167,13 +167,14 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path):
   loop, held_out = make_loop(tmp_path / "cut", 4)
   code = loop.run(None, lambda s: stream(s, hook), held_out, held_out)
   assert code == 143
-  told = read(str(tmp_path / "cut"))
+  told = read_metrics(str(tmp_path / "cut"))
   assert 0 < told[-1]["step"] < 4
   assert loop.run(None, stream, held_out, held_out) == 0
   whole, held_out = make_loop(tmp_path / "whole", 4)
   assert whole.run(None, stream, held_out, held_out) == 0
   ends = [
-    read(str(tmp_path / name))[-1]["validation_x"] for name in ("cut", "whole")
+    read_metrics(str(tmp_path / name))[-1]["validation_x"]
+    for name in ("cut", "whole")
   ]
   assert ends[0] == ends[1]
 
@@ -253,10 +254,10 @@ def test_clipping_keeps_the_direction_and_bounds_the_norm():
 def test_grids_and_png_settings(tmp_path):
   images = np.zeros((5, 32, 32, 3), np.uint8)
   images[:, :, :, 0] = np.arange(5)[:, None, None] * 50
-  sheet = image_files.grid(images)
+  sheet = image_files.image_grid(images)
   assert sheet.shape == (2 * 64 + 2, 3 * 64 + 2 * 2, 3)
   assert sheet[0, 66, 0] == 50 and sheet[66, 0, 0] == 150
-  named = image_files.grid(images, ["a red circle"] * 5, columns=5)
+  named = image_files.image_grid(images, ["a red circle"] * 5, columns=5)
   assert named.shape[0] > 128 and named.shape[1] == 5 * 128 + 4 * 2
   path = str(tmp_path / "deep" / "x.png")
   image_files.write_png(path, sheet, {"ldm_jax": '{"prompt": "é"}'})

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ldm_jax.errors import WeightsError
-from ldm_jax.weights.mmap_files import forget
 from ldm_jax.weights.safetensors_files import (
   WORDS,
   metadata,
@@ -293,11 +292,11 @@ def test_what_was_read_and_forgotten_takes_no_memory(path):
   before = megabytes()
   assert arrays["a"].max() == numbers.max()
   assert megabytes() - before > 60
-  forget(arrays["a"].T)
+  release_pages(arrays["a"].T)
   assert megabytes() - before < 4
   for name, array in arrays.items():
     assert_same(array, numbers if name == "a" else numbers[:, :5])
-  forget(numbers)  # not mapped: nothing to do
+  release_pages(numbers)  # not mapped: nothing to do
   assert numbers[3, -1] == 2**24 - 1
 
 

@@ -14,10 +14,13 @@ import pytest
 from ldm_jax.errors import SaveFailed
 from ldm_jax.runtime.checkpointing import checkpoint_saver
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
-from ldm_jax.runtime.checkpointing.checkpoint_saver import Saver, check_room
+from ldm_jax.runtime.checkpointing.checkpoint_saver import (
+  CheckpointSaver,
+  check_disk_space,
+)
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.image_files import write_png
-from ldm_jax.runtime.monitoring.metric_writer import MetricWriter, read
+from ldm_jax.runtime.monitoring.metric_writer import MetricWriter, read_metrics
 
 
 def state_of(step):
@@ -49,7 +52,7 @@ def parts(tmp_path):
       Checkpoints(folder, CheckpointPolicy(keep=5))
     ) as checkpoints,
   ):
-    saver = Saver(checkpoints, journal)
+    saver = CheckpointSaver(checkpoints, journal)
     for step in (1, 2):
       saver.save(step, state_of(step))
     saver.finish(2, state_of(2))
@@ -68,7 +71,7 @@ def settled(checkpoints):
 def whole_of(checkpoints, step):
   shapes = jax.eval_shape(lambda: state_of(0))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  found, state = checkpoints.newest(shapes, {"x": place})
+  found, state = checkpoints.restore_newest(shapes, {"x": place})
   assert found == step
   np.testing.assert_array_equal(state["x"], state_of(step)["x"])
 
@@ -87,7 +90,7 @@ def test_a_failed_save_is_noticed_and_the_state_of_the_time_saved(
   whole_of(checkpoints, 4)
   said = capsys.readouterr().err
   assert "warning: step 3 is not saved in" in said and "File too large" in said
-  assert read(str(folder))[-1]["failed_saves"] == 1
+  assert read_metrics(str(folder))[-1]["failed_saves"] == 1
   names = {path.name for path in (folder / "checkpoints").iterdir()}
   assert names == {"2", "4"}
 
@@ -136,9 +139,9 @@ def test_room_is_asked_for_before_anything_is_computed(tmp_path, monkeypatch):
   with pytest.raises(
     OSError, match=r"has 3.50 GB left, but 2 checkpoints of 1.00 GB .* 3.60"
   ):
-    check_room(str(tmp_path), shapes, 2)
+    check_disk_space(str(tmp_path), shapes, 2)
   (tmp_path / "100").mkdir()  # one lies there already
-  check_room(str(tmp_path), shapes, 2)
+  check_disk_space(str(tmp_path), shapes, 2)
 
 
 def test_lines_that_a_full_disk_refuses_are_not_lost(tmp_path, capsys):
@@ -149,7 +152,7 @@ def test_lines_that_a_full_disk_refuses_are_not_lost(tmp_path, capsys):
       for step in range(2, 60):
         journal.write(step, {"loss": float(step)})
     journal.write(60, {"loss": 60.0})
-  told = [line["loss"] for line in read(str(tmp_path))]
+  told = [line["loss"] for line in read_metrics(str(tmp_path))]
   assert told == list(range(1, 61))
   said = capsys.readouterr().err
   assert said.count("its lines wait") == 1
@@ -187,5 +190,5 @@ def test_a_line_of_which_a_disk_takes_a_part_is_made_whole(tmp_path, capsys):
       journal.write(2, {"loss": 2.0})
       assert (tmp_path / "metrics.jsonl").stat().st_size == size + 7
     journal.write(3, {"loss": 3.0})
-  assert [line["loss"] for line in read(str(tmp_path))] == [1, 2, 3]
+  assert [line["loss"] for line in read_metrics(str(tmp_path))] == [1, 2, 3]
   assert "its lines wait" in capsys.readouterr().err

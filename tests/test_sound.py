@@ -191,7 +191,7 @@ def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
   losses = [
     [
       line["loss"]
-      for line in metric_writer.read(str(tmp_path / n))
+      for line in metric_writer.read_metrics(str(tmp_path / n))
       if "loss" in line
     ]
     for n in ("whole", "cut")

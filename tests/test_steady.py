@@ -13,9 +13,9 @@ from faulty import descend
 
 from ldm_jax.errors import NonFinite
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
-from ldm_jax.runtime.monitoring.metric_writer import read
+from ldm_jax.runtime.monitoring.metric_writer import read_metrics
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.runtime.skip_updates import WINDOW, names_of, update_health
+from ldm_jax.runtime.skip_updates import WINDOW, leaf_names, update_health
 
 PARAMS = {"a": jnp.ones((3, 4)), "b": {"c": jnp.ones(5)}}
 
@@ -52,7 +52,7 @@ def test_a_gradient_that_is_no_number_changes_nothing(value, muon):
   same(broken[-1], straight[-1])
   same(told.inner, ended.inner)
   assert (int(told.skipped), int(told.in_row)) == (1, 0)
-  assert names_of({"opt": told})[int(told.culprit)] == "opt/b/c"
+  assert leaf_names({"opt": told})[int(told.culprit)] == "opt/b/c"
 
 
 def test_a_norm_beyond_all_floats_is_passed_over():
@@ -121,7 +121,7 @@ def test_two_optimizers_are_told_together():
   _, second = tx.update(bad, second, {"d": jnp.ones(2)})
   state = {"opt": first, "critic_opt": second}
   told = update_health(state)
-  assert names_of(state)[int(told["culprit"])] == "critic_opt/d"
+  assert leaf_names(state)[int(told["culprit"])] == "critic_opt/d"
   assert int(told["skipped"]) == int(told["in_row"]) == 1
   assert update_health({"step": jnp.int32(0)}) == {}
 
@@ -139,7 +139,7 @@ def test_one_bad_batch_costs_one_update_and_is_told_of(tmp_path, capsys):
   ]
   said = capsys.readouterr().err
   assert "step 4 is passed over: the gradient at opt/w is not finite" in said
-  journal = read(str(tmp_path / "run"))
+  journal = read_metrics(str(tmp_path / "run"))
   losses = {line["step"]: line["loss"] for line in journal if "loss" in line}
   assert [step for step, loss in losses.items() if loss is None] == [4]
   skipped = [line["skipped"] for line in journal if "skipped" in line]

@@ -104,7 +104,8 @@ def test_two_halves_are_the_whole_bit_for_bit(runs, stage):
   assert len(jax.tree.leaves(whole[1])) > 100
   jax.tree.map(np.testing.assert_array_equal, whole[1], halves[1])
   told = [
-    metric_writer.read(str(runs / f"{stage}{s}")) for s in ("", "_halves")
+    metric_writer.read_metrics(str(runs / f"{stage}{s}"))
+    for s in ("", "_halves")
   ]
   clocks = {"seconds", "images_per_second"}
   bare = [
@@ -179,7 +180,9 @@ def test_a_run_folder_tells_its_story(runs):
   events = EventAccumulator(str(folder / "tensorboard"))
   events.Reload()
   told = [
-    line["loss"] for line in metric_writer.read(str(folder)) if "loss" in line
+    line["loss"]
+    for line in metric_writer.read_metrics(str(folder))
+    if "loss" in line
   ]
   seen = [event.value for event in events.Scalars("loss")]
   np.testing.assert_allclose(seen, told, rtol=1e-6)

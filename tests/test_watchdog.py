@@ -17,34 +17,34 @@ def a_place_to_sleep(seconds):
 
 @pytest.mark.parametrize("what", [INPUT, DEVICES])
 def test_stacks_are_shown_once_for_each_wait(what, capfd):
-  with Watchdog(least=0.2) as watchdog:
+  with Watchdog(timeout=0.2) as watchdog:
     for _ in range(2):
-      watchdog.waits_for(what)
+      watchdog.wait_for(what)
       a_place_to_sleep(0.6)
-      watchdog.waits_for(None)
+      watchdog.wait_for(None)
   said = capfd.readouterr().err
   assert len(re.findall(f"warning: waiting for {what} for [01] s", said)) == 2
   assert "in a_place_to_sleep" in said
 
 
 def test_what_is_not_waited_for_or_soon_there_is_not_told(capfd):
-  with Watchdog(least=0.3) as watchdog:
+  with Watchdog(timeout=0.3) as watchdog:
     time.sleep(0.5)  # a compilation
     for _ in range(8):
-      watchdog.waits_for(DEVICES)
+      watchdog.wait_for(DEVICES)
       time.sleep(0.1)
-      watchdog.stepped()
-  with Watchdog(least=0.0) as watchdog:
-    watchdog.waits_for(INPUT)
+      watchdog.step_done()
+  with Watchdog(timeout=0.0) as watchdog:
+    watchdog.wait_for(INPUT)
     time.sleep(0.2)
   assert capfd.readouterr().err == ""
 
 
 def test_long_steps_have_longer_to_come():
-  watchdog = Watchdog(least=0.01)
+  watchdog = Watchdog(timeout=0.01)
   for _ in range(6):
     time.sleep(0.05)
-    watchdog.stepped()
+    watchdog.step_done()
   assert 0.15 <= watchdog.limit < 0.3
 
 
@@ -76,7 +76,7 @@ loop = Loop(
   Stuck(), MeshShape().build(), sys.argv[1], 9, previews_every=0, hang=0.5,
   abort=2.0,
 )
-held_out = loop.sharding.whole(next(stream(0)))
+held_out = loop.sharding.distribute(next(stream(0)))
 loop.run(None, lambda start: stream(start, stuck_reader), held_out, held_out)
 """
 

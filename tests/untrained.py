@@ -41,7 +41,7 @@ def untrained(path, folder, flags):
   experiment = override(config.load(str(path)), told)
   sharding = experiment.mesh.build()
   run, words, frozen, _ = prepare_run(experiment, str(folder), sharding)
-  batch = sharding.whole(held_out(run.experiment, words))
+  batch = sharding.distribute(held_out(run.experiment, words))
   programs = CompiledTask(run.experiment.task, sharding, 0, frozen, batch)
   where = os.path.join(folder, "checkpoints")
   with contextlib.closing(Checkpoints(where)) as checkpoints:

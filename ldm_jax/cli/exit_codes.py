@@ -104,7 +104,7 @@ def run_command(main: Main, arguments: Sequence[str] | None = None) -> None:
   if "jax" in sys.modules:
     from ldm_jax.runtime.devices import processes
 
-    processes.leave(code)
+    processes.exit_process(code)
   sys.exit(code)
 
 

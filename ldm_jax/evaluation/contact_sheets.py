@@ -74,5 +74,5 @@ def _lay(
     return
   sheet = np.stack([np.concatenate(pair, axis=1) for pair in pairs])
   path = os.path.join(out, f"{name}.png")
-  image_files.write_png(path, image_files.grid(sheet, columns=4))
+  image_files.write_png(path, image_files.image_grid(sheet, columns=4))
   print(path)

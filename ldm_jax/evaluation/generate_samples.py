@@ -90,7 +90,7 @@ class SampleWriter:
           if processes.is_first():
             image_files.write_png(path(i), image)
         bar.update(len(images))
-    processes.meet("pictures are made")
+    processes.barrier("pictures are made")
     return folder_images(folder, self.count)
 
   def _made(self, done: int) -> Iterator[tuple[int, Images]]:

@@ -36,8 +36,8 @@ def write_page(
   return _TEMPLATE.format(
     rows=rows,
     curves=curves,
-    pairs=_picture(image_files.grid(pairs, columns=4)),
-    drawn=_picture(image_files.grid(drawn, captions, columns=4)),
+    pairs=_picture(image_files.image_grid(pairs, columns=4)),
+    drawn=_picture(image_files.image_grid(drawn, captions, columns=4)),
   )
 
 

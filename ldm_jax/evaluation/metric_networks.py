@@ -139,7 +139,7 @@ class MetricNetworks:
     """What `apply` makes of all blocks, each filled up to one size."""
     found = []
     for block in blocks:
-      whole = self._sharding.whole(filled(block, BLOCK))
+      whole = self._sharding.distribute(filled(block, BLOCK))
       told = processes.gather(apply(whole))
       found.append(told[: len(block)])
     return np.concatenate(found)

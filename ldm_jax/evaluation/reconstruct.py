@@ -46,7 +46,7 @@ def restorer(run: Run, sharding: Sharding) -> Callable[[Images], Images]:
     parts = []
     for begin in range(0, len(images), BATCH):
       part = filled(images[begin : begin + BATCH], min(BATCH, len(images)))
-      found = processes.gather(restore(params, sharding.whole(part)))
+      found = processes.gather(restore(params, sharding.distribute(part)))
       parts.append(found[: len(images) - begin])
     return np.concatenate(parts)
 

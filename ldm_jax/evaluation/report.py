@@ -96,7 +96,9 @@ def report(flags: argparse.Namespace) -> int:
       for name, value in _preserved(seen(restored), held_out).items()
     }
   stages = {"one": run.experiment.first_stage, "two": flags.model}
-  logs = {name: metric_writer.read(folder) for name, folder in stages.items()}
+  logs = {
+    name: metric_writer.read_metrics(folder) for name, folder in stages.items()
+  }
   for name, log in logs.items():
     if log:
       told[f"seconds_stage_{name}"] = log[-1]["seconds"]
@@ -109,7 +111,7 @@ def report(flags: argparse.Namespace) -> int:
     file.write(text)
   os.replace(path + ".part", path)
   print(path)
-  sheet = image_files.grid(drawn[:SHOWN], captions[:SHOWN], columns=8)
+  sheet = image_files.image_grid(drawn[:SHOWN], captions[:SHOWN], columns=8)
   image_files.write_png(os.path.join(flags.out, "samples.png"), sheet)
   print(json.dumps({name: json_value(value) for name, value in told.items()}))
   return 0

@@ -47,7 +47,7 @@ def plan(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     experiment = with_first_stage(experiment, flags.first_stage)
     devices = None
     if flags.topology is not None:
-      devices = aot.devices_of(flags.topology, flags.slices)
+      devices = aot.topology_devices(flags.topology, flags.slices)
     sharding = experiment.mesh.build(devices)
     batch = flags.batch or experiment.data.batch
     slices = 1 if flags.sample else getattr(experiment.task, "accumulate", 1)
@@ -59,15 +59,15 @@ def plan(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
   logger.info(f"compiling {what} ...")
   program = make(batch)
   found = _need(program)
-  there = None if flags.topology else memory.available()
-  room = aot.room(flags.topology) if there is None else float(there)
+  there = None if flags.topology else memory.available_bytes()
+  room = aot.usable_bytes(flags.topology) if there is None else float(there)
   told = _told(flags, sharding, batch, work, found)
   told["parts"] = _sizes(program)
   told["fits"] = found.refusal is None and (
     None if room is None else found.total <= room
   )
   if flags.largest:
-    unit = sharding.parts * slices
+    unit = sharding.batch_shards * slices
     told |= _largest(lambda n: _need(make(n)), batch, unit, found, room)
   print(_table(told, found, room))
   print(json.dumps(told))
@@ -113,7 +113,9 @@ def _need(program: Program) -> MemoryAnalysis:
 def _sizes(program: Program) -> dict[str, int]:
   """Bytes of a device, by what they are."""
   return {
-    name: memory.per_device(tree, jax.tree.map(lambda x: x.sharding, tree))
+    name: memory.bytes_per_device(
+      tree, jax.tree.map(lambda x: x.sharding, tree)
+    )
     for name, tree in program.parts.items()
   }
 
@@ -121,7 +123,7 @@ def _sizes(program: Program) -> dict[str, int]:
 def _training(task: Any, sharding: Sharding, batch: Shapes) -> Program:
   """One step, as the loop compiles it."""
   frozen, state, key = _states(task, batch)
-  places = sharding.state(state)
+  places = sharding.tree_shardings(state)
 
   @functools.partial(constrain_activations, sharding=sharding)
   def step(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
@@ -129,9 +131,9 @@ def _training(task: Any, sharding: Sharding, batch: Shapes) -> Program:
 
   args = (
     _at(state, places),
-    _at(frozen, sharding.state(frozen)),
+    _at(frozen, sharding.tree_shardings(frozen)),
     {
-      name: _on(each, sharding.of(name, each.shape))
+      name: _on(each, sharding.array_sharding(name, each.shape))
       for name, each in batch.items()
     },
     _on(key, sharding.replicated),
@@ -174,7 +176,7 @@ def _sampling(
   def draw(params: Any, sides: Any, told: Any) -> Any:
     return generate_traced(task.model, params, settings, sides, told)
 
-  args = (_at(params, sharding.state(params)), (side, side), told)
+  args = (_at(params, sharding.tree_shardings(params)), (side, side), told)
   options = {"out_shardings": sharding.batch}
   parts = {"params": args[0], "asked": args[1]}
   return Program(draw, args, options, parts)

@@ -26,7 +26,7 @@ from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
 from ldm_jax.pretrained.configs.unet_writer import unet_config
 from ldm_jax.pretrained.networks import Module, geometry
 from ldm_jax.weights.naming import convert
-from ldm_jax.weights.naming.parameter_names import table
+from ldm_jax.weights.naming.parameter_names import name_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +45,18 @@ class Network:
   params: Any
   config: dict[str, Any]
 
-  def tensors(self, dialect: str, dtype: np.dtype) -> dict[str, np.ndarray]:
+  def tensors(self, scheme: str, dtype: np.dtype) -> dict[str, np.ndarray]:
     """By foreign name, in `dtype`.
 
     Raises:
-      WeightsError: the dialect has no name for a parameter.
+      WeightsError: the scheme has no name for a parameter.
     """
     kind = (
-      "clip" if dialect == "diffusers" and "clip" in self.kind else self.kind
+      "clip" if scheme == "diffusers" and "clip" in self.kind else self.kind
     )
-    found = table(
+    found = name_table(
       kind,
-      dialect,
+      scheme,
       convert.shapes(self.params),
       geometry(self.module, self.config),
     )

@@ -53,14 +53,14 @@ class Foreign:
 
   Attributes:
     config: what its config.json holds, or would hold.
-    tensors: by the dialect's names, without a prefix.
-    network, dialect: as weights/names.py has them.
+    tensors: by the scheme's names, without a prefix.
+    network, scheme: as weights/names.py has them.
   """
 
   config: Config
   tensors: Mapping[str, np.ndarray]
   network: str
-  dialect: str
+  scheme: str
 
 
 def class_of(config: Config) -> str:
@@ -122,15 +122,15 @@ def load(
   module = build(foreign.config, dtype)
   table = table_of(module, foreign)
   tensors = foreign.tensors
-  if foreign.dialect == "diffusers":
-    tensors = parameter_names.respell(tensors)
+  if foreign.scheme == "diffusers":
+    tensors = parameter_names.modern_names(tensors)
 
   def place(path: str, array: np.ndarray) -> jax.Array:
     if not np.issubdtype(array.dtype, np.number) and array.dtype.kind != "V":
       raise WeightsError(f"{path} holds {array.dtype}; numbers are needed")
     # A copy of its own: the file may go away, and its pages are let go.
     copy = np.array(array, jnp.dtype(dtype), order="C")
-    mmap_files.forget(array)
+    mmap_files.release_pages(array)
     return jnp.asarray(copy)
 
   return module, {"params": convert.convert(table, tensors, place=place)}
@@ -139,8 +139,8 @@ def load(
 def table_of(module: Module, foreign: Foreign) -> convert.Table:
   """The table of names between a module and its foreign form."""
   shapes = convert.shapes(abstract(module, foreign.config)["params"])
-  return parameter_names.table(
-    foreign.network, foreign.dialect, shapes, geometry(module, foreign.config)
+  return parameter_names.name_table(
+    foreign.network, foreign.scheme, shapes, geometry(module, foreign.config)
   )
 
 

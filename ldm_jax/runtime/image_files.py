@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 
-def grid(
+def image_grid(
   images: np.ndarray, captions: Sequence[str] = (), columns: int | None = None
 ) -> np.ndarray:
   """Lays images [n, h, w, 3] of bytes out row by row, near to a square.

@@ -131,7 +131,7 @@ def _matrices(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(seen, params)
 
 
-def averaged(average: Any, params: Any, step: Any, decay: float) -> Any:
+def ema_update(average: Any, params: Any, step: Any, decay: float) -> Any:
   """d average + (1 - d) params with d = min(decay, (1 + n) / (10 + n)).
 
   LDM's warm-up of the moving average: n = 1 after the first update.
@@ -141,7 +141,7 @@ def averaged(average: Any, params: Any, step: Any, decay: float) -> Any:
   return optax.incremental_update(params, average, 1 - d)
 
 
-def in_slices(gradient: Callable, count: int, *trees: Any) -> Any:
+def accumulate_gradients(gradient: Callable, count: int, *trees: Any) -> Any:
   """Mean of `gradient(*slice)` over `count` equal slices of the batch axis.
 
   A scan, so only one slice's activations live at a time. Every slice takes

@@ -9,14 +9,14 @@ import jax
 from ldm_jax.runtime.devices.sharding import Sharding
 
 
-class Interruption:
+class InterruptHandler:
   """Within `with`, remembers the first signal; a second one acts at once."""
 
   def __init__(self):
     self.received: signal.Signals | None = None
     self._before = {}
 
-  def __enter__(self) -> "Interruption":
+  def __enter__(self) -> "InterruptHandler":
     for number in (signal.SIGINT, signal.SIGTERM):
       self._before[number] = signal.signal(number, self._remember)
     return self
@@ -37,7 +37,7 @@ def _at_once(number: int, _: FrameType | None) -> None:
   os._exit(128 + number)
 
 
-class Agreement:
+class SharedInterrupt:
   """What any process has received, known to all of them at the same step.
 
   Each step tells the devices what its process has heard, and reads what all had
@@ -52,7 +52,7 @@ class Agreement:
     """What to end by now, if anything."""
     if jax.process_count() == 1:
       return mine
-    asked, self._asked = self._asked, self._sharding.most(int(mine or 0))
+    asked, self._asked = self._asked, self._sharding.global_max(int(mine or 0))
     told = 0 if asked is None else int(asked)
     return signal.Signals(told) if told else None
 

@@ -15,14 +15,17 @@ import optax
 from ldm_jax.errors import NonFinite
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.log import warn_on_os_error
-from ldm_jax.runtime.monitoring.metric_writer import whole_lines
+from ldm_jax.runtime.monitoring.metric_writer import read_json_lines
 
 logger = logging.getLogger(__name__)
 
 WINDOW = 128  # gradient norms that a new one is compared with
-NOBODY = -1
-TOLD = ("in_row", "culprit")  # of a step's health, to `NonFiniteMonitor` alone
-Told = dict[str, Any]
+NO_LEAF = -1
+HEALTH = (
+  "in_row",
+  "culprit",
+)  # of a step's health, to `NonFiniteMonitor` alone
+Metrics = dict[str, Any]
 
 
 @functools.partial(
@@ -39,7 +42,7 @@ class SkipBadUpdatesState:
     skipped: updates that were passed over.
     in_row: how many of them came last, one after another.
     culprit: the first leaf of the last skipped gradient that was not finite,
-      or NOBODY.
+      or NO_LEAF.
     norms: of the latest gradients, or None if spikes are let through.
     seen: how many norms there have been.
     names: of the leaves.
@@ -79,7 +82,7 @@ def skip_bad_updates(
       inner.init(params),
       skipped=zero,
       in_row=zero,
-      culprit=jnp.full((), NOBODY, jnp.int32),
+      culprit=jnp.full((), NO_LEAF, jnp.int32),
       norms=None if spikes is None else jnp.zeros((WINDOW,), jnp.float32),
       seen=zero,
       names=tuple(name(path) for path, _ in leaves),
@@ -119,7 +122,7 @@ def _judged(
     entered = norms.at[seen % WINDOW].set(jnp.minimum(norm, most))
     norms = jnp.where(is_finite, entered, norms)
     seen += is_finite.astype(jnp.int32)
-  first = jnp.where(odd.any(), jnp.argmax(odd), NOBODY).astype(jnp.int32)
+  first = jnp.where(odd.any(), jnp.argmax(odd), NO_LEAF).astype(jnp.int32)
   culprit = jnp.where(is_good, culprit, first)
   return is_good, dataclasses.replace(
     state, norms=norms, seen=seen, culprit=culprit
@@ -133,17 +136,17 @@ def _most(norms: Any, seen: Any, spikes: float) -> Any:
   return jnp.where(seen >= WINDOW, most, jnp.inf)
 
 
-def update_health(state: Any) -> Told:
+def update_health(state: Any) -> Metrics:
   """What a state's optimizers say of themselves.
 
   "skipped", "in_row" and "culprit" of `SkipBadUpdatesState`: the sum, the
-  largest, and an index into `names_of`. Empty
+  largest, and an index into `leaf_names`. Empty
   if the state has no such optimizer.
   """
   nodes = _nodes(state)
   if not nodes:
     return {}
-  culprit, before = jnp.full((), NOBODY, jnp.int32), 0
+  culprit, before = jnp.full((), NO_LEAF, jnp.int32), 0
   for _, node in nodes:
     is_new = (node.in_row > 0) & (node.culprit >= 0) & (culprit < 0)
     culprit = jnp.where(is_new, before + node.culprit, culprit)
@@ -155,7 +158,7 @@ def update_health(state: Any) -> Told:
   }
 
 
-def names_of(state: Any) -> tuple[str, ...]:
+def leaf_names(state: Any) -> tuple[str, ...]:
   """All leaves that the optimizers of a state update, by "optimizer/path"."""
   return tuple(
     f"{path}/{name}" for path, node in _nodes(state) for name in node.names
@@ -188,24 +191,24 @@ class NonFiniteMonitor:
     examples: Callable[[int], Sequence[int]],
   ):
     self._path = os.path.join(folder, "skipped.jsonl")
-    self._names = names_of(shapes)
+    self._names = leaf_names(shapes)
     self._patience = min(
       (node.patience for _, node in _nodes(shapes)), default=0
     )
     self._examples = examples
-    self._waiting: tuple[int, Told] | None = None
+    self._waiting: tuple[int, Metrics] | None = None
     # A restart takes steps again, and a killed process may leave half a line.
-    there = whole_lines(self._path, mends=processes.is_first())
+    there = read_json_lines(self._path, repair=processes.is_first())
     self._written = {line["step"] for line in there}
 
-  def stepped(self, step: int, metrics: Told) -> None:
+  def stepped(self, step: int, metrics: Metrics) -> None:
     """Keeps a step's health, and looks at that of the one before.
 
     Raises:
       NonFinite: too many updates in a row were passed over.
     """
     self.flush()
-    told = {name: metrics[name] for name in TOLD if name in metrics}
+    told = {name: metrics[name] for name in HEALTH if name in metrics}
     for value in told.values():
       value.copy_to_host_async()
     self._waiting = (step, told) if told else None
@@ -216,12 +219,12 @@ class NonFiniteMonitor:
       return
     step, told = self._waiting
     self._waiting = None
-    in_row, culprit = (int(told[name]) for name in TOLD)
+    in_row, culprit = (int(told[name]) for name in HEALTH)
     if in_row == 0:
       return
     reason = (
       f"the gradient at {self._names[culprit]} is not finite"
-      if culprit != NOBODY
+      if culprit != NO_LEAF
       else "the norm of the gradient is a spike"
     )
     examples = [int(number) for number in self._examples(step)]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from ldm_jax.runtime.log import log_duration
-from ldm_jax.runtime.monitoring.step_timer import Profile, StepTimer
+from ldm_jax.runtime.monitoring.step_timer import Profiler, StepTimer
 from ldm_jax.runtime.monitoring.watchdog import DEVICES, INPUT, Watchdog
 
 Batch = dict[str, jax.Array]
@@ -30,19 +30,19 @@ class StepRunner:
   devices but what was put into its batch."""
 
   def __init__(
-    self, step: Step, pace: StepTimer, profile: Profile, watchdog: Watchdog
+    self, step: Step, pace: StepTimer, profile: Profiler, watchdog: Watchdog
   ):
     self._step, self._pace, self._profile = step, pace, profile
     self._watchdog = watchdog
     self._compiled: set[tuple] = set()
 
-  def fed(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+  def watch_input(self, stream: Iterator[Batch]) -> Iterator[Batch]:
     """The same stream, watched and timed."""
-    batches = self._pace.fed(stream)
+    batches = self._pace.time_input(stream)
     while True:
-      self._watchdog.waits_for(INPUT)
+      self._watchdog.wait_for(INPUT)
       batch = next(batches, None)
-      self._watchdog.waits_for(None)
+      self._watchdog.wait_for(None)
       if batch is None:
         return
       yield batch
@@ -52,12 +52,12 @@ class StepRunner:
     shapes = tuple(sorted((name, a.shape) for name, a in batch.items()))
     if shapes not in self._compiled:
       return self._first(shapes, state, batch)
-    self._watchdog.waits_for(DEVICES)
-    with self._profile.around(number), jax.transfer_guard("disallow"):
+    self._watchdog.wait_for(DEVICES)
+    with self._profile.annotate(number), jax.transfer_guard("disallow"):
       state, metrics = self._step(state, batch)
-    self._pace.stepped(metrics)
-    self._profile.after(number, metrics)
-    self._watchdog.stepped()
+    self._pace.dispatched(metrics)
+    self._profile.step_done(number, metrics)
+    self._watchdog.step_done()
     return state, metrics
 
   def _first(self, shapes: tuple, state: Any, batch: Batch):
@@ -69,5 +69,5 @@ class StepRunner:
       deed = f"compiling step {len(self._compiled)}, for {size}"
     with log_duration(deed):
       state, metrics = jax.block_until_ready(self._step(state, batch))
-    self._pace.restarted(metrics)
+    self._pace.compiled(metrics)
     return state, metrics

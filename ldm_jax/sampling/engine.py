@@ -111,7 +111,7 @@ class SamplingEngine:
       sides = positive.rows(rows), negative.rows(rows), toward
       wish = self._wish(settings, sides, start)
       if order.labels is not None:
-        labels = self._sharding.whole(order.labels[rows].astype(np.int32))
+        labels = self._sharding.distribute(order.labels[rows].astype(np.int32))
         lead = (self._classifier[1], labels, settings.classifier)
         wish = wish._replace(lead=lead)
       latents = self._follow(settings, plan.program, wish, start, progress)
@@ -126,7 +126,7 @@ class SamplingEngine:
 
   def batch(self, order: GenerationInputs) -> int:
     """Images that are drawn at a time."""
-    devices = self._sharding.parts
+    devices = self._sharding.batch_shards
     return -(-min(order.batch, order.count) // devices) * devices
 
   def check(self, settings: SamplingConfig, order: GenerationInputs) -> None:
@@ -202,18 +202,18 @@ class SamplingEngine:
     nulls = [p.input_key for p in self._model.conditioners if has_null(p)]
 
     def hear(said: Conditioning, unsaid: Sequence[str] = ()) -> Condition:
-      said = self._sharding.whole(said).seeing(start.seen or {}, unsaid)
+      said = self._sharding.distribute(said).seeing(start.seen or {}, unsaid)
       condition = self._hear(self._params, said)
       told = np.tile(np.float32(settings.control), (len(start.keys), 1))
       return condition.replace(
         hint=start.hint,
-        control=None if start.hint is None else self._sharding.whole(told),
+        control=None if start.hint is None else self._sharding.distribute(told),
       )
 
     positive, negative, toward = sides
     heard = hear(positive)
     if toward is not None:
-      shares = self._sharding.whole(toward[1].astype(np.float32))
+      shares = self._sharding.distribute(toward[1].astype(np.float32))
       lead = lambda a, b: a + like(shares, a) * (b - a)
       heard = jax.tree.map(lead, heard, hear(toward[0]))
     is_guided = bool(nulls) and settings.guidance.is_on

@@ -138,7 +138,7 @@ class InitialLatents:
     start = self._without_hint(settings, order, given, plan, rows)
     if given.hints is None:
       return start
-    hint = self._sharding.whole(given.hints.astype(np.float32) / 255)
+    hint = self._sharding.distribute(given.hints.astype(np.float32) / 255)
     return start._replace(hint=hint)
 
   def _without_hint(
@@ -213,7 +213,7 @@ class InitialLatents:
   ) -> Array:
     """The noise that is given, or the seed's."""
     if order.noise is not None:
-      return self._sharding.whole(order.noise[rows].astype(np.float32))
+      return self._sharding.distribute(order.noise[rows].astype(np.float32))
     keys = self.keys(settings, order.first + rows)
     return self._initial(keys, self._shape(settings))
 
@@ -221,7 +221,7 @@ class InitialLatents:
     self, settings: SamplingConfig, rows: Int[np.ndarray, " b"]
   ) -> Array:
     """A key per image; an image is (seed, index)."""
-    rows = self._sharding.whole(rows)
+    rows = self._sharding.distribute(rows)
     return samplers.image_keys(image_root(settings.seed), rows)
 
   def _shape(self, settings: SamplingConfig) -> tuple[int, int, int]:

@@ -55,8 +55,8 @@ class LatentCodec:
     """
     latents, seam = self._encode(
       self._params,
-      self._sharding.whole(images),
-      None if masks is None else self._sharding.whole(masks),
+      self._sharding.distribute(images),
+      None if masks is None else self._sharding.distribute(masks),
       side=self._side(tile),
     )
     if seam is not None:
@@ -97,12 +97,12 @@ class LatentCodec:
     side = self._side(tile)
     if side is not None:
       height, width = min(height, side), min(width, side)
-    rows = -(-rows // self._sharding.parts)
+    rows = -(-rows // self._sharding.batch_shards)
     one = jax.ShapeDtypeStruct((rows, height, width, channels), jnp.float32)
     stride = self._model.first_stage.stride
-    memory.check(
+    memory.check_fits(
       f"decoding {rows} of {height * stride} x {width * stride}",
-      memory.least(self._model.decode, self._params, one),
+      memory.minimum_bytes(self._model.decode, self._params, one),
       "a smaller --batch, --height and --width, or --tiled",
     )
 

@@ -88,7 +88,9 @@ def write_pictures(flags: argparse.Namespace, job: GenerationJob) -> None:
         print(path, flush=True)
   finally:
     if images and is_writer:
-      sheet = image_files.grid(np.stack(images), job.prompts[: len(images)])
+      sheet = image_files.image_grid(
+        np.stack(images), job.prompts[: len(images)]
+      )
       name = f"grid_{first:05d}.png" if first else "grid.png"
       image_files.write_png(os.path.join(flags.out, name), sheet)
       print(os.path.join(flags.out, name))

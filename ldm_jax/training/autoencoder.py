@@ -19,7 +19,7 @@ from ldm_jax.nn.discriminator import (
 )
 from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.pixels import to_float, to_uint8
-from ldm_jax.runtime.optimizer import Optimizer, averaged
+from ldm_jax.runtime.optimizer import Optimizer, ema_update
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 CRITIC_LOSSES = {"hinge": hinge_loss, "vanilla": vanilla_loss}
@@ -290,5 +290,5 @@ class AutoencoderTask:
       params["logvar"] = state.params["logvar"]
     step, ema = state.step + 1, state.ema
     if self.ema_decay is not None:
-      ema = averaged(ema, params["autoencoder"], step, self.ema_decay)
+      ema = ema_update(ema, params["autoencoder"], step, self.ema_decay)
     return state.replace(step=step, params=params, opt=opt, ema=ema)

@@ -104,7 +104,7 @@ def check_memory(example: dict[str, np.ndarray], batch: int) -> None:
   """Raises TooLarge if a batch of such examples is."""
   size = batch * sum(array.nbytes for array in example.values())
   share = -(-size // jax.device_count())
-  memory.check(f"a batch of {batch}", share, "a smaller data.batch")
+  memory.check_fits(f"a batch of {batch}", share, "a smaller data.batch")
 
 
 def _check_shapes(task: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> None:

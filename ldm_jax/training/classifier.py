@@ -20,7 +20,7 @@ from ldm_jax.latents import (
 )
 from ldm_jax.nn.autoencoder import FirstStage
 from ldm_jax.nn.encoder_unet import EncoderUNet
-from ldm_jax.runtime.optimizer import Optimizer, averaged
+from ldm_jax.runtime.optimizer import Optimizer, ema_update
 from ldm_jax.training.denoiser import Frozen, State
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
@@ -95,7 +95,7 @@ class ClassifierTask:
     updates, opt = self.optimizer.build().update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    ema = averaged(state.ema, params, step, self.ema_decay)
+    ema = ema_update(state.ema, params, step, self.ema_decay)
     metrics = {"loss": loss_now, "accuracy": accuracy}
     metrics["gradient_norm"] = optax.tree.norm(grads)
     return State(step, params, ema, opt), metrics

@@ -55,7 +55,7 @@ class CompiledTask:
 
     keys = jax.jit(purposes, out_shardings=copied)()
     self.shapes = jax.eval_shape(task.init, keys[INIT], batch, frozen)
-    self.places = sharding.state(self.shapes)
+    self.places = sharding.tree_shardings(self.shapes)
 
     # What a step does of a batch is counted without kernels, which cannot be
     # looked into.

@@ -86,7 +86,7 @@ def batches(
     tokenizer=words,
     transforms=data.transforms,
     start=start,
-    rows=sharding.rows(data.batch),
+    rows=sharding.local_rows(data.batch),
     threads=data.threads,
     buckets=data.buckets,
   )

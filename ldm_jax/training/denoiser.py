@@ -25,7 +25,11 @@ from ldm_jax.latents import (
 from ldm_jax.nn.conditioners.conditioner import has_null
 from ldm_jax.nn.conditioners.spatial import LowResolution
 from ldm_jax.nn.lora import LoRA
-from ldm_jax.runtime.optimizer import Optimizer, averaged, in_slices
+from ldm_jax.runtime.optimizer import (
+  Optimizer,
+  accumulate_gradients,
+  ema_update,
+)
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
@@ -174,11 +178,11 @@ class DenoiserTask:
       loss = lambda params: self._loss(params, frozen, batch, draws).mean()
       return jax.value_and_grad(loss)(state.params)
 
-    loss, grads = in_slices(gradient, self.accumulate, batch, draws)
+    loss, grads = accumulate_gradients(gradient, self.accumulate, batch, draws)
     updates, opt = self.optimizer.build().update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    ema = averaged(state.ema, params, step, self.ema_decay)
+    ema = ema_update(state.ema, params, step, self.ema_decay)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
     return State(step, params, ema, opt), metrics
 

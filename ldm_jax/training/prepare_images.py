@@ -60,7 +60,7 @@ def prepare_images(
     _write_all(flags, len(source), work)
   except DataError as error:
     raise CommandError(str(error), DATA) from error
-  processes.meet("all is packed")
+  processes.barrier("all is packed")
   if processes.is_first():
     write_manifest(flags.out, {**manifest, "is_complete": True})
     print(flags.out)
@@ -90,9 +90,9 @@ def _begin(folder: str, manifest: Mapping[str, Any]) -> None:
     raise ConfigError(
       f"{folder} was prepared with another {other[0]}; choose another --out"
     )
-  if processes.agreed(there is None) and processes.is_first():
+  if processes.broadcast(there is None) and processes.is_first():
     write_manifest(folder, {**manifest, "is_complete": False})
-  processes.meet("the folder is there")
+  processes.barrier("the folder is there")
 
 
 def _write_all(

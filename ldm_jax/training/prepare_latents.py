@@ -111,7 +111,7 @@ def prepare_latents(
     _encode_all(flags, work, encode, arrays)
   except DataError as error:
     raise CommandError(str(error), DATA) from error
-  processes.meet("all is encoded")
+  processes.barrier("all is encoded")
   if processes.is_first():
     _finish(flags.out, manifest)
     print(flags.out)
@@ -168,7 +168,7 @@ def _begin(
       raise ConfigError(
         f"{folder} holds latents with another {other[0]}; choose another --out"
       )
-  is_new = processes.agreed(there is None)
+  is_new = processes.broadcast(there is None)
   if is_new and processes.is_first():
     os.makedirs(folder, exist_ok=True)
     for name, array in arrays.items():
@@ -176,8 +176,8 @@ def _begin(
       path = os.path.join(folder, f"{name}.npy")
       np.lib.format.open_memmap(path, "w+", array.dtype, shape).flush()
     write_manifest(folder, {**manifest, "is_complete": False})
-  processes.meet("the files are laid out")
-  return not processes.agreed(bool(there and there["is_complete"]))
+  processes.barrier("the files are laid out")
+  return not processes.broadcast(bool(there and there["is_complete"]))
 
 
 def _encode_all(

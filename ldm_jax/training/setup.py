@@ -80,7 +80,7 @@ def prepare_run(
   Raises:
     ValueError: something cannot be; see `usage`.
   """
-  if processes.agreed(Run.exists(folder)):
+  if processes.broadcast(Run.exists(folder)):
     return _again(experiment, Run.open(folder), sharding)
   start = stage_one = None
   if experiment.start:
@@ -111,7 +111,7 @@ def prepare_run(
     if words is not None:
       run.save_tokenizer(words)
     run.write()
-  processes.meet("the run is begun")
+  processes.barrier("the run is begun")
   return PreparedRun(run, words, frozen, params)
 
 
@@ -146,7 +146,7 @@ def _first_stage(
     scale = None
   elif start is not None:
     stage, params = start.model.first_stage, start.params.first_stage
-    params = jax.device_put(params, sharding.state(params))
+    params = jax.device_put(params, sharding.tree_shardings(params))
     scale = float(start.params.latent_scale)
   elif isinstance(experiment.task.first_stage, PixelSpace):
     stage, params, scale = experiment.task.first_stage, {}, None
@@ -219,7 +219,8 @@ def _frozen(
       return autoencoder.Frozen(None)
     lpips = perceptual(task.perceptual, experiment.perceptual)
     return jax.device_put(
-      autoencoder.Frozen(lpips), sharding.state(autoencoder.Frozen(lpips))
+      autoencoder.Frozen(lpips),
+      sharding.tree_shardings(autoencoder.Frozen(lpips)),
     )
   scale = task.latent_scale or stage_one.scale
   if scale is None:
@@ -230,7 +231,7 @@ def _frozen(
     scale = measured_scale(
       task.first_stage,
       stage_one.params,
-      map(sharding.put, stream),
+      map(sharding.put_batch, stream),
       jax.random.key(experiment.seed),
       task.latents,
     )
@@ -246,7 +247,7 @@ def _frozen(
   elif start is not None:
     known = start.params.conditioners
     parts = {n: known[n] for n in task.model.frozen if n in known}
-  parts = jax.device_put(parts, sharding.state(parts))
+  parts = jax.device_put(parts, sharding.tree_shardings(parts))
   return denoiser.Frozen(stage_one.params, scale, parts)
 
 
@@ -265,7 +266,7 @@ def _begun(
   params = initialize_from.initial_params(task, fresh, start)
   for name in task.model.frozen:
     del params["conditioners"][name]
-  params = jax.device_put(params, sharding.state(params))
+  params = jax.device_put(params, sharding.tree_shardings(params))
   if task.lora is None:
     return frozen, params
   return frozen.replace(base=params), None

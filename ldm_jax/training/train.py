@@ -27,7 +27,7 @@ from ldm_jax.errors import (
   ImageError,
   TooLarge,
 )
-from ldm_jax.runtime.checkpointing.run_lock import lock
+from ldm_jax.runtime.checkpointing.run_lock import run_lock
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.monitoring import metric_writer
@@ -66,7 +66,7 @@ def train(
       experiment = override(config.load(path), overrides)
       sharding = experiment.mesh.build()
       sharding.check_batch(experiment.data.batch, slices(experiment))
-      _greet(held.enter_context(lock(folder)))
+      _greet(held.enter_context(run_lock(folder)))
       begun = prepare_run(experiment, folder, sharding)
     bad = bad_image_log(begun.run.experiment, folder)
     try:
@@ -81,7 +81,7 @@ def train(
     logger.info(f"go on with: python {shlex.join(sys.argv)}")
   if processes.is_first():
     told: dict[str, Any] = {}
-    for line in metric_writer.read(folder):
+    for line in metric_writer.read_metrics(folder):
       told |= line
     if len(bad):
       told["bad_samples"] = len(bad)
@@ -145,6 +145,6 @@ def _loop(
   return loop.run(
     begun.frozen,
     lambda start: batches(experiment, words, start, sharding, bad),
-    sharding.whole(example),
-    sharding.whole(shown),
+    sharding.distribute(example),
+    sharding.distribute(shown),
   )

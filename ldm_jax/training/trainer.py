@@ -16,16 +16,23 @@ from ldm_jax.errors import NonFinite
 from ldm_jax.pixels import to_uint8
 from ldm_jax.runtime import image_files
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
-from ldm_jax.runtime.checkpointing.checkpoint_saver import Saver, check_room
+from ldm_jax.runtime.checkpointing.checkpoint_saver import (
+  CheckpointSaver,
+  check_disk_space,
+)
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices import memory, processes
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.log import warn_on_os_error
 from ldm_jax.runtime.monitoring import flops
 from ldm_jax.runtime.monitoring.metric_writer import MetricWriter
-from ldm_jax.runtime.monitoring.step_timer import Profile, Reporter, StepTimer
+from ldm_jax.runtime.monitoring.step_timer import (
+  Profiler,
+  ProgressReporter,
+  StepTimer,
+)
 from ldm_jax.runtime.monitoring.watchdog import DEVICES, DISK, INPUT, Watchdog
-from ldm_jax.runtime.signals import Agreement, Interruption, exit_code
+from ldm_jax.runtime.signals import InterruptHandler, SharedInterrupt, exit_code
 from ldm_jax.runtime.skip_updates import NonFiniteMonitor
 from ldm_jax.runtime.step_runner import StepRunner, prefetch
 from ldm_jax.training.compiled_steps import Batch, CompiledTask, Task
@@ -95,18 +102,18 @@ class Trainer:
       programs = CompiledTask(
         self.task, self.sharding, self.seed, frozen, held_out
       )
-      memory.check(
+      memory.check_fits(
         "the state",
-        memory.per_device(programs.shapes, programs.places),
+        memory.bytes_per_device(programs.shapes, programs.places),
         "a larger mesh.fsdp",
       )
-      check_room(folder, programs.shapes, self.keeping.keep)
+      check_disk_space(folder, programs.shapes, self.keeping.keep)
       begin, state = self.begun(programs, checkpoints, held_out)
       journal = MetricWriter(self.folder, begin, processes.is_first())
-      saver = Saver(checkpoints, journal)
+      saver = CheckpointSaver(checkpoints, journal)
       chapter = TrainingSession(self, programs, journal, saver, held_out, shown)
-      stream = prefetch(self.sharding.put, batches(begin))
-      with contextlib.closing(journal), Interruption() as interruption:
+      stream = prefetch(self.sharding.put_batch, batches(begin))
+      with contextlib.closing(journal), InterruptHandler() as interruption:
         return chapter.run(state, begin, stream, interruption)
 
   def begun(
@@ -118,7 +125,9 @@ class Trainer:
       Damaged: there are checkpoints, but none is whole.
     """
     if checkpoints.latest is not None:
-      begin, state = checkpoints.newest(programs.shapes, programs.places)
+      begin, state = checkpoints.restore_newest(
+        programs.shapes, programs.places
+      )
       logger.info(f"resuming {self.folder} from step {begin}")
       return begin, state
     state = programs.init(example)
@@ -134,7 +143,7 @@ class TrainingSession:
   loop: Trainer
   programs: CompiledTask
   journal: MetricWriter
-  saver: Saver
+  saver: CheckpointSaver
   held_out: Batch
   shown: Batch
 
@@ -143,24 +152,24 @@ class TrainingSession:
     state: Any,
     begin: int,
     stream: Iterator[Batch],
-    interruption: Interruption,
+    interruption: InterruptHandler,
   ) -> int:
     """Steps from `begin` to the end, or to a signal; returns the exit code."""
     loop = self.loop
     with contextlib.ExitStack() as held:
       watchdog = held.enter_context(Watchdog(loop.hang, loop.abort))
-      with watchdog.waiting(INPUT):
+      with watchdog.waiting_for(INPUT):
         first, stream = _peeked(stream)
       pace = self.pace(first)
-      reporter = Reporter(self.journal, pace, begin, loop.steps)
+      reporter = ProgressReporter(self.journal, pace, begin, loop.steps)
       held.callback(reporter.close)
       trace = os.path.join(loop.folder, "profile")
-      profile = Profile(trace, loop.profile or (0, 0))
+      profile = Profiler(trace, loop.profile or (0, 0))
       held.callback(profile.close)
       stepper = StepRunner(self.programs.step, pace, profile, watchdog)
       vigil = NonFiniteMonitor(loop.folder, self.programs.shapes, loop.examples)
-      agreed, received = Agreement(loop.sharding), None
-      for step, batch in enumerate(stepper.fed(stream), begin + 1):
+      agreed, received = SharedInterrupt(loop.sharding), None
+      for step, batch in enumerate(stepper.watch_input(stream), begin + 1):
         state, metrics = stepper(step, state, batch)
         vigil.stepped(step, metrics)
         reporter.flush()
@@ -168,9 +177,9 @@ class TrainingSession:
         received = agreed(interruption.received)
         is_last = step == loop.steps or received is not None
         if is_last or step % loop.every == 0:
-          reporter.later(step, metrics)
+          reporter.defer(step, metrics)
         if is_last or step % loop.keeping.every == 0:
-          with watchdog.waiting(DEVICES):
+          with watchdog.waiting_for(DEVICES):
             vigil.flush()
             reporter.flush()
           self.save(step, state, watchdog)
@@ -178,7 +187,7 @@ class TrainingSession:
         if each and (step == loop.steps or step % each == 0):
           self.preview(step, state, watchdog)
         if is_last:
-          with watchdog.waiting(DISK):
+          with watchdog.waiting_for(DISK):
             self.saver.finish(step, state)
           break
     if received is not None:
@@ -194,29 +203,29 @@ class TrainingSession:
   def save(self, step: int, state: Any, watchdog: Watchdog) -> None:
     """Measures the held-out batch and writes a checkpoint."""
     measured = self.programs.measure(state, self.held_out)
-    with watchdog.waiting(DEVICES):
+    with watchdog.waiting_for(DEVICES):
       metrics = {name: float(value) for name, value in measured.items()}
     if any(map(math.isnan, metrics.values())):
       raise NonFinite(f"held-out {metrics} at step {step} is not a number")
     named = {f"validation_{name}": value for name, value in metrics.items()}
     self.journal.write(step, named)
-    with watchdog.waiting(DISK):
+    with watchdog.waiting_for(DISK):
       self.saver.save(step, state, metrics)
 
   def preview(self, step: int, state: Any, watchdog: Watchdog) -> None:
     """Writes previews/NAME_STEP.png and shows them in TensorBoard."""
     shown = self.programs.preview(state, self.shown)
-    with watchdog.waiting(DEVICES):
+    with watchdog.waiting_for(DEVICES):
       jax.block_until_ready(shown)
     if jax.process_index() > 0:
       return
     for name, images in shown.items():
       captions = self.loop.captions if name == "samples" else ()
-      sheet = image_files.grid(np.asarray(to_uint8(images)), captions)
+      sheet = image_files.image_grid(np.asarray(to_uint8(images)), captions)
       file = os.path.join("previews", f"{name}_{step:07d}.png")
       with warn_on_os_error():
         image_files.write_png(os.path.join(self.loop.folder, file), sheet)
-      self.journal.picture(step, name, sheet)
+      self.journal.image(step, name, sheet)
 
 
 def _peeked(stream: Iterator[Batch]) -> tuple[Batch, Iterator[Batch]]:

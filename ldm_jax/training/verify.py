@@ -7,7 +7,7 @@ from ldm_jax.cli.exit_codes import WEIGHTS, usage_errors
 from ldm_jax.errors import ConfigError
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing import checkpoint, tree_io
-from ldm_jax.runtime.checkpointing.checksums import summary
+from ldm_jax.runtime.checkpointing.checksums import combined_checksum
 
 
 def verify(folder: str) -> int:
@@ -19,11 +19,11 @@ def verify(folder: str) -> int:
     if checkpoint.latest_step(steps) is None:
       raise ConfigError(f"{folder} has no checkpoint yet")
   is_whole = True
-  for step, wrong, leaves in checkpoint.verified(steps):
+  for step, wrong, leaves in checkpoint.verify_checkpoints(steps):
     is_whole &= wrong is None
-    tell({"step": step, "digest": summary(leaves)}, wrong)
-  wrong, leaves = tree_io.verified(os.path.join(folder, "frozen"), "frozen")
-  tell({"frozen": True, "digest": summary(leaves)}, wrong)
+    tell({"step": step, "digest": combined_checksum(leaves)}, wrong)
+  wrong, leaves = tree_io.verify_tree(os.path.join(folder, "frozen"), "frozen")
+  tell({"frozen": True, "digest": combined_checksum(leaves)}, wrong)
   return 0 if is_whole and wrong is None else WEIGHTS
 
 

@@ -23,7 +23,7 @@ EXPLANATIONS = {
 START_LENGTH = 64
 
 
-def kind_of(start: bytes) -> str | None:
+def file_type(start: bytes) -> str | None:
   """One of the four kinds, or None: judged by START_LENGTH bytes at most."""
   for prefix, kind in STARTS.items():
     if start.startswith(prefix):
@@ -36,7 +36,7 @@ def kind_of(start: bytes) -> str | None:
   return None
 
 
-def explanation(start: bytes) -> str | None:
+def explain(start: bytes) -> str | None:
   """What to do about a file of another kind, where that is known."""
   for prefix, told in EXPLANATIONS.items():
     if start.startswith(prefix):
@@ -44,16 +44,16 @@ def explanation(start: bytes) -> str | None:
   return None
 
 
-def refuse(start: bytes, size: int, needed: str):
+def raise_wrong_type(start: bytes, size: int, needed: str):
   """Says what such a file is instead of what is needed.
 
   Raises:
     WeightsError: always.
   """
-  kind = kind_of(start)
+  kind = file_type(start)
   if kind:
     raise WeightsError(f"this is a {kind} file; a {needed} file is needed")
-  if told := explanation(start):
+  if told := explain(start):
     raise WeightsError(told)
   raise WeightsError(
     f"not a {needed} file: it is {size} bytes long and starts with "

@@ -12,11 +12,11 @@ from ldm_jax.weights.file_types import (
   START_LENGTH,
   TORCH_LEGACY,
   TORCH_ZIP,
-  kind_of,
-  refuse,
+  file_type,
+  raise_wrong_type,
 )
 from ldm_jax.weights.flax_files import read_flax
-from ldm_jax.weights.mmap_files import opened
+from ldm_jax.weights.mmap_files import open_weights
 from ldm_jax.weights.safetensors_files import read_safetensors
 from ldm_jax.weights.torch.torch_files import (
   read_pickled,
@@ -59,7 +59,7 @@ def read_global_step(path: str | os.PathLike) -> int | None:
 
 
 def _kind(path):
-  with opened(path) as file:
+  with open_weights(path) as file:
     size, start = os.fstat(file.fileno()).st_size, file.read(START_LENGTH)
-    kind = kind_of(start) or SUFFIXES.get(pathlib.Path(path).suffix)
-    return kind or refuse(start, size, "safetensors, torch or Flax")
+    kind = file_type(start) or SUFFIXES.get(pathlib.Path(path).suffix)
+    return kind or raise_wrong_type(start, size, "safetensors, torch or Flax")

@@ -16,10 +16,10 @@ from ldm_jax.errors import WeightsError
 from ldm_jax.weights.mmap_files import (
   DTYPES,
   MAX_RANK,
+  as_array,
   check_shape,
   map_file,
-  opened,
-  view,
+  open_weights,
 )
 
 ARRAY, SCALAR = 1, 3  # flax/serialization.py: _MsgpackExtType
@@ -41,7 +41,7 @@ def read_flax(path: str | os.PathLike) -> dict[str, np.ndarray]:
     WeightsError: the file is cut short or malformed, or holds something
       besides nested dictionaries of numbers.
   """
-  with opened(path) as file:
+  with open_weights(path) as file:
     data = map_file(file)
     value = _unpack(
       data,
@@ -104,7 +104,7 @@ def _extension(code, data):
     raise WeightsError(
       f"an array has the dtype {name[:80]!r}; known are {', '.join(DTYPES)}"
     )
-  return view(np.frombuffer(numbers, np.uint8), DTYPES[name], shape)
+  return as_array(np.frombuffer(numbers, np.uint8), DTYPES[name], shape)
 
 
 def _extension_within_array(code, _):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ldm_jax.errors import WeightsError
 from ldm_jax.weights.files import read_tensors
-from ldm_jax.weights.mmap_files import map_file, opened, replace_file
+from ldm_jax.weights.mmap_files import map_file, open_weights, replace_file
 from ldm_jax.weights.safetensors_files import write_safetensors
 from ldm_jax.weights.strict_json import parse_json
 
@@ -152,7 +152,7 @@ def _index_names(stem, suffix, variant):
 
 def _read_index(path):
   """{"weight_map": {tensor: file}}, with files of this folder alone."""
-  with opened(path) as file:
+  with open_weights(path) as file:
     text = map_file(file)
     if text.size > MAX_INDEX:
       raise WeightsError(f"an index of {text.size} bytes; at most {MAX_INDEX}")

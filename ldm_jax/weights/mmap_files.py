@@ -46,7 +46,7 @@ def error_context(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Any]:
+def open_weights(path: str | os.PathLike) -> Iterator[Any]:
   """The file, open for reading; errors as `naming` has them.
 
   Raises:
@@ -91,7 +91,7 @@ def map_file(file: BinaryIO) -> np.ndarray:
   return np.frombuffer(mapping, np.uint8)
 
 
-def forget(array: np.ndarray) -> None:
+def release_pages(array: np.ndarray) -> None:
   """Gives back the memory of what was read of a mapped array, if it is one.
 
   Its values stay: they leave the disk again when touched.
@@ -110,7 +110,7 @@ def forget(array: np.ndarray) -> None:
     mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
-def view(data: np.ndarray, dtype: np.dtype, shape: Any) -> np.ndarray:
+def as_array(data: np.ndarray, dtype: np.dtype, shape: Any) -> np.ndarray:
   """Bytes seen as an array of that shape, row by row.
 
   Raises:

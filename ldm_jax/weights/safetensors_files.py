@@ -13,15 +13,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from ldm_jax.errors import WeightsError
-from ldm_jax.weights.file_types import START_LENGTH, explanation
+from ldm_jax.weights.file_types import START_LENGTH
 from ldm_jax.weights.mmap_files import (
   DTYPES,
+  as_array,
   error_context,
   is_count,
   map_file,
-  opened,
+  open_weights,
   replace_file,
-  view,
 )
 from ldm_jax.weights.strict_json import parse_json
 
@@ -62,7 +62,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     WeightsError: the file is cut short, its header is malformed or repeats a
       name, a dtype is unknown, or the tensors do not fill the file exactly.
   """
-  with opened(path) as file:
+  with open_weights(path) as file:
     header, data = _split(map_file(file))
     header.pop(METADATA, None)
     places = {name: _place(name, entry) for name, entry in header.items()}
@@ -79,7 +79,7 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
   Raises:
     WeightsError: as `read_safetensors`, as far as the header goes.
   """
-  with opened(path) as file:
+  with open_weights(path) as file:
     header, _ = _split(map_file(file))
     return header.get(METADATA, {})
 
@@ -116,7 +116,7 @@ def _split(data):
   """The header and what follows it."""
   length = int.from_bytes(data[:8].tobytes(), "little")
   if data.size < 8 or length > data.size - 8:
-    told = explanation(data[:START_LENGTH].tobytes())
+    told = explain(data[:START_LENGTH].tobytes())
     raise WeightsError(
       told
       or "truncated or not a safetensors file: its header of "
@@ -170,7 +170,7 @@ def _tensor(name, data, entry):
       f"{', '.join(WORDS)}"
     )
   try:
-    return view(data, DTYPES[WORDS[entry["dtype"]]], entry["shape"])
+    return as_array(data, DTYPES[WORDS[entry["dtype"]]], entry["shape"])
   except WeightsError as error:
     raise WeightsError(f"tensor {name!r}: {error}") from error
 

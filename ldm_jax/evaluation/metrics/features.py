@@ -33,7 +33,7 @@ class Extractor:
   ):
     self._sharding = sharding
     self._variables = jax.device_put(variables, sharding.replicated)
-    self.batch = -(-batch // sharding.parts) * sharding.parts
+    self.batch = -(-batch // sharding.batch_shards) * sharding.batch_shards
 
     @jax.jit
     def features(variables: Any, images: jax.Array) -> Features:
@@ -63,6 +63,6 @@ class Extractor:
     """Of one batch, filled up to its size by its last picture."""
     count = len(images)
     last = np.repeat(images[-1:], self.batch - count, axis=0)
-    whole = self._sharding.whole({"image": np.concatenate([images, last])})
+    whole = self._sharding.distribute({"image": np.concatenate([images, last])})
     told = self._features(self._variables, whole["image"])
     return jax.tree.map(lambda rows: processes.gather(rows)[:count], told)

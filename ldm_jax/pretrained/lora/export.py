@@ -56,10 +56,10 @@ def save_lora(
     dotted = next(s for s in starts if s.endswith("."))
     network = dotted.removesuffix(".")
     for row in table.rows:
-      place = (*start, *row.ours.split("/"))
+      place = (*start, *row.path.split("/"))
       if place in left:
         down, up = _foreign(*left.pop(place), row)
-        module = row.theirs.removesuffix(".weight")
+        module = row.foreign_name.removesuffix(".weight")
         found.setdefault(network, []).append(
           Factors(_kohya(prefix, module), module, down, up)
         )
@@ -128,7 +128,7 @@ def _foreign(
   down: np.ndarray, up: np.ndarray, row: Row
 ) -> tuple[np.ndarray, np.ndarray]:
   """[r i ...] and [o r ...] of ours [... i r] and [r o]."""
-  back = LAYOUTS[row.layout].to_theirs
+  back = LAYOUTS[row.layout].to_foreign
   window = (1,) * (down.ndim - 2)
   return (
     np.ascontiguousarray(back(down)),

@@ -12,7 +12,7 @@ from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.pretrained.assemble import split_variables
 from ldm_jax.pretrained.model_index import places
 from ldm_jax.weights.naming.convert import Row, Table, list_names, shapes
-from ldm_jax.weights.naming.parameter_names import Geometry, table
+from ldm_jax.weights.naming.parameter_names import Geometry, name_table
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -138,17 +138,17 @@ def targets(opened: LoadedModel) -> dict[str, Target]:
   for starts, path, names in networks(opened):
     for row in names.rows:
       is_matrix = row.layout != "same" and row.part is None
-      if not is_matrix or not row.theirs.endswith(".weight"):
+      if not is_matrix or not row.foreign_name.endswith(".weight"):
         continue
-      target = Target((*path, *row.ours.split("/")), row)
-      for name in _spellings(row.theirs.removesuffix(".weight"), starts):
+      target = Target((*path, *row.path.split("/")), row)
+      for name in _spellings(row.foreign_name.removesuffix(".weight"), starts):
         found.setdefault(name, target)
         assert found[name].path == target.path, name
   return found
 
 
 def networks(
-  opened: LoadedModel, dialects: Sequence[str] = ("diffusers", "compvis")
+  opened: LoadedModel, schemes: Sequence[str] = ("diffusers", "compvis")
 ) -> Iterator[tuple[Sequence[str], tuple[str, ...], Table]]:
   """How names of a network's modules start, its path and a table of names."""
   unet, params = opened.model.unet, opened.params.unet["params"]
@@ -156,8 +156,8 @@ def networks(
   vectors = {"mlp": ("add_embedding", "class_embedding")}
   for vector in vectors.get(unet.vector, ("add_embedding",)):
     heads = Geometry(unet.attention.heads, unet.attention.head_width, vector)
-    for dialect in dialects:
-      names = table("unet", dialect, shapes(params), heads)
+    for scheme in schemes:
+      names = name_table("unet", scheme, shapes(params), heads)
       yield starts, ("unet", "params"), names
   for part in opened.model.conditioners:
     if isinstance(part, ClipEmbedder):
@@ -172,7 +172,7 @@ def _towers(opened, part):
     number = 2 if name == "text_encoder_2" else 1
     short = f"lora_te{number}_" if number * len(towers) > 1 else "lora_te_"
     starts = (f"{name}.", short, f"{name}.text_model.", f"{short}text_model_")
-    names = table("clip", "diffusers", shapes(variables["params"]))
+    names = name_table("clip", "diffusers", shapes(variables["params"]))
     path = ("conditioners", part.input_key, "params", f"encoders_{i}")
     yield starts, path, names
 

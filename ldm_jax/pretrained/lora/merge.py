@@ -16,7 +16,7 @@ from ldm_jax.errors import WeightsError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.lora.matrix_names import Pair, pairs
 from ldm_jax.weights import mmap_files
-from ldm_jax.weights.file_types import SAFETENSORS, START_LENGTH, kind_of
+from ldm_jax.weights.file_types import SAFETENSORS, START_LENGTH, file_type
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.naming.layouts import LAYOUTS
 from ldm_jax.weights.safetensors_files import metadata
@@ -89,8 +89,8 @@ def is_safetensors(path: str | os.PathLike) -> bool:
   Raises:
     WeightsError: it cannot be read.
   """
-  with mmap_files.opened(path) as file:
-    return kind_of(file.read(START_LENGTH)) == SAFETENSORS
+  with mmap_files.open_weights(path) as file:
+    return file_type(file.read(START_LENGTH)) == SAFETENSORS
 
 
 def _product(pair: Pair) -> np.ndarray:
@@ -99,7 +99,7 @@ def _product(pair: Pair) -> np.ndarray:
   down, up = (x.astype(np.float32) for x in (pair.down, pair.up))
   rank = len(down)
   product = up.reshape(-1, rank) @ down.reshape(rank, -1)
-  return LAYOUTS[row.layout].to_ours(product.reshape(row.foreign_shape()))
+  return LAYOUTS[row.layout].from_foreign(product.reshape(row.foreign_shape()))
 
 
 def _factor(pair: Pair, told: Mapping[str, Any]) -> float:

@@ -22,8 +22,8 @@ from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.checkpointing.tree_io import (
   absolute,
   check,
-  orbax,
-  suspected,
+  damage_errors,
+  import_orbax,
 )
 from ldm_jax.runtime.devices import processes
 
@@ -40,24 +40,24 @@ class Checkpoints:
   """The checkpoints of one run, one per step."""
 
   def __init__(
-    self, folder: str, keeping: CheckpointPolicy = CheckpointPolicy()
+    self, folder: str, policy: CheckpointPolicy = CheckpointPolicy()
   ):
-    ocp = orbax()
+    ocp = import_orbax()
 
     self._orbax = ocp
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=keeping.policy(),
+      preservation_policy=policy.preservation_policy(),
       cleanup_tmp_directories=True,
       todelete_subdir=GONE,
       # Without it metrics are not written, and a restart forgets the best.
-      best_fn=None if keeping.best is None else keeping.score,
-      best_mode=keeping.best_is,
+      best_fn=None if policy.best is None else policy.score,
+      best_mode=policy.best_is,
     )
-    self._keeping = keeping
+    self._policy = policy
     self._folder = absolute(folder)
     if processes.is_first():
       _forget_damaged_metrics(self._folder)
-    processes.meet("metrics can be read")
+    processes.barrier("metrics can be read")
     self._manager = ocp.CheckpointManager(self._folder, options=options)
     self._saving: int | None = None  # a step that is not known to be on disk
 
@@ -82,10 +82,10 @@ class Checkpoints:
     """
     self.wait()
     told = checksums(state)
-    if told.odd:
+    if told.non_finite:
       raise NonFinite(
-        f"step {step} is not saved: of its leaves {len(told.odd)} hold what is "
-        f"not a finite number, {told.odd[0]} first"
+        f"step {step} is not saved: {len(told.non_finite)} of its leaves hold "
+        f"values that are not finite, first {told.non_finite[0]}"
       )
     args = self._orbax.args
     try:
@@ -116,7 +116,7 @@ class Checkpoints:
     """Deletes, for want of room, all but the newest, the best, and those that
     stay for good."""
     *older, _ = self.steps or [None]
-    best, every = self._manager.best_step(), self._keeping.keep_every
+    best, every = self._manager.best_step(), self._policy.keep_every
     for step in older:
       if step != best and not (every and step % every == 0):
         self._manager.delete(step)
@@ -136,7 +136,7 @@ class Checkpoints:
       shardings,
     )
     args = self._orbax.args
-    with suspected(f"step {step}"):
+    with damage_errors(f"step {step}"):
       restored = self._manager.restore(
         step,
         args=args.Composite(
@@ -146,7 +146,7 @@ class Checkpoints:
     check(f"step {step}", restored["digests"], restored["state"])
     return restored["state"]
 
-  def newest(self, abstract: Any, shardings: Any) -> tuple[int, Any]:
+  def restore_newest(self, abstract: Any, shardings: Any) -> tuple[int, Any]:
     """The newest step whose state is whole, and that state.
 
     Damaged ones are told of and put aside, into damaged/ beside the folder.
@@ -160,7 +160,7 @@ class Checkpoints:
     if processes.is_first():
       for other in odd:
         _put_aside(self._folder, str(other))
-    processes.meet("damaged checkpoints are aside")
+    processes.barrier("damaged checkpoints are aside")
     if odd:
       self._manager.reload()
     return step, state
@@ -212,7 +212,7 @@ def latest_step(folder: str) -> int | None:
     return manager.latest_step()
 
 
-def newest_part(folder: str, target: Any) -> tuple[int, Any]:
+def restore_newest_subtree(folder: str, target: Any) -> tuple[int, Any]:
   """Those subtrees that `target` names, of the newest step where they are
   whole, and that step.
 
@@ -222,7 +222,7 @@ def newest_part(folder: str, target: Any) -> tuple[int, Any]:
   Raises:
     Damaged: they are whole in none.
   """
-  ocp = orbax()
+  ocp = import_orbax()
   arguments = ocp.args.PyTreeRestore(
     item=target,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -231,7 +231,7 @@ def newest_part(folder: str, target: Any) -> tuple[int, Any]:
   with _reading(folder) as manager:
 
     def restore(step: int) -> Any:
-      with suspected(f"step {step}"):
+      with damage_errors(f"step {step}"):
         found = manager.restore(
           step,
           args=ocp.args.Composite(
@@ -244,14 +244,16 @@ def newest_part(folder: str, target: Any) -> tuple[int, Any]:
     return _newest_whole(sorted(manager.all_steps()), restore)
 
 
-def verified(folder: str) -> Iterator[tuple[int, str | None, dict[str, str]]]:
+def verify_checkpoints(
+  folder: str,
+) -> Iterator[tuple[int, str | None, dict[str, str]]]:
   """Every step under `folder`, oldest first: what is wrong with it, or None,
   and the digests of its leaves as they are stored."""
   with _reading(folder) as manager:
     steps = sorted(manager.all_steps())
   for step in steps:
     path = os.path.join(folder, str(step))
-    yield (step, *tree_io.verified(path, f"step {step}", "state"))
+    yield (step, *tree_io.verify_tree(path, f"step {step}", "state"))
 
 
 def _newest_whole(
@@ -295,7 +297,7 @@ def _put_aside(folder: str, what: str) -> None:
 
 
 def _reading(folder: str) -> Any:
-  ocp = orbax()
+  ocp = import_orbax()
 
   options = ocp.CheckpointManagerOptions(read_only=True)
   return ocp.CheckpointManager(absolute(folder), options=options)

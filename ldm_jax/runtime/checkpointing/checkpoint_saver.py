@@ -18,7 +18,7 @@ TRIES = 3  # failures in a row that end a run
 SPARE = 1.2  # of what checkpoints will take
 
 
-class Saver:
+class CheckpointSaver:
   """Saves, and notices within a step that a save has failed.
 
   Older checkpoints make room then, and the state of the time is saved instead.
@@ -86,7 +86,7 @@ class Saver:
     self._checkpoints.prune()
 
 
-def check_room(folder: str, shapes: Any, keep: int) -> None:
+def check_disk_space(folder: str, shapes: Any, keep: int) -> None:
   """Raises OSError if a disk has no room for `keep` states and one more.
 
   Those that lie there already need none.

@@ -23,7 +23,7 @@ class Checksums(NamedTuple):
   """
 
   leaves: dict[str, str]
-  odd: tuple[str, ...]
+  non_finite: tuple[str, ...]
 
 
 def checksums(tree: Any) -> Checksums:
@@ -57,10 +57,10 @@ def checksums(tree: Any) -> Checksums:
 
 def checksum(tree: Any) -> str:
   """SHA-256 over every leaf's path, format, shape and digest, in hex."""
-  return summary(checksums(tree).leaves)
+  return combined_checksum(checksums(tree).leaves)
 
 
-def summary(leaves: Mapping[str, str]) -> str:
+def combined_checksum(leaves: Mapping[str, str]) -> str:
   """SHA-256, in hex, of what `digests` says of a tree's leaves."""
   lines = (f"{path} {word}\n" for path, word in sorted(leaves.items()))
   return hashlib.sha256("".join(lines).encode()).hexdigest()

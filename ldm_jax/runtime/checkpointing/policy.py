@@ -35,7 +35,7 @@ class CheckpointPolicy:
     worst = math.inf if self.best_is == "min" else -math.inf
     return metrics.get(self.best, worst)
 
-  def policy(self) -> Any:
+  def preservation_policy(self) -> Any:
     """Orbax's preservation policy; `max_to_keep` would drop the newest."""
     from orbax.checkpoint.checkpoint_managers import (
       preservation_policy as preserve,

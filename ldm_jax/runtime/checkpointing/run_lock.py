@@ -14,19 +14,19 @@ from ldm_jax.runtime.devices import processes
 NAME = "lock"
 
 
-class Held(ValueError):
+class RunLocked(ValueError):
   """Somebody else writes there."""
 
 
 @contextlib.contextmanager
-def lock(folder: str) -> Iterator[dict[str, Any] | None]:
+def run_lock(folder: str) -> Iterator[dict[str, Any] | None]:
   """Holds a folder for this process, or for the first of several.
 
   The kernel lets the lock go when its holder ends, however it ends, so one that
   is left behind never bars the way. Yields who left it, if anybody did.
 
   Raises:
-    Held: another process has it; on every process.
+    RunLocked: another process has it; on every process.
   """
   file = before = refusal = None
   if processes.is_first():
@@ -34,8 +34,8 @@ def lock(folder: str) -> Iterator[dict[str, Any] | None]:
       file, before = _taken(folder)
     except Held as error:
       refusal = error
-  if not processes.agreed(refusal is None):
-    raise refusal or Held(f"{folder} is held by another process")
+  if not processes.broadcast(refusal is None):
+    raise refusal or RunLocked(f"{folder} is held by another process")
   try:
     yield before
   finally:
@@ -57,7 +57,7 @@ def _taken(folder: str) -> tuple[TextIO, dict[str, Any] | None]:
   except BlockingIOError:
     file.close()
     who = before or dict.fromkeys(("pid", "host", "since"), "?")
-    raise Held(
+    raise RunLocked(
       f"{folder} is written by process {who['pid']} on {who['host']} since "
       f"{who['since']}; wait for it or stop it, or choose another --workdir"
     ) from None

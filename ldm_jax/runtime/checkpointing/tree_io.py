@@ -18,7 +18,7 @@ from ldm_jax.runtime.devices import processes
 
 def save_tree(folder: str, tree: Any) -> None:
   """Writes one tree of arrays, in the place of what may be there."""
-  ocp = orbax()
+  ocp = import_orbax()
   if processes.is_first():
     for half in glob.glob(f"{glob.escape(absolute(folder))}.orbax-*"):
       shutil.rmtree(half, ignore_errors=True)
@@ -39,9 +39,9 @@ def load_tree(folder: str, target: Any) -> Any:
   Raises:
     Damaged: it is not what was written.
   """
-  ocp = orbax()
+  ocp = import_orbax()
 
-  with _whole(ocp) as checkpointer, suspected(folder):
+  with _whole(ocp) as checkpointer, damage_errors(folder):
     found = checkpointer.restore(
       absolute(folder),
       ocp.args.Composite(
@@ -52,7 +52,7 @@ def load_tree(folder: str, target: Any) -> Any:
   return found["tree"]
 
 
-def verified(
+def verify_tree(
   folder: str, what: str, name: str = "tree"
 ) -> tuple[str | None, dict[str, str]]:
   """What is wrong with a tree beside its digests, or None; and the digests.
@@ -61,15 +61,15 @@ def verified(
     what: its name in what is told.
     name: its folder's below `folder`.
   """
-  args, told = orbax().args, {}
+  args, told = import_orbax().args, {}
 
   def part(name: str, how: Any) -> Any:
-    with _whole(orbax()) as checkpointer:
+    with _whole(import_orbax()) as checkpointer:
       how = args.Composite(**{name: how})
       return checkpointer.restore(absolute(folder), how)[name]
 
   try:
-    with suspected(what):
+    with damage_errors(what):
       told = part("digests", args.JsonRestore())
       found = part(name, _on_host(os.path.join(folder, name)))
     check(what, told, found, is_all=True)
@@ -80,7 +80,7 @@ def verified(
 
 def _on_host(folder: str) -> Any:
   """How to restore all of a tree into the host's memory, whoever saved it."""
-  ocp = orbax()
+  ocp = import_orbax()
   with ocp.PyTreeCheckpointer() as reader:
     tree = reader.metadata(absolute(folder)).item_metadata.tree
   each = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
@@ -92,7 +92,7 @@ def _whole(ocp: Any) -> Any:
 
 
 @contextlib.contextmanager
-def suspected(what: str) -> Iterator[None]:
+def damage_errors(what: str) -> Iterator[None]:
   """What fails inside fails because of the files, but for want of memory."""
   try:
     yield
@@ -119,7 +119,7 @@ def check(
     raise DamagedFile(f"{what} failed its digest at {odd[0]}")
 
 
-def orbax() -> Any:
+def import_orbax() -> Any:
   """The library, late because it is slow, and without what it logs.
 
   Several processes share the writing of what all hold. One has nobody to share

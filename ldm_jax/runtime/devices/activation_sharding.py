@@ -29,7 +29,9 @@ def constrain_activations(function: Callable, sharding: Sharding) -> Callable:
     if not is_layer or context.method_name != "__call__":
       return layer(*args, **options)
     inputs, *rest = args
-    return sharding.hold(layer(sharding.hold(inputs), *rest, **options))
+    return sharding.constrain_rows(
+      layer(sharding.constrain_rows(inputs), *rest, **options)
+    )
 
   @functools.wraps(function)
   def held(*args: Any, **options: Any) -> Any:

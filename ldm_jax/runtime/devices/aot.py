@@ -14,7 +14,7 @@ GIB = 2**30
 
 # Bytes a program may use of a device, as XLA's own refusals for it say (libtpu
 # 0.0.52): v4 and v7x are counted per core.
-ROOM = {
+USABLE_BYTES = {
   "v2": 7.48 * GIB,
   "v3": 15.48 * GIB,
   "v4": 15.25 * GIB,
@@ -62,7 +62,7 @@ class MemoryAnalysis(NamedTuple):
     return self.arguments + self.outputs - self.reused + self.temporaries
 
 
-def devices_of(topology: str, slices: int = 1) -> Sequence[Any]:
+def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
   """The devices of a TPU that is not here, such as "v5e:4x4".
 
   Raises:
@@ -86,9 +86,9 @@ def devices_of(topology: str, slices: int = 1) -> Sequence[Any]:
   return found.devices
 
 
-def room(topology: str | None) -> float | None:
+def usable_bytes(topology: str | None) -> float | None:
   """Bytes of a device that a program may use, where known."""
-  return ROOM.get(topology.partition(":")[0]) if topology else None
+  return USABLE_BYTES.get(topology.partition(":")[0]) if topology else None
 
 
 def memory_analysis(
@@ -121,13 +121,13 @@ def memory_analysis(
     memory.output_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.alias_size_in_bytes,
-    None if text is None else collectives(text),
+    None if text is None else count_collectives(text),
     seconds,
     float((made.cost_analysis() or {}).get("flops", 0.0)),
   )
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
+def count_collectives(text: str) -> dict[str, tuple[int, int]]:
   """Kind -> how many there are in a compiled program, and their bytes.
 
   Bytes are those of the results on one device. What stands in a loop counts

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ldm_jax.runtime.devices.sharding import Sharding
 
 Name = Literal["splash", "cudnn"]
-HOMES: dict[str, Name] = {"tpu": "splash", "gpu": "cudnn"}  # platform: kernel
+KERNELS: dict[str, Name] = {"tpu": "splash", "gpu": "cudnn"}  # platform: kernel
 
 LANES = 128  # of a TPU: what splash attention's lengths and widths divide by
 BLOCKS = (1024, 512, 256, 128)
@@ -20,7 +20,7 @@ BLOCKS = (1024, 512, 256, 128)
 WIDE, WIDE_BLOCKS = 128, (512, 256, 128)
 
 
-def choose(
+def choose_kernel(
   platform: str, dtype: Any, width: int, queries: int, keys: int
 ) -> Name | None:
   """The kernel for a head of so many features, or None where XLA is as good.
@@ -44,12 +44,12 @@ class AttentionKernels:
   """A road of `nn.attention.attend` that knows machine and mesh.
 
   Attributes:
-    asked: the kernel to take whatever the shapes, or None to choose.
+    kernel: the kernel to take whatever the shapes, or None to choose.
     is_interpreted: run a TPU's kernel as plain operations, anywhere.
   """
 
   sharding: Sharding
-  asked: Name | None = None
+  kernel: Name | None = None
   is_interpreted: bool = False
 
   def __call__(
@@ -61,13 +61,13 @@ class AttentionKernels:
     """softmax(q k^T / sqrt(d)) v, or None where no kernel is worth it."""
     platform = self.sharding.platform
     shape = q.shape[3], q.shape[1], k.shape[1]
-    name = self.asked or choose(platform, q.dtype, *shape)
+    name = self.kernel or choose_kernel(platform, q.dtype, *shape)
     if name is None:
       return None
     attend = cudnn
     if name == "splash":
       attend = functools.partial(splash, is_interpreted=self.is_interpreted)
-    return self.sharding.by_heads(attend, q, k, v)
+    return self.sharding.shard_heads(attend, q, k, v)
 
 
 def cudnn(q: Array, k: Array, v: Array) -> Array:
@@ -159,10 +159,10 @@ def with_attention_kernels(node: Any, sharding: Sharding) -> Any:
 
 def _taken(attention_backend: Any, sharding: Sharding) -> Any:
   """What a field `attention_backend` holds on a machine."""
-  home = HOMES.get(sharding.platform)
+  home = KERNELS.get(sharding.platform)
   if attention_backend == "auto":
     return attention_backend if home is None else AttentionKernels(sharding)
-  if attention_backend in HOMES.values():
+  if attention_backend in KERNELS.values():
     if attention_backend != home:
       raise ValueError(
         f"attention_backend={attention_backend}: these devices "

@@ -13,7 +13,7 @@ from ldm_jax.runtime.monitoring.flops import equations
 HEAVY = ("dot_general", "conv_general_dilated")  # what no compiler fuses away
 
 
-def available() -> int | None:
+def available_bytes() -> int | None:
   """Bytes that a device can still give; None where nobody says.
 
   CPU devices share what the machine can still give.
@@ -30,7 +30,7 @@ def available() -> int | None:
   return free // jax.local_device_count()
 
 
-def least(function: Callable, *args: Any) -> int:
+def minimum_bytes(function: Callable, *args: Any) -> int:
   """Bytes that a program needs at least: those of its largest matrix product
   or convolution, with what it reads and writes.
 
@@ -46,7 +46,7 @@ def least(function: Callable, *args: Any) -> int:
   return max(sizes, default=0)
 
 
-def per_device(shapes: Any, places: Any) -> int:
+def bytes_per_device(shapes: Any, places: Any) -> int:
   """Bytes of a tree's share of one device."""
   shares = jax.tree.map(
     lambda leaf, place: (
@@ -58,9 +58,9 @@ def per_device(shapes: Any, places: Any) -> int:
   return sum(jax.tree.leaves(shares))
 
 
-def check(what: str, needed: int, advice: str) -> None:
+def check_fits(what: str, needed: int, advice: str) -> None:
   """Raises TooLarge if a device cannot give so many bytes."""
-  there = available()
+  there = available_bytes()
   if there is not None and needed > there:
     raise TooLarge(
       f"{what} needs {needed / 2**30:.1f} GiB of a device, which has "

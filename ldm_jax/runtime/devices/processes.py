@@ -119,7 +119,7 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def agreed(answer: bool) -> bool:
+def broadcast(answer: bool) -> bool:
   """The first process's answer, on all of them."""
   if jax.process_count() == 1:
     return answer
@@ -128,7 +128,7 @@ def agreed(answer: bool) -> bool:
   return bool(broadcast_one_to_all(np.bool_(answer)))
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
   """Waits until all are at the same place."""
   if jax.process_count() > 1:
     from jax.experimental.multihost_utils import sync_global_devices
@@ -145,7 +145,7 @@ def gather(array: Any) -> np.ndarray:
   return process_allgather(array, tiled=True)
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
   """Ends the process; one that failed does not wait for the others.
 
   They would wait for it, and its last words be lost among theirs.

@@ -43,7 +43,7 @@ RULES: Rules = (
 COPIED = r"positions$"
 
 # Leaves of fewer elements are copied: a gather costs more than they weigh.
-SMALLEST = 4096
+MIN_SIZE = 4096
 
 # Arrays of a batch whose second axis is an image's height.
 SPATIAL = ("image", "segmap", "mask", "low", "depth")
@@ -135,7 +135,7 @@ class Sharding:
 
   mesh: Mesh
   rules: Rules = RULES
-  smallest: int = SMALLEST
+  min_size: int = MIN_SIZE
 
   @property
   def replicated(self) -> NamedSharding:
@@ -148,7 +148,7 @@ class Sharding:
     return NamedSharding(self.mesh, P(ROWS))
 
   @property
-  def parts(self) -> int:
+  def batch_shards(self) -> int:
     """Into how many a batch is cut."""
     return math.prod(self.mesh.shape[axis] for axis in ROWS)
 
@@ -159,22 +159,22 @@ class Sharding:
 
   def check_batch(self, batch: int, slices: int = 1) -> None:
     """Raises ValueError unless every device gets equal, whole slices."""
-    parts = self.parts * slices
+    parts = self.batch_shards * slices
     if batch % parts:
       near = max(1, round(batch / parts)) * parts
       raise ValueError(
-        f"batch {batch} does not divide over {self.parts} devices"
+        f"batch {batch} does not divide over {self.batch_shards} devices"
         + (f" times {slices} slices" if slices > 1 else "")
         + f"; try {near}"
       )
 
-  def rows(self, batch: int) -> np.ndarray:
+  def local_rows(self, batch: int) -> np.ndarray:
     """Which rows of a global batch this process's devices hold, rising."""
     places = self.batch.addressable_devices_indices_map((batch,))
     held = [np.arange(batch)[index] for (index,) in places.values()]
     return np.unique(np.concatenate(held))
 
-  def state(self, abstract: Any) -> Any:
+  def tree_shardings(self, abstract: Any) -> Any:
     """The sharding of every leaf of a tree of shapes."""
 
     def place(path, leaf):
@@ -195,7 +195,7 @@ class Sharding:
     free = [
       i for i, n in enumerate(shape) if n % fsdp == 0 and names[i] is None
     ]
-    if fsdp > 1 and free and math.prod(shape) >= self.smallest:
+    if fsdp > 1 and free and math.prod(shape) >= self.min_size:
       names[max(free, key=lambda i: (shape[i], i))] = "fsdp"
     while names and names[-1] is None:
       names.pop()
@@ -208,11 +208,11 @@ class Sharding:
         return axis if axis is not None and -axis <= count else None
     return None
 
-  def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch as part of the global arrays."""
     count = len(next(iter(batch.values())))
-    total = count * self.parts // self._parts_here
-    held = self.rows(total)
+    total = count * self.batch_shards // self._parts_here
+    held = self.local_rows(total)
 
     def place(name: str, rows: np.ndarray) -> jax.Array:
       def piece(index: tuple[slice, ...]) -> np.ndarray:
@@ -221,16 +221,18 @@ class Sharding:
         return rows[(slice(begin, begin + len(wanted)), *index[1:])]
 
       shape = (total, *rows.shape[1:])
-      return jax.make_array_from_callback(shape, self.of(name, shape), piece)
+      return jax.make_array_from_callback(
+        shape, self.array_sharding(name, shape), piece
+      )
 
     return {name: place(name, rows) for name, rows in batch.items()}
 
   @property
   def _parts_here(self) -> int:
     """How many of a batch's parts this process holds."""
-    return len(self.rows(self.parts))
+    return len(self.local_rows(self.batch_shards))
 
-  def most(self, number: int) -> jax.Array:
+  def global_max(self, number: int) -> jax.Array:
     """The largest of the numbers that processes give, on every device."""
     place = NamedSharding(self.mesh, P(AXES))
     each = jax.make_array_from_callback(
@@ -238,14 +240,14 @@ class Sharding:
     )
     return _largest(self.replicated)(each)
 
-  def of(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+  def array_sharding(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
     """Where an array of a batch lives: pictures are cut by height too."""
     parts = self.mesh.shape["context"]
     if parts == 1 or name not in SPATIAL or shape[1] % parts:
       return self.batch
     return NamedSharding(self.mesh, P(ROWS, "context"))
 
-  def by_heads(
+  def shard_heads(
     self, attend: Callable[..., Array], q: Array, k: Array, v: Array
   ) -> Array:
     """attend(q, k, v), [b l n d], which only knows arrays of one device.
@@ -257,7 +259,7 @@ class Sharding:
       return attend(q, k, v)
     shape = self.mesh.shape
     axes = (
-      ROWS if q.shape[0] % self.parts == 0 else None,
+      ROWS if q.shape[0] % self.batch_shards == 0 else None,
       "context" if q.shape[1] % shape["context"] == 0 else None,
       "tensor" if q.shape[2] % shape["tensor"] == 0 else None,
     )
@@ -271,20 +273,20 @@ class Sharding:
     )
     return each(q, k, v)
 
-  def hold(self, x: Array) -> Array:
+  def constrain_rows(self, x: Array) -> Array:
     """x, its rows kept where a batch's lie if devices divide them."""
-    if x.ndim < 2 or x.shape[0] % self.parts:
+    if x.ndim < 2 or x.shape[0] % self.batch_shards:
       return x
     free = [P.UNCONSTRAINED] * (x.ndim - 1)
     place = NamedSharding(self.mesh, P(ROWS, *free))
     return jax.lax.with_sharding_constraint(x, place)
 
-  def whole(self, tree: Any) -> Any:
+  def distribute(self, tree: Any) -> Any:
     """Arrays of which every process has all rows: spread, if they divide."""
 
     def place(array: np.ndarray) -> jax.Array:
       rows = np.shape(array)[0]
-      where = self.replicated if rows % self.parts else self.batch
+      where = self.replicated if rows % self.batch_shards else self.batch
       return jax.make_array_from_callback(
         np.shape(array), where, lambda index: array[index]
       )

@@ -25,7 +25,7 @@ class MetricWriter:
     self._path = os.path.join(folder, "metrics.jsonl")
     self._file = self._events = None
     self._waiting = b""
-    told = [line for line in read(folder) if line["step"] <= step]
+    told = [line for line in read_metrics(folder) if line["step"] <= step]
     self._earlier = told[-1]["seconds"] if told else 0.0
     self._started = time.monotonic()
     if not is_writer:
@@ -65,7 +65,7 @@ class MetricWriter:
       if is_new:
         logger.warning(f"{self._path}: {error.strerror}; its lines wait")
 
-  def picture(self, step: int, name: str, image: np.ndarray) -> None:
+  def image(self, step: int, name: str, image: np.ndarray) -> None:
     """An image [h, w, 3] of bytes for TensorBoard."""
     if self._events is not None:
       self._events.write(step, {name: image})
@@ -133,22 +133,22 @@ class Events:
       logger.warning(f"{self._path}: {error.strerror}; no more for TensorBoard")
 
 
-def read(folder: str) -> list[dict[str, Any]]:
+def read_metrics(folder: str) -> list[dict[str, Any]]:
   """Every whole line of a run's metrics.jsonl, oldest first."""
-  return whole_lines(os.path.join(folder, "metrics.jsonl"))
+  return read_json_lines(os.path.join(folder, "metrics.jsonl"))
 
 
-def whole_lines(path: str, mends: bool = False) -> list[dict[str, Any]]:
+def read_json_lines(path: str, repair: bool = False) -> list[dict[str, Any]]:
   """Of a file of JSON lines, without what a killed process left half written.
 
   Args:
-    mends: whether that half is cut off, so that lines can be added.
+    repair: whether that half is cut off, so that lines can be added.
   """
   if not os.path.exists(path):
     return []
-  with open(path, "r+b" if mends else "rb") as file:
+  with open(path, "r+b" if repair else "rb") as file:
     told = file.read()
     end = told.rfind(b"\n") + 1
-    if mends and end < len(told):
+    if repair and end < len(told):
       file.truncate(end)
   return [json.loads(line) for line in told[:end].splitlines()]

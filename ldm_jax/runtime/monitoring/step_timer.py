@@ -14,7 +14,7 @@ import numpy as np
 from ldm_jax.errors import NonFinite
 from ldm_jax.runtime.monitoring import flops
 from ldm_jax.runtime.monitoring.metric_writer import MetricWriter
-from ldm_jax.runtime.skip_updates import TOLD
+from ldm_jax.runtime.skip_updates import HEALTH
 
 Item = TypeVar("Item")
 
@@ -30,8 +30,8 @@ class StepTimer:
     work: operations of one step, over all devices; see `flops.count`.
   """
 
-  def __init__(self, rows: int, work: int = 0):
-    self._rows, self._work = rows, work
+  def __init__(self, batch_size: int, flops_per_step: int = 0):
+    self._batch_size, self._flops = batch_size, flops_per_step
     self._witness = concurrent.futures.ThreadPoolExecutor(1)
     self._running: concurrent.futures.Future | None = None
     self._begun = self._done = self._fed = time.perf_counter()
@@ -39,7 +39,7 @@ class StepTimer:
     self._hungry = 0.0
     self._last: dict[str, float] = {}
 
-  def fed(self, stream: Iterator[Item]) -> Iterator[Item]:
+  def time_input(self, stream: Iterator[Item]) -> Iterator[Item]:
     """The same; how long devices have nothing to do meanwhile is counted."""
     while True:
       asked = time.perf_counter()
@@ -53,7 +53,7 @@ class StepTimer:
         self._hungry += max(0.0, self._fed - idle)
       yield item
 
-  def stepped(self, result: Any) -> None:
+  def dispatched(self, result: Any) -> None:
     """A step was dispatched; returns once the one before it is done."""
     before, begun = self._running, self._begun
     self._running = self._witness.submit(_done_at, result)
@@ -63,7 +63,7 @@ class StepTimer:
       self._seconds.append(done - max(self._done, begun))
       self._done = done
 
-  def restarted(self, result: Any) -> None:
+  def compiled(self, result: Any) -> None:
     """A step was waited for, of which no time is counted: it was compiled."""
     self._running = self._witness.submit(_done_at, result)
     self._done = self._begun = self._fed = self._running.result()
@@ -72,7 +72,7 @@ class StepTimer:
     """Lets the thread go."""
     self._witness.shutdown()
 
-  def told(self) -> dict[str, float]:
+  def metrics(self) -> dict[str, float]:
     """Speed, percentiles of a step, and hunger since it was last asked.
 
     The same again if no step was done since; nothing if none ever was.
@@ -84,7 +84,7 @@ class StepTimer:
 
   def _measured(self, seconds: np.ndarray) -> dict[str, float]:
     devices, total = jax.device_count(), float(seconds.sum())
-    speed = self._rows * len(seconds) / (total + self._hungry)
+    speed = self._batch_size * len(seconds) / (total + self._hungry)
     p50, p95 = np.percentile(seconds, [50, 95])
     told = {
       "images_per_second": speed,
@@ -95,12 +95,12 @@ class StepTimer:
       "input_starved": self._hungry / (self._hungry + total),
     }
     peak = flops.peak(jax.devices()[0].device_kind)
-    if peak and self._work:
-      told["mfu"] = self._work / self._rows * speed / (peak * devices)
+    if peak and self._flops:
+      told["mfu"] = self._flops / self._batch_size * speed / (peak * devices)
     return told
 
 
-class Profile:
+class Profiler:
   """Traces the steps from the first to the last for TensorBoard, or Perfetto.
 
   Args:
@@ -110,7 +110,7 @@ class Profile:
   def __init__(self, folder: str, steps: tuple[int, int]):
     self._folder, self._steps, self._is_on = folder, steps, False
 
-  def around(self, step: int) -> contextlib.AbstractContextManager:
+  def annotate(self, step: int) -> contextlib.AbstractContextManager:
     """Names a step in the trace, which begins with the first one."""
     first, last = self._steps
     if not self._is_on and first <= step <= last:
@@ -120,7 +120,7 @@ class Profile:
       return contextlib.nullcontext()
     return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-  def after(self, step: int, result: Any) -> None:
+  def step_done(self, step: int, result: Any) -> None:
     """Writes the trace once the last step is done."""
     if self._is_on and step >= self._steps[1]:
       jax.block_until_ready(result)
@@ -139,7 +139,7 @@ def _done_at(result: Any) -> float:
   return time.perf_counter()
 
 
-class Reporter:
+class ProgressReporter:
   """Tells of a step once the next one is under way, so none has to wait."""
 
   def __init__(
@@ -157,7 +157,7 @@ class Reporter:
       mininterval=0.5 if sys.stderr.isatty() else 30,
     )
 
-  def later(self, step: int, metrics: Any) -> None:
+  def defer(self, step: int, metrics: Any) -> None:
     """Keeps the metrics of `step` for the next `flush`."""
     self._pending = (step, metrics)
 
@@ -172,8 +172,8 @@ class Reporter:
     step, metrics = self._pending
     self._pending = None
     values = {name: float(value) for name, value in metrics.items()}
-    health = {name: values.pop(name, 0) for name in TOLD}
-    pace = self._pace.told()
+    health = {name: values.pop(name, 0) for name in HEALTH}
+    pace = self._pace.metrics()
     self._journal.write(step, values | pace)
     speed = pace.get("images_per_second")
     self._bar.set_postfix_str(

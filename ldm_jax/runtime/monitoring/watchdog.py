@@ -27,8 +27,8 @@ class Watchdog:
     abort: seconds of waiting after which the process ends with 70, or None.
   """
 
-  def __init__(self, least: float = 30.0, abort: float | None = None):
-    self._least, self._abort = least, abort
+  def __init__(self, timeout: float = 30.0, abort_after: float | None = None):
+    self._timeout, self._abort_after = timeout, abort_after
     self._what: str | None = None
     self._since = self._last = time.monotonic()
     self._steps: collections.deque[float] = collections.deque(maxlen=100)
@@ -37,52 +37,54 @@ class Watchdog:
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
   def __enter__(self) -> "Watchdog":
-    if self._least:
+    if self._timeout:
       self._thread.start()
     return self
 
   def __exit__(self, *_: object) -> None:
     self._ended.set()
-    if self._least:
+    if self._timeout:
       self._thread.join()
 
-  def waits_for(self, what: str | None) -> None:
+  def wait_for(self, what: str | None) -> None:
     """From now on, the run waits for this; for nothing if None."""
     self._what, self._since, self._is_told = what, time.monotonic(), False
 
   @contextlib.contextmanager
-  def waiting(self, what: str) -> Iterator[None]:
+  def waiting_for(self, what: str) -> Iterator[None]:
     """Within `with`, the run waits for this."""
-    self.waits_for(what)
+    self.wait_for(what)
     try:
       yield
     finally:
-      self.waits_for(None)
+      self.wait_for(None)
 
-  def stepped(self) -> None:
+  def step_done(self) -> None:
     """The devices have answered."""
     now = time.monotonic()
     with self._lock:
       self._steps.append(now - self._last)
     self._last = now
-    self.waits_for(None)
+    self.wait_for(None)
 
   @property
   def limit(self) -> float:
     """Seconds of waiting that are too many."""
     with self._lock:
       steps = list(self._steps)[1:]  # before the first one was a compilation
-    return max(self._least, TIMES * statistics.median(steps) if steps else 0.0)
+    return max(
+      self._timeout, TIMES * statistics.median(steps) if steps else 0.0
+    )
 
   def _watch(self) -> None:
-    while not self._ended.wait(min(1.0, self._least / 4)):
+    while not self._ended.wait(min(1.0, self._timeout / 4)):
       what, waited = self._what, time.monotonic() - self._since
       if what is None:
         continue
       if waited > self.limit and not self._is_told:
         self._is_told = True
         _show(f"waiting for {what} for {waited:.0f} s; every thread stands at:")
-      if self._abort is not None and waited > self._abort:
+      if self._abort_after is not None and waited > self._abort_after:
         _show(f"gave up waiting for {what} after {waited:.0f} s")
         os._exit(HUNG)  # no thread can end the others
 

@@ -25,8 +25,8 @@ class Row(NamedTuple):
     part: of theirs that is ours, or None for the whole.
   """
 
-  ours: str
-  theirs: str
+  path: str
+  foreign_name: str
   layout: str
   shape: tuple[int, ...] | None = None
   part: Part | None = None
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     if self.shape is None:
       return None
     ours = np.broadcast_to(np.int8(0), self.shape)  # takes no memory
-    shape = LAYOUTS[self.layout].to_theirs(ours).shape
+    shape = LAYOUTS[self.layout].to_foreign(ours).shape
     if self.part is None:
       return shape
     return (shape[0] * self.part.count, *shape[1:])
@@ -57,9 +57,9 @@ def make_table(rows: Iterable[Row], ignored: Iterable[str]) -> Table:
   """
   rows = tuple(rows)
   for side in (
-    [row.ours for row in rows],
-    [row.theirs for row in rows if row.part is None],
-    [f"{row.theirs} (part {row.part.index})" for row in rows if row.part],
+    [row.path for row in rows],
+    [row.foreign_name for row in rows if row.part is None],
+    [f"{row.foreign_name} (part {row.part.index})" for row in rows if row.part],
   ):
     if len(set(side)) != len(side):
       raise WeightsError(f"the table repeats {_duplicates(side)}")
@@ -68,7 +68,7 @@ def make_table(rows: Iterable[Row], ignored: Iterable[str]) -> Table:
     if counts != {len(group)}:
       raise WeightsError(
         f"{name} is stacked of {max(counts)}, but of ours there are "
-        f"{', '.join(row.ours for row in group)}"
+        f"{', '.join(row.path for row in group)}"
       )
   return Table(rows, tuple(ignored))
 
@@ -128,7 +128,7 @@ def convert(
       (they are listed with their shapes), or a tensor's shape does not fit.
     NonFiniteWeights: a tensor holds what is not a finite number.
   """
-  needed = {row.theirs: row.foreign_shape() for row in table.rows}
+  needed = {row.foreign_name: row.foreign_shape() for row in table.rows}
   found = [
     name
     for name in tensors
@@ -139,12 +139,13 @@ def convert(
   keep = place or (lambda _, array: array)
   params = {}
   for row in table.rows:
-    *places, leaf = row.ours.split("/")
+    *places, leaf = row.path.split("/")
     node = params
     for name in places:
       node = node.setdefault(name, {})
     node[leaf] = keep(
-      row.ours, _to_ours(row, _finite(row.theirs, tensors[row.theirs]))
+      row.path,
+      _to_ours(row, _finite(row.foreign_name, tensors[row.foreign_name])),
     )
   return params
 
@@ -169,11 +170,11 @@ def revert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     WeightsError: as `convert`.
   """
   ours = dict(_leaves(params, ""))
-  needed = {row.ours: row.shape for row in table.rows}
+  needed = {row.path: row.shape for row in table.rows}
   _check_names(needed, ours, lambda name: np.shape(ours[name]))
   tensors = {}
   for name, rows in _by_foreign_name(table.rows).items():
-    arrays = [_to_theirs(row, np.asarray(ours[row.ours])) for row in rows]
+    arrays = [_to_theirs(row, np.asarray(ours[row.path])) for row in rows]
     part = rows[0].part
     tensors[name] = stack(arrays, part.heads) if part else arrays[0]
   return tensors
@@ -188,7 +189,7 @@ def _by_foreign_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
   """Rows of one foreign tensor together, in the order of their parts."""
   groups = collections.defaultdict(list)
   for row in rows:
-    groups[row.theirs].append(row)
+    groups[row.foreign_name].append(row)
   for group in groups.values():
     group.sort(key=lambda row: row.part.index if row.part else 0)
   return groups
@@ -197,27 +198,27 @@ def _by_foreign_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def _to_ours(row: Row, tensor: np.ndarray) -> np.ndarray:
   needed, found = row.foreign_shape(), tensor.shape
   if needed is None:
-    _check_rank(row.theirs, tensor, row.layout, 1)
+    _check_rank(row.foreign_name, tensor, row.layout, 1)
   elif _without_ones(found) == _without_ones(needed):
     tensor = tensor.reshape(needed)
   else:
     raise WeightsError(
-      f"{row.theirs} has shape {found}; {needed} is needed for our {row.ours} "
-      f"{row.shape}"
+      f"{row.foreign_name} has shape {found}; {needed} is needed for our "
+      f"{row.path} {row.shape}"
     )
   if row.part is not None:
     tensor = take(tensor, row.part)
-  return LAYOUTS[row.layout].to_ours(tensor)
+  return LAYOUTS[row.layout].from_foreign(tensor)
 
 
 def _to_theirs(row: Row, array: np.ndarray) -> np.ndarray:
-  _check_rank(row.ours, array, row.layout, 0)
+  _check_rank(row.path, array, row.layout, 0)
   if row.shape not in (None, array.shape):
     raise WeightsError(
-      f"{row.ours} has shape {array.shape}; {row.shape} is needed for their "
-      f"{row.theirs} {row.foreign_shape()}"
+      f"{row.path} has shape {array.shape}; {row.shape} is needed for their "
+      f"{row.foreign_name} {row.foreign_shape()}"
     )
-  return LAYOUTS[row.layout].to_theirs(array)
+  return LAYOUTS[row.layout].to_foreign(array)
 
 
 def _without_ones(shape):

@@ -16,8 +16,8 @@ class Layout(NamedTuple):
   """
 
   ranks: tuple[int, int] | None
-  to_ours: Callable[[np.ndarray], np.ndarray]
-  to_theirs: Callable[[np.ndarray], np.ndarray]
+  from_foreign: Callable[[np.ndarray], np.ndarray]
+  to_foreign: Callable[[np.ndarray], np.ndarray]
 
 
 LAYOUTS = {

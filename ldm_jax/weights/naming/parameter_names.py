@@ -21,7 +21,7 @@ NETWORKS = (
   "text",
   "classes",
 )
-DIALECTS = ("diffusers", "compvis", "flax")
+NAMING_SCHEMES = ("diffusers", "compvis", "flax")
 
 # Plain attention as diffusers spelled it before 0.15, and its Flax autoencoder
 # to the end.
@@ -75,9 +75,9 @@ class Geometry:
     return count
 
 
-def table(
+def name_table(
   network: str,
-  dialect: str,
+  scheme: str,
   shapes: Mapping[str, tuple[int, ...]],
   geometry: Geometry = Geometry(),
 ) -> Table:
@@ -86,7 +86,7 @@ def table(
   Args:
     network: one of NETWORKS. "clip" and "open_clip" are the same of ours:
       OpenCLIP's towers have names of their own in single files.
-    dialect: "diffusers" for folders (text towers as transformers calls them,
+    scheme: "diffusers" for folders (text towers as transformers calls them,
       without the prefix "text_model."), "compvis" for single files (of CompVis
       and Stability, without the network's prefix), "flax" for the trees of
       diffusers' and transformers' Flax models, joined by "/" (again without
@@ -94,12 +94,12 @@ def table(
     shapes: of our parameters by path, as `convert.shapes` gives them.
 
   Raises:
-    ValueError: there is no such network or dialect, or a number of heads is
+    ValueError: there is no such network or scheme, or a number of heads is
       needed that the geometry lacks.
-    WeightsError: the dialect has no name for some of the parameters (they are
+    WeightsError: the scheme has no name for some of the parameters (they are
       listed with their shapes), or two would have the same.
   """
-  column = _column(network, dialect)
+  column = _column(network, scheme)
   places = read_name_tables("clip" if network == "open_clip" else network)
   numbers = _count(shapes) | {"vector": geometry.vector}
   rows, unknown = [], []
@@ -111,17 +111,17 @@ def table(
       rows.append(_read_layout(Row(path, *found, tuple(shape)), geometry))
   if unknown:
     raise WeightsError(
-      f"{network} parameters that {dialect} has no name for: "
+      f"{network} parameters that {scheme} has no name for: "
       f"{list_names(sorted(unknown), shapes.get)}"
     )
   ignored = places.ignore(column, numbers)
-  if dialect == "flax":
+  if scheme == "flax":
     rows = [_to_flax(network, row) for row in rows]
     ignored = [pattern.replace(".", "/") for pattern in ignored]
   return make_table(rows, ignored)
 
 
-def respell(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Tensors of diffusers before 0.15 under the names it has had since.
 
   Plain attention, in autoencoders and unconditional U-Nets, was spelled query,
@@ -135,19 +135,19 @@ def respell(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   }
 
 
-def _column(network: str, dialect: str) -> str:
+def _column(network: str, scheme: str) -> str:
   """The tables' column of names; Flax's follow from diffusers' by rule."""
-  if network not in NETWORKS or dialect not in DIALECTS:
+  if network not in NETWORKS or scheme not in NAMING_SCHEMES:
     raise ValueError(
-      f"no network {network!r} in dialect {dialect!r}; choose one of "
-      f"{', '.join(NETWORKS)} and one of {', '.join(DIALECTS)}"
+      f"no network {network!r} in scheme {scheme!r}; choose one of "
+      f"{', '.join(NETWORKS)} and one of {', '.join(NAMING_SCHEMES)}"
     )
-  if dialect == "flax" and network in ("text", "classes"):
+  if scheme == "flax" and network in ("text", "classes"):
     raise ValueError(
-      f"there are no Flax files of network {network!r}; choose another dialect"
+      f"there are no Flax files of network {network!r}; choose another scheme"
     )
   # CLIP's own tower lies in single files under transformers' names.
-  is_own = dialect == "compvis" and network != "clip"
+  is_own = scheme == "compvis" and network != "clip"
   return "compvis" if is_own else "diffusers"
 
 
@@ -203,7 +203,7 @@ def _read_layout(row: Row, geometry: Geometry) -> Row:
   word = next(filter(fits, words.split("|")), None)
   if word is None:
     raise WeightsError(
-      f"{row.ours} has shape {row.shape}, whose rank does not fit its layout "
+      f"{row.path} has shape {row.shape}, whose rank does not fit its layout "
       f"{words}"
     )
   if not share:
@@ -216,9 +216,9 @@ def _read_layout(row: Row, geometry: Geometry) -> Row:
 
 def _to_flax(network: str, row: Row) -> Row:
   """The name and layout of diffusers' parameter in its Flax port."""
-  place, _, leaf = row.theirs.rpartition(".")
+  place, _, leaf = row.foreign_name.rpartition(".")
   if leaf == "weight":
-    is_scale = row.ours.endswith("/scale")
+    is_scale = row.path.endswith("/scale")
     rows = "scale" if is_scale else "embedding"
     leaf = rows if row.layout == "same" else "kernel"
   if network == "autoencoder":
@@ -228,4 +228,4 @@ def _to_flax(network: str, row: Row) -> Row:
   if network in ("unet", "autoencoder"):
     place = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", place)
   name = f"{place}.{leaf}".replace(".", "/")
-  return row._replace(theirs=name, layout="same", part=None)
+  return row._replace(foreign_name=name, layout="same", part=None)

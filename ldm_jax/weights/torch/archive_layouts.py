@@ -17,8 +17,8 @@ from ldm_jax.weights.file_types import (
   START_LENGTH,
   TORCH_LEGACY,
   TORCH_ZIP,
-  kind_of,
-  refuse,
+  file_type,
+  raise_wrong_type,
 )
 from ldm_jax.weights.mmap_files import map_file
 from ldm_jax.weights.torch.pickle_reader import MAX_BYTES, read_pickle
@@ -58,11 +58,11 @@ def read_archive(file: BinaryIO) -> Archive:
   """
   data = map_file(file)
   start = data[:START_LENGTH].tobytes()
-  if kind_of(start) == TORCH_ZIP:
+  if file_type(start) == TORCH_ZIP:
     return _read_zip(file, data)
-  if kind_of(start) == TORCH_LEGACY:
+  if file_type(start) == TORCH_LEGACY:
     return _read_legacy(file, data)
-  return refuse(start, data.size, "torch")
+  return raise_wrong_type(start, data.size, "torch")
 
 
 def _read_zip(file, data):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.errors import WeightsError
-from ldm_jax.weights.mmap_files import error_context, opened
+from ldm_jax.weights.mmap_files import error_context, open_weights
 from ldm_jax.weights.torch.archive_layouts import read_archive
 from ldm_jax.weights.torch.numpy_arrays import Encoded, Format, NumpyArray
 from ldm_jax.weights.torch.stub_objects import StubObject
@@ -61,7 +61,7 @@ def read_torch(path: str | os.PathLike) -> TorchTensors:
       that is not on the short lists of tensors.py and inert.py (malicious
       files do). Where a checksum is wrong, the array asked for raises it.
   """
-  with opened(path) as file:
+  with open_weights(path) as file:
     archive = read_archive(file)
     tensors = _state_dict(archive.value)
   return TorchTensors(path, tensors, functools.cache(archive.read))
@@ -77,7 +77,7 @@ def read_pickled(path: str | os.PathLike) -> Any:
   Raises:
     WeightsError: as `read_torch`, but for the form of what it holds.
   """
-  with opened(path) as file:
+  with open_weights(path) as file:
     archive = read_archive(file)
     return _to_plain(archive.value, functools.cache(archive.read), {}, 0)
 
@@ -88,7 +88,7 @@ def read_step(path: str | os.PathLike) -> int | None:
   Raises:
     WeightsError: as `read_torch`, but for the form of what it holds.
   """
-  with opened(path) as file:
+  with open_weights(path) as file:
     value = read_archive(file).value
   step = value.get("global_step") if isinstance(value, dict) else None
   return step if type(step) is int else None
