@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ldm_jax import config_files
 from ldm_jax.config_tree import node_from_json
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.data.sources.cached_latents import CachedLatents
@@ -238,17 +239,18 @@ CLASSES = {
 def load(path: str) -> Experiment:
   """The Experiment that `get_config()` of a Python file returns.
 
-  It may import the files beside it by their names.
+  Args:
+    path: the file, or the name of a config that comes with ldm_jax, such as
+      "sd/sd1". It may import the files next to it by their names.
 
   Raises:
     ConfigError: no such file or function, or it fails, or returns another
       thing.
   """
+  path = config_files.find(path)
   try:
     with _beside(path):
       names = runpy.run_path(path)
-  except FileNotFoundError:
-    raise ConfigError(f"config file not found: {path}") from None
   except (SyntaxError, ImportError, ValueError, TypeError) as error:
     raise ConfigError(f"{path}: {error}") from error
   if "get_config" not in names:
