@@ -75,12 +75,13 @@ PHRASES = {
 }
 
 # Identifiers that were renamed; as English words they may stand in prose.
-IDENTIFIERS = set(
-  "Road Studio Darkroom Opened Programs Chapter Pace Journal Vigil Keeping "
-  "Steadied Sound Ledger Trunk Said Order Settings Given Recipe Album Zoo Seen "
-  "Words Prompts Dialect is_drowned low_noise by_rows share shares way words "
-  "spacing_beneath remembering".split()
-)
+RENAMED = """
+  Road Studio Darkroom Opened Programs Chapter Pace Journal Vigil Keeping
+  Steadied Sound Ledger Trunk Said Order Settings Given Recipe Album Zoo Seen
+  Words Prompts Dialect is_drowned low_noise by_rows share shares way words
+  spacing_beneath remembering
+"""
+IDENTIFIERS = set(RENAMED.split())
 
 # "draw" is right for random numbers, and Pillow's module is called ImageDraw.
 DRAW = re.compile(r"(?<![a-z])(re)?(draw|draws|drawn|drew|drawing|drawings)\b")
