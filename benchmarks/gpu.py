@@ -108,7 +108,7 @@ def jax_jobs(told):
   order = GenerationInputs(count=told.batch, batch=told.batch)
 
   def sample():
-    list(studio.draw(settings, say(False), say(True), order))
+    list(studio.generate(settings, say(False), say(True), order))
 
   seconds = timed(sample, max(1, told.repeats // 5))
   yield "sample", told.batch / seconds, None, used()

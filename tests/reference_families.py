@@ -94,12 +94,10 @@ def said_by_them(pipe, name, negative):
 
 def drawn(opened, settings, request, noise):
   """Latents of a request by us."""
-  positive, away = encode_conditions(opened, request, pytest.fail)
+  positive, away = encode_conditions(opened, request)
   studio = SamplingEngine(opened.model, opened.params, MeshShape().build())
-  order = GenerationInputs(
-    len(noise), len(noise), noise=noise, output="latents"
-  )
-  (found,) = studio.draw(settings, positive, away, order)
+  order = GenerationInputs(len(noise), len(noise), noise, output="latents")
+  (found,) = studio.generate(settings, positive, away, order)
   return found
 
 

@@ -11,8 +11,7 @@ import pytest
 from jax import export as jax_export
 from PIL import Image
 from test_foreign import folder, model, words  # noqa: F401, fixtures
-from test_sampling import SETTINGS, drawn, sides
-from test_sampling import made as made_of_classes
+from test_sampling import CONFIG, class_model, generated, sides
 
 from ldm_jax.cli import export, sample
 from ldm_jax.cli.exit_codes import CommandError
@@ -33,23 +32,23 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.parametrize("is_inside", [False, True])
 def test_any_number_of_images_is_what_the_studio_draws(is_inside):
-  module, params = made_of_classes()
+  module, params = class_model()
   one = MeshShape().build(jax.devices()[:1])
-  expected = drawn(
-    SamplingEngine(module, params, one), SETTINGS, GenerationInputs(3, 3)
+  expected = generated(
+    SamplingEngine(module, params, one), CONFIG, GenerationInputs(3, 3)
   )
   positive, _ = sides(1)
-  made = export_sampler(module, params, SETTINGS, positive, is_inside)
+  made = export_sampler(module, params, CONFIG, positive, is_inside)
   assert bool(made.weights) != is_inside
   program = jax_export.deserialize(bytearray(made.program))
   assert program.platforms == PLATFORMS
-  guidance = np.float32([SETTINGS.guidance.scale, 0, 0, 1])
+  guidance = np.float32([CONFIG.guidance.scale, 0, 0, 1])
   for first, count in ((0, 3), (2, 1)):
     both = [{"raw": s.raw, "is_null": s.is_null} for s in sides(count)]
     found = jax.jit(program.call)(
       made.weights,
       tuple(both),
-      np.uint32(SETTINGS.seed),
+      np.uint32(CONFIG.seed),
       np.int32(first),
       guidance,
     )

@@ -243,7 +243,7 @@ def test_long_prompts_are_chunks_and_both_sides_have_as_many(folder):
   opened = open_model(folder)
   long = " ".join(["fox"] * 100)
   request = ConditionInputs([long, PROMPT], [None, "cat"], None, SIDE, SIDE)
-  positive, negative = encode_conditions(opened, request, pytest.fail)
+  positive, negative = encode_conditions(opened, request)
   assert positive.raw["tokens"].shape == (2, 1, 154)
   assert negative.raw["tokens"].shape == (2, 1, 154)
   tokenizer = opened.words.dialects[0].words.tokenizer
@@ -345,7 +345,7 @@ def test_folder_file_folder_is_the_same_bytes(folder, words, tmp_path, capsys):
     (["--model={folder}", "--class_label=1"], "knows no classes"),
     (["--model={folder}", "--height=15"], "multiple of 2"),
     (["--model={folder}", "--variant=fp16"], "no weights of variant 'fp16'"),
-    (["--model={file}", "--prompt=a"], "no tokenizer beside it"),
+    (["--model={file}", "--prompt=a"], "comes without a tokenizer"),
     (["--model={folder}", "--rng=torch", "--eta=1"], "this sampler draws more"),
     (["--model={folder}", "--initial_latents=no.npy"], "no.npy"),
     (["--model={folder}", "--initial_latents={wrong}"], "1 images of .* need"),
@@ -370,7 +370,7 @@ def test_wrong_requests_are_one_line(flags, line, folder, file, tmp_path):
 def test_a_skipped_block_is_a_tower_with_one_less(folder):
   opened = open_model(folder)
   request = ConditionInputs(["a red fox"], [None], None, 16, 16)
-  said, _ = encode_conditions(opened, request, pytest.fail)
+  said, _ = encode_conditions(opened, request)
   (ours,) = skip_blocks(opened, 1).model.conditioners
   (part,) = opened.model.conditioners
   (tower,) = part.encoders

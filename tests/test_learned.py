@@ -242,7 +242,7 @@ def test_one_batch_is_learned_by_heart_by_stage_two():
   studio = SamplingEngine(model, task.parameters(state.ema, frozen), sharding)
   nothing = Conditioning({}, {})
   settings = SamplingConfig(16, 16, samplers.SamplerConfig(50, eta=1.0))
-  drawn = studio.draw(settings, nothing, nothing, GenerationInputs(64, 64))
+  drawn = studio.generate(settings, nothing, nothing, GenerationInputs(64, 64))
   drawn = np.concatenate(list(drawn)).astype(float)
   apart = drawn[:, None] - np.asarray(images, float)
   away = np.sqrt(np.square(apart).mean((2, 3, 4)))  # of 255
@@ -319,7 +319,9 @@ def test_digits_are_drawn_that_a_judge_of_real_ones_reads():
   )
   drawn = np.concatenate(
     list(
-      studio.draw(settings, says(False), says(True), GenerationInputs(200, 200))
+      studio.generate(
+        settings, says(False), says(True), GenerationInputs(200, 200)
+      )
     )
   )
   pixels = np.round(drawn.mean(-1).reshape(200, -1) / 255 * 16)

@@ -135,7 +135,7 @@ def test_what_prompts_say(family, negative):
     pytest.skip("it hears nothing")
   with torch.no_grad():
     expected = said_by_them(pipe, name, negative)
-  said = encode_conditions(opened, asked_of(opened, negative), pytest.fail)
+  said = encode_conditions(opened, asked_of(opened, negative))
   beside = draw(2, 8, 8, max(opened.inputs - 4, 1))
   for side, (context, pooled) in zip(said, expected, strict=True):
     found = heard(opened, side, beside)
@@ -215,7 +215,7 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
 
   model, params = opened.model, opened.params
   told = []
-  for side in encode_conditions(opened, asked_of(opened, "a cat"), pytest.fail):
+  for side in encode_conditions(opened, asked_of(opened, "a cat")):
     told.append(heard(opened, side, beside))
   denoise = model.guided(params, told[1], told[0], Guidance(4.0))
   plan = dataclasses.replace(opened.sampler_config, steps=10).plan(
@@ -264,7 +264,7 @@ def test_skipped_blocks_are_those_that_diffusers_skips(family):
   except AttributeError:
     pytest.skip("diffusers' own clip_skip is broken with this transformers")
   skipped = skip_blocks(opened, 1)
-  said, _ = encode_conditions(skipped, request_of([None] * 2), pytest.fail)
+  said, _ = encode_conditions(skipped, request_of([None] * 2))
   said = jax.tree.map(jnp.asarray, said)
   found = skipped.model.condition(skipped.params, said.raw, said.is_null)
   np.testing.assert_allclose(found.context, ours(expected), atol=2e-5)

@@ -121,10 +121,8 @@ def drawn(pipe, opened, noise, given, height=HEIGHT, width=WIDTH, **changes):
   )
   studio = SamplingEngine(opened.model, opened.params, MeshShape().build())
   order = GenerationInputs(2, 2, noise, "latents", given)
-  sides = encode_conditions(
-    opened, request_of(["a cat"] * 2, height, width), pytest.fail
-  )
-  (found,) = studio.draw(settings, *sides, order)
+  sides = encode_conditions(opened, request_of(["a cat"] * 2, height, width))
+  (found,) = studio.generate(settings, *sides, order)
   return found
 
 

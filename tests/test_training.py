@@ -263,7 +263,7 @@ def test_pictures_are_filled_in_and_extended(runs, tmp_path, capsys):
   assert np.abs(found - image)[mask > 0].max() > 1
   told = Image.open(tmp_path / "a" / "00000.png").text["parameters"]
   assert "Sampler: DPM++ 2M, Schedule type: Karras" in told
-  assert "DenoiserTask strength: 1" in told
+  assert "Denoising strength: 1" in told
   more = ["--outpaint=4,0,4,8", "--tiled=16", "--window=32", "--guidance=1"]
   assert draw(runs / "two", tmp_path / "b", *given, *more) == 0
   found = pixels(tmp_path / "b" / "00000.png")
@@ -319,13 +319,13 @@ def test_an_interruption_keeps_what_is_finished(
 ):
   from ldm_jax.sampling import SamplingEngine
 
-  whole = SamplingEngine.draw
+  whole = SamplingEngine.generate
 
   def interrupted(self, *arguments):
     yield next(whole(self, *arguments))
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(SamplingEngine, "draw", interrupted)
+  monkeypatch.setattr(SamplingEngine, "generate", interrupted)
   with pytest.raises(KeyboardInterrupt):
     draw(runs / "two", tmp_path, "--prompt=a", "--num=9", "--batch=1")
   names = sorted(os.listdir(tmp_path))

@@ -17,6 +17,7 @@ from ldm_jax.sampling import (
   Conditioning,
   GenerationInputs,
   ImageInputs,
+  Progress,
   SamplingConfig,
   SamplingEngine,
 )
@@ -88,8 +89,10 @@ class Reconstructor:
 
   def questions(self, count: int) -> int:
     """How often the network is asked for `count` pictures."""
-    batches = -(-count // self._studio.batch(GenerationInputs(count, BATCH)))
-    return batches * self._studio.questions(self._settings)
+    batches = -(
+      -count // self._studio.batch_size(GenerationInputs(count, BATCH))
+    )
+    return batches * self._studio.network_calls(self._settings)
 
   def draw(
     self,
@@ -107,8 +110,12 @@ class Reconstructor:
     never = {name: np.zeros(count, bool) for name in raw}
     positive = Conditioning(raw, nulls if self._is_null else never)
     order = self._order(examples, first)
-    drawn = self._studio.draw(
-      self._settings, positive, Conditioning(raw, nulls), order, progress
+    drawn = self._studio.generate(
+      self._settings,
+      positive,
+      Conditioning(raw, nulls),
+      order,
+      Progress(lambda calls, _: progress(calls)),
     )
     return np.concatenate(list(drawn))
 
@@ -121,7 +128,7 @@ class Reconstructor:
     return GenerationInputs(
       len(examples["image"]),
       BATCH,
-      given=self._given(examples),
+      image_inputs=self._given(examples),
       labels=labels,
       first=first,
     )

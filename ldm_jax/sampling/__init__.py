@@ -1,6 +1,7 @@
-"""How images are made: an order and conditions in, pictures out."""
+"""Sampling: conditions and noise to images."""
 
 from ldm_jax.sampling.engine import SamplingEngine
+from ldm_jax.sampling.progress import Progress
 from ldm_jax.sampling.sampling_config import (
   Conditioning,
   GenerationInputs,
@@ -12,6 +13,7 @@ __all__ = [
   "Conditioning",
   "GenerationInputs",
   "ImageInputs",
+  "Progress",
   "SamplingConfig",
   "SamplingEngine",
 ]

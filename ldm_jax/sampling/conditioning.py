@@ -1,7 +1,8 @@
-"""A request, as the conditioners of an opened model hear it."""
+"""A request's conditions as the arrays that a model's conditioners read."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,244 +25,274 @@ from ldm_jax.nn.conditioners.spatial import (
   NeighbourEmbeddings,
   SegmentationEmbedder,
 )
-from ldm_jax.sampling import Conditioning
+from ldm_jax.sampling.sampling_config import Conditioning
 
-LONGEST = 10_000  # characters of a prompt
-SCORES = (6.0, 2.5)  # aesthetic scores that SDXL's refiner is told (its config)
+logger = logging.getLogger(__name__)
+
+MAX_CHARACTERS = 10_000  # of a prompt
+# Aesthetic scores, positive and negative, of SDXL's refiner (its config).
+AESTHETIC_SCORES = (6.0, 2.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConditionInputs:
-  """What is asked for, one of each per image.
+  """Conditions of a batch of images.
 
   Attributes:
-    texts: prompts; empty if there are none.
-    negatives: what guidance leads away from; None says nothing.
-    label: a class, or None.
+    prompts: one per image; empty if there are none.
+    negative_prompts: one per image; None is unconditional.
+    class_label: of all images, or None.
     height, width: of the images, in pixels.
-    is_weighted: read (word:1.3) and [word] in texts as weights.
-    segmap: a map of classes, of the size of the images.
-    boxes: of a layout, rows of x0, y0, x1, y1 in [0, 1] and a class.
+    emphasis: read (word:1.3) and [word] in prompts as weights.
+    segmap: a map of classes, [height width].
+    layout: boxes, rows of x0, y0, x1, y1 in [0, 1] and a class.
     neighbours: rows of embeddings.
-    depth: of every pixel, -1 to 1, the nearest 1.
+    depth: [height width], -1 to 1, the nearest 1.
+    chunks: of CLIP's prompts at least, each of 75 tokens; the longest prompt
+      may need more.
   """
 
-  texts: Sequence[str]
-  negatives: Sequence[str | None]
-  label: int | None
+  prompts: Sequence[str]
+  negative_prompts: Sequence[str | None]
+  class_label: int | None
   height: int
   width: int
-  is_weighted: bool = False
+  emphasis: bool = False
   segmap: np.ndarray | None = None
-  boxes: np.ndarray | None = None
+  layout: np.ndarray | None = None
   neighbours: np.ndarray | None = None
   depth: np.ndarray | None = None
+  chunks: int = 1
+
+  @property
+  def count(self) -> int:
+    """Images."""
+    return len(self.negative_prompts)
 
 
 def encode_conditions(
-  opened: LoadedModel, request: ConditionInputs, say: Callable[[str], None]
+  loaded: LoadedModel, inputs: ConditionInputs
 ) -> tuple[Conditioning, Conditioning]:
-  """What the conditioners are told, positive and negative.
+  """The conditioners' inputs, positive and negative.
 
-  Args:
-    say: is told what of a text is lost on the way.
+  Logs what of a prompt the model cannot read.
 
   Raises:
-    ConfigError: the model has no ear for it.
+    ConfigError: the model has no conditioner for a condition, or needs one.
   """
-  parts = opened.model.conditioners
-  kinds = {type(part) for part in parts}
-  if any(request.texts) and not kinds & {TextEmbedder, ClipEmbedder}:
-    raise ConfigError("this model takes no text; leave --prompt out")
-  for given, kind, told in (
-    (request.label, ClassEmbedder, "knows no classes; leave --class_label out"),
-    (request.segmap, SegmentationEmbedder, "reads no maps; leave --segmap out"),
-    (request.boxes, LayoutEmbedder, "reads no layouts; leave --layout out"),
-    (
-      request.neighbours,
-      NeighbourEmbeddings,
-      "has no neighbours; leave --neighbours out",
-    ),
-    (request.depth, DepthMap, "reads no depth; leave --depth out"),
-  ):
-    if given is not None and kind not in kinds:
-      raise ConfigError(f"this model {told}")
+  _check_kinds(loaded, inputs)
   weighted = None
-  if request.is_weighted:
-    request, weighted = _unweighted(request)
-  raw, nothing = ({}, {}), ({}, {})
-  for part in parts:
+  if inputs.emphasis:
+    inputs, weighted = _without_weights(inputs)
+  raw, null = ({}, {}), ({}, {})
+  for part in loaded.model.conditioners:
     if isinstance(part, ConcatConditioner):
-      continue  # they read pictures; see sampling/start.py
-    told = _EARS[type(part)](opened, part, request, say)
-    for side, (array, is_null) in enumerate(told):
-      raw[side][part.input_key], nothing[side][part.input_key] = array, is_null
-  said = Conditioning(raw[0], nothing[0]), Conditioning(raw[1], nothing[1])
-  return said if weighted is None else _weighed(opened, said, weighted)
+      continue  # they read images; see initial_latents.py
+    sides = _ENCODERS[type(part)](loaded, part, inputs)
+    for i, (array, is_null) in enumerate(sides):
+      raw[i][part.input_key], null[i][part.input_key] = array, is_null
+  positive, negative = map(Conditioning, raw, null)
+  if weighted is None:
+    return positive, negative
+  return _with_weights(loaded, (positive, negative), weighted)
 
 
-def _unweighted(
-  request: ConditionInputs,
+def _check_kinds(loaded: LoadedModel, inputs: ConditionInputs) -> None:
+  """Raises ConfigError for a condition that the model does not take."""
+  kinds = {type(part) for part in loaded.model.conditioners}
+  if any(inputs.prompts) and not kinds & {TextEmbedder, ClipEmbedder}:
+    raise ConfigError("this model takes no text; leave prompt out")
+  for name, kind, fact in (
+    ("class_label", ClassEmbedder, "knows no classes"),
+    ("segmap", SegmentationEmbedder, "takes no segmentation maps"),
+    ("layout", LayoutEmbedder, "takes no layouts"),
+    ("neighbours", NeighbourEmbeddings, "takes no neighbours"),
+    ("depth", DepthMap, "takes no depth"),
+  ):
+    if getattr(inputs, name) is not None and kind not in kinds:
+      raise ConfigError(f"this model {fact}; leave {name} out")
+
+
+def _without_weights(
+  inputs: ConditionInputs,
 ) -> tuple[ConditionInputs, tuple[list[WeightedPrompt], list[WeightedPrompt]]]:
-  """The request without brackets, and what they said of either side."""
+  """The inputs without brackets, and the weights of either side."""
   sides = tuple(
-    [parse_prompt_weights(text) for text in side] for side in _texts(request)
+    [parse_prompt_weights(text) for text in side] for side in _texts(inputs)
   )
-  texts, negatives = ([each.text for each in side] for side in sides)
-  told = [
+  prompts, negatives = ([each.text for each in side] for side in sides)
+  negatives = [
     None if given is None else text
-    for given, text in zip(request.negatives, negatives, strict=True)
+    for given, text in zip(inputs.negative_prompts, negatives, strict=True)
   ]
-  return dataclasses.replace(request, texts=texts, negatives=told), sides
+  plain = dataclasses.replace(
+    inputs, prompts=prompts, negative_prompts=negatives
+  )
+  return plain, sides
 
 
-def _weighed(
-  opened: LoadedModel,
-  said: tuple[Conditioning, Conditioning],
+def _with_weights(
+  loaded: LoadedModel,
+  sides: tuple[Conditioning, Conditioning],
   weighted: tuple[list[WeightedPrompt], list[WeightedPrompt]],
 ) -> tuple[Conditioning, Conditioning]:
-  """Both sides with their weights, and what they are measured from."""
+  """Both sides with the weights of their tokens, and the empty prompt."""
   (part,) = (
     part
-    for part in opened.model.conditioners
+    for part in loaded.model.conditioners
     if isinstance(part, TextEmbedder | ClipEmbedder)
   )
-  words, name, count = opened.words, part.input_key, len(weighted[0])
-  rows = words.weigh([*weighted[0], *weighted[1]])
+  tokenizer, name, count = loaded.words, part.input_key, len(weighted[0])
+  rows = tokenizer.weigh([*weighted[0], *weighted[1]])
+  length = sides[0].raw[name].shape[-1]
+  rows = np.pad(
+    rows, [(0, 0), (0, length - rows.shape[1])], constant_values=1.0
+  )
   return tuple(
     dataclasses.replace(
       side,
       weights=rows[i * count : (i + 1) * count],
-      empty=side.raw | {name: words.silence(side.raw[name])},
+      empty=side.raw | {name: tokenizer.silence(side.raw[name])},
     )
-    for i, side in enumerate(said)
+    for i, side in enumerate(sides)
   )
 
 
-def _texts(request: ConditionInputs) -> tuple[list[str], list[str]]:
-  count = len(request.negatives)
-  texts = list(request.texts) or [""] * count
-  for text in dict.fromkeys([*texts, *filter(None, request.negatives)]):
-    if len(text) > LONGEST:
+def _texts(inputs: ConditionInputs) -> tuple[list[str], list[str]]:
+  """Prompts and negative prompts, one of each per image."""
+  prompts = list(inputs.prompts) or [""] * inputs.count
+  negatives = [text or "" for text in inputs.negative_prompts]
+  for text in dict.fromkeys([*prompts, *negatives]):
+    if len(text) > MAX_CHARACTERS:
       raise ConfigError(
-        f"a prompt has {len(text)} characters; {LONGEST} are the most"
+        f"a prompt has {len(text)} characters; at most {MAX_CHARACTERS} are "
+        "allowed"
       )
-  return texts, [text or "" for text in request.negatives]
+  return prompts, negatives
 
 
-def _hear_words(opened, part, request, say):
-  """A text encoder of fixed length; longer texts are cut, and that is said."""
-  told = []
-  for texts in _texts(request):
+def _text(loaded, part, inputs):
+  """Ids for a text encoder of fixed length; longer prompts are cut."""
+  sides = []
+  for texts in _texts(inputs):
     for text in dict.fromkeys(texts):
-      if unknown := opened.words.unknown(text):
-        say(f"note: the model does not know {', '.join(unknown)} ({text!r})")
-      (lost,) = opened.words.cut([text])
+      if unknown := loaded.words.unknown(text):
+        names = ", ".join(unknown)
+        logger.warning("the model does not know %s (%r)", names, text)
+      (lost,) = loaded.words.cut([text])
       if lost:
-        say(f"note: the last {lost} tokens of {text!r} are beyond its length")
+        logger.warning(
+          "the last %d tokens of %r are beyond the length of the text encoder",
+          lost,
+          text,
+        )
     is_null = np.asarray([not text.strip() for text in texts])
-    told.append((opened.words.encode(texts), is_null))
-  return told
+    sides.append((loaded.words.encode(texts), is_null))
+  return sides
 
 
-def _hear_prompts(opened, part, request, say):
-  """Towers of CLIP: both sides get the chunks that the longest text needs."""
-  if opened.words is None:
+def _clip(loaded, part, inputs):
+  """Ids for CLIP; both sides get the chunks that the longest prompt needs."""
+  if loaded.words is None:
     raise ConfigError(
-      "the model has no tokenizer beside it; give --tokenizer FOLDER with "
+      "the model comes without a tokenizer; give a folder (--tokenizer) with "
       "vocab.json and merges.txt, or tokenizer.json (CLIP's, as in the "
       "tokenizer folder of any Stable Diffusion model)"
     )
-  texts, negatives = _texts(request)
-  ids = opened.words.encode([*texts, *negatives])
-  is_null = np.asarray([text is None for text in request.negatives])
-  count = len(texts)
+  texts, negatives = _texts(inputs)
+  ids = loaded.words.encode([*texts, *negatives])
+  chunk = loaded.words.room + 2  # begin and end
+  if (missing := inputs.chunks - ids.shape[2] // chunk) > 0:
+    empty = loaded.words.silence(ids)[:, :, :chunk]
+    ids = np.concatenate([ids, *[empty] * missing], axis=2)
+  is_null = np.asarray([text is None for text in inputs.negative_prompts])
+  count = inputs.count
   return (ids[:count], np.zeros(count, bool)), (ids[count:], is_null)
 
 
-def _hear_class(opened, part, request, say):
-  label, count = request.label, len(request.negatives)
+def _class(loaded, part, inputs):
+  label, count = inputs.class_label, inputs.count
   if label is not None and not 0 <= label < part.classes:
     raise ConfigError(
-      f"--class_label must be 0 to {part.classes - 1}, got {label}"
+      f"class_label must be 0 to {part.classes - 1}, got {label}"
     )
   row = np.full(count, label or 0, np.int32)
   return (row, np.full(count, label is None)), (row, np.ones(count, bool))
 
 
-def _hear_sizes(opened, part, request, say):
-  """SDXL's own sizes: nothing cropped, original and target as asked."""
-  count, size = len(request.negatives), [request.height, request.width]
-  ends = [size, size] if part.ends_with == "target" else [[s] for s in SCORES]
+def _sizes(loaded, part, inputs):
+  """SDXL's size conditioning: no crop, original and target size as asked."""
+  count, size = inputs.count, [inputs.height, inputs.width]
+  scores = [[score] for score in AESTHETIC_SCORES]
+  ends = [size, size] if part.ends_with == "target" else scores
   rows = [np.tile(np.float32([*size, 0, 0, *end]), (count, 1)) for end in ends]
   return [(row, np.zeros(count, bool)) for row in rows]
 
 
-def _hear_map(opened, part, request, say):
-  if request.segmap is None:
-    raise ConfigError("this model reads a map of classes; give it --segmap")
-  count, most = len(request.negatives), int(request.segmap.max())
+def _segmentation(loaded, part, inputs):
+  if inputs.segmap is None:
+    raise ConfigError(
+      "this model is conditioned on a segmentation map; give one (--segmap)"
+    )
+  most = int(inputs.segmap.max())
   if most >= part.classes:
     raise ConfigError(
-      f"--segmap has class {most}; this model knows 0 to {part.classes - 1}"
+      f"segmap has class {most}; this model knows 0 to {part.classes - 1}"
     )
-  if part.joins == "context":
-    _check_positions(part, request)
-  return _hear_plane(part, request.segmap, count)
-
-
-def _check_positions(part, request):
-  """A map as tokens has a place for each cell, and so one size."""
-  cells = request.height * request.width // 4**part.halvings
-  if cells != part.positions:
+  cells = inputs.height * inputs.width // 4**part.halvings
+  # A map as tokens has a position for each cell, and so one size.
+  if part.joins == "context" and cells != part.positions:
     raise ConfigError(
-      f"this model hears a map as {part.positions} tokens; images of "
-      f"{request.height} x {request.width} would give {cells}: leave --height "
-      "and --width out"
+      f"this model reads a map as {part.positions} tokens; images of "
+      f"{inputs.height} x {inputs.width} would give {cells}: leave height and "
+      "width out"
     )
+  return _plane(part, inputs.segmap, inputs.count)
 
 
-def _hear_depth(opened, part, request, say):
-  if request.depth is None:
-    raise ConfigError("this model reads a map of depth; give it --depth")
-  return _hear_plane(part, request.depth, len(request.negatives))
+def _depth(loaded, part, inputs):
+  if inputs.depth is None:
+    raise ConfigError(
+      "this model is conditioned on a depth map; give one (--depth)"
+    )
+  return _plane(part, inputs.depth, inputs.count)
 
 
-def _hear_plane(part, plane, count):
-  """The same plane for every image; guided by its absence if it has a null."""
+def _plane(part, plane, count):
+  """The same map for every image; the negative side may leave it out."""
   row = np.broadcast_to(plane, (count, *plane.shape))
   return (row, np.zeros(count, bool)), (row, np.full(count, has_null(part)))
 
 
-def _hear_layout(opened, part, request, say):
-  count, spec = len(request.negatives), opened.layout
-  boxes = np.zeros((0, 5)) if request.boxes is None else request.boxes
-  row = np.tile(spec.encode(boxes), (count, 1))
-  is_null = np.full(count, request.boxes is None)
+def _layout(loaded, part, inputs):
+  count = inputs.count
+  boxes = np.zeros((0, 5)) if inputs.layout is None else inputs.layout
+  row = np.tile(loaded.layout.encode(boxes), (count, 1))
+  is_null = np.full(count, inputs.layout is None)
   return (row, is_null), (row, np.ones(count, bool))
 
 
-def _hear_neighbours(opened, part, request, say):
-  count, rows = len(request.negatives), request.neighbours
+def _neighbours(loaded, part, inputs):
+  count, rows = inputs.count, inputs.neighbours
   is_null = np.full(count, rows is None)
   if rows is None:
     rows = np.zeros((1, part.width), np.float32)
   if rows.shape[1:] != (part.width,):
     raise ConfigError(
-      f"--neighbours of shape {rows.shape}; this model reads rows of "
-      f"{part.width}"
+      f"neighbours of shape {rows.shape}; this model reads rows of {part.width}"
     )
   rows = np.broadcast_to(rows, (count, *rows.shape))
   return (rows, is_null), (rows, np.ones(count, bool))
 
 
-_EARS = {
-  TextEmbedder: _hear_words,
-  ClipEmbedder: _hear_prompts,
-  ClassEmbedder: _hear_class,
-  SizeEmbedder: _hear_sizes,
-  SegmentationEmbedder: _hear_map,
-  DepthMap: _hear_depth,
-  LayoutEmbedder: _hear_layout,
-  NeighbourEmbeddings: _hear_neighbours,
+# Each returns (array, where it is unconditional) of both sides.
+_ENCODERS = {
+  TextEmbedder: _text,
+  ClipEmbedder: _clip,
+  ClassEmbedder: _class,
+  SizeEmbedder: _sizes,
+  SegmentationEmbedder: _segmentation,
+  DepthMap: _depth,
+  LayoutEmbedder: _layout,
+  NeighbourEmbeddings: _neighbours,
 }

@@ -1,19 +1,19 @@
-"""A model ready to draw: chunks of steps strung together."""
+"""The array level of sampling: conditioning and noise to images."""
 
 import contextlib
 import dataclasses
 import functools
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.guidance import Guidance, classifier_guided
-from ldm_jax.diffusion.prediction import Denoiser, thresholded
+from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.diffusion.schedule import like
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.conditioner import has_null
@@ -22,293 +22,268 @@ from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.runtime.devices import attention_kernels, processes
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.sampling.denoising_steps import (
+  StepInputs,
+  run_piece,
+  weighted_condition,
+)
 from ldm_jax.sampling.initial_latents import InitialLatents, InitialState
-from ldm_jax.sampling.inpainting import KnownRegion, paste
+from ldm_jax.sampling.inpainting import paste
 from ldm_jax.sampling.latent_codec import LatentCodec
+from ldm_jax.sampling.progress import (
+  Progress,
+  add_x0_register,
+  keep_x0,
+  pieces,
+  report,
+)
 from ldm_jax.sampling.sampling_config import (
   Conditioning,
   GenerationInputs,
   SamplingConfig,
 )
-from ldm_jax.sampling.tiling import Crop, windowed
 
-
-class _Wish(NamedTuple):
-  """What a chunk of steps is asked for; all of it is traced.
-
-  Attributes:
-    negative: None where guidance is off.
-    known: None unless a part of the image is kept.
-    lead: a classifier's parameters, the classes it leads to, and how much.
-  """
-
-  positive: Condition
-  negative: Condition | None
-  guidance: Guidance
-  threshold: tuple[float, float] | None
-  known: KnownRegion | None
-  lead: tuple[Any, Array, float] | None = None
+logger = logging.getLogger(__name__)
 
 
 class SamplingEngine:
-  """A model with its parameters on the devices, ready to draw."""
+  """A model with its parameters on the devices, ready to sample.
+
+  Attributes:
+    codec: its first stage, images to latents and back.
+  """
 
   def __init__(
     self,
     model: LatentDiffusion,
     params: Parameters,
     sharding: Sharding,
-    say: Callable[[str], None] = lambda line: None,
     classifier: tuple[EncoderUNet, Any] | None = None,
   ):
-    """Compiles nothing yet.
-
-    Attention takes the kernels of the machine.
+    """Compiles nothing yet. Attention takes the fastest kernels there are.
 
     Args:
-      classifier: with its parameters; it guides orders that have labels.
-      say: is told of compilations, which are long, and of seams.
+      classifier: with its parameters; it guides inputs that have labels.
     """
     model = attention_kernels.with_attention_kernels(model, sharding)
     self._model, self._params, self._sharding = model, params, sharding
-    self._say, self._compiled, self._classifier = say, set(), classifier
-    self._hear = jax.jit(constrain_activations(self._heard, sharding))
-    self.codec = LatentCodec(model, params, sharding, say)
-    self._starter = InitialLatents(model, self.codec, sharding)
+    self._compiled: set[tuple] = set()
+    module, self._classifier_params = classifier or (None, None)
+    self._condition = jax.jit(
+      constrain_activations(
+        functools.partial(weighted_condition, model), sharding
+      )
+    )
+    self.codec = LatentCodec(model, params, sharding)
+    self._initial_latents = InitialLatents(model, self.codec, sharding)
     self._chunk = jax.jit(
-      constrain_activations(self._steps, sharding),
+      constrain_activations(
+        functools.partial(run_piece, model, module), sharding
+      ),
       static_argnames="window",
       donate_argnums=1,
     )
 
-  def draw(
+  def set_parameters(self, params: Parameters) -> None:
+    """Samples with other parameters of the same shapes; compiles nothing."""
+    self._params = params
+    self.codec.set_parameters(params)
+
+  def generate(
     self,
-    settings: SamplingConfig,
+    config: SamplingConfig,
     positive: Conditioning,
     negative: Conditioning,
-    order: GenerationInputs,
-    progress: Callable[[int], None] = lambda rows: None,
+    inputs: GenerationInputs,
+    progress: Progress | None = None,
   ) -> Iterator[np.ndarray]:
     """Yields images, uint8 [b h w 3], or latents in order, a batch at a time.
 
-    An image's noise is a function of (settings.seed, its index) alone, so it
+    An image's noise is a function of (config.seed, its index) alone, so it
     does not depend on `batch` or on the devices. Batches are rounded up to a
     multiple of the devices, over which they are spread.
 
     Args:
-      progress: called with the number of questions to the network just
-        answered, `questions` in all for a batch.
+      progress: without it the host waits for nothing but finished batches.
     """
-    self.check(settings, order)
-    size = self.batch(order)
-    for first in range(0, order.count, size):
-      rows = np.minimum(np.arange(first, first + size), order.count - 1)
-      given = order.given.rows(rows)
-      plan = self._plan(settings)
-      start = self._starter.start(settings, order, given, plan, rows)
-      shares = None if order.shares is None else order.shares[rows]
-      toward = order.toward and (order.toward.rows(rows), shares)
-      sides = positive.rows(rows), negative.rows(rows), toward
-      wish = self._wish(settings, sides, start)
-      if order.labels is not None:
-        labels = self._sharding.distribute(order.labels[rows].astype(np.int32))
-        lead = (self._classifier[1], labels, settings.classifier)
-        wish = wish._replace(lead=lead)
-      latents = self._follow(settings, plan.program, wish, start, progress)
-      left = slice(order.count - first)
-      if order.output == "latents":
-        yield processes.gather(latents)[left]
+    self.check(config, inputs)
+    size = self.batch_size(inputs)
+    for first in range(0, inputs.count, size):
+      rows = np.minimum(np.arange(first, first + size), inputs.count - 1)
+      images = inputs.image_inputs.rows(rows)
+      plan = self._plan(config)
+      start = self._initial_latents.start(config, inputs, images, plan, rows)
+      step = self._step_inputs(config, positive, negative, inputs, start, rows)
+      latents = self._run(config, plan.program, step, start, progress)
+      keep = slice(inputs.count - first)
+      if inputs.batch_row is not None:
+        keep = slice(inputs.batch_row, inputs.batch_row + 1)
+      if inputs.output == "latents":
+        yield processes.gather(latents)[keep]
         continue
-      drawn = self.codec.decode(latents, settings.tile)
-      if given.masks is not None:
-        drawn = paste(drawn, given.images, given.masks)
-      yield drawn[left]
+      decoded = self.codec.decode(latents, config.tile)
+      if images.masks is not None:
+        decoded = paste(decoded, images.images, images.masks)
+      yield decoded[keep]
 
-  def batch(self, order: GenerationInputs) -> int:
-    """Images that are drawn at a time."""
+  def batch_size(self, inputs: GenerationInputs) -> int:
+    """Rows of a batch."""
     devices = self._sharding.batch_shards
-    return -(-min(order.batch, order.count) // devices) * devices
+    wanted = inputs.batch
+    if inputs.batch_row is None:
+      wanted = min(wanted, inputs.count)
+    return -(-wanted // devices) * devices
 
-  def check(self, settings: SamplingConfig, order: GenerationInputs) -> None:
-    """Whether an order can be drawn.
+  def check(self, config: SamplingConfig, inputs: GenerationInputs) -> None:
+    """Whether these inputs can be sampled from.
 
     Raises:
-      ValueError: see `InitialLatents.check`; or the sampler has no such grid.
+      ValueError: see `InitialLatents.check`; or the schedule has no such
+        timesteps, or a classifier is missing.
     """
-    self._plan(settings)
-    if (self._classifier is None) != (order.labels is None):
+    self._plan(config)
+    if (self._classifier_params is None) != (inputs.labels is None):
       raise ValueError(
-        "a classifier and the class that it leads to go together "
+        "a classifier and the class that it guides to go together "
         "(--classifier, --class_label)"
       )
-    if order.labels is not None and self._model.schedule.has_zero_terminal_snr:
+    has_zero_snr = self._model.schedule.has_zero_terminal_snr
+    if inputs.labels is not None and has_zero_snr:
       raise ValueError(
-        "a classifier cannot lead where nothing of the image is left at the "
+        "a classifier cannot guide where nothing of the image is left at the "
         "last time (zero_terminal_snr, rectified_flow)"
       )
-    self._starter.check(settings, order)
+    self._initial_latents.check(config, inputs)
 
-  def check_room(
-    self, settings: SamplingConfig, order: GenerationInputs
+  def check_memory(
+    self, config: SamplingConfig, inputs: GenerationInputs
   ) -> None:
-    """Raises TooLarge if no device has the memory for an order's pictures."""
-    if order.output == "images":
-      size = settings.height, settings.width
+    """Raises TooLarge if no device has the memory to decode a batch."""
+    if inputs.output == "images":
+      size = config.height, config.width
       shape = self._model.first_stage.latent_shape(*size)
-      self.codec.check_room((self.batch(order), *shape), settings.tile)
+      self.codec.check_memory((self.batch_size(inputs), *shape), config.tile)
 
-  def questions(self, settings: SamplingConfig) -> int:
-    """How often the network is asked for a batch."""
-    return len(self._plan(settings).program.index)
+  def network_calls(self, config: SamplingConfig) -> int:
+    """Evaluations of the network for one batch."""
+    return len(self._plan(config).program.index)
 
   def invert(
-    self, settings: SamplingConfig, latents: Array, said: Conditioning
+    self, config: SamplingConfig, latents: Array, conditioning: Conditioning
   ) -> Float[Array, "b h w c"]:
-    """The noise from which these latents would be drawn without noise added.
+    """DDIM inversion: the noise from which sampling without noise gives
+    these latents  (Song et al. 2021, sec. 4.3).
 
-    DDIM's inversion, unguided: guidance does not come back the way it went.
-    settings.recipe gives steps and spacing.
+    Without guidance, which inversion does not undo. Steps and timesteps are
+    those of config.sampler_config.
     """
     model = self._model
-    # At the image itself x0 alone does not tell noise; at the first time it
-    # does.
+    # At the image itself x0 alone does not determine the noise; at the first
+    # time it does.
     final_sigma = (
-      0.0 if model.prediction == "x0" else settings.sampler_config.final_sigma
+      0.0 if model.prediction == "x0" else config.sampler_config.final_sigma
     )
     sampler_config = dataclasses.replace(
-      settings.sampler_config, final_sigma=final_sigma
+      config.sampler_config, final_sigma=final_sigma
     )
     program = sampler_config.inversion(model.schedule).program
-    settings = dataclasses.replace(settings, guidance=Guidance())
-    keys = self._starter.keys(settings, np.arange(len(latents)))
+    config = dataclasses.replace(config, guidance=Guidance())
+    rows = np.arange(len(latents))
+    keys = self._initial_latents.keys(config, rows)
     start = InitialState(samplers.begin(latents), keys)
-    wish = self._wish(settings, (said, said, None), start)
-    return self._follow(settings, program, wish, start, lambda rows: None)
+    inputs = GenerationInputs(len(rows), len(rows))
+    step = self._step_inputs(
+      config, conditioning, conditioning, inputs, start, rows
+    )
+    return self._run(config, program, step, start, None)
 
-  def _plan(self, settings: SamplingConfig) -> samplers.Plan:
-    return settings.sampler_config.plan(self._model.schedule, settings.strength)
+  def _plan(self, config: SamplingConfig) -> samplers.Plan:
+    return config.sampler_config.plan(self._model.schedule, config.strength)
 
-  def _wish(
+  def _step_inputs(
     self,
-    settings: SamplingConfig,
-    sides: tuple[
-      Conditioning, Conditioning, tuple[Conditioning, np.ndarray] | None
-    ],
+    config: SamplingConfig,
+    positive: Conditioning,
+    negative: Conditioning,
+    inputs: GenerationInputs,
     start: InitialState,
-  ) -> _Wish:
-    """What is said, as the network hears it; `sides` is positive, negative,
-    and where the positive is led with how far."""
+    rows: np.ndarray,
+  ) -> StepInputs:
+    """Encoded conditions of the images `rows`, and the rest of a step."""
+    distribute = self._sharding.distribute
+    names = [p.input_key for p in self._model.conditioners if has_null(p)]
 
-    nulls = [p.input_key for p in self._model.conditioners if has_null(p)]
-
-    def hear(said: Conditioning, unsaid: Sequence[str] = ()) -> Condition:
-      said = self._sharding.distribute(said).seeing(start.seen or {}, unsaid)
-      condition = self._hear(self._params, said)
-      told = np.tile(np.float32(settings.control), (len(start.keys), 1))
+    def encode(side: Conditioning, null: Collection[str] = ()) -> Condition:
+      side = distribute(side.rows(rows)).with_images(start.images or {}, null)
+      condition = self._condition(self._params, side)
+      control = np.tile(np.float32(config.control), (len(start.keys), 1))
       return condition.replace(
         hint=start.hint,
-        control=None if start.hint is None else self._sharding.distribute(told),
+        control=None if start.hint is None else distribute(control),
       )
 
-    positive, negative, toward = sides
-    heard = hear(positive)
-    if toward is not None:
-      shares = self._sharding.distribute(toward[1].astype(np.float32))
-      lead = lambda a, b: a + like(shares, a) * (b - a)
-      heard = jax.tree.map(lead, heard, hear(toward[0]))
-    is_guided = bool(nulls) and settings.guidance.is_on
-    return _Wish(
-      heard,
-      hear(negative, nulls) if is_guided else None,
-      settings.guidance,
-      settings.threshold,
+    condition = encode(positive)
+    if inputs.end is not None:
+      fraction = distribute(inputs.fractions[rows].astype(np.float32))
+      mix = lambda a, b: a + like(fraction, a) * (b - a)
+      condition = jax.tree.map(mix, condition, encode(inputs.end))
+    is_guided = bool(names) and config.guidance.is_on
+    classifier = None
+    if inputs.labels is not None:
+      labels = distribute(inputs.labels[rows].astype(np.int32))
+      classifier = self._classifier_params, labels, config.classifier_scale
+    return StepInputs(
+      condition,
+      encode(negative, names) if is_guided else None,
+      config.guidance,
+      config.threshold,
       start.known,
+      classifier,
     )
 
-  def _heard(self, params: Parameters, said: Conditioning) -> Condition:
-    """What is said, each token's state as far from silence as it weighs.
-
-    z = z_empty + weight (z - z_empty), as ComfyUI has it.
-    """
-    hear = lambda raw: self._model.condition(params, raw, said.is_null)
-    condition = hear(said.raw)
-    if said.weights is None:
-      return condition
-    silence = hear(said.empty).context
-    weights = said.weights[..., None]
-    context = silence + weights * (condition.context - silence)
-    return condition.replace(context=context)
-
-  def _follow(
+  def _run(
     self,
-    settings: SamplingConfig,
+    config: SamplingConfig,
     program: samplers.Row,
-    wish: _Wish,
+    step: StepInputs,
     start: InitialState,
-    progress: Callable[[int], None],
+    progress: Progress | None,
   ) -> Array:
-    """A program chunk by chunk, one chunk ahead of what is done."""
-    window = settings.window
+    """Follows a program piece by piece, one piece ahead of `progress`."""
+    window = config.window
     if window is not None:
       window = max(1, window // self._model.first_stage.stride)
-    state, waiting = start.state, None
-    for piece in samplers.chunks(program):
-      with self._compiling(settings, state, wish):
+    state, waiting = start.state, []
+    with_x0 = progress is not None and progress.with_x0
+    if with_x0:
+      state = add_x0_register(state)
+    length = samplers.CHUNK if progress is None else progress.length
+    for piece in pieces(program, length):
+      if with_x0:
+        piece = keep_x0(piece)
+      with self._log_compilation(config, state, step):
         state, done = self._chunk(
-          self._params, state, piece, start.keys, wish, window=window
+          self._params, state, piece, start.keys, step, window=window
         )
-      if waiting is not None:
-        progress(int(waiting))  # once it is known
-      waiting = done
-    progress(int(waiting))  # once it is known
+      if progress is not None:
+        # A copy: the next piece is given the state's own memory.
+        waiting.append((done, state[-1] + 0 if with_x0 else None))
+        report(progress, waiting, keep=1)
+    report(progress, waiting, keep=0)
     return state[0]
 
   @contextlib.contextmanager
-  def _compiling(self, settings: SamplingConfig, state: Array, wish: _Wish):
-    """Says that a new shape is being compiled, and how long that took."""
-    signature = (state.shape, settings.window, jax.tree.structure(wish))
+  def _log_compilation(
+    self, config: SamplingConfig, state: Array, step: StepInputs
+  ) -> Iterator[None]:
+    """Logs that a new shape is compiled, and how long that took."""
+    signature = (state.shape, config.window, jax.tree.structure(step))
     if signature in self._compiled:
       yield
       return
     self._compiled.add(signature)
-    size = f"{settings.height} x {settings.width}, {state.shape[1]} at a time"
-    self._say(f"compiling the sampler for {size} ...")
+    size = f"{config.height} x {config.width}, {state.shape[1]} at a time"
+    logger.info("compiling the sampler for %s ...", size)
     began = time.perf_counter()
     yield
-    self._say(f"compiled in {time.perf_counter() - began:.1f} s")
-
-  def _steps(
-    self,
-    params: Parameters,
-    state: Array,
-    piece: samplers.Row,
-    keys: Array,
-    wish: _Wish,
-    *,
-    window: int | None,
-  ) -> tuple[Array, Array]:
-    """A chunk of steps, all but the window traced; and how many there were."""
-
-    def make(crop: Crop = lambda array: array) -> Denoiser:
-      cut = lambda condition: condition.replace(
-        concat=jax.tree.map(crop, condition.concat),
-        hint=jax.tree.map(crop, condition.hint),
-      )
-      positive = cut(wish.positive)
-      if wish.negative is None:
-        return self._model.denoiser(params, positive)
-      return self._model.guided(
-        params, cut(wish.negative), positive, wish.guidance
-      )
-
-    size = state.shape[2:4]
-    denoise = make() if window is None else windowed(make, size, window)
-    if wish.lead is not None:
-      told, labels, scale = wish.lead
-      logits = functools.partial(self._classifier[0].apply, told)
-      denoise = classifier_guided(denoise, logits, labels, scale)
-    if wish.threshold is not None:
-      denoise = thresholded(denoise, *wish.threshold)
-    mend = (lambda x, level: x) if wish.known is None else wish.known.mend
-    state = samplers.run(denoise, state, piece, keys, mend)
-    return state, piece.is_active.sum()
+    logger.info("compiled in %.1f s", time.perf_counter() - began)

@@ -113,7 +113,7 @@ def _ears(
         "reads text, a class, or nothing"
       )
   request = ConditionInputs([""], [None], None, settings.height, settings.width)
-  said, silent = encode_conditions(opened, request, logger.warning)
+  said, silent = encode_conditions(opened, request)
   ears = []
   for part in parts:
     ear: dict[str, Any] = {"input_key": part.input_key}

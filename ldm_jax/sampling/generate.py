@@ -90,19 +90,17 @@ def _job(flags: argparse.Namespace) -> GenerationJob:
     label = flags.class_label
     labels = None if label is None else np.full(count, label)
     order = dataclasses.replace(order, labels=labels)
-  studio = SamplingEngine(
-    opened.model, opened.params, sharding, logger.warning, classifier
-  )
-  studio.check_room(settings, order)
+  studio = SamplingEngine(opened.model, opened.params, sharding, classifier)
+  studio.check_memory(settings, order)
   # Both ends are heard at once, so that they get the same length.
   texts = prompts if toward is None else prompts + [toward] * count
   request = _request(flags, opened, settings, texts, max(count, len(texts)))
-  positive, negative = encode_conditions(opened, request, logger.warning)
+  positive, negative = encode_conditions(opened, request)
   if flags.interpolate:
     order = dataclasses.replace(
       order,
-      shares=np.linspace(0, 1, count),
-      toward=None
+      fractions=np.linspace(0, 1, count),
+      end=None
       if toward is None
       else positive.rows(np.arange(count, 2 * count)),
     )

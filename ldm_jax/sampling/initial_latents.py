@@ -1,4 +1,4 @@
-"""Where an order begins: noise, or pictures with some of it."""
+"""x at the first step: noise, or an image with some of it."""
 
 from typing import Any, NamedTuple
 
@@ -31,29 +31,29 @@ from ldm_jax.sampling.sampling_config import (
   SamplingConfig,
 )
 
-_PICTURES = 0  # the stream of image keys
+_IMAGES = 0  # the stream of image keys
 
 
 class InitialState(NamedTuple):
-  """The beginning of a batch.
+  """The state in which a batch starts.
 
   Attributes:
-    state: registers at the first level.
-    keys: one per image, for the noise to come.
-    known: what is kept of a picture, or None.
-    seen: pictures that conditioners read, by what each reads.
-    hint: what a ControlNet reads, in [0, 1], or None.
+    state: registers of the sampler, [r b h w c]; x is the first.
+    keys: one per image, for the noise that samplers add.
+    known: the region that inpainting keeps, or None.
+    images: inputs of concatenating conditioners, by the name each reads.
+    hint: conditioning image of a ControlNet, in [0, 1], or None.
   """
 
   state: Array
   keys: Array
   known: KnownRegion | None = None
-  seen: dict[str, Any] | None = None
+  images: dict[str, Any] | None = None
   hint: Array | None = None
 
 
 class InitialLatents:
-  """Makes beginnings for one model."""
+  """Makes the states that one model's sampling starts from."""
 
   def __init__(
     self,
@@ -62,188 +62,201 @@ class InitialLatents:
     sharding: Sharding,
   ):
     """Compiles nothing yet."""
-    self._model, self._darkroom = model, codec
+    self._model, self._codec = model, codec
     self._sharding = sharding
     self._initial = jax.jit(samplers.initial_noise, static_argnums=1)
     self._registers = jax.jit(lambda xt, scale: samplers.begin(xt * scale))
 
-  def check(self, settings: SamplingConfig, order: GenerationInputs) -> None:
-    """Whether an order can be drawn.
+  def check(self, config: SamplingConfig, inputs: GenerationInputs) -> None:
+    """Whether these inputs can be sampled from.
 
     Raises:
-      ValueError: its noise or pictures are not of the shapes that its images
-        need, or the model asks for others.
+      ValueError: the noise or the images are not of the shapes that the
+        config needs, or the model needs others.
     """
-    shape, unit = self._shape(settings), self._model.unit
-    for side in (settings.height, settings.width):
+    shape, unit = self._shape(config), self._model.unit
+    for side in (config.height, config.width):
       if side % unit or side < 1:
         raise ValueError(
-          f"images of {settings.height} x {settings.width}: the networks halve "
+          f"images of {config.height} x {config.width}: the networks halve "
           f"them to a {unit}th; try {max(unit, round(side / unit) * unit)} in "
           f"place of {side}"
         )
-    if order.noise is not None:
-      _check_noise(settings, order, shape)
-    given, model = order.given, self._model
-    enlarges = model.part(LowResolution)
-    if enlarges and model.part(MaskedImage):
-      raise ValueError(
-        "this model reads a masked image and a small one at once, which is "
-        "trained but not drawn with; leave one of them out of its config"
-      )
-    if model.part(MaskedImage) and (
-      given.images is None or given.masks is None
-    ):
+    if inputs.initial_noise is not None:
+      _check_noise(config, inputs, shape)
+    if self._model.part(LowResolution):
+      self._check_upscaling(config, inputs, shape)
+      return
+    images = inputs.image_inputs
+    is_incomplete = images.images is None or images.masks is None
+    if self._model.part(MaskedImage) and is_incomplete:
       raise ValueError(
         "this model is for inpainting; give it an image and a mask (--image, "
         "--mask)"
       )
-    if enlarges:
-      if given.images is None:
-        raise ValueError(
-          "this model is for upscaling; give it an image (--image)"
-        )
-      most = enlarges.levels - 1
-      if enlarges.levels and not 0 <= settings.noise_level <= most:
-        raise ValueError(
-          f"noise level must be 0 to {most}, got {settings.noise_level}"
-        )
-      if given.masks is not None or given.hints is not None:
-        raise ValueError("an upscaler reads an image alone; leave masks out")
-      small = (order.count, *shape[:2])
-      if given.images.shape[:3] != small:
-        raise ValueError(f"images of {given.images.shape}; needed is {small}")
-      return
-    has_control = self._model.control is not None
-    if has_control != (given.hints is not None):
+    if (self._model.control is not None) != (images.hints is not None):
       raise ValueError(
-        "a ControlNet and the picture that it reads go together "
-        "(--controlnet, --control_image)"
+        "a ControlNet and its conditioning image go together (--controlnet, "
+        "--control_image)"
       )
-    size = (order.count, settings.height, settings.width)
+    size = (inputs.count, config.height, config.width)
     for name in ("images", "masks", "hints"):
-      array = getattr(given, name)
+      array = getattr(images, name)
       if array is not None and array.shape[:3] != size:
-        raise ValueError(f"{name} of {array.shape}; the order is of {size}")
+        raise ValueError(
+          f"{name} of shape {array.shape}; needed is {(*size, ...)}"
+        )
+
+  def _check_upscaling(
+    self,
+    config: SamplingConfig,
+    inputs: GenerationInputs,
+    shape: tuple[int, int, int],
+  ) -> None:
+    """Raises ValueError for what an upscaler cannot use."""
+    part, images = self._model.part(LowResolution), inputs.image_inputs
+    if self._model.part(MaskedImage):
+      raise ValueError(
+        "this model reads both a masked and a low-resolution image, which can "
+        "be trained but not sampled; leave one of them out of its config"
+      )
+    if images.images is None:
+      raise ValueError(
+        "this model is for upscaling; give it an image (--image)"
+      )
+    most = part.levels - 1
+    if part.levels and not 0 <= config.noise_level <= most:
+      raise ValueError(
+        f"noise level must be 0 to {most}, got {config.noise_level}"
+      )
+    if images.masks is not None or images.hints is not None:
+      raise ValueError("an upscaler reads an image alone; leave masks out")
+    small = (inputs.count, *shape[:2])
+    if images.images.shape[:3] != small:
+      raise ValueError(
+        f"images of shape {images.images.shape}; needed is {(*small, 3)}"
+      )
 
   def start(
     self,
-    settings: SamplingConfig,
-    order: GenerationInputs,
-    given: ImageInputs,
+    config: SamplingConfig,
+    inputs: GenerationInputs,
+    images: ImageInputs,
     plan: samplers.Plan,
     rows: Int[np.ndarray, " b"],
   ) -> InitialState:
-    """The beginning of the images `rows`, for which `given` is given."""
-    start = self._without_hint(settings, order, given, plan, rows)
-    if given.hints is None:
+    """The state in which the samples `rows` start, whose images are given."""
+    start = self._without_hint(config, inputs, images, plan, rows)
+    if images.hints is None:
       return start
-    hint = self._sharding.distribute(given.hints.astype(np.float32) / 255)
+    hint = self._sharding.distribute(images.hints.astype(np.float32) / 255)
     return start._replace(hint=hint)
 
   def _without_hint(
     self,
-    settings: SamplingConfig,
-    order: GenerationInputs,
-    given: ImageInputs,
+    config: SamplingConfig,
+    inputs: GenerationInputs,
+    images: ImageInputs,
     plan: samplers.Plan,
     rows: Int[np.ndarray, " b"],
   ) -> InitialState:
-    whole = self._sharding.whole
-    noise, keys = self._noise(settings, order, rows)
-    if given.images is None:
+    distribute = self._sharding.distribute
+    noise, keys = self._noise(config, inputs, rows)
+    if images.images is None:
       return InitialState(self._registers(noise, plan.start), keys)
-    if enlarges := self._model.part(LowResolution):
-      noises = noise_augmentation(
-        given.images.shape[1:], settings.noise_level, keys
+    if part := self._model.part(LowResolution):
+      augmentation = noise_augmentation(
+        images.images.shape[1:], config.noise_level, keys
       )
-      seen = low_resolution_input(
-        self._model, to_float(whole(given.images)), noises
+      small = low_resolution_input(
+        self._model, to_float(distribute(images.images)), augmentation
       )
       state = self._registers(noise, plan.start)
-      return InitialState(state, keys, seen={enlarges.input_key: seen})
-    known, seen = None, {}
-    latents = self._darkroom.encode(given.images, tile=settings.tile)
-    masks = given.masks
+      return InitialState(state, keys, images={part.input_key: small})
+    known, concatenated = None, {}
+    latents = self._codec.encode(images.images, tile=config.tile)
+    masks = images.masks
     if masks is not None:
       stride = self._model.first_stage.stride
       if part := self._model.part(MaskedImage):
-        kept = self._darkroom.encode(given.images, masks, settings.tile)
-        cells = whole(first_of_cells(masks, stride))
-        seen[part.input_key] = MaskedLatents(kept, cells)
+        hidden = self._codec.encode(images.images, masks, config.tile)
+        cells = distribute(first_of_cells(masks, stride))
+        concatenated[part.input_key] = MaskedLatents(hidden, cells)
       else:
-        is_first = settings.sampler_config.compat is not None
-        cells = first_of_cells if is_first else latent_mask
-        known = KnownRegion(latents, noise, whole(cells(masks, stride)))
-    if masks is not None and settings.strength == 1:
+        is_diffusers = config.sampler_config.compat is not None
+        cells = first_of_cells if is_diffusers else latent_mask
+        known = KnownRegion(latents, noise, distribute(cells(masks, stride)))
+    if masks is not None and config.strength == 1:
       state = self._registers(noise, plan.start)
-      return InitialState(state, keys, known, seen)
-    first = jax.tree.map(lambda x: jnp.float32(x[0]), plan.program.asked)
-    xt = first.signal * latents + first.sigma * noise
-    return InitialState(self._registers(xt, 1.0), keys, known, seen)
+      return InitialState(state, keys, known, concatenated)
+    level = jax.tree.map(lambda x: jnp.float32(x[0]), plan.program.asked)
+    xt = level.signal * latents + level.sigma * noise
+    return InitialState(self._registers(xt, 1.0), keys, known, concatenated)
 
   def _noise(
     self,
-    settings: SamplingConfig,
-    order: GenerationInputs,
+    config: SamplingConfig,
+    inputs: GenerationInputs,
     rows: Int[np.ndarray, " b"],
   ) -> tuple[Array, Array]:
-    """Noise of unit variance for the images `rows`, and their keys."""
-    whole = self._sharding.whole
-    keys = self.keys(settings, order.first + rows)
-    if order.shares is None and order.variation is None:
-      return self._noise_of(settings, order, rows), keys
-    first = self._noise_of(settings, order, np.zeros_like(rows))
-    if order.variation is not None:
-      own = self._noise_of(settings, order, rows)
-      share = np.where(rows == 0, 0, order.variation)
-      return slerp(first, own, whole(np.float32(share))), keys
-    keys = self.keys(settings, np.full_like(rows, order.first))
-    if order.toward is not None:
+    """Noise of unit variance for the samples `rows`, and their keys."""
+    distribute, indices = self._sharding.distribute, inputs.first + rows
+    if inputs.fractions is None and inputs.variation is None:
+      return self._unit_noise(config, inputs, indices), self.keys(
+        config, indices
+      )
+    first = self._unit_noise(config, inputs, np.zeros_like(rows))
+    if inputs.variation is not None:
+      own = self._unit_noise(config, inputs, indices)
+      fraction = np.where(indices == 0, 0, inputs.variation)
+      noise = slerp(first, own, distribute(np.float32(fraction)))
+      return noise, self.keys(config, indices)
+    keys = self.keys(config, np.zeros_like(rows))
+    if inputs.end is not None:
       return first, keys
-    second = self._noise_of(settings, order, np.ones_like(rows))
-    shares = whole(order.shares[rows].astype(np.float32))
-    return slerp(first, second, shares), keys
+    second = self._unit_noise(config, inputs, np.ones_like(rows))
+    fractions = distribute(inputs.fractions[rows].astype(np.float32))
+    return slerp(first, second, fractions), keys
 
-  def _noise_of(
+  def _unit_noise(
     self,
-    settings: SamplingConfig,
-    order: GenerationInputs,
-    rows: Int[np.ndarray, " b"],
+    config: SamplingConfig,
+    inputs: GenerationInputs,
+    indices: Int[np.ndarray, " b"],
   ) -> Array:
-    """The noise that is given, or the seed's."""
-    if order.noise is not None:
-      return self._sharding.distribute(order.noise[rows].astype(np.float32))
-    keys = self.keys(settings, order.first + rows)
-    return self._initial(keys, self._shape(settings))
+    """The noise that is given, or the seed's, by the images' indices."""
+    if inputs.initial_noise is not None:
+      noise = inputs.initial_noise[indices].astype(np.float32)
+      return self._sharding.distribute(noise)
+    return self._initial(self.keys(config, indices), self._shape(config))
 
   def keys(
-    self, settings: SamplingConfig, rows: Int[np.ndarray, " b"]
+    self, config: SamplingConfig, indices: Int[np.ndarray, " b"]
   ) -> Array:
     """A key per image; an image is (seed, index)."""
-    rows = self._sharding.distribute(rows)
-    return samplers.image_keys(image_root(settings.seed), rows)
+    indices = self._sharding.distribute(indices)
+    return samplers.image_keys(image_root(config.seed), indices)
 
-  def _shape(self, settings: SamplingConfig) -> tuple[int, int, int]:
+  def _shape(self, config: SamplingConfig) -> tuple[int, int, int]:
     first_stage = self._model.first_stage
-    return first_stage.latent_shape(settings.height, settings.width)
+    return first_stage.latent_shape(config.height, config.width)
 
 
 def image_root(seed: int | Array) -> Array:
-  """The key that the keys of a seed's images are made from."""
-  return jax.random.fold_in(jax.random.key(seed), _PICTURES)
+  """The key from which the keys of a seed's images are made."""
+  return jax.random.fold_in(jax.random.key(seed), _IMAGES)
 
 
 def _check_noise(
-  settings: SamplingConfig, order: GenerationInputs, shape: tuple[int, int, int]
+  config: SamplingConfig, inputs: GenerationInputs, shape: tuple[int, int, int]
 ) -> None:
-  """Raises ValueError for noise of another shape than an order needs."""
-  count, what = order.count, f"{order.count} images"
-  if order.shares is not None:
-    count = 1 if order.toward is not None else 2
-    what = "the ends of a way between images"
-  if order.noise.shape != (count, *shape):
+  """Raises ValueError for noise of another shape than the images need."""
+  count, subject = inputs.first + inputs.count, f"{inputs.count} images"
+  if inputs.fractions is not None:
+    count = 1 if inputs.end is not None else 2
+    subject = "the ends of an interpolation"
+  if inputs.initial_noise.shape != (count, *shape):
     raise ValueError(
-      f"initial latents of shape {order.noise.shape}; {what} of "
-      f"{settings.height} x {settings.width} need {(count, *shape)}"
+      f"initial latents of shape {inputs.initial_noise.shape}; {subject} of "
+      f"{config.height} x {config.width} need {(count, *shape)}"
     )

@@ -1,11 +1,11 @@
-"""The first stage as pictures need it: bytes to latents and back, in tiles.
+"""The first stage: uint8 images to scaled latents and back, in tiles if asked.
 
-Tiles keep the memory of large images small. Norms and attention then see a
+Tiles bound the memory that large images need. Norms and attention then see a
 tile instead of the image, so tiles differ from the whole and from each other;
 how much is measured where they overlap.
 """
 
-from collections.abc import Callable
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.sampling.tiling import blend
 
+logger = logging.getLogger(__name__)
+
 
 class LatentCodec:
   """A model's first stage with its parameters."""
@@ -30,11 +32,9 @@ class LatentCodec:
     model: LatentDiffusion,
     params: Parameters,
     sharding: Sharding,
-    say: Callable[[str], None] = lambda line: None,
   ):
-    """Compiles nothing yet; `say` is told how well tiles agree."""
+    """Compiles nothing yet."""
     self._model, self._params, self._sharding = model, params, sharding
-    self._say = say
     self._encode = jax.jit(
       constrain_activations(self._encoded, sharding), static_argnames="side"
     )
@@ -42,13 +42,17 @@ class LatentCodec:
       constrain_activations(self._decoded, sharding), static_argnames="side"
     )
 
+  def set_parameters(self, params: Parameters) -> None:
+    """Encodes and decodes with other parameters of the same shapes."""
+    self._params = params
+
   def encode(
     self,
     images: UInt8[np.ndarray, "b H W 3"],
     masks: Bool[np.ndarray, "b H W"] | None = None,
     tile: int | None = None,
   ) -> Float[Array, "b h w c"]:
-    """Scaled latents, the posterior's mode; hidden where a mask is true.
+    """Scaled latents, the posterior's mode; pixels under a mask are hidden.
 
     Args:
       tile: side in pixels.
@@ -60,35 +64,36 @@ class LatentCodec:
       side=self._side(tile),
     )
     if seam is not None:
-      self._say(f"note: tiles encoded differ by {float(seam):.3f} in latents")
+      logger.warning("tiles encoded differ by %.3f in latents", float(seam))
     return latents
 
   def decode(
     self, latents: Float[Array, "b h w c"], tile: int | None = None
   ) -> UInt8[np.ndarray, "b H W 3"]:
-    """Scaled latents to pictures.
+    """Scaled latents to images.
 
     Args:
       tile: side in pixels.
 
     Raises:
-      NonFinite: an image holds what is not a number.
+      NonFinite: an image holds NaN or infinity.
     """
     side = self._side(tile)
-    images, seam, spoiled = self._decode(self._params, latents, side=side)
-    if int(spoiled):
+    images, seam, bad = self._decode(self._params, latents, side=side)
+    if int(bad):
       raise NonFinite(
-        f"{int(spoiled)} of {len(images)} images hold what is not a number; "
+        f"{int(bad)} of {len(images)} images hold what is not a number; "
         "compute in float32, or look at the weights"
       )
     if seam is not None:
-      self._say(
-        f"note: tiles decoded differ by {127.5 * float(seam):.2f} of 255 "
-        "(root mean square where they overlap)"
+      logger.warning(
+        "tiles decoded differ by %.2f of 255 (root mean square where they "
+        "overlap)",
+        127.5 * float(seam),
       )
     return processes.gather(images)
 
-  def check_room(
+  def check_memory(
     self, shape: tuple[int, int, int, int], tile: int | None
   ) -> None:
     """Raises TooLarge if latents of this shape cannot be decoded in the
@@ -134,7 +139,7 @@ class LatentCodec:
   def _decoded(
     self, params: Parameters, latents: Array, *, side: int | None
   ) -> tuple[Array, Array | None, Array]:
-    """Images, how much tiles differ, and how many are no numbers."""
+    """Images, how much tiles differ, and how many images are not finite."""
     decode, seam = (lambda part: self._model.decode(params, part)), None
     if side is None:
       images = decode(latents)
@@ -145,5 +150,5 @@ class LatentCodec:
         side,
         self._model.first_stage.stride,
       )
-    spoiled = ~jnp.isfinite(images).all((1, 2, 3))
-    return to_uint8(images), seam, spoiled.sum()
+    bad = ~jnp.isfinite(images).all((1, 2, 3))
+    return to_uint8(images), seam, bad.sum()

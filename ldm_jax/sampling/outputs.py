@@ -19,6 +19,7 @@ from ldm_jax.sampling import (
   SamplingConfig,
   SamplingEngine,
 )
+from ldm_jax.sampling.progress import Progress
 from ldm_jax.weights.mmap_files import replace_file
 
 A1111 = {  # its names where they are not ours in capitals
@@ -55,17 +56,21 @@ class GenerationJob:
 
   def drawn(self) -> Iterator[np.ndarray]:
     """What the studio draws, with a bar of questions to the network."""
-    draw, order = self.studio.draw, self.order
-    batches = -(-order.count // self.studio.batch(order))
-    total = batches * self.studio.questions(self.settings)
+    draw, order = self.studio.generate, self.order
+    batches = -(-order.count // self.studio.batch_size(order))
+    total = batches * self.studio.network_calls(self.settings)
     with tqdm(total=total, unit="step") as bar:
       yield from draw(
-        self.settings, self.positive, self.negative, order, bar.update
+        self.settings,
+        self.positive,
+        self.negative,
+        order,
+        Progress(lambda n, _: bar.update(n)),
       )
 
   def inverted(self) -> Iterator[np.ndarray]:
     """The noise that the pictures given come from."""
-    images = self.order.given.images[:1]
+    images = self.order.image_inputs.images[:1]
     latents = self.studio.codec.encode(images, tile=self.settings.tile)
     said = self.positive.rows(np.arange(1))
     yield np.asarray(self.studio.invert(self.settings, latents, said))
@@ -157,7 +162,7 @@ def _parameters(told: Mapping[str, Any]) -> str:
     "Size": f"{told['width']}x{told['height']}",
     "Model": json.dumps(model) if "," in model else model,
     "Clip skip": told["clip_skip"],
-    "DenoiserTask strength": told["strength"] if told["image"] else None,
+    "Denoising strength": told["strength"] if told["image"] else None,
     "Version": f"ldm_jax {told['ldm_jax']}",
   }
   lines = [told["prompt"]]

@@ -1,4 +1,4 @@
-"""Pictures of any size made to fit: resized, masked, extended. Numpy only."""
+"""Images and masks resized and extended; NumPy and Pillow only."""
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -8,7 +8,7 @@ from PIL import Image
 def fit_image(
   image: UInt8[np.ndarray, "h w 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """By Pillow's Lanczos; an image that has the size is returned as it is."""
+  """Resizes by Pillow's Lanczos; one that has the size is returned as is."""
   if image.shape[:2] == (height, width):
     return image
   return np.asarray(
@@ -19,7 +19,7 @@ def fit_image(
 def fit_mask(
   image: UInt8[np.ndarray, "h w 3"], height: int, width: int
 ) -> Bool[np.ndarray, "height width"]:
-  """True where the picture is white rather than black."""
+  """True where the image is lighter than mid-grey (128)."""
   grey = Image.fromarray(image).convert("L")
   if grey.size != (width, height):
     grey = grey.resize((width, height), Image.Resampling.NEAREST)
@@ -33,10 +33,9 @@ def extend_canvas(
   right: int,
   bottom: int,
 ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Bool[np.ndarray, "h2 w2"]]:
-  """The image on a larger canvas, and a mask that is true on what was added.
+  """Pads the image for outpainting; also a mask that is true on the padding.
 
-  The canvas repeats the image's border, which is nearer to what belongs there
-  than grey.
+  Padding repeats the border pixels, a better start than grey. Sides in pixels.
   """
   sides = ((top, bottom), (left, right))
   mask = np.pad(np.zeros(image.shape[:2], bool), sides, constant_values=True)

@@ -116,7 +116,7 @@ def settings_of(
     window=flags.window,
     tile=flags.tiled,
     noise_level=_noise_level(flags, opened),
-    classifier=flags.classifier_scale,
+    classifier_scale=flags.classifier_scale,
     control=(flags.control_scale, *flags.control_interval),
   )
   for name in ("window", "tile"):

@@ -1,4 +1,4 @@
-"""What a studio is told: how to sample, what is said, what is given."""
+"""What a `SamplingEngine` is given, as arrays and numbers."""
 
 import dataclasses
 from collections.abc import Collection
@@ -15,13 +15,13 @@ from ldm_jax.diffusion.samplers import SamplerConfig
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-  """What is said to the conditioners, by what each reads.
+  """Inputs of the conditioners, by the array that each reads.
 
   Attributes:
-    raw: arrays [b ...], one row per image.
-    is_null: per conditioner, where nothing is said, bool [b].
-    weights: [b l], of the tokens of the context, or None.
-    empty: what `raw` is where nothing is said; weights are measured from it.
+    raw: arrays [b ...], one row per image: token ids, labels, maps, ...
+    is_null: per conditioner bool [b], true where it is unconditional.
+    weights: [b l], prompt weights of the context's tokens, or None.
+    empty: `raw` of an empty prompt, from which weights are measured.
   """
 
   # Any: as a tree it carries arrays of either library.
@@ -31,23 +31,27 @@ class Conditioning:
   empty: dict[str, Any] | None = None
 
   def rows(self, places: Int[ndarray, " n"]) -> "Conditioning":
-    """The same for some of the images."""
+    """The conditioning of some of the images."""
     return jax.tree.map(lambda x: x[places], self)
 
-  def seeing(
-    self, seen: dict[str, Any], unsaid: Collection[str] = ()
+  def with_images(
+    self, images: dict[str, Any], null: Collection[str] = ()
   ) -> "Conditioning":
-    """The same beside pictures, by what reads them; nothing is said of those
-    that are `unsaid`."""
-    if not seen:
+    """Adds the inputs of concatenating conditioners, such as masked images.
+
+    Args:
+      images: by the name that each conditioner reads.
+      null: names of those that are unconditional.
+    """
+    if not images:
       return self
-    nulls = {
-      name: jnp.full(len(jax.tree.leaves(each)[0]), name in unsaid)
-      for name, each in seen.items()
+    is_null = {
+      name: jnp.full(len(jax.tree.leaves(each)[0]), name in null)
+      for name, each in images.items()
     }
-    empty = None if self.empty is None else self.empty | seen
+    empty = None if self.empty is None else self.empty | images
     return Conditioning(
-      self.raw | seen, self.is_null | nulls, self.weights, empty
+      self.raw | images, self.is_null | is_null, self.weights, empty
     )
 
 
@@ -61,21 +65,21 @@ class SamplingConfig:
 
   Attributes:
     height, width: of the images, in pixels.
-    recipe: sampler, steps and grid.
+    sampler_config: sampler, steps and timesteps.
     guidance: classifier-free guidance.
     seed: an image's noise is a function of (seed, index).
-    strength: of images that are given, how far back to begin: 1 is the whole
-      way from noise.
-    threshold: (quantile, most) of x0, or None; see `thresholded`.
-    window: side of overlapping windows in which a large image is denoised, in
-      pixels; None denoises it whole.
-    tile: side of overlapping tiles in which the first stage encodes and
-      decodes, in pixels; None does it whole.
-    noise_level: of upscaling, how much noise the small image is given, as a
-      time of its own schedule.
-    classifier: scale of a classifier's guidance.
-    control: scale of a ControlNet, and between which shares of the noise's
-      time it speaks.
+    strength: of image to image, the fraction of the steps that is taken, above
+      0 to 1; 1 starts from pure noise.
+    threshold: (quantile, largest value) of dynamic thresholding, or None.
+    window: side in pixels of the overlapping windows in which a large image is
+      denoised; None denoises it whole.
+    tile: side in pixels of the overlapping tiles in which the first stage
+      encodes and decodes; None does it whole.
+    noise_level: of upscaling, the time, on a schedule of its own, to which the
+      low-resolution image is noised.
+    control: scale of a ControlNet, and the fractions of the noise's time
+      between which it is used.
+    classifier_scale: of classifier guidance.
   """
 
   height: int
@@ -89,7 +93,7 @@ class SamplingConfig:
   tile: int | None = None
   noise_level: int = 20
   control: tuple[float, float, float] = (1.0, 0.0, 1.0)
-  classifier: float = 1.0
+  classifier_scale: float = 1.0
 
   def __post_init__(self):
     if not 0 < self.strength <= 1:
@@ -101,12 +105,12 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageInputs:
-  """Pictures that an order begins with, one per image.
+  """Images that sampling starts from or is conditioned on, one per sample.
 
   Attributes:
-    images: to change, to fill in, or to enlarge.
-    masks: true where something new is to be drawn; None changes everything.
-    hints: what a ControlNet reads.
+    images: to change, to inpaint, or to upscale.
+    masks: true where the image is generated anew; None changes all of it.
+    hints: conditioning images of a ControlNet.
   """
 
   images: UInt8[ndarray, "n h w 3"] | None = None
@@ -114,39 +118,46 @@ class ImageInputs:
   hints: UInt8[ndarray, "n h w 3"] | None = None
 
   def rows(self, places: Int[ndarray, " b"]) -> "ImageInputs":
-    """The same for some of the images."""
+    """The inputs of some of the samples."""
     pick = lambda array: None if array is None else array[places]
     return ImageInputs(pick(self.images), pick(self.masks), pick(self.hints))
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationInputs:
-  """How much to draw, and of what kind.
+  """How many images to generate, and from what.
 
   Attributes:
     count: images in all.
-    batch: images at a time.
-    noise: [count h w c] of unit variance in place of the seed's, or None; for
-      a way from one picture to another, of its ends.
-    output: pictures, or scaled latents as they leave the sampler.
-    given: pictures to begin with.
-    variation: each image's noise is so much its own and the rest the first
-      one's, on the sphere; None is all its own.
-    shares: [count] of the way from one picture to another, or None: from the
-      seed's first noise to its second, or, all from the first, from what is
-      said to `toward`.
-    toward: see `shares`.
-    labels: [count], what a classifier leads to.
-    first: the index of the first image; the others' follow.
+    batch: images at a time, at most.
+    initial_noise: [first + count, h, w, c] of unit variance in place of the
+      seed's, by index of the image; in an interpolation, of its ends. Or None.
+    output: decoded images, or latents as they leave the sampler.
+    image_inputs: of image to image, inpainting, upscaling and ControlNet.
+    variation: 0 to 1, how far each image's noise lies from that of image 0
+      towards its own (slerp); None uses its own.
+    fractions: [count] of an interpolation: from the noise of image 0 to that
+      of image 1 or, all with the noise of image 0, from the conditioning to
+      `end`. None for none.
+    end: see `fractions`.
+    labels: [count], classes of classifier guidance.
+    first: index of the first image; the others follow.
+    batch_row: None, or to repeat one image bit for bit: the row in which it
+      was computed. A batch then has `batch` rows, all of them that image.
   """
 
   count: int
   batch: int
-  noise: Float[ndarray, "m h w c"] | None = None
+  initial_noise: Float[ndarray, "m h w c"] | None = None
   output: Literal["images", "latents"] = "images"
-  given: ImageInputs = ImageInputs()
+  image_inputs: ImageInputs = ImageInputs()
   variation: float | None = None
-  shares: Float[ndarray, " n"] | None = None
-  toward: Conditioning | None = None
+  fractions: Float[ndarray, " n"] | None = None
+  end: Conditioning | None = None
   labels: Int[ndarray, " n"] | None = None
   first: int = 0
+  batch_row: int | None = None
+
+  def __post_init__(self):
+    if self.batch_row is not None and self.count != 1:
+      raise ValueError(f"batch_row is of one image, got {self.count}")

@@ -1,6 +1,6 @@
-"""A large image in overlapping windows, blended by distance to their borders.
+"""Overlapping windows, blended by the distance to their borders.
 
-One window is computed at a time, so memory is a window's, whatever the image.
+One window is computed at a time, so that memory does not grow with the image.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Crop = Callable[[Float[Array, "b h w c"]], Float[Array, "b h2 w2 c"]]
 
 
 def starts(length: int, side: int) -> list[int]:
-  """Where windows of `side` begin, covering `length` evenly."""
+  """Offsets of windows of `side` that cover `length` evenly."""
   if length <= side:
     return [0]
   count = -(-(length - side) // max(1, round(side * (1 - OVERLAP)))) + 1
@@ -43,13 +43,13 @@ def blend(
   side: int,
   factor: int = 1,
 ) -> tuple[Float[Array, "b H W c"], Float[Array, ""]]:
-  """function of every window, blended; and how much windows disagree.
+  """A function of every window, blended; and how much windows disagree.
 
   Args:
     function: of a window's `Crop`, [b h w c].
     size: of the whole, in units of latents.
     side: of a window, in the same.
-    factor: how much larger the function's answers are.
+    factor: side of the function's results over that of its windows.
 
   Returns:
     The whole, and the root mean square of what windows differ by from it
@@ -69,7 +69,7 @@ def blend(
     total[where] += weight
     count[where] += 1
 
-  def at(place: Array) -> Array:
+  def evaluate(place: Array) -> Array:
     def crop(array: Array) -> Array:
       scale = array.shape[1] // size[0]
       begin = (0, place[0] * scale, place[1] * scale, 0)
@@ -79,17 +79,17 @@ def blend(
     return function(crop)
 
   def add(sums: tuple[Array, Array], place: Array):
-    answer = at(place)
+    result = evaluate(place)
     begin = (0, place[0] * factor, place[1] * factor, 0)
     added = []
-    for held, value in zip(sums, (answer, answer**2), strict=True):
-      shape = (len(held), *answer.shape[1:])
+    for held, value in zip(sums, (result, result**2), strict=True):
+      shape = (len(held), *result.shape[1:])
       old = jax.lax.dynamic_slice(held, begin, shape)
       new = old + weight[..., None] * value
       added.append(jax.lax.dynamic_update_slice(held, new, begin))
     return tuple(added), None
 
-  first = jax.eval_shape(at, jnp.zeros(2, jnp.int32))
+  first = jax.eval_shape(evaluate, jnp.zeros(2, jnp.int32))
   empty = jnp.zeros((first.shape[0], *total.shape, first.shape[3]), first.dtype)
   sums, _ = jax.lax.scan(add, (empty, empty), jnp.asarray(places))
   whole, square = (held / total[..., None] for held in sums)
@@ -105,17 +105,17 @@ def windowed(
   """Denoises window by window  (LDM's patch-wise sampling, appendix D.1).
 
   Args:
-    make: a denoiser whose condition has been cut by the crop.
+    make: of a crop, the denoiser whose spatial conditions are cut by it.
     size: of the latents.
     side: of a window, in latents.
   """
 
   def denoise(xt: Array, level: Level) -> Estimate:
-    def answer(crop: Crop) -> Array:
+    def both(crop: Crop) -> Array:
       x0, eps = make(crop)(crop(xt), level)
       return jnp.concatenate([x0, eps], axis=-1)
 
-    both, _ = blend(answer, size, side)
-    return Estimate(*jnp.split(both, 2, axis=-1))
+    blended, _ = blend(both, size, side)
+    return Estimate(*jnp.split(blended, 2, axis=-1))
 
   return denoise
