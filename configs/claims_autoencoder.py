@@ -1,10 +1,11 @@
-"""A first stage for 64 x 64 pixels, to be weighed: f and channels by flags.
+"""A first stage for 64 x 64 pixels; f and the latent channels are set by flags.
 
   --config.task.autoencoder.trunk.multipliers="(1, 2, 2)"   f = 4
   --config.task.autoencoder.latent_channels=8
   --config.task.bottleneck_weight=1e-6
 
-Few steps, so that many can be compared; see benchmarks/claims.py.
+It has few steps, so that many variants can be compared; see
+benchmarks/claims.py.
 """
 
 import dataclasses
@@ -17,13 +18,13 @@ from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 STEPS = 600
 
 
-def get_config(price=1e-6):
+def get_config(bottleneck_weight=1e-6):
   made = glyphs_autoencoder.get_config()
   task = dataclasses.replace(
     made.task,
     autoencoder=made.task.autoencoder.clone(latent_channels=4),
     optimizer=dataclasses.replace(made.task.optimizer, decay_steps=STEPS),
-    bottleneck_weight=price,
+    bottleneck_weight=bottleneck_weight,
   )
   data = dataclasses.replace(
     made.data,

@@ -1,8 +1,9 @@
 """Class to image at 64 x 64 on the latents of a first stage of any f.
 
-The recipe is one for all, pixels among them; see claims_pixels.py. As in the
-comparison of LDM (figures 6 and 7), U-Nets of a smaller f have more levels, so
-that all attend at 8 x 8 and below; for f = 2 of a first stage:
+All values of f, and pixels (claims_pixels.py), are trained by the same
+hyper-parameters. As in LDM's comparison (figures 6 and 7), U-Nets for a
+smaller f have more levels, so that all of them have attention at 8 x 8 and
+below. For f = 2:
 
   --config.task.model.unet.multipliers="(1, 1, 2)"
   --config.task.model.unet.attention.depths="(0, 0, 1)"
@@ -19,16 +20,16 @@ from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 
 
 def get_config(first_stage=None, channels=4):
-  told = ClassEmbedder(classes=48, width=128, joins="both")
-  made = second_stage(told, vector="mlp", steps=100)
+  embedder = ClassEmbedder(classes=48, width=128, joins="both")
+  made = second_stage(embedder, vector="mlp", steps=100)
   model = dataclasses.replace(
     made.task.model,
     first_stage=first_stage,
-    # Half as wide as the glyphs' own, so that pixels have some steps, too.
+    # Half the width of glyphs_base, so that pixels get enough steps too.
     unet=made.task.model.unet.clone(out_channels=channels, channels=24),
   )
-  # The rate stays, so that a run may be judged whenever it is stopped.
-  steady = dataclasses.replace(
+  # A constant rate, so that a run can be evaluated wherever it is stopped.
+  optimizer = dataclasses.replace(
     made.task.optimizer, decay="constant", decay_steps=0
   )
   data = dataclasses.replace(
@@ -40,7 +41,7 @@ def get_config(first_stage=None, channels=4):
   )
   return dataclasses.replace(
     made,
-    task=dataclasses.replace(made.task, model=model, optimizer=steady),
+    task=dataclasses.replace(made.task, model=model, optimizer=optimizer),
     data=data,
     checkpoints=CheckpointPolicy(every=100_000),
     reports=Reports(every=10, previews_every=0),

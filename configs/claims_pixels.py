@@ -1,4 +1,4 @@
-"""Class to image at 64 x 64 on pixels: what latents are to be cheaper than."""
+"""Class to image at 64 x 64 on pixels: the baseline of the latent models."""
 
 import claims_latents
 

@@ -1,4 +1,4 @@
-"""The same first stage with a vector quantiser in its bottleneck."""
+"""claims_autoencoder.py with a vector-quantized bottleneck."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from ldm_jax.nn.bottleneck import VectorQuantizer
 
 
 def get_config():
-  made = claims_autoencoder.get_config(price=1.0)
+  made = claims_autoencoder.get_config(bottleneck_weight=1.0)
   task = dataclasses.replace(
     made.task,
     autoencoder=made.task.autoencoder.clone(bottleneck=VectorQuantizer(512, 4)),

@@ -1,13 +1,14 @@
-"""Stage one on the built-in glyphs, for two cores and twelve minutes.
+"""The first stage on the built-in glyphs: twelve minutes on two CPU cores.
 
-kl-f4 in small: 32 x 32 pixels to 8 x 8 x 8 latents. No perceptual term and no
-critic: VGG16 alone would take several times as long as the autoencoder here,
-and flat colours with sharp edges come back from squared errors alone. The full
-first stage is in photos_autoencoder.py.
+A small kl-f4: 32 x 32 pixels to 8 x 8 x 8 latents. It has no perceptual term
+and no discriminator: VGG16 alone would take several times as long as this
+autoencoder, and an L2 loss suffices for flat colours with sharp edges. For the
+full first stage see photos_autoencoder.py.
 
-The price of the bottleneck is what makes its latents easy to learn: at 5e-3 the
-decoder bears noise, at a fifth of the nats and 1 dB less than at 1e-4. Both
-palettes are shown, so that a second stage may be led from one to the other.
+The weight of the KL term decides how easily the second stage learns the
+latents: with 5e-3 the decoder tolerates noise, at a fifth of the nats and 1 dB
+less PSNR than with 1e-4. The data contain both palettes, so that a second
+stage can be fine-tuned from one to the other.
 """
 
 from ldm_jax.config import Data, Experiment, Reports

@@ -1,13 +1,14 @@
-"""What the glyphs' second stages have in common; configs here import it.
+"""Shared by the configs of the second stages on the built-in glyphs.
 
-A U-Net of some 2.5 M parameters on the 8 x 8 x 8 latents of
-glyphs_autoencoder.py, for two cores and twelve minutes. So few latents show
-what is in them through much noise: only the noisiest times are left to learn
-from the condition. A rectified flow (Liu et al. 2023) has more of them than LDM
-gives, and its velocity weighs them as much as the others.
+A U-Net of about 2.5 M parameters on the 8 x 8 x 8 latents of
+glyphs_autoencoder.py, for twelve minutes on two CPU cores. Latents this small
+remain recognizable under much noise, so only the noisiest times teach the
+network to use the condition. A rectified flow (Liu et al. 2023) has more of
+such times than LDM's schedule, and its velocity target weights them like all
+others.
 
-In equal time Muon on batches of 128 learns more than AdamW on 64 or 32; see
-benchmarks/quality.md.
+In equal time Muon with batches of 128 reaches a lower loss than AdamW with 64
+or 32; see benchmarks/quality.md.
 """
 
 from ldm_jax.config import Data, Experiment, Reports
@@ -22,7 +23,7 @@ from ldm_jax.training.denoiser import DenoiserTask
 
 STEPS = 1500
 FLOW = Schedule("rectified_flow")
-LDM = Schedule(start=0.0015, end=0.0205)  # of LDM's models with a noisy end
+LDM = Schedule(start=0.0015, end=0.0205)  # LDM's schedule with the noisiest end
 
 
 def second_stage(
@@ -35,12 +36,13 @@ def second_stage(
   transforms=(),
   tokenizer=None,
 ):
-  """An experiment told by these conditioners.
+  """A second stage with these conditioners.
 
   Args:
-    kind: "plain" attention where no conditioner gives tokens.
-    vector: "mlp" where one gives a vector.
-    views: of every example, for the conditioners to read.
+    conditioners: modules that each encode one array of the batch.
+    kind: "plain" (no cross-attention) where no conditioner returns tokens.
+    vector: "mlp" where a conditioner returns a vector.
+    transforms: applied to every example; they make the conditioners' inputs.
   """
   unet = UNet(
     out_channels=8,
@@ -85,6 +87,6 @@ def second_stage(
     ),
     steps=steps,
     checkpoints=CheckpointPolicy(every=steps, best="loss"),
-    # The report draws; a preview would take as long as sixty steps to compile.
+    # Compiling a preview takes as long as sixty steps.
     reports=Reports(every=50, previews_every=0),
   )

@@ -1,6 +1,7 @@
 """Class to image on the built-in glyphs: 48 classes, shape times colour.
 
-Told as a token to attend to (LDM's ClassEmbedder) and beside the time.
+The class embedding is a token for cross-attention (LDM's ClassEmbedder) and is
+also added to the time embedding.
 """
 
 from glyphs_base import second_stage

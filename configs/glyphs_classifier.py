@@ -1,6 +1,7 @@
-"""A classifier of the built-in glyphs' noisy latents, to guide others by.
+"""A classifier of the built-in glyphs' noisy latents, for classifier guidance.
 
-Half a U-Net (Dhariwal and Nichol 2021); 48 classes, shape times colour.
+The encoder of a U-Net (Dhariwal and Nichol 2021); 48 classes, shape times
+colour.
 """
 
 import dataclasses

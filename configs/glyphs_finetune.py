@@ -1,7 +1,7 @@
-"""The text model led to another palette, all of it trained  (fine-tuning).
+"""Fine-tunes the text model to another palette, all parameters trained.
 
-Begins from runs/glyphs_text: --config.start=runs/glyphs_text. Some of its
-steps at a fraction of its rate.
+Start from a run of glyphs_text: --config.start=runs/glyphs_text. A fraction of
+its steps at a fraction of its learning rate.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
-"""Filling holes in the built-in glyphs: boxes, strokes and objects.
+"""Inpainting on the built-in glyphs, with masks of boxes, strokes and objects.
 
-Stable Diffusion's convention: the mask and the latents of what is kept.
+Stable Diffusion's convention: the mask and the latents of the masked image are
+concatenated with x_t.
 """
 
 from glyphs_base import second_stage

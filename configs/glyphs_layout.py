@@ -1,6 +1,6 @@
-"""Layout to image on the built-in glyphs: a class and two corners.
+"""Layout to image on the built-in glyphs: a class and two corners per object.
 
-LDM's tokens on a grid of 33, one for every pixel's edge.
+LDM's layout tokens on a 33 x 33 grid, one position per pixel edge.
 """
 
 from glyphs_base import second_stage

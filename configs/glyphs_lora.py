@@ -1,6 +1,6 @@
-"""The text model led to another palette by changes of rank 16  (LoRA).
+"""Fine-tunes the text model to another palette by LoRA of rank 16.
 
-Begins from runs/glyphs_text: --config.start=runs/glyphs_text.
+Start from a run of glyphs_text: --config.start=runs/glyphs_text.
 """
 
 import dataclasses

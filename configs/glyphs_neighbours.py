@@ -1,8 +1,9 @@
-"""Images of the built-in glyphs like four others  (Blattmann et al. 2022).
+"""Retrieval-augmented diffusion on the built-in glyphs (Blattmann et al. 2022).
 
-The four nearest of 16,384 by the first stage's latents; search for them first:
+Conditioned on the four nearest of 16,384 images, compared by the first stage's
+latents. Find them first:
 
-  python -m ldm_jax.cli.retrieve --config=configs/glyphs_neighbours.py \\
+  ldm-jax retrieve --config=glyphs_neighbours \\
     --encoder=runs/glyphs_autoencoder --out=runs/neighbours
 """
 

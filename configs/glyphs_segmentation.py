@@ -1,6 +1,6 @@
 """Segmentation map to image on the built-in glyphs.
 
-The map lies beside the latents (LDM's SpatialRescaler).
+The map is concatenated with x_t (LDM's SpatialRescaler).
 """
 
 from glyphs_base import second_stage

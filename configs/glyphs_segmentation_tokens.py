@@ -1,4 +1,4 @@
-"""Segmentation map to image on the built-in glyphs, the map as 64 tokens."""
+"""Segmentation map to image on the built-in glyphs, as 64 context tokens."""
 
 from glyphs_base import second_stage
 

@@ -1,7 +1,7 @@
-"""Text to image on the built-in glyphs, told by a small transformer.
+"""Text to image on the built-in glyphs, with a small text encoder.
 
-It is trained with the U-Net and told twice: as tokens to attend to, and as
-their mean beside the time.
+A transformer, trained jointly with the U-Net, which receives its tokens by
+cross-attention and their mean added to the time embedding.
 """
 
 from glyphs_base import second_stage
@@ -13,8 +13,8 @@ from ldm_jax.nn.encoders.text_encoder import TextEncoder
 LENGTH = 20
 
 
-def words():
-  """The text encoder, and the tokenizer it listens to."""
+def text_conditioning():
+  """The text encoder's embedder, and its tokenizer."""
   encoder = TextEncoder(
     vocabulary=128, width=128, depth=1, heads=4, head_width=32, length=LENGTH
   )
@@ -23,5 +23,5 @@ def words():
 
 
 def get_config():
-  embedder, tokenizer = words()
+  embedder, tokenizer = text_conditioning()
   return second_stage(embedder, vector="mlp", tokenizer=tokenizer)

@@ -1,5 +1,6 @@
-"""Images of the built-in glyphs that nobody asked for, or that a classifier
-leads: on LDM's schedule, where a noisy latent still tells it something.
+"""An unconditional model of the built-in glyphs, also for classifier guidance.
+
+On LDM's schedule, under which a classifier can still read noisy latents.
 """
 
 from glyphs_base import LDM, second_stage

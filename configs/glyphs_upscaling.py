@@ -1,4 +1,4 @@
-"""Enlarging the built-in glyphs four times, from the means of 4 x 4 pixels."""
+"""Super-resolution x4 on the built-in glyphs, from means of 4 x 4 pixels."""
 
 from glyphs_base import second_stage
 

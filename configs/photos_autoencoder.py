@@ -1,16 +1,17 @@
 """kl-f4 on a folder of photographs, at a quarter of its width, on a CPU.
 
-The whole first stage of Rombach et al. 2022: L1 + LPIPS through the full
-VGG16, a KL term of 1e-6, and a patch discriminator that joins late, with the
+The full first stage of Rombach et al. 2022: L1 + LPIPS through the full VGG16,
+a KL term of weight 1e-6, and a patch discriminator that starts late, with the
 adaptive weight. In LDM it is 128 channels wide and runs for 176,991 steps of
 256-pixel crops; here it is 32 wide and runs for about 13 minutes on 48-pixel
 crops.
 
-The photographs are those that ship with scikit-image (the `test` extra); for
-others say --config.data.source.path=FOLDER, the same for validation, and clear
-`only`. What is held out is no crop and no stereo twin of what is learned.
+The photographs are the ones that come with scikit-image (the `test` extra).
+For others set --config.data.source.path=FOLDER and
+--config.data.validation.path, and clear `only` of both. No held-out photograph
+is a crop or the stereo counterpart of one that is trained on.
 
-VGG16's weights are not ours to ship: "random" features are used unless
+VGG16's weights cannot be distributed here: "random" features are used unless
 --config.perceptual.trunk=vgg16-397923af.pth and
 --config.perceptual.heads=lpips/weights/v0.1/vgg.pth name the files.
 """
@@ -42,7 +43,7 @@ HELD_OUT = ("chelsea.png", "coffee.png", "rocket.jpg")
 
 
 def photographs() -> str:
-  """The folder of scikit-image's pictures, or "photos" without it."""
+  """The folder of scikit-image's photographs, or "photos" without it."""
   spec = importlib.util.find_spec("skimage")
   if spec is None:
     return "photos"

@@ -1,9 +1,10 @@
-"""What LDM's published experiments have in common; configs here import it.
+"""Functions shared by the configs of LDM's published experiments.
 
-Rombach et al. 2022 and CompVis/latent-diffusion. Learning rates are those that
-were used: the published base rate times the batch (and the devices). Data sets
-of tensorflow-datasets must be prepared (ldm_jax/data/sources/tfds_source.py
-says how); others are folders. Figures are the authors', V100-days too.
+Rombach et al. 2022 and CompVis/latent-diffusion. Learning rates are the ones
+that were used: the published base rate times the batch size (and the number of
+devices). Data sets of tensorflow-datasets must be prepared first (see
+ldm_jax/data/sources/tfds_source.py); all others are folders of images. Figures
+in the configs' docstrings, V100-days included, are the authors'.
 """
 
 import dataclasses
@@ -25,13 +26,13 @@ from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.denoiser import DenoiserTask
 
-FACES = Schedule(start=0.0015, end=0.0195)  # also ImageNet's and text's
-CHURCHES = Schedule(start=0.0015, end=0.0155)  # also super-resolution's
-L1 = Schedule(start=0.0015, end=0.0205)  # of the models with an absolute loss
+FACES = Schedule(start=0.0015, end=0.0195)  # also ImageNet and text models
+CHURCHES = Schedule(start=0.0015, end=0.0155)  # also super-resolution
+L1 = Schedule(start=0.0015, end=0.0205)  # models trained with the L1 loss
 
 
 def folders(name, size, **augment):
-  """A data set in a folder NAME/train and NAME/validation."""
+  """A data set in the folders NAME/train and NAME/validation."""
   return Data(
     source=Folder(f"{name}/train"),
     validation=Folder(f"{name}/validation"),
@@ -39,7 +40,7 @@ def folders(name, size, **augment):
   )
 
 
-def zoo(name, size, train="train", held_out="validation", **augment):
+def tfds(name, size, train="train", held_out="validation", **augment):
   """A data set of tensorflow-datasets."""
   return Data(
     source=tfds_source(name, train),
@@ -49,7 +50,7 @@ def zoo(name, size, train="train", held_out="validation", **augment):
 
 
 def captioned(name, size):
-  """A folder of pictures with captions, in BERT's words."""
+  """A folder of images with captions, tokenized by BERT's tokenizer."""
   return dataclasses.replace(
     folders(name, size, flip=False),
     tokenizer=TokenizerConfig(path="models/bert-base-uncased", length=77),
@@ -57,12 +58,14 @@ def captioned(name, size):
 
 
 def open_images(size, transforms):
-  """Boxes of objects; crops of a shorter side of `size`."""
-  return dataclasses.replace(zoo("open_images_v4", size), transforms=transforms)
+  """OpenImages with its object boxes; the shorter side of a crop is `size`."""
+  return dataclasses.replace(
+    tfds("open_images_v4", size), transforms=transforms
+  )
 
 
 def kl(multipliers, channels, attention_levels=()):
-  """An autoencoder with a KL price."""
+  """An autoencoder with a KL-regularized Gaussian bottleneck."""
   trunk = ConvStack(multipliers=multipliers, attention_levels=attention_levels)
   return Autoencoder(trunk, latent_channels=channels)
 
@@ -70,7 +73,7 @@ def kl(multipliers, channels, attention_levels=()):
 def vq(
   multipliers, channels, codes, attention_levels=(), has_mid_attention=True
 ):
-  """An autoencoder with a codebook."""
+  """An autoencoder with a vector-quantized bottleneck of `codes` codes."""
   trunk = ConvStack(
     multipliers=multipliers,
     attention_levels=attention_levels,
@@ -82,7 +85,7 @@ def vq(
 def first_stage(
   autoencoder, *, batch, steps, disc_start, disc_weight=0.5, disc_layers=3
 ):
-  """A first stage on OpenImages: shorter side 384, crops of 256."""
+  """Trains a first stage on OpenImages: shorter side 384, crops of 256."""
   is_vq = isinstance(autoencoder.bottleneck, VectorQuantizer)
   adam = Optimizer(4.5e-6 * batch, (0.5, 0.9), weight_decay=0.0)
   data = folders("open_images", 256, scale=(2 / 3, 2 / 3), flip=False)
@@ -103,13 +106,13 @@ def first_stage(
   )
 
 
-def plain(depths, heads=None, head_width=None):
-  """Attention to pixels alone."""
+def self_attention(depths, heads=None, head_width=None):
+  """Transformer blocks without cross-attention."""
   return AttentionPlan(depths, 1, heads, head_width, "plain")
 
 
-def told(depths, heads=None, head_width=None, mid_depth=1):
-  """Attention to pixels and to a context."""
+def cross_attention(depths, heads=None, head_width=None, mid_depth=1):
+  """Transformer blocks with self- and cross-attention."""
   return AttentionPlan(depths, mid_depth, heads, head_width)
 
 
@@ -128,7 +131,7 @@ def second_stage(
   latent_scale: float | None = 1.0,
   accumulate=1,
 ):
-  """A diffusion on the latents of the run `stage`."""
+  """Trains a diffusion model on the latents of the run runs/STAGE."""
   return Experiment(
     task=DenoiserTask(
       LatentDiffusion(unet=unet, conditioners=conditioners, schedule=schedule),

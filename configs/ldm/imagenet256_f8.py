@@ -1,21 +1,21 @@
-"""LDM-8 on ImageNet, by class, 256 x 256 (cin256, the first release).
+"""LDM-8 on ImageNet, class-conditional, 256 x 256 (cin256, the first release).
 
-FID 15.51, inception score 79.0 after 4.8 M steps with 200 steps of DDIM; with a
-classifier's guidance of 10 (imagenet256_f8_classifier.py) 7.76 and 209.5
+FID 15.51, inception score 79.0 after 4.8 M steps with 200 steps of DDIM; with
+classifier guidance of scale 10 (imagenet256_f8_classifier.py) 7.76 and 209.5
 (published); 79 V100-days. 395.0 M parameters.
 """
 
-from base import second_stage, told, zoo
+from base import cross_attention, second_stage, tfds
 
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.unet import UNet
 
 
 def get_config():
-  unet = UNet(4, 256, (1, 2, 4), 2, told((1, 1, 1), head_width=32))
+  unet = UNet(4, 256, (1, 2, 4), 2, cross_attention((1, 1, 1), head_width=32))
   return second_stage(
     unet,
-    zoo("imagenet2012", 256, flip=False),
+    tfds("imagenet2012", 256, flip=False),
     stage="vq_f8",
     batch=64,
     rate=6.4e-5,

@@ -6,7 +6,7 @@ at 512; 2.40 and 12.89 before). 387.2 M parameters. Trained at 256.
 
 import dataclasses
 
-from base import L1, plain, second_stage, zoo
+from base import L1, second_stage, self_attention, tfds
 
 from ldm_jax.data.transforms.masks import Masks
 from ldm_jax.nn.conditioners.spatial import MaskedImage
@@ -19,10 +19,10 @@ def get_config():
     256,
     (1, 2, 3, 4),
     2,
-    plain((0, 1, 1, 1), heads=8),
+    self_attention((0, 1, 1, 1), heads=8),
     resampling="block",
   )
-  data = zoo("places365_small", 256)
+  data = tfds("places365_small", 256)
   made = second_stage(
     unet,
     dataclasses.replace(data, transforms=(Masks(("box", "strokes")),)),

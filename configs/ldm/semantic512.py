@@ -1,20 +1,20 @@
 """LDM-4 by segmentation map, 512 x 512, on landscapes with COCO's 182 classes.
 
 No figure was published. U-Net 215.2 M parameters, the map's rescaler 546.
-The 256 model, trained on with larger pictures.
+The 256 x 256 model, fine-tuned on larger images.
 """
 
-from base import L1, folders, plain, second_stage
+from base import L1, folders, second_stage, self_attention
 
 from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
 from ldm_jax.nn.unet import UNet
 
 
 def get_config():
-  unet = UNet(3, 128, (1, 4, 8), 2, plain((0, 0, 0), heads=8))
+  unet = UNet(3, 128, (1, 4, 8), 2, self_attention((0, 0, 0), heads=8))
   return second_stage(
     unet,
-    folders("landscapes", 512),  # maps beside the pictures
+    folders("landscapes", 512),  # with NAME.map.png next to each image
     stage="vq_f4",
     batch=8,
     rate=8e-6,

@@ -6,7 +6,7 @@ paper's own larger model; the released one has 113.6 M parameters).
 
 import dataclasses
 
-from base import CHURCHES, plain, second_stage, zoo
+from base import CHURCHES, second_stage, self_attention, tfds
 
 from ldm_jax.data.transforms.degradation import Degradation
 from ldm_jax.nn.conditioners.spatial import LowResolution
@@ -14,8 +14,10 @@ from ldm_jax.nn.unet import UNet
 
 
 def get_config():
-  unet = UNet(3, 160, (1, 2, 2, 4), 2, plain((0, 0, 0, 1), head_width=32))
-  data = zoo("imagenet2012", 256, scale=(0.5, 1.0), flip=False)
+  unet = UNet(
+    3, 160, (1, 2, 2, 4), 2, self_attention((0, 0, 0, 1), head_width=32)
+  )
+  data = tfds("imagenet2012", 256, scale=(0.5, 1.0), flip=False)
   return second_stage(
     unet,
     dataclasses.replace(data, transforms=(Degradation(4, "bsrgan"),)),

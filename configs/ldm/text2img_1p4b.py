@@ -1,11 +1,11 @@
-"""LDM-8 by text, 256 x 256: 1.45 B parameters on LAION-400M (txt2img-1p4B).
+"""LDM-8, text to image, 256 x 256, LAION-400M: 1.45 B parameters (txt2img-1p4B).
 
 FID 23.31 on COCO's captions; with guidance 1.5 12.63, inception score 30.29
-(published, 250 steps of DDIM, 30k samples). U-Net 872.3 M, text encoder 582.0 M
-parameters (39.1 M of them unused, left out here).
+(published, 250 steps of DDIM, 30k samples). U-Net 872.3 M, text encoder 582.0
+M parameters (39.1 M of them unused, left out here).
 """
 
-from base import captioned, second_stage, told
+from base import captioned, cross_attention, second_stage
 
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.nn.conditioners.embedders import TextEmbedder
@@ -18,7 +18,7 @@ def get_config():
   embedder = TextEmbedder(
     TextEncoder(30_522, width=1280, depth=32), empty=(101, 102)
   )
-  unet = UNet(4, 320, (1, 2, 4, 4), 2, told((1, 1, 1, 0), heads=8))
+  unet = UNet(4, 320, (1, 2, 4, 4), 2, cross_attention((1, 1, 1, 0), heads=8))
   return second_stage(
     unet,
     captioned("laion400m", 256),

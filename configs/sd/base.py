@@ -1,10 +1,11 @@
-"""What Stable Diffusion's published models have in common.
+"""Functions shared by the configs of Stable Diffusion's published models.
 
-Their captions come from LAION's sets: folders of pictures with text files. The
-text towers are read from folders in transformers' format, the first stage from
-a run (`convert` and `--config.start` take it from a published model as well).
-Figures are the authors'. Every model drops a tenth of the captions (SD 1.1 and
-1.2 did not).
+Their captioned images come from LAION's data sets: folders of images with text
+files. The text encoders are read from folders in transformers' format, the
+first stage from a run (`ldm-jax convert` makes one from a published model, and
+--config.start reads a published model itself). Figures in the configs'
+docstrings are the authors'. Every model drops a tenth of the captions (SD 1.1
+and 1.2 did not).
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.training.denoiser import DenoiserTask
 
 NOISE = Schedule(start=0.00085, end=0.012)
-PADDING = 49407  # CLIP's; OpenCLIP's is 0
+PADDING = 49407  # CLIP's padding token; OpenCLIP's is 0
 
 CLIP_L = ClipText()
 OPEN_CLIP_H = ClipText(width=1024, depth=24, heads=16, activation="gelu")
@@ -34,12 +35,12 @@ OPEN_CLIP_G = ClipText(
 
 
 def clip_l():
-  """SD 1's ears: CLIP ViT-L/14's last states."""
+  """SD 1's text encoder: the last hidden states of CLIP ViT-L/14."""
   return ClipEmbedder((CLIP_L,), (0,), (PADDING,), drop_rate=0.1)
 
 
 def open_clip_h():
-  """SD 2's ears: OpenCLIP ViT-H's states before the last block."""
+  """SD 2's text encoder: OpenCLIP ViT-H, states before the last block."""
   return ClipEmbedder((OPEN_CLIP_H,), (1,), (0,), drop_rate=0.1)
 
 
@@ -55,7 +56,7 @@ def unet_2():
 
 
 def captioned(name, size, transforms=(), **augment):
-  """A folder of pictures with captions, in CLIP's words."""
+  """A folder of images with captions, tokenized by CLIP's tokenizer."""
   return Data(
     source=Folder(f"{name}/train"),
     validation=Folder(f"{name}/validation"),
@@ -77,12 +78,12 @@ def diffusion(
   schedule=NOISE,
   prediction="eps",
   latent_scale=0.18215,
-  towers=("models/text_encoder",),
+  text_encoders=("models/text_encoder",),
   noise_augmentation_schedule=None,
   stage="kl_f8",
   **task,
 ):
-  """A diffusion on kl-f8's latents, on several devices."""
+  """Trains a diffusion model on the latents of the run runs/STAGE."""
   model = LatentDiffusion(
     unet=unet,
     conditioners=conditioners,
@@ -102,5 +103,5 @@ def diffusion(
     steps=steps,
     checkpoints=CheckpointPolicy(every=5000),
     first_stage=f"runs/{stage}",
-    text_encoders=towers,
+    text_encoders=text_encoders,
   )

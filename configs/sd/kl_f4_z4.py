@@ -1,4 +1,4 @@
-"""The first stage of the x4 upscaler: f4 of four channels, as kl-f4 else.
+"""The first stage of the x4 upscaler: kl-f4 with four latent channels.
 
 No figure was published. 55.3 M parameters.
 """

@@ -1,8 +1,8 @@
-"""sd-vae-ft-mse: kl-f8 with squared errors, less LPIPS and an average.
+"""sd-vae-ft-mse: kl-f8 with an L2 loss, a smaller LPIPS weight and an EMA.
 
 The authors trained the decoder alone, 280,000 steps of 192 from kl-f8 and its
-EMA continuation; here both halves learn. rFID 4.70, PSNR 24.5 dB on COCO 2017
-(published).
+EMA continuation; here encoder and decoder are trained. rFID 4.70, PSNR 24.5 dB
+on COCO 2017 (published).
 """
 
 from ldm_jax.config import Data, Experiment

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.5 for inpainting: nine channels in, 512 x 512.
 
-440,000 steps from SD 1.5 (set --config.start); zeros for the five new channels.
-No figure was published. 859.5 M parameters.
+440,000 steps from SD 1.5 (set --config.start); the five new input channels
+start at zero. No figure was published. 859.5 M parameters.
 """
 
 from base import captioned, clip_l, diffusion, unet_1

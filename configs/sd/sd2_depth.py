@@ -1,9 +1,9 @@
-"""Stable Diffusion 2 by text and depth, 512 x 512.
+"""Stable Diffusion 2 conditioned on text and depth, 512 x 512.
 
-MiDaS' depth of every picture as name.depth.png. 200,000 steps from the base
+MiDaS' depth map of every image as NAME.depth.png. 200,000 steps from the base
 (--config.start). 865.9 M parameters.
 
-No figure beside plots was published.
+Only plots were published, no figures.
 """
 
 from base import captioned, diffusion, open_clip_h, unet_2

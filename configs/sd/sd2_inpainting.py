@@ -2,7 +2,7 @@
 
 200,000 steps from the base (--config.start). 865.9 M parameters.
 
-No figure beside plots was published.
+Only plots were published, no figures.
 """
 
 from base import captioned, diffusion, open_clip_h, unet_2

@@ -3,7 +3,7 @@
 150,000 steps at 512 and 140,000 at 768 from the base (--config.start). 865.9 M
 parameters.
 
-No figure beside plots was published.
+Only plots were published, no figures.
 """
 
 from base import captioned, diffusion, open_clip_h, unet_2

@@ -1,8 +1,8 @@
 """Stable Diffusion XL, base, 1024 x 1024, eps  (Podell et al. 2023).
 
 600,000 steps at 256 and 200,000 at 512 with batches of 2,048, then many aspects
-at 1024 with offset noise of 0.05. No FID is claimed. 2,567.5 M parameters; told
-by two towers, pooled text and six sizes.
+at 1024 with offset noise of 0.05. No FID is claimed. 2,567.5 M parameters;
+conditioned on two text encoders, pooled text and six sizes.
 """
 
 from base import (
@@ -37,6 +37,6 @@ def get_config():
     batch=2048,
     steps=200_000,
     latent_scale=0.13025,
-    towers=("models/text_encoder", "models/text_encoder_2"),
+    text_encoders=("models/text_encoder", "models/text_encoder_2"),
     offset_noise=0.05,
   )

@@ -1,8 +1,8 @@
 """Stable Diffusion XL's refiner, 1024 x 1024, eps  (Podell et al. 2023).
 
-Told by OpenCLIP's ViT-bigG alone, sizes and an aesthetic score ("score" of
-metadata.jsonl). It was trained on the 200 least noisy times; here on all. No
-figure was published. 2,259.5 M parameters.
+Conditioned on OpenCLIP's ViT-bigG, sizes and an aesthetic score ("score" in
+metadata.jsonl). The authors trained it on the 200 least noisy times; here it is
+trained on all. No figure was published. 2,259.5 M parameters.
 """
 
 from base import OPEN_CLIP_G, captioned, diffusion
@@ -30,5 +30,5 @@ def get_config():
     batch=2048,
     steps=200_000,
     latent_scale=0.13025,
-    towers=("models/text_encoder_2",),
+    text_encoders=("models/text_encoder_2",),
   )

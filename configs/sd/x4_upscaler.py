@@ -1,9 +1,10 @@
-"""Stable Diffusion's x4 upscaler: 128 x 128 to 512 x 512 by text, v-prediction.
+"""Stable Diffusion's x4 upscaler: 128 x 128 to 512 x 512, text-conditional.
 
-1.25 M steps on crops of 512. The small picture has noise of levels 0 to 349,
-which is told. 473.4 M parameters; its first stage is the f4 of four channels.
+v-prediction, 1.25 M steps on crops of 512. The low-resolution image is noised
+at levels 0 to 349, and the network is conditioned on the level. 473.4 M
+parameters; its first stage is kl-f4 with four latent channels.
 
-No figure beside plots was published.
+Only plots were published, no figures.
 """
 
 from base import captioned, diffusion, open_clip_h
