@@ -1,4 +1,4 @@
-"""LDM-8, text to image, 256 x 256, LAION-400M: 1.45 B parameters (txt2img-1p4B).
+"""LDM-8, text to image, 256 x 256, on LAION-400M (txt2img-1p4B, 1.45 B).
 
 FID 23.31 on COCO's captions; with guidance 1.5 12.63, inception score 30.29
 (published, 250 steps of DDIM, 30k samples). U-Net 872.3 M, text encoder 582.0
