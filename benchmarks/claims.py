@@ -179,7 +179,7 @@ def drawing(name):
   import time
 
   from ldm_jax.data import batching
-  from ldm_jax.diffusion.guidance import Guidance
+  from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
   from ldm_jax.diffusion.samplers import SamplerConfig
   from ldm_jax.evaluation.reconstruct import Reconstructor
   from ldm_jax.pretrained.open_model import open_denoising
@@ -187,7 +187,9 @@ def drawing(name):
   from ldm_jax.sampling import SamplingConfig
 
   run = open_denoising(os.path.join(RUNS, name))
-  settings = SamplingConfig(64, 64, SamplerConfig(STEPS), Guidance(GUIDANCE))
+  settings = SamplingConfig(
+    64, 64, SamplerConfig(STEPS), ClassifierFreeGuidance(GUIDANCE)
+  )
   artist = Reconstructor(run, settings, MeshShape().build())
   examples = batching.first(run.experiment.data.validation, 16)
   artist.draw(examples)

@@ -66,7 +66,7 @@ def measure(path: str, dtype: str) -> None:
 
   import ldm_jax
   from ldm_jax.diffusion import samplers
-  from ldm_jax.diffusion.guidance import Guidance
+  from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 
   told, clock = {"dtype": dtype}, time.perf_counter()
 
@@ -90,7 +90,9 @@ def measure(path: str, dtype: str) -> None:
 
   @jax.jit
   def step(params, xt):
-    denoise = model.guided(params, word, word, Guidance(7.5))
+    denoise = model.guided_denoiser(
+      params, word, word, ClassifierFreeGuidance(7.5)
+    )
     return samplers.sample(denoise, xt, row, keys)
 
   xt = step(params, jax.random.normal(jax.random.key(0), (1, 64, 64, 4)))

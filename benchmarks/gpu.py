@@ -41,7 +41,7 @@ def jax_jobs(told):
   import jax
   import jax.numpy as jnp
 
-  from ldm_jax.diffusion.guidance import Guidance
+  from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
   from ldm_jax.diffusion.samplers import SamplerConfig
   from ldm_jax.latent_diffusion import LatentDiffusion
   from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
@@ -98,7 +98,10 @@ def jax_jobs(told):
   state.clear()
   pixels = side * model.first_stage.stride
   settings = SamplingConfig(
-    pixels, pixels, SamplerConfig(steps=STEPS), guidance=Guidance(SCALE)
+    pixels,
+    pixels,
+    SamplerConfig(steps=STEPS),
+    guidance=ClassifierFreeGuidance(SCALE),
   )
   raw = {"neighbours": normal(told.batch, 77, 768)}
   say = lambda is_null: Conditioning(

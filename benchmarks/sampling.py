@@ -21,7 +21,7 @@ import numpy as np
 
 import ldm_jax
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.unet import AttentionPlan, UNet
@@ -64,19 +64,21 @@ def ours(model, params, noise, contexts):
 
   @jax.jit
   def run(params, state, piece):
-    denoise = model.guided(params, negative, positive, Guidance(SCALE))
+    denoise = model.guided_denoiser(
+      params, negative, positive, ClassifierFreeGuidance(SCALE)
+    )
     return samplers.run(denoise, state, piece, keys)
 
   def chunked(length, is_awaited=False):
-    state = samplers.begin(noise)
-    for piece in samplers.chunks(program, length):
+    state = samplers.init_registers(noise)
+    for piece in samplers.split_table(program, length):
       state = run(params, state, piece)
       if is_awaited:
         state.block_until_ready()
     return np.asarray(state[0])
 
   return {
-    "chunks": lambda: chunked(samplers.CHUNK),
+    "chunks": lambda: chunked(samplers.CHUNK_ROWS),
     "one_scan": lambda: chunked(STEPS),
     "python_loop": lambda: chunked(1, is_awaited=True),
   }
@@ -139,7 +141,7 @@ def main():
   whole = asked.batch / told["one_scan_images_per_second"]
   chunks = asked.batch / told["chunks_images_per_second"]
   told["host_overhead_percent"] = round(100 * (chunks / whole - 1), 2)
-  told["dispatches"] = -(-STEPS // samplers.CHUNK)
+  told["dispatches"] = -(-STEPS // samplers.CHUNK_ROWS)
   scale = np.abs(results["chunks"]).max()
   for name, result in results.items():
     apart = np.abs(result - results["chunks"]).max() / scale

@@ -13,7 +13,7 @@ from ldm_jax.nn.conditioners.spatial import (
   MaskedImage,
   MaskedLatents,
   NoisyLowResolution,
-  first_of_cells,
+  subsample_mask,
 )
 from ldm_jax.pixels import to_float
 
@@ -46,9 +46,9 @@ def prepare_inputs(
   for part in model.conditioners:
     if isinstance(part, MaskedImage):
       masks = raw[part.input_key]
-      images = part.hide(to_float(raw["image"]), masks)
+      images = part.mask_images(to_float(raw["image"]), masks)
       latents = params.latent_scale * model.encode(params, images).mode()
-      cells = first_of_cells(masks, model.first_stage.stride)
+      cells = subsample_mask(masks, model.first_stage.stride)
       seen[part.input_key] = MaskedLatents(latents, cells)
     elif isinstance(part, LowResolution):
       seen[part.input_key] = low_resolution_input(

@@ -159,7 +159,11 @@ def _parts(kind: Any) -> list[Any]:
 
 
 def _holds_nodes(kind: Any) -> bool:
-  return any(map(dataclasses.is_dataclass, _parts(kind)))
+  """Whether a value of `kind` may be a node: a dataclass, or of a Protocol."""
+  is_node = lambda p: (
+    dataclasses.is_dataclass(p) or (getattr(p, "_is_protocol", False))
+  )
+  return any(map(is_node, _parts(kind)))
 
 
 def _admits(kind: Any, value: tuple | None) -> bool:

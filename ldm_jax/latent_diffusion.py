@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldm_jax.diffusion.guidance import Guidance, guide
-from ldm_jax.diffusion.prediction import Denoiser, Estimate, Prediction, to_pair
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
+from ldm_jax.diffusion.prediction import (
+  Denoiser,
+  Estimate,
+  Prediction,
+  to_estimate,
+)
 from ldm_jax.diffusion.schedule import Level, Schedule
 from ldm_jax.nn.autoencoder import FirstStage
 from ldm_jax.nn.bottleneck import DeterministicPosterior, DiagonalGaussian
-from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import Conditioner
 from ldm_jax.nn.conditioners.embedders import Condition, merge
 from ldm_jax.nn.controlnet import ControlNet, controlled
@@ -75,17 +79,16 @@ class LatentDiffusion:
       )
 
   @property
-  def frozen(self) -> tuple[str, ...]:
+  def frozen_conditioners(self) -> tuple[str, ...]:
     """What the conditioners read that are not trained with the U-Net."""
-    frozen = lambda p: isinstance(p, ClipEmbedder) and p.is_frozen
-    return tuple(p.input_key for p in self.conditioners if frozen(p))
+    return tuple(p.input_key for p in self.conditioners if p.is_frozen)
 
-  def part(self, kind: type) -> Any:
+  def find_conditioner(self, kind: type) -> Any:
     """The first conditioner of a kind, or None."""
     return next((p for p in self.conditioners if isinstance(p, kind)), None)
 
   @property
-  def unit(self) -> int:
+  def size_multiple(self) -> int:
     """Pixels that the sides of images must be multiples of."""
     return self.first_stage.stride * 2 ** (len(self.unet.multipliers) - 1)
 
@@ -129,7 +132,7 @@ class LatentDiffusion:
     ]
     return merge(parts)
 
-  def network(
+  def predict(
     self,
     params: Parameters,
     xt: Float[Array, "b h w c"],
@@ -152,27 +155,27 @@ class LatentDiffusion:
 
     def denoise(xt: Array, level: Level) -> Estimate:
       t = jnp.broadcast_to(level.time, (xt.shape[0],))
-      output = self.network(params, xt, t, condition)
-      return to_pair(self.prediction, level, xt, output)
+      output = self.predict(params, xt, t, condition)
+      return to_estimate(self.prediction, level, xt, output)
 
     return denoise
 
-  def guided(
+  def guided_denoiser(
     self,
     params: Parameters,
     negative: Condition,
     positive: Condition,
-    guidance: Guidance,
+    guidance: ClassifierFreeGuidance,
   ) -> Denoiser:
     """Classifier-free guidance, both halves in one pass, the negative first."""
     both = jax.tree.map(lambda *x: jnp.concatenate(x), negative, positive)
 
     def denoise(xt: Array, level: Level) -> Estimate:
       t = jnp.broadcast_to(level.time, (2 * xt.shape[0],))
-      output = self.network(params, jnp.concatenate([xt, xt]), t, both)
+      output = self.predict(params, jnp.concatenate([xt, xt]), t, both)
       share = level.time / self.schedule.steps
-      output = guide(*jnp.split(output, 2), guidance, share)
-      return to_pair(self.prediction, level, xt, output)
+      output = guidance.combine(*jnp.split(output, 2), share)
+      return to_estimate(self.prediction, level, xt, output)
 
     return denoise
 

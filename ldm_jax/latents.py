@@ -14,7 +14,7 @@ from ldm_jax.nn.bottleneck import DeterministicPosterior, DiagonalGaussian
 from ldm_jax.pixels import to_float
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
-Which = Literal["sample", "mode"]
+LatentChoice = Literal["sample", "mode"]
 
 
 def image_shape(stage: FirstStage, batch: Batch) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def latent_shape(stage: FirstStage, batch: Batch) -> tuple[int, ...]:
   return count, *stage.latent_shape(height, width)
 
 
-def posterior_of(
+def encode_batch(
   stage: FirstStage, params: Any, batch: Batch
 ) -> DiagonalGaussian | DeterministicPosterior:
   """q(z | x) of a batch, as it was cached or by the first stage."""
@@ -41,28 +41,30 @@ def posterior_of(
   return stage.apply(params, images, method="encode")
 
 
-def moments_of(posterior: DiagonalGaussian | DeterministicPosterior) -> Array:
-  """What `posterior_of` makes the posterior of again, [b h w k]."""
+def posterior_moments(
+  posterior: DiagonalGaussian | DeterministicPosterior,
+) -> Array:
+  """What `encode_batch` makes the posterior of again, [b h w k]."""
   if isinstance(posterior, DeterministicPosterior):
     return posterior.mean
   return jnp.concatenate([posterior.mean, posterior.logvar], axis=-1)
 
 
-def latents_of(
+def select_latents(
   posterior: DiagonalGaussian | DeterministicPosterior,
   noise: Array,
-  which: Which,
+  which: LatentChoice,
 ) -> Array:
   """A sample of the posterior, or its mode."""
   return posterior.mode() if which == "mode" else posterior.sample(noise)
 
 
-def measured_scale(
+def measure_latent_scale(
   stage: FirstStage,
   params: Any,
   batches: Iterable[Batch],
   key: Array,
-  which: Which = "sample",
+  which: LatentChoice = "sample",
 ) -> float:
   """1 / std of latents over all elements of `batches`.
 
@@ -75,9 +77,9 @@ def measured_scale(
 
   @jax.jit
   def moments(batch: Batch, key: Array) -> Array:
-    posterior = posterior_of(stage, params, batch)
+    posterior = encode_batch(stage, params, batch)
     noise = jax.random.normal(key, posterior.mode().shape)
-    latents = latents_of(posterior, noise, which)
+    latents = select_latents(posterior, noise, which)
     return jnp.stack([latents.mean(), jnp.square(latents).mean()])
 
   totals = [

@@ -104,13 +104,13 @@ def drawn(opened, settings, request, noise):
 def heard(opened, said, beside=None):
   """The condition of a side; `beside` are its channels next to x_t."""
   model, seen = opened.model, {}
-  if part := model.part(MaskedImage):
+  if part := model.find_conditioner(MaskedImage):
     seen = {part.input_key: MaskedLatents(beside[..., 1:], beside[..., :1])}
-  elif part := model.part(LowResolution):
+  elif part := model.find_conditioner(LowResolution):
     seen = {
       part.input_key: NoisyLowResolution(beside, jnp.full(len(beside), 20))
     }
-  elif part := model.part(DepthMap):
+  elif part := model.find_conditioner(DepthMap):
     pixels = jnp.kron(beside[..., 0], jnp.ones((1, part.cell, part.cell)))
     seen = {part.input_key: pixels}
   said = jax.tree.map(jnp.asarray, said).seeing(seen)

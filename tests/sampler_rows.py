@@ -15,12 +15,12 @@ def follow(program, xt, denoise, noises=None, mend=None):
   state = np.zeros((6, *xt.shape))
   state[0] = xt
   for i, mix in enumerate(program.mix):
-    x0, eps = denoise(state[0], at(program.asked, i))
+    x0, eps = denoise(state[0], at(program.level, i))
     noise = np.zeros_like(xt) if noises is None else noises[i]
     basis = np.stack([*state, x0, eps, noise])
     state = np.tensordot(mix, basis, 1)
     if mend is not None:
-      state[0] = mend(state[0], at(program.reached, i))
+      state[0] = mend(state[0], at(program.next_level, i))
   return state[0]
 
 

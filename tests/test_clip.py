@@ -319,7 +319,7 @@ def test_one_tokenizers_ids_get_every_towers_padding():
   towers = (ClipText(60, 8, 1, 2, 6), ClipText(60, 8, 1, 2, 6))
   embedder = ClipEmbedder(towers, (0, 0), (51, 0), begin=50, end=51)
   ids = jnp.array([[50, 3, 4, 51, 51, 51], [50, 7, 51, 51, 51, 51]])
-  found = embedder.each(ids)
+  found = embedder.repeat_per_encoder(ids)
   np.testing.assert_array_equal(found[:, 0], ids)
   wanted = [[50, 3, 4, 51, 0, 0], [50, 7, 51, 0, 0, 0]]
   np.testing.assert_array_equal(found[:, 1], wanted)

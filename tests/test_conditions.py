@@ -15,7 +15,6 @@ from ldm_jax.concat_conditioning import (
 from ldm_jax.diffusion.schedule import Schedule, q_sample
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
-from ldm_jax.nn.conditioners.conditioner import has_null
 from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
   LayoutEmbedder,
@@ -88,7 +87,10 @@ def test_both_conventions_of_inpainting():
   ldm, _ = heard(MaskedImage("ldm"), seen)
   np.testing.assert_array_equal(ldm.concat[..., :3], latents)
   np.testing.assert_array_equal(ldm.concat[..., 3:], np.where(mask, 1, -1))
-  assert MaskedImage("sd").hole == 0 and MaskedImage("ldm").hole == -1
+  assert (
+    MaskedImage("sd").masked_value == 0
+    and MaskedImage("ldm").masked_value == -1
+  )
 
 
 def test_small_pictures_bring_their_level():
@@ -100,7 +102,7 @@ def test_small_pictures_bring_their_level():
   told, _ = heard(LowResolution(10, 8), seen, DROP)
   np.testing.assert_array_equal(told.vector, np.eye(10)[[0, 7]])
   assert not told.concat[1].any() and told.concat[0].any()
-  with pytest.raises(ValueError, match="most=350"):
+  with pytest.raises(ValueError, match="max_train_level=350"):
     LowResolution(10)
 
 
@@ -138,12 +140,17 @@ def test_the_null_layout_has_no_object():
 
 
 def test_pictures_stay_unless_training_dropped_them():
-  assert not has_null(MaskedImage()) and not has_null(LowResolution())
-  assert not has_null(SegmentationEmbedder()) and has_null(
-    SegmentationEmbedder(drop_rate=0.1)
+  assert (
+    not MaskedImage().has_unconditional
+    and not LowResolution().has_unconditional
   )
-  assert has_null(NeighbourEmbeddings()) and has_null(ClassEmbedder(3, 4))
-  assert not has_null(SizeEmbedder())
+  assert not SegmentationEmbedder().has_unconditional
+  assert SegmentationEmbedder(drop_rate=0.1).has_unconditional
+  assert (
+    NeighbourEmbeddings().has_unconditional
+    and ClassEmbedder(3, 4).has_unconditional
+  )
+  assert not SizeEmbedder().has_unconditional
 
 
 # Together: one model told by everything.

@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.latents import measured_scale
+from ldm_jax.latents import measure_latent_scale
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
@@ -123,7 +123,7 @@ def test_slices_of_a_batch_are_the_batch():
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("remat", ["products", "full"])
+@pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(remat):
   state, frozen, batch = begin()
   state, key = stirred(state), jax.random.key(3)
@@ -207,9 +207,9 @@ def test_guidance_one_is_the_conditional_model():
     for drop in (no, yes)
   )
   guided = jax.jit(
-    lambda s: TASK.model.guided(params, say(yes), say(no), Guidance(s))(
-      xt, level
-    )
+    lambda s: TASK.model.guided_denoiser(
+      params, say(yes), say(no), ClassifierFreeGuidance(s)
+    )(xt, level)
   )
   np.testing.assert_allclose(guided(1.0).eps, alone.eps, atol=1e-5)
   np.testing.assert_allclose(guided(0.0).eps, null.eps, atol=1e-5)
@@ -231,7 +231,7 @@ def test_the_average_warms_up_as_in_ldm():
 def test_the_measured_scale_gives_unit_variance():
   _, frozen, _ = begin()
   batches = [draw(seed) for seed in range(4)]
-  scale = measured_scale(
+  scale = measure_latent_scale(
     TASK.model.first_stage, frozen.first_stage, batches, jax.random.key(0)
   )
   latents = []

@@ -8,10 +8,10 @@ import optax
 import pytest
 
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.loss import DenoisingLoss, sample_times
-from ldm_jax.diffusion.prediction import Estimate, to_pair
-from ldm_jax.diffusion.schedule import Schedule, like, q_sample
+from ldm_jax.diffusion.prediction import Estimate, to_estimate
+from ldm_jax.diffusion.schedule import Schedule, append_dims, q_sample
 from ldm_jax.evaluation.metrics.likelihood import (
   bits_per_dimension,
   log_likelihood,
@@ -39,7 +39,7 @@ def gaussian(schedule, mean, std):
   """The denoiser that knows N(mean, std^2)."""
 
   def denoise(xt, level):
-    signal, sigma = like(level.signal, xt), like(level.sigma, xt)
+    signal, sigma = append_dims(level.signal, xt), append_dims(level.sigma, xt)
     variance = signal**2 * std**2 + sigma**2
     x0 = mean + signal * std**2 / variance * (xt - signal * mean)
     return Estimate(x0, (xt - signal * x0) / sigma)
@@ -175,12 +175,12 @@ def test_eight_hills_are_learned_and_drawn():
 
   def denoise(xt, level):
     t = jnp.broadcast_to(level.time, xt.shape[:1])
-    return to_pair("eps", level, xt, net.apply(params, xt, t))
+    return to_estimate("eps", level, xt, net.apply(params, xt, t))
 
   keys = samplers.image_keys(jax.random.key(5), jnp.arange(8000))
   plan = samplers.SamplerConfig(50, "dpmpp_2m").plan(SCHEDULE)
-  noise = samplers.initial_noise(keys, (2,)) * plan.start
-  drawn = jax.jit(lambda xt: samplers.sample(denoise, xt, plan.program, keys))(
+  noise = samplers.initial_noise(keys, (2,)) * plan.init_noise_sigma
+  drawn = jax.jit(lambda xt: samplers.sample(denoise, xt, plan.table, keys))(
     noise
   )
   away = jnp.linalg.norm(drawn[:, None] - hills, axis=2)
@@ -313,7 +313,9 @@ def test_digits_are_drawn_that_a_judge_of_real_ones_reads():
   wanted = np.arange(200, dtype=np.int32) % 10
   sharding = MeshShape().build(jax.devices()[:1])
   studio = SamplingEngine(model, params, sharding)
-  settings = SamplingConfig(8, 8, samplers.SamplerConfig(25), Guidance(1.5))
+  settings = SamplingConfig(
+    8, 8, samplers.SamplerConfig(25), ClassifierFreeGuidance(1.5)
+  )
   says = lambda null: Conditioning(
     {"label": wanted}, {"label": np.full(200, null)}
   )

@@ -31,13 +31,13 @@ def stirred(factors):
 def test_a_fresh_one_changes_nothing():
   base = base_of(family("sd1")[0])
   lora = LoRA()
-  factors = lora.fresh(jax.random.key(0), base)
-  same = lora.merged(base, factors)
+  factors = lora.init(jax.random.key(0), base)
+  same = lora.merge(base, factors)
   jax.tree.map(np.testing.assert_array_equal, base, same)
 
 
 def test_the_default_adapts_the_unets_attention_alone():
-  factors = LoRA().fresh(jax.random.key(0), base_of(family("sd1")[0]))
+  factors = LoRA().init(jax.random.key(0), base_of(family("sd1")[0]))
   paths = ["/".join(path) for path, _ in pairs_of(factors)]
   assert paths and all(p.startswith("unet/") for p in paths)
   ends = {tuple(p.split("/")[-3:-1]) for p in paths}
@@ -50,9 +50,9 @@ def test_a_change_has_the_rank_and_the_scale():
   kernel = RNG.standard_normal((12, 10)).astype(np.float32)
   base = {"unet": {"kernel": kernel}}
   for lora in (LoRA(2, 2.0, "kernel"), LoRA(2, 8.0, "kernel")):
-    factors = stirred(lora.fresh(jax.random.key(0), base))
+    factors = stirred(lora.init(jax.random.key(0), base))
     down, up = (factors["unet"]["kernel"][n] for n in ("lora_down", "lora_up"))
-    change = lora.merged(base, factors)["unet"]["kernel"] - kernel
+    change = lora.merge(base, factors)["unet"]["kernel"] - kernel
     np.testing.assert_allclose(
       change, lora.alpha / 2 * down @ up, rtol=1e-4, atol=1e-5
     )
@@ -61,7 +61,7 @@ def test_a_change_has_the_rank_and_the_scale():
 
 def test_where_must_find_something():
   with pytest.raises(ValueError, match="finds no kernel"):
-    LoRA(where="nowhere").fresh(jax.random.key(0), {"a": jnp.ones((2, 2))})
+    LoRA(where="nowhere").init(jax.random.key(0), {"a": jnp.ones((2, 2))})
   with pytest.raises(ValueError, match="rank=0"):
     LoRA(0)
 
@@ -73,10 +73,10 @@ def test_files_bring_back_what_was_trained(tmp_path, name, form, lora):
   """Convolutions and towers too; the reader was tested against diffusers."""
   opened, _, _ = family(name)
   base = base_of(opened)
-  factors = stirred(lora.fresh(jax.random.key(1), base))
+  factors = stirred(lora.init(jax.random.key(1), base))
   path = tmp_path / "lora.safetensors"
   save_lora(opened, lora, factors, path, form)
-  wanted = lora.merged(base, factors)
+  wanted = lora.merge(base, factors)
   found = base_of(merge_lora(opened, path))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),

@@ -5,9 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.guidance import Guidance, classifier_guided, guide
+from ldm_jax.diffusion.guidance import (
+  ClassifierFreeGuidance,
+  with_classifier_guidance,
+)
 from ldm_jax.diffusion.loss import DenoisingLoss, sample_times
-from ldm_jax.diffusion.prediction import Estimate, target, thresholded, to_pair
+from ldm_jax.diffusion.prediction import (
+  Estimate,
+  target,
+  to_estimate,
+  with_thresholding,
+)
 from ldm_jax.diffusion.schedule import Schedule, q_sample
 
 SCHEDULE = Schedule()
@@ -24,7 +32,7 @@ def draw(seed=0):
 def test_to_pair_inverts_target(kind):
   x0, noise = draw()
   xt = q_sample(SCHEDULE, x0, T, noise)
-  pair = to_pair(
+  pair = to_estimate(
     kind, SCHEDULE.level(T), xt, target(kind, SCHEDULE, x0, T, noise)
   )
   # Dividing by sigma at t = 0, or by the signal at the end, costs digits.
@@ -38,7 +46,7 @@ def test_v_at_zero_terminal_snr_is_minus_x0():
   last = jnp.full((len(T),), 999.0)
   v = target("v", schedule, x0, last, noise)
   np.testing.assert_allclose(v, -x0, atol=1e-6)
-  pair = to_pair("v", schedule.level(last), noise, v)
+  pair = to_estimate("v", schedule.level(last), noise, v)
   np.testing.assert_allclose(pair.x0, x0, atol=1e-6)
 
 
@@ -101,10 +109,16 @@ def test_times_cover_the_schedule_evenly():
 
 def test_guidance_is_the_identity_at_one_and_linear():
   no, yes = draw(6)
-  np.testing.assert_allclose(guide(no, yes, Guidance(1.0)), yes, atol=1e-6)
-  np.testing.assert_allclose(guide(no, yes, Guidance(0.0)), no, atol=1e-6)
   np.testing.assert_allclose(
-    guide(no, yes, Guidance(7.5)), no + 7.5 * (yes - no), atol=1e-4
+    ClassifierFreeGuidance(1.0).combine(no, yes, 0.5), yes, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    ClassifierFreeGuidance(0.0).combine(no, yes, 0.5), no, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    ClassifierFreeGuidance(7.5).combine(no, yes, 0.5),
+    no + 7.5 * (yes - no),
+    atol=1e-4,
   )
 
 
@@ -112,26 +126,31 @@ def test_rescaled_guidance_has_the_spread_of_the_condition():
   """Lin et al. 2023, eq. 15: phi = 1 gives the positive's spread."""
   no, yes = draw(6)
   spread = lambda y: np.std(np.asarray(y), axis=(1, 2, 3))
-  whole = guide(no, yes, Guidance(7.5, rescale=1.0))
+  whole = ClassifierFreeGuidance(7.5, rescale=1.0).combine(no, yes, 0.5)
   np.testing.assert_allclose(spread(whole), spread(yes), rtol=1e-5)
-  plain = guide(no, yes, Guidance(7.5))
-  half = guide(no, yes, Guidance(7.5, rescale=0.5))
+  plain = ClassifierFreeGuidance(7.5).combine(no, yes, 0.5)
+  half = ClassifierFreeGuidance(7.5, rescale=0.5).combine(no, yes, 0.5)
   np.testing.assert_allclose(half, (plain + whole) / 2, atol=1e-5)
 
 
 def test_guidance_outside_its_interval_is_the_conditional_model():
   no, yes = draw(6)
-  guidance = Guidance(4.0, start=0.2, stop=0.8)
+  guidance = ClassifierFreeGuidance(4.0, start=0.2, stop=0.8)
   for share, scale in [(0.1, 1.0), (0.2, 4.0), (0.8, 4.0), (0.9, 1.0)]:
     np.testing.assert_allclose(
-      guide(no, yes, guidance, jnp.float32(share)),
-      guide(no, yes, Guidance(scale)),
+      guidance.combine(no, yes, jnp.float32(share)),
+      ClassifierFreeGuidance(scale).combine(no, yes, 0.5),
       atol=1e-5,
     )
 
 
 @pytest.mark.parametrize(
-  "wrong", [Guidance(float("nan")), Guidance(2, 1.5), Guidance(2, 0, 0.8, 0.2)]
+  "wrong",
+  [
+    ClassifierFreeGuidance(float("nan")),
+    ClassifierFreeGuidance(2, 1.5),
+    ClassifierFreeGuidance(2, 0, 0.8, 0.2),
+  ],
 )
 def test_meaningless_guidance_is_refused(wrong):
   with pytest.raises(ValueError, match="guidance"):
@@ -145,7 +164,7 @@ def test_thresholding_keeps_x0_in_range_and_eps_true_to_it():
   x0 = 2 * x0
   denoise = lambda xt, level: Estimate(x0, xt)
   for most in (1.0, 1.5, 100.0):
-    found, eps = thresholded(denoise, 0.9, most)(xt, level)
+    found, eps = with_thresholding(denoise, 0.9, most)(xt, level)
     each = np.abs(np.asarray(x0)).reshape(len(x0), -1)
     size = np.clip(np.quantile(each, 0.9, axis=1), 1, most).reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(
@@ -170,7 +189,7 @@ def test_a_rectified_flow_is_the_straight_line():
     np.testing.assert_allclose(level.sigma, s / spread, atol=1e-12)
     xt = level.signal * x0 + level.sigma * eps
     velocity = eps - x0
-    found = to_pair(
+    found = to_estimate(
       "flow", on_device(level), jnp.asarray(xt), jnp.asarray(velocity)
     )
     np.testing.assert_allclose(found.x0, x0, atol=1e-5)
@@ -182,7 +201,9 @@ def test_a_rectified_flow_is_the_straight_line():
   other = rng.standard_normal((3, 4))  # whatever a network says
   euler = (line + (r - s) * other) / np.hypot(1 - r, r)
   xt = line / np.hypot(1 - s, s)
-  guess = to_pair("flow", on_device(here), jnp.asarray(xt), jnp.asarray(other))
+  guess = to_estimate(
+    "flow", on_device(here), jnp.asarray(xt), jnp.asarray(other)
+  )
   ddim = there.signal * guess.x0 + there.sigma * guess.eps
   np.testing.assert_allclose(ddim, euler, atol=1e-5)
 
@@ -224,7 +245,7 @@ def test_a_classifier_leads_as_the_posterior_says():
     ]
     xt = jnp.array([[0.3], [-2.0], [1.0]])
     labels = jnp.array([0, 1, 1])
-    found = classifier_guided(mixture, logits, labels, 1.0)(xt, level)
+    found = with_classifier_guidance(mixture, logits, labels, 1.0)(xt, level)
     each = jax.vmap(scores, (0, None))(xt, level)[1]
     wanted = of(each[jnp.arange(3), labels][:, None], xt, level)
     np.testing.assert_allclose(found.eps, wanted.eps, rtol=1e-3, atol=1e-4)

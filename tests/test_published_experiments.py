@@ -163,7 +163,7 @@ def test_first_stages_have_their_size(name):
 def test_second_stages_have_their_size(name):
   made = experiment(name)
   task = made.task.with_first_stage(stage_of(made))
-  side = task.model.unit
+  side = task.model.size_multiple
   given = batch(task, side, 1)
   shape = (1, *task.first_stage.latent_shape(side, side))
   frozen = Frozen(
@@ -274,7 +274,7 @@ def test_every_published_experiment_learns(name):
         conditioners=tuple(map(small, task.model.conditioners)),
       )
       task = dataclasses.replace(task, model=model)
-      side = 2 * model.unit
+      side = 2 * model.size_multiple
     else:
       half = small(task.classifier)
       task = dataclasses.replace(task, classifier=half)

@@ -229,7 +229,7 @@ def test_what_was_trained_here_is_loaded_by_diffusers(name, form, tmp_path):
   where = r"attention[12]/(q|k|v|out)/kernel$|/attention/(q|k|v|out)/kernel$"
   lora = LoRA(rank=3, alpha=2.0, where=where)
   trees = {"unet": base.params.unet, "conditioners": base.params.conditioners}
-  fresh = lora.fresh(jax.random.key(0), trees)
+  fresh = lora.init(jax.random.key(0), trees)
   assert fresh.keys() == {"unet", "conditioners"}
   shapes = {str(i): x.shape for i, x in enumerate(jax.tree.leaves(fresh))}
   leaves = [0.3 * x for x in draw(shapes).values()]
@@ -240,7 +240,7 @@ def test_what_was_trained_here_is_loaded_by_diffusers(name, form, tmp_path):
   pipe.unload_lora_weights()
   pipe.save_pretrained(tmp_path / "changed")
   theirs = open_model(str(tmp_path / "changed")).params
-  ours = lora.merged(trees, factors)
+  ours = lora.merge(trees, factors)
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)
   jax.tree.map(close, ours["unet"], theirs.unet)
   jax.tree.map(close, ours["conditioners"], theirs.conditioners)

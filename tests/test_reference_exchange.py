@@ -18,7 +18,7 @@ from reference_families import (
 )
 
 import ldm_jax
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
@@ -170,7 +170,7 @@ def test_class_conditional_ldm_from_a_single_file(tmp_path):
     16,
     16,
     dataclasses.replace(opened.sampler_config, steps=10),
-    Guidance(4.0),
+    ClassifierFreeGuidance(4.0),
   )
   request = ConditionInputs([], [None] * 2, 7, 16, 16)
   found = drawn(opened, settings, request, noise)

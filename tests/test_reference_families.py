@@ -23,7 +23,7 @@ from reference_families import (
 
 from ldm_jax.cli import sample
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.loaded_model import skip_blocks
 from ldm_jax.nn.conditioners.embedders import Condition, SizeEmbedder
 from ldm_jax.nn.conditioners.spatial import DepthMap
@@ -123,7 +123,7 @@ def test_moments_and_decoding(family):
 def asked_of(opened, negative):
   """A request of every family; the map is what `heard` puts in its place."""
   request = request_of([negative] * 2)
-  if opened.model.part(DepthMap) is None:
+  if opened.model.find_conditioner(DepthMap) is None:
     return request
   return dataclasses.replace(request, depth=np.zeros((32, 32), np.float32))
 
@@ -157,7 +157,7 @@ def test_ten_steps_of_guided_ddim(family, negative):
     height=8 * first.stride,
     width=8 * first.stride,
     sampler_config=dataclasses.replace(opened.sampler_config, steps=10),
-    guidance=Guidance(4.0),
+    guidance=ClassifierFreeGuidance(4.0),
   )
   if name == "ldm":
     expected = by_hand(pipe, noise, [{}])
@@ -217,12 +217,14 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
   told = []
   for side in encode_conditions(opened, asked_of(opened, "a cat")):
     told.append(heard(opened, side, beside))
-  denoise = model.guided(params, told[1], told[0], Guidance(4.0))
+  denoise = model.guided_denoiser(
+    params, told[1], told[0], ClassifierFreeGuidance(4.0)
+  )
   plan = dataclasses.replace(opened.sampler_config, steps=10).plan(
     model.schedule
   )
   keys = jax.random.split(jax.random.key(0), 2)
-  walk = jax.jit(lambda xt: samplers.sample(denoise, xt, plan.program, keys))
+  walk = jax.jit(lambda xt: samplers.sample(denoise, xt, plan.table, keys))
   np.testing.assert_allclose(
     walk(noise), expected, atol=2e-3 * np.abs(expected).max()
   )

@@ -20,7 +20,7 @@ from sampler_rows import (
 )
 
 from ldm_jax.diffusion.samplers import SamplerConfig
-from ldm_jax.diffusion.schedule import LEAST, Schedule
+from ldm_jax.diffusion.schedule import MIN_ALPHA_BAR, Schedule
 from ldm_jax.pretrained.configs.scheduler_config import (
   sampler_config as read_recipe,
 )
@@ -53,7 +53,7 @@ SIGMAS = {
 
 def network(x, time, kind, alpha_bar):
   """The exact answer at the time that is told."""
-  table = np.log(np.maximum(alpha_bar, LEAST))
+  table = np.log(np.maximum(alpha_bar, MIN_ALPHA_BAR))
   log_alpha_bar = np.interp(time, np.arange(len(table)), table)
   signal, sigma = np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
   variance = (signal * STD) ** 2 + sigma**2
@@ -96,8 +96,8 @@ def ours(plan, kind, alpha_bar):
       return answer, (x - signal * answer) / sigma
     return signal * x - sigma * answer, signal * answer + sigma * x
 
-  found = follow(plan.program, XT * plan.start, denoise, NOISES)
-  return found, len(plan.program.index)
+  found = follow(plan.table, XT * plan.init_noise_sigma, denoise, NOISES)
+  return found, len(plan.table.index)
 
 
 def spaced(name, grid):
@@ -265,7 +265,7 @@ def test_our_own_ddim_is_right_where_theirs_is_not(monkeypatch):
   true = x - low.ratio * mixture_eps(x, low.ratio)
   error = lambda found: np.sqrt(np.mean((found - true) ** 2))
   mine = follow(
-    SamplerConfig(30, timestep_spacing="linspace").plan(SCHEDULE).program,
+    SamplerConfig(30, timestep_spacing="linspace").plan(SCHEDULE).table,
     XT,
     mixture,
   )

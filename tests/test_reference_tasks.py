@@ -11,7 +11,7 @@ from PIL import Image
 from reference_families import PROMPTS, draw, ours, request_of, theirs
 
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.pretrained.configs.scheduler_config import (
   sampler_config as read_recipe,
 )
@@ -117,7 +117,7 @@ def drawn(pipe, opened, noise, given, height=HEIGHT, width=WIDTH, **changes):
     sampler_config, steps=10, compat="diffusers"
   )
   settings = SamplingConfig(
-    height, width, sampler_config, Guidance(4.0), **changes
+    height, width, sampler_config, ClassifierFreeGuidance(4.0), **changes
   )
   studio = SamplingEngine(opened.model, opened.params, MeshShape().build())
   order = GenerationInputs(2, 2, noise, "latents", given)

@@ -15,7 +15,7 @@ from ldm_jax.diffusion.samplers.names import (
   parse_timestep_spacing,
 )
 from ldm_jax.diffusion.samplers.timesteps import BY_RATIO, noise_levels, times
-from ldm_jax.diffusion.schedule import CLEAN, Schedule
+from ldm_jax.diffusion.schedule import CLEAN_TIME, Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.configs.scheduler_config import (
@@ -107,10 +107,12 @@ def test_more_steps_than_were_distilled_are_refused():
 
 
 def test_times_and_sigmas_of_ones_own():
-  own = SamplerConfig(times=(900, 450.5, 10)).grid(SCHEDULE)
+  own = SamplerConfig(times=(900, 450.5, 10)).noise_levels(SCHEDULE)
   assert [level.time for level in own.levels] == [900, 450.5, 10]
-  assert own.reached[-1].time == CLEAN
-  own = SamplerConfig(sampler="euler", sigmas=(10, 3, 0.5)).grid(SCHEDULE)
+  assert own.next_levels[-1].time == CLEAN_TIME
+  own = SamplerConfig(sampler="euler", sigmas=(10, 3, 0.5)).noise_levels(
+    SCHEDULE
+  )
   np.testing.assert_allclose([x.ratio for x in own.levels], [10, 3, 0.5])
 
 
@@ -213,24 +215,28 @@ LIKE_SD = {
     (
       "EulerDiscreteScheduler",
       {"timestep_spacing": "leading"},
-      ("euler", "leading", CLEAN),
+      ("euler", "leading", CLEAN_TIME),
     ),
     (
       "DPMSolverMultistepScheduler",
       {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
-      ("dpmpp_2m_sde", "karras", CLEAN),
+      ("dpmpp_2m_sde", "karras", CLEAN_TIME),
     ),
     (
       "DPMSolverSinglestepScheduler",
       {"solver_order": 3},
-      ("dpmpp_3s", None, CLEAN),
+      ("dpmpp_3s", None, CLEAN_TIME),
     ),
     (
       "UniPCMultistepScheduler",
       {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
       ("unipc_bh1", None, 0.0),
     ),
-    ("LCMScheduler", {"timestep_spacing": "leading"}, ("lcm", None, CLEAN)),
+    (
+      "LCMScheduler",
+      {"timestep_spacing": "leading"},
+      ("lcm", None, CLEAN_TIME),
+    ),
   ],
 )
 def test_a_model_is_sampled_as_its_config_says(name, config, expected):

@@ -44,11 +44,11 @@ def opinion(xt, level):
 def from_oracle(sampler_config, schedule=SCHEDULE):
   """Where a sampler ends whose network knows x0."""
   plan = sampler_config.plan(schedule)
-  first = jax.tree.map(lambda x: x[0], plan.program.asked)
+  first = jax.tree.map(lambda x: x[0], plan.table.level)
   x0, noise = X0[0, 0, 0], NOISE[0, 0, 0]
   oracle = lambda xt, level: consistent(x0, xt, level)
   xt = first.signal * x0 + first.sigma * noise
-  return follow(plan.program, xt, oracle, NOISES), x0, noise
+  return follow(plan.table, xt, oracle, NOISES), x0, noise
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
@@ -115,10 +115,10 @@ def test_from_pure_noise_small_errors_of_a_network_stay_small(name, kind):
     x0, _ = exact(xt, level)
     return consistent(x0 + 1e-3 * np.sin(50 * xt), xt, level)
 
-  fine = SamplerConfig(1000, "ddim", "trailing").plan(schedule).program
+  fine = SamplerConfig(1000, "ddim", "trailing").plan(schedule).table
   true = follow(fine, LINE, exact)
   for timestep_spacing in ("trailing", "karras"):
-    program = SamplerConfig(40, name, timestep_spacing).plan(schedule).program
+    program = SamplerConfig(40, name, timestep_spacing).plan(schedule).table
     found = follow(program, LINE, nearly)
     best = follow(program, LINE, exact)
     assert np.abs(found - best).max() < 0.02, timestep_spacing
@@ -129,7 +129,7 @@ def test_from_pure_noise_small_errors_of_a_network_stay_small(name, kind):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_scan_follows_the_rows(name):
   """Jitted, in float32 and in chunks it is what the rows say."""
-  program = SamplerConfig(13, name, eta=None).plan(SCHEDULE).program
+  program = SamplerConfig(13, name, eta=None).plan(SCHEDULE).table
   noises = [
     samplers.normal(
       jax.vmap(jax.random.fold_in, (0, None))(KEYS, 1 + i), SHAPE[1:]
@@ -137,8 +137,8 @@ def test_the_scan_follows_the_rows(name):
     for i in range(len(program.index))
   ]
   expected = follow(program, NOISE, opinion, np.asarray(noises, np.float64))
-  state = samplers.begin(jnp.asarray(NOISE))
-  for piece in samplers.chunks(program):
+  state = samplers.init_registers(jnp.asarray(NOISE))
+  for piece in samplers.split_table(program):
     state = go_on(state, piece)
   np.testing.assert_allclose(
     state[0], expected, atol=2e-4 * np.abs(expected).max()
@@ -155,7 +155,9 @@ def go_on(state, piece):
 
 
 def test_nothing_about_a_sampler_recompiles():
-  go_on(samplers.begin(jnp.asarray(NOISE)), next(pieces(SamplerConfig())))
+  go_on(
+    samplers.init_registers(jnp.asarray(NOISE)), next(pieces(SamplerConfig()))
+  )
   traces.clear()
   for sampler_config in (
     SamplerConfig(1, eta=0.3),
@@ -164,14 +166,14 @@ def test_nothing_about_a_sampler_recompiles():
     SamplerConfig(sampler="dpmpp_2m_sde", times=(900, 500, 3.5)),
     SamplerConfig(7, "lms", compat="diffusers"),
   ):
-    state = samplers.begin(jnp.asarray(NOISE))
+    state = samplers.init_registers(jnp.asarray(NOISE))
     for piece in pieces(sampler_config):
       state = go_on(state, piece)
   assert not traces
 
 
 def pieces(sampler_config):
-  return samplers.chunks(sampler_config.plan(SCHEDULE).program)
+  return samplers.split_table(sampler_config.plan(SCHEDULE).table)
 
 
 # The same algorithm under two names, or with another's option.
@@ -196,7 +198,7 @@ TWINS = [
 def test_samplers_with_two_names_are_one(pair):
   found = [
     follow(
-      each.plan(SCHEDULE).program,
+      each.plan(SCHEDULE).table,
       NOISE,
       mixture,
       np.tile(NOISES[:, None, None, None], (1, *SHAPE[:3], 1)),
@@ -252,7 +254,7 @@ def test_order_of_convergence(sampler_config, order, solution):
     asked = dataclasses.replace(
       sampler_config, steps=steps, timestep_spacing="exponential"
     )
-    return asked.plan(SCHEDULE).program
+    return asked.plan(SCHEDULE).table
 
   found = slope(program, solution)
   assert abs(found - order) < 0.1, found
@@ -266,7 +268,7 @@ def test_order_of_unipc_three(name, solution):
   for steps in (2560, 5120):
     ratios = tuple(np.exp(np.linspace(high, low, steps)))
     sampler_config = SamplerConfig(sampler=name, order=3, sigmas=ratios)
-    found = follow(sampler_config.plan(SCHEDULE).program, LINE, mixture)
+    found = follow(sampler_config.plan(SCHEDULE).table, LINE, mixture)
     errors.append(np.sqrt(np.mean((found - solution) ** 2)))
   assert abs(np.log2(errors[0] / errors[1]) - 3) < 0.1, errors
 
@@ -311,10 +313,10 @@ def test_moments_of_stochastic_samplers(sampler_config, order):
       sampler_config, steps=steps, timestep_spacing="exponential"
     ).plan(SCHEDULE)
     first = SCHEDULE.level_at(999)
-    unit = np.eye(len(plan.program.index) + 2)
+    unit = np.eye(len(plan.table.index) + 2)
     spread = np.sqrt((first.signal * std) ** 2 + first.sigma**2)
     xt = first.signal * mean + spread * unit[1]
-    found = follow(plan.program, xt, exact, unit[2:])
+    found = follow(plan.table, xt, exact, unit[2:])
     np.testing.assert_allclose(found[0], mean, atol=1e-9)
     errors.append(abs(np.sqrt(np.sum((found[1:] - found[0]) ** 2)) - narrow))
   assert errors[-1] < 0.003
@@ -328,8 +330,8 @@ def test_inversion_returns_to_the_noise_it_came_from():
   errors = []
   for steps in (100, 200, 400):
     sampler_config = SamplerConfig(steps, "ddim", "exponential")
-    x0 = follow(sampler_config.plan(SCHEDULE).program, noise, mixture)
-    up = sampler_config.inversion(SCHEDULE).program
+    x0 = follow(sampler_config.plan(SCHEDULE).table, noise, mixture)
+    up = sampler_config.inversion(SCHEDULE).table
     back = follow(up, x0, clean_mixture)
     errors.append(np.abs(back - noise).max())
   assert errors[2] < 0.05 and errors[2] < 0.6 * errors[1] < 0.36 * errors[0]
@@ -348,9 +350,9 @@ def test_a_strength_takes_the_last_steps():
     sampler_config.plan(SCHEDULE),
     sampler_config.plan(SCHEDULE, 0.8),
   )
-  assert len(part.program.index) == 40
+  assert len(part.table.index) == 40
   np.testing.assert_array_equal(
-    part.program.asked.time, whole.program.asked.time[10:]
+    part.table.level.time, whole.table.level.time[10:]
   )
   with pytest.raises(ValueError, match="leaves none"):
     sampler_config.plan(SCHEDULE, 0.01)
@@ -359,7 +361,7 @@ def test_a_strength_takes_the_last_steps():
 def test_an_image_depends_on_its_index_and_not_on_its_batch():
   many = samplers.image_keys(jax.random.key(5), jnp.arange(16))
   alone = samplers.image_keys(jax.random.key(5), jnp.array([11]))
-  program = SamplerConfig(5, eta=1.0).plan(SCHEDULE).program
+  program = SamplerConfig(5, eta=1.0).plan(SCHEDULE).table
   a, b = (
     samplers.sample(opinion, samplers.initial_noise(k, (8,)), program, k)
     for k in (many, alone)
@@ -376,7 +378,7 @@ def test_published_ddim_steps():
 
   def at(t, s, eta):
     sampler_config = SamplerConfig(times=(t, s), eta=eta, final_sigma=-1.0)
-    one = jax.tree.map(lambda x: x[:1], sampler_config.plan(SCHEDULE).program)
+    one = jax.tree.map(lambda x: x[:1], sampler_config.plan(SCHEDULE).table)
     return follow(one, np.ones(1), half)[0]
 
   np.testing.assert_allclose(at(981, 961, 0.0), 1.061226, rtol=1e-6)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.prediction import Estimate
 from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig
 from ldm_jax.diffusion.schedule import Level
@@ -22,7 +22,7 @@ from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.conditioners.spatial import (
   LowResolution,
   MaskedImage,
-  first_of_cells,
+  subsample_mask,
 )
 from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.unet import AttentionPlan, UNet
@@ -49,7 +49,9 @@ FIELDS = {
 }
 RNG = np.random.default_rng(0)
 LEVEL = Level(jnp.float32(1), jnp.float32(1), jnp.float32(0.1))
-CONFIG = SamplingConfig(SIDE, SIDE, SamplerConfig(6), Guidance(2.0))
+CONFIG = SamplingConfig(
+  SIDE, SIDE, SamplerConfig(6), ClassifierFreeGuidance(2.0)
+)
 
 
 def perturbed(tree, seed):
@@ -142,13 +144,15 @@ def test_results_do_not_depend_on_the_devices(engine, model, count):
 
 
 def test_only_a_new_size_compiles_and_logs_it(engine, caplog):
-  base = dataclasses.replace(CONFIG, guidance=Guidance(1.5))
+  base = dataclasses.replace(CONFIG, guidance=ClassifierFreeGuidance(1.5))
   generated(engine, base, GenerationInputs(2, 2))
   compiled = engine._chunk._cache_size()
   caplog.set_level("INFO", logger="ldm_jax")
   for config in (
     dataclasses.replace(base, seed=5),
-    dataclasses.replace(base, guidance=Guidance(4.0, 0.5, 0.2, 0.8)),
+    dataclasses.replace(
+      base, guidance=ClassifierFreeGuidance(4.0, 0.5, 0.2, 0.8)
+    ),
     *(
       dataclasses.replace(base, sampler_config=SamplerConfig(4, name))
       for name in SAMPLERS
@@ -257,9 +261,9 @@ def test_a_cell_is_generated_if_any_of_its_pixels_is():
     [False, True],
     [False, False],
   ]
-  assert not first_of_cells(masks, 4).any()
+  assert not subsample_mask(masks, 4).any()
   masks[0, 4, 4] = True
-  assert first_of_cells(masks, 4)[0, 1, 1, 0]
+  assert subsample_mask(masks, 4)[0, 1, 1, 0]
 
 
 def test_variations_lie_between_one_noise_and_another(engine):
@@ -544,7 +548,7 @@ def test_inversion_finds_the_noise(engine):
   for steps in (100, 400):
     sampler_config = SamplerConfig(steps, timestep_spacing="exponential")
     config = dataclasses.replace(
-      CONFIG, sampler_config=sampler_config, guidance=Guidance()
+      CONFIG, sampler_config=sampler_config, guidance=ClassifierFreeGuidance()
     )
     noise = np.asarray(engine.invert(config, latents, sides(2)[0]))
     inputs = GenerationInputs(2, 2, noise, output="latents")

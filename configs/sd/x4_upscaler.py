@@ -27,7 +27,7 @@ def get_config():
   return diffusion(
     unet,
     captioned("laion5b_2048", 512, transforms=(Degradation(4, "bicubic"),)),
-    (open_clip_h(), LowResolution(levels=1000, most=350)),
+    (open_clip_h(), LowResolution(levels=1000, max_train_level=350)),
     batch=2048,
     steps=1_250_000,
     schedule=noise,

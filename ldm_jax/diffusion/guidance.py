@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ldm_jax.diffusion.prediction import Denoiser, Estimate
-from ldm_jax.diffusion.schedule import Level, Time, like
+from ldm_jax.diffusion.schedule import Level, Time, append_dims
 
 
-class Guidance(NamedTuple):
+class ClassifierFreeGuidance(NamedTuple):
   """How strongly a condition is followed; all of it may be traced.
 
   Attributes:
@@ -42,12 +42,36 @@ class Guidance(NamedTuple):
       )
 
   @property
-  def is_on(self) -> bool:
+  def needs_unconditional(self) -> bool:
     """Whether the unconditional answer is needed at all."""
     return self.scale != 1.0
 
+  def combine(
+    self,
+    unconditional: Float[Array, "b *rest"],
+    conditional: Float[Array, "b *rest"],
+    fraction: Time | float,
+  ) -> Float[Array, "b *rest"]:
+    """unconditional + scale (conditional - unconditional).
 
-def classifier_guided(
+    Ho and Salimans 2022, eq. 6; the paper's w is scale - 1: scale 1 is the
+    conditional model itself, 0 the unconditional one. It is applied to the
+    network's output, eps, x0 or v; the three differ only in the rescaling.
+
+    Args:
+      fraction: t / T, 0 at the image and 1 at pure noise.
+    """
+    is_inside = (self.start <= fraction) & (fraction <= self.stop)
+    scale = jnp.where(is_inside, self.scale, 1.0)
+    guided = unconditional + scale * (conditional - unconditional)
+    axes = tuple(range(1, guided.ndim))
+    std = lambda y: jnp.std(y, axes, keepdims=True)
+    # A new network's output is 0 everywhere, with no deviation to rescale.
+    ratio = std(conditional) / jnp.maximum(std(guided), 1e-12)
+    return guided * (1 + self.rescale * (ratio - 1))
+
+
+def with_classifier_guidance(
   denoise: Denoiser,
   logits: Callable[[Array, Array], Float[Array, "b k"]],
   labels: Int[Array, " b"],
@@ -69,33 +93,8 @@ def classifier_guided(
       each = jax.nn.log_softmax(logits(xt, t))
       return jnp.take_along_axis(each, labels[:, None], axis=1).sum()
 
-    signal, sigma = like(level.signal, xt), like(level.sigma, xt)
+    signal, sigma = append_dims(level.signal, xt), append_dims(level.sigma, xt)
     eps = eps - scale * sigma * jax.grad(believed)(xt)
     return Estimate((xt - sigma * eps) / signal, eps)
 
   return guided
-
-
-def guide(
-  negative: Float[Array, "b *rest"],
-  positive: Float[Array, "b *rest"],
-  guidance: Guidance,
-  share: Time = 0.5,
-) -> Float[Array, "b *rest"]:
-  """negative + scale (positive - negative)  (Ho and Salimans 2022, eq. 6).
-
-  The paper's w is scale - 1: scale 1 is the conditional model itself, 0 the
-  unconditional one. It is applied to what the network says, eps, x0 or v; the
-  three are the same but for the rescaling.
-
-  Args:
-    share: t / T.
-  """
-  is_inside = (guidance.start <= share) & (share <= guidance.stop)
-  scale = jnp.where(is_inside, guidance.scale, 1.0)
-  guided = negative + scale * (positive - negative)
-  axes = tuple(range(1, guided.ndim))
-  spread = lambda y: jnp.std(y, axes, keepdims=True)
-  # A fresh network answers 0 everywhere, which has no spread to rescale.
-  ratio = spread(positive) / jnp.maximum(spread(guided), 1e-12)
-  return guided * (1 + guidance.rescale * (ratio - 1))

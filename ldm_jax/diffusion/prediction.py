@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldm_jax.diffusion.schedule import Level, Schedule, Time, like
+from ldm_jax.diffusion.schedule import Level, Schedule, Time, append_dims
 
 Prediction = Literal["eps", "x0", "v", "flow"]
 
@@ -46,10 +46,10 @@ def target(
 ) -> Float[Array, "b *rest"]:
   """y = a_t x0 + b_t noise, what the network should answer at x_t."""
   a, b = _COEFFICIENTS[prediction](*schedule.signal_and_sigma(t))
-  return like(a, x0) * x0 + like(b, x0) * noise
+  return append_dims(a, x0) * x0 + append_dims(b, x0) * noise
 
 
-def to_pair(
+def to_estimate(
   prediction: Prediction,
   level: Level,
   xt: Float[Array, "b *rest"],
@@ -58,13 +58,15 @@ def to_pair(
   """Solves x_t = signal x0 + sigma eps, y = a x0 + b eps for (x0, eps)."""
   _, signal, sigma = level
   a, b = _COEFFICIENTS[prediction](signal, sigma)
-  determinant = like(signal * b - sigma * a, xt)
-  x0 = (like(b, xt) * xt - like(sigma, xt) * output) / determinant
-  eps = (like(signal, xt) * output - like(a, xt) * xt) / determinant
+  determinant = append_dims(signal * b - sigma * a, xt)
+  x0 = (append_dims(b, xt) * xt - append_dims(sigma, xt) * output) / determinant
+  eps = (
+    append_dims(signal, xt) * output - append_dims(a, xt) * xt
+  ) / determinant
   return Estimate(x0, eps)
 
 
-def thresholded(
+def with_thresholding(
   denoise: Denoiser, quantile: float | Array = 1.0, most: float | Array = 1.0
 ) -> Denoiser:
   """Keeps x0 in range, and eps true to it; for models of pixels.
@@ -77,10 +79,10 @@ def thresholded(
   def bounded(xt: Array, level: Level) -> Estimate:
     x0, _ = denoise(xt, level)
     size = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), quantile, axis=1)
-    size = like(jnp.clip(size, 1.0, most), x0)
+    size = append_dims(jnp.clip(size, 1.0, most), x0)
     x0 = jnp.clip(x0, -size, size) / size
-    rest = xt - like(level.signal, xt) * x0
-    return Estimate(x0, rest / like(level.sigma, xt))
+    rest = xt - append_dims(level.signal, xt) * x0
+    return Estimate(x0, rest / append_dims(level.sigma, xt))
 
   return bounded
 

@@ -10,8 +10,10 @@ from jaxtyping import Array, Float
 
 Time = Float[Array, ""] | Float[Array, " b"]
 
-CLEAN = -1.0  # the time at which nothing has been added: alpha-bar is 1
-LEAST = 2.0**-24  # alpha-bar where a sampler must divide by it, though it is 0
+CLEAN_TIME = -1.0  # the time at which nothing has been added: alpha-bar is 1
+MIN_ALPHA_BAR = (
+  2.0**-24
+)  # alpha-bar where a sampler must divide by it, though it is 0
 
 
 class Level(NamedTuple):
@@ -38,7 +40,7 @@ class Level(NamedTuple):
   @property
   def is_noise(self) -> bool:
     """Whether nothing of the image is left; host only."""
-    return bool(self.signal**2 <= 1.001 * LEAST)
+    return bool(self.signal**2 <= 1.001 * MIN_ALPHA_BAR)
 
   @property
   def half_log_snr(self) -> Any:
@@ -144,7 +146,7 @@ class Schedule:
   @functools.cached_property
   def _floored(self) -> tuple[np.ndarray, np.ndarray]:
     """Times from -1 on, and ln(ab) there, which is nowhere infinite."""
-    table = np.maximum(self._log_alpha_bar, np.log(LEAST))
+    table = np.maximum(self._log_alpha_bar, np.log(MIN_ALPHA_BAR))
     return np.arange(len(table)) - 1.0, table
 
   def log_alpha_bar(self, t: Time) -> Time:
@@ -171,7 +173,7 @@ class Schedule:
 
     Args:
       least: alpha-bar is this at least. Between whole numbers it is never
-        below `LEAST`, for a logarithm of 0 cannot be interpolated.
+        below `MIN_ALPHA_BAR`, for a logarithm of 0 cannot be interpolated.
     """
     if t == int(t):
       log_alpha_bar = self._log_alpha_bar[int(t) + 1]
@@ -211,7 +213,7 @@ def _host_level(t: float | int, log_alpha_bar: np.float64) -> Level:
   )
 
 
-def like(
+def append_dims(
   scale: Float[Array, "..."], x: Float[Array, "b *rest"]
 ) -> Float[Array, "..."]:
   """A number per image, or one for all, shaped to multiply images."""
@@ -234,7 +236,7 @@ def q_sample(
     noise: standard normal, same shape as x0.
   """
   signal, sigma = schedule.signal_and_sigma(t)
-  return like(signal, x0) * x0 + like(sigma, x0) * noise
+  return append_dims(signal, x0) * x0 + append_dims(sigma, x0) * noise
 
 
 def posterior(
@@ -254,5 +256,5 @@ def posterior(
   noise_t, noise_s = -jnp.expm1(log_t), -jnp.expm1(log_s)
   from_x0 = jnp.exp(0.5 * log_s) * beta / noise_t
   from_xt = jnp.sqrt(alpha) * noise_s / noise_t
-  mean = like(from_x0, x0) * x0 + like(from_xt, xt) * xt
+  mean = append_dims(from_x0, x0) * x0 + append_dims(from_xt, xt) * xt
   return mean, beta * noise_s / noise_t

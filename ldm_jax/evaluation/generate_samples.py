@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm_jax.data import batching
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.diffusion.samplers.names import parse_sampler_name
 from ldm_jax.errors import ConfigError
@@ -152,7 +152,7 @@ def _settings(flags: argparse.Namespace, image: np.ndarray) -> SamplingConfig:
     height=image.shape[0],
     width=image.shape[1],
     sampler_config=SamplerConfig(flags.steps, eta=flags.eta, **sampler_config),
-    guidance=Guidance(flags.guidance),
+    guidance=ClassifierFreeGuidance(flags.guidance),
     seed=flags.seed,
   )
 

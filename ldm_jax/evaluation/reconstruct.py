@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from ldm_jax.nn.conditioners.conditioner import ConcatConditioner, has_null
+from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.spatial import LowResolution, MaskedImage
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.pretrained.open_model import open_run
@@ -106,7 +106,9 @@ class Reconstructor:
       p for p in self.model.conditioners if not isinstance(p, ConcatConditioner)
     ]
     raw = {part.input_key: examples[part.input_key] for part in parts}
-    nulls = {part.input_key: np.full(count, has_null(part)) for part in parts}
+    nulls = {
+      part.input_key: np.full(count, part.has_unconditional) for part in parts
+    }
     never = {name: np.zeros(count, bool) for name in raw}
     positive = Conditioning(raw, nulls if self._is_null else never)
     order = self._order(examples, first)
@@ -134,8 +136,8 @@ class Reconstructor:
     )
 
   def _given(self, examples: Examples) -> ImageInputs:
-    if part := self.model.part(MaskedImage):
+    if part := self.model.find_conditioner(MaskedImage):
       return ImageInputs(examples["image"], examples[part.input_key])
-    if part := self.model.part(LowResolution):
+    if part := self.model.find_conditioner(LowResolution):
       return ImageInputs(examples[part.input_key])
     return ImageInputs()

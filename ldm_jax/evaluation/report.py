@@ -17,7 +17,7 @@ from ldm_jax.config import Data
 from ldm_jax.data import batching
 from ldm_jax.data.glyphs.source import SHAPES, Glyphs
 from ldm_jax.data.sources.neighbours import Neighbours
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.glyphs import condition_accuracy
@@ -160,7 +160,7 @@ def _settings(flags: argparse.Namespace, images: Images) -> SamplingConfig:
     height=images.shape[1],
     width=images.shape[2],
     sampler_config=SamplerConfig(flags.steps, eta=flags.eta),
-    guidance=Guidance(flags.guidance),
+    guidance=ClassifierFreeGuidance(flags.guidance),
     seed=flags.seed,
     classifier=flags.classifier_scale,
   )

@@ -12,8 +12,10 @@ from jaxtyping import Array, Float
 # An accelerator's own attention: the answer, or None where it is not made for
 # these arrays. `runtime/devices/attention_kernels.py` puts one in
 # the place of a name.
-Kernel = Callable[[Array, Array, Array], Array | None]
-AttentionBackend = Literal["auto", "xla", "chunked", "splash", "cudnn"] | Kernel
+AttentionKernel = Callable[[Array, Array, Array], Array | None]
+AttentionBackend = (
+  Literal["auto", "xla", "chunked", "splash", "cudnn"] | AttentionKernel
+)
 
 # From this many scores per head on, holding them costs more than the loop.
 _MANY_SCORES = 1024 * 1024
@@ -55,12 +57,12 @@ def dot_product_attention(
   if attention_backend == "chunked" or (
     attention_backend == "auto" and is_long
   ):
-    return chunked(q, k, v, is_causal=is_causal)
+    return chunked_attention(q, k, v, is_causal=is_causal)
   return jax.nn.dot_product_attention(q, k, v, is_causal=is_causal)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("is_causal",))
-def chunked(
+def chunked_attention(
   q: Float[Array, "b l n d"],
   k: Float[Array, "b m n d"],
   v: Float[Array, "b m n d"],
@@ -150,7 +152,7 @@ def _backward(is_causal: bool, saved, grad: Array):
   )
 
 
-chunked.defvjp(_forward, _backward)
+chunked_attention.defvjp(_forward, _backward)
 
 
 def _cut(x: Array, most: int) -> Array:

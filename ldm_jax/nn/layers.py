@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-Remat = Literal["off", "products", "full"]
+Remat = Literal["off", "dots", "full"]
 
 
 def remat_policy(remat: Remat, module: type[nn.Module]) -> type[nn.Module]:
   """A module that keeps so much for its backward pass, and computes the rest
   again (Chen et al. 2016): with "off" it keeps all it needs, with "full" its
-  inputs, with "products" also the results of convolutions and of products with
+  inputs, with "dots" also the results of convolutions and of products with
   a matrix, but not attention's scores.
   """
   if remat == "off":
     return module
-  return nn.remat(module, policy=_is_product if remat == "products" else None)
+  return nn.remat(module, policy=_is_product if remat == "dots" else None)
 
 
 def _is_product(primitive: Any, *_: Any, **params: Any) -> bool:

@@ -35,7 +35,7 @@ class LoRA:
     if self.rank < 1:
       raise ValueError(f"LoRA.rank={self.rank} must be 1 or more")
 
-  def fresh(self, key: Array, base: Any) -> dict[str, Any]:
+  def init(self, key: Array, base: Any) -> dict[str, Any]:
     """Factors for every kernel of `base` that is found, in its places.
 
     Raises:
@@ -60,7 +60,7 @@ class LoRA:
       raise ValueError(f"LoRA.where={self.where!r} finds no kernel")
     return factors
 
-  def merged(self, base: Any, factors: Mapping[str, Any]) -> Any:
+  def merge(self, base: Any, factors: Mapping[str, Any]) -> Any:
     """`base` with the changes added; what has no factors is shared."""
     if factors.keys() == FACTORS:
       down, up = factors["lora_down"], factors["lora_up"]
@@ -69,6 +69,6 @@ class LoRA:
       change = scale * change.reshape(base.shape)
       return (base.astype(jnp.float32) + change).astype(base.dtype)
     return {
-      name: self.merged(part, factors[name]) if name in factors else part
+      name: self.merge(part, factors[name]) if name in factors else part
       for name, part in base.items()
     }

@@ -22,7 +22,9 @@ def load_text_encoders(
     WeightsError: a folder's weights are missing or malformed.
   """
   parts = [
-    part for part in model.conditioners if part.input_key in model.frozen
+    part
+    for part in model.conditioners
+    if part.input_key in model.frozen_conditioners
   ]
   needed = sum(len(part.encoders) for part in parts)
   if needed != len(folders):

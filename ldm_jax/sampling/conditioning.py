@@ -13,7 +13,7 @@ from ldm_jax.data.text.prompt_weighting import (
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
-from ldm_jax.nn.conditioners.conditioner import ConcatConditioner, has_null
+from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
   LayoutEmbedder,
@@ -261,7 +261,10 @@ def _depth(loaded, part, inputs):
 def _plane(part, plane, count):
   """The same map for every image; the negative side may leave it out."""
   row = np.broadcast_to(plane, (count, *plane.shape))
-  return (row, np.zeros(count, bool)), (row, np.full(count, has_null(part)))
+  return (row, np.zeros(count, bool)), (
+    row,
+    np.full(count, part.has_unconditional),
+  )
 
 
 def _layout(loaded, part, inputs):

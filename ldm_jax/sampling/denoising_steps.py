@@ -7,8 +7,11 @@ import jax
 from jaxtyping import Array
 
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.guidance import Guidance, classifier_guided
-from ldm_jax.diffusion.prediction import Denoiser, thresholded
+from ldm_jax.diffusion.guidance import (
+  ClassifierFreeGuidance,
+  with_classifier_guidance,
+)
+from ldm_jax.diffusion.prediction import Denoiser, with_thresholding
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.encoder_unet import EncoderUNet
@@ -28,7 +31,7 @@ class StepInputs(NamedTuple):
 
   positive: Condition
   negative: Condition | None
-  guidance: Guidance
+  guidance: ClassifierFreeGuidance
   threshold: tuple[float, float] | None
   known: KnownRegion | None
   classifier: tuple[Any, Array, float] | None = None
@@ -78,16 +81,18 @@ def run_piece(
     positive = cut(step.positive)
     if step.negative is None:
       return model.denoiser(params, positive)
-    return model.guided(params, cut(step.negative), positive, step.guidance)
+    return model.guided_denoiser(
+      params, cut(step.negative), positive, step.guidance
+    )
 
   size = state.shape[2:4]
   denoise = make() if window is None else windowed(make, size, window)
   if step.classifier is not None:
     variables, labels, scale = step.classifier
     logits = functools.partial(classifier.apply, variables)
-    denoise = classifier_guided(denoise, logits, labels, scale)
+    denoise = with_classifier_guidance(denoise, logits, labels, scale)
   if step.threshold is not None:
-    denoise = thresholded(denoise, *step.threshold)
+    denoise = with_thresholding(denoise, *step.threshold)
   mend = (lambda x, level: x) if step.known is None else step.known.mend
   state = samplers.run(denoise, state, piece, keys, mend)
   return state, piece.is_active.sum()

@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.guidance import Guidance
-from ldm_jax.diffusion.schedule import like
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
+from ldm_jax.diffusion.schedule import append_dims
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.conditioners.conditioner import has_null
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.runtime.devices import attention_kernels, processes
@@ -114,7 +113,7 @@ class SamplingEngine:
       plan = self._plan(config)
       start = self._initial_latents.start(config, inputs, images, plan, rows)
       step = self._step_inputs(config, positive, negative, inputs, start, rows)
-      latents = self._run(config, plan.program, step, start, progress)
+      latents = self._run(config, plan.table, step, start, progress)
       keep = slice(inputs.count - first)
       if inputs.batch_row is not None:
         keep = slice(inputs.batch_row, inputs.batch_row + 1)
@@ -166,7 +165,7 @@ class SamplingEngine:
 
   def network_calls(self, config: SamplingConfig) -> int:
     """Evaluations of the network for one batch."""
-    return len(self._plan(config).program.index)
+    return len(self._plan(config).table.index)
 
   def invert(
     self, config: SamplingConfig, latents: Array, conditioning: Conditioning
@@ -186,11 +185,11 @@ class SamplingEngine:
     sampler_config = dataclasses.replace(
       config.sampler_config, final_sigma=final_sigma
     )
-    program = sampler_config.inversion(model.schedule).program
-    config = dataclasses.replace(config, guidance=Guidance())
+    program = sampler_config.inversion(model.schedule).table
+    config = dataclasses.replace(config, guidance=ClassifierFreeGuidance())
     rows = np.arange(len(latents))
     keys = self._initial_latents.keys(config, rows)
-    start = InitialState(samplers.begin(latents), keys)
+    start = InitialState(samplers.init_registers(latents), keys)
     inputs = GenerationInputs(len(rows), len(rows))
     step = self._step_inputs(
       config, conditioning, conditioning, inputs, start, rows
@@ -211,7 +210,9 @@ class SamplingEngine:
   ) -> StepInputs:
     """Encoded conditions of the images `rows`, and the rest of a step."""
     distribute = self._sharding.distribute
-    names = [p.input_key for p in self._model.conditioners if has_null(p)]
+    names = [
+      p.input_key for p in self._model.conditioners if p.has_unconditional
+    ]
 
     def encode(side: Conditioning, null: Collection[str] = ()) -> Condition:
       side = distribute(side.rows(rows)).with_images(start.images or {}, null)
@@ -225,9 +226,9 @@ class SamplingEngine:
     condition = encode(positive)
     if inputs.end is not None:
       fraction = distribute(inputs.fractions[rows].astype(np.float32))
-      mix = lambda a, b: a + like(fraction, a) * (b - a)
+      mix = lambda a, b: a + append_dims(fraction, a) * (b - a)
       condition = jax.tree.map(mix, condition, encode(inputs.end))
-    is_guided = bool(names) and config.guidance.is_on
+    is_guided = bool(names) and config.guidance.needs_unconditional
     classifier = None
     if inputs.labels is not None:
       labels = distribute(inputs.labels[rows].astype(np.int32))
@@ -257,7 +258,7 @@ class SamplingEngine:
     with_x0 = progress is not None and progress.with_x0
     if with_x0:
       state = add_x0_register(state)
-    length = samplers.CHUNK if progress is None else progress.length
+    length = samplers.CHUNK_ROWS if progress is None else progress.length
     for piece in pieces(program, length):
       if with_x0:
         piece = keep_x0(piece)

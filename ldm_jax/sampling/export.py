@@ -87,7 +87,7 @@ def _settings(flags: argparse.Namespace, opened: LoadedModel) -> SamplingConfig:
   scale = opened.guidance if flags.guidance is None else flags.guidance
   guidance = settings.guidance._replace(scale=scale)
   guidance.check()
-  unit = opened.model.unit
+  unit = opened.model.size_multiple
   if settings.height % unit or settings.width % unit:
     raise ConfigError(
       f"images of {settings.height} x {settings.width}: sides must be "

@@ -10,9 +10,8 @@ from jax import export
 from jaxtyping import Array, UInt8
 
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.conditioners.conditioner import has_null
 from ldm_jax.pixels import to_uint8
 from ldm_jax.sampling.initial_latents import image_root
 from ldm_jax.sampling.sampling_config import Conditioning, SamplingConfig
@@ -113,9 +112,9 @@ def generate_traced(
   seed, first, scales = told
   hear = lambda side: model.condition(params, side["raw"], side["is_null"])
   positive, negative = map(hear, sides)
-  if any(map(has_null, model.conditioners)):
-    guidance = Guidance(*(scales[i] for i in range(4)))
-    denoise = model.guided(params, negative, positive, guidance)
+  if any(part.has_unconditional for part in model.conditioners):
+    guidance = ClassifierFreeGuidance(*(scales[i] for i in range(4)))
+    denoise = model.guided_denoiser(params, negative, positive, guidance)
   else:
     denoise = model.denoiser(params, positive)
   count = jax.tree.leaves(sides[0])[0].shape[0]
@@ -124,6 +123,6 @@ def generate_traced(
   )
   shape = model.first_stage.latent_shape(settings.height, settings.width)
   plan: Any = settings.sampler_config.plan(model.schedule)
-  noise = samplers.initial_noise(keys, shape) * plan.start
-  latents = samplers.sample(denoise, noise, plan.program, keys)
+  noise = samplers.initial_noise(keys, shape) * plan.init_noise_sigma
+  latents = samplers.sample(denoise, noise, plan.table, keys)
   return to_uint8(model.decode(params, latents))

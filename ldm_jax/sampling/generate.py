@@ -119,7 +119,9 @@ def _request(
 ) -> ConditionInputs:
   """What is to be heard."""
   size = settings.height, settings.width
-  hears_class = not flags.classifier or opened.model.part(ClassEmbedder)
+  hears_class = not flags.classifier or opened.model.find_conditioner(
+    ClassEmbedder
+  )
   return ConditionInputs(
     texts,
     [flags.negative_prompt] * count,
@@ -158,7 +160,7 @@ def _refuse(opened: LoadedModel, is_inverting: bool) -> None:
       f"{beside[0].input_key!r} beside it; use a model of text or classes"
     )
   channels = opened.model.first_stage.latent_channels
-  is_fed = beside or opened.model.part(DepthMap)
+  is_fed = beside or opened.model.find_conditioner(DepthMap)
   if opened.inputs not in (None, channels) and not is_fed:
     raise ConfigError(
       f"this model's U-Net reads {opened.inputs} channels, {channels} of them "

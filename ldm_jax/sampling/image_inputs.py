@@ -54,10 +54,10 @@ class ImageFlags:
     if shown is None:
       return None
     height, width = shown.shape[:2]
-    if opened.model.part(LowResolution):
+    if opened.model.find_conditioner(LowResolution):
       stride = opened.model.first_stage.stride
       return height * stride, width * stride
-    unit = opened.model.unit
+    unit = opened.model.size_multiple
     return max(unit, height // unit * unit), max(unit, width // unit * unit)
 
   def given(
@@ -69,7 +69,7 @@ class ImageFlags:
     hints = None if self.hint is None else again(fit_image(self.hint, *size))
     if self.image is None:
       return ImageInputs(hints=hints)
-    if opened.model.part(LowResolution):
+    if opened.model.find_conditioner(LowResolution):
       stride = opened.model.first_stage.stride
       size = size[0] // stride, size[1] // stride
     if self.image.shape[:2] != size:

@@ -14,7 +14,7 @@ from ldm_jax.nn.conditioners.spatial import (
   LowResolution,
   MaskedImage,
   MaskedLatents,
-  first_of_cells,
+  subsample_mask,
 )
 from ldm_jax.pixels import to_float
 from ldm_jax.runtime.devices.sharding import Sharding
@@ -65,7 +65,9 @@ class InitialLatents:
     self._model, self._codec = model, codec
     self._sharding = sharding
     self._initial = jax.jit(samplers.initial_noise, static_argnums=1)
-    self._registers = jax.jit(lambda xt, scale: samplers.begin(xt * scale))
+    self._registers = jax.jit(
+      lambda xt, scale: samplers.init_registers(xt * scale)
+    )
 
   def check(self, config: SamplingConfig, inputs: GenerationInputs) -> None:
     """Whether these inputs can be sampled from.
@@ -163,7 +165,7 @@ class InitialLatents:
     distribute = self._sharding.distribute
     noise, keys = self._noise(config, inputs, rows)
     if images.images is None:
-      return InitialState(self._registers(noise, plan.start), keys)
+      return InitialState(self._registers(noise, plan.init_noise_sigma), keys)
     if part := self._model.part(LowResolution):
       augmentation = noise_augmentation(
         images.images.shape[1:], config.noise_level, keys
@@ -171,7 +173,7 @@ class InitialLatents:
       small = low_resolution_input(
         self._model, to_float(distribute(images.images)), augmentation
       )
-      state = self._registers(noise, plan.start)
+      state = self._registers(noise, plan.init_noise_sigma)
       return InitialState(state, keys, images={part.input_key: small})
     known, concatenated = None, {}
     latents = self._codec.encode(images.images, tile=config.tile)
@@ -180,16 +182,16 @@ class InitialLatents:
       stride = self._model.first_stage.stride
       if part := self._model.part(MaskedImage):
         hidden = self._codec.encode(images.images, masks, config.tile)
-        cells = distribute(first_of_cells(masks, stride))
+        cells = distribute(subsample_mask(masks, stride))
         concatenated[part.input_key] = MaskedLatents(hidden, cells)
       else:
         is_diffusers = config.sampler_config.compat is not None
-        cells = first_of_cells if is_diffusers else latent_mask
+        cells = subsample_mask if is_diffusers else latent_mask
         known = KnownRegion(latents, noise, distribute(cells(masks, stride)))
     if masks is not None and config.strength == 1:
-      state = self._registers(noise, plan.start)
+      state = self._registers(noise, plan.init_noise_sigma)
       return InitialState(state, keys, known, concatenated)
-    level = jax.tree.map(lambda x: jnp.float32(x[0]), plan.program.asked)
+    level = jax.tree.map(lambda x: jnp.float32(x[0]), plan.table.level)
     xt = level.signal * latents + level.sigma * noise
     return InitialState(self._registers(xt, 1.0), keys, known, concatenated)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from ldm_jax.concat_conditioning import NoiseAugmentation
 from ldm_jax.diffusion.samplers import normal
-from ldm_jax.diffusion.schedule import Level, like
+from ldm_jax.diffusion.schedule import Level, append_dims
 
 
 class KnownRegion(NamedTuple):
@@ -46,7 +46,7 @@ def slerp(
   length = lambda x: jnp.sqrt(jnp.sum(x**2, axes, keepdims=True))
   cosine = jnp.sum(a * b, axes, keepdims=True) / (length(a) * length(b))
   angle = jnp.arccos(jnp.clip(cosine, -1, 1))
-  fraction = like(fraction, a)
+  fraction = append_dims(fraction, a)
   is_same = jnp.sin(angle) < 1e-6
   sine = jnp.where(is_same, 1.0, jnp.sin(angle))
   curved = jnp.sin((1 - fraction) * angle) * a + jnp.sin(fraction * angle) * b

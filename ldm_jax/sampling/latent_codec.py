@@ -126,7 +126,7 @@ class LatentCodec:
     images, seam = to_float(images), None
     if masks is not None:
       part = self._model.part(MaskedImage) or MaskedImage()
-      images = part.hide(images, masks)
+      images = part.mask_images(images, masks)
     encode = lambda images: self._model.encode(params, images).mode()
     if side is None:
       latents = encode(images)

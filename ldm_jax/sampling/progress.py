@@ -21,19 +21,19 @@ class Progress(NamedTuple):
     advance: called with the number of network calls just finished, and with
       the latents of x0, [b h w c], if `with_x0`, else with None.
     length: network calls between two calls of `advance`, at most
-      samplers.CHUNK.
+      samplers.CHUNK_ROWS.
   """
 
   advance: Callable[[int, Array | None], None]
-  length: int = samplers.CHUNK
+  length: int = samplers.CHUNK_ROWS
   with_x0: bool = False
 
 
 def pieces(program: samplers.Row, length: int) -> Iterator[samplers.Row]:
-  """The program, `length` rows at a time, each padded to samplers.CHUNK."""
-  length = min(length, samplers.CHUNK)
-  for part in samplers.chunks(program, length):
-    (padded,) = samplers.chunks(part)
+  """The program, `length` rows at a time, each padded to samplers.CHUNK_ROWS."""
+  length = min(length, samplers.CHUNK_ROWS)
+  for part in samplers.split_table(program, length):
+    (padded,) = samplers.split_table(part)
     yield padded
 
 

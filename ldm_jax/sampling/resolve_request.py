@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from ldm_jax.data.text.prompt_cleaning import clean_prompt
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.diffusion.samplers.names import (
   parse_sampler_name,
@@ -107,7 +107,7 @@ def settings_of(
     height=height if flags.height is None else flags.height,
     width=width if flags.width is None else flags.width,
     sampler_config=recipe_of(flags, opened),
-    guidance=Guidance(
+    guidance=ClassifierFreeGuidance(
       guidance, flags.guidance_rescale, *flags.guidance_interval
     ),
     seed=flags.seed,

@@ -138,7 +138,7 @@ def _check_text(part: TextEmbedder | ClipEmbedder, words: Tokenizer) -> None:
       f"vocabulary={encoder.vocabulary}; raise it"
     )
   length = words.length
-  null = np.asarray(part.empty(length)[0] if is_clip else part.null(length))
+  null = np.asarray(part.empty_prompt_ids(length))
   if not np.array_equal(null, words.empty):
     raise ConfigError(
       f"the tokenizer writes the empty prompt as {words.empty.tolist()}, the "

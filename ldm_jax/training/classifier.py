@@ -12,11 +12,11 @@ from jaxtyping import Array
 from ldm_jax.diffusion.loss import sample_times
 from ldm_jax.diffusion.schedule import Schedule, q_sample
 from ldm_jax.latents import (
-  Which,
+  LatentChoice,
+  encode_batch,
   image_shape,
   latent_shape,
-  latents_of,
-  posterior_of,
+  select_latents,
 )
 from ldm_jax.nn.autoencoder import FirstStage
 from ldm_jax.nn.encoder_unet import EncoderUNet
@@ -50,7 +50,7 @@ class ClassifierTask:
   input_key: str = "label"
   ema_decay: float = 0.9999
   latent_scale: float | None = None
-  latents: Which = "sample"
+  latents: LatentChoice = "sample"
 
   def with_first_stage(self, stage: FirstStage) -> "ClassifierTask":
     """The same on another autoencoder's latents."""
@@ -119,9 +119,9 @@ class ClassifierTask:
     """Cross-entropy of every example, and whether its class is first."""
     key_post, key_noise, key_t = jax.random.split(key, 3)
     shape, labels = self._latent_shape(batch), batch[self.input_key]
-    posterior = posterior_of(self.first_stage, frozen.first_stage, batch)
+    posterior = encode_batch(self.first_stage, frozen.first_stage, batch)
     noise = jax.random.normal(key_post, shape)
-    x0 = latents_of(posterior, noise, self.latents)
+    x0 = select_latents(posterior, noise, self.latents)
     x0 = jax.lax.stop_gradient(frozen.latent_scale * x0)
     t = sample_times(key_t, self.schedule, shape[0])
     noise = jax.random.normal(key_noise, shape)

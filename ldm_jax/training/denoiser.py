@@ -12,17 +12,16 @@ from jaxtyping import Array
 
 from ldm_jax.concat_conditioning import NoiseAugmentation, prepare_inputs
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.loss import DenoisingLoss, sample_times
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.latents import (
-  Which,
+  LatentChoice,
+  encode_batch,
   image_shape,
   latent_shape,
-  latents_of,
-  posterior_of,
+  select_latents,
 )
-from ldm_jax.nn.conditioners.conditioner import has_null
 from ldm_jax.nn.conditioners.spatial import LowResolution
 from ldm_jax.nn.lora import LoRA
 from ldm_jax.runtime.optimizer import (
@@ -105,7 +104,7 @@ class DenoiserTask:
   ema_decay: float = 0.9999
   accumulate: int = 1
   latent_scale: float | None = None
-  latents: Which = "sample"
+  latents: LatentChoice = "sample"
   preview_steps: int = 50
   preview_guidance: float = 3.0
   offset_noise: float = 0.0
@@ -140,11 +139,11 @@ class DenoiserTask:
       jax.eval_shape(self.model.first_stage.init, key, images, noise),
       jax.ShapeDtypeStruct((), jnp.float32),
     )
-    if not self.model.frozen and self.lora is None:
+    if not self.model.frozen_conditioners and self.lora is None:
       return frozen
     base = jax.eval_shape(self.fresh, key, batch, frozen)
     parts = base["conditioners"]
-    held = {name: parts.pop(name) for name in self.model.frozen}
+    held = {name: parts.pop(name) for name in self.model.frozen_conditioners}
     base = None if self.lora is None else base
     return frozen.replace(conditioners=held, base=base)
 
@@ -152,10 +151,10 @@ class DenoiserTask:
     """A fresh state for batches like this one."""
     if self.lora is None:
       params = self.fresh(key, batch, frozen)
-      for name in self.model.frozen:
+      for name in self.model.frozen_conditioners:
         del params["conditioners"][name]
     else:
-      params = self.lora.fresh(key, frozen.base)
+      params = self.lora.init(key, frozen.base)
     opt = self.optimizer.build().init(params)
     return State(jnp.zeros((), jnp.int32), params, params, opt)
 
@@ -209,24 +208,27 @@ class DenoiserTask:
       params,
       raw,
       {
-        part.input_key: jnp.full((count,), is_null and has_null(part))
+        part.input_key: jnp.full((count,), is_null and part.has_unconditional)
         for part in model.conditioners
       },
     )
-    denoise = model.guided(
-      params, says(True), says(False), Guidance(self.preview_guidance)
+    denoise = model.guided_denoiser(
+      params,
+      says(True),
+      says(False),
+      ClassifierFreeGuidance(self.preview_guidance),
     )
     keys = samplers.image_keys(key, jnp.arange(count))
     steps = min(self.preview_steps, model.schedule.steps)
     plan = samplers.SamplerConfig(steps).plan(model.schedule)
     noise = samplers.initial_noise(keys, tuple(shape))
-    x0 = samplers.sample(denoise, noise, plan.program, keys)
+    x0 = samplers.sample(denoise, noise, plan.table, keys)
     return {"samples": model.decode(params, x0)}
 
   def parameters(self, trained: Any, frozen: Frozen) -> Parameters:
     """Trained and frozen parts as the model's parameters."""
     if self.lora is not None:
-      trained = self.lora.merged(frozen.base, trained)
+      trained = self.lora.merge(frozen.base, trained)
     return Parameters(
       first_stage=frozen.first_stage,
       latent_scale=frozen.latent_scale,
@@ -260,12 +262,12 @@ class DenoiserTask:
 
   def _grain(self, key: Array, batch: Batch) -> NoiseAugmentation | None:
     """Noise of small pictures, at levels that training draws."""
-    part = self.model.part(LowResolution)
+    part = self.model.find_conditioner(LowResolution)
     if part is None or not part.levels:
       return None
     key_level, key_noise = jax.random.split(key)
     shape = batch[part.input_key].shape
-    level = jax.random.randint(key_level, shape[:1], 0, part.most)
+    level = jax.random.randint(key_level, shape[:1], 0, part.max_train_level)
     noise = jax.random.normal(key_noise, shape)
     return NoiseAugmentation(level.astype(jnp.float32), noise)
 
@@ -277,13 +279,13 @@ class DenoiserTask:
   ) -> Array:
     """Loss per example."""
     params = self.parameters(trained, frozen)
-    posterior = posterior_of(self.first_stage, params.first_stage, batch)
-    x0 = params.latent_scale * latents_of(
+    posterior = encode_batch(self.first_stage, params.first_stage, batch)
+    x0 = params.latent_scale * select_latents(
       posterior, draws.posterior, self.latents
     )
     raw = prepare_inputs(self.model, params, batch, draws.noise_augmentation)
     condition = self.model.condition(params, raw, draws.drop)
     rngs = {"dropout": draws.dropout[0]}
-    network = lambda xt, t: self.model.network(params, xt, t, condition, rngs)
+    network = lambda xt, t: self.model.predict(params, xt, t, condition, rngs)
     x0 = jax.lax.stop_gradient(x0)
     return self.loss(self.model.schedule, network, x0, draws.t, draws.noise)

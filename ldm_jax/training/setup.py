@@ -13,7 +13,7 @@ from ldm_jax.data import batching
 from ldm_jax.data.bad_images import SkipBadImages
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
-from ldm_jax.latents import measured_scale
+from ldm_jax.latents import measure_latent_scale
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.autoencoder import PixelSpace
 from ldm_jax.pretrained import text_encoders
@@ -228,7 +228,7 @@ def _frozen(
       batches(experiment, words, 0, sharding, bad_image_log(experiment)),
       SCALE_BATCHES,
     )
-    scale = measured_scale(
+    scale = measure_latent_scale(
       task.first_stage,
       stage_one.params,
       map(sharding.put_batch, stream),
@@ -246,7 +246,7 @@ def _frozen(
     )
   elif start is not None:
     known = start.params.conditioners
-    parts = {n: known[n] for n in task.model.frozen if n in known}
+    parts = {n: known[n] for n in task.model.frozen_conditioners if n in known}
   parts = jax.device_put(parts, sharding.tree_shardings(parts))
   return denoiser.Frozen(stage_one.params, scale, parts)
 
@@ -264,7 +264,7 @@ def _begun(
   example = _example(experiment, words)
   fresh = jax.jit(task.fresh)(jax.random.fold_in(key, INIT), example, frozen)
   params = initialize_from.initial_params(task, fresh, start)
-  for name in task.model.frozen:
+  for name in task.model.frozen_conditioners:
     del params["conditioners"][name]
   params = jax.device_put(params, sharding.tree_shardings(params))
   if task.lora is None:

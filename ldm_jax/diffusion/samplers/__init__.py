@@ -10,33 +10,33 @@ from ldm_jax.diffusion.samplers.sampler_config import (
   SamplerConfig,
 )
 from ldm_jax.diffusion.samplers.sampler_table import (
-  CHUNK,
-  Mend,
+  CHUNK_ROWS,
+  ReplaceKnown,
   Row,
-  begin,
-  chunks,
   image_keys,
+  init_registers,
   initial_noise,
   normal,
   run,
   sample,
+  split_table,
 )
-from ldm_jax.diffusion.samplers.timesteps import Spacing, times
+from ldm_jax.diffusion.samplers.timesteps import TimestepSpacing, times
 
 __all__ = [
-  "CHUNK",
+  "CHUNK_ROWS",
   "SAMPLERS",
-  "Mend",
   "Plan",
+  "ReplaceKnown",
   "Row",
   "SamplerConfig",
-  "Spacing",
-  "begin",
-  "chunks",
+  "TimestepSpacing",
   "image_keys",
+  "init_registers",
   "initial_noise",
   "normal",
   "run",
   "sample",
+  "split_table",
   "times",
 ]

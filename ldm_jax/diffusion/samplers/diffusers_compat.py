@@ -23,7 +23,12 @@ from ldm_jax.diffusion.samplers.timesteps import (
   ratios,
   times,
 )
-from ldm_jax.diffusion.schedule import CLEAN, LEAST, Level, Schedule
+from ldm_jax.diffusion.schedule import (
+  CLEAN_TIME,
+  MIN_ALPHA_BAR,
+  Level,
+  Schedule,
+)
 
 if TYPE_CHECKING:
   from ldm_jax.diffusion.samplers.sampler_config import SamplerConfig
@@ -91,7 +96,7 @@ def _alpha(schedule, sampler_config, timestep_spacing):
   levels = [schedule.level_at(t) for t in found]
   last = schedule.level_at(sampler_config.final_sigma)
   if sampler_config.sampler == "ddpm":
-    reached = [*levels[1:], schedule.level_at(CLEAN)]
+    reached = [*levels[1:], schedule.level_at(CLEAN_TIME)]
   else:
     below = found - schedule.steps // sampler_config.steps
     reached = [schedule.level_at(t) if t >= 0 else last for t in below]
@@ -100,7 +105,7 @@ def _alpha(schedule, sampler_config, timestep_spacing):
 
 def _table(schedule):
   """sigma / signal of every time."""
-  levels = [schedule.level_at(t, LEAST) for t in range(schedule.steps)]
+  levels = [schedule.level_at(t, MIN_ALPHA_BAR) for t in range(schedule.steps)]
   return np.array([level.ratio for level in levels])
 
 
@@ -129,8 +134,8 @@ def _sigma(schedule, sampler_config, timestep_spacing):
   return NoiseLevels(
     schedule,
     levels,
-    [*levels[1:], schedule.level_at(CLEAN)],
-    start=1.0 if base == "leading" else float(levels[0].sigma),
+    [*levels[1:], schedule.level_at(CLEAN_TIME)],
+    init_noise_sigma=1.0 if base == "leading" else float(levels[0].sigma),
     between=lambda r: _level(_times_of(np.array([r]), table)[0], r),
   )
 
@@ -171,5 +176,7 @@ def _distilled(schedule, sampler_config):
   """LCM as ours; TCD stops at the schedule's first time."""
   found = times(sampler_config.steps, "lcm", schedule.steps)
   levels = [schedule.level_at(t) for t in found]
-  last = schedule.level_at(0.0 if sampler_config.sampler == "tcd" else CLEAN)
+  last = schedule.level_at(
+    0.0 if sampler_config.sampler == "tcd" else CLEAN_TIME
+  )
   return NoiseLevels(schedule, levels, [*levels[1:], last])

@@ -21,7 +21,7 @@ from ldm_jax.diffusion.samplers.sampler_table import (
   row,
 )
 from ldm_jax.diffusion.samplers.timesteps import NoiseLevels
-from ldm_jax.diffusion.schedule import LEAST, Level
+from ldm_jax.diffusion.schedule import MIN_ALPHA_BAR, Level
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
 
@@ -112,7 +112,7 @@ def pndm_prk(grid: NoiseLevels) -> Iterator[Row]:
     return
   kept = []
   for s, t in steps[:3]:
-    middle = grid.schedule.level_at((s.time + t.time) // 2, LEAST)
+    middle = grid.schedule.level_at((s.time + t.time) // 2, MIN_ALPHA_BAR)
     older = dict(zip("de", kept, strict=False))
     kept = [C, D]
     yield row(

@@ -18,8 +18,8 @@ from ldm_jax.diffusion.samplers import (
 )
 from ldm_jax.diffusion.samplers.diffusers_compat import diffusers_timesteps
 from ldm_jax.diffusion.samplers.sampler_table import Row, stack
-from ldm_jax.diffusion.samplers.timesteps import NoiseLevels, Spacing
-from ldm_jax.diffusion.schedule import CLEAN, LEAST, Schedule
+from ldm_jax.diffusion.samplers.timesteps import NoiseLevels, TimestepSpacing
+from ldm_jax.diffusion.schedule import CLEAN_TIME, MIN_ALPHA_BAR, Schedule
 
 
 class Method(NamedTuple):
@@ -34,7 +34,7 @@ class Method(NamedTuple):
   """
 
   rows: Callable[..., Iterator[Row]]
-  timestep_spacing: Spacing = "trailing"
+  timestep_spacing: TimestepSpacing = "trailing"
   divides: bool = True
   stops: bool = False
 
@@ -101,15 +101,15 @@ class SamplerConfig:
 
   steps: int = 50
   sampler: str = "ddim"
-  timestep_spacing: Spacing | None = None
+  timestep_spacing: TimestepSpacing | None = None
   eta: float | int | None = None
   order: int | None = None
-  final_sigma: float | int = CLEAN
+  final_sigma: float | int = CLEAN_TIME
   times: tuple[float | int, ...] = ()
   sigmas: tuple[float | int, ...] = ()
   compat: Literal["diffusers"] | None = None
   steps_offset: int = 1
-  base_spacing: Spacing | None = None
+  base_spacing: TimestepSpacing | None = None
 
   def __post_init__(self):
     if self.sampler not in SAMPLERS:
@@ -157,7 +157,7 @@ class SamplerConfig:
       return self.sampler == "lcm"
     return (default.default if self.eta is None else self.eta) > 0
 
-  def grid(self, schedule: Schedule) -> NoiseLevels:
+  def noise_levels(self, schedule: Schedule) -> NoiseLevels:
     """The levels it asks at.
 
     Raises:
@@ -165,10 +165,10 @@ class SamplerConfig:
     """
     if self.compat == "diffusers":
       return diffusers_timesteps(schedule, self)
-    final_sigma = self.final_sigma if self.method.stops else CLEAN
+    final_sigma = self.final_sigma if self.method.stops else CLEAN_TIME
     if self.sigmas:
       return timesteps.of_ratios(schedule, self.sigmas, final_sigma)
-    least = LEAST if self.method.divides else 0.0
+    least = MIN_ALPHA_BAR if self.method.divides else 0.0
     if self.times:
       return timesteps.of_times(schedule, self.times, final_sigma, least)
     timestep_spacing = self.timestep_spacing or self.method.timestep_spacing
@@ -195,7 +195,7 @@ class SamplerConfig:
       ValueError: the schedule has no such grid.
     """
     is_ahead = self.compat == "diffusers"
-    rows = one_step.invert(self.grid(schedule), is_ahead)
+    rows = one_step.invert(self.noise_levels(schedule), is_ahead)
     return Plan(stack(list(rows)), 1.0)
 
 
@@ -203,23 +203,23 @@ class Plan(NamedTuple):
   """A recipe worked out for a schedule.
 
   Attributes:
-    program: its rows.
-    start: x_T is unit noise times this.
+    table: its rows.
+    init_noise_sigma: x_T is unit noise times this.
   """
 
-  program: Row
-  start: float
+  table: Row
+  init_noise_sigma: float
 
 
 @functools.lru_cache(maxsize=64)
 def _plan(
   sampler_config: SamplerConfig, schedule: Schedule, strength: float
 ) -> Plan:
-  grid = sampler_config.grid(schedule).last(strength)
+  grid = sampler_config.noise_levels(schedule).last(strength)
   told = {"eta": sampler_config.eta, "order": sampler_config.order}
   told = {name: value for name, value in told.items() if value is not None}
   with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
     rows = list(sampler_config.method.rows(grid, **told))
   # A picture that is kept ends as itself, also where samplers stop early.
-  rows[-1] = rows[-1]._replace(reached=schedule.level_at(CLEAN))
-  return Plan(stack(rows), grid.start)
+  rows[-1] = rows[-1]._replace(next_level=schedule.level_at(CLEAN_TIME))
+  return Plan(stack(rows), grid.init_noise_sigma)

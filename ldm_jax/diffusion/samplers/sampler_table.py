@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from ldm_jax.diffusion.prediction import Denoiser
 from ldm_jax.diffusion.schedule import Level
 
-CHUNK = 10
+CHUNK_ROWS = 10
 REGISTERS = "xabcde"  # x and what is kept beside it from row to row
 
 # The basis. X is the point asked at; A to E are kept; X0, EPS are the answer.
@@ -35,31 +35,33 @@ class Row(NamedTuple):
   """One question to the network and what follows, or a stack of them.
 
   Attributes:
-    asked: the level of x.
-    reached: the level of the next x, for whoever mends it.
+    level: the level of x, at which the network is evaluated.
+    next_level: the level of the next x.
     mix: [6, 9], the next registers over the basis.
     index: counts rows from 0 and names the row's noise.
     is_active: false in the tail that fills the last chunk.
   """
 
   # Any: float64 on the host, arrays on devices.
-  asked: Level
-  reached: Level
+  level: Level
+  next_level: Level
   mix: Any
   index: Any
   is_active: Any
 
 
 # What is asked of x after a row, such as to take a known region from an image.
-Mend = Callable[[Float[Array, "b *rest"], Level], Float[Array, "b *rest"]]
+ReplaceKnown = Callable[
+  [Float[Array, "b *rest"], Level], Float[Array, "b *rest"]
+]
 
 
-def row(asked: Level, reached: Level, **registers: np.ndarray) -> Row:
+def row(level: Level, next_level: Level, **registers: np.ndarray) -> Row:
   """One row; registers that are not named stay as they are."""
   mix = np.eye(len(REGISTERS), len(X))
   for name, value in registers.items():
     mix[REGISTERS.index(name)] = value
-  return Row(asked, reached, mix, np.int32(0), np.bool_(True))
+  return Row(level, next_level, mix, np.int32(0), np.bool_(True))
 
 
 def stack(rows: Sequence[Row]) -> Row:
@@ -70,16 +72,16 @@ def stack(rows: Sequence[Row]) -> Row:
   """
   if not all(np.isfinite(each.mix).all() for each in rows):
     raise FloatingPointError("a sampler's coefficients are not finite")
-  program = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-  return program._replace(index=np.arange(len(rows), dtype=np.int32))
+  table = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+  return table._replace(index=np.arange(len(rows), dtype=np.int32))
 
 
-def chunks(program: Row, length: int = CHUNK) -> Iterator[Row]:
-  """Cuts a program into pieces of `length` rows; masked ones fill the last."""
-  count = len(program.index)
+def split_table(table: Row, length: int = CHUNK_ROWS) -> Iterator[Row]:
+  """Cuts a table into pieces of `length` rows; masked ones fill the last."""
+  count = len(table.index)
   missing = -count % length
   pad = lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-  padded = jax.tree.map(pad, program)
+  padded = jax.tree.map(pad, table)
   for start in range(0, count, length):
     rows = slice(start, start + length)
     yield jax.tree.map(operator.itemgetter(rows), padded)
@@ -106,7 +108,7 @@ def initial_noise(
   return normal(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), shape)
 
 
-def begin(xt: Float[Array, "b *rest"]) -> Float[Array, "r b *rest"]:
+def init_registers(xt: Float[Array, "b *rest"]) -> Float[Array, "r b *rest"]:
   """The registers before the first row: x alone."""
   dtype = jnp.promote_types(xt.dtype, jnp.float32)
   empty = jnp.zeros((len(REGISTERS) - 1, *xt.shape), dtype)
@@ -116,46 +118,46 @@ def begin(xt: Float[Array, "b *rest"]) -> Float[Array, "r b *rest"]:
 def run(
   denoise: Denoiser,
   state: Float[Array, "r b *rest"],
-  program: Row,
+  table: Row,
   keys: Key[Array, " b"],
-  mend: Mend = lambda x, level: x,
+  replace_known: ReplaceKnown = lambda x, level: x,
 ) -> Float[Array, "r b *rest"]:
-  """Follows every active row of `program` in one scan.
+  """Follows every active row of `table` in one scan.
 
   Args:
     state: registers, of `begin` or of the chunk before; x is the first.
     keys: one per image; row i of it draws from fold_in(key, 1 + i).
-    mend: what is done to x after every row, at the level it has reached.
+    replace_known: what is done to x after every row, at the level reached.
   """
 
   def advance(state: Array, each: Row) -> Array:
-    x0, eps = denoise(state[0], each.asked)
+    x0, eps = denoise(state[0], each.level)
     row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1 + each.index)
     noise = normal(row_keys, state.shape[2:], state.dtype)
     basis = jnp.concatenate([state, jnp.stack([x0, eps, noise])])
     state = jnp.tensordot(each.mix, basis, 1, precision="highest")
-    return state.at[0].set(mend(state[0], each.reached))
+    return state.at[0].set(replace_known(state[0], each.next_level))
 
   def body(state: Array, each: Row) -> tuple[Array, None]:
     return jax.lax.cond(
       each.is_active, advance, lambda state, _: state, state, each
     ), None
 
-  program = jax.tree.map(
+  table = jax.tree.map(
     lambda x: jnp.asarray(
       x, state.dtype if jnp.issubdtype(x.dtype, jnp.floating) else None
     ),
-    program,
+    table,
   )
-  return jax.lax.scan(body, state, program)[0]
+  return jax.lax.scan(body, state, table)[0]
 
 
 def sample(
   denoise: Denoiser,
   xt: Float[Array, "b *rest"],
-  program: Row,
+  table: Row,
   keys: Key[Array, " b"],
-  mend: Mend = lambda x, level: x,
+  replace_known: ReplaceKnown = lambda x, level: x,
 ) -> Float[Array, "b *rest"]:
-  """A whole program in one scan, from x_T to where it lands."""
-  return run(denoise, begin(xt), program, keys, mend)[0]
+  """A whole table in one scan, from x_T to where it lands."""
+  return run(denoise, init_registers(xt), table, keys, replace_known)[0]

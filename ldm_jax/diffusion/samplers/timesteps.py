@@ -6,9 +6,14 @@ from typing import Literal
 
 import numpy as np
 
-from ldm_jax.diffusion.schedule import CLEAN, LEAST, Level, Schedule
+from ldm_jax.diffusion.schedule import (
+  CLEAN_TIME,
+  MIN_ALPHA_BAR,
+  Level,
+  Schedule,
+)
 
-Spacing = Literal[
+TimestepSpacing = Literal[
   "leading",
   "trailing",
   "linspace",
@@ -32,17 +37,17 @@ class NoiseLevels:
 
   Attributes:
     levels: where the network is asked, one per step.
-    reached: where each step lands; reached[i] is levels[i + 1] wherever
+    next_levels: where each step lands; next_levels[i] is levels[i + 1] wherever
       nobody else's mistakes are being repeated.
-    start: x_T is unit noise times this.
+    init_noise_sigma: x_T is unit noise times this.
     between: the level of a ratio sigma / signal, for methods that ask there.
     left_out: steps before the first, which an image given makes needless.
   """
 
   schedule: Schedule
   levels: Sequence[Level]
-  reached: Sequence[Level]
-  start: float = 1.0
+  next_levels: Sequence[Level]
+  init_noise_sigma: float = 1.0
   between: Callable[[float], Level] | None = None
   left_out: int = 0
 
@@ -63,7 +68,7 @@ class NoiseLevels:
     return dataclasses.replace(
       self,
       levels=self.levels[gone:],
-      reached=self.reached[gone:],
+      next_levels=self.next_levels[gone:],
       left_out=self.left_out + gone,
     )
 
@@ -82,7 +87,7 @@ class NoiseLevels:
 
   def steps(self) -> list[tuple[Level, Level]]:
     """(from, to) of every step."""
-    return list(zip(self.levels, self.reached, strict=True))
+    return list(zip(self.levels, self.next_levels, strict=True))
 
   def halfway(self, ratio: float) -> Level:
     """The level of a ratio that is not on the grid."""
@@ -91,11 +96,11 @@ class NoiseLevels:
   @property
   def is_clean(self) -> bool:
     """Whether it ends at the image itself, where ln(SNR) is infinite."""
-    return bool(self.reached[-1].sigma == 0)
+    return bool(self.next_levels[-1].sigma == 0)
 
 
 def times(
-  steps: int, timestep_spacing: Spacing, total: int = 1000
+  steps: int, timestep_spacing: TimestepSpacing, total: int = 1000
 ) -> np.ndarray:
   """`steps` falling times in [0, total), float64.
 
@@ -149,7 +154,7 @@ def _quadratic(steps: int, total: int) -> np.ndarray:
 
 
 def ratios(
-  steps: int, timestep_spacing: Spacing, highest: float, lowest: float
+  steps: int, timestep_spacing: TimestepSpacing, highest: float, lowest: float
 ) -> np.ndarray:
   """`steps` falling sigma / signal from `highest` to `lowest`.
 
@@ -176,8 +181,8 @@ BY_RATIO = ("karras", "exponential", "beta", "kl_optimal")
 def noise_levels(
   schedule: Schedule,
   steps: int,
-  timestep_spacing: Spacing,
-  final_sigma: float | int = CLEAN,
+  timestep_spacing: TimestepSpacing,
+  final_sigma: float | int = CLEAN_TIME,
   least: float = 0.0,
 ) -> NoiseLevels:
   """The grid of a spacing, from the schedule's noisiest time to `final_sigma`.
@@ -191,7 +196,9 @@ def noise_levels(
   """
   if timestep_spacing in BY_RATIO:
     times(steps, "linspace", schedule.steps)  # refuses impossible numbers
-    ends = [schedule.level_at(t, LEAST) for t in (schedule.steps - 1, 0)]
+    ends = [
+      schedule.level_at(t, MIN_ALPHA_BAR) for t in (schedule.steps - 1, 0)
+    ]
     found = ratios(steps, timestep_spacing, *(level.ratio for level in ends))
     return of_ratios(schedule, found, final_sigma)
   found = times(steps, timestep_spacing, schedule.steps)
@@ -201,7 +208,7 @@ def noise_levels(
 def of_times(
   schedule: Schedule,
   found: np.ndarray | Sequence[float | int],
-  final_sigma: float | int = CLEAN,
+  final_sigma: float | int = CLEAN_TIME,
   least: float = 0.0,
 ) -> NoiseLevels:
   """A grid through the times that are given.
@@ -219,14 +226,14 @@ def of_times(
     )
   levels = [schedule.level_at(t, least) for t in found]
   if len(levels) and found[-1] <= final_sigma:
-    final_sigma = CLEAN  # the grid is there already
+    final_sigma = CLEAN_TIME  # the grid is there already
   return _chain(schedule, levels, final_sigma)
 
 
 def of_ratios(
   schedule: Schedule,
   found: np.ndarray | Sequence[float | int],
-  final_sigma: float | int = CLEAN,
+  final_sigma: float | int = CLEAN_TIME,
 ) -> NoiseLevels:
   """A grid through sigma / signal as given, without the 0 at its end.
 
@@ -242,7 +249,7 @@ def of_ratios(
     )
   levels = [schedule.level_of_ratio(ratio) for ratio in found]
   if levels[-1].sigma <= schedule.level_at(final_sigma).sigma:
-    final_sigma = CLEAN
+    final_sigma = CLEAN_TIME
   return _chain(schedule, levels, final_sigma)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ldm_jax.evaluation.metrics.resizing import World, resized
-from ldm_jax.nn.encoders.inception import SIDE, Features, Inception
+from ldm_jax.nn.encoders.inception import IMAGE_SIZE, Features, Inception
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
 
@@ -37,7 +37,7 @@ class Extractor:
 
     @jax.jit
     def features(variables: Any, images: jax.Array) -> Features:
-      levels = resized(images, SIDE, world)
+      levels = resized(images, IMAGE_SIZE, world)
       return Inception().apply(variables, (levels - 128) / 128)
 
     self._features = features

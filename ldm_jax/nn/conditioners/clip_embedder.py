@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from ldm_jax.nn.conditioners.embedders import Condition, null_tokens
+from ldm_jax.nn.conditioners.embedders import Condition, zero_where
 from ldm_jax.nn.encoders.clip_text import ClipOutput, ClipText
 
 
@@ -57,6 +57,8 @@ class ClipEmbedder(nn.Module):
   drop_rate: float = 0.1
   is_frozen: bool = True
 
+  has_unconditional = True
+
   def __post_init__(self):
     super().__post_init__()
     counts = [len(self.encoders), len(self.skips), len(self.paddings)]
@@ -88,7 +90,7 @@ class ClipEmbedder(nn.Module):
     Raises:
       ValueError: if they are not for as many towers, or not whole chunks.
     """
-    tokens = tokens if tokens.ndim == 3 else self.each(tokens)
+    tokens = tokens if tokens.ndim == 3 else self.repeat_per_encoder(tokens)
     _, count, length = tokens.shape
     most = self.encoders[0].length
     if count != len(self.encoders) or length % most or not length:
@@ -97,16 +99,18 @@ class ClipEmbedder(nn.Module):
         f"{len(self.encoders)} rows of ids, padded to a multiple of {most}"
       )
     if self.null == "empty":
-      empty = self.empty(length)
+      empty = self.empty_prompt_ids(length)
       tokens = jnp.where(drop[:, None, None], empty, tokens)
-    outputs = [self.listen(tokens[:, i], i) for i in range(count)]
+    outputs = [self.encode(tokens[:, i], i) for i in range(count)]
     condition = Condition(
       context=jnp.concatenate([each.context for each in outputs], axis=-1),
       vector=outputs[-1].pooled if self.is_pooled else None,
     )
-    return null_tokens(condition, drop) if self.null == "zeros" else condition
+    return zero_where(condition, drop) if self.null == "zeros" else condition
 
-  def each(self, tokens: Int[Array, "b l"]) -> Int[Array, "b e l"]:
+  def repeat_per_encoder(
+    self, tokens: Int[Array, "b l"]
+  ) -> Int[Array, "b e l"]:
     """The same ids for every tower, with its own padding.
 
     CLIP pads with the end token: what follows the first of a chunk is padding.
@@ -120,7 +124,7 @@ class ClipEmbedder(nn.Module):
     rows = [jnp.where(is_padding, pad, tokens) for pad in self.paddings]
     return jnp.stack(rows, axis=1)
 
-  def empty(self, length: int) -> Int[Array, "e l"]:
+  def empty_prompt_ids(self, length: int) -> Int[Array, "e l"]:
     """Ids of the empty prompt in every chunk, for each tower."""
     most = self.encoders[0].length
     chunks = [
@@ -129,7 +133,7 @@ class ClipEmbedder(nn.Module):
     ]
     return jnp.tile(jnp.asarray(chunks, jnp.int32), (1, length // most))
 
-  def listen(self, tokens: Int[Array, "b l"], i: int) -> ClipOutput:
+  def encode(self, tokens: Int[Array, "b l"], i: int) -> ClipOutput:
     """What the i-th tower says: all chunks' states, the first one's vector."""
     count, length = tokens.shape
     encoder = self.encoders[i]

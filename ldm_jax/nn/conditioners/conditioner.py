@@ -1,44 +1,43 @@
-"""Every conditioner there is, under one name."""
+"""What a conditioner is: one array of the batch to a part of the condition."""
 
-from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
-from ldm_jax.nn.conditioners.embedders import (
-  ClassEmbedder,
-  LayoutEmbedder,
-  SizeEmbedder,
-  TextEmbedder,
-)
-from ldm_jax.nn.conditioners.spatial import (
-  DepthMap,
-  LowResolution,
-  MaskedImage,
-  NeighbourEmbeddings,
-  SegmentationEmbedder,
-)
+from typing import Any, Protocol, runtime_checkable
 
-Conditioner = (
-  ClassEmbedder
-  | SizeEmbedder
-  | TextEmbedder
-  | LayoutEmbedder
-  | ClipEmbedder
-  | SegmentationEmbedder
-  | DepthMap
-  | MaskedImage
-  | LowResolution
-  | NeighbourEmbeddings
-)
+from jaxtyping import Array, Bool
 
-# They read what is made of pictures, not the batch's own arrays; see beside.py.
-ConcatConditioner = MaskedImage | LowResolution
+from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.conditioners.spatial import LowResolution, MaskedImage
 
 
-def has_null(part: Conditioner) -> bool:
-  """Whether guidance may lead away from what it says.
+@runtime_checkable
+class Conditioner(Protocol):
+  """A Linen module that turns one array of the batch into a `Condition`.
 
-  A map or a picture stays, unless training sometimes left it out.
+  Any module with these members can stand in `LatentDiffusion.conditioners`.
+
+  Attributes:
+    input_key: name of the array of the batch that it reads.
+    drop_rate: fraction of training examples whose input is replaced by the
+      unconditional one.
+    has_unconditional: whether the negative side of classifier-free guidance
+      takes the unconditional output; if not, both sides take the same one.
+    is_frozen: whether its parameters stay as they are while the U-Net learns.
   """
-  kinds = SegmentationEmbedder | DepthMap | MaskedImage | LowResolution
-  is_stay = isinstance(part, kinds)
-  return not isinstance(part, SizeEmbedder) and not (
-    is_stay and part.drop_rate == 0
-  )
+
+  input_key: str
+  drop_rate: float
+  has_unconditional: bool
+  is_frozen: bool
+
+  def __call__(self, inputs: Any, drop: Bool[Array, " b"]) -> Condition:
+    """The part of the condition.
+
+    Args:
+      inputs: [b ...], what `input_key` names, or a tree of such arrays.
+      drop: where the output is the unconditional one.
+    """
+    ...
+
+
+# Their inputs are made of images, not read from the batch as they are; see
+# concat_conditioning.py.
+ConcatConditioner = MaskedImage | LowResolution

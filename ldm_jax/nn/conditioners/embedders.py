@@ -67,7 +67,7 @@ def merge(conditions: list[Condition]) -> Condition:
   )
 
 
-def null_tokens(said: Any, drop: Bool[Array, " b"]) -> Any:
+def zero_where(said: Any, drop: Bool[Array, " b"]) -> Any:
   """Every array of it 0 where `drop` is true."""
   silenced = lambda x: jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
   return jax.tree.map(silenced, said)
@@ -91,6 +91,9 @@ class ClassEmbedder(nn.Module):
   joins: Literal["context", "vector", "both"] = "context"
   input_key: str = "label"
   drop_rate: float = 0.1
+
+  has_unconditional = True
+  is_frozen = False
 
   @nn.compact
   def __call__(
@@ -131,6 +134,9 @@ class SizeEmbedder(nn.Module):
   input_key: str = "sizes"
   drop_rate: float = 0.0
 
+  has_unconditional = False
+  is_frozen = False
+
   @property
   def count(self) -> int:
     """How many numbers are told."""
@@ -170,7 +176,10 @@ class TextEmbedder(nn.Module):
   drop_rate: float = 0.1
   is_pooled: bool = False
 
-  def null(self, length: int) -> Int[Array, " l"]:
+  has_unconditional = True
+  is_frozen = False
+
+  def empty_prompt_ids(self, length: int) -> Int[Array, " l"]:
     """Ids of the empty prompt, padded to `length`."""
     ids = self.empty + (self.padding,) * (length - len(self.empty))
     return jnp.asarray(ids[:length], jnp.int32)
@@ -179,7 +188,7 @@ class TextEmbedder(nn.Module):
   def __call__(
     self, tokens: Int[Array, "b l"], drop: Bool[Array, " b"]
   ) -> Condition:
-    null = self.null(tokens.shape[1])
+    null = self.empty_prompt_ids(tokens.shape[1])
     context = self.encoder(jnp.where(drop[:, None], null, tokens))
     if not self.is_pooled:
       return Condition(context)
@@ -204,6 +213,9 @@ class LayoutEmbedder(nn.Module):
   encoder: TextEncoder
   input_key: str = "layout"
   drop_rate: float = 0.0
+
+  has_unconditional = True
+  is_frozen = False
 
   @nn.compact
   def __call__(

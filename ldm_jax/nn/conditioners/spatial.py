@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from ldm_jax.nn.conditioners.embedders import Condition, null_tokens
+from ldm_jax.nn.conditioners.embedders import Condition, zero_where
 from ldm_jax.nn.layers import dense
 
 
@@ -42,6 +42,13 @@ class SegmentationEmbedder(nn.Module):
   input_key: str = "segmap"
   drop_rate: float = 0.0
 
+  is_frozen = False
+
+  @property
+  def has_unconditional(self) -> bool:
+    """Whether training sometimes left it out."""
+    return self.drop_rate > 0
+
   @nn.compact
   def __call__(
     self, segmap: Integer[Array, "b H W"], drop: Bool[Array, " b"]
@@ -58,7 +65,7 @@ class SegmentationEmbedder(nn.Module):
     cells = dense(
       cells, self.width, name="rescale", use_bias=False, dtype="float32"
     )
-    cells = null_tokens(cells, drop)
+    cells = zero_where(cells, drop)
     if self.joins == "concat":
       return Condition(concat=cells)
     tokens = cells.reshape(count, -1, self.width)
@@ -102,16 +109,23 @@ class MaskedImage(nn.Module):
   input_key: str = "mask"
   drop_rate: float = 0.0
 
+  is_frozen = False
+
   @property
-  def hole(self) -> float:
+  def has_unconditional(self) -> bool:
+    """Whether training sometimes left it out."""
+    return self.drop_rate > 0
+
+  @property
+  def masked_value(self) -> float:
     """The value of hidden pixels, in [-1, 1]."""
     return {"sd": 0.0, "ldm": -1.0}[self.convention]
 
-  def hide(
+  def mask_images(
     self, images: Float[Array, "b H W 3"], masks: Bool[Array, "b H W"]
   ) -> Float[Array, "b H W 3"]:
     """The pictures with their holes."""
-    return jnp.where(masks[..., None], self.hole, images)
+    return jnp.where(masks[..., None], self.masked_value, images)
 
   def __call__(self, seen: MaskedLatents, drop: Bool[Array, " b"]) -> Condition:
     mask = seen.mask.astype(seen.latents.dtype)
@@ -119,10 +133,10 @@ class MaskedImage(nn.Module):
       beside = [mask, seen.latents]
     else:
       beside = [seen.latents, 2 * mask - 1]
-    return Condition(concat=null_tokens(jnp.concatenate(beside, axis=-1), drop))
+    return Condition(concat=zero_where(jnp.concatenate(beside, axis=-1), drop))
 
 
-def first_of_cells(masks: Any, stride: int) -> Any:
+def subsample_mask(masks: Any, stride: int) -> Any:
   """A mask of latents: the first pixel of every cell, [b h w 1].
 
   As LDM's and Stable Diffusion's inpainting models were trained.
@@ -152,29 +166,36 @@ class LowResolution(nn.Module):
 
   Attributes:
     levels: entries of that vector; 0 tells none, and the picture has no noise.
-    most: training draws levels below it.
+    max_train_level: training draws levels below it.
     reads: the batch's small picture, uint8.
     drop_rate: how often training says nothing instead; the level stays.
   """
 
   levels: int = 0
-  most: int = 350
+  max_train_level: int = 350
   input_key: str = "low"
   drop_rate: float = 0.0
 
+  is_frozen = False
+
+  @property
+  def has_unconditional(self) -> bool:
+    """Whether training sometimes left it out."""
+    return self.drop_rate > 0
+
   def __post_init__(self):
     super().__post_init__()
-    if self.levels and not 0 < self.most <= self.levels:
+    if self.levels and not 0 < self.max_train_level <= self.levels:
       raise ValueError(
-        f"most={self.most} levels of noise in training must be 1 to the "
-        f"{self.levels} that are told"
+        f"max_train_level={self.max_train_level} must be from 1 to "
+        f"levels={self.levels}"
       )
 
   def __call__(
     self, seen: NoisyLowResolution, drop: Bool[Array, " b"]
   ) -> Condition:
     vector = jax.nn.one_hot(seen.level, self.levels) if self.levels else None
-    return Condition(concat=null_tokens(seen.image, drop), vector=vector)
+    return Condition(concat=zero_where(seen.image, drop), vector=vector)
 
 
 class DepthMap(nn.Module):
@@ -193,6 +214,13 @@ class DepthMap(nn.Module):
   input_key: str = "depth"
   drop_rate: float = 0.0
 
+  is_frozen = False
+
+  @property
+  def has_unconditional(self) -> bool:
+    """Whether training sometimes left it out."""
+    return self.drop_rate > 0
+
   def __call__(
     self, depth: Float[Array, "b H W"], drop: Bool[Array, " b"]
   ) -> Condition:
@@ -207,7 +235,7 @@ class DepthMap(nn.Module):
     low = cells.min((1, 2), keepdims=True)
     span = cells.max((1, 2), keepdims=True) - low
     cells = 2 * (cells - low) / jnp.maximum(span, 1e-6) - 1
-    return Condition(concat=null_tokens(cells[..., None], drop))
+    return Condition(concat=zero_where(cells[..., None], drop))
 
 
 class NeighbourEmbeddings(nn.Module):
@@ -226,6 +254,9 @@ class NeighbourEmbeddings(nn.Module):
   input_key: str = "neighbours"
   drop_rate: float = 0.1
 
+  has_unconditional = True
+  is_frozen = False
+
   def __call__(
     self, rows: Float[Array, "b k d"], drop: Bool[Array, " b"]
   ) -> Condition:
@@ -234,4 +265,4 @@ class NeighbourEmbeddings(nn.Module):
         f"embeddings of width {rows.shape[2]}, but the conditioner has "
         f"width={self.width}; set it to theirs"
       )
-    return Condition(context=null_tokens(rows.astype(jnp.float32), drop))
+    return Condition(context=zero_where(rows.astype(jnp.float32), drop))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-SIDE = 299  # of the pictures it reads
+IMAGE_SIZE = 299  # of the pictures it reads
 CLASSES = 1008
 EPSILON = 1e-3  # of the batch norms
 SPATIAL = 7  # channels of mixed_6d's first branch that sFID looks at
@@ -41,7 +41,7 @@ class Features(NamedTuple):
   logits: Any
 
 
-class Unit(nn.Module):
+class ConvUnit(nn.Module):
   """Convolution, batch norm with its stored moments, ReLU."""
 
   features: int
@@ -76,12 +76,12 @@ class Inception(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b 299 299 3"]) -> Features:
     """Features of pictures (grey level - 128) / 128."""
-    x = Unit(32, THREE, 2, name="conv_1a")(x)
-    x = Unit(32, THREE, name="conv_2a")(x)
-    x = Unit(64, THREE, is_padded=True, name="conv_2b")(x)
+    x = ConvUnit(32, THREE, 2, name="conv_1a")(x)
+    x = ConvUnit(32, THREE, name="conv_2a")(x)
+    x = ConvUnit(64, THREE, is_padded=True, name="conv_2b")(x)
     x = first = nn.max_pool(x, THREE, (2, 2))
-    x = Unit(80, ONE, name="conv_3b")(x)
-    x = Unit(192, THREE, name="conv_4a")(x)
+    x = ConvUnit(80, ONE, name="conv_3b")(x)
+    x = ConvUnit(192, THREE, name="conv_4a")(x)
     x = second = nn.max_pool(x, THREE, (2, 2))
     for name, width in (("5b", 32), ("5c", 64), ("5d", 64)):
       x = _A(width, name=f"mixed_{name}")(x)
@@ -112,7 +112,7 @@ class Inception(nn.Module):
 def _chain(x: Array, name: str, *units: tuple[int, Size]) -> Array:
   """Padded units, one after another, as branch NAME_1, NAME_2, ..."""
   for number, (features, size) in enumerate(units, 1):
-    unit = Unit(features, size, is_padded=True, name=f"{name}_{number}")
+    unit = ConvUnit(features, size, is_padded=True, name=f"{name}_{number}")
     x = unit(x)
   return x
 
@@ -133,10 +133,10 @@ class _A(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     parts = [
-      Unit(64, ONE, name="branch1x1")(x),
+      ConvUnit(64, ONE, name="branch1x1")(x),
       _chain(x, "branch5x5", (48, ONE), (64, FIVE)),
       _chain(x, "branch3x3dbl", (64, ONE), (96, THREE), (96, THREE)),
-      Unit(self.pool_features, ONE, name="branch_pool")(_pool(x)),
+      ConvUnit(self.pool_features, ONE, name="branch_pool")(_pool(x)),
     ]
     return jnp.concatenate(parts, -1)
 
@@ -148,8 +148,8 @@ class _B(nn.Module):
   def __call__(self, x: Array) -> Array:
     double = _chain(x, "branch3x3dbl", (64, ONE), (96, THREE))
     parts = [
-      Unit(384, THREE, 2, name="branch3x3")(x),
-      Unit(96, THREE, 2, name="branch3x3dbl_3")(double),
+      ConvUnit(384, THREE, 2, name="branch3x3")(x),
+      ConvUnit(96, THREE, 2, name="branch3x3dbl_3")(double),
       nn.max_pool(x, THREE, (2, 2)),
     ]
     return jnp.concatenate(parts, -1)
@@ -165,10 +165,10 @@ class _C(nn.Module):
     w = self.width
     double = ((w, ONE), (w, TALL), (w, WIDE), (w, TALL), (192, WIDE))
     parts = [
-      Unit(192, ONE, name="branch1x1")(x),
+      ConvUnit(192, ONE, name="branch1x1")(x),
       _chain(x, "branch7x7", (w, ONE), (w, WIDE), (192, TALL)),
       _chain(x, "branch7x7dbl", *double),
-      Unit(192, ONE, name="branch_pool")(_pool(x)),
+      ConvUnit(192, ONE, name="branch_pool")(_pool(x)),
     ]
     return jnp.concatenate(parts, -1)
 
@@ -181,8 +181,8 @@ class _D(nn.Module):
     one = _chain(x, "branch3x3", (192, ONE))
     other = _chain(x, "branch7x7x3", (192, ONE), (192, WIDE), (192, TALL))
     parts = [
-      Unit(320, THREE, 2, name="branch3x3_2")(one),
-      Unit(192, THREE, 2, name="branch7x7x3_4")(other),
+      ConvUnit(320, THREE, 2, name="branch3x3_2")(one),
+      ConvUnit(192, THREE, 2, name="branch7x7x3_4")(other),
       nn.max_pool(x, THREE, (2, 2)),
     ]
     return jnp.concatenate(parts, -1)
@@ -198,17 +198,17 @@ class _E(nn.Module):
     def fork(h: Array, name: str) -> Array:
       sides = (("a", (1, 3)), ("b", (3, 1)))
       made = [
-        Unit(384, size, is_padded=True, name=f"{name}{side}")(h)
+        ConvUnit(384, size, is_padded=True, name=f"{name}{side}")(h)
         for side, size in sides
       ]
       return jnp.concatenate(made, -1)
 
     parts = [
-      Unit(320, ONE, name="branch1x1")(x),
+      ConvUnit(320, ONE, name="branch1x1")(x),
       fork(_chain(x, "branch3x3", (384, ONE)), "branch3x3_2"),
       fork(
         _chain(x, "branch3x3dbl", (448, ONE), (384, THREE)), "branch3x3dbl_3"
       ),
-      Unit(192, ONE, name="branch_pool")(_pool(x, self.pool)),
+      ConvUnit(192, ONE, name="branch_pool")(_pool(x, self.pool)),
     ]
     return jnp.concatenate(parts, -1)

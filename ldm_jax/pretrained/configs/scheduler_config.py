@@ -5,7 +5,7 @@ from typing import Any
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.diffusion.samplers.names import parse_sampler_name
-from ldm_jax.diffusion.schedule import CLEAN, Schedule
+from ldm_jax.diffusion.schedule import CLEAN_TIME, Schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.pretrained.configs.defaults import SCHEDULERS
 from ldm_jax.pretrained.configs.strict_config import (
@@ -106,7 +106,7 @@ def sampler_config(config: Config) -> SamplerConfig:
       sampler=sampler,
       timestep_spacing=None if sampler in ("lcm", "tcd") else timestep_spacing,
       order=order,
-      final_sigma=CLEAN if is_clean else 0.0,
+      final_sigma=CLEAN_TIME if is_clean else 0.0,
       steps_offset=config.get("steps_offset", 0),
       base_spacing=config.get("timestep_spacing"),
     )
