@@ -7,7 +7,7 @@ from torch_files import tensor, write
 
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.evaluation.metrics.features import Extractor
-from ldm_jax.nn.encoders.inception import SIDE, Inception
+from ldm_jax.nn.encoders.inception import IMAGE_SIZE, Inception
 from ldm_jax.pretrained.metric_networks.inception import inception
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.weights.naming.convert import read_table, revert
@@ -18,7 +18,7 @@ WIDTHS = (64, 192, 768, 2048, 2023, 1008)
 @pytest.fixture(scope="module")
 def variables():
   """Random ones of unit gain, stored moments too."""
-  image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
+  image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
   shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)
   rng = np.random.default_rng(0)
 

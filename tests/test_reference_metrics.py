@@ -17,7 +17,7 @@ from ldm_jax.evaluation.metrics import (
 from ldm_jax.evaluation.metrics.features import Extractor
 from ldm_jax.evaluation.metrics.frechet import Moments, frechet_distance
 from ldm_jax.evaluation.metrics.statistics import Statistics
-from ldm_jax.nn.encoders.inception import SIDE, Inception
+from ldm_jax.nn.encoders.inception import IMAGE_SIZE, Inception
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.weights.files import read_torch
 from ldm_jax.weights.naming.convert import convert, read_table
@@ -96,7 +96,7 @@ def ours(file):
 
   @jax.jit
   def features(images):
-    x = resizing.legacy(images, SIDE)
+    x = resizing.legacy(images, IMAGE_SIZE)
     return Inception().apply(variables, (x - 128) / 128)
 
   return lambda images: [np.asarray(f) for f in features(jnp.asarray(images))]
@@ -191,8 +191,8 @@ def test_resizing_is_torch_fidelitys(fidelity, size):
   board = np.repeat(board[None, ..., None], 3, -1).astype(np.uint8)
   for images in (board, pictures(size // 8 * 8)):
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    wanted = theirs(x, size=(SIDE, SIDE), align_corners=False)
-    found = resizing.legacy(jnp.asarray(images), SIDE)
+    wanted = theirs(x, size=(IMAGE_SIZE, IMAGE_SIZE), align_corners=False)
+    found = resizing.legacy(jnp.asarray(images), IMAGE_SIZE)
     wanted = wanted.permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found, wanted, atol=255e-5)
 

@@ -30,7 +30,7 @@ class Progress(NamedTuple):
 
 
 def pieces(program: samplers.Row, length: int) -> Iterator[samplers.Row]:
-  """The program, `length` rows at a time, each padded to samplers.CHUNK_ROWS."""
+  """The table, `length` rows at a time, each padded to samplers.CHUNK_ROWS."""
   length = min(length, samplers.CHUNK_ROWS)
   for part in samplers.split_table(program, length):
     (padded,) = samplers.split_table(part)
