@@ -1,91 +1,66 @@
 """What to run: an Experiment, a tree of frozen dataclasses."""
 
-import contextlib
 import dataclasses
-import os
-import runpy
-import sys
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from ldm_jax import config_files
-from ldm_jax.config_tree import node_from_json
-from ldm_jax.data.glyphs.source import Glyphs
+from ldm_jax import config_files, config_json, config_tree
 from ldm_jax.data.sources.cached_latents import CachedLatents
-from ldm_jax.data.sources.folder import Folder
-from ldm_jax.data.sources.mix import Mix
-from ldm_jax.data.sources.neighbours import Neighbours
-from ldm_jax.data.sources.shards import Shards
-from ldm_jax.data.sources.tfds_source import TfdsSource
 from ldm_jax.data.text.tokenizers import TokenizerConfig
 from ldm_jax.data.transforms.augment import Augment
-from ldm_jax.data.transforms.degradation import Degradation
-from ldm_jax.data.transforms.layout_tokens import LayoutTokens
-from ldm_jax.data.transforms.masks import Masks
-from ldm_jax.diffusion.loss import DenoisingLoss
-from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.errors import ConfigError
-from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, ConvStack, PixelSpace
-from ldm_jax.nn.bottleneck import GaussianBottleneck, VectorQuantizer
-from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
-from ldm_jax.nn.conditioners.embedders import (
-  ClassEmbedder,
-  LayoutEmbedder,
-  SizeEmbedder,
-  TextEmbedder,
-)
-from ldm_jax.nn.conditioners.spatial import (
-  DepthMap,
-  LowResolution,
-  MaskedImage,
-  NeighbourEmbeddings,
-  SegmentationEmbedder,
-)
-from ldm_jax.nn.discriminator import PatchDiscriminator
-from ldm_jax.nn.encoder_unet import EncoderUNet
-from ldm_jax.nn.encoders.clip_text import ClipText
-from ldm_jax.nn.encoders.lpips import LPIPS
-from ldm_jax.nn.encoders.text_encoder import TextEncoder
-from ldm_jax.nn.lora import LoRA
-from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices.sharding import MeshShape
-from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.training.autoencoder import AutoencoderTask
-from ldm_jax.training.classifier import ClassifierTask
-from ldm_jax.training.denoiser import DenoiserTask
+
+__all__ = [
+  "Data",
+  "Experiment",
+  "PerceptualWeights",
+  "Reports",
+  "check_readable",
+  "from_json",
+  "load",
+  "override",
+  "packages",
+  "resolve",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What is learned from, and what is held out to judge by.
+  """Training and validation examples.
 
   Attributes:
-    augment: needed where images differ in size.
+    source: a data.batching.Source: `len(source)` and `source[i]`, a dict of
+      arrays; of data/sources/ or of the user's own.
+    validation: the same, for examples that are held out.
+    augment: random crop and mirroring; needed where images differ in size.
     validation_augment: the same for what is held out, always centred and
       never mirrored; None takes `augment`.
     tokenizer: for captions, or None to leave them out.
-    views: what is made of every example for conditioners, in this order.
-    latents: a folder of `python -m ldm_jax.cli.prepare` that stands for
+    transforms: each a data.collate.Transform, applied to every example in this
+      order to make arrays for conditioners.
+    latents: a folder written by `ldm-jax prepare --first_stage` that replaces
       `source` in stage two: latents that need not be encoded again.
-    buckets: shapes, height and width, that whole batches are cut to in place
-      of `augment.size` twice, each picture to the one nearest in ratio; see
-      `data.buckets.shapes`. What is held out stays square.
-    batch: images per update, over all devices and slices.
-    held_out: how many of the validation source's first images are measured.
+    buckets: shapes (height, width) that whole batches are cropped to instead
+      of `augment.size` squared, each image to the nearest in aspect ratio; see
+      `data.buckets.shapes`. Held-out images stay square.
+    batch: images per update, over all devices and accumulation slices.
+    held_out: how many of the first validation images are measured.
     threads: that read and decode.
-    max_bad_fraction: how much of the source may be pictures that cannot be
-      read. The next good one stands in for each; bad_samples.jsonl of the run
-      lists them.
+    max_bad_fraction: of the source that may be images that cannot be read.
+      Each is replaced by the next good one; bad_samples.jsonl of the run lists
+      them.
   """
 
-  source: Glyphs | Folder | TfdsSource | Shards | Mix | Neighbours
-  validation: Glyphs | Folder | TfdsSource | Shards | Mix | Neighbours
+  source: Any
+  validation: Any
   augment: Augment | None = None
   validation_augment: Augment | None = None
   tokenizer: TokenizerConfig | None = None
-  transforms: tuple[Masks | LayoutTokens | Degradation, ...] = ()
+  transforms: tuple[Any, ...] = ()
   latents: str = ""
   buckets: tuple[tuple[int, int], ...] = ()
   batch: int = 64
@@ -105,27 +80,28 @@ class Data:
       )
 
   @property
-  def learned(self) -> tuple[Any, Augment | None]:
-    """What is learned from, and how it is cut."""
+  def training(self) -> tuple[Any, Augment | None]:
+    """The source that is trained on, and its crop."""
     if self.latents:
       return CachedLatents(self.latents), None
     return self.source, self.augment
 
   @property
   def centred(self) -> Augment | None:
-    """How held-out images are cut."""
+    """How held-out images are cropped."""
     return self.validation_augment or self.augment
 
 
 @dataclasses.dataclass(frozen=True)
 class Reports:
-  """How often a run speaks, in steps, and how many pictures it shows.
+  """How often a run logs metrics, in steps, and how it shows previews.
 
   Attributes:
-    previews_every: 0 shows none, not even at the end.
-    hang_seconds: how long a step or its data may keep a run waiting before
-      every thread's stack is shown; three median steps if that is longer. 0
-      never shows them.
+    every: steps between lines of metrics.jsonl.
+    previews_every: steps between previews; 0 for none, not even at the end.
+    previews: images in a preview.
+    hang_seconds: how long a step or its data may take before every thread's
+      stack is shown; three median steps if that is longer. 0 never shows them.
     abort_seconds: how long until the run ends with exit code 70, or None.
   """
 
@@ -154,20 +130,25 @@ class Experiment:
   """One run of one stage.
 
   Attributes:
+    task: what a training step is (training.compiled_steps.Task):
+      AutoencoderTask, DenoiserTask, ClassifierTask or one of the user's own.
+    data: training and validation examples.
     steps: updates in all.
     seed: of initialisation, noise and the order of the data.
+    mesh: how devices are arranged.
+    checkpoints: when to save, and what to keep.
+    reports: when to log and to preview.
     perceptual: where stage one's LPIPS comes from.
     first_stage: the run folder whose autoencoder stage two freezes.
     first_stage_digest: of its parameters; filled in when the run starts.
-    start: a run of stage two, or foreign weights, whose U-Net and conditioners
-      stage two begins from; read once. Its first stage serves too, unless
-      `first_stage` names another.
-    text_encoders: folders of the towers that a frozen ClipEmbedder listens
-      through, in their order, such as model/text_encoder; read once, when the
-      run starts.
+    start: a run of stage two, or foreign weights, from whose U-Net and
+      conditioners stage two begins; read once. Its first stage is used too,
+      unless `first_stage` names another.
+    text_encoders: folders of the text encoders of a frozen ClipEmbedder, in
+      their order, such as model/text_encoder; read once, when the run starts.
   """
 
-  task: AutoencoderTask | DenoiserTask | ClassifierTask
+  task: Any
   data: Data
   steps: int
   seed: int = 0
@@ -181,84 +162,21 @@ class Experiment:
   text_encoders: tuple[str, ...] = ()
 
 
-# The classes a config may name, and the only ones its JSON can bring to life.
-CLASSES = {
-  kind.__name__: kind
-  for kind in (
-    Experiment,
-    Data,
-    Reports,
-    PerceptualWeights,
-    MeshShape,
-    CheckpointPolicy,
-    Optimizer,
-    Glyphs,
-    Folder,
-    TfdsSource,
-    Shards,
-    Mix,
-    Neighbours,
-    Augment,
-    TokenizerConfig,
-    Masks,
-    LayoutTokens,
-    Degradation,
-    AutoencoderTask,
-    DenoiserTask,
-    ClassifierTask,
-    EncoderUNet,
-    LoRA,
-    DenoisingLoss,
-    Schedule,
-    LatentDiffusion,
-    Autoencoder,
-    PixelSpace,
-    ConvStack,
-    GaussianBottleneck,
-    VectorQuantizer,
-    UNet,
-    AttentionPlan,
-    ClassEmbedder,
-    TextEmbedder,
-    TextEncoder,
-    ClipEmbedder,
-    ClipText,
-    SizeEmbedder,
-    LayoutEmbedder,
-    SegmentationEmbedder,
-    DepthMap,
-    MaskedImage,
-    LowResolution,
-    NeighbourEmbeddings,
-    PatchDiscriminator,
-    LPIPS,
-  )
-}
-
-
-def load(path: str) -> Experiment:
+def load(name: str) -> Experiment:
   """The Experiment that `get_config()` of a Python file returns.
 
+  It may import the files next to it by their names.
+
   Args:
-    path: the file, or the name of a config that comes with ldm_jax, such as
-      "sd/sd1". It may import the files next to it by their names.
+    name: the file, or the name of a config that comes with ldm_jax, such as
+      "sd/sd1".
 
   Raises:
     ConfigError: no such file or function, or it fails, or returns another
       thing.
   """
-  path = config_files.find(path)
-  try:
-    with _beside(path):
-      names = runpy.run_path(path)
-  except (SyntaxError, ImportError, ValueError, TypeError) as error:
-    raise ConfigError(f"{path}: {error}") from error
-  if "get_config" not in names:
-    raise ConfigError(f"{path} has no function get_config()")
-  try:
-    experiment = names["get_config"]()
-  except (ImportError, ValueError, TypeError) as error:
-    raise ConfigError(f"{path}: {error}") from error
+  path = config_files.find(name)
+  experiment = config_files.run(path)
   if not isinstance(experiment, Experiment):
     raise ConfigError(
       f"get_config() of {path} must return an ldm_jax.config.Experiment, got "
@@ -267,28 +185,78 @@ def load(path: str) -> Experiment:
   return experiment
 
 
-@contextlib.contextmanager
-def _beside(path: str) -> Iterator[None]:
-  """Imports find the files beside a config, and are forgotten afterwards."""
-  folder, before = os.path.dirname(os.path.abspath(path)), set(sys.modules)
-  sys.path.insert(0, folder)
+def resolve(
+  config: Experiment | str, overrides: Mapping[str, str] | None = None
+) -> Experiment:
+  """An Experiment, or the one of a config file, with fields set by path."""
+  experiment = load(config) if isinstance(config, str) else config
+  return override(experiment, overrides or {})
+
+
+def override(experiment: Any, texts: Mapping[str, str]) -> Any:
+  """`experiment` with the field at every dotted path set; see `config_tree`.
+
+  The text for an optional node may be the name of a class: one of this package,
+  such as LoRA, or package.module:Class.
+  """
+
+  def find_class(text: str, path: str) -> type | None:
+    is_name = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text)
+    if text in config_json.CLASSES or is_name:
+      return config_json.find_class(text, path, trust=("*",))
+    return None
+
+  return config_tree.override(experiment, texts, find_class)
+
+
+def packages(experiment: Experiment) -> tuple[str, ...]:
+  """Top-level packages of the experiment's own classes."""
+  kinds = [kind for kind, _ in config_json.foreign_classes(experiment)]
+  return tuple(sorted({kind.__module__.partition(".")[0] for kind in kinds}))
+
+
+def check_readable(experiment: Experiment) -> None:
+  """Raises ConfigError if a run's config.json could not be read back.
+
+  So that whatever is trained can also be resumed and sampled.
+  """
+  for kind, path in config_json.foreign_classes(experiment):
+    is_file = kind.__module__ in ("__main__", "<run_path>", "builtins")
+    if is_file or "<locals>" in kind.__qualname__:
+      raise ConfigError(
+        f"{path}: class {kind.__qualname__} is defined in the config file or "
+        "script itself, so a saved run could not be read back; move it to the "
+        "top level of an importable module of your own"
+      )
   try:
-    yield
-  finally:
-    sys.path.remove(folder)
-    for name in set(sys.modules) - before:
-      file = getattr(sys.modules[name], "__file__", None) or ""
-      if os.path.dirname(file) == folder:
-        del sys.modules[name]
+    tree = json.loads(json.dumps(config_json.to_json(experiment)))
+  except TypeError as error:
+    raise ConfigError(
+      f"{error}, so a saved run could not be read back; a config holds "
+      "numbers, text, tuples and frozen dataclasses"
+    ) from error
+  try:
+    again = from_json(tree, packages(experiment))
+  except ConfigError as error:
+    raise ConfigError(
+      f"a saved run could not be read back: {error}; move its classes to an "
+      "importable module of your own"
+    ) from error
+  if odd := config_json.differences(experiment, again):
+    raise ConfigError(f"a saved run could not be read back: {odd[0]}")
 
 
-def from_json(tree: Any) -> Experiment:
-  """The Experiment that `nodes.to_json` wrote.
+def from_json(tree: Any, trust: Collection[str] = ()) -> Experiment:
+  """The Experiment that `config_json.to_json` wrote.
+
+  Args:
+    trust: top-level packages whose classes may be imported.
 
   Raises:
-    ConfigError: it names other classes or fields than ours.
+    ConfigError: it names unknown classes or fields, or a class of a package
+      that is not trusted.
   """
-  experiment = node_from_json(tree, CLASSES, "config")
+  experiment = config_json.from_json(tree, "config", trust)
   if not isinstance(experiment, Experiment):
     raise ConfigError("the JSON of a config must be that of an Experiment")
   return experiment

@@ -1,7 +1,14 @@
-"""Finds a config: a Python file, or the name of one that comes with ldm_jax."""
+"""Config files: finds them by path or name, and runs their get_config()."""
 
+import contextlib
 import difflib
+import importlib.util
+import os
 import pathlib
+import runpy
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 from ldm_jax.errors import ConfigError
 
@@ -45,3 +52,53 @@ def find(path: str) -> str:
   close = difflib.get_close_matches(name, known, 1)
   hint = f"; did you mean {close[0]}?" if close else ""
   raise ConfigError(f"config file not found: {path}{hint}")
+
+
+def run(path: str) -> Any:
+  """What `get_config()` of a Python file returns.
+
+  Raises:
+    ConfigError: there is no such function, or it or the file fails.
+  """
+  try:
+    with _neighbours_importable(path):
+      names = runpy.run_path(path)
+  except (SyntaxError, ImportError, ValueError, TypeError) as error:
+    raise ConfigError(f"{path}: {error}") from error
+  if "get_config" not in names:
+    raise ConfigError(f"{path} has no function get_config()")
+  try:
+    return names["get_config"]()
+  except (ImportError, ValueError, TypeError) as error:
+    raise ConfigError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _neighbours_importable(path: str) -> Iterator[None]:
+  """Imports find the files next to a config.
+
+  Afterwards those modules are forgotten, except those that can be imported
+  without it.
+  """
+  folder, before = os.path.dirname(os.path.abspath(path)), set(sys.modules)
+  sys.path.insert(0, folder)
+  try:
+    yield
+  finally:
+    sys.path.remove(folder)
+    for name in set(sys.modules) - before:
+      file = getattr(sys.modules[name], "__file__", None) or ""
+      if os.path.dirname(file) == folder and not _is_importable(name, file):
+        del sys.modules[name]
+
+
+def _is_importable(name: str, file: str) -> bool:
+  """Whether importing a loaded module anew would read the same file."""
+  module = sys.modules.pop(name)
+  try:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin == file
+  except (ImportError, ValueError):
+    return False
+  finally:
+    sys.modules[name] = module

@@ -1,16 +1,14 @@
-"""Trees of frozen dataclasses: their fields by path, and as JSON.
+"""Trees of frozen dataclasses, and overrides of their fields by dotted path.
 
 Linen modules are dataclasses too, so a config holds the very objects that run;
-there is no second copy of a default and no class found by a string that is not
-in a table.
+there is no second copy of a default.
 """
 
 import ast
 import dataclasses
 import difflib
-import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,101 +18,198 @@ from ldm_jax.errors import ConfigError
 
 _LINEN = {"parent", "name"}  # fields every Linen module has, none of ours
 
+# From the text of an override and its path to a class, or None.
+FindClass = Callable[[str, str], type | None]
+
 
 class Change(typing.NamedTuple):
-  """One override: what is left of its path, the new text, the whole path."""
+  """One override: the rest of its path, the new text, the whole path."""
 
   names: list[str]
   text: str
   path: str
 
 
-def override(node: Any, texts: Mapping[str, str]) -> Any:
-  """`node` with the field at every dotted path set to what its text says.
+def override(
+  node: Any,
+  texts: Mapping[str, str],
+  find: FindClass = lambda text, path: None,
+) -> Any:
+  """`node` with the field at every dotted path set to what its text means.
 
-  All at once, so fields that must agree can be changed together.
+  All at once, so that fields which must agree can be changed together. The name
+  of a class puts a new node of it at the path, to which the paths below apply;
+  "none" removes a node that is optional.
+
+  Args:
+    find: from a class's name to the class; see `config.override`.
 
   Raises:
     ConfigError: no such field, or a value its type does not admit.
   """
   changes = [Change(p.split("."), text, p) for p, text in texts.items()]
-  return _override(node, changes)
+  return _Overrides(find).of_node(node, changes)
 
 
-def _override(node: Any, changes: list[Change]) -> Any:
-  groups: dict[str, list[Change]] = {}
-  for change in changes:
-    field = _field(node, change.names[0], change.path)
-    rest = change._replace(names=change.names[1:])
-    groups.setdefault(field.name, []).append(rest)
-  values = {
-    name: _changed(_field(node, name, name), getattr(node, name), group)
-    for name, group in groups.items()
-  }
-  try:
-    return dataclasses.replace(node, **values)
-  except ValueError as error:
-    said = " ".join(f"{c.path}={c.text}" for c in changes)
-    raise ConfigError(f"{said}: {error}") from error
+@dataclasses.dataclass(frozen=True)
+class _Overrides:
+  """Applies changes; `find` as of `override`."""
 
+  find: FindClass
 
-def _changed(field: dataclasses.Field, value: Any, group: list[Change]) -> Any:
-  """A field's value after the changes below it."""
-  *_, last = group
-  if not last.names:
-    return _parse(field, value, last.text, last.path)
-  if dataclasses.is_dataclass(value):
-    return _override(value, group)
-  if _is_nodes(value):
-    return _override_items(value, group)
-  raise ConfigError(f"{last.path}: {field.name} is {value!r}, without fields")
+  def of_node(self, node: Any, changes: list[Change]) -> Any:
+    values = self.values(node, changes)
+    return _made(lambda: dataclasses.replace(node, **values), changes)
 
-
-def _override_items(items: tuple, group: list[Change]) -> tuple:
-  """Nodes in a tuple, told apart by their numbers."""
-  items = list(items)
-  for change in group:
-    number, *names = change.names
-    if not number.isdigit() or int(number) >= len(items) or not names:
+  def new_node(self, kind: type, changes: list[Change], path: str) -> Any:
+    """A node of a class with these changes to its defaults."""
+    values = self.values(kind, changes)
+    given = [f for f in fields(kind) if f.name in values or has_default(f)]
+    missing = [f.name for f in fields(kind) if f not in given]
+    if missing:
       raise ConfigError(
-        f"{change.path}: after the name comes a number below {len(items)} and "
-        "then a field"
+        f"{path}: {kind.__name__} needs {', '.join(missing)}; set "
+        + " ".join(f"{path}.{name}=VALUE" for name in missing)
       )
-    place = int(number)
-    items[place] = _override(items[place], [change._replace(names=names)])
-  return tuple(items)
+    return _made(lambda: kind(**values), changes)
+
+  def values(self, node: Any, changes: list[Change]) -> dict[str, Any]:
+    """The changed fields of a node, or of a class's defaults."""
+    groups: dict[str, list[Change]] = {}
+    for change in changes:
+      field = field_of(node, change.names[0], change.path)
+      rest = change._replace(names=change.names[1:])
+      groups.setdefault(field.name, []).append(rest)
+    return {
+      name: self.of_field(node, field_of(node, name, name), group)
+      for name, group in groups.items()
+    }
+
+  def of_field(
+    self, node: Any, field: dataclasses.Field, group: list[Change]
+  ) -> Any:
+    """A field's value after the changes at it and below it."""
+    value, kind = current(node, field), annotation(node, field)
+    at = [change for change in group if not change.names]
+    below = [change for change in group if change.names]
+    if at:
+      *_, last = at
+      takes_nodes = _holds_nodes(kind) or Any in _parts(kind)
+      new = self.find(last.text, last.path) if takes_nodes else None
+      if new:
+        if not _admits_class(kind, new):
+          raise ConfigError(
+            f"{last.path}: needs {_class_names(kind)}, got {last.text!r}"
+          )
+        return self.new_node(new, below, last.path)
+      if not below or last.text.lower() == "none":
+        return _parse(kind, value, last.text, last.path)
+    *_, last = group
+    if dataclasses.is_dataclass(value):
+      return self.of_node(value, below)
+    if is_nodes(value):
+      return self.of_items(value, below)
+    hint = ""
+    if value is None and _class_names(kind):
+      hint = f"; switch it on by its class: {field.name}={_class_names(kind)}"
+    raise ConfigError(
+      f"{last.path}: {field.name} is {value!r}, without fields{hint}"
+    )
+
+  def of_items(self, items: tuple, group: list[Change]) -> tuple:
+    """A tuple of nodes, which paths name by their index."""
+    items = list(items)
+    for change in group:
+      number, *names = change.names
+      if not number.isdigit() or int(number) >= len(items) or not names:
+        raise ConfigError(
+          f"{change.path}: after the name comes a number below {len(items)} "
+          "and then a field"
+        )
+      index = int(number)
+      below = [change._replace(names=names)]
+      items[index] = self.of_node(items[index], below)
+    return tuple(items)
+
+
+def _made(make: Callable[[], Any], changes: list[Change]) -> Any:
+  """What `make` returns; its ValueError names the changes."""
+  try:
+    return make()
+  except (ValueError, TypeError) as error:
+    texts = " ".join(f"{c.path}={c.text}" for c in changes)
+    raise ConfigError(f"{texts}: {error}") from error
 
 
 def fields(node: Any) -> list[dataclasses.Field]:
-  """The fields of a config node that are ours."""
-  all_of_them = dataclasses.fields(node)
-  is_linen = {field.name for field in all_of_them} >= _LINEN
-  return [f for f in all_of_them if not (is_linen and f.name in _LINEN)]
+  """The fields of a node, or of its class, that a config sets."""
+  every = [field for field in dataclasses.fields(node) if field.init]
+  is_linen = {field.name for field in every} >= _LINEN
+  return [f for f in every if not (is_linen and f.name in _LINEN)]
 
 
-def _field(node: Any, name: str, path: str) -> dataclasses.Field:
+def field_of(node: Any, name: str, path: str) -> dataclasses.Field:
+  """The field `name` of a node or of its class.
+
+  Raises:
+    ConfigError: there is none.
+  """
   known = {field.name: field for field in fields(node)}
   if name in known:
     return known[name]
   close = difflib.get_close_matches(name, known, 1)
   hint = f"; did you mean {close[0]!r}?" if close else ""
+  owner = node if isinstance(node, type) else type(node)
   raise ConfigError(
-    f"unknown field {path!r}{hint} ({type(node).__name__} has: "
+    f"unknown field {path!r}{hint} ({owner.__name__} has: "
     f"{', '.join(known) or 'none'})"
   )
 
 
-def _parse(field: dataclasses.Field, value: Any, text: str, path: str) -> Any:
-  """The value that `text` means for a field."""
+def annotation(node: Any, field: dataclasses.Field) -> Any:
+  """A field's type; Any where it is a string that cannot be resolved."""
+  if not isinstance(field.type, str):
+    return field.type
+  kind = node if isinstance(node, type) else type(node)
+  try:
+    return typing.get_type_hints(kind)[field.name]
+  except (NameError, TypeError, KeyError, AttributeError):
+    return Any
+
+
+def has_default(field: dataclasses.Field) -> bool:
+  """Whether a node can be made without the field."""
+  missing = dataclasses.MISSING
+  return field.default is not missing or field.default_factory is not missing
+
+
+def current(node: Any, field: dataclasses.Field) -> Any:
+  """A field's value in a node, or its default in a class; None without one."""
+  if not isinstance(node, type):
+    return getattr(node, field.name)
+  if field.default is not dataclasses.MISSING:
+    return field.default
+  if field.default_factory is not dataclasses.MISSING:
+    return field.default_factory()
+  return None
+
+
+def is_nodes(value: Any) -> bool:
+  """Whether a value is a tuple that holds nodes."""
+  return isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))
+
+
+def _parse(kind: Any, value: Any, text: str, path: str) -> Any:
+  """The value that `text` means for a field that holds `value` now."""
   if text.lower() == "none":
-    return _validated(field.type, None, path, text)
-  if dataclasses.is_dataclass(value) or _is_nodes(value):
+    return validated(kind, None, path, text)
+  if dataclasses.is_dataclass(value) or is_nodes(value):
     raise ConfigError(
-      f"{path} is a {type(value).__name__}; set one of its fields, or write "
-      "it in the config file"
+      f"{path} is a {type(value).__name__}; set one of its fields, name "
+      "another class, or write it in the config file"
     )
-  if field.type is str or field.type == DTypeLike:
-    return _validated(field.type, text, path, text)
+  if kind is str or kind == DTypeLike:
+    return validated(kind, text, path, text)
   try:
     literal = ast.literal_eval(
       {"true": "True", "false": "False"}.get(text.lower(), text)
@@ -123,15 +218,15 @@ def _parse(field: dataclasses.Field, value: Any, text: str, path: str) -> Any:
     literal = text
   if isinstance(value, tuple) and not isinstance(literal, tuple):
     literal = tuple(literal) if isinstance(literal, list) else (literal,)
-  return _validated(field.type, literal, path, text)
+  return validated(kind, literal, path, text)
 
 
-def _is_nodes(value: Any) -> bool:
-  return isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))
+def validated(kind: Any, value: Any, path: str, text: object) -> Any:
+  """`value` if the annotation `kind` admits it without conversion.
 
-
-def _validated(kind: Any, value: Any, path: str, text: object) -> Any:
-  """`value` if the annotation `kind` admits it as it stands."""
+  Raises:
+    ConfigError: it does not; the message quotes `text`.
+  """
   if kind == DTypeLike:
     try:
       return jnp.dtype(value).name
@@ -140,10 +235,12 @@ def _validated(kind: Any, value: Any, path: str, text: object) -> Any:
         f"{path}: expected a number format such as float32 or bfloat16, got "
         f"{text!r}"
       ) from None
+  if kind is Any:
+    return value
   if value is None or _holds_nodes(kind):
     if value in (None, ()) and _admits(kind, value):
       return value
-    raise ConfigError(f"{path}: needs {_words(kind)}, got {text!r}")
+    raise ConfigError(f"{path}: needs {_type_names(kind)}, got {text!r}")
   import pydantic
 
   try:
@@ -151,6 +248,8 @@ def _validated(kind: Any, value: Any, path: str, text: object) -> Any:
   except pydantic.ValidationError as error:
     reason = error.errors()[0]["msg"]
     raise ConfigError(f"{path}: {reason}, got {text!r}") from None
+  except pydantic.PydanticSchemaGenerationError:
+    return value  # a type of the user's own that pydantic does not know
 
 
 def _parts(kind: Any) -> list[Any]:
@@ -158,12 +257,17 @@ def _parts(kind: Any) -> list[Any]:
   return [kind] + [p for arg in typing.get_args(kind) for p in _parts(arg)]
 
 
+def _is_node_type(kind: Any) -> bool:
+  """A config class, or a Protocol that such classes implement."""
+  return dataclasses.is_dataclass(kind) or _is_protocol(kind)
+
+
+def _is_protocol(kind: Any) -> bool:
+  return isinstance(kind, type) and getattr(kind, "_is_protocol", False)
+
+
 def _holds_nodes(kind: Any) -> bool:
-  """Whether a value of `kind` may be a node: a dataclass, or of a Protocol."""
-  is_node = lambda p: (
-    dataclasses.is_dataclass(p) or (getattr(p, "_is_protocol", False))
-  )
-  return any(map(is_node, _parts(kind)))
+  return any(map(_is_node_type, _parts(kind)))
 
 
 def _admits(kind: Any, value: tuple | None) -> bool:
@@ -172,73 +276,21 @@ def _admits(kind: Any, value: tuple | None) -> bool:
   return any(wanted in (p, typing.get_origin(p)) for p in _parts(kind))
 
 
-def _words(kind: Any) -> str:
+def _admits_class(kind: Any, new: type) -> bool:
+  """Whether a node of the class `new` is a value of `kind`."""
+  return any(
+    p is Any
+    or _is_protocol(p)
+    or (dataclasses.is_dataclass(p) and issubclass(new, p))
+    for p in _parts(kind)
+  )
+
+
+def _type_names(kind: Any) -> str:
   names = [p.__name__ for p in _parts(kind) if isinstance(p, type)]
   return " or ".join(dict.fromkeys(n for n in names if n != "NoneType"))
 
 
-def to_json(node: Any) -> Any:
-  """A tree of JSON values; every node says its class."""
-  if dataclasses.is_dataclass(node):
-    values = {
-      f.name: jnp.dtype(getattr(node, f.name)).name
-      if f.type == DTypeLike
-      else to_json(getattr(node, f.name))
-      for f in fields(node)
-    }
-    return {"class": type(node).__name__} | values
-  if isinstance(node, tuple):
-    return [to_json(item) for item in node]
-  if node is None or isinstance(node, str | int | float | bool):
-    return node
-  raise TypeError(f"a config cannot hold {node!r}")
-
-
-def node_from_json(tree: Any, classes: Mapping[str, type], path: str) -> Any:
-  """The inverse of `to_json`; only the given classes can come to life.
-
-  Raises:
-    ConfigError: an unknown class or field, or a value of the wrong type.
-  """
-  if isinstance(tree, list):
-    return tuple(
-      node_from_json(item, classes, f"{path}.{i}")
-      for i, item in enumerate(tree)
-    )
-  if not isinstance(tree, Mapping):
-    return tree
-  kind = classes.get(tree.get("class"))
-  if kind is None:
-    raise ConfigError(
-      f"{path}: class {tree.get('class')!r} is none of {', '.join(classes)}"
-    )
-  values = {}
-  for name, item in tree.items():
-    if name == "class":
-      continue
-    here = f"{path}.{name}"
-    field = _field(kind, name, here)
-    value = node_from_json(item, classes, here)
-    if not dataclasses.is_dataclass(value) and not _is_nodes(value):
-      value = _validated(field.type, value, here, value)
-    values[name] = value
-  try:
-    return kind(**values)
-  except (TypeError, ValueError) as error:
-    raise ConfigError(f"{path}: {error}") from error
-
-
-def differences(ours: Any, theirs: Any, path: str = "config") -> list[str]:
-  """Dotted paths at which two configs differ, with both values."""
-  if type(ours) is not type(theirs):
-    return [f"{path}: {ours!r} is not {theirs!r}"]
-  if dataclasses.is_dataclass(ours):
-    return [
-      line
-      for f in fields(ours)
-      for line in differences(
-        getattr(ours, f.name), getattr(theirs, f.name), f"{path}.{f.name}"
-      )
-    ]
-  same = json.dumps(to_json(ours)) == json.dumps(to_json(theirs))
-  return [] if same else [f"{path}: {ours!r} is not {theirs!r}"]
+def _class_names(kind: Any) -> str:
+  kinds = [p for p in _parts(kind) if _is_node_type(p)]
+  return " or ".join(dict.fromkeys(p.__name__ for p in kinds))

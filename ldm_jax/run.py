@@ -1,13 +1,13 @@
-"""A run folder: how it is laid out, begun, and opened again.
+"""A run folder: its files, and how they are written and read.
 
   config.json    the experiment, the shapes of a batch, the first stage's digest
   checkpoints/   the state, by step
-  frozen/        what is not trained: LPIPS, or the first stage and the scale
+  frozen/        parameters that are not trained: LPIPS, or the first stage
   tokenizer/     if there are captions
   metrics.jsonl, tensorboard/, previews/
-  skipped.jsonl  updates that were passed over; bad_samples.jsonl, bad pictures
+  skipped.jsonl  updates that were skipped; bad_samples.jsonl, bad images
   damaged/       checkpoints that were not what had been written
-  lock           who writes here
+  lock           the process that writes here
 
 It needs nothing outside itself, so it may be moved.
 """
@@ -16,23 +16,23 @@ import dataclasses
 import functools
 import json
 import os
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import numpy as np
 
-from ldm_jax import config, config_tree
+from ldm_jax import config, config_json, run_format
 from ldm_jax.config import Experiment
 from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.runtime.checkpointing import checkpoint, tree_io
 from ldm_jax.runtime.devices.sharding import Sharding
-from ldm_jax.training.autoencoder import AutoencoderTask
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
-# What may change when a run goes on: where, how long, and what it tells.
+# What may change when a run is resumed.
 MAY_CHANGE = (
   "config.steps",
   "config.mesh",
@@ -58,11 +58,16 @@ class Run:
   batch: Shapes
 
   @classmethod
-  def open(cls, folder: str) -> "Run":
+  def open(cls, folder: str, trust: Collection[str] = ()) -> "Run":
     """Reads config.json.
 
+    Args:
+      trust: top-level packages that may be imported for classes which the
+        experiment names as package.module:Class.
+
     Raises:
-      ConfigError: if there is none, or it is not ours.
+      ConfigError: there is none, it is not a run's, or it names a class that
+        cannot be imported or is not trusted.
     """
     path = os.path.join(folder, "config.json")
     try:
@@ -75,16 +80,21 @@ class Run:
     except (ValueError, RecursionError) as error:
       raise ConfigError(f"{path} is damaged: {error}") from None
     try:
-      told, shapes = stored["experiment"], stored["batch"]
+      tree, shapes = run_format.upgraded(stored), stored["batch"]
       batch = {
         str(name): jax.ShapeDtypeStruct(tuple(map(int, shape)), dtype)
         for name, (shape, dtype) in shapes.items()
       }
+    except ConfigError as error:
+      raise ConfigError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
       raise ConfigError(
-        f"{path} is no run's: it needs an experiment and the shapes of a batch"
+        f"{path} is not a run's: it needs an experiment and shapes of a batch"
       ) from error
-    return cls(folder, config.from_json(told), batch)
+    try:
+      return cls(folder, config.from_json(tree, trust), batch)
+    except ConfigError as error:
+      raise ConfigError(f"{path}: {error}") from error
 
   @classmethod
   def exists(cls, folder: str) -> bool:
@@ -98,11 +108,12 @@ class Run:
       return os.path.isdir(os.path.join(folder, "checkpoints"))
 
   def write(self) -> None:
-    """Writes config.json; never half of it."""
+    """Writes config.json, atomically."""
     os.makedirs(self.folder, exist_ok=True)
     path = os.path.join(self.folder, "config.json")
     stored = {
-      "experiment": config_tree.to_json(self.experiment),
+      "format": run_format.VERSION,
+      "experiment": config_json.to_json(self.experiment),
       "batch": {n: [s.shape, s.dtype.name] for n, s in self.batch.items()},
     }
     with open(path + ".part", "w") as file:
@@ -110,13 +121,13 @@ class Run:
     os.replace(path + ".part", path)
 
   def check_same(self, experiment: Experiment) -> None:
-    """Raises ConfigError if `experiment` would not go on with this run."""
-    told = config_tree.differences(experiment, self.experiment)
-    told = [line for line in told if not line.startswith(MAY_CHANGE)]
-    if told:
+    """Raises ConfigError if `experiment` cannot resume this run."""
+    found = config_json.differences(experiment, self.experiment)
+    found = [line for line in found if not line.startswith(MAY_CHANGE)]
+    if found:
       raise ConfigError(
-        f"{self.folder} holds another experiment: {told[0]}; choose another "
-        "--workdir, or the config it was begun with"
+        f"{self.folder} holds another experiment: {found[0]}; choose another "
+        "workdir (--workdir), or the config it was started with"
       )
 
   @property
@@ -126,7 +137,7 @@ class Run:
 
   @functools.cached_property
   def step(self) -> int:
-    """The newest checkpoint's.
+    """The step of the newest checkpoint.
 
     Raises:
       ConfigError: if there is none.
@@ -138,69 +149,81 @@ class Run:
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer | None:
-    """The tokenizer its captions went through."""
+    """The tokenizer of its captions, or None."""
     spec = self.experiment.data.tokenizer
     if spec is None:
       return None
     return tokenizers.load(self._path("tokenizer"), spec.length)
 
-  def save_tokenizer(self, words: Tokenizer) -> None:
-    """Keeps the tokenizer with the run."""
-    words.save(self._path("tokenizer"))
+  def save_tokenizer(self, tokenizer: Tokenizer) -> None:
+    """Stores the tokenizer with the run."""
+    tokenizer.save(self._path("tokenizer"))
 
   def save_frozen(self, frozen: Any) -> None:
-    """Writes what is not trained, once.
+    """Writes the parameters that are not trained, once.
 
-    What a start that was killed before `write` has left is taken away.
+    Replaces what a start that was killed before `write` has left.
     """
     tree_io.save_tree(self._path("frozen"), frozen)
 
   def frozen(self, sharding: Sharding) -> Any:
-    """What is not trained, on the devices.
+    """The parameters that are not trained, on the devices.
 
     Raises:
-      Damaged: it is not what was written.
+      DamagedFile: they are not what was written.
     """
     shapes = self.experiment.task.frozen_shapes(self.batch)
     return tree_io.load_tree(self._path("frozen"), _placed(shapes, sharding))
 
   def trained(self, sharding: Sharding) -> Any:
-    """The parameters to use, averaged where the run averages.
+    """The parameters to use: the average, where the task keeps one.
 
-    Stage one gives the autoencoder's variables; stage two a dictionary of
-    U-Net and conditioners. They are those of the newest step where they are
-    whole.
+    Of an autoencoder its variables; of a denoiser a dictionary of U-Net and
+    conditioners. They are those of the newest step where they are whole.
 
     Raises:
-      ConfigError: there is no step.
-      Damaged: they are whole in none.
+      ConfigError: there is no checkpoint.
+      DamagedFile: they are whole in none.
     """
     task = self.experiment.task
     frozen = task.frozen_shapes(self.batch)
     state = jax.eval_shape(task.init, jax.random.key(0), self.batch, frozen)
-    if state.ema is not None:
+    if getattr(state, "ema", None) is not None:
       part = {"ema": state.ema}
-    else:
+    elif is_autoencoder(task):
       part = {"params": {"autoencoder": state.params["autoencoder"]}}
+    else:
+      part = {"params": state.params}
     if not self.has_step:
       raise ConfigError(f"{self.folder} has no checkpoint yet")
     _, restored = checkpoint.restore_newest_subtree(
       self._path("checkpoints"), _placed(part, sharding)
     )
-    return restored.get("ema") or restored["params"]["autoencoder"]
+    if "ema" in part:
+      return restored["ema"]
+    params = restored["params"]
+    return params["autoencoder"] if is_autoencoder(task) else params
 
   def _path(self, name: str) -> str:
     return os.path.join(self.folder, name)
 
 
-def open_first_stage(folder: str) -> Run:
+def is_autoencoder(task: Any) -> bool:
+  """Whether a task trains an `autoencoder`, so that a run is a first stage."""
+  return hasattr(task, "autoencoder")
+
+
+def open_first_stage(folder: str, trust: Collection[str] = ()) -> Run:
   """The run of an autoencoder.
+
+  Args:
+    trust: as of `Run.open`.
 
   Raises:
     ConfigError: if it is not one.
   """
-  run = Run.open(folder)
-  if not isinstance(run.experiment.task, AutoencoderTask):
+  run = Run.open(folder, trust)
+  if not is_autoencoder(run.experiment.task):
     raise ConfigError(
       f"first_stage {folder!r} is a run of "
       f"{type(run.experiment.task).__name__}; it must be one of AutoencoderTask"
@@ -209,7 +232,7 @@ def open_first_stage(folder: str) -> Run:
 
 
 def shapes_of(batch: dict[str, np.ndarray], rows: int) -> Shapes:
-  """Shapes of a global batch of `rows`, from this process's part."""
+  """Shapes of a global batch of `rows`, from this process's rows."""
   return {
     name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
     for name, array in batch.items()

@@ -17,6 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
   "errors": 0,
   "config_tree": 1,
+  "config_files": 1,
+  "config_json": 2,
+  "config_help": 2,
+  "run_format": 1,
   "pixels": 1,
   "nn": 2,
   "diffusion": 2,

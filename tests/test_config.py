@@ -9,10 +9,10 @@ import sys
 import jax
 import pytest
 
-from ldm_jax import config, config_tree
+from ldm_jax import config, config_json, config_tree
 from ldm_jax.cli import train
 from ldm_jax.cli.exit_codes import CommandError
-from ldm_jax.config_tree import override
+from ldm_jax.config import override
 from ldm_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,9 +27,9 @@ TEXT = ROOT / "configs" / "glyphs_text.py"
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_config_is_what_its_json_says(path):
   experiment = config.load(str(path))
-  tree = json.loads(json.dumps(config_tree.to_json(experiment)))
+  tree = json.loads(json.dumps(config_json.to_json(experiment)))
   again = config.from_json(tree)
-  assert again == experiment and not config_tree.differences(again, experiment)
+  assert again == experiment and not config_json.differences(again, experiment)
   assert '"""' in path.read_text()[:10]
 
 
@@ -129,15 +129,15 @@ def test_a_wrong_config_file_is_one_line(text, words, tmp_path):
 
 
 def test_json_brings_only_our_classes_to_life():
-  tree = config_tree.to_json(config.load(str(TEXT)))
+  tree = config_json.to_json(config.load(str(TEXT)))
   tree["task"]["class"] = "subprocess.Popen"
   with pytest.raises(ConfigError, match="is none of"):
     config.from_json(tree)
-  tree = config_tree.to_json(config.load(str(TEXT)))
+  tree = config_json.to_json(config.load(str(TEXT)))
   tree["task"]["ema_decey"] = 0.5
   with pytest.raises(ConfigError, match="did you mean 'ema_decay'"):
     config.from_json(tree)
-  tree = config_tree.to_json(config.load(str(TEXT)))
+  tree = config_json.to_json(config.load(str(TEXT)))
   tree["steps"] = "many"
   with pytest.raises(ConfigError, match="valid integer"):
     config.from_json(tree)

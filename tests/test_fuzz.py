@@ -19,7 +19,7 @@ from full import repeated
 from PIL import Image
 from torch_files import Name, Reduced, tensor, write
 
-from ldm_jax import config, config_tree
+from ldm_jax import config
 from ldm_jax.data.images import read_image
 from ldm_jax.errors import ConfigError, ImageError, WeightsError
 from ldm_jax.run import Run
@@ -64,7 +64,7 @@ def seeds(root):
     found.append((path, read_image))
   experiment = config.load(str(ROOT / "configs" / "glyphs_text.py"))
   told = {
-    "experiment": config_tree.to_json(experiment),
+    "experiment": config_json.to_json(experiment),
     "batch": {"image": [[8, 32, 32, 3], "uint8"]},
   }
   path = root / "run" / "config.json"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ldm_jax import config
-from ldm_jax.config_tree import override
+from ldm_jax.config import override
 from ldm_jax.nn.attention import dot_product_attention
 from ldm_jax.nn.transformer import SpatialTransformer
 from ldm_jax.runtime.devices import aot

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from ldm_jax import config
 from ldm_jax.cli import plan
 from ldm_jax.cli.exit_codes import CommandError
-from ldm_jax.config_tree import override
+from ldm_jax.config import override
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.planning import plan as plan_library
 from ldm_jax.runtime.devices import aot

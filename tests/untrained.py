@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from ldm_jax import config
-from ldm_jax.config_tree import override
+from ldm_jax.config import override
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.training.compiled_steps import CompiledTask
 from ldm_jax.training.dataloading import held_out
@@ -12,7 +12,8 @@ from ldm_jax.training.setup import prepare_run
 
 # A small autoencoder on two folders of pictures.
 FOLDER = """
-from ldm_jax.config import *
+from ldm_jax.config import Data, Experiment, Reports
+from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.data.sources.folder import Folder
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack

@@ -1,46 +1,110 @@
-"""Trains one experiment, either stage.
+"""Trains one experiment, either stage, or resumes its run.
 
-  python train.py --config=configs/X.py --workdir=runs/X
-  python train.py --config=configs/Y.py --workdir=runs/Y \\
+  ldm-jax train --config=configs/X.py --workdir=runs/X
+  ldm-jax train --config=configs/Y.py --workdir=runs/Y \\
       --config.first_stage=runs/X --config.task.optimizer.rate=1e-4
 
-Any field of the config can be set on the command line by its dotted path. A
-workdir that holds a run of the same experiment is gone on with.
+Any field of the config can be set by its dotted path; --help-config lists them.
+A workdir that holds a run of the same experiment is resumed.
 """
 
+import json
+import logging
+import shlex
+import sys
 from collections.abc import Sequence
 
-from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.exit_codes import USAGE, CommandError, command, run_command
 from ldm_jax.cli.parser import Parser
+
+logger = logging.getLogger(__name__)
 
 
 def parser() -> Parser:
-  """The flags of train.py."""
-  flags = Parser("train.py", __doc__)
-  flags.add_argument(
+  """The flags of train."""
+  flags = Parser("ldm-jax train", __doc__)
+  add = flags.add_argument
+  add(
     "--config",
     required=True,
     metavar="FILE",
-    help="a Python file whose get_config() returns an Experiment; then "
-    "--config.FIELD[.FIELD...]=VALUE sets fields of it",
+    help="a Python file whose get_config() returns an Experiment, or the name "
+    "of a packaged one, such as sd/sd1; --config.FIELD[.FIELD...]=VALUE sets "
+    "fields of it",
   )
-  flags.add_argument(
-    "--workdir", required=True, metavar="DIR", help="the run folder"
+  add("--workdir", metavar="DIR", help="the run folder")
+  add(
+    "--help_config",
+    action="store_true",
+    help="list every field of the config and exit",
   )
-  flags.add_argument(
+  add(
     "--profile",
     metavar="FROM:TO",
+    type=_steps,
     help="trace these steps into DIR/profile, for TensorBoard or Perfetto",
+  )
+  add(
+    "--trust",
+    action="append",
+    default=[],
+    metavar="PACKAGE",
+    help="import classes of this package that the run or its first stage names",
   )
   return flags
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags and trains; returns the exit code."""
   flags, overrides = parser().read(arguments, "config")
-  from ldm_jax.training import train  # brings jax
+  if flags.help_config:
+    return _print_fields(flags.config, overrides)
+  if flags.workdir is None:
+    raise CommandError("ldm-jax train: --workdir is required", USAGE)
+  from ldm_jax.runtime.devices import processes
+  from ldm_jax.runtime.signals import exit_code
+  from ldm_jax.training.train import train
 
-  return train.train(flags.config, flags.workdir, overrides, flags.profile)
+  result = train(
+    flags.config,
+    flags.workdir,
+    overrides=overrides,
+    profile=flags.profile,
+    trust=flags.trust,
+  )
+  if result.interrupted:
+    logger.info(f"resume with: python {shlex.join(sys.argv)}")
+  if processes.is_first():
+    line = {"workdir": result.workdir} | dict(result.metrics)
+    if result.bad_samples:
+      line["bad_samples"] = result.bad_samples
+    print(json.dumps(line))
+  return exit_code(result.interrupted)
+
+
+def _print_fields(path: str, overrides: dict[str, str]) -> int:
+  """One line per field: path, type, value, meaning, source file."""
+  from ldm_jax import config
+  from ldm_jax.config_help import field_rows
+
+  for row in field_rows(config.resolve(path, overrides)):
+    print(f"--config.{row.path}={row.value}  ({row.type})  [{row.file}]")
+    if row.doc:
+      print(f"    {row.doc}")
+  return 0
+
+
+def _steps(text: str) -> tuple[int, int]:
+  """FROM:TO as two numbers."""
+  first, _, last = text.partition(":")
+  if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+    raise CommandError(
+      "--profile takes the first and the last step, such as 100:110, got "
+      f"{text!r}",
+      USAGE,
+    )
+  return int(first), int(last)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ import jax
 from ldm_jax import config
 from ldm_jax.cli.exit_codes import usage_errors
 from ldm_jax.concat_conditioning import prepare_inputs
-from ldm_jax.config import Experiment
-from ldm_jax.config_tree import override
+from ldm_jax.config import Experiment, override
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.errors import ConfigError
 from ldm_jax.runtime.devices import aot, attention_kernels, memory

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import config_tree
+from ldm_jax import config_json
 from ldm_jax.config import Experiment
 from ldm_jax.data.sources.cached_latents import CachedLatents
 from ldm_jax.data.text.tokenizers import Tokenizer
@@ -76,8 +76,8 @@ def check_latents(experiment: Experiment) -> None:
   told = CachedLatents(data.latents).manifest
   wanted = {
     "first_stage": experiment.first_stage_digest,
-    "source": config_tree.to_json(data.source),
-    "augment": config_tree.to_json(data.augment),
+    "source": config_json.to_json(data.source),
+    "augment": config_json.to_json(data.augment),
   }
   for name, value in wanted.items():
     if told[name] != json.loads(json.dumps(value)):

@@ -1,4 +1,4 @@
-"""A task's four functions as programs for a mesh."""
+"""A task's four functions, compiled for a mesh."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -13,35 +13,46 @@ from ldm_jax.runtime.monitoring import flops
 
 Batch = dict[str, jax.Array]
 
-INIT, TRAIN, MEASURE, PREVIEW = range(4)  # what a key is for
+INIT, TRAIN, MEASURE, PREVIEW = range(4)  # purposes of random keys
 
 
 @runtime_checkable
 class Task(Protocol):
-  """One meaning of "a training step"; the tasks happen to fit.
+  """What is trained: any frozen dataclass with these methods.
 
-  `frozen` holds what is not trained: sharded, not donated, not in the
-  checkpoint. Random numbers are drawn over the global batch.
+  `frozen` is a tree of arrays that are not trained: sharded, not donated, not
+  in the checkpoint. Random numbers are drawn over the global batch. A batch is
+  a dictionary of arrays [b ...].
+
+  As an `Experiment.task` it also needs `frozen_shapes(batch)`: the shapes of
+  `frozen` for batches like this one, of arrays or of their shapes.
+
+  Optional members: `with_first_stage(stage)` and `first_stage` for a task on
+  the latents of a first stage (its `frozen` is a `denoiser.Frozen`); `model`
+  and `parameters(trained, frozen)` for a run that can be sampled;
+  `load_frozen(batch)` to read other frozen arrays when a run starts.
   """
 
   def init(self, key: Any, batch: Any, frozen: Any) -> Any:
-    """A fresh state; its `step` counts updates."""
+    """The initial state: a tree with `step` (0), `params` and `opt`, and
+    `ema`, the parameters to use, or None."""
 
   def step(self, state: Any, frozen: Any, batch: Any, key: Any) -> Any:
-    """(state, metrics) after one update."""
+    """(state, metrics) after one update, with `step` one higher."""
 
   def measure(self, state: Any, frozen: Any, batch: Any, key: Any) -> Any:
-    """Metrics of held-out examples."""
+    """{name: scalar} of held-out examples."""
 
   def preview(self, state: Any, frozen: Any, batch: Any, key: Any) -> Any:
-    """{name: images in [-1, 1]} of held-out examples."""
+    """{name: images [b h w 3] in [-1, 1]} of held-out examples."""
 
 
 class CompiledTask:
   """A task's four functions, jitted for a mesh; the state is donated.
 
   A step's key is a function of (seed, step), so a restart repeats the run;
-  measures and previews draw the same noise every time, to be compared.
+  measures and previews use the same random numbers every time, so that they
+  can be compared.
   """
 
   def __init__(
@@ -55,10 +66,9 @@ class CompiledTask:
 
     keys = jax.jit(purposes, out_shardings=copied)()
     self.shapes = jax.eval_shape(task.init, keys[INIT], batch, frozen)
-    self.places = sharding.tree_shardings(self.shapes)
+    self.shardings = sharding.tree_shardings(self.shapes)
 
-    # What a step does of a batch is counted without kernels, which cannot be
-    # looked into.
+    # FLOPs of a step are counted without fused kernels, which are opaque.
     self.work = lambda batch: flops.count(
       task.step, self.shapes, frozen, batch, keys[0]
     )
@@ -70,28 +80,26 @@ class CompiledTask:
       return state, metrics | skip_updates.update_health(state)
 
     def bound(function: Callable, n: int, **options: Any) -> Callable:
-      jitted, key = (
-        jax.jit(constrain_activations(function, sharding), **options),
-        keys[n],
-      )
+      jitted = jax.jit(constrain_activations(function, sharding), **options)
+      key = keys[n]
       return lambda state, batch: jitted(state, frozen, batch, key)
 
-    # Runs once and draws every kernel by itself: optimised, its compilation
-    # takes a CPU as long as the step's.
+    # Runs once and initialises every kernel by itself: optimised, its
+    # compilation takes a CPU as long as the step's.
     is_cpu = jax.default_backend() == "cpu"
-    swift = {"xla_backend_optimization_level": 0} if is_cpu else None
-    placed = jax.jit(
-      task.init, out_shardings=self.places, compiler_options=swift
+    options_init = {"xla_backend_optimization_level": 0} if is_cpu else None
+    jitted_init = jax.jit(
+      task.init, out_shardings=self.shardings, compiler_options=options_init
     )
-    self.init = lambda batch: placed(keys[INIT], batch, frozen)
-    moved = (self.places, copied)
-    self.step = bound(step, TRAIN, donate_argnums=0, out_shardings=moved)
+    self.init = lambda batch: jitted_init(keys[INIT], batch, frozen)
+    out = (self.shardings, copied)
+    self.step = bound(step, TRAIN, donate_argnums=0, out_shardings=out)
     self.measure = bound(fast.measure, MEASURE, out_shardings=copied)
     self.preview = bound(fast.preview, PREVIEW, out_shardings=copied)
 
-  def begun(self, state: Any, start: Any) -> Any:
+  def with_params(self, state: Any, start: Any) -> Any:
     """The state with other parameters; its average is a copy of them."""
-    places = (self.places.params, self.places.ema)
-    twice = jax.jit(lambda start: (start, start), out_shardings=places)
+    shardings = (self.shardings.params, self.shardings.ema)
+    twice = jax.jit(lambda start: (start, start), out_shardings=shardings)
     params, ema = twice(start)
     return state.replace(params=params, ema=ema)

@@ -1,4 +1,4 @@
-"""An experiment's data as batches."""
+"""Batches of an experiment's data."""
 
 import os
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from ldm_jax.runtime.devices.sharding import Sharding
 
 
 def held_out(
-  experiment: Experiment, words: Tokenizer | None
+  experiment: Experiment, tokenizer: Tokenizer | None
 ) -> dict[str, np.ndarray]:
-  """The examples that are measured."""
+  """The batch of validation examples that is measured."""
   data = experiment.data
   count = min(data.held_out, len(data.validation))
   return batching.first(
     SkipBadImages(data.validation, bad_image_log(experiment)),
     count,
     augment=data.centred,
-    tokenizer=words,
+    tokenizer=tokenizer,
     transforms=data.transforms,
   )
 
@@ -32,7 +32,7 @@ def held_out(
 def bad_image_log(
   experiment: Experiment, folder: str | None = None
 ) -> BadImageLog:
-  """For this process's bad pictures; written down if there is a run folder."""
+  """This process's log of bad images; a file if there is a run folder."""
   mine = jax.process_index()
   name = f"bad_samples_{mine}.jsonl" if mine else "bad_samples.jsonl"
   path = folder and os.path.join(folder, name)
@@ -42,17 +42,28 @@ def bad_image_log(
 def training_source(
   experiment: Experiment, bad: BadImageLog
 ) -> tuple[batching.Source, Augment | None]:
-  """What is learned from, stand-ins for bad pictures, and how it is cut."""
-  source, augment = experiment.data.learned
-  return source if experiment.data.latents else SkipBadImages(
-    source, bad
-  ), augment
+  """The training source, bad images replaced, and its crop."""
+  source, augment = experiment.data.training
+  if not experiment.data.latents:
+    source = SkipBadImages(source, bad)
+  return source, augment
+
+
+def example_of(
+  experiment: Experiment, tokenizer: Tokenizer | None
+) -> dict[str, np.ndarray]:
+  """A training batch of one example."""
+  data = experiment.data
+  source, augment = training_source(experiment, bad_image_log(experiment))
+  return batching.first(
+    source, 1, augment=augment, tokenizer=tokenizer, transforms=data.transforms
+  )
 
 
 def example_batch(
-  experiment: Experiment, words: Tokenizer | None, shape: tuple[int, int]
+  experiment: Experiment, tokenizer: Tokenizer | None, shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-  """A batch of one training example, cut to a bucket's shape."""
+  """A batch of one training example, cropped to a bucket's shape."""
   data = experiment.data
   source, augment = training_source(experiment, bad_image_log(experiment))
   stream = batching.batches(
@@ -60,7 +71,7 @@ def example_batch(
     batch=1,
     seed=experiment.seed,
     augment=augment,
-    tokenizer=words,
+    tokenizer=tokenizer,
     transforms=data.transforms,
     threads=1,
     buckets=(shape,),
@@ -70,7 +81,7 @@ def example_batch(
 
 def batches(
   experiment: Experiment,
-  words: Tokenizer | None,
+  tokenizer: Tokenizer | None,
   start: int,
   sharding: Sharding,
   bad: BadImageLog,
@@ -83,7 +94,7 @@ def batches(
     batch=data.batch,
     seed=experiment.seed,
     augment=augment,
-    tokenizer=words,
+    tokenizer=tokenizer,
     transforms=data.transforms,
     start=start,
     rows=sharding.local_rows(data.batch),
@@ -93,9 +104,9 @@ def batches(
 
 
 def example_indices(experiment: Experiment, step: int) -> list[int]:
-  """The examples that a step, counted from 1, learns from."""
+  """Indices of the examples of a step, counted from 1."""
   data = experiment.data
-  source, _ = data.learned
+  source, _ = data.training
   return batching.example_indices(
     source,
     batch=data.batch,

@@ -1,30 +1,25 @@
-"""Before the first step: all that a run needs is found, checked and kept."""
+"""Prepares a run before its first step: checks, frozen parameters, files."""
 
 import dataclasses
-import itertools
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
+from ldm_jax import config
 from ldm_jax.config import Experiment
-from ldm_jax.data import batching
 from ldm_jax.data.bad_images import SkipBadImages
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
-from ldm_jax.latents import measure_latent_scale
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.autoencoder import PixelSpace
-from ldm_jax.pretrained import text_encoders
-from ldm_jax.pretrained.metric_networks.lpips import perceptual
 from ldm_jax.pretrained.open_model import open_model
 from ldm_jax.run import Run, open_first_stage, shapes_of
 from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
-from ldm_jax.training import autoencoder, denoiser, initialize_from
-from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training import initialize_from
 from ldm_jax.training.checks import (
   check_buckets,
   check_conditions,
@@ -32,116 +27,114 @@ from ldm_jax.training.checks import (
   check_memory,
 )
 from ldm_jax.training.compiled_steps import INIT
-from ldm_jax.training.dataloading import (
-  bad_image_log,
-  batches,
-  held_out,
-  training_source,
-)
+from ldm_jax.training.dataloading import bad_image_log, example_of, held_out
 from ldm_jax.training.denoiser import DenoiserTask
 
 logger = logging.getLogger(__name__)
 
-SCALE_BATCHES = 8  # on which the scale of latents is measured
-
 
 class PreparedRun(NamedTuple):
-  """A run that can go on, or begin.
+  """A run that can be trained, or resumed.
 
   Attributes:
-    frozen: what is not trained, on the devices.
-    start: parameters to begin from instead of fresh ones, or None.
+    frozen: parameters that are not trained, on the devices.
+    start: parameters to begin from instead of initialised ones, or None.
   """
 
   run: Run
-  words: Tokenizer | None
+  tokenizer: Tokenizer | None
   frozen: Any
   start: Any = None
 
 
-class _StageOne(NamedTuple):
-  """An autoencoder to freeze, and the experiment's fields it fills in.
-
-  Attributes:
-    scale: of its latents, if whoever brings it knows.
-  """
-
-  params: Any
-  filled: Experiment
-  scale: float | None = None
-
-
 def prepare_run(
-  experiment: Experiment, folder: str, sharding: Sharding
+  experiment: Experiment,
+  folder: str,
+  sharding: Sharding,
+  trust: Sequence[str] = (),
 ) -> PreparedRun:
-  """Opens the run of `folder`, or begins it: nothing is written before all
-  that can be refused has been looked at.
+  """Opens the run in `folder`, or creates it.
+
+  Nothing is written before everything that can be refused has been checked.
 
   Raises:
-    ValueError: something cannot be; see `usage`.
+    ConfigError, or a ValueError of a constructor: something does not fit.
   """
+  config.check_readable(experiment)
   if processes.broadcast(Run.exists(folder)):
-    return _again(experiment, Run.open(folder), sharding)
-  start = stage_one = None
+    return _reopened(experiment, folder, sharding, trust)
+  start = first_stage = None
   if experiment.start:
     if not isinstance(experiment.task, DenoiserTask):
       raise ConfigError("config.start is of stage two; leave it out")
     start = open_model(experiment.start)
   elif getattr(experiment.task, "lora", None):
     raise ConfigError(
-      "a LoRA changes a model that is there: --config.start=runs/NAME"
+      "a LoRA changes an existing model: --config.start=runs/NAME"
     )
-  if not isinstance(experiment.task, AutoencoderTask):
-    stage_one = _first_stage(experiment, start, sharding)
-    experiment = _with_first_stage(experiment, stage_one.filled)
+  if has_first_stage(experiment.task):
+    first_stage = _first_stage(experiment, start, sharding, trust)
+    experiment = _with_first_stage(experiment, first_stage.filled)
   check_latents(experiment)
-  words = _tokenizer(experiment, start)
-  check_conditions(experiment, words, held_out(experiment, words))
-  example = _example(experiment, words)
-  check_conditions(experiment, words, example)
-  check_buckets(experiment, words)
+  tokenizer = _tokenizer(experiment, start)
+  check_conditions(experiment, tokenizer, held_out(experiment, tokenizer))
+  example = example_of(experiment, tokenizer)
+  check_conditions(experiment, tokenizer, example)
+  check_buckets(experiment, tokenizer)
   check_memory(example, experiment.data.batch)
   run = Run(folder, experiment, shapes_of(example, experiment.data.batch))
-  frozen = _frozen(experiment, stage_one, start, words, sharding)
+  frozen = load_frozen(experiment, first_stage, start, tokenizer, sharding)
   params = None
   if start is not None:
-    frozen, params = _begun(experiment, start, words, frozen, sharding)
+    frozen, params = _started(experiment, start, tokenizer, frozen, sharding)
+  _write(run, tokenizer, frozen)
+  return PreparedRun(run, tokenizer, frozen, params)
+
+
+def _write(run: Run, tokenizer: Tokenizer | None, frozen: Any) -> None:
+  """Creates the run folder."""
   run.save_frozen(frozen)
   if processes.is_first():
-    if words is not None:
-      run.save_tokenizer(words)
+    if tokenizer is not None:
+      run.save_tokenizer(tokenizer)
     run.write()
   processes.barrier("the run is begun")
-  return PreparedRun(run, words, frozen, params)
 
 
-def _again(
-  experiment: Experiment, begun: Run, sharding: Sharding
+def _reopened(
+  experiment: Experiment, folder: str, sharding: Sharding, trust: Sequence[str]
 ) -> PreparedRun:
-  """A run that was begun before."""
-  if not isinstance(experiment.task, AutoencoderTask):
-    filled = begun.experiment
+  """A run that exists."""
+  stored = Run.open(folder, (*trust, *config.packages(experiment)))
+  if has_first_stage(experiment.task):
+    filled = stored.experiment
     if experiment.first_stage:
-      filled = _first_stage(experiment, None, sharding).filled
+      filled = _first_stage(experiment, None, sharding, trust).filled
     experiment = _with_first_stage(experiment, filled)
-  begun.check_same(experiment)
-  run = dataclasses.replace(begun, experiment=experiment)
+  stored.check_same(experiment)
+  run = dataclasses.replace(stored, experiment=experiment)
   if processes.is_first():
     run.write()
-  words, frozen, params = run.tokenizer, run.frozen(sharding), None
-  start = experiment.start or begun.experiment.start
+  tokenizer, frozen, params = run.tokenizer, run.frozen(sharding), None
+  start = experiment.start or stored.experiment.start
   if start and experiment.task.lora is None and not run.has_step:
-    # Stopped before its first checkpoint: what it began from lies there alone.
-    _, params = _begun(experiment, open_model(start), words, frozen, sharding)
-  return PreparedRun(run, words, frozen, params)
+    # Stopped before its first checkpoint, so the parameters to begin from are
+    # in no file of this run.
+    start = open_model(start)
+    _, params = _started(experiment, start, tokenizer, frozen, sharding)
+  return PreparedRun(run, tokenizer, frozen, params)
 
 
 def _first_stage(
-  experiment: Experiment, start: LoadedModel | None, sharding: Sharding
-) -> _StageOne:
-  """The run that is named, or the model that training begins from."""
+  experiment: Experiment,
+  start: LoadedModel | None,
+  sharding: Sharding,
+  trust: Sequence[str],
+) -> FirstStageParams:
+  """That of the run `first_stage`, or of the model to begin from."""
   if experiment.first_stage:
-    run = open_first_stage(experiment.first_stage)
+    trusted = (*trust, *config.packages(experiment))
+    run = open_first_stage(experiment.first_stage, trusted)
     params, stage = run.trained(sharding), run.experiment.task.autoencoder
     scale = None
   elif start is not None:
@@ -159,7 +152,12 @@ def _first_stage(
     task=experiment.task.with_first_stage(stage),
     first_stage_digest=checksum(params),
   )
-  return _StageOne(params, filled, scale)
+  return FirstStageParams(params, filled, scale)
+
+
+def has_first_stage(task: Any) -> bool:
+  """Whether a task trains on the latents of a frozen first stage."""
+  return hasattr(task, "with_first_stage")
 
 
 def _with_first_stage(experiment: Experiment, filled: Experiment) -> Experiment:
@@ -172,17 +170,6 @@ def _with_first_stage(experiment: Experiment, filled: Experiment) -> Experiment:
   )
 
 
-def _example(
-  experiment: Experiment, words: Tokenizer | None
-) -> dict[str, np.ndarray]:
-  """A batch of one, as training will see it."""
-  data = experiment.data
-  source, augment = training_source(experiment, bad_image_log(experiment))
-  return batching.first(
-    source, 1, augment=augment, tokenizer=words, transforms=data.transforms
-  )
-
-
 def _tokenizer(
   experiment: Experiment, start: LoadedModel | None
 ) -> Tokenizer | None:
@@ -190,78 +177,34 @@ def _tokenizer(
   spec, source = experiment.data.tokenizer, experiment.data.source
   if spec is None:
     return None
-  sound = SkipBadImages(source, bad_image_log(experiment))
-  if "caption" not in sound[0]:
+  readable = SkipBadImages(source, bad_image_log(experiment))
+  if "caption" not in readable[0]:
     raise ConfigError(
       f"data.tokenizer is set, but {type(source).__name__} has no captions; "
       "write --config.data.tokenizer=none, or give it captions"
     )
   if (
     start is not None
-    and (words := initialize_from.tokenizer_of(start)) is not None
+    and (tokenizer := initialize_from.tokenizer_of(start)) is not None
   ):
-    return dataclasses.replace(words, length=spec.length)
-  few = range(min(len(source), 5000))  # enough to meet every common word
-  return spec.build(sound[i]["caption"] for i in few)
+    return dataclasses.replace(tokenizer, length=spec.length)
+  few = range(min(len(source), 5000))  # enough for every common word
+  return spec.build(readable[i]["caption"] for i in few)
 
 
-def _frozen(
-  experiment: Experiment,
-  stage_one: _StageOne | None,
-  start: LoadedModel | None,
-  words: Tokenizer | None,
-  sharding: Sharding,
-) -> Any:
-  """What is not trained, on the devices."""
-  task = experiment.task
-  if stage_one is None:
-    if task.perceptual is None:
-      return autoencoder.Frozen(None)
-    lpips = perceptual(task.perceptual, experiment.perceptual)
-    return jax.device_put(
-      autoencoder.Frozen(lpips),
-      sharding.tree_shardings(autoencoder.Frozen(lpips)),
-    )
-  scale = task.latent_scale or stage_one.scale
-  if scale is None:
-    stream = itertools.islice(
-      batches(experiment, words, 0, sharding, bad_image_log(experiment)),
-      SCALE_BATCHES,
-    )
-    scale = measure_latent_scale(
-      task.first_stage,
-      stage_one.params,
-      map(sharding.put_batch, stream),
-      jax.random.key(experiment.seed),
-      task.latents,
-    )
-    logger.info("latents are multiplied by %.5f, their measured 1 / std", scale)
-  scale = jax.device_put(np.float32(scale), sharding.replicated)
-  parts = {}
-  if isinstance(task, DenoiserTask) and (
-    start is None or experiment.text_encoders
-  ):
-    parts = text_encoders.load_text_encoders(
-      task.model, experiment.text_encoders
-    )
-  elif start is not None:
-    known = start.params.conditioners
-    parts = {n: known[n] for n in task.model.frozen_conditioners if n in known}
-  parts = jax.device_put(parts, sharding.tree_shardings(parts))
-  return denoiser.Frozen(stage_one.params, scale, parts)
-
-
-def _begun(
+def _started(
   experiment: Experiment,
   start: LoadedModel,
-  words: Tokenizer | None,
+  tokenizer: Tokenizer | None,
   frozen: Any,
   sharding: Sharding,
 ) -> tuple[Any, Any]:
-  """What is frozen and what training begins from; under a LoRA the start is
-  all frozen."""
+  """Frozen parameters and those to begin from.
+
+  With a LoRA all parameters of the start are frozen, and the second is None.
+  """
   task, key = experiment.task, jax.random.key(experiment.seed)
-  example = _example(experiment, words)
+  example = example_of(experiment, tokenizer)
   fresh = jax.jit(task.fresh)(jax.random.fold_in(key, INIT), example, frozen)
   params = initialize_from.initial_params(task, fresh, start)
   for name in task.model.frozen_conditioners:

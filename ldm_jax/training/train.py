@@ -1,32 +1,17 @@
-"""Behind train.py: an experiment and a folder become a loop that runs."""
+"""train(): an experiment and a folder become a run."""
 
 import contextlib
+import dataclasses
 import functools
-import json
 import logging
-import shlex
-import sys
-from collections.abc import Mapping
+import signal
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm_jax import config
-from ldm_jax.cli.exit_codes import (
-  DATA,
-  USAGE,
-  WEIGHTS,
-  CommandError,
-  usage_errors,
-)
 from ldm_jax.config import Experiment
-from ldm_jax.config_tree import override
 from ldm_jax.data.bad_images import BadImageLog
-from ldm_jax.errors import (
-  ConfigError,
-  DamagedFile,
-  DataError,
-  ImageError,
-  TooLarge,
-)
+from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.runtime.checkpointing.run_lock import run_lock
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
@@ -38,64 +23,83 @@ from ldm_jax.training.dataloading import (
   held_out,
 )
 from ldm_jax.training.setup import PreparedRun, prepare_run
-from ldm_jax.training.trainer import Trainer
+from ldm_jax.training.trainer import Trainer, TrainingOutcome
 
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+  """How a training ended.
+
+  Attributes:
+    workdir: the run folder.
+    step: updates that the run has had.
+    metrics: the newest value of every metric in metrics.jsonl, with "step" and
+      "seconds"; empty on all processes but the first.
+    bad_samples: examples that could not be read and were replaced.
+    interrupted: the signal that ended it after a checkpoint, or None.
+  """
+
+  workdir: str
+  step: int
+  metrics: Mapping[str, Any]
+  bad_samples: int = 0
+  interrupted: signal.Signals | None = None
+
+
 def train(
-  path: str,
-  folder: str,
-  overrides: Mapping[str, str],
-  profile: str | None = None,
-) -> int:
-  """Trains the experiment of the config file; returns the exit code.
+  experiment: Experiment | str,
+  workdir: str,
+  *,
+  overrides: Mapping[str, str] | None = None,
+  profile: tuple[int, int] | None = None,
+  trust: Sequence[str] = (),
+) -> TrainingResult:
+  """Trains an experiment, or resumes the run of it in `workdir`.
 
   Args:
-    profile: FROM:TO, the steps to trace.
+    experiment: an `Experiment`, or the path or name of a config file.
+    workdir: the run folder; created if there is none.
+    overrides: fields of the experiment to set, by dotted path, such as
+      {"task.optimizer.rate": "1e-4"}.
+    profile: the first and the last step to trace into WORKDIR/profile.
+    trust: top-level packages, besides those of the experiment's own classes,
+      that runs which it builds on (`first_stage`, `start`) may import.
+
+  Raises:
+    ConfigError: the experiment cannot run, could not be read back from the
+      run's config.json, or is not the one that `workdir` holds.
+    DataError, ImageError: its data cannot be used.
+    WeightsError: foreign weights that it begins from cannot be used.
+    NonFinite: a loss or parameter is; that state is not saved.
+    DamagedFile: the run's files are not what was written.
+    SaveFailed: checkpoints cannot be written.
+    TooLarge: no device has the memory.
   """
   with contextlib.ExitStack() as held:
-    with usage_errors(DATA):
-      if "://" in folder:
+    with config_errors():
+      if "://" in workdir:
         raise ConfigError(
-          f"--workdir={folder} is not on this machine; mount the bucket (such "
+          f"workdir {workdir} is not on this machine; mount the bucket (such "
           "as by gcsfuse) and give its path here"
         )
       processes.initialize()
-      traced = profile and _steps(profile)
-      experiment = override(config.load(path), overrides)
+      _check_profile(profile)
+      experiment = config.resolve(experiment, overrides or {})
       sharding = experiment.mesh.build()
       sharding.check_batch(experiment.data.batch, slices(experiment))
-      _greet(held.enter_context(run_lock(folder)))
-      begun = prepare_run(experiment, folder, sharding)
-    bad = bad_image_log(begun.run.experiment, folder)
-    try:
-      code = _loop(begun, sharding, traced or None, bad)
-    except TooLarge as error:
-      raise CommandError(str(error), USAGE) from error
-    except DamagedFile as error:
-      raise CommandError(str(error), WEIGHTS) from error
-    except (ImageError, DataError) as error:
-      raise CommandError(str(error), DATA) from error
-  if code:
-    logger.info(f"go on with: python {shlex.join(sys.argv)}")
+      _log_unfinished(held.enter_context(run_lock(workdir)))
+      prepared = prepare_run(experiment, workdir, sharding, trust)
+    bad = bad_image_log(prepared.run.experiment, workdir)
+    outcome = _run(prepared, sharding, profile, bad)
+  metrics: dict[str, Any] = {}
   if processes.is_first():
-    told: dict[str, Any] = {}
-    for line in metric_writer.read_metrics(folder):
-      told |= line
-    if len(bad):
-      told["bad_samples"] = len(bad)
-    print(json.dumps({"workdir": folder} | told))
-  return code
-
-
-def _greet(before: dict[str, Any] | None) -> None:
-  """Says that whoever trained here before did not end in order."""
-  if before is not None:
-    logger.info(
-      f"process {before['pid']} on {before['host']}, which trained here since "
-      f"{before['since']}, ended without a word"
-    )
+    for line in metric_writer.read_metrics(workdir):
+      metrics |= line
+  return TrainingResult(
+    workdir, outcome.step, metrics, len(bad), outcome.interrupted
+  )
 
 
 def slices(experiment: Experiment) -> int:
@@ -103,30 +107,38 @@ def slices(experiment: Experiment) -> int:
   return getattr(experiment.task, "accumulate", 1)
 
 
-def _steps(text: str) -> tuple[int, int]:
-  first, colon, last = text.partition(":")
-  if not (colon and first.isdigit() and last.isdigit()) or not (
-    0 < int(first) <= int(last)
-  ):
-    raise ConfigError(
-      f"--profile takes the first and the last step, such as 100:110, got "
-      f"{text!r}"
+def _log_unfinished(before: dict[str, Any] | None) -> None:
+  """Logs that the process which trained here before was killed."""
+  if before is not None:
+    logger.info(
+      f"process {before['pid']} on {before['host']}, which trained here since "
+      f"{before['since']}, ended without releasing the run"
     )
-  return int(first), int(last)
 
 
-def _loop(
-  begun: PreparedRun,
+def _check_profile(steps: tuple[int, int] | None) -> None:
+  if steps is not None and not 0 < steps[0] <= steps[1]:
+    raise ConfigError(
+      "profile takes the first and the last step, such as 100:110, got "
+      f"{steps[0]}:{steps[1]}"
+    )
+
+
+def _run(
+  prepared: PreparedRun,
   sharding: Sharding,
-  traced: tuple[int, int] | None,
+  profile: tuple[int, int] | None,
   bad: BadImageLog,
-) -> int:
-  run, words = begun.run, begun.words
+) -> TrainingOutcome:
+  """Hands the prepared run to the trainer."""
+  run, tokenizer = prepared.run, prepared.tokenizer
   experiment, reports = run.experiment, run.experiment.reports
-  example = held_out(experiment, words)
+  example = held_out(experiment, tokenizer)
   shown = {name: rows[: reports.previews] for name, rows in example.items()}
-  captions = [words.decode(ids) for ids in shown["tokens"]] if words else ()
-  loop = Trainer(
+  captions = (
+    [tokenizer.decode(ids) for ids in shown["tokens"]] if tokenizer else ()
+  )
+  trainer = Trainer(
     experiment.task,
     sharding,
     run.folder,
@@ -136,15 +148,15 @@ def _loop(
     reports.every,
     reports.previews_every,
     captions,
-    traced,
-    begun.start,
+    profile,
+    prepared.start,
     functools.partial(example_indices, experiment),
     reports.hang_seconds,
     reports.abort_seconds,
   )
-  return loop.run(
-    begun.frozen,
-    lambda start: batches(experiment, words, start, sharding, bad),
+  return trainer.run(
+    prepared.frozen,
+    lambda step: batches(experiment, tokenizer, step, sharding, bad),
     sharding.distribute(example),
     sharding.distribute(shown),
   )

@@ -1,4 +1,4 @@
-"""How it runs: for each batch, step; sometimes log, preview, measure, save."""
+"""The training loop: step; at intervals log, preview, measure and save."""
 
 import contextlib
 import dataclasses
@@ -6,8 +6,9 @@ import itertools
 import logging
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ from ldm_jax.runtime.monitoring.step_timer import (
   StepTimer,
 )
 from ldm_jax.runtime.monitoring.watchdog import DEVICES, DISK, INPUT, Watchdog
-from ldm_jax.runtime.signals import InterruptHandler, SharedInterrupt, exit_code
+from ldm_jax.runtime.signals import InterruptHandler, SharedInterrupt
 from ldm_jax.runtime.skip_updates import NonFiniteMonitor
 from ldm_jax.runtime.step_runner import StepRunner, prefetch
 from ldm_jax.training.compiled_steps import Batch, CompiledTask, Task
@@ -42,20 +43,34 @@ logger = logging.getLogger(__name__)
 Stream = Iterator[dict[str, np.ndarray]]
 
 
+class TrainingOutcome(NamedTuple):
+  """How a loop ended.
+
+  Attributes:
+    step: updates that the run has had.
+    interrupted: the signal that ended it, after a checkpoint, or None.
+  """
+
+  step: int
+  interrupted: signal.Signals | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-  """Steps a task up to a number of updates, on any mesh, from any step.
+  """Trains a task up to a number of updates, on any mesh, from any step.
 
   Attributes:
     folder: of the run.
-    every: steps between lines of the journal.
-    previews_every: steps between previews; 0 shows none.
+    steps: updates in all.
+    checkpoint_policy: when to save, and which checkpoints to keep.
+    every: steps between lines of metrics.jsonl.
+    previews_every: steps between previews; 0 for none.
     captions: to write under previewed samples.
-    profile: steps to trace, the first and the last, or None.
-    start: parameters to begin from instead of fresh ones.
-    examples: from a step to the numbers of its examples, to name those of an
-      update that is passed over.
-    hang, abort: of the `Watchdog`.
+    profile: the first and the last step to trace, or None.
+    start: parameters to begin from instead of initialised ones.
+    examples: from a step to the indices of its examples, to name those of an
+      update that is skipped.
+    hang, abort: seconds, of the `Watchdog`.
   """
 
   task: Task
@@ -63,7 +78,7 @@ class Trainer:
   folder: str
   steps: int
   seed: int = 0
-  keeping: CheckpointPolicy = CheckpointPolicy()
+  checkpoint_policy: CheckpointPolicy = CheckpointPolicy()
   every: int = 50
   previews_every: int = 1000
   captions: Sequence[str] = ()
@@ -79,70 +94,71 @@ class Trainer:
     batches: Callable[[int], Stream],
     held_out: Batch,
     shown: Batch,
-  ) -> int:
-    """Trains, or goes on training; returns the exit code.
+  ) -> TrainingOutcome:
+    """Trains from the newest checkpoint, or from the start.
 
     Args:
       batches: from a step to this process's batches from there on.
-      held_out: measured at every checkpoint.
-      shown: previewed.
+      held_out: the batch measured at every checkpoint.
+      shown: the batch that previews are made of.
 
     Raises:
       NonFinite: if a loss or a parameter is, or too many gradients in a row
         were; that state is not saved.
-      Damaged: there are checkpoints, but none is whole.
+      DamagedFile: there are checkpoints, but none is whole.
       SaveFailed: checkpoints cannot be written.
       TooLarge: no device has the memory for a state.
     """
     folder = os.path.join(self.folder, "checkpoints")
-    with contextlib.closing(Checkpoints(folder, self.keeping)) as checkpoints:
+    policy = self.checkpoint_policy
+    with contextlib.closing(Checkpoints(folder, policy)) as checkpoints:
       if (checkpoints.latest or 0) >= self.steps:
-        logger.info(f"{self.folder} has had its {self.steps} steps")
-        return 0
-      programs = CompiledTask(
+        logger.info(f"{self.folder} has already run its {self.steps} steps")
+        return TrainingOutcome(checkpoints.latest)
+      compiled = CompiledTask(
         self.task, self.sharding, self.seed, frozen, held_out
       )
       memory.check_fits(
         "the state",
-        memory.bytes_per_device(programs.shapes, programs.places),
+        memory.bytes_per_device(compiled.shapes, compiled.shardings),
         "a larger mesh.fsdp",
       )
-      check_disk_space(folder, programs.shapes, self.keeping.keep)
-      begin, state = self.begun(programs, checkpoints, held_out)
-      journal = MetricWriter(self.folder, begin, processes.is_first())
-      saver = CheckpointSaver(checkpoints, journal)
-      chapter = TrainingSession(self, programs, journal, saver, held_out, shown)
+      check_disk_space(folder, compiled.shapes, policy.keep)
+      begin, state = self.initial_state(compiled, checkpoints, held_out)
+      writer = MetricWriter(self.folder, begin, processes.is_first())
+      saver = CheckpointSaver(checkpoints, writer)
+      session = TrainingSession(self, compiled, writer, saver, held_out, shown)
       stream = prefetch(self.sharding.put_batch, batches(begin))
-      with contextlib.closing(journal), InterruptHandler() as interruption:
-        return chapter.run(state, begin, stream, interruption)
+      with contextlib.closing(writer), InterruptHandler() as interruption:
+        return session.run(state, begin, stream, interruption)
 
-  def begun(
-    self, programs: CompiledTask, checkpoints: Checkpoints, example: Batch
+  def initial_state(
+    self, compiled: CompiledTask, checkpoints: Checkpoints, example: Batch
   ) -> tuple[int, Any]:
-    """The step to go on from, and its state; 0 and a fresh one.
+    """The step to resume from and its state, or 0 and an initialised one.
 
     Raises:
-      Damaged: there are checkpoints, but none is whole.
+      DamagedFile: there are checkpoints, but none is whole.
     """
     if checkpoints.latest is not None:
       begin, state = checkpoints.restore_newest(
-        programs.shapes, programs.places
+        compiled.shapes, compiled.shardings
       )
       logger.info(f"resuming {self.folder} from step {begin}")
       return begin, state
-    state = programs.init(example)
+    state = compiled.init(example)
     if self.start is not None:
-      state = programs.begun(state, self.start)
+      state = compiled.with_params(state, self.start)
     return 0, state
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSession:
-  """One uninterrupted stretch of a loop, with everything it needs open."""
+  """One uninterrupted run of the loop, with its open files and programs."""
 
-  loop: Trainer
-  programs: CompiledTask
-  journal: MetricWriter
+  trainer: Trainer
+  compiled: CompiledTask
+  writer: MetricWriter
   saver: CheckpointSaver
   held_out: Batch
   shown: Batch
@@ -153,38 +169,40 @@ class TrainingSession:
     begin: int,
     stream: Iterator[Batch],
     interruption: InterruptHandler,
-  ) -> int:
-    """Steps from `begin` to the end, or to a signal; returns the exit code."""
-    loop = self.loop
+  ) -> TrainingOutcome:
+    """Steps from `begin` to the end, or to a signal."""
+    trainer = self.trainer
     with contextlib.ExitStack() as held:
-      watchdog = held.enter_context(Watchdog(loop.hang, loop.abort))
+      watchdog = held.enter_context(Watchdog(trainer.hang, trainer.abort))
       with watchdog.waiting_for(INPUT):
         first, stream = _peeked(stream)
-      pace = self.pace(first)
-      reporter = ProgressReporter(self.journal, pace, begin, loop.steps)
+      timer = self.step_timer(first)
+      reporter = ProgressReporter(self.writer, timer, begin, trainer.steps)
       held.callback(reporter.close)
-      trace = os.path.join(loop.folder, "profile")
-      profile = Profiler(trace, loop.profile or (0, 0))
+      trace = os.path.join(trainer.folder, "profile")
+      profile = Profiler(trace, trainer.profile or (0, 0))
       held.callback(profile.close)
-      stepper = StepRunner(self.programs.step, pace, profile, watchdog)
-      vigil = NonFiniteMonitor(loop.folder, self.programs.shapes, loop.examples)
-      agreed, received = SharedInterrupt(loop.sharding), None
+      stepper = StepRunner(self.compiled.step, timer, profile, watchdog)
+      monitor = NonFiniteMonitor(
+        trainer.folder, self.compiled.shapes, trainer.examples
+      )
+      agreed, received = SharedInterrupt(trainer.sharding), None
       for step, batch in enumerate(stepper.watch_input(stream), begin + 1):
         state, metrics = stepper(step, state, batch)
-        vigil.stepped(step, metrics)
+        monitor.stepped(step, metrics)
         reporter.flush()
         self.saver.check(step, state)
         received = agreed(interruption.received)
-        is_last = step == loop.steps or received is not None
-        if is_last or step % loop.every == 0:
+        is_last = step == trainer.steps or received is not None
+        if is_last or step % trainer.every == 0:
           reporter.defer(step, metrics)
-        if is_last or step % loop.keeping.every == 0:
+        if is_last or step % trainer.checkpoint_policy.every == 0:
           with watchdog.waiting_for(DEVICES):
-            vigil.flush()
+            monitor.flush()
             reporter.flush()
           self.save(step, state, watchdog)
-        each = loop.previews_every
-        if each and (step == loop.steps or step % each == 0):
+        each = trainer.previews_every
+        if each and (step == trainer.steps or step % each == 0):
           self.preview(step, state, watchdog)
         if is_last:
           with watchdog.waiting_for(DISK):
@@ -192,40 +210,40 @@ class TrainingSession:
           break
     if received is not None:
       logger.info(f"{received.name}: saved step {step}")
-    return exit_code(received)
+    return TrainingOutcome(step, received)
 
-  def pace(self, batch: Batch) -> StepTimer:
-    """A clock for steps of such batches."""
+  def step_timer(self, batch: Batch) -> StepTimer:
+    """Measures steps of such batches."""
     rows = len(next(iter(batch.values())))
     is_known = flops.peak(jax.devices()[0].device_kind) is not None
-    return StepTimer(rows, self.programs.work(batch) if is_known else 0)
+    return StepTimer(rows, self.compiled.work(batch) if is_known else 0)
 
   def save(self, step: int, state: Any, watchdog: Watchdog) -> None:
     """Measures the held-out batch and writes a checkpoint."""
-    measured = self.programs.measure(state, self.held_out)
+    measured = self.compiled.measure(state, self.held_out)
     with watchdog.waiting_for(DEVICES):
       metrics = {name: float(value) for name, value in measured.items()}
     if any(map(math.isnan, metrics.values())):
       raise NonFinite(f"held-out {metrics} at step {step} is not a number")
-    named = {f"validation_{name}": value for name, value in metrics.items()}
-    self.journal.write(step, named)
+    prefixed = {f"validation_{name}": value for name, value in metrics.items()}
+    self.writer.write(step, prefixed)
     with watchdog.waiting_for(DISK):
       self.saver.save(step, state, metrics)
 
   def preview(self, step: int, state: Any, watchdog: Watchdog) -> None:
-    """Writes previews/NAME_STEP.png and shows them in TensorBoard."""
-    shown = self.programs.preview(state, self.shown)
+    """Writes previews/NAME_STEP.png and the same to the trackers."""
+    shown = self.compiled.preview(state, self.shown)
     with watchdog.waiting_for(DEVICES):
       jax.block_until_ready(shown)
     if jax.process_index() > 0:
       return
     for name, images in shown.items():
-      captions = self.loop.captions if name == "samples" else ()
+      captions = self.trainer.captions if name == "samples" else ()
       sheet = image_files.image_grid(np.asarray(to_uint8(images)), captions)
       file = os.path.join("previews", f"{name}_{step:07d}.png")
       with warn_on_os_error():
-        image_files.write_png(os.path.join(self.loop.folder, file), sheet)
-      self.journal.image(step, name, sheet)
+        image_files.write_png(os.path.join(self.trainer.folder, file), sheet)
+      self.writer.image(step, name, sheet)
 
 
 def _peeked(stream: Iterator[Batch]) -> tuple[Batch, Iterator[Batch]]:

@@ -1,33 +1,67 @@
-"""Behind verify: what lies in a run folder against its digests."""
+"""verify(): the checkpoints of a run compared with their recorded digests."""
 
-import json
+import dataclasses
 import os
 
-from ldm_jax.cli.exit_codes import WEIGHTS, usage_errors
 from ldm_jax.errors import ConfigError
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing import checkpoint, tree_io
 from ldm_jax.runtime.checkpointing.checksums import combined_checksum
 
 
-def verify(folder: str) -> int:
-  """Prints a line of JSON per step, and one of what is frozen; returns the
-  exit code."""
-  with usage_errors():
-    Run.open(folder)
-    steps = os.path.join(folder, "checkpoints")
-    if checkpoint.latest_step(steps) is None:
-      raise ConfigError(f"{folder} has no checkpoint yet")
-  is_whole = True
-  for step, wrong, leaves in checkpoint.verify_checkpoints(steps):
-    is_whole &= wrong is None
-    tell({"step": step, "digest": combined_checksum(leaves)}, wrong)
+@dataclasses.dataclass(frozen=True)
+class VerifiedTree:
+  """One stored tree of arrays.
+
+  Attributes:
+    step: of a checkpoint; None for the frozen parameters.
+    digest: SHA-256 over the digests of all arrays, as they were saved.
+    wrong: what differs from the digests, in one line, or None.
+  """
+
+  step: int | None
+  digest: str
+  wrong: str | None
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether the arrays are what was saved."""
+    return self.wrong is None
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyResult:
+  """Every checkpoint of a run, oldest first, and its frozen parameters."""
+
+  folder: str
+  checkpoints: tuple[VerifiedTree, ...]
+  frozen: VerifiedTree
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether all of them are what was saved."""
+    return all(tree.is_whole for tree in (*self.checkpoints, self.frozen))
+
+
+def verify(folder: str, trust: tuple[str, ...] = ()) -> VerifyResult:
+  """Reads every checkpoint of the run in `folder`.
+
+  Args:
+    trust: as of `Run.open`.
+
+  Raises:
+    ConfigError: the folder holds no run, or no checkpoint yet.
+  """
+  del trust
+  Run.open(folder)
+  steps = os.path.join(folder, "checkpoints")
+  if checkpoint.latest_step(steps) is None:
+    raise ConfigError(f"{folder} has no checkpoint yet")
+  found = tuple(
+    VerifiedTree(step, combined_checksum(leaves), wrong)
+    for step, wrong, leaves in checkpoint.verify_checkpoints(steps)
+  )
   wrong, leaves = tree_io.verify_tree(os.path.join(folder, "frozen"), "frozen")
-  tell({"frozen": True, "digest": combined_checksum(leaves)}, wrong)
-  return 0 if is_whole and wrong is None else WEIGHTS
-
-
-def tell(what: dict, wrong: str | None) -> None:
-  """One line of JSON."""
-  told = what | {"whole": wrong is None}
-  print(json.dumps(told | ({"wrong": wrong} if wrong else {})))
+  return VerifyResult(
+    folder, found, VerifiedTree(None, combined_checksum(leaves), wrong)
+  )

@@ -1,6 +1,5 @@
-"""Behind prepare without a first stage: images made small, in array records."""
+"""A config's training images made small and packed in array records."""
 
-import argparse
 import concurrent.futures
 import functools
 import io
@@ -15,80 +14,78 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ldm_jax import config, config_tree
-from ldm_jax.cli.exit_codes import DATA, CommandError, usage_errors
-from ldm_jax.config import Data
-from ldm_jax.config_tree import override
+from ldm_jax import config_json
+from ldm_jax.config import Data, Experiment
 from ldm_jax.data.bad_images import SkipBadImages
 from ldm_jax.data.images import shrink, shrink_map
 from ldm_jax.data.sources.cached_latents import read_manifest, write_manifest
 from ldm_jax.data.sources.shards import RECORD, write_record
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.runtime.devices import processes
 from ldm_jax.training.dataloading import bad_image_log
+from ldm_jax.training.preparation.request import PrepareRequest, PrepareResult
 
 logger = logging.getLogger(__name__)
 
 EACH = 1000  # examples in a file
 
 
-def prepare_images(
-  flags: argparse.Namespace, overrides: Mapping[str, str]
-) -> int:
-  """Writes the files that are not there yet; returns the exit code."""
-  with usage_errors(DATA):
-    processes.initialize()
-    if flags.threads < 1:
-      raise ConfigError("--threads must be 1 or more")
-    experiment = override(config.load(flags.config), overrides)
-    side = flags.size or _side(experiment.data)
-    source = experiment.data.source
+def pack_images(
+  request: PrepareRequest, experiment: Experiment
+) -> PrepareResult:
+  """Writes the array records that `request.out` lacks.
+
+  Raises:
+    ConfigError, ImageError, DataError: see `prepare`.
+  """
+  source = experiment.data.source
+  with config_errors():
+    side = request.size or _side(experiment.data)
     manifest = {
       "kind": "images",
       "count": len(source),
       "each": EACH,
       "size": side,
-      "format": flags.format,
-      "source": config_tree.to_json(source),
+      "format": request.format,
+      "source": config_json.to_json(source),
     }
     manifest = json.loads(json.dumps(manifest))  # as it will be read again
-    _begin(flags.out, manifest)
-    sound = SkipBadImages(source, bad_image_log(experiment))
-    work = functools.partial(_files, sound, side, flags.format)
-    work(0)  # whatever it is refused for was the user's to say
-  try:
-    _write_all(flags, len(source), work)
-  except DataError as error:
-    raise CommandError(str(error), DATA) from error
+    _begin(request.out, manifest)
+    readable = SkipBadImages(source, bad_image_log(experiment))
+    encode = functools.partial(_files, readable, side, request.format)
+    encode(0)  # an example that cannot be packed is refused before any file
+  _write_all(request, len(source), encode)
   processes.barrier("all is packed")
   if processes.is_first():
-    write_manifest(flags.out, {**manifest, "is_complete": True})
-    print(flags.out)
-  return 0
+    write_manifest(request.out, {**manifest, "is_complete": True})
+  return PrepareResult(request.out, "images", len(source))
 
 
 def _side(data: Data) -> int:
   """The shorter side that a config's crops need."""
   if data.augment is None:
-    raise ConfigError("the config has no data.augment; give --size")
+    raise ConfigError("the config has no data.augment; give size (--size)")
   return round(data.augment.size / data.augment.scale[0])
 
 
 def _begin(folder: str, manifest: Mapping[str, Any]) -> None:
-  """Says in the folder what it will hold.
+  """Writes what the folder will hold into its manifest.
 
   Raises:
     ConfigError: it holds something else.
   """
   there = read_manifest(folder)
   if there is None and os.path.isdir(folder) and os.listdir(folder):
-    raise ConfigError(f"{folder} holds other files; choose another --out")
+    raise ConfigError(
+      f"{folder} holds other files; choose another folder (--out)"
+    )
   other = [
     n for n, value in manifest.items() if there and there.get(n) != value
   ]
   if other:
     raise ConfigError(
-      f"{folder} was prepared with another {other[0]}; choose another --out"
+      f"{folder} was prepared with another {other[0]}; choose another "
+      "folder (--out)"
     )
   if processes.broadcast(there is None) and processes.is_first():
     write_manifest(folder, {**manifest, "is_complete": False})
@@ -96,26 +93,28 @@ def _begin(folder: str, manifest: Mapping[str, Any]) -> None:
 
 
 def _write_all(
-  flags: argparse.Namespace, count: int, work: Callable[[int], dict[str, bytes]]
+  request: PrepareRequest,
+  count: int,
+  encode: Callable[[int], dict[str, bytes]],
 ) -> None:
-  """This process's files, those that are on disk left alone."""
+  """Writes this process's files, except those that exist."""
   total = -(-count // EACH)
   mine = range(jax.process_index(), total, jax.process_count())
   name = lambda n: f"{n:05d}-of-{total:05d}{RECORD}"
-  paths = {n: os.path.join(flags.out, name(n)) for n in mine}
+  paths = {n: os.path.join(request.out, name(n)) for n in mine}
   missing = [n for n in mine if not os.path.exists(paths[n])]
   if len(missing) < len(mine):
     logger.info(
       "%d of %d files exist already", len(mine) - len(missing), len(mine)
     )
-  with concurrent.futures.ThreadPoolExecutor(flags.threads) as pool:
+  with concurrent.futures.ThreadPoolExecutor(request.threads) as pool:
     for n in tqdm(missing, unit="file", disable=not processes.is_first()):
       numbers = range(n * EACH, min((n + 1) * EACH, count))
-      write_record(paths[n], list(pool.map(work, numbers)))
+      write_record(paths[n], list(pool.map(encode, numbers)))
 
 
 def _files(source: Any, side: int, form: str, index: int) -> dict[str, bytes]:
-  """An example as an array record holds it; see `data.shards`.
+  """An example as files of an array record; see data/sources/shards.py.
 
   Raises:
     ValueError: it has an array that cannot be packed.
@@ -130,8 +129,8 @@ def _files(source: Any, side: int, form: str, index: int) -> dict[str, bytes]:
     files["json"] = json.dumps({"score": float(item.pop("score"))}).encode()
   if "boxes" in item:
     rows = [row for row in item.pop("boxes").tolist() if row[2] >= 0]
-    told = [{"class": int(row[4]), "box": row[:4]} for row in rows]
-    files["boxes.json"] = json.dumps(told).encode()
+    boxes = [{"class": int(row[4]), "box": row[:4]} for row in rows]
+    files["boxes.json"] = json.dumps(boxes).encode()
   for key in ("segmap", "mask", "depth"):
     if key in item:
       plane = shrink_map(item.pop(key), side)
@@ -149,13 +148,13 @@ def _encoded(image: np.ndarray, form: str) -> bytes:
   if form == "png":
     Image.fromarray(image).save(file, "PNG")
   else:
-    # 4:4:4: colour as sharp as light.
+    # 4:4:4: no chroma subsampling.
     Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
   return file.getvalue()
 
 
 def _plane(plane: np.ndarray) -> bytes:
-  """Classes as they are, holes white, depth in 16 bits."""
+  """A PNG: classes unchanged, masks as 0 and 255, depth in 16 bits."""
   if plane.dtype == bool:
     plane = plane.astype(np.uint8) * 255
   elif plane.dtype != np.uint8:

@@ -1,6 +1,5 @@
-"""Behind prepare: images to a folder of moments, block by block."""
+"""A config's training images encoded once: a folder of posterior moments."""
 
-import argparse
 import concurrent.futures
 import json
 import logging
@@ -12,17 +11,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ldm_jax import config, config_tree
-from ldm_jax.cli.exit_codes import DATA, CommandError, usage_errors
-from ldm_jax.config import Data
-from ldm_jax.config_tree import override
+from ldm_jax import config_json
+from ldm_jax.config import Data, Experiment
 from ldm_jax.data.bad_images import SkipBadImages
 from ldm_jax.data.sources.cached_latents import (
   read_manifest,
   write_captions,
   write_manifest,
 )
-from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.latents import encode_batch, posterior_moments
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.run import open_first_stage
@@ -30,21 +27,22 @@ from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import attention_kernels, processes
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.training.dataloading import bad_image_log
+from ldm_jax.training.preparation.request import PrepareRequest, PrepareResult
 
 logger = logging.getLogger(__name__)
 
-KEPT = 64  # blocks between two times that what is done is written down
+FLUSH_EVERY = 64  # blocks
 Item = dict[str, Any]
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
 class Work(NamedTuple):
-  """What is to be encoded.
+  """The examples to encode.
 
   Attributes:
     copies: of every example.
     seed: of crops and mirroring.
-    source: the data's, with bad pictures replaced.
+    source: the data's, with bad images replaced.
   """
 
   data: Data
@@ -58,7 +56,7 @@ class Work(NamedTuple):
     return len(self.source) * self.copies
 
   def item(self, number: int) -> Item:
-    """An example, cut as it will stay."""
+    """An example with its random crop, a function of (seed, number)."""
     copy, index = divmod(number, len(self.source))
     item = dict(self.source[index])
     if self.data.augment is None:
@@ -67,55 +65,49 @@ class Work(NamedTuple):
     return self.data.augment.random(item, rng)
 
 
-def prepare_latents(
-  flags: argparse.Namespace, overrides: Mapping[str, str]
-) -> int:
-  """Encodes what is not encoded yet; returns the exit code."""
-  with usage_errors(DATA):
-    processes.initialize()
-    if min(flags.copies, flags.batch, flags.threads) < 1:
-      raise ConfigError("--copies, --batch and --threads must be 1 or more")
-    experiment = override(config.load(flags.config), overrides)
+def cache_latents(
+  request: PrepareRequest, experiment: Experiment
+) -> PrepareResult:
+  """Encodes the examples that `request.out` lacks.
+
+  Raises:
+    ConfigError, ImageError, DataError, DamagedFile: see `prepare`.
+  """
+  data = experiment.data
+  with config_errors():
     sharding = MeshShape().build()
-    sharding.check_batch(flags.batch)
-    run = open_first_stage(flags.first_stage)
+    sharding.check_batch(request.batch)
+    run = open_first_stage(request.first_stage)
     params = run.trained(sharding)
     stage = run.experiment.task.autoencoder
-    sound = SkipBadImages(experiment.data.source, bad_image_log(experiment))
-    work = Work(experiment.data, flags.copies, experiment.seed, sound)
+    readable = SkipBadImages(data.source, bad_image_log(experiment))
+    work = Work(data, request.copies, experiment.seed, readable)
     first = work.item(0)
     stage.latent_shape(*first["image"].shape[:2])
-    manifest = {
-      "count": work.count,
-      "copies": flags.copies,
-      "seed": experiment.seed,
-      "first_stage": checksum(params),
-      "source": config_tree.to_json(experiment.data.source),
-      "augment": config_tree.to_json(experiment.data.augment),
-      "batch": flags.batch,
-      "has_captions": "caption" in first,
-    }
-  encode = _encoder(stage, params, sharding, flags.dtype)
-  arrays = _arrays_of(first, encode, flags.batch)
-  manifest["arrays"] = {
-    name: [str(array.dtype), list(array.shape)]
-    for name, array in arrays.items()
+  encode = _encoder(stage, params, sharding, request.dtype)
+  arrays = _arrays_of(first, encode, request.batch)
+  manifest = {
+    "count": work.count,
+    "copies": request.copies,
+    "seed": experiment.seed,
+    "first_stage": checksum(params),
+    "source": config_json.to_json(data.source),
+    "augment": config_json.to_json(data.augment),
+    "batch": request.batch,
+    "has_captions": "caption" in first,
+    "arrays": {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items()},
   }
   manifest = json.loads(json.dumps(manifest))  # as it will be read again
-  with usage_errors():
-    if not _begin(flags.out, manifest, arrays):
-      logger.info(f"{flags.out} is complete")
-      print(flags.out)
-      return 0
-  try:
-    _encode_all(flags, work, encode, arrays)
-  except DataError as error:
-    raise CommandError(str(error), DATA) from error
-  processes.barrier("all is encoded")
-  if processes.is_first():
-    _finish(flags.out, manifest)
-    print(flags.out)
-  return 0
+  with config_errors():
+    is_complete = not _begin(request.out, manifest, arrays)
+  if is_complete:
+    logger.info(f"{request.out} is complete")
+  else:
+    _encode_all(request, work, encode, arrays)
+    processes.barrier("all is encoded")
+    if processes.is_first():
+      _finish(request.out, manifest)
+  return PrepareResult(request.out, "latents", work.count)
 
 
 def _encoder(
@@ -142,11 +134,11 @@ def _encoder(
 
 
 def _arrays_of(first: Item, encode: Encode, batch: int) -> dict[str, Any]:
-  """Shapes and formats of an example's arrays, the image encoded."""
-  beside = {name: np.asarray(value) for name, value in first.items()}
+  """An example's arrays with the image's moments in place of the image."""
+  others = {name: np.asarray(value) for name, value in first.items()}
   kept = {
     name: array
-    for name, array in beside.items()
+    for name, array in others.items()
     if name != "image" and array.dtype.kind not in "USO"
   }
   (moments, *_) = encode(np.stack([first["image"]] * batch))
@@ -156,7 +148,7 @@ def _arrays_of(first: Item, encode: Encode, batch: int) -> dict[str, Any]:
 def _begin(
   folder: str, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> bool:
-  """Lays the files out, unless they are; whether anything is left to do.
+  """Creates the files unless they exist; whether anything is left to do.
 
   Raises:
     ConfigError: the folder holds other latents.
@@ -166,7 +158,8 @@ def _begin(
     other = [name for name, value in manifest.items() if there[name] != value]
     if other:
       raise ConfigError(
-        f"{folder} holds latents with another {other[0]}; choose another --out"
+        f"{folder} holds latents with another {other[0]}; choose another "
+        "folder (--out)"
       )
   is_new = processes.broadcast(there is None)
   if is_new and processes.is_first():
@@ -176,45 +169,46 @@ def _begin(
       path = os.path.join(folder, f"{name}.npy")
       np.lib.format.open_memmap(path, "w+", array.dtype, shape).flush()
     write_manifest(folder, {**manifest, "is_complete": False})
-  processes.barrier("the files are laid out")
+  processes.barrier("the files exist")
   return not processes.broadcast(bool(there and there["is_complete"]))
 
 
 def _encode_all(
-  flags: argparse.Namespace,
+  request: PrepareRequest,
   work: Work,
   encode: Encode,
   arrays: Mapping[str, np.ndarray],
 ) -> None:
-  """This process's blocks, from the first one that is not on disk."""
+  """Encodes this process's blocks, from the first that is not on disk."""
   mine, count = jax.process_index(), jax.process_count()
-  diary = ProgressLog(os.path.join(flags.out, f"done_{mine}_of_{count}.jsonl"))
+  log = ProgressLog(os.path.join(request.out, f"done_{mine}_of_{count}.jsonl"))
   open_array = lambda name: np.load(
-    os.path.join(flags.out, f"{name}.npy"), mmap_mode="r+"
+    os.path.join(request.out, f"{name}.npy"), mmap_mode="r+"
   )
   files = {name: open_array(name) for name in arrays}
-  starts = range(mine * flags.batch, work.count, count * flags.batch)
-  done = len(diary.blocks)
-  blocks = _read_ahead(work, starts[done:], flags.batch, flags.threads)
+  starts = range(mine * request.batch, work.count, count * request.batch)
+  done = len(log.blocks)
+  blocks = _read_ahead(work, starts[done:], request.batch, request.threads)
   bar = tqdm(total=len(starts), initial=done, unit="block", disable=mine > 0)
   for number, (begin, items) in enumerate(blocks, done + 1):
     images = [item["image"] for item in items]
-    images += images[-1:] * (flags.batch - len(images))  # one shape to compile
+    # Padded, so that there is one shape to compile.
+    images += images[-1:] * (request.batch - len(images))
     rows = slice(begin, begin + len(items))
     files["moments"][rows] = encode(np.stack(images))[: len(items)]
     for name in files.keys() - {"moments"}:
       files[name][rows] = np.stack([item[name] for item in items])
-    diary.blocks.append([begin, [item.get("caption") for item in items]])
-    if number % KEPT == 0 or number == len(starts):
+    log.blocks.append([begin, [item.get("caption") for item in items]])
+    if number % FLUSH_EVERY == 0 or number == len(starts):
       for file in files.values():
         file.flush()
-      diary.write()
+      log.write()
     bar.update()
   bar.close()
 
 
 class ProgressLog:
-  """Blocks that are on disk, each with where it begins and its captions."""
+  """Blocks that are on disk, each with its first number and its captions."""
 
   def __init__(self, path: str):
     self._path, self._written = path, 0
@@ -228,7 +222,7 @@ class ProgressLog:
     self._written = len(self.blocks)
 
   def write(self) -> None:
-    """Appends what is new."""
+    """Appends the blocks added since the last call."""
     with open(self._path, "a") as file:
       for block in self.blocks[self._written :]:
         file.write(json.dumps(block) + "\n")
@@ -253,14 +247,14 @@ def _read_ahead(
 
 
 def _finish(folder: str, manifest: Mapping[str, Any]) -> None:
-  """Captions, and the word that all is there."""
+  """Writes the captions and marks the folder as complete."""
   ending = f"_of_{jax.process_count()}.jsonl"
   names = [name for name in os.listdir(folder) if name.startswith("done_")]
-  diaries = [os.path.join(folder, n) for n in names if n.endswith(ending)]
+  logs = [os.path.join(folder, n) for n in names if n.endswith(ending)]
   if manifest["has_captions"]:
-    blocks = [block for path in diaries for block in ProgressLog(path).blocks]
+    blocks = [block for path in logs for block in ProgressLog(path).blocks]
     captions = [text for _, texts in sorted(blocks) for text in texts]
     write_captions(folder, captions)
   write_manifest(folder, {**manifest, "is_complete": True})
-  for path in diaries:
+  for path in logs:
     os.remove(path)

@@ -1,0 +1,1 @@
+"""Preparing a data set once: images made small, or latents cached."""
