@@ -95,7 +95,7 @@ def loop(folder, steps, every, width=2, breaks=None, **more):
     sharding,
     str(folder),
     steps,
-    keeping=CheckpointPolicy(every=every),
+    checkpoint_policy=CheckpointPolicy(every=every),
     every=1,
     previews_every=0,
     examples=lambda step: range(ROWS * step, ROWS * step + ROWS),

@@ -17,10 +17,11 @@ from ldm_jax.evaluation.metrics.ssim import ssim
 from ldm_jax.pixels import to_float
 
 CONFIG = """
-from ldm_jax.config import *
+from ldm_jax.config import Data, Experiment, Reports
+from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.autoencoder import Autoencoder, Pixels, ConvStack
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack, PixelSpace
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.training.denoiser import DenoiserTask
@@ -37,7 +38,7 @@ def denoising(channels, **more):
   ))
 
 TWO = denoising(4)
-PIXELS = denoising(3, first_stage=Pixels())
+PIXELS = denoising(3, first_stage=PixelSpace())
 
 def get_config():
   return Experiment(

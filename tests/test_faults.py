@@ -312,7 +312,7 @@ def test_the_resume_command_is_told_and_works(tmp_path):
   process.send_signal(signal.SIGINT)
   out, said = process.communicate(timeout=60)
   assert process.returncode == 130
-  told = re.search(r"go on with: python (.*)", said)[1]
+  told = re.search(r"resume with: python (.*)", said)[1]
   assert told.startswith("train.py --config=")
   step = json.loads(out.splitlines()[-1])["step"]
   assert step == digest_of(tmp_path / "run")[0]

@@ -126,7 +126,7 @@ def test_a_run_that_never_saved_begins_again(
   """Stopped before its first checkpoint, the start is read once more."""
   flags, run = flags_of(tmp_path, folder, words, rate=1e-12), tmp_path / "run"
   with monkeypatch.context() as stop, pytest.raises(KeyboardInterrupt):
-    stop.setattr(train_library, "_loop", _interrupted)
+    stop.setattr(train_library, "_run", _interrupted)
     train.main(flags)
   assert not Run.open(str(run)).has_step
   assert train.main(flags) == 0

@@ -19,7 +19,7 @@ from ldm_jax.latents import encode_batch, posterior_moments
 from ldm_jax.run import open_first_stage
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.monitoring import metric_writer
-from ldm_jax.training import prepare_latents
+from ldm_jax.training.preparation import latents as cached
 
 SIZE = 40
 DATA = [f"--config.data.source.size={SIZE}"]
@@ -109,7 +109,7 @@ def test_a_posterior_comes_back_from_its_moments(stage, folder):
 def test_an_interrupted_job_goes_on_to_the_same_bytes(
   stage, folder, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(prepare_latents, "KEPT", 1)
+  monkeypatch.setattr(cached, "FLUSH_EVERY", 1)
   take = Glyphs.__getitem__
 
   def until(self, index):

@@ -100,7 +100,7 @@ def test_tars_hold_what_the_folder_holds(root, tmp_path):
 
 
 def test_records_hold_what_the_folder_holds(root, tmp_path, monkeypatch):
-  monkeypatch.setattr("ldm_jax.training.prepare_images.EACH", 4)
+  monkeypatch.setattr("ldm_jax.training.preparation.images.EACH", 4)
   out = tmp_path / "records"
   flags = [config(root, tmp_path), f"--out={out}", "--format=png", "--size=99"]
   assert prepare.main(flags) == 0

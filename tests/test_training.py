@@ -123,7 +123,7 @@ def test_two_halves_are_the_whole_bit_for_bit(runs, stage):
 def test_a_run_that_is_done_is_left_alone(runs, capsys):
   before = state_of(runs / "one")
   assert run("glyphs_autoencoder.py", runs / "one", 4, ONE) == 0
-  assert "has had its 4 steps" in capsys.readouterr().err
+  assert "has already run its 4 steps" in capsys.readouterr().err
   jax.tree.map(np.testing.assert_array_equal, before, state_of(runs / "one"))
 
 

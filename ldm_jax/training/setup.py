@@ -29,6 +29,7 @@ from ldm_jax.training.checks import (
 from ldm_jax.training.compiled_steps import INIT
 from ldm_jax.training.dataloading import bad_image_log, example_of, held_out
 from ldm_jax.training.denoiser import DenoiserTask
+from ldm_jax.training.frozen import FirstStageParams, load_frozen
 
 logger = logging.getLogger(__name__)
 
