@@ -1,4 +1,4 @@
-"""Runs the commands of gallery.md and keeps their pictures in gallery/."""
+"""Runs the commands of gallery.md and stores their images in gallery/."""
 
 import pathlib
 import re
@@ -13,18 +13,23 @@ PAGE = (HERE / "gallery.md").read_text()
 
 
 def commands() -> list[list[str]]:
-  """The words of every command on the page."""
+  """Every `ldm-jax` command on the page, divided into arguments."""
   blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
   return [shlex.split(block.replace("\\\n", " ")) for block in blocks]
 
 
 def main() -> None:
-  """Draws into a folder that goes away, and keeps the grids."""
+  """Samples into a temporary folder and keeps the image grids."""
   with tempfile.TemporaryDirectory() as folder:
-    for words in commands():
-      words = [re.sub(r"^outputs/", f"{folder}/", word) for word in words[1:]]
+    for command in commands():
+      arguments = [
+        re.sub(r"^outputs/", f"{folder}/", each) for each in command[1:]
+      ]
       done = subprocess.run(
-        [sys.executable, *words], check=True, text=True, stdout=subprocess.PIPE
+        [sys.executable, "-m", "ldm_jax", *arguments],
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
       )
       grid = pathlib.Path(done.stdout.split()[-1])
       kept = HERE / "gallery" / f"{grid.parent.name}.png"

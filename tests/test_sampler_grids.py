@@ -190,7 +190,7 @@ def test_the_pages_commands_are_ones_that_sample_py_reads():
   commands = runpy.run_path(str(page))["commands"]()
   assert len(commands) > 10
   for words in commands:
-    assert words[:2] == ["python", "sample.py"]
+    assert words[:2] == ["ldm-jax", "sample"]
     flags, _ = parser().read(words[2:])
     recipe_of(
       flags, LoadedModel(LatentDiffusion(), NO_PARAMS, None, 32, 32)
