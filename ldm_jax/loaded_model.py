@@ -16,7 +16,7 @@ class LoadedModel:
   """A model with everything beside its parameters that drawing asks for.
 
   Attributes:
-    words: the tokenizer of its texts, if it reads any.
+    tokenizer: of its texts, if it reads any.
     height, width: of its images unless others are asked for, in pixels.
     guidance: scale unless another is asked for.
     recipe: the sampler it is used with unless another is asked for.
@@ -27,7 +27,7 @@ class LoadedModel:
 
   model: LatentDiffusion
   params: Parameters
-  words: Tokenizer | ClipPrompts | None
+  tokenizer: Tokenizer | ClipPrompts | None
   height: int
   width: int
   guidance: float = 3.0

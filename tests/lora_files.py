@@ -71,7 +71,7 @@ PROJECTION = {"projection/kernel": "text_projection"}
 RANK, ALPHA = 3, 6.0  # a ratio that leaves every bit where it is
 
 
-def assembled(unet, fed, towers, sizes=(), words=None):
+def assembled(unet, fed, towers, sizes=(), tokenizer=None):
   """A model of random parameters, with everything that no adapter needs."""
   conditioners = {
     "tokens": {
@@ -91,7 +91,7 @@ def assembled(unet, fed, towers, sizes=(), words=None):
       conditioners | {part.input_key: {} for part in sizes},
       {"params": draw_params(unet_shapes(unet, *fed), 9)},
     ),
-    words=words,
+    tokenizer=words,
     height=16,
     width=16,
   )

@@ -86,8 +86,8 @@ def test_fine_tuning_begins_where_the_start_stands(runs, tmp_path):
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted
   )
   assert opened.params.latent_scale == before.params.latent_scale
-  assert opened.words.encode(["red"]).tolist() == (
-    before.words.encode(["red"]).tolist()
+  assert opened.tokenizer.encode(["red"]).tolist() == (
+    before.tokenizer.encode(["red"]).tolist()
   )
   stages = (o.params.first_stage for o in (opened, before))
   jax.tree.map(np.testing.assert_array_equal, *stages)

@@ -52,33 +52,33 @@ def words(tmp_path_factory):
 
 
 def test_every_token_has_the_weight_of_its_word(words):
-  prompts = ClipPrompts((PromptSyntax(words, words.tokenizer.pad_token_id),))
+  prompts = ClipPrompts((PromptSyntax(words, words.backend.pad_token_id),))
   told = [
     parse_prompt_weights("a (red:1.5) fox"),
     parse_prompt_weights("a cat"),
   ]
   ids = prompts.encode([each.text for each in told])
-  weights = prompts.weigh(told)
+  weights = prompts.token_weights(told)
   assert weights.shape == ids[:, 0].shape
-  heavy = prompts.dialects[0].ids(" red")
+  heavy = prompts.syntaxes[0].ids(" red")
   marked = ids[0, 0][weights[0] == 1.5].tolist()
   assert marked == heavy and np.all(weights[1] == 1)
 
 
 def test_long_prompts_keep_their_weights_over_chunks(words):
-  prompts = ClipPrompts((PromptSyntax(words, words.tokenizer.pad_token_id),))
+  prompts = ClipPrompts((PromptSyntax(words, words.backend.pad_token_id),))
   told = [parse_prompt_weights("a cat " * 9 + "(fox:2)")]
-  ids, weights = prompts.encode([told[0].text]), prompts.weigh(told)
+  ids, weights = prompts.encode([told[0].text]), prompts.token_weights(told)
   assert weights.shape == ids[:, 0].shape == (1, 36) or weights.shape[1] > 12
-  heavy = prompts.dialects[0].ids(" fox")
+  heavy = prompts.syntaxes[0].ids(" fox")
   assert ids[0, 0][weights[0] == 2].tolist() == heavy
-  silence = prompts.silence(ids)
+  silence = prompts.empty_like(ids)
   assert silence.shape == ids.shape
   np.testing.assert_array_equal(silence[0, 0, :12], prompts.encode([""])[0, 0])
 
 
 def test_words_that_are_trained_along_have_weights_too(words):
   told = [parse_prompt_weights("a (red:1.5) fox")]
-  ids, weights = words.encode([told[0].text]), words.weigh(told)
+  ids, weights = words.encode([told[0].text]), words.token_weights(told)
   assert weights.shape == ids.shape and (weights == 1.5).any()
-  np.testing.assert_array_equal(words.silence(ids), words.encode([""]))
+  np.testing.assert_array_equal(words.empty_like(ids), words.encode([""]))

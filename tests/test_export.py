@@ -94,9 +94,9 @@ def test_the_folder_draws_without_us(folder, tmp_path, capsys):  # noqa: F811
 
 def test_tokenizers_fill_their_chunk_by_themselves(words):  # noqa: F811
   """As `ClipPrompts` does, for texts of one chunk; longer ones are cut."""
-  (dialect,) = words[1].dialects
+  (syntax,) = words[1].syntaxes
   texts = ["", PROMPT, "snow " * 75, "snow " * 90]
-  found = [row.ids for row in dialect.fixed.encode_batch(texts)]
+  found = [row.ids for row in syntax.fixed.encode_batch(texts)]
   for text, row in zip(texts, found, strict=True):
     np.testing.assert_array_equal(row, words[1].encode([text])[0, 0, :77])
 

@@ -58,14 +58,14 @@ def words(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tokenizer")
   clip_words.tokenizer(folder).save_pretrained(folder)
   loaded = tokenizers.load(folder, 77)
-  dialect = PromptSyntax(loaded, loaded.tokenizer.pad_token_id)
-  return str(folder), ClipPrompts((dialect,))
+  syntax = PromptSyntax(loaded, loaded.backend.pad_token_id)
+  return str(folder), ClipPrompts((syntax,))
 
 
 @pytest.fixture(scope="module")
 def model(words):
   """Stable Diffusion 1 in small: eight heads, 32 groups, two levels."""
-  tokenizer = words[1].dialects[0].words.tokenizer
+  tokenizer = words[1].syntaxes[0].tokenizer.backend
   tower = ClipText(
     len(tokenizer), 64, 2, 1, hidden=80, end=tokenizer.eos_token_id
   )
@@ -96,7 +96,7 @@ def model(words):
 @pytest.fixture(scope="module")
 def folder(model, words, tmp_path_factory):
   path = str(tmp_path_factory.mktemp("saved") / "model")
-  ldm_jax.save_pretrained(*model, path, words=words[1], side=16)
+  ldm_jax.save_pretrained(*model, path, tokenizer=words[1], side=16)
   return path
 
 
@@ -246,7 +246,7 @@ def test_long_prompts_are_chunks_and_both_sides_have_as_many(folder):
   positive, negative = encode_conditions(opened, request)
   assert positive.raw["tokens"].shape == (2, 1, 154)
   assert negative.raw["tokens"].shape == (2, 1, 154)
-  tokenizer = opened.words.dialects[0].words.tokenizer
+  tokenizer = opened.tokenizer.syntaxes[0].tokenizer.backend
   begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
   row = positive.raw["tokens"][0, 0]
   assert (row[[0, 77]] == begin).all() and (row[[76, 153]] == end).all()

@@ -38,13 +38,13 @@ def folder(tmp_path_factory):
 def listening(folder, count=1, end=None):
   """A model with so many towers, each with a tokenizer of its own."""
   words = [load(folder, LENGTH) for _ in range(count)]
-  last = words[0].tokenizer.eos_token_id
+  last = words[0].backend.eos_token_id
   towers = tuple(
     ClipText(words[0].size, 16 + 8 * i, 2, 2, LENGTH, end=end)
     for i in range(count)
   )
-  dialects = tuple(PromptSyntax(each, last) for each in words)
-  opened = assembled(SD1, (4, 64), towers, words=ClipPrompts(dialects))
+  syntaxes = tuple(PromptSyntax(each, last) for each in words)
+  opened = assembled(SD1, (4, 64), towers, tokenizer=ClipPrompts(syntaxes))
   embedder = ClipEmbedder(
     towers,
     (0,) * count,
@@ -102,29 +102,31 @@ NAMED = {
 def test_a_word_becomes_its_vectors_tokens(tmp_path, folder, word):
   name, content = NAMED[word]
   opened = listening(folder)
-  before = opened.words.encode([f"a {word} b"])
+  before = opened.tokenizer.encode([f"a {word} b"])
   found = learned(tmp_path, opened, content, name)
   size = len(table(opened))
-  a, b = (opened.words.dialects[0].ids(letter)[0] for letter in "ab")
-  ids = found.words.dialects[0].ids(f"a {word.upper()} b, {word}")
-  comma = opened.words.dialects[0].ids(",")[0]
+  a, b = (opened.tokenizer.syntaxes[0].ids(letter)[0] for letter in "ab")
+  ids = found.tokenizer.syntaxes[0].ids(f"a {word.upper()} b, {word}")
+  comma = opened.tokenizer.syntaxes[0].ids(",")[0]
   new = [size, size + 1, size + 2]
   assert ids == [a, *new, b, comma, *new]
   np.testing.assert_array_equal(table(found)[size:], THREE)
   np.testing.assert_array_equal(table(found)[:size], table(opened))
   (tower,) = found.model.conditioners[0].encoders
   assert tower.vocabulary == size + 3
-  added = found.words.dialects[0].words.tokenizer.added_tokens_encoder
+  added = found.tokenizer.syntaxes[0].tokenizer.backend.added_tokens_encoder
   assert [added[f"{word}{end}"] for end in ("", "_1", "_2")] == new
   # The caller's own model has learned nothing.
-  np.testing.assert_array_equal(opened.words.encode([f"a {word} b"]), before)
+  np.testing.assert_array_equal(
+    opened.tokenizer.encode([f"a {word} b"]), before
+  )
   assert len(table(opened)) == size
 
 
 def test_a_word_is_found_as_a_word_only(tmp_path, folder):
   opened = listening(folder)
   found = learned(tmp_path, opened, {"zap": rows(2, 16)})
-  ids = lambda model, text: model.words.dialects[0].ids(text)
+  ids = lambda model, text: model.tokenizer.syntaxes[0].ids(text)
   for text in ("zaps", "a zap_ b", "bizap", "a fox"):
     assert ids(found, text) == ids(opened, text)
   size = len(table(opened))
@@ -138,14 +140,14 @@ def test_words_add_up_and_survive_saving(tmp_path, folder):
   opened = listening(folder)
   found = learned(tmp_path, opened, {"<one>": rows(16)})
   found = learned(tmp_path, found, {"<two>": rows(2, 16)}, token="<2>")
-  dialect = found.words.dialects[0]
+  syntax = found.tokenizer.syntaxes[0]
   size = len(table(opened))
-  assert dialect.ids("<one> <2>") == [size, size + 1, size + 2]
-  assert dialect.ids("<two>") == opened.words.dialects[0].ids("<two>")
-  dialect.words.save(tmp_path / "saved")
-  again = PromptSyntax(load(tmp_path / "saved", LENGTH), dialect.padding)
+  assert syntax.ids("<one> <2>") == [size, size + 1, size + 2]
+  assert syntax.ids("<two>") == opened.tokenizer.syntaxes[0].ids("<two>")
+  syntax.tokenizer.save(tmp_path / "saved")
+  again = PromptSyntax(load(tmp_path / "saved", LENGTH), syntax.padding)
   for text in ("<one> <2>", "a <2>x", "<2", "a cat"):
-    assert again.ids(text) == dialect.ids(text)
+    assert again.ids(text) == syntax.ids(text)
 
 
 def test_each_tower_has_its_own_vectors(tmp_path, folder):
@@ -155,7 +157,7 @@ def test_each_tower_has_its_own_vectors(tmp_path, folder):
   size = len(table(opened))
   for i, key in enumerate(ours):
     np.testing.assert_array_equal(table(found, i)[size:], ours[key])
-  ids = found.words.encode(["a thing"])
+  ids = found.tokenizer.encode(["a thing"])
   assert (ids[0, 0] == ids[0, 1]).all() and size + 1 in ids
 
 
@@ -171,13 +173,15 @@ def test_a_learned_word_is_heard_like_an_old_one_of_its_vector(
   tmp_path, folder, has_end
 ):
   """Contexts and pooled vectors, also where the largest id is pooled."""
-  end = load(folder, LENGTH).tokenizer.eos_token_id if has_end else None
+  end = load(folder, LENGTH).backend.eos_token_id if has_end else None
   opened = listening(folder, end=end)
-  (cat,) = opened.words.dialects[0].ids("cat")
+  (cat,) = opened.tokenizer.syntaxes[0].ids("cat")
   found = learned(tmp_path, opened, {"<new>": table(opened)[cat]})
   texts = ["a <new> b", "a fox"]
-  old = opened.words.encode([text.replace("<new>", "cat") for text in texts])
-  new = found.words.encode(texts)
+  old = opened.tokenizer.encode(
+    [text.replace("<new>", "cat") for text in texts]
+  )
+  new = found.tokenizer.encode(texts)
   assert (old[0] != new[0]).sum() == 1 and (old[1] == new[1]).all()
   pairs = zip(
     jax.tree.leaves(said(found, new)),
@@ -201,7 +205,7 @@ def deaf(opened):
 
 
 def unread(opened):
-  return dataclasses.replace(opened, words=None)
+  return dataclasses.replace(opened, tokenizer=None)
 
 
 REFUSED = {

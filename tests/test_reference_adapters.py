@@ -258,7 +258,7 @@ def told(opened, prompts):
   part = next(
     p for p in opened.model.conditioners if isinstance(p, ClipEmbedder)
   )
-  ids = jnp.asarray(opened.words.encode(prompts))
+  ids = jnp.asarray(opened.tokenizer.encode(prompts))
   keep = jnp.zeros(len(prompts), bool)
   params = opened.params.conditioners[part.input_key]
   with jax.default_matmul_precision("highest"):

@@ -51,7 +51,7 @@ def test_a_folder_comes_back_bit_for_bit(family, tmp_path):
     assert not back.exists()
     return
   saving.save_pretrained(
-    opened.model, opened.params, str(back), words=opened.words, side=32
+    opened.model, opened.params, str(back), tokenizer=opened.tokenizer, side=32
   )
   again = type(pipe).from_pretrained(back)
   parts = ("unet", "vae", "vqvae", "bert", "text_encoder", "text_encoder_2")

@@ -93,7 +93,7 @@ class MetricNetworks:
     self, embeddings: Float[np.ndarray, "n p"], captions: Sequence[str]
   ) -> Float[np.ndarray, " n"]:
     """CLIP scores of pictures with their captions."""
-    ids = self.clip.words.encode(captions)
+    ids = self.clip.tokenizer.encode(captions)
     apply = functools.partial(_exactly(self.clip.read), self.clip.variables)
     blocks = (ids[i : i + BLOCK] for i in range(0, len(ids), BLOCK))
     read = jnp.asarray(self._rows(apply, blocks))

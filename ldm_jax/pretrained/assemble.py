@@ -90,7 +90,7 @@ def assemble(pieces: Components, dtype: DTypeLike = "float32") -> LoadedModel:
       _variables(conditioners, networks),
       unet_params,
     ),
-    words=words,
+    tokenizer=words,
     height=side,
     width=side,
     guidance=5.0 if fed.sinusoids else 7.5,
@@ -177,7 +177,7 @@ def _with_ids(
   """The embedder with the begin and end of its own tokenizer."""
   if not isinstance(words, ClipPrompts):
     return embedder
-  tokenizer = words.dialects[0].words.tokenizer
+  tokenizer = words.syntaxes[0].tokenizer.backend
   return embedder.clone(
     begin=tokenizer.bos_token_id, end=tokenizer.eos_token_id
   )
@@ -188,7 +188,7 @@ def paddings(
 ) -> tuple[int, ...]:
   """For each tower, the id behind the end token."""
   if isinstance(words, ClipPrompts):
-    return tuple(dialect.padding for dialect in words.dialects)
+    return tuple(syntax.padding for syntax in words.syntaxes)
   towers = [
     n for n in ("text_encoder", "text_encoder_2") if n in pieces.networks
   ]
@@ -209,20 +209,20 @@ def tokenizer_of(pieces: Components) -> Tokenizer | ClipPrompts | None:
   """
   if not pieces.tokenizers:
     return None
-  dialects = []
+  syntaxes = []
   for name, folder in pieces.tokenizers.items():
     foreign = pieces.networks[name]
     length = foreign.config.get("max_position_embeddings", 77)
     words = tokenizers.load(folder, length)
     if foreign.network == "text":
       return words
-    padding = words.tokenizer.pad_token_id
-    dialects.append(
+    padding = words.backend.pad_token_id
+    syntaxes.append(
       PromptSyntax(
         words, _padding(pieces, name) if padding is None else padding
       )
     )
-  return ClipPrompts(tuple(dialects))
+  return ClipPrompts(tuple(syntaxes))
 
 
 def _variables(
@@ -271,12 +271,14 @@ def restated(
   model = opened.model
   parts = tuple(
     _with_ids(part, words).clone(
-      paddings=tuple(dialect.padding for dialect in words.dialects)
+      paddings=tuple(syntax.padding for syntax in words.syntaxes)
     )
     if isinstance(part, ClipEmbedder) and isinstance(words, ClipPrompts)
     else part
     for part in model.conditioners
   )
   return dataclasses.replace(
-    opened, model=dataclasses.replace(model, conditioners=parts), words=words
+    opened,
+    model=dataclasses.replace(model, conditioners=parts),
+    tokenizer=words,
   )

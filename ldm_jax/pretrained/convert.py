@@ -110,14 +110,16 @@ def _write(flags: argparse.Namespace, model: ConvertedModel) -> None:
   params = jax.tree.map(np.asarray, model.params)
   opened = model.opened
   if flags.single_file:
-    if opened is not None and opened.words is not None:
+    if opened is not None and opened.tokenizer is not None:
       logger.warning("a single file holds no tokenizer")
     saving.save_single_file(
       model.module, params, flags.target, dtype=flags.dtype
     )
     return
   told = (
-    {} if opened is None else {"words": opened.words, "side": opened.height}
+    {}
+    if opened is None
+    else {"tokenizer": opened.tokenizer, "side": opened.height}
   )
   saving.save_pretrained(
     model.module,

@@ -147,10 +147,10 @@ def with_tokenizer(opened: LoadedModel, folder: str) -> LoadedModel:
     raise ConfigError("the model has no towers of CLIP; leave --tokenizer out")
   words = tokenizers.load(folder, part.encoders[0].length)
   # CLIP's own tower is padded with its end token, whatever its number here.
-  end = words.tokenizer.eos_token_id
+  end = words.backend.eos_token_id
   ids = [end if padding == part.end else padding for padding in part.paddings]
-  dialects = tuple(PromptSyntax(words, padding) for padding in ids)
-  return restated(opened, ClipPrompts(dialects))
+  syntaxes = tuple(PromptSyntax(words, padding) for padding in ids)
+  return restated(opened, ClipPrompts(syntaxes))
 
 
 def configs_of(folder: str) -> dict[str, Given]:

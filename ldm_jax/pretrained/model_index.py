@@ -162,9 +162,9 @@ def tokenizers(
   if words is None:
     return {}
   if isinstance(words, Tokenizer):
-    return {"tokenizer": words.tokenizer}
+    return {"tokenizer": words.backend}
   names = [name.replace("text_encoder", "tokenizer") for name in places(model)]
-  each = [dialect.words.tokenizer for dialect in words.dialects]
+  each = [syntax.tokenizer.backend for syntax in words.syntaxes]
   return dict(zip(names, each, strict=True))
 
 

@@ -80,7 +80,7 @@ def open_run(run: Run, sharding: Sharding) -> LoadedModel:
   return LoadedModel(
     model=task.model,
     params=task.parameters(run.trained(sharding), run.frozen(sharding)),
-    words=_words(run),
+    tokenizer=_words(run),
     height=height,
     width=width,
     layout=next((v for v in transforms if isinstance(v, LayoutTokens)), None),

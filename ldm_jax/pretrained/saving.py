@@ -37,7 +37,7 @@ def save_pretrained(
   params: Parameters | Mapping[str, Any],
   folder: str,
   *,
-  words: ClipPrompts | Tokenizer | None = None,
+  tokenizer: ClipPrompts | Tokenizer | None = None,
   side: int = 512,
   dtype: str = "fp32",
   max_bytes: int = MAX_BYTES,
@@ -48,7 +48,7 @@ def save_pretrained(
   model card; a network by itself its config.json and weights.
 
   Args:
-    words: the tokenizers of a whole model.
+    tokenizer: the tokenizers of a whole model.
     side: of the images that diffusers draws unless asked for others, in pixels;
       the latents of a U-Net by itself are taken to be an eighth of it.
     dtype: of the tensors: "fp32", "fp16" or "bf16".
@@ -61,7 +61,7 @@ def save_pretrained(
   cast = _format(dtype)
   with _filling(folder) as path:
     if isinstance(module, LatentDiffusion):
-      _write_pipeline(path, module, params, words, side, cast, max_bytes)
+      _write_pipeline(path, module, params, tokenizer, side, cast, max_bytes)
     else:
       _write_network(path, lone(module, params, side), cast, max_bytes)
 

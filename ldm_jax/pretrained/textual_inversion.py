@@ -58,14 +58,14 @@ def load_inversion(
     _check(rows, part.encoders)
   given = name or pathlib.Path(path).stem
   token = (given if token is None else token).strip()
-  dialects, towers = [], []
+  syntaxes, towers = [], []
   params = opened.params.conditioners
-  for i, dialect in enumerate(words.dialects):
-    dialects.append(dialect.taught(token, len(rows[i])))
+  for i, syntax in enumerate(words.syntaxes):
+    syntaxes.append(syntax.taught(token, len(rows[i])))
     at = (part.input_key, "params", f"encoders_{i}", "tokens", "embedding")
-    table = _grown(take(params, at), rows[i], dialects[i].ids(token))
+    table = _grown(take(params, at), rows[i], syntaxes[i].ids(token))
     params = put(params, at, table)
-    towers.append(_grown_tower(part.encoders[i], len(table), dialects[i]))
+    towers.append(_grown_tower(part.encoders[i], len(table), syntaxes[i]))
   heard = tuple(
     other.clone(encoders=tuple(towers)) if other is part else other
     for other in opened.model.conditioners
@@ -74,7 +74,7 @@ def load_inversion(
     opened,
     model=dataclasses.replace(opened.model, conditioners=heard),
     params=opened.params.replace(conditioners=params),
-    words=ClipPrompts(tuple(dialects)),
+    tokenizer=ClipPrompts(tuple(syntaxes)),
   )
 
 
@@ -87,12 +87,12 @@ def _listener(opened: LoadedModel) -> tuple[ClipEmbedder, ClipPrompts]:
       "the model has no towers of CLIP, which textual inversion teaches words; "
       "leave the embedding out"
     )
-  if not isinstance(opened.words, ClipPrompts):
+  if not isinstance(opened.tokenizer, ClipPrompts):
     raise ConfigError(
       "the model has no tokenizer that could learn a word; give --tokenizer "
       "FOLDER (CLIP's)"
     )
-  return part, opened.words
+  return part, opened.tokenizer
 
 
 def _read(path: str | os.PathLike) -> Any:
@@ -165,7 +165,7 @@ def _grown(table: Any, rows: Vectors, ids: list[int]) -> Any:
   return placed(wide, table)
 
 
-def _grown_tower(tower: ClipText, size: int, dialect: PromptSyntax) -> ClipText:
+def _grown_tower(tower: ClipText, size: int, syntax: PromptSyntax) -> ClipText:
   """The tower with more tokens, pooled at the same one as before.
 
   Where it is pooled at the largest id, that was the tokenizer's end; from now
@@ -173,5 +173,5 @@ def _grown_tower(tower: ClipText, size: int, dialect: PromptSyntax) -> ClipText:
   """
   end = tower.end
   if end is None:
-    end = dialect.words.tokenizer.eos_token_id
+    end = syntax.tokenizer.backend.eos_token_id
   return tower.clone(vocabulary=size, end=end)

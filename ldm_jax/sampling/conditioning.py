@@ -142,8 +142,8 @@ def _with_weights(
     for part in loaded.model.conditioners
     if isinstance(part, TextEmbedder | ClipEmbedder)
   )
-  tokenizer, name, count = loaded.words, part.input_key, len(weighted[0])
-  rows = tokenizer.weigh([*weighted[0], *weighted[1]])
+  tokenizer, name, count = loaded.tokenizer, part.input_key, len(weighted[0])
+  rows = tokenizer.token_weights([*weighted[0], *weighted[1]])
   length = sides[0].raw[name].shape[-1]
   rows = np.pad(
     rows, [(0, 0), (0, length - rows.shape[1])], constant_values=1.0
@@ -152,7 +152,7 @@ def _with_weights(
     dataclasses.replace(
       side,
       weights=rows[i * count : (i + 1) * count],
-      empty=side.raw | {name: tokenizer.silence(side.raw[name])},
+      empty=side.raw | {name: tokenizer.empty_like(side.raw[name])},
     )
     for i, side in enumerate(sides)
   )
@@ -176,10 +176,10 @@ def _text(loaded, part, inputs):
   sides = []
   for texts in _texts(inputs):
     for text in dict.fromkeys(texts):
-      if unknown := loaded.words.unknown(text):
+      if unknown := loaded.tokenizer.unknown(text):
         names = ", ".join(unknown)
         logger.warning("the model does not know %s (%r)", names, text)
-      (lost,) = loaded.words.cut([text])
+      (lost,) = loaded.tokenizer.cut([text])
       if lost:
         logger.warning(
           "the last %d tokens of %r are beyond the length of the text encoder",
@@ -187,23 +187,23 @@ def _text(loaded, part, inputs):
           text,
         )
     is_null = np.asarray([not text.strip() for text in texts])
-    sides.append((loaded.words.encode(texts), is_null))
+    sides.append((loaded.tokenizer.encode(texts), is_null))
   return sides
 
 
 def _clip(loaded, part, inputs):
   """Ids for CLIP; both sides get the chunks that the longest prompt needs."""
-  if loaded.words is None:
+  if loaded.tokenizer is None:
     raise ConfigError(
       "the model comes without a tokenizer; give a folder (--tokenizer) with "
       "vocab.json and merges.txt, or tokenizer.json (CLIP's, as in the "
       "tokenizer folder of any Stable Diffusion model)"
     )
   texts, negatives = _texts(inputs)
-  ids = loaded.words.encode([*texts, *negatives])
-  chunk = loaded.words.room + 2  # begin and end
+  ids = loaded.tokenizer.encode([*texts, *negatives])
+  chunk = loaded.tokenizer.room + 2  # begin and end
   if (missing := inputs.chunks - ids.shape[2] // chunk) > 0:
-    empty = loaded.words.silence(ids)[:, :, :chunk]
+    empty = loaded.tokenizer.empty_like(ids)[:, :, :chunk]
     ids = np.concatenate([ids, *[empty] * missing], axis=2)
   is_null = np.asarray([text is None for text in inputs.negative_prompts])
   count = inputs.count

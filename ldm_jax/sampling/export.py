@@ -137,8 +137,8 @@ def _write_tokenizers(
   for ear in ears:
     if ear["kind"] != "text":
       continue
-    words = opened.words
-    towers = words.dialects if isinstance(words, ClipPrompts) else (words,)
+    words = opened.tokenizer
+    towers = words.syntaxes if isinstance(words, ClipPrompts) else (words,)
     ear["tokenizers"] = []
     for i, tower in enumerate(towers):
       name = f"tokenizer_{i}.json"

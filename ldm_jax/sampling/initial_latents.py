@@ -76,7 +76,7 @@ class InitialLatents:
       ValueError: the noise or the images are not of the shapes that the
         config needs, or the model needs others.
     """
-    shape, unit = self._shape(config), self._model.unit
+    shape, unit = self._shape(config), self._model.size_multiple
     for side in (config.height, config.width):
       if side % unit or side < 1:
         raise ValueError(

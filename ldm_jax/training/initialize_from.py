@@ -18,9 +18,9 @@ CONV_IN = ("unet", "params", "conv_in", "kernel")
 
 def tokenizer_of(start: LoadedModel) -> Tokenizer | None:
   """The words it listens to."""
-  if isinstance(start.words, ClipPrompts):
-    return start.words.dialects[0].words
-  return start.words
+  if isinstance(start.tokenizer, ClipPrompts):
+    return start.tokenizer.syntaxes[0].tokenizer
+  return start.tokenizer
 
 
 def initial_params(task: DenoiserTask, fresh: Any, start: LoadedModel) -> Any:

@@ -20,12 +20,12 @@ class PromptSyntax:
   """One tower's tokenizer and how it fills a chunk.
 
   Attributes:
-    words: the tokenizer; its `length` is the tower's, begin and end included.
+    tokenizer: its `length` is the tower's, begin and end included.
     padding: the id behind the end token; CLIP ViT-L/14 repeats its end token,
       OpenCLIP's towers have 0.
   """
 
-  words: Tokenizer
+  tokenizer: Tokenizer
   padding: int
 
   @functools.cached_property
@@ -33,7 +33,7 @@ class PromptSyntax:
     """A copy that neither cuts nor pads; see `Tokenizer`."""
     import tokenizers
 
-    backend = self.words.tokenizer.backend_tokenizer
+    backend = self.tokenizer.backend.backend_tokenizer
     copy = tokenizers.Tokenizer.from_str(backend.to_str())
     copy.no_truncation()
     copy.no_padding()
@@ -52,18 +52,18 @@ class PromptSyntax:
 
     many = [i for i, row in self._learned.items() if len(row) > 1]
     if many:
-      word = self.words.tokenizer.convert_ids_to_tokens(many[0])
+      word = self.tokenizer.backend.convert_ids_to_tokens(many[0])
       raise ValueError(
         f"the learned word {word!r} is of several vectors, which a tokenizer "
         "by itself cannot say; leave the embedding out"
       )
-    words, length = self.words.tokenizer, self.words.length
+    inner, length = self.tokenizer.backend, self.tokenizer.length
     backend = self._backend.to_str()
     copy = tokenizers.Tokenizer.from_str(backend)
-    begin, end = words.bos_token, words.eos_token
+    begin, end = inner.bos_token, inner.eos_token
     copy.post_processor = tokenizers.processors.TemplateProcessing(
       single=f"{begin} $A {end}",
-      special_tokens=[(begin, words.bos_token_id), (end, words.eos_token_id)],
+      special_tokens=[(begin, inner.bos_token_id), (end, inner.eos_token_id)],
     )
     copy.enable_truncation(length)
     copy.enable_padding(length=length, pad_id=self.padding, pad_token=end)
@@ -75,7 +75,7 @@ class PromptSyntax:
 
     So diffusers' load_textual_inversion names a word of several vectors.
     """
-    added = self.words.tokenizer.added_tokens_encoder
+    added = self.tokenizer.backend.added_tokens_encoder
     rows = {}
     for word, number in added.items():
       more = (added.get(f"{word}_{i}") for i in itertools.count(1))
@@ -87,7 +87,7 @@ class PromptSyntax:
     """Ids of the whole text, without begin and end."""
     return [j for i in self._tokens(text) for j in self._learned.get(i, [i])]
 
-  def weigh(self, weighted: WeightedPrompt) -> list[float]:
+  def token_weights(self, weighted: WeightedPrompt) -> list[float]:
     """The weight of each of `ids`: that of the first letter it stands for."""
     row = self._backend.encode(weighted.text, add_special_tokens=False)
     return [
@@ -102,7 +102,7 @@ class PromptSyntax:
 
   def chunk(self, ids: Sequence[int]) -> list[int]:
     """Begin, at most `length` - 2 ids, end, and padding up to `length`."""
-    tokenizer, length = self.words.tokenizer, self.words.length
+    tokenizer, length = self.tokenizer.backend, self.tokenizer.length
     row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     return row + [self.padding] * (length - len(row))
 
@@ -119,7 +119,7 @@ class PromptSyntax:
     import tokenizers
 
     names = [word, *(f"{word}_{i}" for i in range(1, count))]
-    known = self.words.tokenizer.get_vocab()
+    known = self.tokenizer.backend.get_vocab()
     for name in names:
       # As a piece of words, or as the one token of a text.
       if name in known or len(self._tokens(name)) == 1:
@@ -127,12 +127,14 @@ class PromptSyntax:
           f"the tokenizer knows the word {name!r}; choose another one (a file "
           "of vectors that does not name its word is known by its file name)"
         )
-    tokenizer = copy.deepcopy(self.words.tokenizer)
+    tokenizer = copy.deepcopy(self.tokenizer.backend)
     is_whole = re.fullmatch(r"\w(.*\w)?", word) is not None
     tokenizer.add_tokens(
       [tokenizers.AddedToken(name, single_word=is_whole) for name in names]
     )
-    taught = PromptSyntax(Tokenizer(tokenizer, self.words.length), self.padding)
+    taught = PromptSyntax(
+      Tokenizer(tokenizer, self.tokenizer.length), self.padding
+    )
     is_found = taught.ids(word) == tokenizer.convert_tokens_to_ids(names)
     if not is_found or not self._learned.items() <= taught._learned.items():
       raise ValueError(
@@ -149,32 +151,32 @@ class ClipPrompts:
   of their own, the way AUTOMATIC1111's and ComfyUI's users know it.
   """
 
-  dialects: tuple[PromptSyntax, ...]
+  syntaxes: tuple[PromptSyntax, ...]
 
   @property
   def room(self) -> int:
     """Ids of a text in one chunk."""
-    return self.dialects[0].words.length - 2
+    return self.syntaxes[0].tokenizer.length - 2
 
   def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "b e l"]:
     """Ids per text and tower; all texts get the chunks the longest needs."""
-    ids = [[dialect.ids(text) for text in texts] for dialect in self.dialects]
+    ids = [[syntax.ids(text) for text in texts] for syntax in self.syntaxes]
     longest = max(len(row) for rows in ids for row in rows)
     starts = range(0, max(longest, 1), self.room)
     towers = [
       [
-        [i for s in starts for i in dialect.chunk(row[s : s + self.room])]
+        [i for s in starts for i in syntax.chunk(row[s : s + self.room])]
         for row in rows
       ]
-      for dialect, rows in zip(self.dialects, ids, strict=True)
+      for syntax, rows in zip(self.syntaxes, ids, strict=True)
     ]
     return np.asarray(towers, np.int32).swapaxes(0, 1)
 
-  def weigh(
+  def token_weights(
     self, texts: Sequence[WeightedPrompt]
   ) -> Float32[np.ndarray, "b l"]:
     """The weight of every id that `encode` gives the first tower; 1 beside."""
-    rows = [self.dialects[0].weigh(text) for text in texts]
+    rows = [self.syntaxes[0].token_weights(text) for text in texts]
     starts = range(0, max(1, *map(len, rows)), self.room)
     chunk = lambda part: [1.0, *part, *[1.0] * (self.room + 1 - len(part))]
     weights = [
@@ -182,10 +184,10 @@ class ClipPrompts:
     ]
     return np.asarray(weights, np.float32)
 
-  def silence(
+  def empty_like(
     self, like: Int32[np.ndarray, "b e l"]
   ) -> Int32[np.ndarray, "b e l"]:
     """Ids of the empty text in as many chunks."""
     count = like.shape[2] // (self.room + 2)
-    rows = [dialect.chunk([]) * count for dialect in self.dialects]
+    rows = [syntax.chunk([]) * count for syntax in self.syntaxes]
     return np.broadcast_to(np.asarray(rows, np.int32), like.shape)

@@ -60,17 +60,17 @@ class Tokenizer:
   """A transformers tokenizer with a fixed length; safe to share by threads.
 
   Attributes:
-    tokenizer: a transformers tokenizer that stands on the tokenizers library.
+    backend: a transformers tokenizer that stands on the tokenizers library.
     length: ids per text.
   """
 
-  tokenizer: Any
+  backend: Any
   length: int
 
   @functools.cached_property
   def size(self) -> int:
     """One more than the largest id: rows of an embedding table."""
-    return max(self.tokenizer.get_vocab().values()) + 1
+    return max(self.backend.get_vocab().values()) + 1
 
   @functools.cached_property
   def empty(self) -> Int32[np.ndarray, " l"]:
@@ -82,7 +82,7 @@ class Tokenizer:
     ids = [row.ids for row in self.fixed.encode_batch(list(texts))]
     return np.array(ids, np.int32).reshape(len(texts), self.length)
 
-  def weigh(
+  def token_weights(
     self, texts: Sequence[WeightedPrompt]
   ) -> Float32[np.ndarray, "b l"]:
     """The weight of each id of `encode`: of the first letter it stands for."""
@@ -96,7 +96,9 @@ class Tokenizer:
     ]
     return np.asarray(weights, np.float32)
 
-  def silence(self, like: Int32[np.ndarray, "b l"]) -> Int32[np.ndarray, "b l"]:
+  def empty_like(
+    self, like: Int32[np.ndarray, "b l"]
+  ) -> Int32[np.ndarray, "b l"]:
     """Ids of the empty text, as often."""
     return np.broadcast_to(self.encode([""]), like.shape)
 
@@ -108,7 +110,7 @@ class Tokenizer:
   def unknown(self, text: str) -> list[str]:
     """The parts of a text that no token stands for."""
     row = self.fixed.encode(text)
-    number = self.tokenizer.unk_token_id
+    number = self.backend.unk_token_id
     lost = [
       text[begin:end]
       for token, (begin, end) in zip(row.ids, row.offsets, strict=True)
@@ -119,11 +121,11 @@ class Tokenizer:
   def decode(self, ids: Integer[np.ndarray, " l"]) -> str:
     """The text, without padding, begin and end."""
     ids = [int(i) for i in ids]
-    return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return self.backend.decode(ids, skip_special_tokens=True).strip()
 
   def save(self, folder: str | os.PathLike[str]) -> None:
     """For `load`, and for transformers.AutoTokenizer.from_pretrained."""
-    self.tokenizer.save_pretrained(os.fspath(folder))
+    self.backend.save_pretrained(os.fspath(folder))
 
   @functools.cached_property
   def fixed(self) -> Any:
@@ -134,11 +136,11 @@ class Tokenizer:
     """
     import tokenizers
 
-    backend = self.tokenizer.backend_tokenizer
+    backend = self.backend.backend_tokenizer
     copy = tokenizers.Tokenizer.from_str(backend.to_str())
     copy.enable_truncation(self.length)
-    pad = self.tokenizer.pad_token or self.tokenizer.eos_token
-    number = self.tokenizer.convert_tokens_to_ids(pad)
+    pad = self.backend.pad_token or self.backend.eos_token
+    number = self.backend.convert_tokens_to_ids(pad)
     copy.enable_padding(length=self.length, pad_id=number, pad_token=pad)
     return copy
 

@@ -34,7 +34,7 @@ class ClipScorer:
 
   vision: ClipVision
   text: ClipText
-  words: Tokenizer
+  tokenizer: Tokenizer
   variables: dict[str, Any]
 
   def seen(
