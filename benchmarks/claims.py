@@ -358,7 +358,7 @@ def two():
   shown.insert(0, np.concatenate(list(images), axis=1))
   large = np.stack(shown).repeat(2, 1).repeat(2, 2)
   sheet = image_files.image_grid(large, ["as it was", *words], columns=2)
-  image_files.write_png(os.path.join(PICTURES, "two_pictures.png"), sheet)
+  image_files.write_png(os.path.join(PICTURES, "two_images.png"), sheet)
   names = ("psnr", "numbers_read", "grating_contrast", "texture_kept")
   plot = canvas(4, "f")
   for kind in ("autoencoder_f{}_c4", "autoencoder_f{}_c16", "vq_f{}_c4"):
