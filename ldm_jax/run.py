@@ -27,7 +27,7 @@ from ldm_jax.config import Experiment
 from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
-from ldm_jax.runtime.checkpointing import checkpoint, tree_io
+from ldm_jax.runtime.checkpointing import read_checkpoints, tree_io
 from ldm_jax.runtime.devices.sharding import Sharding
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -133,7 +133,7 @@ class Run:
   @property
   def has_step(self) -> bool:
     """Whether there is a checkpoint."""
-    return checkpoint.latest_step(self._path("checkpoints")) is not None
+    return read_checkpoints.latest_step(self._path("checkpoints")) is not None
 
   @functools.cached_property
   def step(self) -> int:
@@ -142,7 +142,7 @@ class Run:
     Raises:
       ConfigError: if there is none.
     """
-    step = checkpoint.latest_step(self._path("checkpoints"))
+    step = read_checkpoints.latest_step(self._path("checkpoints"))
     if step is None:
       raise ConfigError(f"{self.folder} has no checkpoint yet")
     return step
@@ -196,7 +196,7 @@ class Run:
       part = {"params": state.params}
     if not self.has_step:
       raise ConfigError(f"{self.folder} has no checkpoint yet")
-    _, restored = checkpoint.restore_newest_subtree(
+    _, restored = read_checkpoints.restore_newest_subtree(
       self._path("checkpoints"), _placed(part, sharding)
     )
     if "ema" in part:

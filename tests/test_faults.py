@@ -23,8 +23,8 @@ from test_processes import start
 from test_training import BLIND, CONFIGS, ONE, TWO
 
 from ldm_jax.errors import NonFinite
-from ldm_jax.runtime.checkpointing import checkpoint
-from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
+from ldm_jax.runtime.checkpointing import read_checkpoints
+from ldm_jax.runtime.checkpointing.checkpoint import INCOMPLETE, Checkpoints
 from ldm_jax.runtime.checkpointing.checksums import combined_checksum
 from ldm_jax.runtime.monitoring import metric_writer
 
@@ -34,7 +34,7 @@ FAULTY = str(ROOT / "tests" / "faulty.py")
 
 def digest_of(folder):
   """Of the newest state; every step must be whole."""
-  *_, last = checkpoint.verify_checkpoints(str(folder / "checkpoints"))
+  *_, last = read_checkpoints.verify_checkpoints(str(folder / "checkpoints"))
   step, wrong, leaves = last
   assert wrong is None
   return step, combined_checksum(leaves)
@@ -130,7 +130,7 @@ def test_a_nan_is_never_saved(tmp_path, kind):
   else:
     with pytest.raises(NonFinite, match=r"3 updates in a row|not a number"):
       descend(tmp_path, 12, 3, **more)
-  for _, wrong, leaves in checkpoint.verify_checkpoints(
+  for _, wrong, leaves in read_checkpoints.verify_checkpoints(
     str(tmp_path / "checkpoints")
   ):
     assert wrong is None and leaves
@@ -158,11 +158,11 @@ def test_killed_while_saving_the_step_before_is_there(tmp_path):
     process.kill()
     process.communicate()
     left |= {p.name for p in (run / "checkpoints").iterdir()}
-    told = list(checkpoint.verify_checkpoints(str(run / "checkpoints")))
+    told = list(read_checkpoints.verify_checkpoints(str(run / "checkpoints")))
     assert told and all(wrong is None for _, wrong, _ in told)
     assert told[-1][0] >= losses(run)[-1][0] - 3 and told[-1][0] > before
     before = told[-1][0]
-  assert any(name.endswith(checkpoint.HALF) for name in left) or SHARE < 1
+  assert any(name.endswith(INCOMPLETE) for name in left) or SHARE < 1
   process = begin(run, before + 1, every=1, rest=0.0, BIG="1")
   assert process.wait(60) == 0
   process.communicate()

@@ -1,14 +1,16 @@
-"""What is on disk is what was saved, or it is not used."""
+"""Damaged checkpoints are detected and never used."""
 
 import contextlib
-import io
+import errno
 import json
+import logging
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +20,14 @@ from jax.sharding import SingleDeviceSharding
 
 from ldm_jax.cli import verify
 from ldm_jax.errors import DamagedFile, NonFinite
-from ldm_jax.runtime.checkpointing import checkpoint, tree_io
+from ldm_jax.runtime.checkpointing import read_checkpoints, tree_io
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.checkpointing.checksums import checksum, checksums
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.checkpointing.run_lock import RunLocked, run_lock
 from ldm_jax.runtime.devices.sharding import MeshShape
 
-STEPS, KEEPING = (1, 2, 3), CheckpointPolicy(keep=9, best="loss")
+STEPS, POLICY = (1, 2, 3), CheckpointPolicy(keep=9, best="loss")
 
 # Orbax leaves coroutines behind where it fails.
 pytestmark = pytest.mark.filterwarnings(
@@ -55,24 +57,24 @@ PLACES = jax.tree.map(
 def folder(tmp_path):
   """Three checkpoints."""
   path = tmp_path / "run" / "checkpoints"
-  with contextlib.closing(Checkpoints(str(path), KEEPING)) as kept:
+  with contextlib.closing(Checkpoints(str(path), POLICY)) as checkpoints:
     for step in STEPS:
-      kept.save(step, state_of(step), {"loss": float(step)})
+      checkpoints.save(step, state_of(step), {"loss": float(step)})
   return path
 
 
-def newest(path, goes_on=False):
-  with contextlib.closing(Checkpoints(str(path), KEEPING)) as kept:
-    step, state = kept.restore_newest(SHAPES, PLACES)
-    if goes_on:
-      kept.save(9, state_of(9), {"loss": 0.5})
+def restore_newest(path, save_after=False):
+  with contextlib.closing(Checkpoints(str(path), POLICY)) as checkpoints:
+    step, state = checkpoints.restore_newest(SHAPES, PLACES)
+    if save_after:
+      checkpoints.save(9, state_of(9), {"loss": 0.5})
     return step, state
 
 
 @pytest.mark.parametrize(
   "dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool"]
 )
-def test_any_changed_bit_changes_a_digest(dtype):
+def test_any_changed_bit_changes_the_checksum(dtype):
   rng = np.random.default_rng(0)
   array = np.asarray(jnp.asarray(rng.integers(0, 2, (5, 7)), dtype))
   before = checksums(array).leaves[""]
@@ -90,7 +92,7 @@ def test_any_changed_bit_changes_a_digest(dtype):
   assert checksums(array.reshape(7, 5)).leaves[""] != before
 
 
-def test_a_digest_is_the_same_on_every_mesh():
+def test_a_checksum_is_the_same_on_every_mesh():
   rng = np.random.default_rng(0)
   array = rng.standard_normal((16, 8, 24)).astype(np.float32)
   alone = checksum({"a": array})
@@ -101,19 +103,19 @@ def test_a_digest_is_the_same_on_every_mesh():
   assert checksum({"b": array}) != alone
 
 
-def test_what_is_no_number_is_not_saved(folder):
+def test_a_state_that_is_not_finite_is_not_saved(folder):
   with contextlib.closing(
     Checkpoints(str(folder), CheckpointPolicy(keep=9))
-  ) as kept:
-    odd = state_of(4)
-    odd["params"]["bias"] = odd["params"]["bias"].at[3].set(jnp.inf)
+  ) as checkpoints:
+    state = state_of(4)
+    state["params"]["bias"] = state["params"]["bias"].at[3].set(jnp.inf)
     with pytest.raises(NonFinite, match="params/bias"):
-      kept.save(4, odd)
-    assert kept.steps == list(STEPS)
+      checkpoints.save(4, state)
+    assert checkpoints.steps == list(STEPS)
 
 
-def test_a_whole_checkpoint_is_the_newest(folder):
-  step, state = newest(folder)
+def test_the_newest_intact_checkpoint_is_restored(folder):
+  step, state = restore_newest(folder)
   assert step == 3 and checksum(state) == checksum(state_of(3))
 
 
@@ -130,25 +132,25 @@ def files_of(folder, step):
   return sorted(p for p in files if p.stat().st_size)
 
 
-def survives(source, work, damage):
-  """Restores what is left after `damage`, and saves; whether it fell back."""
+def falls_back(source, work, damage, caplog):
+  """Damages a copy, restores it and saves; whether step 2 was restored."""
   shutil.rmtree(work, ignore_errors=True)
   shutil.copytree(source, work / "checkpoints")
   damage(work / "checkpoints")
-  with contextlib.redirect_stderr(io.StringIO()) as told:
-    step, state = newest(work / "checkpoints", goes_on=True)
+  caplog.clear()
+  step, state = restore_newest(work / "checkpoints", save_after=True)
   assert checksum(state) == checksum(state_of(step))
-  fell = step == 2
-  assert (work / "damaged" / "3").exists() == fell
-  assert ("; using step 2" in told.getvalue()) == fell
-  return fell
+  is_fallback = step == 2
+  assert (work / "damaged" / "3").exists() == is_fallback
+  assert ("; using step 2" in caplog.text) == is_fallback
+  return is_fallback
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "gone"])
-def test_damaged_files_are_noticed_and_the_step_before_is_used(
-  folder, tmp_path, kind
+def test_damaged_files_are_detected_and_the_previous_step_is_used(
+  folder, tmp_path, kind, caplog
 ):
-  fell = 0
+  fallbacks = 0
   files = files_of(folder, 3)
   for path in files:
 
@@ -160,129 +162,133 @@ def test_damaged_files_are_noticed_and_the_step_before_is_used(
         raw = target.read_bytes()
         target.write_bytes(raw[: len(raw) // 2 if kind == "cut" else 0])
 
-    fell += survives(folder, tmp_path / "work", damage)
-  assert fell >= 4  # of the files that hold the state and its digests
+    fallbacks += falls_back(folder, tmp_path / "work", damage, caplog)
+  assert fallbacks >= 4  # of the files that hold the state and its checksums
 
 
-def test_flipped_bits_are_noticed_and_the_step_before_is_used(folder, tmp_path):
-  assert flips(folder, tmp_path, 40) > 20
+def test_flipped_bits_are_detected_and_the_previous_step_is_used(
+  folder, tmp_path, caplog
+):
+  assert flips(folder, tmp_path, 40, caplog) > 20
 
 
 @pytest.mark.slow
-def test_five_hundred_flipped_bits(folder, tmp_path):
+def test_five_hundred_flipped_bits(folder, tmp_path, caplog):
   count = repeated(500)
-  assert flips(folder, tmp_path, count) > 0.6 * count
+  assert flips(folder, tmp_path, count, caplog) > 0.6 * count
 
 
-def flips(folder, tmp_path, count):
-  """How many of so many single flips made it use the step before; the others
-  did no harm."""
-  rng, fell = np.random.default_rng(7), 0
+def flips(folder, tmp_path, count, caplog):
+  """How many of `count` single flips led to a fallback; the others did no
+  harm."""
+  rng, fallbacks = np.random.default_rng(7), 0
   files = files_of(folder, 3)
   for _ in range(count):
-    # Alike for every bit, not for every file.
+    # Every bit is equally likely, not every file.
     sizes = np.array([path.stat().st_size for path in files], float)
     path = files[rng.choice(len(files), p=sizes / sizes.sum())]
-    fell += survives(
+    fallbacks += falls_back(
       folder,
       tmp_path / "work",
       lambda copy, path=path: flip(copy / path.relative_to(folder), rng),
+      caplog,
     )
-  return fell
+  return fallbacks
 
 
-def test_a_restart_remembers_the_best(tmp_path):
-  keeping, losses = (
+def test_a_restart_keeps_the_best_checkpoint(tmp_path):
+  policy, losses = (
     CheckpointPolicy(keep=1, best="loss"),
     [0.1, 0.5, 0.6, 0.7, 0.8],
   )
   for steps in ((1, 2, 3), (4, 5)):
-    with contextlib.closing(Checkpoints(str(tmp_path), keeping)) as kept:
+    with contextlib.closing(Checkpoints(str(tmp_path), policy)) as checkpoints:
       for step in steps:
-        kept.save(step, state_of(step), {"loss": losses[step - 1]})
-      kept.wait()
-      assert kept.steps == [1, steps[-1]]
+        checkpoints.save(step, state_of(step), {"loss": losses[step - 1]})
+      checkpoints.wait()
+      assert checkpoints.steps == [1, steps[-1]]
 
 
-def test_the_best_does_not_make_room(tmp_path):
-  keeping = CheckpointPolicy(keep=9, keep_every=3, best="loss")
-  with contextlib.closing(Checkpoints(str(tmp_path), keeping)) as kept:
+def test_pruning_keeps_the_newest_the_best_and_every_kth(tmp_path):
+  policy = CheckpointPolicy(keep=9, keep_every=3, best="loss")
+  with contextlib.closing(Checkpoints(str(tmp_path), policy)) as checkpoints:
     for step, loss in enumerate([0.5, 0.1, 0.3, 0.4, 0.6], 1):
-      kept.save(step, state_of(step), {"loss": loss})
-    kept.wait()
-    kept.prune()
-    assert kept.steps == [2, 3, 5]
-    kept.prune()
-    assert kept.steps == [2, 3, 5]
+      checkpoints.save(step, state_of(step), {"loss": loss})
+    checkpoints.wait()
+    checkpoints.prune()
+    assert checkpoints.steps == [2, 3, 5]
+    checkpoints.prune()
+    assert checkpoints.steps == [2, 3, 5]
 
 
-def test_damaged_metrics_bar_nobody(tmp_path, capsys):
-  """They only say which checkpoint stays."""
-  path, keeping = (
+def test_damaged_metrics_do_not_block_a_restart(tmp_path, caplog):
+  """Metrics only decide which checkpoints are kept."""
+  path, policy = (
     tmp_path / "checkpoints",
     CheckpointPolicy(keep=9, best="loss"),
   )
-  with contextlib.closing(Checkpoints(str(path), keeping)) as kept:
+  with contextlib.closing(Checkpoints(str(path), policy)) as checkpoints:
     for step in STEPS:
-      kept.save(step, state_of(step), {"loss": float(step)})
+      checkpoints.save(step, state_of(step), {"loss": float(step)})
   (path / "3" / "metrics" / "metrics").write_bytes(b"{")
   (path / "2" / "metrics" / "metrics").unlink()
-  with contextlib.closing(Checkpoints(str(path), keeping)) as kept:
-    assert kept.restore_newest(SHAPES, PLACES)[0] == 3
-    kept.save(4, state_of(4), {"loss": 4.0})
-  said = capsys.readouterr().err
-  assert all(
-    f"metrics of step {step} cannot be read" in said for step in (2, 3)
-  )
-  with contextlib.closing(Checkpoints(str(path), keeping)) as kept:
-    assert kept.restore_newest(SHAPES, PLACES)[0] == 4
-  assert capsys.readouterr().err == ""
+  with contextlib.closing(Checkpoints(str(path), policy)) as checkpoints:
+    assert checkpoints.restore_newest(SHAPES, PLACES)[0] == 3
+    checkpoints.save(4, state_of(4), {"loss": 4.0})
+  for step in (2, 3):
+    assert f"metrics of step {step} cannot be read" in caplog.text
+  caplog.clear()
+  with contextlib.closing(Checkpoints(str(path), policy)) as checkpoints:
+    assert checkpoints.restore_newest(SHAPES, PLACES)[0] == 4
+  assert caplog.text == ""
   names = {p.name for p in (tmp_path / "damaged").iterdir()}
   assert names == {"2_metrics", "3_metrics"}
 
 
-def test_if_nothing_is_whole_that_is_said_and_nothing_moved(folder):
+def test_if_no_checkpoint_is_intact_nothing_is_moved(folder):
   for step in STEPS:
     shutil.rmtree(folder / str(step) / "state")
-  with pytest.raises(DamagedFile, match="no checkpoint of 3 is whole: step 3"):
-    newest(folder)
+  with pytest.raises(
+    DamagedFile, match="none of 3 checkpoints is intact: step 3"
+  ):
+    restore_newest(folder)
   assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "3"]
 
 
-def test_a_damaged_step_can_be_saved_anew(folder):
+def test_a_damaged_step_can_be_saved_again(folder):
   shutil.rmtree(folder / "3" / "digests")
   with contextlib.closing(
     Checkpoints(str(folder), CheckpointPolicy(keep=9))
-  ) as kept:
-    assert kept.restore_newest(SHAPES, PLACES)[0] == 2
-    kept.save(3, state_of(3))
-  assert newest(folder)[0] == 3
+  ) as checkpoints:
+    assert checkpoints.restore_newest(SHAPES, PLACES)[0] == 2
+    checkpoints.save(3, state_of(3))
+  assert restore_newest(folder)[0] == 3
   shutil.rmtree(folder / "3" / "digests")
-  assert newest(folder)[0] == 2
+  assert restore_newest(folder)[0] == 2
   aside = pathlib.Path(folder).parent / "damaged"
   assert sorted(p.name for p in aside.iterdir()) == ["3", "3-1"]
 
 
-def test_a_part_is_verified_by_itself(folder):
+def test_a_subtree_is_verified_without_the_rest(folder):
   target = {"params": SHAPES["params"]}
   placed = jax.tree.map(
     lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
     target,
     {"params": PLACES["params"]},
   )
-  step, part = checkpoint.restore_newest_subtree(str(folder), placed)
+  step, part = read_checkpoints.restore_newest_subtree(str(folder), placed)
   assert step == 3
   np.testing.assert_array_equal(
     part["params"]["kernel"], state_of(3)["params"]["kernel"]
   )
   path = folder / "3" / "digests" / "metadata"
-  told = json.loads(path.read_text())
-  told["params/kernel"] = told["params/kernel"][:-1] + "x"
-  path.write_text(json.dumps(told))
-  assert checkpoint.restore_newest_subtree(str(folder), placed)[0] == 2
+  stored = json.loads(path.read_text())
+  stored["params/kernel"] = stored["params/kernel"][:-1] + "x"
+  path.write_text(json.dumps(stored))
+  assert read_checkpoints.restore_newest_subtree(str(folder), placed)[0] == 2
 
 
-def test_trees_that_are_written_once_are_verified(tmp_path):
+def test_trees_outside_checkpoints_are_verified(tmp_path):
   tree = {"vgg": state_of(1)["params"], "none": None}
   path = tmp_path / "frozen"
   tree_io.save_tree(str(path), tree)
@@ -291,11 +297,9 @@ def test_trees_that_are_written_once_are_verified(tmp_path):
   )
   assert checksum(tree_io.load_tree(str(path), target)) == checksum(tree)
   assert tree_io.verify_tree(str(path), "frozen")[0] is None
-  told = path / "digests" / "metadata"
-  told.write_text(told.read_text().replace("vgg/bias", "vgg/base"))
-  with pytest.raises(
-    DamagedFile, match=r"frozen failed its digest at vgg/bias"
-  ):
+  stored = path / "digests" / "metadata"
+  stored.write_text(stored.read_text().replace("vgg/bias", "vgg/base"))
+  with pytest.raises(DamagedFile, match=r"frozen: wrong checksum of vgg/bias"):
     tree_io.load_tree(str(path), target)
   assert "vgg/bias" in tree_io.verify_tree(str(path), "frozen")[0]
 
@@ -303,7 +307,7 @@ def test_trees_that_are_written_once_are_verified(tmp_path):
 def test_verify_lists_every_step(folder, capsys):
   run = folder.parent
   tree_io.save_tree(str(run / "frozen"), {"x": jnp.arange(3.0)})
-  listed = list(checkpoint.verify_checkpoints(str(folder)))
+  listed = list(read_checkpoints.verify_checkpoints(str(folder)))
   assert [(step, wrong) for step, wrong, _ in listed] == [
     (step, None) for step in STEPS
   ]
@@ -322,7 +326,7 @@ with run_lock(sys.argv[1]):
 """
 
 
-def test_what_a_killed_start_left_is_taken_away(tmp_path):
+def test_files_of_an_interrupted_write_are_removed(tmp_path):
   folder = tmp_path / "frozen"
   tree_io.save_tree(str(folder), {"a": jnp.arange(3.0)})
   (tmp_path / "frozen.orbax-checkpoint-tmp-7").mkdir()
@@ -334,17 +338,17 @@ def test_what_a_killed_start_left_is_taken_away(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["frozen"]
 
 
-def test_a_folder_has_one_writer(tmp_path):
+def test_a_run_folder_has_one_writer(tmp_path):
   run = tmp_path / "run"
-  with run_lock(str(run)) as before:
-    assert before is None
+  with run_lock(str(run)) as previous:
+    assert previous is None
     (run / "config.json").write_text("{}")
-    # An open file of its own, as another process has it.
+    # A lock object of its own, as another process has it.
     message = f"is written by process {os.getpid()} on .*choose another"
     with pytest.raises(RunLocked, match=message), run_lock(str(run)):
       raise AssertionError
-  with run_lock(str(run)) as before:
-    assert before is None
+  with run_lock(str(run)) as previous:
+    assert previous is None
   with subprocess.Popen(
     [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE
   ) as other:
@@ -355,8 +359,26 @@ def test_a_folder_has_one_writer(tmp_path):
     ):
       raise AssertionError
     other.kill()
-  with run_lock(str(run)) as before:  # what a killed process leaves bars nobody
-    assert before["pid"] == other.pid
+  with run_lock(str(run)) as previous:  # of a killed process
+    assert previous["pid"] == other.pid
   with pytest.raises(KeyError), run_lock(str(tmp_path / "new")):
     raise KeyError
-  assert not (tmp_path / "new").exists()
+  assert not (tmp_path / "new").exists()  # nothing was written there
+
+
+@pytest.mark.parametrize(
+  "error",
+  [NotImplementedError("no flock"), OSError(errno.ENOTSUP, "not supported")],
+)
+def test_a_file_system_without_locks_gives_a_warning(
+  tmp_path, error, monkeypatch, caplog
+):
+  def refuse(self, *_, **__):
+    raise error
+
+  monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+  with run_lock(str(tmp_path / "run")):
+    assert (tmp_path / "run" / "lock.json").exists()
+  (record,) = caplog.records
+  assert record.levelno == logging.WARNING
+  assert "its file system has no locks" in record.message

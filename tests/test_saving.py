@@ -1,4 +1,4 @@
-"""Disks that fill up, and runs that go on."""
+"""Runs continue where a full disk refuses some of their files."""
 
 import contextlib
 import resource
@@ -43,32 +43,32 @@ def full(size=50_000):
 
 
 @pytest.fixture
-def parts(tmp_path):
-  """Checkpoints 1 and 2, and who saves the next ones."""
+def run(tmp_path):
+  """A saver, its checkpoints 1 and 2, and their folder."""
   folder = str(tmp_path / "checkpoints")
   with (
-    contextlib.closing(MetricWriter(str(tmp_path))) as journal,
+    contextlib.closing(MetricWriter(str(tmp_path))) as writer,
     contextlib.closing(
       Checkpoints(folder, CheckpointPolicy(keep=5))
     ) as checkpoints,
   ):
-    saver = CheckpointSaver(checkpoints, journal)
+    saver = CheckpointSaver(checkpoints, writer)
     for step in (1, 2):
       saver.save(step, state_of(step))
     saver.finish(2, state_of(2))
     yield saver, checkpoints, tmp_path
 
 
-def settled(checkpoints):
-  """Waits until it is known whether a save has succeeded, and not longer."""
+def wait_for_save(checkpoints):
+  """Returns once the save in progress has succeeded or failed."""
   for _ in range(1000):
     if not checkpoints._manager.is_saving_in_progress():
       return
     time.sleep(0.01)
-  raise AssertionError("it never ends")
+  raise AssertionError("the save never ends")
 
 
-def whole_of(checkpoints, step):
+def assert_restored(checkpoints, step):
   shapes = jax.eval_shape(lambda: state_of(0))
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   found, state = checkpoints.restore_newest(shapes, {"x": place})
@@ -76,90 +76,91 @@ def whole_of(checkpoints, step):
   np.testing.assert_array_equal(state["x"], state_of(step)["x"])
 
 
-def test_a_failed_save_is_noticed_and_the_state_of_the_time_saved(
-  parts, capsys
-):
-  saver, checkpoints, folder = parts
+def test_a_failed_save_is_detected_and_the_current_state_is_saved(run, caplog):
+  saver, checkpoints, folder = run
   with full():
     saver.save(3, state_of(3))
-    settled(checkpoints)
-  for step in (4, 5):  # the disk has room again
+    wait_for_save(checkpoints)
+  for step in (4, 5):  # the disk has space again
     saver.check(step, state_of(step))
   saver.finish(4, state_of(4))
-  assert checkpoints.steps == [2, 4]  # the older one made room
-  whole_of(checkpoints, 4)
-  said = capsys.readouterr().err
-  assert "warning: step 3 is not saved in" in said and "File too large" in said
+  assert checkpoints.steps == [2, 4]  # the older one was deleted
+  assert_restored(checkpoints, 4)
+  (record,) = caplog.records
+  assert record.levelname == "WARNING"
+  assert "step 3 is not saved in" in record.message
+  assert "File too large" in record.message
   assert read_metrics(str(folder))[-1]["failed_saves"] == 1
   names = {path.name for path in (folder / "checkpoints").iterdir()}
   assert names == {"2", "4"}
 
 
-def test_a_disk_that_stays_full_ends_the_run(parts):
-  saver, checkpoints, _ = parts
+def test_a_disk_that_stays_full_ends_the_run(run):
+  saver, checkpoints, _ = run
   with full():
     saver.save(3, state_of(3))
-    settled(checkpoints)
-    saver.check(4, state_of(4))  # tried again at once
-    settled(checkpoints)
+    wait_for_save(checkpoints)
+    saver.check(4, state_of(4))  # retried at once
+    wait_for_save(checkpoints)
     saver.check(5, state_of(5))  # and then at the next regular one
     assert not checkpoints.is_saving
     saver.save(6, state_of(6))
-    settled(checkpoints)
+    wait_for_save(checkpoints)
     with pytest.raises(SaveFailed, match="step 6 is not saved"):
       saver.check(7, state_of(7))
-  whole_of(checkpoints, 2)
+  assert_restored(checkpoints, 2)
 
 
-def test_successes_are_forgiven(parts):
-  saver, checkpoints, _ = parts
+def test_a_successful_save_resets_the_count_of_failures(run):
+  saver, checkpoints, _ = run
   for step in range(10, 50, 10):
     with full():
       saver.save(step, state_of(step))
-      settled(checkpoints)
+      wait_for_save(checkpoints)
     saver.check(step + 1, state_of(step + 1))
-    settled(checkpoints)
+    wait_for_save(checkpoints)
     saver.check(step + 2, state_of(step + 2))
-  whole_of(checkpoints, 41)
+  assert_restored(checkpoints, 41)
 
 
-def test_the_last_save_is_tried_again(parts):
-  saver, checkpoints, _ = parts
+def test_the_last_save_is_retried(run):
+  saver, checkpoints, _ = run
   with full():
     saver.save(3, state_of(3))
-    settled(checkpoints)
+    wait_for_save(checkpoints)
   saver.finish(3, state_of(3))
-  whole_of(checkpoints, 3)
+  assert_restored(checkpoints, 3)
 
 
-def test_room_is_asked_for_before_anything_is_computed(tmp_path, monkeypatch):
+def test_disk_space_is_checked_in_advance(tmp_path, monkeypatch):
   shapes = {"x": jax.ShapeDtypeStruct((250, 1000, 1000), jnp.float32)}  # 1 GB
   usage = shutil._ntuple_diskusage(0, 0, int(3.5e9))
   monkeypatch.setattr(checkpoint_saver.shutil, "disk_usage", lambda path: usage)
   with pytest.raises(
-    OSError, match=r"has 3.50 GB left, but 2 checkpoints of 1.00 GB .* 3.60"
+    OSError, match=r"has 3.50 GB free, but 2 checkpoints of 1.00 GB .* 3.60"
   ):
     check_disk_space(str(tmp_path), shapes, 2)
-  (tmp_path / "100").mkdir()  # one lies there already
+  (tmp_path / "100").mkdir()  # one exists already
   check_disk_space(str(tmp_path), shapes, 2)
 
 
-def test_lines_that_a_full_disk_refuses_are_not_lost(tmp_path, capsys):
-  with contextlib.closing(MetricWriter(str(tmp_path))) as journal:
-    journal.write(1, {"loss": 1.0})
+def test_lines_that_a_full_disk_refuses_are_not_lost(tmp_path, caplog):
+  with contextlib.closing(MetricWriter(str(tmp_path))) as writer:
+    writer.write(1, {"loss": 1.0})
     size = (tmp_path / "metrics.jsonl").stat().st_size
     with full(size):  # for TensorBoard's file too, and for many lines
       for step in range(2, 60):
-        journal.write(step, {"loss": float(step)})
-    journal.write(60, {"loss": 60.0})
-  told = [line["loss"] for line in read_metrics(str(tmp_path))]
-  assert told == list(range(1, 61))
-  said = capsys.readouterr().err
-  assert said.count("its lines wait") == 1
-  assert said.count("no more for TensorBoard") == 1
+        writer.write(step, {"loss": float(step)})
+    writer.write(60, {"loss": 60.0})
+  losses = [line["loss"] for line in read_metrics(str(tmp_path))]
+  assert losses == list(range(1, 61))
+  assert caplog.text.count("its lines wait") == 1
+  assert caplog.text.count("tracker TensorBoardFile is not used any more") == 1
 
 
-def test_a_picture_that_a_disk_refuses_is_named_and_not_half_there(tmp_path):
+def test_an_image_that_a_disk_refuses_is_named_and_removed(
+  tmp_path,
+):
   noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
   path = str(tmp_path / "a.png")
   with full(1000), pytest.raises(OSError, match=r"a\.png"):
@@ -167,28 +168,28 @@ def test_a_picture_that_a_disk_refuses_is_named_and_not_half_there(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_last_state_that_is_nowhere_is_an_error(parts):
+def test_a_last_state_that_cannot_be_saved_is_an_error(run):
   """Refused at once, twice: no later save would have noticed."""
-  saver, checkpoints, _ = parts
-  refuse = lambda *_, **__: (_ for _ in ()).throw(OSError("no room"))
-  whole = checkpoints._manager.save
+  saver, checkpoints, _ = run
+  refuse = lambda *_, **__: (_ for _ in ()).throw(OSError("no space"))
+  original = checkpoints._manager.save
   checkpoints._manager.save = refuse
   saver.save(3, state_of(3))
   assert not checkpoints.is_saving
   with pytest.raises(SaveFailed, match="step 3 is not saved"):
     saver.finish(3, state_of(3))
-  checkpoints._manager.save = whole
+  checkpoints._manager.save = original
   saver.finish(3, state_of(3))
-  whole_of(checkpoints, 3)
+  assert_restored(checkpoints, 3)
 
 
-def test_a_line_of_which_a_disk_takes_a_part_is_made_whole(tmp_path, capsys):
-  with contextlib.closing(MetricWriter(str(tmp_path))) as journal:
-    journal.write(1, {"loss": 1.0})
+def test_a_line_that_is_written_in_part_is_completed_later(tmp_path, caplog):
+  with contextlib.closing(MetricWriter(str(tmp_path))) as writer:
+    writer.write(1, {"loss": 1.0})
     size = (tmp_path / "metrics.jsonl").stat().st_size
     with full(size + 7):
-      journal.write(2, {"loss": 2.0})
+      writer.write(2, {"loss": 2.0})
       assert (tmp_path / "metrics.jsonl").stat().st_size == size + 7
-    journal.write(3, {"loss": 3.0})
+    writer.write(3, {"loss": 3.0})
   assert [line["loss"] for line in read_metrics(str(tmp_path))] == [1, 2, 3]
-  assert "its lines wait" in capsys.readouterr().err
+  assert "its lines wait" in caplog.text

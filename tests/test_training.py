@@ -13,7 +13,7 @@ from PIL import Image
 from ldm_jax.cli import report, sample, train, verify
 from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.run import Run
-from ldm_jax.runtime.checkpointing import checkpoint
+from ldm_jax.runtime.checkpointing import read_checkpoints
 from ldm_jax.runtime.monitoring import metric_writer
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -78,7 +78,7 @@ def state_of(folder):
   """Every array of the newest checkpoint, as Orbax finds it."""
   import orbax.checkpoint as ocp
 
-  step = checkpoint.latest_step(str(folder / "checkpoints"))
+  step = read_checkpoints.latest_step(str(folder / "checkpoints"))
   path = folder / "checkpoints" / str(step) / "state"
   with ocp.PyTreeCheckpointer() as reader:
     return step, reader.restore(path)
@@ -151,7 +151,9 @@ def test_a_damaged_run_is_told_of_and_the_step_before_is_used(
   assert sample.main([f"--model={run}", *flags]) == 0
   assert "warning: step 4" in capsys.readouterr().err
   shutil.rmtree(run / "checkpoints" / "2")
-  with pytest.raises(CommandError, match="no checkpoint of 1 is whole") as stop:
+  with pytest.raises(
+    CommandError, match="none of 1 checkpoints is intact"
+  ) as stop:
     sample.main([f"--model={run}", *flags])
   assert stop.value.code == 5
 

@@ -1,11 +1,11 @@
-"""Log records of the package on stderr: one formatter, process 0 only."""
+"""Logging of the command line: one formatter, stderr, process 0 only."""
 
 import logging
 import sys
 
 
 class _Formatter(logging.Formatter):
-  """The bare message; warnings and errors begin with their level."""
+  """The bare message; all levels but INFO put their name before it."""
 
   def format(self, record: logging.LogRecord) -> str:
     text = super().format(record)
@@ -14,22 +14,35 @@ class _Formatter(logging.Formatter):
     return f"{record.levelname.lower()}: {text}"
 
 
-class _Handler(logging.StreamHandler):
-  """Writes to whatever sys.stderr is at the time of the record."""
+class _Handler(logging.Handler):
+  """Writes to the sys.stderr of the moment, above any progress bar."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    self.setStream(sys.stderr)
-    super().emit(record)
+    try:
+      line = self.format(record)
+      tqdm = sys.modules.get("tqdm")  # no bar is shown before its import
+      if tqdm is None:
+        sys.stderr.write(f"{line}\n")
+      else:  # clears the bars, writes the line and shows the bars again
+        tqdm.tqdm.write(line, file=sys.stderr)
+      sys.stderr.flush()
+    except Exception:
+      self.handleError(record)
 
 
-def _is_first_process(record: logging.LogRecord) -> bool:
-  """False in processes after the first; jax is asked only if it is there."""
+def _is_shown(record: logging.LogRecord) -> bool:
+  """True on process 0, and for records with `extra={"all_processes": True}`.
+
+  jax is asked for the process only if it is imported already.
+  """
+  if vars(record).get("all_processes"):
+    return True
   processes = sys.modules.get("ldm_jax.runtime.devices.processes")
   return processes is None or processes.is_first()
 
 
 def configure(verbosity: int = 0) -> None:
-  """Sends records of `ldm_jax` to stderr.
+  """Sends records of `ldm_jax` to stderr; may be called again.
 
   Args:
     verbosity: -1 warnings only, 0 progress too, 1 debugging messages too.
@@ -40,5 +53,5 @@ def configure(verbosity: int = 0) -> None:
   if not any(isinstance(h, _Handler) for h in logger.handlers):
     handler = _Handler()
     handler.setFormatter(_Formatter())
-    handler.addFilter(_is_first_process)
+    handler.addFilter(_is_shown)
     logger.addHandler(handler)

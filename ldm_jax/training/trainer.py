@@ -32,6 +32,7 @@ from ldm_jax.runtime.monitoring.step_timer import (
   ProgressReporter,
   StepTimer,
 )
+from ldm_jax.runtime.monitoring.trackers import TensorBoard, Tracker
 from ldm_jax.runtime.monitoring.watchdog import DEVICES, DISK, INPUT, Watchdog
 from ldm_jax.runtime.signals import InterruptHandler, SharedInterrupt
 from ldm_jax.runtime.skip_updates import NonFiniteMonitor
@@ -71,6 +72,7 @@ class Trainer:
     examples: from a step to the indices of its examples, to name those of an
       update that is skipped.
     hang, abort: seconds, of the `Watchdog`.
+    trackers: receive metrics and previews in addition to metrics.jsonl.
   """
 
   task: Task
@@ -87,6 +89,7 @@ class Trainer:
   examples: Callable[[int], Sequence[int]] = lambda step: ()
   hang: float = 30.0
   abort: float | None = None
+  trackers: tuple[Tracker, ...] = (TensorBoard(),)
 
   def run(
     self,
@@ -125,7 +128,9 @@ class Trainer:
       )
       check_disk_space(folder, compiled.shapes, policy.keep)
       begin, state = self.initial_state(compiled, checkpoints, held_out)
-      writer = MetricWriter(self.folder, begin, processes.is_first())
+      writer = MetricWriter(
+        self.folder, begin, processes.is_first(), self.trackers
+      )
       saver = CheckpointSaver(checkpoints, writer)
       session = TrainingSession(self, compiled, writer, saver, held_out, shown)
       stream = prefetch(self.sharding.put_batch, batches(begin))

@@ -5,7 +5,7 @@ import os
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.run import Run
-from ldm_jax.runtime.checkpointing import checkpoint, tree_io
+from ldm_jax.runtime.checkpointing import read_checkpoints, tree_io
 from ldm_jax.runtime.checkpointing.checksums import combined_checksum
 
 
@@ -55,11 +55,11 @@ def verify(folder: str, trust: tuple[str, ...] = ()) -> VerifyResult:
   del trust
   Run.open(folder)
   steps = os.path.join(folder, "checkpoints")
-  if checkpoint.latest_step(steps) is None:
+  if read_checkpoints.latest_step(steps) is None:
     raise ConfigError(f"{folder} has no checkpoint yet")
   found = tuple(
     VerifiedTree(step, combined_checksum(leaves), wrong)
-    for step, wrong, leaves in checkpoint.verify_checkpoints(steps)
+    for step, wrong, leaves in read_checkpoints.verify_checkpoints(steps)
   )
   wrong, leaves = tree_io.verify_tree(os.path.join(folder, "frozen"), "frozen")
   return VerifyResult(

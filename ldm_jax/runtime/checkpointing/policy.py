@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay."""
+"""When checkpoints are written, and which are kept."""
 
 import dataclasses
 import math
@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointPolicy:
-  """Which checkpoints are written, and which stay.
+  """When checkpoints are written, and which are kept.
 
   Attributes:
-    every: steps between checkpoints; the last step always has one.
-    keep: how many of the latest stay.
-    keep_every: steps between those that stay for good, or None.
-    best: the validation metric whose best checkpoint stays too, or None.
-    best_is: which end of the metric is the best.
+    every: steps between checkpoints; the last step is always saved.
+    keep: how many of the latest are kept.
+    keep_every: multiples of it are kept for good; None keeps none so.
+    best: the validation metric whose best checkpoint is kept too, or None.
+    best_is: whether the lowest or the highest value is the best.
   """
 
   every: int = 1000
@@ -31,12 +31,15 @@ class CheckpointPolicy:
       )
 
   def score(self, metrics: dict[str, float]) -> float:
-    """Of a checkpoint with these metrics; the worst if they lack it."""
+    """The value of metric `best`; the worst possible if it is missing."""
     worst = math.inf if self.best_is == "min" else -math.inf
     return metrics.get(self.best, worst)
 
   def preservation_policy(self) -> Any:
-    """Orbax's preservation policy; `max_to_keep` would drop the newest."""
+    """Orbax's preservation policy.
+
+    Its `max_to_keep` together with a best metric would drop the newest.
+    """
     from orbax.checkpoint.checkpoint_managers import (
       preservation_policy as preserve,
     )

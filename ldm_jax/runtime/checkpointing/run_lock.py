@@ -1,79 +1,126 @@
-"""One writer per run folder."""
+"""One writer per run folder, by an advisory lock of the operating system.
+
+FOLDER/lock is locked by `filelock` (flock on Unix); FOLDER/lock.json says who
+holds it. The system releases the lock when its holder ends, however it ends, so
+a killed process never blocks the next one.
+
+Network file systems: NFS (v4, or v3 with lockd), Lustre (mounted with `flock`)
+and GPFS pass the lock on to their server, so it holds between hosts. A mount
+that keeps locks local (NFS `nolock`, Lustre `localflock`) excludes processes of
+the same host only. Where there are no locks at all (some object-store mounts),
+a warning is logged and the run goes on without one.
+"""
 
 import contextlib
 import datetime
-import fcntl
+import errno
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
+import filelock
+
+from ldm_jax.errors import ConfigError
 from ldm_jax.runtime.devices import processes
 
+logger = logging.getLogger(__name__)
+
 NAME = "lock"
+HOLDER = "lock.json"  # apart: some versions of filelock empty the locked file
+FIELDS = ("pid", "host", "since")
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-class RunLocked(ValueError):
-  """Somebody else writes there."""
+class RunLocked(ConfigError):
+  """Another process writes to the run folder."""
 
 
 @contextlib.contextmanager
 def run_lock(folder: str) -> Iterator[dict[str, Any] | None]:
-  """Holds a folder for this process, or for the first of several.
+  """Holds a run folder for this process, or for the first of several.
 
-  The kernel lets the lock go when its holder ends, however it ends, so one that
-  is left behind never bars the way. Yields who left it, if anybody did.
+  A folder in which nothing else was written is removed on exit.
+
+  Yields:
+    {"pid", "host", "since"} of a holder that ended without releasing the lock,
+    or None.
 
   Raises:
-    RunLocked: another process has it; on every process.
+    RunLocked: another process holds it; raised on every process.
   """
-  file = before = refusal = None
+  lock = previous = refusal = None
   if processes.is_first():
     try:
-      file, before = _taken(folder)
-    except Held as error:
+      lock, previous = _acquire(folder)
+    except RunLocked as error:
       refusal = error
   if not processes.broadcast(refusal is None):
     raise refusal or RunLocked(f"{folder} is held by another process")
   try:
-    yield before
+    yield previous
   finally:
-    if file is not None:
-      file.truncate(0)
-      file.close()
-      if os.listdir(folder) == [NAME]:  # nothing came of it
-        os.remove(file.name)
-        os.rmdir(folder)
+    if processes.is_first():
+      _release(folder, lock)
 
 
-def _taken(folder: str) -> tuple[TextIO, dict[str, Any] | None]:
-  """The file that is held as long as it is open, and who left it behind."""
+def _acquire(
+  folder: str,
+) -> tuple[filelock.BaseFileLock | None, dict[str, Any] | None]:
+  """The held lock (None where the file system has none), and who left it."""
   os.makedirs(folder, exist_ok=True)
-  file = open(os.path.join(folder, NAME), "a+")  # noqa: SIM115, until the end
-  before = _holder(file)
+  holder = os.path.join(folder, HOLDER)
+  lock = filelock.FileLock(os.path.join(folder, NAME))
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    file.close()
-    who = before or dict.fromkeys(("pid", "host", "since"), "?")
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    who = _read_holder(holder) or dict.fromkeys(FIELDS, "?")
     raise RunLocked(
       f"{folder} is written by process {who['pid']} on {who['host']} since "
       f"{who['since']}; wait for it or stop it, or choose another --workdir"
     ) from None
-  file.truncate(0)
+  except (NotImplementedError, OSError) as error:
+    if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+      raise
+    logger.warning(
+      "%s: its file system has no locks; make sure that no other process "
+      "writes there",
+      folder,
+    )
+    lock = None
+  previous = _read_holder(holder)
   now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-  mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-  file.write(json.dumps(mine))
-  file.flush()
-  return file, before
+  own = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+  with open(holder, "w") as file:
+    json.dump(own, file)
+  return lock, previous
 
 
-def _holder(file: TextIO) -> dict[str, Any] | None:
-  file.seek(0)
+def _release(folder: str, lock: filelock.BaseFileLock | None) -> None:
+  with contextlib.suppress(OSError):
+    os.remove(os.path.join(folder, HOLDER))
+  is_unused = os.path.isdir(folder) and set(os.listdir(folder)) <= {NAME}
+  if lock is not None:
+    lock.release()
+  if is_unused:
+    with contextlib.suppress(OSError):
+      os.remove(os.path.join(folder, NAME))
+    with contextlib.suppress(OSError):
+      os.rmdir(folder)
+
+
+def _read_holder(path: str) -> dict[str, Any] | None:
+  """What `HOLDER` says; None if it is missing or half written."""
   try:
-    found = json.loads(file.read())
-  except ValueError:
+    with open(path) as file:
+      found = json.load(file)
+  except (OSError, ValueError):
     return None
-  whole = isinstance(found, dict) and found.keys() >= {"pid", "host", "since"}
-  return found if whole else None
+  is_whole = isinstance(found, dict) and found.keys() >= {
+    "pid",
+    "host",
+    "since",
+  }
+  return found if is_whole else None

@@ -1,4 +1,4 @@
-"""Trees of arrays on disk, by Orbax, and whether they are what was written."""
+"""Trees of arrays on disk, by Orbax, with a checksum of every leaf."""
 
 import contextlib
 import glob
@@ -17,12 +17,13 @@ from ldm_jax.runtime.devices import processes
 
 
 def save_tree(folder: str, tree: Any) -> None:
-  """Writes one tree of arrays, in the place of what may be there."""
+  """Writes one tree of arrays; replaces an earlier one."""
   ocp = import_orbax()
   if processes.is_first():
-    for half in glob.glob(f"{glob.escape(absolute(folder))}.orbax-*"):
-      shutil.rmtree(half, ignore_errors=True)
-  with _whole(ocp) as checkpointer:
+    # What an interrupted write has left.
+    for part in glob.glob(f"{glob.escape(absolute(folder))}.orbax-*"):
+      shutil.rmtree(part, ignore_errors=True)
+  with _checkpointer(ocp) as checkpointer:
     checkpointer.save(
       absolute(folder),
       ocp.args.Composite(
@@ -34,52 +35,54 @@ def save_tree(folder: str, tree: Any) -> None:
 
 
 def load_tree(folder: str, target: Any) -> Any:
-  """Reads what `save_tree` wrote, placed as `target` says.
+  """Reads what `save_tree` wrote.
+
+  Args:
+    target: tree of `ShapeDtypeStruct` with shardings.
 
   Raises:
-    Damaged: it is not what was written.
+    DamagedFile: it is not what was written.
   """
   ocp = import_orbax()
-
-  with _whole(ocp) as checkpointer, damage_errors(folder):
+  with _checkpointer(ocp) as checkpointer, damage_errors(folder):
     found = checkpointer.restore(
       absolute(folder),
       ocp.args.Composite(
         tree=ocp.args.StandardRestore(target), digests=ocp.args.JsonRestore()
       ),
     )
-  check(folder, found["digests"], found["tree"])
+  check_tree(folder, found["digests"], found["tree"])
   return found["tree"]
 
 
 def verify_tree(
   folder: str, what: str, name: str = "tree"
 ) -> tuple[str | None, dict[str, str]]:
-  """What is wrong with a tree beside its digests, or None; and the digests.
+  """(error or None, stored checksum by leaf) of a tree that is read whole.
 
   Args:
-    what: its name in what is told.
-    name: its folder's below `folder`.
+    what: names the tree in the error.
+    name: of its subfolder in `folder`.
   """
-  args, told = import_orbax().args, {}
+  args, stored = import_orbax().args, {}
 
-  def part(name: str, how: Any) -> Any:
-    with _whole(import_orbax()) as checkpointer:
-      how = args.Composite(**{name: how})
-      return checkpointer.restore(absolute(folder), how)[name]
+  def restore(name: str, restore_args: Any) -> Any:
+    with _checkpointer(import_orbax()) as checkpointer:
+      items = args.Composite(**{name: restore_args})
+      return checkpointer.restore(absolute(folder), items)[name]
 
   try:
     with damage_errors(what):
-      told = part("digests", args.JsonRestore())
-      found = part(name, _on_host(os.path.join(folder, name)))
-    check(what, told, found, is_all=True)
+      stored = restore("digests", args.JsonRestore())
+      found = restore(name, _on_host(os.path.join(folder, name)))
+    check_tree(what, stored, found, is_complete=True)
   except DamagedFile as error:
-    return str(error), told
-  return None, told
+    return str(error), stored
+  return None, stored
 
 
 def _on_host(folder: str) -> Any:
-  """How to restore all of a tree into the host's memory, whoever saved it."""
+  """Restore arguments for a whole tree as numpy arrays, saved on any mesh."""
   ocp = import_orbax()
   with ocp.PyTreeCheckpointer() as reader:
     tree = reader.metadata(absolute(folder)).item_metadata.tree
@@ -87,13 +90,16 @@ def _on_host(folder: str) -> Any:
   return ocp.args.PyTreeRestore(restore_args=jax.tree.map(each, tree))
 
 
-def _whole(ocp: Any) -> Any:
+def _checkpointer(ocp: Any) -> Any:
   return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
 @contextlib.contextmanager
 def damage_errors(what: str) -> Iterator[None]:
-  """What fails inside fails because of the files, but for want of memory."""
+  """Any exception of the block becomes DamagedFile, but for lack of memory.
+
+  Orbax and TensorStore raise exceptions of many types for damaged files.
+  """
   try:
     yield
   except (jax.errors.JaxRuntimeError, MemoryError):
@@ -103,37 +109,41 @@ def damage_errors(what: str) -> Iterator[None]:
     raise DamagedFile(f"{what} cannot be read: {reason}") from error
 
 
-def check(
-  what: str, stored: Mapping[str, str], tree: Any, is_all: bool = False
+def check_tree(
+  what: str, stored: Mapping[str, str], tree: Any, is_complete: bool = False
 ) -> None:
-  """Raises Damaged unless every leaf is what it was.
+  """Compares every leaf with its stored checksum.
 
   Args:
-    is_all: whether a stored leaf that the tree lacks counts, too.
+    is_complete: whether leaves that the tree lacks count as damage.
+
+  Raises:
+    DamagedFile: one differs.
   """
   found = checksums(tree).leaves
-  odd = [path for path, word in found.items() if stored.get(path) != word]
-  if is_all:
-    odd += sorted(stored.keys() - found.keys())
-  if odd:
-    raise DamagedFile(f"{what} failed its digest at {odd[0]}")
+  wrong = [path for path, value in found.items() if stored.get(path) != value]
+  if is_complete:
+    wrong += sorted(stored.keys() - found.keys())
+  if wrong:
+    raise DamagedFile(f"{what}: wrong checksum of {wrong[0]}")
 
 
 def import_orbax() -> Any:
-  """The library, late because it is slow, and without what it logs.
+  """orbax.checkpoint, imported late because it is slow; its logging is off.
 
-  Several processes share the writing of what all hold. One has nobody to share
-  with, and would compile a slice of every shape for it.
+  With several processes Orbax divides the writing of replicated arrays among
+  them. A single process has nothing to divide, and would compile a slice of
+  every shape for it; so this is switched off.
   """
   import orbax.checkpoint as ocp
 
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   if jax.process_count() == 1:
-    alone = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    ocp.type_handlers.register_type_handler(jax.Array, alone, override=True)
+    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
   return ocp
 
 
 def absolute(folder: str) -> str:
-  """Orbax fails late, and in a thread, on a relative path."""
+  """An absolute path: Orbax fails late, and in a thread, on a relative one."""
   return folder if "://" in folder else os.path.abspath(folder)

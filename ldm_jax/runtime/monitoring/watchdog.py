@@ -1,43 +1,54 @@
-"""Says where a run stands when nothing moves any more."""
+"""Reports where every thread stands when a run has stopped making progress."""
 
 import collections
 import contextlib
 import faulthandler
+import logging
 import os
 import statistics
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
+import jax
+
+logger = logging.getLogger(__name__)
+
 INPUT, DEVICES, DISK = "the input", "the devices", "devices and disk"
-TIMES = 3  # median steps without news are too many
+MEDIANS = 3  # waiting for as many median steps is too long
 HUNG = 70  # exit code
+LOG_SECONDS = 5.0  # until logging counts as hanging, too
 
 
 class Watchdog:
-  """Shows every thread's stack if the input or the devices keep a run waiting.
+  """Logs all threads' stacks if input, devices or disk keep a run waiting.
 
-  Within `with`, a thread looks whether what is waited for has come within
-  `least` seconds, or three median steps if that is longer. Nothing is watched
-  while nothing is waited for, as in a compilation.
+  Within `with`, a thread checks whether what is waited for has come within
+  `timeout` seconds, or three median steps if that is longer. Each process has
+  its own and logs for itself, at level ERROR: any of them may be the one that
+  hangs. Nothing is watched while nothing is waited for, as in a compilation.
 
   Args:
-    least: seconds; 0 watches nothing.
-    abort: seconds of waiting after which the process ends with 70, or None.
+    timeout: seconds; 0 watches nothing.
+    abort_after: seconds of waiting after which the process ends with exit code
+      70, or None for never.
   """
 
   def __init__(self, timeout: float = 30.0, abort_after: float | None = None):
     self._timeout, self._abort_after = timeout, abort_after
     self._what: str | None = None
-    self._since = self._last = time.monotonic()
+    self._since = self._last_step = time.monotonic()
     self._steps: collections.deque[float] = collections.deque(maxlen=100)
-    self._is_told, self._lock = False, threading.Lock()
+    self._is_reported, self._lock = False, threading.Lock()
+    self._process = 0
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
   def __enter__(self) -> "Watchdog":
     if self._timeout:
+      self._process = jax.process_index()  # later on it might hang, too
       self._thread.start()
     return self
 
@@ -47,8 +58,9 @@ class Watchdog:
       self._thread.join()
 
   def wait_for(self, what: str | None) -> None:
-    """From now on, the run waits for this; for nothing if None."""
-    self._what, self._since, self._is_told = what, time.monotonic(), False
+    """From now on the run waits for this; for nothing if None."""
+    self._what, self._since = what, time.monotonic()
+    self._is_reported = False
 
   @contextlib.contextmanager
   def waiting_for(self, what: str) -> Iterator[None]:
@@ -60,11 +72,11 @@ class Watchdog:
       self.wait_for(None)
 
   def step_done(self) -> None:
-    """The devices have answered."""
+    """The devices have finished a step."""
     now = time.monotonic()
     with self._lock:
-      self._steps.append(now - self._last)
-    self._last = now
+      self._steps.append(now - self._last_step)
+    self._last_step = now
     self.wait_for(None)
 
   @property
@@ -72,25 +84,45 @@ class Watchdog:
     """Seconds of waiting that are too many."""
     with self._lock:
       steps = list(self._steps)[1:]  # before the first one was a compilation
-    return max(
-      self._timeout, TIMES * statistics.median(steps) if steps else 0.0
-    )
+    slow = MEDIANS * statistics.median(steps) if steps else 0.0
+    return max(self._timeout, slow)
 
   def _watch(self) -> None:
     while not self._ended.wait(min(1.0, self._timeout / 4)):
       what, waited = self._what, time.monotonic() - self._since
       if what is None:
         continue
-      if waited > self.limit and not self._is_told:
-        self._is_told = True
-        _show(f"waiting for {what} for {waited:.0f} s; every thread stands at:")
+      if waited > self.limit and not self._is_reported:
+        self._is_reported = True
+        self._report(f"waiting for {what} for {waited:.0f} s; all threads:")
       if self._abort_after is not None and waited > self._abort_after:
-        _show(f"gave up waiting for {what} after {waited:.0f} s")
+        self._report(f"gave up waiting for {what} after {waited:.0f} s")
         os._exit(HUNG)  # no thread can end the others
 
+  def _report(self, line: str) -> None:
+    """Logs a line and the stacks, in a thread that may be left behind.
 
-def _show(line: str) -> None:
-  """Every process for itself: any of them may be the one that hangs."""
-  print(f"warning: {line}", file=sys.stderr, flush=True)
-  faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-  sys.stderr.flush()
+    The main thread may hang within a log handler, whose lock it holds then.
+    After LOG_SECONDS the stacks are written to stderr without any lock.
+    """
+    text = f"process {self._process}: {line}\n{_stacks()}"
+    is_logged = threading.Event()
+
+    def log() -> None:
+      logger.error("%s", text, extra={"all_processes": True})
+      is_logged.set()
+
+    threading.Thread(target=log, daemon=True).start()
+    if not is_logged.wait(LOG_SECONDS):
+      os.write(2, f"error: process {self._process}: {line}\n".encode())
+      faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+
+
+def _stacks() -> str:
+  """The stack of every thread, the innermost call last."""
+  names = {thread.ident: thread.name for thread in threading.enumerate()}
+  found = []
+  for number, frame in sys._current_frames().items():
+    found.append(f"thread {names.get(number, number)}:\n")
+    found += traceback.format_stack(frame)
+  return "".join(found)
