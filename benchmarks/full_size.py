@@ -84,7 +84,7 @@ def measure(path: str, dtype: str) -> None:
   ids = jnp.full((1, 1, 77), 49407, jnp.int32).at[:, :, 0].set(49406)
   say = jax.jit(model.condition)
   word = say(params, {"tokens": ids}, {"tokens": jnp.zeros((1,), bool)})
-  program = samplers.SamplerConfig(final_sigma=0.0).plan(model.schedule).program
+  program = samplers.SamplerConfig(final_time=0.0).plan(model.schedule).program
   row = jax.tree.map(lambda x: x[:1], program)
   keys = jax.random.split(jax.random.key(1), 1)
 

@@ -57,7 +57,7 @@ def network(channels, side):
 
 def ours(model, params, noise, contexts):
   """{name: function}: in chunks, in one scan, and step by step from Python."""
-  sampler_config = samplers.SamplerConfig(STEPS, final_sigma=0.0)
+  sampler_config = samplers.SamplerConfig(STEPS, final_time=0.0)
   program = sampler_config.plan(model.schedule).program
   keys = jax.random.split(jax.random.key(0), len(noise))
   negative, positive = (Condition(context=each) for each in contexts)

@@ -1,4 +1,4 @@
-"""A program of rows followed in float64 numpy, and closed-form denoisers."""
+"""A sampler's table followed in float64 numpy, and closed-form denoisers."""
 
 import itertools
 
@@ -10,17 +10,17 @@ MEANS, STD = np.array([-1.5, 0.3, 1.1]), 0.5
 WEIGHTS = np.array([0.3, 0.5, 0.2])
 
 
-def follow(program, xt, denoise, noises=None, mend=None):
-  """Where the rows lead from xt: the definition, without jit or chunks."""
+def follow(table, xt, denoise, noises=None, replace_known=None):
+  """The final x of a table from xt: the definition, without jit or chunks."""
   state = np.zeros((6, *xt.shape))
   state[0] = xt
-  for i, mix in enumerate(program.mix):
-    x0, eps = denoise(state[0], at(program.level, i))
+  for i, mix in enumerate(table.mix):
+    x0, eps = denoise(state[0], at(table.level, i))
     noise = np.zeros_like(xt) if noises is None else noises[i]
     basis = np.stack([*state, x0, eps, noise])
     state = np.tensordot(mix, basis, 1)
-    if mend is not None:
-      state[0] = mend(state[0], at(program.next_level, i))
+    if replace_known is not None:
+      state[0] = replace_known(state[0], at(table.next_level, i))
   return state[0]
 
 
@@ -33,9 +33,9 @@ def mixture_eps(x, ratio):
   """Noise expected in x = x0 + ratio eps, x0 of a mixture of Gaussians."""
   variance = STD**2 + ratio**2
   logits = np.log(WEIGHTS) - (x[..., None] - MEANS) ** 2 / (2 * variance)
-  share = np.exp(logits - logits.max(-1, keepdims=True))
-  share /= share.sum(-1, keepdims=True)
-  return ratio * (share * (x[..., None] - MEANS)).sum(-1) / variance
+  weight = np.exp(logits - logits.max(-1, keepdims=True))
+  weight /= weight.sum(-1, keepdims=True)
+  return ratio * (weight * (x[..., None] - MEANS)).sum(-1) / variance
 
 
 def mixture(xt, level):

@@ -146,7 +146,7 @@ CASES = [
     "unipc_bh1",
     ALL,
     {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
-    {"final_sigma": 0.0},
+    {"final_time": 0.0},
   ),
   ("LCMScheduler", "lcm", [None], {}, {}),
   ("TCDScheduler", "tcd", [None], {}, {}),
@@ -222,7 +222,7 @@ def test_inversion(kind, is_clean, monkeypatch):
   }
   for steps in (1, 5, 50):
     sampler_config = SamplerConfig(
-      steps, final_sigma=-1.0 if is_clean else 0.0, compat="diffusers"
+      steps, final_time=-1.0 if is_clean else 0.0, compat="diffusers"
     )
     table = SCHEDULE.alpha_bar
     expected, _ = theirs(

@@ -1,4 +1,4 @@
-"""Grids of samplers, and the names that they and samplers go by."""
+"""Timestep spacings, and the names of spacings and samplers."""
 
 import pathlib
 import runpy
@@ -9,12 +9,16 @@ import pytest
 from ldm_jax.cli.sample import parser
 from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig
 from ldm_jax.diffusion.samplers.names import (
-  SAMPLER_NAMES,
   SPACING_NAMES,
   parse_sampler_name,
   parse_timestep_spacing,
+  sampler_names,
 )
-from ldm_jax.diffusion.samplers.timesteps import BY_RATIO, noise_levels, times
+from ldm_jax.diffusion.samplers.timesteps import (
+  BY_RATIO,
+  noise_levels,
+  spaced_times,
+)
 from ldm_jax.diffusion.schedule import CLEAN_TIME, Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.loaded_model import LoadedModel
@@ -30,10 +34,10 @@ SPACINGS = [name for name in SPACING_NAMES if name != "lcm"]
 
 
 @pytest.mark.parametrize("timestep_spacing", SPACINGS)
-def test_every_number_of_steps_has_a_grid(timestep_spacing):
+def test_every_number_of_steps_has_its_times(timestep_spacing):
   for steps in range(1, 1001):
     if timestep_spacing not in BY_RATIO:
-      found = times(steps, timestep_spacing)
+      found = spaced_times(steps, timestep_spacing)
     elif steps % 37 == 1:
       levels = noise_levels(SCHEDULE, steps, timestep_spacing).levels
       found = np.array([level.time for level in levels])
@@ -45,35 +49,44 @@ def test_every_number_of_steps_has_a_grid(timestep_spacing):
 
 
 @pytest.mark.parametrize("timestep_spacing", SPACINGS)
-def test_a_level_is_what_the_schedule_says_of_its_time(timestep_spacing):
+def test_a_level_is_the_schedules_level_of_its_time(timestep_spacing):
   for level in noise_levels(SCHEDULE, 17, timestep_spacing).levels:
     same = SCHEDULE.level_at(level.time)
     np.testing.assert_allclose(level, same, rtol=1e-9)
     np.testing.assert_allclose(level.signal**2 + level.sigma**2, 1)
 
 
-def test_published_grids():
+def test_published_timesteps():
   # Steps 1, 21, ..., 981 of LDM's make_ddim_timesteps(50).
-  np.testing.assert_array_equal(times(50, "leading"), np.arange(981, 0, -20))
+  np.testing.assert_array_equal(
+    spaced_times(50, "leading"), np.arange(981, 0, -20)
+  )
   # 999, 979, ..., 19: trailing spacing, as Stability's sgm steps from 999.
-  np.testing.assert_array_equal(times(50, "trailing"), np.arange(999, 0, -20))
-  assert times(1000, "leading")[0] == 999 and times(1, "trailing")[0] == 999
+  np.testing.assert_array_equal(
+    spaced_times(50, "trailing"), np.arange(999, 0, -20)
+  )
+  assert (
+    spaced_times(1000, "leading")[0] == 999
+    and spaced_times(1, "trailing")[0] == 999
+  )
   # DPM-Solver of CompVis, 20 steps: 999, 949.05, ..., 49.95.
   np.testing.assert_allclose(
-    times(20, "sgm_uniform"), 999 * np.arange(20, 0, -1) / 20
+    spaced_times(20, "sgm_uniform"), 999 * np.arange(20, 0, -1) / 20
   )
   # LCM with 4 steps of 50: 999, 759, 499, 259.
-  np.testing.assert_array_equal(times(4, "lcm"), [999, 759, 499, 259])
+  np.testing.assert_array_equal(spaced_times(4, "lcm"), [999, 759, 499, 259])
 
 
 def test_quadratic_is_what_ldm_makes():
   """make_ddim_timesteps("quad") for counts where it repeats no time."""
   for steps in (5, 10, 20):
     rising = (np.linspace(0, np.sqrt(1000 * 0.8), steps) ** 2).astype(int) + 1
-    np.testing.assert_array_equal(times(steps, "quadratic"), rising[::-1])
+    np.testing.assert_array_equal(
+      spaced_times(steps, "quadratic"), rising[::-1]
+    )
 
 
-def test_karras_grid():
+def test_karras_spacing():
   """Karras et al. 2022, eq. 5, between Stable Diffusion's ends."""
   ratios = [
     level.ratio for level in noise_levels(SCHEDULE, 10, "karras").levels
@@ -84,13 +97,13 @@ def test_karras_grid():
   np.testing.assert_allclose(np.diff(roots), np.diff(roots)[0])
 
 
-def test_beta_grid_are_quantiles():
+def test_beta_spacing_is_of_quantiles():
   from scipy.stats import beta
 
   ratios = np.array([x.ratio for x in noise_levels(SCHEDULE, 9, "beta").levels])
-  share = (ratios - ratios[-1]) / (ratios[0] - ratios[-1])
+  fraction = (ratios - ratios[-1]) / (ratios[0] - ratios[-1])
   np.testing.assert_allclose(
-    share, beta.ppf(np.linspace(1, 0, 9), 0.6, 0.6), atol=1e-9
+    fraction, beta.ppf(np.linspace(1, 0, 9), 0.6, 0.6), atol=1e-9
   )
 
 
@@ -106,7 +119,7 @@ def test_more_steps_than_were_distilled_are_refused():
     SamplerConfig(51, "lcm").plan(SCHEDULE)
 
 
-def test_times_and_sigmas_of_ones_own():
+def test_times_and_sigmas_may_be_given():
   own = SamplerConfig(times=(900, 450.5, 10)).noise_levels(SCHEDULE)
   assert [level.time for level in own.levels] == [900, 450.5, 10]
   assert own.next_levels[-1].time == CLEAN_TIME
@@ -131,11 +144,14 @@ def test_times_and_sigmas_of_ones_own():
     ({"sampler": "tcd", "eta": 1.5}, "0 to 1"),
     ({"sampler": "unipc", "order": 4}, "1 to 3"),
     ({"order": 2}, "has no order"),
-    ({"timestep_spacing": "quadratic", "compat": "diffusers"}, "no grid"),
+    (
+      {"timestep_spacing": "quadratic", "compat": "diffusers"},
+      "no timestep spacing",
+    ),
     ({"steps": 1000, "compat": "diffusers"}, "first time is 1000"),
   ],
 )
-def test_wrong_recipes_are_refused(wrong, message):
+def test_wrong_sampler_configs_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
     SamplerConfig(**wrong).plan(SCHEDULE)
 
@@ -168,8 +184,8 @@ def test_names_of_samplers(name, expected):
   assert parse_sampler_name(name) == expected
 
 
-def test_every_sampler_and_grid_goes_by_its_own_name():
-  assert set(SAMPLER_NAMES) == set(SAMPLERS)
+def test_every_sampler_and_spacing_has_its_own_name():
+  assert set(sampler_names()) == set(SAMPLERS)
   for name in SAMPLERS:
     assert parse_sampler_name(name) == (name, None)
     assert parse_sampler_name(f"{name} karras") == (name, "karras")
@@ -180,18 +196,18 @@ def test_every_sampler_and_grid_goes_by_its_own_name():
 
 
 @pytest.mark.parametrize("name", ["DPM fast", "eulr", "", "karras"])
-def test_unknown_names_are_refused_with_what_there_is(name):
+def test_unknown_names_are_refused_with_a_list(name):
   with pytest.raises(ValueError, match="there are ddim, ddpm"):
     parse_sampler_name(name)
 
 
-def test_the_pages_commands_are_ones_that_sample_py_reads():
+def test_the_gallerys_commands_are_valid():
   page = pathlib.Path(__file__).parent.parent / "docs" / "gallery.py"
   commands = runpy.run_path(str(page))["commands"]()
   assert len(commands) > 10
-  for words in commands:
-    assert words[:2] == ["ldm-jax", "sample"]
-    flags, _ = parser().read(words[2:])
+  for arguments in commands:
+    assert arguments[:2] == ["ldm-jax", "sample"]
+    flags, _ = parser().read(arguments[2:])
     recipe_of(
       flags, LoadedModel(LatentDiffusion(), NO_PARAMS, None, 32, 32)
     ).plan(SCHEDULE)
@@ -241,13 +257,13 @@ LIKE_SD = {
 )
 def test_a_model_is_sampled_as_its_config_says(name, config, expected):
   found = sampler_config({"_class_name": name, **LIKE_SD, **config})
-  assert (found.sampler, found.timestep_spacing, found.final_sigma) == expected
+  assert (found.sampler, found.timestep_spacing, found.final_time) == expected
   assert found.steps_offset == 1
   found.plan(SCHEDULE)
 
 
 @pytest.mark.parametrize(
-  "config, words",
+  "config, message",
   [
     ({"_class_name": "SASolverScheduler"}, "dpmpp_2m_sde is used"),
     (
@@ -264,11 +280,11 @@ def test_a_model_is_sampled_as_its_config_says(name, config, expected):
     ({"_class_name": "DDIMScheduler", "clip_sample": True}, "clip_sample"),
   ],
 )
-def test_what_a_config_asks_for_in_vain_is_said(config, words):
+def test_unsupported_options_of_a_config_are_named(config, message):
   (line,) = unsupported_options(config)
-  assert words in line
+  assert message in line
 
 
-def test_a_config_that_is_followed_says_nothing():
+def test_a_supported_config_has_no_unsupported_options():
   for name in ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"):
     assert unsupported_options({"_class_name": name, **LIKE_SD}) == ()

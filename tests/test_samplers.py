@@ -16,9 +16,16 @@ from sampler_rows import (
 )
 
 from ldm_jax.diffusion import samplers
-from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig, timesteps, unipc
+from ldm_jax.diffusion.samplers import (
+  SAMPLERS,
+  SamplerConfig,
+  names,
+  registry,
+  sampler_table,
+  timesteps,
+  unipc,
+)
 from ldm_jax.diffusion.samplers.names import SPACING_NAMES
-from ldm_jax.diffusion.samplers.sampler_table import stack
 from ldm_jax.diffusion.schedule import Schedule
 
 SCHEDULE = Schedule()
@@ -32,17 +39,17 @@ NOISES = RNG.standard_normal((3100, 3))
 
 
 def consistent(x0, xt, level):
-  """An estimate that says x0, and infers the noise from what it sees."""
+  """An estimate of x0, with the eps that follows from x_t."""
   return x0, (xt - level.signal * x0) / level.sigma
 
 
-def opinion(xt, level):
-  """Some smooth answer."""
+def smooth(xt, level):
+  """Some smooth denoiser."""
   return consistent(jnp.tanh(xt + level.sigma), xt, level)
 
 
-def from_oracle(sampler_config, schedule=SCHEDULE):
-  """Where a sampler ends whose network knows x0."""
+def with_oracle(sampler_config, schedule=SCHEDULE):
+  """The final x of a sampler whose network knows x0."""
   plan = sampler_config.plan(schedule)
   first = jax.tree.map(lambda x: x[0], plan.table.level)
   x0, noise = X0[0, 0, 0], NOISE[0, 0, 0]
@@ -52,27 +59,27 @@ def from_oracle(sampler_config, schedule=SCHEDULE):
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
-def test_an_oracle_is_obeyed_for_any_number_of_steps_on_any_grid(name):
-  wide = (1, 2, 3, 4, 5, 6, 7, 13, 14, 15, 16, 50, 101, 333)
+def test_with_an_oracle_the_result_is_x0_for_any_steps_and_spacing(name):
+  counts = (1, 2, 3, 4, 5, 6, 7, 13, 14, 15, 16, 50, 101, 333)
   for timestep_spacing in SPACINGS:
-    for steps in wide:
-      found, x0, _ = from_oracle(SamplerConfig(steps, name, timestep_spacing))
-      where = f"{timestep_spacing} {steps}"
-      np.testing.assert_allclose(found, x0, atol=1e-6, err_msg=where)
+    for steps in counts:
+      found, x0, _ = with_oracle(SamplerConfig(steps, name, timestep_spacing))
+      case = f"{timestep_spacing} {steps}"
+      np.testing.assert_allclose(found, x0, atol=1e-6, err_msg=case)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "plms"])
-def test_an_oracle_is_obeyed_for_every_number_of_steps(name):
-  """LDM's own sampler cannot take 599 of them."""
+def test_with_an_oracle_the_result_is_x0_for_every_number_of_steps(name):
+  """LDM's own sampler fails for 599 steps."""
   for steps in [*range(1, 60), *range(60, 1001, 47)]:
-    found, x0, _ = from_oracle(SamplerConfig(steps, name))
+    found, x0, _ = with_oracle(SamplerConfig(steps, name))
     np.testing.assert_allclose(found, x0, atol=1e-9, err_msg=str(steps))
 
 
 @pytest.mark.parametrize("name", ["lcm", "tcd"])
-def test_distilled_samplers_obey_an_oracle_on_their_grid(name):
+def test_with_an_oracle_distilled_samplers_return_x0(name):
   for steps in range(1, 51):
-    found, x0, _ = from_oracle(SamplerConfig(steps, name))
+    found, x0, _ = with_oracle(SamplerConfig(steps, name))
     # LCM mixes some of x in, 7e-6 of it at its last time.
     np.testing.assert_allclose(found, x0, atol=5e-5, err_msg=str(steps))
 
@@ -81,7 +88,7 @@ def test_distilled_samplers_obey_an_oracle_on_their_grid(name):
 def test_samplers_that_stop_early_stop_at_the_first_time(name):
   """alpha-bar of time 0 is what Stable Diffusion's DDIM and PNDM end with."""
   for steps in (1, 3, 7, 50):
-    found, x0, noise = from_oracle(SamplerConfig(steps, name, final_sigma=0.0))
+    found, x0, noise = with_oracle(SamplerConfig(steps, name, final_time=0.0))
     first = SCHEDULE.level_at(0)
     np.testing.assert_allclose(first.signal**2, SCHEDULE.alpha_bar[0])
     # A deterministic path of an oracle keeps its noise.
@@ -93,7 +100,7 @@ def test_samplers_that_stop_early_stop_at_the_first_time(name):
 def test_pure_noise_at_the_last_time_divides_nothing_by_zero(name):
   schedule = Schedule(zero_terminal_snr=True)
   for steps in (1, 2, 20):
-    found, x0, _ = from_oracle(SamplerConfig(steps, name, "trailing"), schedule)
+    found, x0, _ = with_oracle(SamplerConfig(steps, name, "trailing"), schedule)
     np.testing.assert_allclose(found, x0, atol=1e-5, err_msg=str(steps))
 
 
@@ -118,9 +125,9 @@ def test_from_pure_noise_small_errors_of_a_network_stay_small(name, kind):
   fine = SamplerConfig(1000, "ddim", "trailing").plan(schedule).table
   true = follow(fine, LINE, exact)
   for timestep_spacing in ("trailing", "karras"):
-    program = SamplerConfig(40, name, timestep_spacing).plan(schedule).table
-    found = follow(program, LINE, nearly)
-    best = follow(program, LINE, exact)
+    table = SamplerConfig(40, name, timestep_spacing).plan(schedule).table
+    found = follow(table, LINE, nearly)
+    best = follow(table, LINE, exact)
     assert np.abs(found - best).max() < 0.02, timestep_spacing
     if timestep_spacing == "trailing":
       assert np.abs(best - true).max() < 0.1
@@ -128,18 +135,18 @@ def test_from_pure_noise_small_errors_of_a_network_stay_small(name, kind):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_scan_follows_the_rows(name):
-  """Jitted, in float32 and in chunks it is what the rows say."""
-  program = SamplerConfig(13, name, eta=None).plan(SCHEDULE).table
+  """Jitted, in float32 and in chunks, it gives what the rows define."""
+  table = SamplerConfig(13, name, eta=None).plan(SCHEDULE).table
   noises = [
     samplers.normal(
       jax.vmap(jax.random.fold_in, (0, None))(KEYS, 1 + i), SHAPE[1:]
     )
-    for i in range(len(program.index))
+    for i in range(len(table.index))
   ]
-  expected = follow(program, NOISE, opinion, np.asarray(noises, np.float64))
+  expected = follow(table, NOISE, smooth, np.asarray(noises, np.float64))
   state = samplers.init_registers(jnp.asarray(NOISE))
-  for piece in samplers.split_table(program):
-    state = go_on(state, piece)
+  for piece in samplers.split_table(table):
+    state = run_chunk(state, piece)
   np.testing.assert_allclose(
     state[0], expected, atol=2e-4 * np.abs(expected).max()
   )
@@ -149,13 +156,13 @@ traces = []
 
 
 @jax.jit
-def go_on(state, piece):
+def run_chunk(state, piece):
   traces.append(1)
-  return samplers.run(opinion, state, piece, KEYS)
+  return samplers.run(smooth, state, piece, KEYS)
 
 
-def test_nothing_about_a_sampler_recompiles():
-  go_on(
+def test_no_option_of_a_sampler_recompiles():
+  run_chunk(
     samplers.init_registers(jnp.asarray(NOISE)), next(pieces(SamplerConfig()))
   )
   traces.clear()
@@ -168,7 +175,7 @@ def test_nothing_about_a_sampler_recompiles():
   ):
     state = samplers.init_registers(jnp.asarray(NOISE))
     for piece in pieces(sampler_config):
-      state = go_on(state, piece)
+      state = run_chunk(state, piece)
   assert not traces
 
 
@@ -176,7 +183,7 @@ def pieces(sampler_config):
   return samplers.split_table(sampler_config.plan(SCHEDULE).table)
 
 
-# The same algorithm under two names, or with another's option.
+# The same algorithm under two names, or by an option.
 TWINS = [
   (SamplerConfig(20, "ddim", "karras"), SamplerConfig(20, "euler", "karras")),
   (SamplerConfig(20, "ddim", eta=1.0), SamplerConfig(20, "ddpm")),
@@ -195,7 +202,7 @@ TWINS = [
 
 
 @pytest.mark.parametrize("pair", TWINS)
-def test_samplers_with_two_names_are_one(pair):
+def test_samplers_with_two_names_are_equal(pair):
   found = [
     follow(
       each.plan(SCHEDULE).table,
@@ -234,10 +241,10 @@ def solution():
   return x - low.ratio * mixture_eps(x, low.ratio)
 
 
-def slope(make_program, solution):
+def slope(make_table, solution):
   """Of ln error over ln 1/steps, by least squares."""
   errors = [
-    np.sqrt(np.mean((follow(make_program(n), LINE, mixture) - solution) ** 2))
+    np.sqrt(np.mean((follow(make_table(n), LINE, mixture) - solution) ** 2))
     for n in COUNTS
   ]
   return -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
@@ -245,24 +252,24 @@ def slope(make_program, solution):
 
 @pytest.mark.parametrize("sampler_config, order", ORDERS)
 def test_order_of_convergence(sampler_config, order, solution):
-  """On a mixture of Gaussians in closed form, even steps in ln SNR, float64.
+  """A mixture of Gaussians in closed form, even steps in ln SNR, float64.
 
   UniPC's corrector adds one to its order (Zhao et al. 2023, theorem 3.1).
   """
 
-  def program(steps):
-    asked = dataclasses.replace(
+  def table_of(steps):
+    config = dataclasses.replace(
       sampler_config, steps=steps, timestep_spacing="exponential"
     )
-    return asked.plan(SCHEDULE).table
+    return config.plan(SCHEDULE).table
 
-  found = slope(program, solution)
+  found = slope(table_of, solution)
   assert abs(found - order) < 0.1, found
 
 
 @pytest.mark.parametrize("name", ["unipc", "unipc_bh1"])
 def test_order_of_unipc_three(name, solution):
-  """3, set by the first step, which is of order 2: seen at very small steps."""
+  """3, limited by the first step of order 2; seen with very small steps."""
   high, low = (np.log(SCHEDULE.level_at(t).ratio) for t in (999, 0))
   errors = []
   for steps in (2560, 5120):
@@ -274,12 +281,12 @@ def test_order_of_unipc_three(name, solution):
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_the_predictor_alone_has_its_own_order(order, solution):
-  def program(steps):
-    grid = timesteps.noise_levels(SCHEDULE, steps, "exponential")
-    return stack(list(unipc.unipc(grid, order, corrects=False)))
+def test_order_of_the_predictor_alone(order, solution):
+  def table_of(steps):
+    levels = timesteps.noise_levels(SCHEDULE, steps, "exponential")
+    return samplers.stack(list(unipc.unipc(levels, order, corrects=False)))
 
-  assert abs(slope(program, solution) - order) < 0.1
+  assert abs(slope(table_of, solution) - order) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -294,10 +301,10 @@ def test_the_predictor_alone_has_its_own_order(order, solution):
   ],
 )
 def test_moments_of_stochastic_samplers(sampler_config, order):
-  """Exact denoiser of N(0.5, 0.3^2): mean and spread without sampling.
+  """Exact denoiser of N(0.5, 0.3^2): mean and deviation without sampling.
 
-  All is linear then, so unit vectors for x_T and each noise give the Gaussian
-  that comes out. The last step answers with E[x0 | x], which is narrower.
+  Everything is linear, so unit vectors for x_T and for each noise give the
+  resulting Gaussian. The last step returns E[x0 | x], which is narrower.
   """
   std, mean = 0.3, 0.5
 
@@ -314,8 +321,8 @@ def test_moments_of_stochastic_samplers(sampler_config, order):
     ).plan(SCHEDULE)
     first = SCHEDULE.level_at(999)
     unit = np.eye(len(plan.table.index) + 2)
-    spread = np.sqrt((first.signal * std) ** 2 + first.sigma**2)
-    xt = first.signal * mean + spread * unit[1]
+    deviation = np.sqrt((first.signal * std) ** 2 + first.sigma**2)
+    xt = first.signal * mean + deviation * unit[1]
     found = follow(plan.table, xt, exact, unit[2:])
     np.testing.assert_allclose(found[0], mean, atol=1e-9)
     errors.append(abs(np.sqrt(np.sum((found[1:] - found[0]) ** 2)) - narrow))
@@ -325,7 +332,7 @@ def test_moments_of_stochastic_samplers(sampler_config, order):
 
 
 def test_inversion_returns_to_the_noise_it_came_from():
-  """Down and up again on fine grids: two Euler methods of order 1."""
+  """Sampling and inversion with many steps: two Euler methods of order 1."""
   noise = np.linspace(-1.8, 1.8, 13)
   errors = []
   for steps in (100, 200, 400):
@@ -338,13 +345,13 @@ def test_inversion_returns_to_the_noise_it_came_from():
 
 
 def clean_mixture(xt, level):
-  """At the image itself the noise is the limit of what is expected."""
+  """The mixture; at the image itself eps is the limit, 0."""
   if level.sigma == 0:
     return xt, np.zeros_like(xt)
   return mixture(xt, level)
 
 
-def test_a_strength_takes_the_last_steps():
+def test_strength_takes_the_last_steps():
   sampler_config = SamplerConfig(50, "ddim")
   whole, part = (
     sampler_config.plan(SCHEDULE),
@@ -361,9 +368,9 @@ def test_a_strength_takes_the_last_steps():
 def test_an_image_depends_on_its_index_and_not_on_its_batch():
   many = samplers.image_keys(jax.random.key(5), jnp.arange(16))
   alone = samplers.image_keys(jax.random.key(5), jnp.array([11]))
-  program = SamplerConfig(5, eta=1.0).plan(SCHEDULE).table
+  table = SamplerConfig(5, eta=1.0).plan(SCHEDULE).table
   a, b = (
-    samplers.sample(opinion, samplers.initial_noise(k, (8,)), program, k)
+    samplers.sample(smooth, samplers.initial_noise(k, (8,)), table, k)
     for k in (many, alone)
   )
   np.testing.assert_allclose(a[11], b[0], atol=1e-6)
@@ -377,10 +384,50 @@ def test_published_ddim_steps():
     return (xt - level.sigma * eps) / level.signal, eps
 
   def at(t, s, eta):
-    sampler_config = SamplerConfig(times=(t, s), eta=eta, final_sigma=-1.0)
+    sampler_config = SamplerConfig(times=(t, s), eta=eta, final_time=-1.0)
     one = jax.tree.map(lambda x: x[:1], sampler_config.plan(SCHEDULE).table)
     return follow(one, np.ones(1), half)[0]
 
   np.testing.assert_allclose(at(981, 961, 0.0), 1.061226, rtol=1e-6)
   np.testing.assert_allclose(at(981, 961, 1.0), 1.006384, rtol=1e-6)
   np.testing.assert_allclose(at(1, 0, 0.0), 0.994357, rtol=1e-6)
+
+
+def euler_by_hand(noise_levels, eta=0.0):
+  """A user's own sampler; eta is the variance of its noise, on purpose."""
+  for s, t in noise_levels.steps():
+    noise = np.sqrt(eta) * t.sigma * sampler_table.NOISE
+    x = t.signal * sampler_table.X0 + t.sigma * sampler_table.EPS
+    yield samplers.row(s, t, x=x + noise)
+
+
+def test_a_sampler_may_be_a_function_of_ones_own():
+  own = SamplerConfig(12, euler_by_hand, "karras")
+  euler = SamplerConfig(12, "euler", "karras")
+  a, b = (each.plan(SCHEDULE).table.mix for each in (own, euler))
+  np.testing.assert_array_equal(a, b)
+  assert own.sampler_name == "euler_by_hand"
+  assert not own.is_random and dataclasses.replace(own, eta=0.5).is_random
+  with pytest.raises(ValueError, match="euler_by_hand' has no order"):
+    SamplerConfig(12, euler_by_hand, order=2)
+  with pytest.raises(ValueError, match="diffusers has no euler_by_hand"):
+    SamplerConfig(12, euler_by_hand, compat="diffusers").plan(SCHEDULE)
+  with pytest.raises(ValueError, match="made no rows"):
+    SamplerConfig(12, lambda noise_levels: []).plan(SCHEDULE)
+
+
+def test_a_sampler_of_ones_own_may_have_a_name(monkeypatch):
+  monkeypatch.setattr(registry, "SAMPLERS", dict(SAMPLERS))
+  monkeypatch.setattr(names, "SAMPLERS", registry.SAMPLERS)
+  spec = samplers.SamplerSpec(euler_by_hand, "leading", may_stop_early=True)
+  samplers.register_sampler("by_hand", spec)
+  assert names.parse_sampler_name("By-Hand Karras") == ("by_hand", "karras")
+  a, b = (
+    SamplerConfig(9, name, final_time=0.0).plan(SCHEDULE).table.mix
+    for name in ("by_hand", "ddim")
+  )
+  np.testing.assert_array_equal(a, b)
+  with pytest.raises(ValueError, match="exists already"):
+    samplers.register_sampler("by_hand", euler_by_hand)
+  with pytest.raises(ValueError, match="small letters"):
+    samplers.register_sampler("By hand", euler_by_hand)

@@ -64,7 +64,7 @@ def assemble(pieces: Components, dtype: DTypeLike = "float32") -> LoadedModel:
   schedule, prediction, sampler_config = (
     Schedule(),
     "eps",
-    SamplerConfig(final_sigma=0.0),
+    SamplerConfig(final_time=0.0),
   )
   if pieces.scheduler is not None:
     schedule, prediction = scheduler_config.schedule(pieces.scheduler)

@@ -179,11 +179,11 @@ class SamplingEngine:
     model = self._model
     # At the image itself x0 alone does not determine the noise; at the first
     # time it does.
-    final_sigma = (
-      0.0 if model.prediction == "x0" else config.sampler_config.final_sigma
+    final_time = (
+      0.0 if model.prediction == "x0" else config.sampler_config.final_time
     )
     sampler_config = dataclasses.replace(
-      config.sampler_config, final_sigma=final_sigma
+      config.sampler_config, final_time=final_time
     )
     program = sampler_config.inversion(model.schedule).table
     config = dataclasses.replace(config, guidance=ClassifierFreeGuidance())

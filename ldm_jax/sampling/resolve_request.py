@@ -153,7 +153,7 @@ def recipe_of(flags: argparse.Namespace, opened: LoadedModel) -> SamplerConfig:
   """
   own, timestep_spacing = opened.sampler_config, None
   told = {"steps": flags.steps, "compat": flags.compat}
-  told |= {"final_sigma": own.final_sigma, "steps_offset": own.steps_offset}
+  told |= {"final_time": own.final_time, "steps_offset": own.steps_offset}
   if flags.sampler is not None:
     told["sampler"], timestep_spacing = parse_sampler_name(flags.sampler)
   if flags.sampler is None or told["sampler"] == own.sampler:

@@ -1,14 +1,16 @@
-"""From x_T to x_0: grids of noise levels, samplers as tables, one scan.
+"""From x_T to x_0: noise levels, samplers as tables, and one scan.
 
-`SamplerConfig` names a sampler with its timesteps; `SamplerConfig.plan` works
-out its rows; `run` follows them.
+`SamplerConfig` names a sampler with its noise levels, `SamplerConfig.plan`
+computes its table, and `run` follows it.
 """
 
-from ldm_jax.diffusion.samplers.sampler_config import (
+from ldm_jax.diffusion.samplers.registry import (
   SAMPLERS,
-  Plan,
-  SamplerConfig,
+  Sampler,
+  SamplerSpec,
+  register_sampler,
 )
+from ldm_jax.diffusion.samplers.sampler_config import Plan, SamplerConfig
 from ldm_jax.diffusion.samplers.sampler_table import (
   CHUNK_ROWS,
   ReplaceKnown,
@@ -17,26 +19,33 @@ from ldm_jax.diffusion.samplers.sampler_table import (
   init_registers,
   initial_noise,
   normal,
+  row,
   run,
   sample,
   split_table,
+  stack,
 )
-from ldm_jax.diffusion.samplers.timesteps import TimestepSpacing, times
+from ldm_jax.diffusion.samplers.timesteps import NoiseLevels, TimestepSpacing
 
 __all__ = [
   "CHUNK_ROWS",
   "SAMPLERS",
+  "NoiseLevels",
   "Plan",
   "ReplaceKnown",
   "Row",
+  "Sampler",
   "SamplerConfig",
+  "SamplerSpec",
   "TimestepSpacing",
   "image_keys",
   "init_registers",
   "initial_noise",
   "normal",
+  "register_sampler",
+  "row",
   "run",
   "sample",
   "split_table",
-  "times",
+  "stack",
 ]

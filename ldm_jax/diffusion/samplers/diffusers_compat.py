@@ -1,27 +1,28 @@
-"""The grids of diffusers 0.42, with its roundings and its mistakes.
+"""The noise levels of diffusers 0.42, with its roundings and deviations.
 
-Same weights, same noise and `compat="diffusers"` give diffusers' picture. What
-differs from our own grids:
+The same weights, the same noise and `compat="diffusers"` give diffusers' image.
+What differs from this package's own noise levels:
 
-  ddim, plms         a step lands at t - T // n whatever the spacing, which is
-                     the next time of the grid only for "leading"
-  leading            steps of T // n, so the first times stay out; n + 1 parts
-                     for the lambda samplers, whose last time is left out
-  euler ... dpm2     x_T is scaled to the first sigma, but for "leading"; the
-                     ends of karras grids are those of the spacing beneath
-  dpmpp, deis, unipc the network is told rounded or truncated times
-  deis               stops at the schedule's first time
+  ddim, plms         a step ends at t - T // n whatever the spacing, which is
+                     the next timestep only for "leading"
+  leading            steps of T // n, so the first times are left out; n + 1
+                     parts for the samplers in lambda, without the last time
+  euler ... dpm2     x_T is scaled to the first sigma, except for "leading";
+                     karras spacing keeps the ends of the base spacing
+  dpmpp, deis, unipc the network is given rounded or truncated times
+  deis               ends at the schedule's first time
 """
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
 from ldm_jax.diffusion.samplers.timesteps import (
   BY_RATIO,
   NoiseLevels,
-  ratios,
-  times,
+  TimestepSpacing,
+  spaced_ratios,
+  spaced_times,
 )
 from ldm_jax.diffusion.schedule import (
   CLEAN_TIME,
@@ -30,80 +31,109 @@ from ldm_jax.diffusion.schedule import (
   Schedule,
 )
 
-if TYPE_CHECKING:
-  from ldm_jax.diffusion.samplers.sampler_config import SamplerConfig
-
-ALPHA = ("ddim", "ddpm", "plms", "pndm_prk")
-SIGMA = ("euler", "euler_ancestral", "heun", "lms", "dpm2", "dpm2_ancestral")
+# Samplers by the variable in which diffusers writes them.
+IN_ALPHA = ("ddim", "ddpm", "plms", "pndm_prk")
+IN_SIGMA = ("euler", "euler_ancestral", "heun", "lms", "dpm2", "dpm2_ancestral")
+IN_LAMBDA = (
+  "dpmpp_2m",
+  "dpmpp_2m_sde",
+  "dpmpp_2s",
+  "dpmpp_3s",
+  "deis",
+  "unipc",
+  "unipc_bh1",
+)
 DISTILLED = ("lcm", "tcd")
+SPACINGS = (
+  "leading",
+  "trailing",
+  "linspace",
+  "karras",
+  "exponential",
+  "beta",
+)
 
 
-def diffusers_timesteps(
-  schedule: Schedule, sampler_config: "SamplerConfig"
-) -> NoiseLevels:
-  """The grid diffusers has for a recipe.
+class DiffusersTimesteps(NamedTuple):
+  """The options of a diffusers scheduler; see `SamplerConfig`."""
 
-  Raises:
-    ValueError: it has none.
-  """
-  default = "leading" if sampler_config.sampler in ALPHA else "linspace"
-  timestep_spacing = sampler_config.timestep_spacing or default
-  if sampler_config.times or sampler_config.sigmas:
-    raise ValueError(
-      'times and sigmas are taken as they are; leave compat="diffusers" out'
-    )
-  if sampler_config.sampler in DISTILLED:
-    return _distilled(schedule, sampler_config)
-  named = ("leading", "trailing", "linspace", "karras", "exponential", "beta")
-  if timestep_spacing not in named or (
-    sampler_config.sampler in ALPHA and timestep_spacing in BY_RATIO
-  ):
-    raise ValueError(
-      f"diffusers' {sampler_config.sampler} has no grid {timestep_spacing!r}"
-    )
-  if not 1 <= sampler_config.steps <= schedule.steps:
-    times(sampler_config.steps, "leading", schedule.steps)
-  if sampler_config.sampler in ALPHA:
-    return _alpha(schedule, sampler_config, timestep_spacing)
-  if sampler_config.sampler in SIGMA:
-    return _sigma(schedule, sampler_config, timestep_spacing)
-  return _lambda(schedule, sampler_config, timestep_spacing)
+  sampler: str
+  steps: int
+  timestep_spacing: TimestepSpacing
+  base_spacing: TimestepSpacing
+  steps_offset: int
+  final_time: float | int
+
+  def noise_levels(self, schedule: Schedule) -> NoiseLevels:
+    """The levels at which diffusers evaluates the network.
+
+    Raises:
+      ValueError: diffusers has no such sampler or spacing.
+    """
+    sampler, timestep_spacing = self.sampler, self.timestep_spacing
+    if sampler in DISTILLED:
+      return _distilled(self, schedule)
+    if sampler not in (*IN_ALPHA, *IN_SIGMA, *IN_LAMBDA):
+      raise ValueError(f'diffusers has no {sampler}; leave out "compat"')
+    if timestep_spacing not in SPACINGS or (
+      sampler in IN_ALPHA and timestep_spacing in BY_RATIO
+    ):
+      raise ValueError(
+        f"diffusers' {sampler} has no timestep spacing {timestep_spacing!r}"
+      )
+    if not 1 <= self.steps <= schedule.steps:
+      spaced_times(self.steps, "leading", schedule.steps)  # raises
+    if sampler in IN_ALPHA:
+      return _in_alpha(self, schedule)
+    if sampler in IN_SIGMA:
+      return _in_sigma(self, schedule)
+    return _in_lambda(self, schedule)
 
 
-def _times(schedule, sampler_config, timestep_spacing, parts):
-  """Whole times but for "linspace"; `parts` is n, or n + 1."""
-  total, steps = schedule.steps, sampler_config.steps
+def default_spacing(sampler: str) -> TimestepSpacing:
+  """diffusers' default of `timestep_spacing`."""
+  return "leading" if sampler in IN_ALPHA else "linspace"
+
+
+def _times(
+  options: DiffusersTimesteps,
+  schedule: Schedule,
+  timestep_spacing: TimestepSpacing,
+  parts: int,
+) -> np.ndarray:
+  """Whole times, except for "linspace"; `parts` is n, or n + 1."""
+  total, steps = schedule.steps, options.steps
   if timestep_spacing == "linspace":
-    found = np.linspace(0, total - 1, parts)[::-1][:steps]  # of 1: the image
+    times = np.linspace(0, total - 1, parts)[::-1][:steps]  # of 1: the image
   elif timestep_spacing == "trailing":
-    found = np.round(total - np.arange(steps) * total / steps) - 1
+    times = np.round(total - np.arange(steps) * total / steps) - 1
   else:
-    rising = np.arange(parts) * (total // parts) + sampler_config.steps_offset
-    found = rising[::-1][:steps].astype(np.float64)
-  if found[0] >= total:
+    rising = np.arange(parts) * (total // parts) + options.steps_offset
+    times = rising[::-1][:steps].astype(np.float64)
+  if times[0] >= total:
     raise ValueError(
       f"diffusers cannot take {steps} steps of {timestep_spacing!r}: its first "
-      f"time is {found[0]:.0f}; try fewer, or leave compat out"
+      f"time is {times[0]:.0f}; try fewer, or leave compat out"
     )
-  return found
+  return times
 
 
-def _alpha(schedule, sampler_config, timestep_spacing):
-  """DDIM, DDPM and PNDM: whole times, landings by subtraction."""
-  found = np.round(
-    _times(schedule, sampler_config, timestep_spacing, sampler_config.steps)
+def _in_alpha(options: DiffusersTimesteps, schedule: Schedule) -> NoiseLevels:
+  """DDIM, DDPM and PNDM: whole times, and ends of steps by subtraction."""
+  times = np.round(
+    _times(options, schedule, options.timestep_spacing, options.steps)
   )
-  levels = [schedule.level_at(t) for t in found]
-  last = schedule.level_at(sampler_config.final_sigma)
-  if sampler_config.sampler == "ddpm":
-    reached = [*levels[1:], schedule.level_at(CLEAN_TIME)]
+  levels = [schedule.level_at(t) for t in times]
+  last = schedule.level_at(options.final_time)
+  if options.sampler == "ddpm":
+    next_levels = [*levels[1:], schedule.level_at(CLEAN_TIME)]
   else:
-    below = found - schedule.steps // sampler_config.steps
-    reached = [schedule.level_at(t) if t >= 0 else last for t in below]
-  return NoiseLevels(schedule, levels, reached)
+    earlier = times - schedule.steps // options.steps
+    next_levels = [schedule.level_at(t) if t >= 0 else last for t in earlier]
+  return NoiseLevels(schedule, levels, next_levels)
 
 
-def _table(schedule):
+def _sigma_table(schedule: Schedule) -> np.ndarray:
   """sigma / signal of every time."""
   levels = [schedule.level_at(t, MIN_ALPHA_BAR) for t in range(schedule.steps)]
   return np.array([level.ratio for level in levels])
@@ -114,69 +144,62 @@ def _level(time: float, ratio: float) -> Level:
   return Level(np.float64(time), signal, ratio * signal)
 
 
-def _sigma(schedule, sampler_config, timestep_spacing):
-  """The samplers after k-diffusion: times between whole ones, scaled noise."""
-  table = _table(schedule)
-  base_spacing = sampler_config.base_spacing or "linspace"
-  base = base_spacing if timestep_spacing in BY_RATIO else timestep_spacing
-  found = _times(schedule, sampler_config, base, sampler_config.steps)
-  sigmas = np.interp(found, np.arange(len(table)), table)
-  if timestep_spacing in BY_RATIO:
-    sigmas = ratios(
-      sampler_config.steps, timestep_spacing, sigmas[0], sigmas[-1]
+def _in_sigma(options: DiffusersTimesteps, schedule: Schedule) -> NoiseLevels:
+  """k-diffusion's samplers: times between whole ones, scaled noise."""
+  table = _sigma_table(schedule)
+  sampler, timestep_spacing = options.sampler, options.timestep_spacing
+  is_by_ratio = timestep_spacing in BY_RATIO
+  base = options.base_spacing if is_by_ratio else timestep_spacing
+  times = _times(options, schedule, base, options.steps)
+  sigmas = np.interp(times, np.arange(len(table)), table)
+  if is_by_ratio:
+    sigmas = spaced_ratios(
+      options.steps, timestep_spacing, sigmas[0], sigmas[-1]
     )
-    found = _times_of(sigmas, table)
-    if (
-      sampler_config.sampler.startswith("dpm2") and timestep_spacing == "karras"
-    ):
-      found = np.round(found)
-  levels = [_level(*each) for each in zip(found, sigmas, strict=True)]
+    times = _times_of(sigmas, table)
+    if sampler.startswith("dpm2") and timestep_spacing == "karras":
+      times = np.round(times)
+  levels = [_level(*each) for each in zip(times, sigmas, strict=True)]
   return NoiseLevels(
     schedule,
     levels,
     [*levels[1:], schedule.level_at(CLEAN_TIME)],
     init_noise_sigma=1.0 if base == "leading" else float(levels[0].sigma),
-    between=lambda r: _level(_times_of(np.array([r]), table)[0], r),
+    level_between=lambda r: _level(_times_of(np.array([r]), table)[0], r),
   )
 
 
-def _times_of(sigmas, table):
-  """By interpolating ln sigma."""
+def _times_of(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
+  """Times of sigmas, by interpolating ln sigma."""
   return np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
 
 
-def _lambda(schedule, sampler_config, timestep_spacing):
-  """DPM-Solver, DEIS and UniPC: whole times, also where sigmas are not."""
-  table = _table(schedule)
+def _in_lambda(options: DiffusersTimesteps, schedule: Schedule) -> NoiseLevels:
+  """DPM-Solver, DEIS and UniPC: whole times, even where sigmas are not."""
+  table, timestep_spacing = _sigma_table(schedule), options.timestep_spacing
   if timestep_spacing in BY_RATIO:
-    sigmas = ratios(sampler_config.steps, timestep_spacing, table[-1], table[0])
-    found = _times_of(sigmas, table)
+    sigmas = spaced_ratios(options.steps, timestep_spacing, table[-1], table[0])
+    times = _times_of(sigmas, table)
     if timestep_spacing == "karras" and schedule.kind != "cosine":
-      found = np.round(found)
+      times = np.round(times)
     else:
-      found = np.floor(np.maximum(found - 1e-6, 0))  # as logarithms round there
+      times = np.floor(np.maximum(times - 1e-6, 0))  # as logarithms round there
   else:
-    found = np.round(
-      _times(
-        schedule, sampler_config, timestep_spacing, sampler_config.steps + 1
-      )
+    times = np.round(
+      _times(options, schedule, timestep_spacing, options.steps + 1)
     )
-    sigmas = table[found.astype(int)]
-  levels = [_level(*each) for each in zip(found, sigmas, strict=True)]
-  final_sigma = (
-    0.0 if sampler_config.sampler == "deis" else sampler_config.final_sigma
-  )
-  last = schedule.level_at(final_sigma)
-  if final_sigma == 0 and timestep_spacing in BY_RATIO:
-    last = levels[-1]  # the last step stands still
+    sigmas = table[times.astype(int)]
+  levels = [_level(*each) for each in zip(times, sigmas, strict=True)]
+  final_time = 0.0 if options.sampler == "deis" else options.final_time
+  last = schedule.level_at(final_time)
+  if final_time == 0 and timestep_spacing in BY_RATIO:
+    last = levels[-1]  # the last step changes nothing
   return NoiseLevels(schedule, levels, [*levels[1:], last])
 
 
-def _distilled(schedule, sampler_config):
-  """LCM as ours; TCD stops at the schedule's first time."""
-  found = times(sampler_config.steps, "lcm", schedule.steps)
-  levels = [schedule.level_at(t) for t in found]
-  last = schedule.level_at(
-    0.0 if sampler_config.sampler == "tcd" else CLEAN_TIME
-  )
+def _distilled(options: DiffusersTimesteps, schedule: Schedule) -> NoiseLevels:
+  """LCM as in this package; TCD ends at the schedule's first time."""
+  times = spaced_times(options.steps, "lcm", schedule.steps)
+  levels = [schedule.level_at(t) for t in times]
+  last = schedule.level_at(0.0 if options.sampler == "tcd" else CLEAN_TIME)
   return NoiseLevels(schedule, levels, [*levels[1:], last])

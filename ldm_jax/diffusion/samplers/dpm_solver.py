@@ -1,4 +1,4 @@
-"""Samplers that remember x0: DPM-Solver++ and its stochastic form.
+"""Multistep samplers of x0: DPM-Solver++ and its stochastic form.
 
 In lambda = ln(signal / sigma) the ODE is linear but for x0, whose Taylor series
 is integrated against the exponential (Lu et al. 2022b, eq. 8).
@@ -37,61 +37,61 @@ def advance(
   """x_t from x_s, x0 and h times its slope  (Lu et al. 2022b, eq. 14).
 
   (sigma_t / sigma_s) e^(-eta h) x + signal_t (1 - e^-(1 + eta) h) (x0 +
-  slope / 2) + sigma_t sqrt(1 - e^(-2 eta h)) noise: the ODE's with eta 0, the
-  SDE's with 1. Half the slope is their midpoint form.
+  slope / 2) + sigma_t sqrt(1 - e^(-2 eta h)) noise: the ODE with eta 0, the SDE
+  with 1. Half the slope is their midpoint form.
   """
   h = span(s, t)
-  moved = -np.expm1(-(1 + eta) * h) * t.signal * (x0 + slope / 2)
+  change = -np.expm1(-(1 + eta) * h) * t.signal * (x0 + slope / 2)
   if not eta:
-    return t.sigma / s.sigma * x + moved
-  fresh = t.sigma * np.sqrt(-np.expm1(-2 * eta * h)) * NOISE
-  return t.sigma / s.sigma * np.exp(-eta * h) * x + moved + fresh
+    return t.sigma / s.sigma * x + change
+  noise = t.sigma * np.sqrt(-np.expm1(-2 * eta * h)) * NOISE
+  return t.sigma / s.sigma * np.exp(-eta * h) * x + change + noise
 
 
-def dpmpp_2m(grid: NoiseLevels, eta: float = 0.0) -> Iterator[Row]:
+def dpmpp_2m(noise_levels: NoiseLevels, eta: float = 0.0) -> Iterator[Row]:
   """DPM-Solver++(2M)  (Lu et al. 2022b, algorithm 2), order 2.
 
-  With eta above 0 it is the SDE's (k-diffusion's sample_dpmpp_2m_sde).
+  With eta above 0 it solves the SDE (k-diffusion's sample_dpmpp_2m_sde).
   """
-  steps = grid.steps()
+  steps = noise_levels.steps()
   for i, (s, t) in enumerate(steps):
     slope = 0.0
-    if grid.order(i, 2) == 2:
+    if noise_levels.order(i, 2) == 2:
       before = span(steps[i - 1][0], s)
       slope = (X0 - A) * (span(s, t) / before)
     yield row(s, t, x=advance(s, t, X, X0, slope, eta), a=X0)
 
 
-def dpmpp_2m_sde(grid: NoiseLevels, eta: float = 1.0) -> Iterator[Row]:
+def dpmpp_2m_sde(noise_levels: NoiseLevels, eta: float = 1.0) -> Iterator[Row]:
   """DPM-Solver++(2M) for the SDE; see `dpmpp_2m`."""
-  return dpmpp_2m(grid, eta)
+  return dpmpp_2m(noise_levels, eta)
 
 
-def dpmpp_2s(grid: NoiseLevels) -> Iterator[Row]:
-  """DPM-Solver++(2S): every second level is the middle of a step, order 2."""
-  return _single(grid, 2)
+def dpmpp_2s(noise_levels: NoiseLevels) -> Iterator[Row]:
+  """DPM-Solver++(2S), order 2: every second level lies within a step."""
+  return _single_step(noise_levels, 2)
 
 
-def dpmpp_3s(grid: NoiseLevels) -> Iterator[Row]:
-  """DPM-Solver++(3S): two levels of three are inside a step, order 3."""
-  return _single(grid, 3)
+def dpmpp_3s(noise_levels: NoiseLevels) -> Iterator[Row]:
+  """DPM-Solver++(3S), order 3: two levels of three lie within a step."""
+  return _single_step(noise_levels, 3)
 
 
-def _single(grid: NoiseLevels, order: int) -> Iterator[Row]:
+def _single_step(noise_levels: NoiseLevels, order: int) -> Iterator[Row]:
   """Single-step DPM-Solver++ (Lu et al. 2022b, eq. 12 and appendix).
 
-  The levels of the grid serve as the inner ones, so that n steps ask n times,
-  and the orders of the last steps are lower where n leaves a remainder.
+  The given levels serve as the inner ones, so that n steps evaluate the network
+  n times; the last steps are of lower order where n leaves a remainder.
   """
-  steps, base = grid.steps(), None
-  for (s, t), now in zip(steps, _orders(len(steps), order), strict=True):
-    if now == 1:
+  steps, base = noise_levels.steps(), None
+  for (s, t), order_now in zip(steps, _orders(len(steps), order), strict=True):
+    if order_now == 1:
       base = s
       yield row(s, t, x=advance(s, t, X, X0), a=X, b=X0)
       continue
     h, r = span(base, t), span(base, s) / span(base, t)
     slope = (X0 - B) / r
-    if now == 2:
+    if order_now == 2:
       yield row(s, t, x=advance(base, t, A, B, slope))
     else:
       rest = (1 + np.expm1(-h) / h) * t.signal * slope
@@ -99,6 +99,6 @@ def _single(grid: NoiseLevels, order: int) -> Iterator[Row]:
 
 
 def _orders(steps: int, order: int) -> list[int]:
-  """1, 2, ..., order again and again; the last step's is 1."""
+  """1, 2, ..., order, repeated; the last step's is 1."""
   cycle = list(range(1, order + 1)) * steps
   return [*cycle[: steps - 1], 1]

@@ -1,7 +1,7 @@
-"""Samplers that remember eps: Adams' methods in their several variables.
+"""Multistep samplers of eps: Adams-Bashforth methods in several variables.
 
 With x / signal as the unknown and r = sigma / signal as time, dx/dr = eps, so
-a polynomial through the last answers is integrated over the step.
+a polynomial through the last estimates of eps is integrated over the step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +34,8 @@ def weights(
 ) -> np.ndarray:
   """Integrals over r of the Lagrange polynomials in variable(r).
 
-  By Gauss's rule in ln r, or in r where the step ends at 0; exact to rounding
-  for polynomials of r, and for those of ln r away from 0.
+  By Gauss-Legendre quadrature in ln r, or in r where the step ends at 0; exact
+  to rounding for polynomials of r, and for those of ln r away from 0.
   """
   if end > 0:
     low, high = np.log(start), np.log(end)
@@ -43,39 +43,44 @@ def weights(
     r, measure = np.exp(u), (high - low) / 2 * WEIGHTS * np.exp(u)
   else:
     r, measure = start / 2 * (1 + NODES), -start / 2 * WEIGHTS
-  places, points = variable(np.asarray(nodes)), variable(r)
-  found = []
-  for k, place in enumerate(places):
-    others = np.delete(places, k)
-    basis = np.prod((points[:, None] - others) / (place - others), axis=1)
-    found.append(np.sum(measure * basis))
-  return np.array(found)
+  knots, points = variable(np.asarray(nodes)), variable(r)
+  integrals = []
+  for k, knot in enumerate(knots):
+    others = np.delete(knots, k)
+    basis = np.prod((points[:, None] - others) / (knot - others), axis=1)
+    integrals.append(np.sum(measure * basis))
+  return np.array(integrals)
 
 
-def _adams(grid, order, variable):
-  """One step over the grid per answer, `order` answers in each."""
-  steps, levels = grid.steps(), grid.levels
+def _adams(
+  noise_levels: NoiseLevels,
+  order: Callable[[int], int],
+  variable: Callable[[np.ndarray], np.ndarray],
+) -> Iterator[Row]:
+  """Every step from the last `order(i)` estimates of eps."""
+  steps, levels = noise_levels.steps(), noise_levels.levels
   for i, (s, t) in enumerate(steps):
-    now = order(i)
-    nodes = [levels[i - k].ratio for k in range(now)]
-    parts = weights(nodes, s.ratio, t.ratio, variable)
-    moved = sum(w * e for w, e in zip(parts, (EPS, A, B, C), strict=False))
+    nodes = [levels[i - k].ratio for k in range(order(i))]
+    coefficients = weights(nodes, s.ratio, t.ratio, variable)
+    change = sum(
+      w * e for w, e in zip(coefficients, (EPS, A, B, C), strict=False)
+    )
     start = X0 + s.ratio * EPS
-    yield row(s, t, x=t.signal * (start + moved), a=EPS, b=A, c=B)
+    yield row(s, t, x=t.signal * (start + change), a=EPS, b=A, c=B)
 
 
-def lms(grid: NoiseLevels, order: int = 4) -> Iterator[Row]:
-  """Linear multistep: Adams-Bashforth in sigma / signal, k-diffusion's LMS."""
-  return _adams(grid, lambda i: min(i + 1, order), lambda r: r)
+def lms(noise_levels: NoiseLevels, order: int = 4) -> Iterator[Row]:
+  """Linear multistep: Adams-Bashforth in sigma / signal; k-diffusion's LMS."""
+  return _adams(noise_levels, lambda i: min(i + 1, order), lambda r: r)
 
 
-def deis(grid: NoiseLevels, order: int = 3) -> Iterator[Row]:
+def deis(noise_levels: NoiseLevels, order: int = 3) -> Iterator[Row]:
   """DEIS in log-rho: polynomials in ln(sigma / signal)  (Zhang and Chen 2023).
 
   Their table 2's "rho-AB" with the logarithm as variable, which diffusers and
   others know as DEIS.
   """
-  return _adams(grid, lambda i: grid.order(i, order), np.log)
+  return _adams(noise_levels, lambda i: noise_levels.order(i, order), np.log)
 
 
 def transfer(s: Level, t: Level, x: np.ndarray, eps: np.ndarray) -> np.ndarray:
@@ -84,7 +89,7 @@ def transfer(s: Level, t: Level, x: np.ndarray, eps: np.ndarray) -> np.ndarray:
   return kept * x + (t.sigma - kept * s.sigma) * eps
 
 
-# Adams-Bashforth on an even grid, the newest answer first.
+# Adams-Bashforth for even steps, the newest estimate first.
 _EVEN = {
   2: np.array([3, -1]) / 2,
   3: np.array([23, -16, 5]) / 12,
@@ -92,27 +97,30 @@ _EVEN = {
 }
 
 
-def plms(grid: NoiseLevels) -> Iterator[Row]:
-  """Pseudo linear multistep  (Liu et al. 2022), as LDM begins it.
+def plms(noise_levels: NoiseLevels) -> Iterator[Row]:
+  """Pseudo linear multistep  (Liu et al. 2022), started as in LDM.
 
-  The first step is Heun's: asked at both ends, so n steps ask n + 1 times.
+  The first step is Heun's, so n steps evaluate the network n + 1 times.
   """
-  yield from _even(grid, [], 0)
+  yield from _even(noise_levels, [], 0)
 
 
-def pndm_prk(grid: NoiseLevels) -> Iterator[Row]:
+def pndm_prk(noise_levels: NoiseLevels) -> Iterator[Row]:
   """Three pseudo Runge-Kutta steps, then plms  (Liu et al. 2022, alg. 2).
 
-  Asks 9 times more than there are steps. Fewer than 4 steps are plms's, and so
-  is a way from pure noise, which no answer of another time leads out of.
+  Evaluates the network 9 times more than there are steps. Fewer than 4 steps
+  are plms, and so are steps from pure noise, where eps of another time gives
+  no x0.
   """
-  steps = grid.steps()
+  steps = noise_levels.steps()
   if len(steps) < 4 or steps[0][0].is_noise:
-    yield from plms(grid)
+    yield from plms(noise_levels)
     return
   kept = []
   for s, t in steps[:3]:
-    middle = grid.schedule.level_at((s.time + t.time) // 2, MIN_ALPHA_BAR)
+    middle = noise_levels.schedule.level_at(
+      (s.time + t.time) // 2, MIN_ALPHA_BAR
+    )
     older = dict(zip("de", kept, strict=False))
     kept = [C, D]
     yield row(
@@ -121,25 +129,25 @@ def pndm_prk(grid: NoiseLevels) -> Iterator[Row]:
     yield row(middle, middle, x=transfer(s, middle, A, EPS), b=B + EPS / 3)
     yield row(middle, t, x=transfer(s, t, A, EPS), b=B + EPS / 3)
     yield row(t, t, x=transfer(s, t, A, B + EPS / 6))
-  yield from _even(grid, [C, D, E], 3)
+  yield from _even(noise_levels, [C, D, E], 3)
 
 
 def _even(
-  grid: NoiseLevels, kept: list[np.ndarray], first: int
+  noise_levels: NoiseLevels, kept: list[np.ndarray], first: int
 ) -> Iterator[Row]:
-  """The steps from number `first` on, `kept` being the answers before."""
-  steps = grid.steps()
+  """The steps from number `first` on, `kept` being earlier estimates."""
+  steps = noise_levels.steps()
   for i in range(first, len(steps)):
     s, t = steps[i]
     if i == 0:
       yield row(s, t, x=transfer(s, t, X, EPS), a=X, c=EPS)
       if len(steps) > 1:
-        yield row(grid.levels[1], t, x=transfer(s, t, A, (EPS + C) / 2))
+        yield row(noise_levels.levels[1], t, x=transfer(s, t, A, (EPS + C) / 2))
       kept = [C]
       continue
-    answers = [EPS, *kept][:4]
-    mixed = sum(
-      w * e for w, e in zip(_EVEN[len(answers)], answers, strict=True)
+    estimates = [EPS, *kept][:4]
+    eps = sum(
+      w * e for w, e in zip(_EVEN[len(estimates)], estimates, strict=True)
     )
-    yield row(s, t, x=transfer(s, t, X, mixed), c=EPS, d=C, e=D)
-    kept = [C, D, E][: len(answers)]
+    yield row(s, t, x=transfer(s, t, X, eps), c=EPS, d=C, e=D)
+    kept = [C, D, E][: len(estimates)]

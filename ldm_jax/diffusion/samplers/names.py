@@ -1,10 +1,12 @@
-"""What other programs call samplers and grids, in any spelling."""
+"""The names of samplers and timestep spacings in other programs."""
 
 import difflib
 import re
 
-# Words as they are left by `_plain`: of CompVis, diffusers' classes, A1111's
-# web UI and ComfyUI.
+from ldm_jax.diffusion.samplers.registry import SAMPLERS
+
+# Names as `_normalize` leaves them: those of CompVis' code, of diffusers'
+# classes, of A1111's web UI and of ComfyUI.
 _SAMPLERS = {
   "ddim": "ddim",
   "ddpm": "ddpm",
@@ -54,48 +56,65 @@ _SPACINGS = {
   "kloptimal": "kl_optimal",
   "lcm": "lcm",
 }
-SAMPLER_NAMES = tuple(sorted(set(_SAMPLERS.values())))
 SPACING_NAMES = tuple(sorted(set(_SPACINGS.values())))
 
 
-def parse_sampler_name(text: str) -> tuple[str, str | None]:
-  """ "DPM++ 2M Karras" as ("dpmpp_2m", "karras"); None where no grid is named.
+def sampler_names() -> tuple[str, ...]:
+  """Every sampler's own name, the registered ones among them."""
+  return tuple(sorted(SAMPLERS))
+
+
+def parse_sampler_name(name: str) -> tuple[str, str | None]:
+  """ "DPM++ 2M Karras" as ("dpmpp_2m", "karras"); None if no spacing is named.
 
   Case, spaces, dashes and underscores do not matter; diffusers' class names
-  and ComfyUI's words are understood. "pndm" is plms, as diffusers' PNDM is
-  with Stable Diffusion's settings; "pndm_prk" begins with Runge-Kutta steps.
+  and ComfyUI's names are understood. "pndm" is plms, as diffusers' PNDM is
+  with Stable Diffusion's settings; "pndm_prk" starts with Runge-Kutta steps.
 
   Raises:
-    ValueError: nobody calls a sampler so.
+    ValueError: no sampler has this name.
   """
-  plain = _plain(text)
-  if plain in _SAMPLERS:
-    return _SAMPLERS[plain], None
-  for word, timestep_spacing in _SPACINGS.items():
-    if plain.removesuffix(word) in _SAMPLERS and plain.endswith(word):
-      return _SAMPLERS[plain.removesuffix(word)], timestep_spacing
-  raise ValueError(_unknown("sampler", text, plain, _SAMPLERS, SAMPLER_NAMES))
+  samplers = _SAMPLERS | {_normalize(own): own for own in SAMPLERS}
+  normalized = _normalize(name)
+  if normalized in samplers:
+    return samplers[normalized], None
+  for suffix, timestep_spacing in _SPACINGS.items():
+    sampler = normalized.removesuffix(suffix)
+    if sampler in samplers and normalized.endswith(suffix):
+      return samplers[sampler], timestep_spacing
+  raise ValueError(
+    _unknown("sampler", name, normalized, samplers, sampler_names())
+  )
 
 
-def parse_timestep_spacing(text: str) -> str:
-  """The grid of a name.
+def parse_timestep_spacing(name: str) -> str:
+  """ "SGM Uniform" as "sgm_uniform".
 
   Raises:
-    ValueError: there is none.
+    ValueError: no timestep spacing has this name.
   """
-  plain = _plain(text)
-  if plain not in _SPACINGS:
-    raise ValueError(_unknown("grid", text, plain, _SPACINGS, SPACING_NAMES))
-  return _SPACINGS[plain]
+  normalized = _normalize(name)
+  if normalized not in _SPACINGS:
+    raise ValueError(
+      _unknown("timestep spacing", name, normalized, _SPACINGS, SPACING_NAMES)
+    )
+  return _SPACINGS[normalized]
 
 
-def _plain(text: str) -> str:
-  """Small letters and figures alone."""
-  words = re.sub(r"[^a-z0-9]", "", text.lower().replace("++", "pp"))
-  return words.removesuffix("scheduler").removesuffix("discrete")
+def _normalize(name: str) -> str:
+  """Small letters and digits alone."""
+  name = re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
+  return name.removesuffix("scheduler").removesuffix("discrete")
 
 
-def _unknown(kind, text, plain, table, names):
-  close = difflib.get_close_matches(plain, table, 1)
+def _unknown(
+  kind: str,
+  name: str,
+  normalized: str,
+  table: dict[str, str],
+  names: tuple[str, ...],
+) -> str:
+  """An error message with the nearest name and all names."""
+  close = difflib.get_close_matches(normalized, table, 1)
   hint = f"did you mean {table[close[0]]}? " if close else ""
-  return f"no {kind} is called {text!r}; {hint}there are {', '.join(names)}"
+  return f"no {kind} is called {name!r}; {hint}there are {', '.join(names)}"

@@ -1,13 +1,13 @@
-"""A sampler as data: rows of numbers, and the one scan that follows them.
+"""A sampler as data: a table of coefficients, and the scan that follows it.
 
-Whatever its name, a sampler asks the network at some level, and then mixes
-what it has: the point x it asked at, the answer (x0, eps), fresh noise, and a
-few tensors it kept. All mixing is linear, with numbers that depend on the grid
-alone. So a sampler is a table of such numbers, made on the host in float64,
-and one scan runs all of them: neither another sampler nor other steps, nor
-another eta compile anything.
+Every sampler here evaluates the network at some noise level, and then combines
+linearly what it has: x, the estimate (x0, eps), new noise, and a few tensors
+kept from earlier rows. The coefficients depend on the noise levels alone. So a
+sampler is a table of coefficients, computed on the host in float64, and one
+scan runs every table: another sampler, another number of steps or another eta
+compiles nothing.
 
-In a row the basis is written out, so formulas read as in the papers:
+A row is written over a basis, so that formulas read as in the papers:
 
   row(s, t, x=t.signal * X0 + t.sigma * EPS)          # DDIM
 """
@@ -25,21 +25,24 @@ from ldm_jax.diffusion.prediction import Denoiser
 from ldm_jax.diffusion.schedule import Level
 
 CHUNK_ROWS = 10
-REGISTERS = "xabcde"  # x and what is kept beside it from row to row
+REGISTERS = "xabcde"  # x, and five tensors that are kept from row to row
 
-# The basis. X is the point asked at; A to E are kept; X0, EPS are the answer.
+# The basis: X is the current x, A to E are the kept tensors, X0 and EPS the
+# network's estimate, NOISE is standard normal.
 X, A, B, C, D, E, X0, EPS, NOISE = np.eye(9)
 
 
 class Row(NamedTuple):
-  """One question to the network and what follows, or a stack of them.
+  """One evaluation of the network and the update after it; or a table.
+
+  A table is a `Row` whose arrays have a leading axis of rows; see `stack`.
 
   Attributes:
-    level: the level of x, at which the network is evaluated.
-    next_level: the level of the next x.
+    level: the noise level of x, at which the network is evaluated.
+    next_level: the noise level of x after the update.
     mix: [6, 9], the next registers over the basis.
-    index: counts rows from 0 and names the row's noise.
-    is_active: false in the tail that fills the last chunk.
+    index: number of the row, from 0; it selects the row's noise.
+    is_active: false in rows that only pad the last chunk.
   """
 
   # Any: float64 on the host, arrays on devices.
@@ -50,14 +53,18 @@ class Row(NamedTuple):
   is_active: Any
 
 
-# What is asked of x after a row, such as to take a known region from an image.
+# Applied to x after every row, such as to restore the known region of an image.
 ReplaceKnown = Callable[
   [Float[Array, "b *rest"], Level], Float[Array, "b *rest"]
 ]
 
 
 def row(level: Level, next_level: Level, **registers: np.ndarray) -> Row:
-  """One row; registers that are not named stay as they are."""
+  """One row; registers that are not given keep their values.
+
+  Args:
+    registers: the new values of x and of a to e, over the basis.
+  """
   mix = np.eye(len(REGISTERS), len(X))
   for name, value in registers.items():
     mix[REGISTERS.index(name)] = value
@@ -65,10 +72,10 @@ def row(level: Level, next_level: Level, **registers: np.ndarray) -> Row:
 
 
 def stack(rows: Sequence[Row]) -> Row:
-  """All rows of a sampler as one, numbered.
+  """The table of a sampler's rows, numbered from 0.
 
   Raises:
-    FloatingPointError: a number of theirs is not finite.
+    FloatingPointError: a coefficient is not finite.
   """
   if not all(np.isfinite(each.mix).all() for each in rows):
     raise FloatingPointError("a sampler's coefficients are not finite")
@@ -77,7 +84,7 @@ def stack(rows: Sequence[Row]) -> Row:
 
 
 def split_table(table: Row, length: int = CHUNK_ROWS) -> Iterator[Row]:
-  """Cuts a table into pieces of `length` rows; masked ones fill the last."""
+  """Tables of `length` rows each; inactive rows pad the last one."""
   count = len(table.index)
   missing = -count % length
   pad = lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
@@ -104,12 +111,12 @@ def normal(
 def initial_noise(
   keys: Key[Array, " b"], shape: tuple[int, ...]
 ) -> Float[Array, "b ..."]:
-  """x_T ~ N(0, I); the samplers' own noise never meets this stream."""
+  """x_T ~ N(0, I); independent of the noise that samplers add."""
   return normal(jax.vmap(jax.random.fold_in, (0, None))(keys, 0), shape)
 
 
 def init_registers(xt: Float[Array, "b *rest"]) -> Float[Array, "r b *rest"]:
-  """The registers before the first row: x alone."""
+  """The registers before the first row: x, and zeros."""
   dtype = jnp.promote_types(xt.dtype, jnp.float32)
   empty = jnp.zeros((len(REGISTERS) - 1, *xt.shape), dtype)
   return jnp.concatenate([xt.astype(dtype)[None], empty])
@@ -125,9 +132,10 @@ def run(
   """Follows every active row of `table` in one scan.
 
   Args:
-    state: registers, of `begin` or of the chunk before; x is the first.
-    keys: one per image; row i of it draws from fold_in(key, 1 + i).
-    replace_known: what is done to x after every row, at the level reached.
+    state: registers, from `init_registers` or from the chunk before; x is the
+      first.
+    keys: one per image; row i takes its noise from fold_in(key, 1 + i).
+    replace_known: applied to x after every row, with the level x then has.
   """
 
   def advance(state: Array, each: Row) -> Array:
@@ -159,5 +167,5 @@ def sample(
   keys: Key[Array, " b"],
   replace_known: ReplaceKnown = lambda x, level: x,
 ) -> Float[Array, "b *rest"]:
-  """A whole table in one scan, from x_T to where it lands."""
+  """The final x of a whole table in one scan, from x_T."""
   return run(denoise, init_registers(xt), table, keys, replace_known)[0]

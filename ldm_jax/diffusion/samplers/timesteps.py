@@ -1,4 +1,4 @@
-"""Where a sampler asks the network: a falling grid of noise levels."""
+"""Timestep spacings: the falling noise levels at which a sampler steps."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -27,35 +27,36 @@ TimestepSpacing = Literal[
   "lcm",
 ]
 RHO = 7.0  # of Karras et al. 2022, table 1
-SHORT = 15  # grids with fewer steps end with lower orders
-LCM_STEPS = 50  # of the grid that consistency models are distilled on
+FEW_STEPS = 15  # with fewer steps, the last ones are of lower order
+LCM_STEPS = 50  # of the timesteps that consistency models are distilled on
 
 
 @dataclasses.dataclass(frozen=True)
 class NoiseLevels:
-  """Levels falling from noise to image.
+  """Noise levels falling from noise to image.
 
   Attributes:
-    levels: where the network is asked, one per step.
-    next_levels: where each step lands; next_levels[i] is levels[i + 1] wherever
-      nobody else's mistakes are being repeated.
+    levels: where each step starts, and where the network is evaluated.
+    next_levels: where each step ends; next_levels[i] is levels[i + 1], except
+      where diffusers' deviations are repeated.
     init_noise_sigma: x_T is unit noise times this.
-    between: the level of a ratio sigma / signal, for methods that ask there.
-    left_out: steps before the first, which an image given makes needless.
+    level_between: the level of a ratio sigma / signal, for methods that
+      evaluate the network within a step; None is the schedule's own.
+    skipped: how many first steps are left out because an image is given.
   """
 
   schedule: Schedule
   levels: Sequence[Level]
   next_levels: Sequence[Level]
   init_noise_sigma: float = 1.0
-  between: Callable[[float], Level] | None = None
-  left_out: int = 0
+  level_between: Callable[[float], Level] | None = None
+  skipped: int = 0
 
-  def last(self, strength: float) -> "NoiseLevels":
-    """The last share of the grid.
+  def last_steps(self, strength: float) -> "NoiseLevels":
+    """The last fraction `strength` of the steps.
 
     Raises:
-      ValueError: not one step is left.
+      ValueError: no step is left.
     """
     count = len(self.levels)
     kept = min(int(count * strength), count)
@@ -64,54 +65,53 @@ class NoiseLevels:
         f"strength {strength} of {count} steps leaves none; give more steps, "
         f"or a strength of {1 / count:.2g} or more"
       )
-    gone = count - kept
+    skipped = count - kept
     return dataclasses.replace(
       self,
-      levels=self.levels[gone:],
-      next_levels=self.next_levels[gone:],
-      left_out=self.left_out + gone,
+      levels=self.levels[skipped:],
+      next_levels=self.next_levels[skipped:],
+      skipped=self.skipped + skipped,
     )
 
-  def order(self, i: int, most: int) -> int:
-    """The order of step i of a method that remembers.
+  def order(self, i: int, max_order: int) -> int:
+    """The order of step i of a multistep method.
 
-    What it remembers allows no more than i + 1. The last step to the image
-    itself must be of order 1, for the logarithm of its SNR is infinite; on
-    short grids the orders fall to 1 in any case, as in DPM-Solver's code
+    At most i + 1, for so many estimates are known. The last step to the image
+    itself must be of order 1, because the logarithm of its SNR is infinite;
+    with few steps the orders fall to 1 in any case, as in DPM-Solver's code
     (`lower_order_final`).
     """
     left = len(self.levels) - i
-    if len(self.levels) + self.left_out < SHORT:
-      return min(most, i + 1, left)
-    return 1 if self.is_clean and left == 1 else min(most, i + 1)
+    if len(self.levels) + self.skipped < FEW_STEPS:
+      return min(max_order, i + 1, left)
+    return 1 if self.ends_clean and left == 1 else min(max_order, i + 1)
 
   def steps(self) -> list[tuple[Level, Level]]:
     """(from, to) of every step."""
     return list(zip(self.levels, self.next_levels, strict=True))
 
-  def halfway(self, ratio: float) -> Level:
-    """The level of a ratio that is not on the grid."""
-    return (self.between or self.schedule.level_of_ratio)(ratio)
+  def level_of_ratio(self, ratio: float) -> Level:
+    """The level of a ratio sigma / signal within a step."""
+    return (self.level_between or self.schedule.level_of_ratio)(ratio)
 
   @property
-  def is_clean(self) -> bool:
-    """Whether it ends at the image itself, where ln(SNR) is infinite."""
+  def ends_clean(self) -> bool:
+    """Whether the last step ends at the image, where ln(SNR) is infinite."""
     return bool(self.next_levels[-1].sigma == 0)
 
 
-def times(
+def spaced_times(
   steps: int, timestep_spacing: TimestepSpacing, total: int = 1000
 ) -> np.ndarray:
   """`steps` falling times in [0, total), float64.
 
-  "leading" is LDM's uniform grid (50 of 1000: 981, 961, ..., 1), here spread
-  evenly for every number of steps, which the original is only for divisors
-  and cannot do at all for 599 of them. "quadratic" is LDM's too: dense near
-  the image, beginning at 0.8 of the schedule. "trailing" starts at total - 1
-  (Lin et al. 2023, table 2); "linspace" includes both ends, "sgm_uniform" all
-  but the last of one step more, neither rounded. "simple" is trailing, rounded
-  down. "lcm" takes every so manieth of the 50 times that consistency models
-  are distilled on.
+  "leading" is LDM's "uniform" (50 of 1000: 981, 961, ..., 1), here even for
+  every number of steps; the original is even for divisors of the total only,
+  and fails for 599. "quadratic" is LDM's "quad": dense near the image,
+  starting at 0.8 of the schedule. "trailing" starts at total - 1 (Lin et al.
+  2023, table 2); "linspace" includes both ends, "sgm_uniform" all but the last
+  of one step more, neither rounded. "simple" is trailing, rounded down. "lcm"
+  takes every k-th of the 50 times that consistency models are distilled on.
 
   Raises:
     ValueError: unless 1 <= steps <= total, or 50 for "lcm".
@@ -119,7 +119,9 @@ def times(
   most = min(LCM_STEPS, total) if timestep_spacing == "lcm" else total
   if not 1 <= steps <= most:
     kind = (
-      "distillation's grid" if timestep_spacing == "lcm" else "noise schedule"
+      "distillation's timesteps"
+      if timestep_spacing == "lcm"
+      else "noise schedule"
     )
     raise ValueError(
       f"steps must be between 1 and {most} (the length of the {kind}), got "
@@ -140,7 +142,7 @@ def times(
     trained = (np.arange(most, 0, -1) * (total // most) - 1).astype(np.float64)
     return trained[count * most // steps]
   rising = count * total // steps
-  offset = min(1, total - 1 - rising[-1])  # LDM's +1, where there is room
+  offset = min(1, total - 1 - rising[-1])  # LDM's +1, unless it leaves [0, T)
   return (rising + offset)[::-1].astype(np.float64)
 
 
@@ -153,7 +155,7 @@ def _quadratic(steps: int, total: int) -> np.ndarray:
   return np.minimum(rising + 1, total - 1)[::-1]
 
 
-def ratios(
+def spaced_ratios(
   steps: int, timestep_spacing: TimestepSpacing, highest: float, lowest: float
 ) -> np.ndarray:
   """`steps` falling sigma / signal from `highest` to `lowest`.
@@ -162,17 +164,18 @@ def ratios(
   "exponential": in its logarithm; "beta": at the quantiles of Beta(0.6, 0.6)
   (Lee et al. 2024); "kl_optimal": in its arctangent (Sabour et al. 2024).
   """
-  share = np.linspace(0, 1, steps)
+  fraction = np.linspace(0, 1, steps)
   if timestep_spacing == "karras":
     high, low = highest ** (1 / RHO), lowest ** (1 / RHO)
-    return (high + share * (low - high)) ** RHO
+    return (high + fraction * (low - high)) ** RHO
   if timestep_spacing == "exponential":
     return np.exp(np.linspace(np.log(highest), np.log(lowest), steps))
   if timestep_spacing == "kl_optimal":
-    return np.tan((1 - share) * np.arctan(highest) + share * np.arctan(lowest))
-  from scipy.special import betaincinv
+    high, low = np.arctan(highest), np.arctan(lowest)
+    return np.tan((1 - fraction) * high + fraction * low)
+  from scipy.special import betaincinv  # slow to import, for this alone
 
-  return lowest + betaincinv(0.6, 0.6, 1 - share) * (highest - lowest)
+  return lowest + betaincinv(0.6, 0.6, 1 - fraction) * (highest - lowest)
 
 
 BY_RATIO = ("karras", "exponential", "beta", "kl_optimal")
@@ -182,81 +185,85 @@ def noise_levels(
   schedule: Schedule,
   steps: int,
   timestep_spacing: TimestepSpacing,
-  final_sigma: float | int = CLEAN_TIME,
+  final_time: float | int = CLEAN_TIME,
   least: float = 0.0,
 ) -> NoiseLevels:
-  """The grid of a spacing, from the schedule's noisiest time to `final_sigma`.
+  """The levels of a spacing, from the schedule's noisiest time to `final_time`.
 
   Args:
-    landing: the time of the last step's result.
+    final_time: the time at which the last step ends.
     least: see `Schedule.level_at`.
 
   Raises:
-    ValueError: it cannot have so many steps.
+    ValueError: the spacing cannot have so many steps.
   """
   if timestep_spacing in BY_RATIO:
-    times(steps, "linspace", schedule.steps)  # refuses impossible numbers
+    spaced_times(steps, "linspace", schedule.steps)  # checks the number
     ends = [
       schedule.level_at(t, MIN_ALPHA_BAR) for t in (schedule.steps - 1, 0)
     ]
-    found = ratios(steps, timestep_spacing, *(level.ratio for level in ends))
-    return of_ratios(schedule, found, final_sigma)
-  found = times(steps, timestep_spacing, schedule.steps)
-  return of_times(schedule, found, final_sigma, least)
+    ratios = spaced_ratios(
+      steps, timestep_spacing, *(level.ratio for level in ends)
+    )
+    return levels_at_ratios(schedule, ratios, final_time)
+  times = spaced_times(steps, timestep_spacing, schedule.steps)
+  return levels_at_times(schedule, times, final_time, least)
 
 
-def of_times(
+def levels_at_times(
   schedule: Schedule,
-  found: np.ndarray | Sequence[float | int],
-  final_sigma: float | int = CLEAN_TIME,
+  times: np.ndarray | Sequence[float | int],
+  final_time: float | int = CLEAN_TIME,
   least: float = 0.0,
 ) -> NoiseLevels:
-  """A grid through the times that are given.
+  """The levels of the given times.
 
   Raises:
     ValueError: unless they fall, within the schedule.
   """
-  found = np.asarray(found, np.float64)
-  if found.size == 0 or not (
-    found[-1] >= 0 and found[0] < schedule.steps and np.all(np.diff(found) < 0)
+  times = np.asarray(times, np.float64)
+  if times.size == 0 or not (
+    times[-1] >= 0 and times[0] < schedule.steps and np.all(np.diff(times) < 0)
   ):
     raise ValueError(
       f"times must fall, from at most {schedule.steps - 1} to at least 0, got "
-      f"{found.tolist()}"
+      f"{times.tolist()}"
     )
-  levels = [schedule.level_at(t, least) for t in found]
-  if len(levels) and found[-1] <= final_sigma:
-    final_sigma = CLEAN_TIME  # the grid is there already
-  return _chain(schedule, levels, final_sigma)
+  levels = [schedule.level_at(t, least) for t in times]
+  if len(levels) and times[-1] <= final_time:
+    final_time = CLEAN_TIME  # the last level is there already
+  return _chain(schedule, levels, final_time)
 
 
-def of_ratios(
+def levels_at_ratios(
   schedule: Schedule,
-  found: np.ndarray | Sequence[float | int],
-  final_sigma: float | int = CLEAN_TIME,
+  ratios: np.ndarray | Sequence[float | int],
+  final_time: float | int = CLEAN_TIME,
 ) -> NoiseLevels:
-  """A grid through sigma / signal as given, without the 0 at its end.
+  """The levels of the given sigma / signal, without a final 0.
 
   Raises:
     ValueError: unless they fall, and are finite and above 0.
   """
-  found = np.asarray(found, np.float64)
-  if found.size == 0 or not (
-    np.all(np.isfinite(found)) and found[-1] > 0 and np.all(np.diff(found) < 0)
+  ratios = np.asarray(ratios, np.float64)
+  if ratios.size == 0 or not (
+    np.all(np.isfinite(ratios))
+    and ratios[-1] > 0
+    and np.all(np.diff(ratios) < 0)
   ):
     raise ValueError(
-      f"sigmas must be finite, above 0 and fall, got {found.tolist()}"
+      f"sigmas must be finite, above 0 and fall, got {ratios.tolist()}"
     )
-  levels = [schedule.level_of_ratio(ratio) for ratio in found]
-  if levels[-1].sigma <= schedule.level_at(final_sigma).sigma:
-    final_sigma = CLEAN_TIME
-  return _chain(schedule, levels, final_sigma)
+  levels = [schedule.level_of_ratio(ratio) for ratio in ratios]
+  if levels[-1].sigma <= schedule.level_at(final_time).sigma:
+    final_time = CLEAN_TIME
+  return _chain(schedule, levels, final_time)
 
 
 def _chain(
-  schedule: Schedule, levels: list[Level], final_sigma: float
+  schedule: Schedule, levels: list[Level], final_time: float
 ) -> NoiseLevels:
-  """Each step lands where the next one begins."""
+  """Each step ends where the next one starts."""
   return NoiseLevels(
-    schedule, levels, [*levels[1:], schedule.level_at(final_sigma)]
+    schedule, levels, [*levels[1:], schedule.level_at(final_time)]
   )

@@ -1,9 +1,9 @@
-"""Samplers that ask twice per step: Heun's method and the midpoint's.
+"""Two evaluations per step: Heun's method and the midpoint method.
 
 They solve dx/dr = eps for x / signal, r being sigma / signal (Karras et al.
 2022, eq. 4 in Song et al.'s variables). The last step to the image is Euler's,
-and so is the first one from pure noise: r is beyond all measure there, and so
-would be what an error of the second answer does.
+and so is the first one from pure noise: r has no bound there, and would
+multiply the error of the second estimate.
 """
 
 from collections.abc import Iterator
@@ -28,12 +28,13 @@ def euler(s: Level, t: Level, **kept: np.ndarray) -> Row:
   return row(s, t, x=t.signal * X0 + t.sigma * EPS, **kept)
 
 
-def heun(grid: NoiseLevels) -> Iterator[Row]:
+def heun(noise_levels: NoiseLevels) -> Iterator[Row]:
   """Heun's method (Karras et al. 2022, algorithm 1), order 2.
 
-  Asks at s, steps to t, asks there, and steps again with the mean of both.
+  Steps to t with the slope at s, and again with the mean of the slopes at s
+  and t.
   """
-  for s, t in grid.steps():
+  for s, t in noise_levels.steps():
     if t.sigma == 0 or s.is_noise:
       yield euler(s, t)
       continue
@@ -42,41 +43,44 @@ def heun(grid: NoiseLevels) -> Iterator[Row]:
     yield row(t, t, x=t.signal * (A + s.ratio * B + mean))
 
 
-def dpm2(grid: NoiseLevels) -> Iterator[Row]:
-  """The midpoint method, the middle being the geometric one; order 2.
+def dpm2(noise_levels: NoiseLevels) -> Iterator[Row]:
+  """The midpoint method with the geometric mean as midpoint, order 2.
 
   k-diffusion's sample_dpm_2, after Karras et al. 2022.
   """
-  yield from _midpoint(grid, eta=0.0)
+  yield from _midpoint(noise_levels, eta=0.0)
 
 
-def dpm2_ancestral(grid: NoiseLevels, eta: float = 1.0) -> Iterator[Row]:
-  """dpm2 to less noise than asked for, and noise to make up for it.
+def dpm2_ancestral(
+  noise_levels: NoiseLevels, eta: float = 1.0
+) -> Iterator[Row]:
+  """dpm2 to a lower noise level, and added noise up to the wanted one.
 
   k-diffusion's sample_dpm_2_ancestral; `eta` scales the noise that is added.
   """
-  yield from _midpoint(grid, eta)
+  yield from _midpoint(noise_levels, eta)
 
 
-def _midpoint(grid: NoiseLevels, eta: float) -> Iterator[Row]:
-  for s, t in grid.steps():
-    down, up = descent(s, t, eta)
+def _midpoint(noise_levels: NoiseLevels, eta: float) -> Iterator[Row]:
+  for s, t in noise_levels.steps():
+    down, up = ancestral_step(s, t, eta)
     if down == 0:
       yield row(s, t, x=t.signal * (X0 + up * NOISE))
       continue
     if s.is_noise:
       yield row(s, t, x=t.signal * (X0 + down * EPS + up * NOISE))
       continue
-    middle = grid.halfway(np.sqrt(s.ratio * down))
+    middle = noise_levels.level_of_ratio(np.sqrt(s.ratio * down))
     yield euler(s, middle, a=X0, b=EPS)
     whole = A + s.ratio * B + (down - s.ratio) * EPS
     yield row(middle, t, x=t.signal * (whole + up * NOISE))
 
 
-def descent(s: Level, t: Level, eta: float) -> tuple[float, float]:
-  """Ratios to step down to, and of the noise to add; their squares sum to t's.
+def ancestral_step(s: Level, t: Level, eta: float) -> tuple[float, float]:
+  """Ratios sigma / signal to step down to, and of the noise to add.
 
-  With eta 1 the noise is what q(x_s | x_t, x_0) leaves open.
+  Their squares sum to t's. k-diffusion's get_ancestral_step; with eta 1 the
+  noise has the deviation of q(x_t | x_s, x_0).
   """
   high, low = s.ratio, t.ratio
   up = min(eta * low * np.sqrt(max(high**2 - low**2, 0)) / high, low)

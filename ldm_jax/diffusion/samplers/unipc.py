@@ -1,7 +1,7 @@
 """UniPC: a predictor, and the same formula again as a corrector.
 
-The answer at the predicted point corrects that point without being asked
-again, which lifts the order by one (Zhao et al. 2023, algorithms 5 and 6).
+The estimate at the predicted point corrects that point without another
+evaluation, which raises the order by one (Zhao et al. 2023, algorithms 5, 6).
 """
 
 import math
@@ -16,16 +16,17 @@ from ldm_jax.diffusion.schedule import Level
 
 
 def unipc(
-  grid: NoiseLevels, order: int = 2, is_bh2: bool = True, corrects: bool = True
+  noise_levels: NoiseLevels,
+  order: int = 2,
+  is_bh2: bool = True,
+  corrects: bool = True,
 ) -> Iterator[Row]:
   """UniPC of x0 with B(h) = e^h - 1, or h (bh1).
 
-  Without the corrector it is UniP, of one order less.
-
-  Orders rise from 1 and fall to 1 again over the last steps, as in the
-  authors' code.
+  Without the corrector it is UniP, of one order less. Orders rise from 1 and
+  fall to 1 again over the last steps, as in the authors' code.
   """
-  steps, orders = grid.steps(), []
+  steps, orders = noise_levels.steps(), []
   for i, (s, t) in enumerate(steps):
     levels = [level for level, _ in steps[i::-1]]
     x = X
@@ -42,7 +43,7 @@ def _move(
   levels: Sequence[Level],
   order: int,
   x: np.ndarray,
-  answers: Sequence[np.ndarray | None],
+  estimates: Sequence[np.ndarray | None],
   is_bh2: bool,
   corrects: bool,
 ) -> np.ndarray:
@@ -50,40 +51,41 @@ def _move(
 
   Args:
     x: at levels[1].
-    answers: x0 at each of the levels; the first only where it corrects.
+    estimates: x0 at each of the levels; the first is used by the corrector
+      alone.
   """
   t, s = levels[:2]
-  here = answers[1]
+  x0 = estimates[1]
   h = span(s, t)
-  moved = t.sigma / s.sigma * x - t.signal * np.expm1(-h) * here
+  first_order = t.sigma / s.sigma * x - t.signal * np.expm1(-h) * x0
   behind = [span(s, level) / h for level in levels[2 : order + 1]]
   slopes = [
-    (answer - here) / r
-    for answer, r in zip(answers[2 : order + 1], behind, strict=True)
+    (estimate - x0) / r
+    for estimate, r in zip(estimates[2 : order + 1], behind, strict=True)
   ]
   nodes = [*behind, 1.0] if corrects else behind
   if corrects:
-    slopes.append(answers[0] - here)
+    slopes.append(estimates[0] - x0)
   if not nodes:
-    return moved
+    return first_order
   scale = np.expm1(-h) if is_bh2 else -h
-  parts = _weights(nodes, h, scale)
-  return moved - t.signal * scale * sum(
-    w * slope for w, slope in zip(parts, slopes, strict=True)
+  weights = _weights(nodes, h, scale)
+  return first_order - t.signal * scale * sum(
+    w * slope for w, slope in zip(weights, slopes, strict=True)
   )
 
 
 def _weights(nodes: Sequence[float], h: float, scale: float) -> np.ndarray:
   """rho with sum_k rho_k r_k^(n - 1) = n! phi_(n + 1) / B  (their eq. 5).
 
-  One node takes 1/2, whatever B is: that already has the order.
+  For one node it is 1/2, whatever B is; that has the order already.
   """
   if len(nodes) == 1:
     return np.array([0.5])
-  z, wanted = -h, []
+  z, moments = -h, []
   phi = np.expm1(z) / z - 1
   for n in range(1, len(nodes) + 1):
-    wanted.append(phi * math.factorial(n) / scale)
+    moments.append(phi * math.factorial(n) / scale)
     phi = phi / z - 1 / math.factorial(n + 1)
   powers = np.vander(nodes, increasing=True).T
-  return np.linalg.solve(powers, wanted)
+  return np.linalg.solve(powers, moments)

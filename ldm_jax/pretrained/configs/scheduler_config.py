@@ -106,7 +106,7 @@ def sampler_config(config: Config) -> SamplerConfig:
       sampler=sampler,
       timestep_spacing=None if sampler in ("lcm", "tcd") else timestep_spacing,
       order=order,
-      final_sigma=CLEAN_TIME if is_clean else 0.0,
+      final_time=CLEAN_TIME if is_clean else 0.0,
       steps_offset=config.get("steps_offset", 0),
       base_spacing=config.get("timestep_spacing"),
     )

@@ -1,0 +1,164 @@
+"""Samplers by name, and what a sampler is.
+
+A sampler of your own needs no change here: pass the function itself,
+`SamplerConfig(sampler=my_sampler)`, or give it a name with `register_sampler`.
+"""
+
+import inspect
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from ldm_jax.diffusion.samplers import (
+  dpm_solver,
+  multistep,
+  one_step,
+  two_stage,
+  unipc,
+)
+from ldm_jax.diffusion.samplers.sampler_table import Row
+from ldm_jax.diffusion.samplers.timesteps import NoiseLevels, TimestepSpacing
+
+
+@runtime_checkable
+class Sampler(Protocol):
+  """Noise levels to rows; each row evaluates the network once.
+
+  For example Euler's method:
+
+    def euler(noise_levels):
+      for s, t in noise_levels.steps():
+        yield row(s, t, x=t.signal * X0 + t.sigma * EPS)
+
+  Options are its keyword parameters `eta` (scale of the noise it adds) and
+  `order`, which it may have or not; their defaults are the sampler's own.
+  """
+
+  def __call__(
+    self, noise_levels: NoiseLevels, *args: Any, **options: Any
+  ) -> Iterable[Row]:
+    """The rows, from the first level to the last."""
+    ...
+
+
+class SamplerSpec(NamedTuple):
+  """A sampler with its defaults and limits.
+
+  Attributes:
+    rows: the sampler.
+    timestep_spacing: its default.
+    divides_by_signal: whether it divides by the signal, which is then kept
+      above 0 where a schedule ends at pure noise.
+    may_stop_early: whether `SamplerConfig.final_time` applies to it, as to
+      DDIM and PNDM of Stable Diffusion, which end at the schedule's first time
+      and not at the image.
+    adds_noise: whether it adds noise though it has no `eta`.
+    max_eta: largest value of `eta`.
+    max_order: largest value of `order`.
+  """
+
+  rows: Sampler
+  timestep_spacing: TimestepSpacing = "trailing"
+  divides_by_signal: bool = True
+  may_stop_early: bool = False
+  adds_noise: bool = False
+  max_eta: float = np.inf
+  max_order: int = 3
+
+  def default(self, option: str) -> float | int | None:
+    """The default of `eta` or `order`; None if the sampler has no such option.
+
+    Raises:
+      ValueError: the sampler's parameter has no default.
+    """
+    parameter = inspect.signature(self.rows).parameters.get(option)
+    if parameter is None:
+      return None
+    if parameter.default is parameter.empty:
+      raise ValueError(f"a sampler's {option} needs a default value")
+    return parameter.default
+
+
+def _euler(noise_levels: NoiseLevels) -> Iterable[Row]:
+  return one_step.ddim(noise_levels)
+
+
+def _euler_ancestral(
+  noise_levels: NoiseLevels, eta: float = 1.0
+) -> Iterable[Row]:
+  return one_step.ddim(noise_levels, eta)
+
+
+def _unipc(noise_levels: NoiseLevels, order: int = 2) -> Iterable[Row]:
+  return unipc.unipc(noise_levels, order)
+
+
+def _unipc_bh1(noise_levels: NoiseLevels, order: int = 2) -> Iterable[Row]:
+  return unipc.unipc(noise_levels, order, is_bh2=False)
+
+
+SAMPLERS: dict[str, SamplerSpec] = {
+  "ddim": SamplerSpec(
+    one_step.ddim, "leading", divides_by_signal=False, may_stop_early=True
+  ),
+  "ddpm": SamplerSpec(one_step.ddpm, "leading", divides_by_signal=False),
+  "plms": SamplerSpec(multistep.plms, "leading", may_stop_early=True),
+  "pndm_prk": SamplerSpec(multistep.pndm_prk, "leading", may_stop_early=True),
+  "euler": SamplerSpec(_euler),
+  "euler_ancestral": SamplerSpec(_euler_ancestral),
+  "heun": SamplerSpec(two_stage.heun),
+  "lms": SamplerSpec(multistep.lms, max_order=4),
+  "dpm2": SamplerSpec(two_stage.dpm2),
+  "dpm2_ancestral": SamplerSpec(two_stage.dpm2_ancestral),
+  "dpmpp_2m": SamplerSpec(dpm_solver.dpmpp_2m),
+  "dpmpp_2m_sde": SamplerSpec(dpm_solver.dpmpp_2m_sde),
+  "dpmpp_2s": SamplerSpec(dpm_solver.dpmpp_2s),
+  "dpmpp_3s": SamplerSpec(dpm_solver.dpmpp_3s),
+  "deis": SamplerSpec(multistep.deis),
+  "unipc": SamplerSpec(_unipc),
+  "unipc_bh1": SamplerSpec(_unipc_bh1),
+  "lcm": SamplerSpec(
+    one_step.lcm, "lcm", divides_by_signal=False, adds_noise=True
+  ),
+  "tcd": SamplerSpec(one_step.tcd, "lcm", divides_by_signal=False, max_eta=1.0),
+}
+
+
+def register_sampler(name: str, sampler: Sampler | SamplerSpec) -> None:
+  """Gives a sampler of your own a name, for this process.
+
+  The name then works wherever a sampler is named, with a timestep spacing
+  after it too ("my_sampler karras").
+
+  Args:
+    name: small letters, digits and underscores.
+    sampler: the function, or a `SamplerSpec` if its defaults are others.
+
+  Raises:
+    ValueError: the name is taken, or has other characters.
+  """
+  if name in SAMPLERS:
+    raise ValueError(f"sampler {name!r} exists already; choose another name")
+  if not name.isidentifier() or name != name.lower():
+    raise ValueError(
+      f"a sampler's name has small letters, digits and _, got {name!r}"
+    )
+  SAMPLERS[name] = as_spec(sampler)
+
+
+def as_spec(sampler: str | Sampler | SamplerSpec) -> SamplerSpec:
+  """The spec of a name, of a function with default limits, or itself.
+
+  Raises:
+    ValueError: there is no sampler of that name.
+  """
+  if isinstance(sampler, SamplerSpec):
+    return sampler
+  if not isinstance(sampler, str):
+    return SamplerSpec(sampler)
+  if sampler not in SAMPLERS:
+    raise ValueError(
+      f"no sampler is called {sampler!r}; there are {', '.join(SAMPLERS)}"
+    )
+  return SAMPLERS[sampler]
