@@ -13,6 +13,7 @@ from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.errors import ConfigError
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.monitoring.trackers import TensorBoard
 
 __all__ = [
   "Data",
@@ -146,6 +147,8 @@ class Experiment:
       unless `first_stage` names another.
     text_encoders: folders of the text encoders of a frozen ClipEmbedder, in
       their order, such as model/text_encoder; read once, when the run starts.
+    trackers: each a runtime.monitoring.trackers.Tracker, which receives metrics
+      and previews in addition to metrics.jsonl.
   """
 
   task: Any
@@ -160,6 +163,7 @@ class Experiment:
   first_stage_digest: str = ""
   start: str = ""
   text_encoders: tuple[str, ...] = ()
+  trackers: tuple[Any, ...] = (TensorBoard(),)
 
 
 def load(name: str) -> Experiment:

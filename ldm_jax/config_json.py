@@ -23,6 +23,7 @@ _MODULES = {
   "config": ("Experiment", "Data", "Reports", "PerceptualWeights"),
   "runtime.devices.sharding": ("MeshShape",),
   "runtime.checkpointing.policy": ("CheckpointPolicy",),
+  "runtime.monitoring.trackers": ("TensorBoard",),
   "runtime.optimizer": ("Optimizer",),
   "data.glyphs.source": ("Glyphs",),
   "data.sources.folder": ("Folder",),

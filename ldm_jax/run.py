@@ -37,6 +37,7 @@ MAY_CHANGE = (
   "config.steps",
   "config.mesh",
   "config.reports",
+  "config.trackers",
   "config.checkpoints",
   "config.first_stage:",
   "config.start:",

@@ -153,6 +153,7 @@ def _run(
     functools.partial(example_indices, experiment),
     reports.hang_seconds,
     reports.abort_seconds,
+    experiment.trackers,
   )
   return trainer.run(
     prepared.frozen,
