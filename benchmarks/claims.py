@@ -110,7 +110,7 @@ def kept(claim, name, weigh):
     with open(path) as file:
       found = json.load(file)
   if name not in found:
-    found[name] = token_weights()
+    found[name] = weigh()
     os.makedirs(RUNS, exist_ok=True)
     with open(path + ".part", "w") as file:
       json.dump(found, file, indent=1)

@@ -91,7 +91,7 @@ def assembled(unet, fed, towers, sizes=(), tokenizer=None):
       conditioners | {part.input_key: {} for part in sizes},
       {"params": draw_params(unet_shapes(unet, *fed), 9)},
     ),
-    tokenizer=words,
+    tokenizer=tokenizer,
     height=16,
     width=16,
   )

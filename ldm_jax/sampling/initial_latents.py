@@ -86,12 +86,12 @@ class InitialLatents:
         )
     if inputs.initial_noise is not None:
       _check_noise(config, inputs, shape)
-    if self._model.part(LowResolution):
+    if self._model.find_conditioner(LowResolution):
       self._check_upscaling(config, inputs, shape)
       return
     images = inputs.image_inputs
     is_incomplete = images.images is None or images.masks is None
-    if self._model.part(MaskedImage) and is_incomplete:
+    if self._model.find_conditioner(MaskedImage) and is_incomplete:
       raise ValueError(
         "this model is for inpainting; give it an image and a mask (--image, "
         "--mask)"
@@ -116,8 +116,8 @@ class InitialLatents:
     shape: tuple[int, int, int],
   ) -> None:
     """Raises ValueError for what an upscaler cannot use."""
-    part, images = self._model.part(LowResolution), inputs.image_inputs
-    if self._model.part(MaskedImage):
+    part, images = self._model.find_conditioner(LowResolution), inputs.image_inputs
+    if self._model.find_conditioner(MaskedImage):
       raise ValueError(
         "this model reads both a masked and a low-resolution image, which can "
         "be trained but not sampled; leave one of them out of its config"
@@ -166,7 +166,7 @@ class InitialLatents:
     noise, keys = self._noise(config, inputs, rows)
     if images.images is None:
       return InitialState(self._registers(noise, plan.init_noise_sigma), keys)
-    if part := self._model.part(LowResolution):
+    if part := self._model.find_conditioner(LowResolution):
       augmentation = noise_augmentation(
         images.images.shape[1:], config.noise_level, keys
       )
@@ -180,7 +180,7 @@ class InitialLatents:
     masks = images.masks
     if masks is not None:
       stride = self._model.first_stage.stride
-      if part := self._model.part(MaskedImage):
+      if part := self._model.find_conditioner(MaskedImage):
         hidden = self._codec.encode(images.images, masks, config.tile)
         cells = distribute(subsample_mask(masks, stride))
         concatenated[part.input_key] = MaskedLatents(hidden, cells)

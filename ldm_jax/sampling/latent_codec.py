@@ -125,7 +125,7 @@ class LatentCodec:
   ) -> tuple[Array, Array | None]:
     images, seam = to_float(images), None
     if masks is not None:
-      part = self._model.part(MaskedImage) or MaskedImage()
+      part = self._model.find_conditioner(MaskedImage) or MaskedImage()
       images = part.mask_images(images, masks)
     encode = lambda images: self._model.encode(params, images).mode()
     if side is None:
