@@ -116,7 +116,10 @@ class InitialLatents:
     shape: tuple[int, int, int],
   ) -> None:
     """Raises ValueError for what an upscaler cannot use."""
-    part, images = self._model.find_conditioner(LowResolution), inputs.image_inputs
+    part, images = (
+      self._model.find_conditioner(LowResolution),
+      inputs.image_inputs,
+    )
     if self._model.find_conditioner(MaskedImage):
       raise ValueError(
         "this model reads both a masked and a low-resolution image, which can "
