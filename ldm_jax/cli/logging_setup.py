@@ -55,3 +55,9 @@ def configure(verbosity: int = 0) -> None:
     handler.setFormatter(_Formatter())
     handler.addFilter(_is_shown)
     logger.addHandler(handler)
+  root = logging.getLogger()
+  if not root.handlers:  # else a library's basicConfig would repeat our records
+    other = _Handler(logging.WARNING)
+    other.setFormatter(_Formatter())
+    other.addFilter(lambda record: not record.name.startswith("ldm_jax"))
+    root.addHandler(other)
