@@ -63,7 +63,7 @@ HOMES = {
 }
 
 # A program that leaves the package: it is copied next to an exported sampler.
-STANDALONE = PACKAGE / "sampling" / "exported_runner.py"
+STANDALONE = PACKAGE / "sampling" / "export" / "exported_runner.py"
 
 
 def module(path):

@@ -17,7 +17,7 @@ from ldm_jax.cli import export, sample
 from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.sampling import GenerationInputs, SamplingEngine
-from ldm_jax.sampling.exported_program import PLATFORMS, export_sampler
+from ldm_jax.sampling.export.exported_program import PLATFORMS, export_sampler
 
 PROMPT = "a red fox in the snow"
 

@@ -5,6 +5,7 @@ import runpy
 
 import numpy as np
 import pytest
+from ldm_jax.sampling.resolve_request import recipe_of
 
 from ldm_jax.cli.sample import parser
 from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig
@@ -26,7 +27,6 @@ from ldm_jax.pretrained.configs.scheduler_config import (
   sampler_config,
   unsupported_options,
 )
-from ldm_jax.sampling.resolve_request import recipe_of
 
 SCHEDULE = Schedule()
 NO_PARAMS = Parameters(None, None, None, None)

@@ -1,6 +1,6 @@
 """Exports a whole guided sampler that runs without this package.
 
-  python -m ldm_jax.cli.export --model=runs/X --out=portable/X
+  ldm-jax export --model=runs/X --out=portable/X
   python portable/X/run.py --prompt "a red circle" --num 4
 
 The folder holds the sampler as StableHLO for CPUs, CUDA and TPUs, its weights,
@@ -11,42 +11,53 @@ images are not.
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.exit_codes import run_command
-from ldm_jax.cli.model_flags import add_adapters, add_reading
+from ldm_jax.cli import sample_flags
+from ldm_jax.cli.exit_codes import command, run_command
+from ldm_jax.cli.flag_table import add_flags
+from ldm_jax.cli.model_flags import add_adapters, add_reading, load_options
 from ldm_jax.cli.parser import Parser
-from ldm_jax.cli.sample import add_sampling
+from ldm_jax.cli.sample import request_of
+
+EXPORT = """
+--height -H: int
+  pixels (default: as trained)
+--width -W: int
+  pixels (default: as trained)
+--guidance: float
+  scale that run.py takes by default (default: the model's)
+--inside: yes
+  put the weights into the program instead of a file next to it
+"""
 
 
 def parser() -> Parser:
   """The flags of export."""
-  flags = Parser("python -m ldm_jax.cli.export", __doc__)
+  flags = Parser("ldm-jax export", __doc__)
   add = flags.add_argument
   add("--model", required=True, help="a run, a folder, a file, or owner/model")
   add("--out", required=True, metavar="DIR", help="must not be there yet")
-  add(*("--height", "-H"), type=int, help="pixels (default: as trained)")
-  add(*("--width", "-W"), type=int, help="pixels (default: as trained)")
-  add(
-    "--guidance",
-    type=float,
-    help="scale that run.py takes by default (default: the model's)",
-  )
-  add(
-    "--inside",
-    action="store_true",
-    help="put the weights into the program instead of beside it",
-  )
-  add_sampling(flags)
+  add_flags(flags, "what is exported", EXPORT)
+  add_flags(flags, "sampling", sample_flags.SAMPLING)
   add_adapters(flags)
   add_reading(flags)
   return flags
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags and exports; returns the exit code."""
   flags, _ = parser().read(arguments)
-  from ldm_jax.sampling import export  # brings jax
+  from ldm_jax.sampling.export import ExportRequest, export
 
-  return export.export(flags)
+  request = ExportRequest(
+    model=flags.model,
+    out=flags.out,
+    sampling=request_of(flags),
+    options=load_options(flags),
+    is_inside=bool(flags.inside),
+  )
+  print(export(request).folder)
+  return 0
 
 
 if __name__ == "__main__":

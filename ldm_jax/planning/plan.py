@@ -21,7 +21,7 @@ from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.aot import GIB, MemoryAnalysis
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.monitoring import flops
-from ldm_jax.sampling.exported_program import generate_traced
+from ldm_jax.sampling.export.exported_program import generate_traced
 from ldm_jax.sampling.sampling_config import SamplingConfig
 from ldm_jax.training.batch_shapes import Shapes, shapes_of, with_first_stage
 from ldm_jax.training.denoiser import DenoiserTask
@@ -173,7 +173,7 @@ def _sampling(
 
   @functools.partial(constrain_activations, sharding=sharding)
   def draw(params: Any, sides: Any, told: Any) -> Any:
-    return generate_traced(task.model, params, settings, sides, told)
+    return generate_traced(task.model, params, settings, sides, *told)
 
   args = (_at(params, sharding.tree_shardings(params)), (side, side), told)
   options = {"out_shardings": sharding.batch}

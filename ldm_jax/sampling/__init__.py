@@ -1,7 +1,7 @@
-"""Sampling: conditions and noise to images."""
+"""Sampling: requests, conditions and noise to images."""
 
+from ldm_jax.sampling.denoising_steps import Progress
 from ldm_jax.sampling.engine import SamplingEngine
-from ldm_jax.sampling.progress import Progress
 from ldm_jax.sampling.sampling_config import (
   Conditioning,
   GenerationInputs,

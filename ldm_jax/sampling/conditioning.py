@@ -261,10 +261,8 @@ def _depth(loaded, part, inputs):
 def _plane(part, plane, count):
   """The same map for every image; the negative side may leave it out."""
   row = np.broadcast_to(plane, (count, *plane.shape))
-  return (row, np.zeros(count, bool)), (
-    row,
-    np.full(count, part.has_unconditional),
-  )
+  is_null = np.full(count, part.has_unconditional)
+  return (row, np.zeros(count, bool)), (row, is_null)
 
 
 def _layout(loaded, part, inputs):

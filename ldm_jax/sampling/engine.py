@@ -22,20 +22,18 @@ from ldm_jax.runtime.devices import attention_kernels, processes
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.sampling.denoising_steps import (
+  Progress,
   StepInputs,
+  add_x0_register,
+  keep_x0,
+  pieces,
+  report,
   run_piece,
   weighted_condition,
 )
 from ldm_jax.sampling.initial_latents import InitialLatents, InitialState
 from ldm_jax.sampling.inpainting import paste
 from ldm_jax.sampling.latent_codec import LatentCodec
-from ldm_jax.sampling.progress import (
-  Progress,
-  add_x0_register,
-  keep_x0,
-  pieces,
-  report,
-)
 from ldm_jax.sampling.sampling_config import (
   Conditioning,
   GenerationInputs,
@@ -68,6 +66,7 @@ class SamplingEngine:
     self._model, self._params, self._sharding = model, params, sharding
     self._compiled: set[tuple] = set()
     module, self._classifier_params = classifier or (None, None)
+    self._classes = 0 if module is None else module.classes
     self._condition = jax.jit(
       constrain_activations(
         functools.partial(weighted_condition, model), sharding
@@ -146,6 +145,12 @@ class SamplingEngine:
         "a classifier and the class that it guides to go together "
         "(--classifier, --class_label)"
       )
+    if inputs.labels is not None:
+      last = self._classes - 1
+      if not 0 <= inputs.labels.min() <= inputs.labels.max() <= last:
+        raise ValueError(
+          f"class_label must be 0 to {last}, got {inputs.labels.max()}"
+        )
     has_zero_snr = self._model.schedule.has_zero_terminal_snr
     if inputs.labels is not None and has_zero_snr:
       raise ValueError(

@@ -20,14 +20,14 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class ExportedSampler(NamedTuple):
-  """A sampler that left its model.
+  """A sampler exported from its model.
 
   Attributes:
     program: StableHLO, serialized by jax.export. Called with (weights,
-      (positive, negative), seed, first, guidance) it draws images first,
+      (positive, negative), seed, first, guidance) it generates images first,
       first + 1, ... of a seed, as many as the arrays of either side have
-      rows. A side is {"raw": arrays, "is_null": bool [b]}, both by what each
-      conditioner reads; guidance is scale, rescale, start and stop.
+      rows. A side is {"raw": arrays, "is_null": bool [b]}, both by the
+      name that each conditioner reads; guidance is scale, rescale, start, stop.
     weights: arrays by path; empty if they are inside the program.
   """
 
@@ -38,16 +38,16 @@ class ExportedSampler(NamedTuple):
 def export_sampler(
   model: LatentDiffusion,
   params: Parameters,
-  settings: SamplingConfig,
-  said: Conditioning,
+  config: SamplingConfig,
+  conditioning: Conditioning,
   is_inside: bool = False,
 ) -> ExportedSampler:
-  """Exports (what is said, a seed, guidance) -> uint8 images.
+  """Exports (conditions, a seed, guidance) -> uint8 images.
 
   Size, sampler and steps are fixed; the batch is not.
 
   Args:
-    said: an example of what the conditioners hear.
+    conditioning: an example of the conditioners' inputs.
     is_inside: weights are constants of the program.
   """
   leaves, tree = jax.tree_util.tree_flatten_with_path(params)
@@ -59,70 +59,72 @@ def export_sampler(
     for name, (_, leaf) in zip(names, leaves, strict=True)
   }
 
-  def draw(
+  def generate(
     weights: Mapping[str, Array | np.ndarray],
     sides: tuple[dict, dict],
     seed: Array,
     first: Array,
     guidance: Array,
   ) -> UInt8[Array, "b H W 3"]:
-    held = [weights[name] for name in names]
-    params = jax.tree.unflatten(tree, held)
-    return generate_traced(
-      model, params, settings, sides, (seed, first, guidance)
-    )
+    params = jax.tree.unflatten(tree, [weights[name] for name in names])
+    return generate_traced(model, params, config, sides, seed, first, guidance)
 
   (batch,) = export.symbolic_shape("b")
   rows = lambda x: jax.ShapeDtypeStruct(
     (batch, *np.shape(x)[1:]), np.asarray(x).dtype
   )
-  side = jax.tree.map(rows, {"raw": said.raw, "is_null": said.is_null})
+  example = {"raw": conditioning.raw, "is_null": conditioning.is_null}
+  side = jax.tree.map(rows, example)
   shapes = {
     name: jax.ShapeDtypeStruct(array.shape, array.dtype)
     for name, array in weights.items()
   }
-  told = (
+  arguments = (
     (side, side),
     jax.ShapeDtypeStruct((), np.uint32),
     jax.ShapeDtypeStruct((), np.int32),
     jax.ShapeDtypeStruct((4,), np.float32),
   )
   if is_inside:
-    inside = lambda _, *told: draw(weights, *told)
+    inside = lambda _, *arguments: generate(weights, *arguments)
     shapes, kept = {}, {}
   else:
-    inside, kept = draw, weights
-  made = export.export(jax.jit(inside), platforms=PLATFORMS)(shapes, *told)
-  return ExportedSampler(bytes(made.serialize()), kept)
+    inside, kept = generate, weights
+  exported = export.export(jax.jit(inside), platforms=PLATFORMS)(
+    shapes, *arguments
+  )
+  return ExportedSampler(bytes(exported.serialize()), kept)
 
 
 def generate_traced(
   model: LatentDiffusion,
   params: Parameters,
-  settings: SamplingConfig,
+  config: SamplingConfig,
   sides: tuple[dict, dict],
-  told: tuple[Array, Array, Array],
+  seed: Array,
+  first: Array,
+  guidance: Array,
 ) -> UInt8[Array, "b H W 3"]:
-  """What `SamplingEngine.draw` does, in one piece that can be traced.
+  """`SamplingEngine.generate` as one function that can be traced.
 
   Args:
     sides: positive and negative conditioning; see `ExportedSampler`.
-    told: the seed, the first image's index, and guidance's four numbers.
+    first: index of the first image.
+    guidance: its four numbers; see `ClassifierFreeGuidance`.
   """
-  seed, first, scales = told
-  hear = lambda side: model.condition(params, side["raw"], side["is_null"])
-  positive, negative = map(hear, sides)
+  encode = lambda side: model.condition(params, side["raw"], side["is_null"])
+  positive, negative = map(encode, sides)
   if any(part.has_unconditional for part in model.conditioners):
-    guidance = ClassifierFreeGuidance(*(scales[i] for i in range(4)))
-    denoise = model.guided_denoiser(params, negative, positive, guidance)
+    scales = ClassifierFreeGuidance(*(guidance[i] for i in range(4)))
+    denoise = model.guided_denoiser(params, negative, positive, scales)
   else:
     denoise = model.denoiser(params, positive)
   count = jax.tree.leaves(sides[0])[0].shape[0]
   keys = samplers.image_keys(
     image_root(seed), first + jnp.arange(count, dtype=jnp.int32)
   )
-  shape = model.first_stage.latent_shape(settings.height, settings.width)
-  plan: Any = settings.sampler_config.plan(model.schedule)
+  shape = model.first_stage.latent_shape(config.height, config.width)
+  plan: Any = config.sampler_config.plan(model.schedule)
   noise = samplers.initial_noise(keys, shape) * plan.init_noise_sigma
   latents = samplers.sample(denoise, noise, plan.table, keys)
   return to_uint8(model.decode(params, latents))

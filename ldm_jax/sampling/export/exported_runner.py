@@ -1,6 +1,6 @@
-"""Draws with an exported sampler; it lies beside this file.
+"""Generates images with the exported sampler in this file's folder.
 
-  python run.py --prompt "a small red circle" --num 4 --out pictures
+  python run.py --prompt "a small red circle" --num 4 --out images
 
 Needs jax, numpy, pillow and, for text, tokenizers; nothing of ldm_jax.
 """
@@ -17,6 +17,7 @@ from jax import export
 
 HERE = pathlib.Path(__file__).resolve().parent
 DTYPES = {"F32": "float32", "F16": "float16", "I32": "int32", "U8": "uint8"}
+DTYPES["BF16"] = ml_dtypes.bfloat16
 
 
 def weights(path):
@@ -29,48 +30,50 @@ def weights(path):
   header.pop("__metadata__", None)
   found = {}
   for name, entry in header.items():
-    word, (begin, end) = entry["dtype"], entry["data_offsets"]
-    dtype = ml_dtypes.bfloat16 if word == "BF16" else DTYPES[word]
+    name_of_dtype, (begin, end) = entry["dtype"], entry["data_offsets"]
+    dtype = DTYPES[name_of_dtype]
     part = np.array(data[8 + size + begin : 8 + size + end])
     found[name] = part.view(dtype).reshape(entry["shape"])
   return found
 
 
-def tokens(ear, texts):
-  """Ids of every text: [b, l], or [b, towers, l] where there are several."""
+def tokens(conditioner, texts):
+  """Ids of every text: [b, l], or [b, encoders, l] for CLIP."""
   from tokenizers import Tokenizer
 
-  towers = []
-  for name in ear["tokenizers"]:
+  encoders = []
+  for name in conditioner["tokenizers"]:
     rows = Tokenizer.from_file(str(HERE / name)).encode_batch(texts)
     for text, row in zip(texts, rows, strict=True):
       if row.overflowing:
         print(
           f"note: the end of {text!r} is beyond its length", file=sys.stderr
         )
-    towers.append([row.ids for row in rows])
-  ids = np.asarray(towers, np.int32)
-  return ids.swapaxes(0, 1) if ear["is_stacked"] else ids[0]
+    encoders.append([row.ids for row in rows])
+  ids = np.asarray(encoders, np.int32)
+  return ids.swapaxes(0, 1) if conditioner["is_stacked"] else ids[0]
 
 
-def side(ears, text, label, count, is_negative):
-  """What every conditioner hears, for `count` images."""
+def side(conditioners, text, label, count, is_negative):
+  """The input of every conditioner, for `count` images."""
   raw, nulls = {}, {}
-  for ear in ears:
-    if ear["kind"] == "text":
-      array = tokens(ear, [text or ""] * count)
+  for conditioner in conditioners:
+    if conditioner["kind"] == "text":
+      array = tokens(conditioner, [text or ""] * count)
       is_null = not (text or "").strip()
-      if ear["is_stacked"]:  # towers of CLIP: a null only if nothing is said
+      if conditioner["is_stacked"]:  # CLIP: unconditional only without any text
         is_null = is_negative and text is None
-    elif ear["kind"] == "class":
+    elif conditioner["kind"] == "class":
       is_null = is_negative or label is None
-      if label is not None and not 0 <= label < ear["classes"]:
-        sys.exit(f"error: --class_label must be 0 to {ear['classes'] - 1}")
+      if label is not None and not 0 <= label < conditioner["classes"]:
+        sys.exit(
+          f"error: --class_label must be 0 to {conditioner['classes'] - 1}"
+        )
       array = np.full(count, label or 0, np.int32)
     else:
-      array = np.tile(np.float32(ear["rows"][is_negative]), (count, 1))
+      array = np.tile(np.float32(conditioner["rows"][is_negative]), (count, 1))
       is_null = False
-    raw[ear["input_key"]], nulls[ear["input_key"]] = (
+    raw[conditioner["input_key"]], nulls[conditioner["input_key"]] = (
       array,
       np.full(count, is_null),
     )
@@ -78,24 +81,24 @@ def side(ears, text, label, count, is_negative):
 
 
 def main():
-  """Draws what the flags ask for."""
-  told = json.loads((HERE / "sampler.json").read_text())
+  """Generates what the flags ask for."""
+  settings = json.loads((HERE / "sampler.json").read_text())
   flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   flags.add_argument("--prompt", default="")
   flags.add_argument("--negative_prompt")
   flags.add_argument("--class_label", type=int)
   flags.add_argument("--num", type=int, default=1)
   flags.add_argument("--seed", type=int, default=0)
-  flags.add_argument("--guidance", type=float, default=told["guidance"])
-  flags.add_argument("--out", default="pictures")
+  flags.add_argument("--guidance", type=float, default=settings["guidance"])
+  flags.add_argument("--out", default="images")
   given = flags.parse_args()
   if given.num < 1 or not 0 <= given.seed < 2**32:
     sys.exit("error: --num must be 1 or more, --seed 0 to 2**32 - 1")
   program = export.deserialize(bytearray((HERE / "sampler.jax").read_bytes()))
-  ears, num = told["ears"], given.num
+  conditioners, num = settings["conditioners"], given.num
   sides = (
-    side(ears, given.prompt, given.class_label, num, False),
-    side(ears, given.negative_prompt, None, num, True),
+    side(conditioners, given.prompt, given.class_label, num, False),
+    side(conditioners, given.negative_prompt, None, num, True),
   )
   images = jax.jit(program.call)(
     weights(HERE / "weights.safetensors"),

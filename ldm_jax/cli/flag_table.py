@@ -1,0 +1,76 @@
+"""Flags as text: names and a kind on one line, help indented below.
+
+A kind is the type of the value: int, float, text, numbers or integers (between
+commas), yes (none at all), choices as a|b, or a name for help such as FILE. A +
+behind it lets the flag be repeated; two names behind it are two values; ?V
+makes the value optional, V without one.
+"""
+
+import argparse
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def numbers(
+  text: str, kind: Callable[[str], float] = float
+) -> tuple[float, ...]:
+  """Numbers between commas."""
+  try:
+    found = tuple(kind(word) for word in text.split(",") if word.strip())
+  except ValueError:
+    found = ()
+  if not found or not all(map(math.isfinite, found)):
+    raise argparse.ArgumentTypeError(
+      f"takes numbers between commas, got {text!r}"
+    )
+  return found
+
+
+TYPES = {
+  "int": int,
+  "float": float,
+  "text": str,
+  "numbers": numbers,
+  "integers": functools.partial(numbers, kind=int),
+}
+
+
+def add_flags(parser: argparse.ArgumentParser, title: str, table: str) -> None:
+  """Adds the flags of a table as a group; those not given are None."""
+  group = parser.add_argument_group(title)
+  for names, kind, text in _rows(table):
+    group.add_argument(*names, help=text, **_options(kind))
+
+
+def _rows(table: str) -> Iterator[tuple[list[str], str, str]]:
+  for entry in re.split(r"\n(?=-)", table.strip()):
+    head, _, text = entry.partition("\n")
+    names, _, kind = head.partition(": ")
+    yield names.split(), kind, " ".join(text.split()).replace("%", "%%")
+
+
+def _options(kind: str) -> dict[str, Any]:
+  if kind == "yes":
+    return {"action": "store_true", "default": None}
+  first, *metavars = kind.split()
+  name, _, const = first.partition("?")
+  options: dict[str, Any] = {}
+  if name.endswith("+"):
+    name, options["action"] = name[:-1], "append"
+  if "|" in name:
+    return options | {"choices": tuple(filter(None, name.split("|")))}
+  if name in TYPES:
+    options["type"] = TYPES[name]
+  else:
+    options["metavar"] = name
+  if const:
+    options |= {"nargs": "?", "const": TYPES[name](const)}
+  if metavars:
+    options["metavar"] = tuple(metavars)
+    options |= {"nargs": len(metavars)} if len(metavars) > 1 else {}
+  if len(metavars) == 1:
+    options["metavar"] = metavars[0]
+  return options

@@ -1,0 +1,135 @@
+"""A pipeline's model with LoRAs, textual inversions and ControlNets."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+
+from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.loaded_model import LoadedModel, skip_blocks
+from ldm_jax.pretrained.lora.merge import merge_lora
+from ldm_jax.pretrained.open_model import with_control
+from ldm_jax.pretrained.textual_inversion import load_inversion
+from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.sampling.engine import SamplingEngine
+from ldm_jax.sampling.inputs.condition_inputs import open_classifier
+from ldm_jax.sampling.request import GenerationRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+  """A LoRA that is merged into a pipeline's model.
+
+  Attributes:
+    file: of the LoRA.
+    scale: its change of the weights is multiplied by it.
+  """
+
+  file: str
+  scale: float = 1.0
+
+
+class AdaptedModel:
+  """The model as it was read, what is merged into it, and its engines.
+
+  Attributes:
+    loras: that are merged, by name, in order.
+    embeddings: files of textual inversion.
+  """
+
+  def __init__(self, loaded: LoadedModel, dtype: str, sharding: Sharding):
+    """Compiles nothing yet.
+
+    Args:
+      dtype: of ControlNets.
+    """
+    self._base = self._loaded = loaded  # without and with LoRAs
+    self._dtype, self._sharding = dtype, sharding
+    self.loras: dict[str, Lora] = {}
+    self.embeddings: list[str] = []
+    # By what of a request changes the model or its guidance.
+    self._engines: dict[tuple, tuple[LoadedModel, SamplingEngine]] = {}
+
+  def add_lora(
+    self, file: str | os.PathLike, scale: float, name: str | None
+  ) -> str:
+    """Merges a LoRA; returns its name. See `Pipeline.load_lora`."""
+    name = pathlib.Path(file).stem if name is None else name
+    if name in self.loras:
+      raise ConfigError(f"a LoRA {name!r} is loaded already; give another name")
+    self._merge(self.loras | {name: Lora(os.fspath(file), scale)})
+    return name
+
+  def remove_lora(self, name: str | None) -> None:
+    """See `Pipeline.unload_lora`."""
+    removed = self._names(name)
+    self._merge({k: v for k, v in self.loras.items() if k not in removed})
+
+  def scale_lora(self, scale: float, name: str | None) -> None:
+    """See `Pipeline.set_lora_scale`."""
+    scaled = {
+      each: dataclasses.replace(self.loras[each], scale=scale)
+      for each in self._names(name)
+    }
+    self._merge(self.loras | scaled)
+
+  def add_embedding(self, file: str | os.PathLike, token: str | None) -> None:
+    """See `Pipeline.load_textual_inversion`."""
+    with config_errors():
+      self._base = load_inversion(self._base, file, token)
+    self.embeddings.append(os.fspath(file))
+    self._engines.clear()  # the tables of tokens have grown
+    self._merge(self.loras)
+
+  def engine(
+    self, request: GenerationRequest
+  ) -> tuple[LoadedModel, SamplingEngine]:
+    """The model and the engine for a request; made once.
+
+    Raises:
+      ValueError: the model has no such variant.
+    """
+    network, classifier = (
+      None if path is None else os.fspath(path)
+      for path in (request.controlnet, request.classifier)
+    )
+    key = request.clip_skip, network, classifier
+    if key not in self._engines:
+      loaded, guide = self._loaded, None
+      if request.clip_skip is not None:
+        loaded = skip_blocks(loaded, request.clip_skip - 1)
+      if network is not None:
+        loaded = with_control(loaded, network, self._dtype)
+      if classifier is not None:
+        scale = float(loaded.params.latent_scale)
+        guide = open_classifier(classifier, scale, self._sharding)
+      engine = SamplingEngine(
+        loaded.model, loaded.params, self._sharding, guide
+      )
+      self._engines[key] = loaded, engine
+    return self._engines[key]
+
+  def _names(self, name: str | None) -> list[str]:
+    if name is None:
+      return list(self.loras)
+    if name not in self.loras:
+      known = ", ".join(self.loras) or "none"
+      raise ConfigError(f"no LoRA is called {name!r}; there are {known}")
+    return [name]
+
+  def _merge(self, loras: Mapping[str, Lora]) -> None:
+    """Merges these LoRAs, and no others, into the model as it was read.
+
+    Engines keep what they have compiled: only parameters change.
+    """
+    loaded = self._base
+    with config_errors():
+      for lora in loras.values():
+        loaded = merge_lora(loaded, lora.file, scale=lora.scale)
+    self.loras, self._loaded = dict(loras), loaded
+    for key, (variant, engine) in self._engines.items():
+      params = variant.params.replace(
+        unet=loaded.params.unet, conditioners=loaded.params.conditioners
+      )
+      engine.set_parameters(params)
+      self._engines[key] = dataclasses.replace(variant, params=params), engine

@@ -1,0 +1,192 @@
+"""A folder with a whole guided sampler: StableHLO, weights, tokenizers."""
+
+import dataclasses
+import inspect
+import json
+import logging
+import os
+import shutil
+from typing import Any
+
+import numpy as np
+
+from ldm_jax.data.text.clip_prompts import ClipPrompts
+from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedders import (
+  ClassEmbedder,
+  SizeEmbedder,
+  TextEmbedder,
+)
+from ldm_jax.pretrained.open_model import LoadOptions, open_model
+from ldm_jax.runtime.log import log_duration
+from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
+from ldm_jax.sampling.export import exported_runner
+from ldm_jax.sampling.export.exported_program import export_sampler
+from ldm_jax.sampling.inputs.resolve_request import resolve_sampler
+from ldm_jax.sampling.request import GenerationRequest
+from ldm_jax.sampling.sampling_config import Conditioning, SamplingConfig
+from ldm_jax.weights.safetensors_files import write_safetensors
+
+logger = logging.getLogger(__name__)
+
+EXPORTABLE = (TextEmbedder, ClipEmbedder, ClassEmbedder, SizeEmbedder)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRequest:
+  """What to export, and where to.
+
+  Attributes:
+    model: a run, a diffusers folder, a single file, or owner/model.
+    out: folder to write, which must not exist.
+    sampling: sampler, steps, size and default guidance; its other fields are
+      not used. Size, sampler and steps are fixed by the export.
+    options: how the model is read.
+    is_inside: put the weights into the program instead of a file of their own.
+  """
+
+  model: str
+  out: str
+  sampling: GenerationRequest = GenerationRequest()
+  options: LoadOptions = LoadOptions()
+  is_inside: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+  """What was exported.
+
+  Attributes:
+    folder: with run.py, which generates images.
+    bytes: of all its files.
+  """
+
+  folder: str
+  bytes: int
+
+
+def export(request: ExportRequest) -> ExportResult:
+  """Writes the folder of a sampler that needs none of this code.
+
+  Raises:
+    ConfigError: the folder exists, or the model or a setting cannot be
+      exported.
+    WeightsError: see `open_model`.
+  """
+  with config_errors():
+    if os.path.exists(request.out):
+      raise ConfigError(
+        f"{request.out} is there already; choose another folder (--out)"
+      )
+    loaded = open_model(request.model, request.options)
+    config = _config(request.sampling, loaded)
+    conditioning, conditioners = _conditioners(loaded, config)
+  with log_duration("exporting the sampler"):
+    exported = export_sampler(
+      loaded.model,
+      loaded.params,
+      config,
+      conditioning,
+      is_inside=request.is_inside,
+    )
+  part = request.out.rstrip(os.sep) + ".part"
+  shutil.rmtree(part, ignore_errors=True)
+  os.makedirs(part)
+  with open(os.path.join(part, "sampler.jax"), "wb") as file:
+    file.write(exported.program)
+  if exported.weights:
+    path = os.path.join(part, "weights.safetensors")
+    write_safetensors(path, exported.weights)
+  _write_tokenizers(part, loaded, conditioners)
+  settings = {
+    "height": config.height,
+    "width": config.width,
+    "guidance": float(config.guidance.scale),
+    "sampler_config": dataclasses.asdict(config.sampler_config),
+    "conditioners": conditioners,
+  }
+  with open(os.path.join(part, "sampler.json"), "w") as file:
+    json.dump(settings, file, indent=1)
+  runner = inspect.getsourcefile(exported_runner)
+  shutil.copy(runner, os.path.join(part, "run.py"))
+  os.replace(part, request.out)
+  size = sum(entry.stat().st_size for entry in os.scandir(request.out))
+  logger.info(
+    "%.1f MiB; generate with python %s/run.py", size / 2**20, request.out
+  )
+  return ExportResult(request.out, size)
+
+
+def _config(request: GenerationRequest, loaded: LoadedModel) -> SamplingConfig:
+  """What the export fixes, and the default guidance.
+
+  Raises:
+    ValueError: the model has no such size or sampler.
+  """
+  config = SamplingConfig(
+    height=request.height or loaded.height,
+    width=request.width or loaded.width,
+    sampler_config=resolve_sampler(request, loaded.sampler_config),
+  )
+  scale = loaded.guidance if request.guidance is None else request.guidance
+  guidance = config.guidance._replace(scale=scale)
+  guidance.check()
+  unit = loaded.model.size_multiple
+  if config.height % unit or config.width % unit:
+    raise ConfigError(
+      f"images of {config.height} x {config.width}: sides must be multiples of "
+      f"{unit}"
+    )
+  config.sampler_config.plan(loaded.model.schedule)
+  return dataclasses.replace(config, guidance=guidance)
+
+
+def _conditioners(
+  loaded: LoadedModel, config: SamplingConfig
+) -> tuple[Conditioning, list[dict[str, Any]]]:
+  """Example inputs, and how run.py makes a conditioner's input from flags.
+
+  Raises:
+    ConfigError: a conditioner reads what run.py has no flag for.
+  """
+  parts = loaded.model.conditioners
+  for part in parts:
+    if not isinstance(part, EXPORTABLE):
+      raise ConfigError(
+        f"this model reads {part.input_key!r}; what can be exported "
+        "reads text, a class, or nothing"
+      )
+  inputs = ConditionInputs([""], [None], None, config.height, config.width)
+  sides = encode_conditions(loaded, inputs)
+  described = []
+  for part in parts:
+    entry: dict[str, Any] = {"input_key": part.input_key}
+    if isinstance(part, ClassEmbedder):
+      entry |= {"kind": "class", "classes": part.classes}
+    elif isinstance(part, SizeEmbedder):
+      rows = [np.asarray(side.raw[part.input_key][0]) for side in sides]
+      entry |= {"kind": "sizes", "rows": [row.tolist() for row in rows]}
+    else:
+      entry |= {"kind": "text", "is_stacked": isinstance(part, ClipEmbedder)}
+    described.append(entry)
+  return sides[0], described
+
+
+def _write_tokenizers(
+  folder: str, loaded: LoadedModel, conditioners: list[dict[str, Any]]
+) -> None:
+  """One file per text encoder, which begins, ends, cuts and pads by itself."""
+  for entry in conditioners:
+    if entry["kind"] != "text":
+      continue
+    prompts = loaded.tokenizer
+    tokenizers = (
+      prompts.syntaxes if isinstance(prompts, ClipPrompts) else (prompts,)
+    )
+    entry["tokenizers"] = []
+    for i, tokenizer in enumerate(tokenizers):
+      name = f"tokenizer_{i}.json"
+      tokenizer.fixed.save(os.path.join(folder, name))
+      entry["tokenizers"].append(name)

@@ -1,0 +1,169 @@
+"""A request that is ready to run, and its batches of images."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from ldm_jax.diffusion.samplers import CHUNK_ROWS
+from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.sampling.conditioning import encode_conditions
+from ldm_jax.sampling.denoising_steps import Progress
+from ldm_jax.sampling.engine import SamplingEngine
+from ldm_jax.sampling.inputs.image_inputs import RequestImages
+from ldm_jax.sampling.inputs.resolve_request import (
+  check_model,
+  condition_inputs,
+  generation_inputs,
+  prompt_chunks,
+  prompt_lists,
+  sampling_config,
+  with_model_defaults,
+)
+from ldm_jax.sampling.metadata import image_metadata, request_metadata
+from ldm_jax.sampling.outputs import GenerationBatch
+from ldm_jax.sampling.request import GenerationRequest, Replay
+from ldm_jax.sampling.sampling_config import (
+  Conditioning,
+  GenerationInputs,
+  SamplingConfig,
+)
+
+logger = logging.getLogger(__name__)
+
+# (network calls finished, of how many, a preview of x0, uint8 [b h w 3])
+Callback = Callable[[int, int, UInt8[np.ndarray, "b h w 3"] | None], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """A request that has been checked against its model and is ready to run.
+
+  Attributes:
+    request: with the model's defaults written out.
+    fields: of the metadata of every image.
+    prompts: one per image, or none.
+    network_calls: evaluations of the network in all.
+    chunks: of 75 tokens, that the longest prompt needs.
+  """
+
+  request: GenerationRequest
+  fields: Mapping[str, Any]
+  prompts: Sequence[str]
+  network_calls: int
+  engine: SamplingEngine
+  config: SamplingConfig
+  inputs: GenerationInputs
+  positive: Conditioning
+  negative: Conditioning
+  chunks: int
+
+  def batches(
+    self,
+    callback: Callback | None = None,
+    *,
+    preview: bool = False,
+    callback_steps: int = 1,
+  ) -> Iterator[GenerationBatch]:
+    """Yields images as they are finished.
+
+    Args:
+      callback: called after every `callback_steps` network calls; without it
+        the host waits for finished batches alone.
+      preview: pass a decoded x0 to the callback; compiles anew, once.
+    """
+    if self.request.invert:
+      yield self._batch(self._inverted(), 0)
+      return
+    progress, done = None, 0
+    if callback is not None:
+
+      def advance(calls: int, x0: jax.Array | None) -> None:
+        nonlocal done
+        done += calls
+        image = None
+        if x0 is not None:
+          image = self.engine.codec.decode(x0, self.config.tile)
+        callback(done, self.network_calls, image)
+
+      progress = Progress(advance, min(callback_steps, CHUNK_ROWS), preview)
+    first = 0
+    for arrays in self.engine.generate(
+      self.config, self.positive, self.negative, self.inputs, progress
+    ):
+      yield self._batch(arrays, first)
+      first += len(arrays)
+
+  def _inverted(self) -> np.ndarray:
+    """The noise of the image, as latents."""
+    images = self.inputs.image_inputs.images[:1]
+    latents = self.engine.codec.encode(images, tile=self.config.tile)
+    conditioning = self.positive.rows(np.arange(1))
+    return np.asarray(self.engine.invert(self.config, latents, conditioning))
+
+  def _batch(self, arrays: np.ndarray, first: int) -> GenerationBatch:
+    prompts = self.prompts[first : first + len(arrays)]
+    places = range(first, first + len(arrays))
+    return GenerationBatch(arrays, prompts, [self.metadata(i) for i in places])
+
+  def metadata(self, place: int) -> dict[str, Any]:
+    """The metadata of the image at `place`, from 0."""
+    is_interpolation = self.request.interpolate is not None
+    prompt = None
+    if self.prompts and not is_interpolation:
+      prompt = self.prompts[place]
+    first = self.inputs.first
+    if is_interpolation:
+      first = self.request.index or 0
+    replay = self.request.replay
+    if replay is None:
+      size = self.engine.batch_size(self.inputs)
+      count = self.inputs.first + self.inputs.count
+      replay = Replay(count, size, place % size, self.chunks)
+    return image_metadata(self.fields, prompt, first + place, replay)
+
+
+def prepare(
+  request: GenerationRequest,
+  images: RequestImages,
+  loaded: LoadedModel,
+  engine: SamplingEngine,
+  model_metadata: Mapping[str, Any],
+) -> Generation:
+  """Checks a request against its model and encodes its conditions.
+
+  Raises:
+    ValueError: the model cannot fulfil it.
+    TooLarge: no device has the memory to decode a batch.
+  """
+  if "" in request.prompts:
+    logger.warning("a prompt is empty, so guidance has no effect")
+  check_model(request, loaded)
+  config = sampling_config(request, loaded, images)
+  inputs = generation_inputs(request, config, loaded, images)
+  engine.check_memory(config, inputs)
+  conditions = condition_inputs(request, config, loaded, inputs.count)
+  positive, negative = encode_conditions(loaded, conditions)
+  prompts, end = prompt_lists(request)
+  if end is not None:
+    rows = np.arange(inputs.count, 2 * inputs.count)
+    inputs = dataclasses.replace(inputs, end=positive.rows(rows))
+  engine.check(config, inputs)
+  resolved = with_model_defaults(request, config)
+  batches = -(-inputs.count // engine.batch_size(inputs))
+  return Generation(
+    resolved,
+    {**request_metadata(resolved), **model_metadata},
+    prompts,
+    batches * engine.network_calls(config),
+    engine,
+    config,
+    inputs,
+    positive,
+    negative,
+    prompt_chunks(loaded, positive),
+  )

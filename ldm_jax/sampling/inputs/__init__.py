@@ -1,0 +1,1 @@
+"""A request's images, maps and arrays, read and resized."""

@@ -1,0 +1,88 @@
+"""A request's maps and arrays, and the classifier that guides it."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from ldm_jax.data import annotations
+from ldm_jax.errors import ConfigError
+from ldm_jax.nn.encoder_unet import EncoderUNet
+from ldm_jax.run import Run
+from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.sampling.inputs.files import json_file, plane_file, read_floats
+
+
+def read_segmap(
+  segmap: Any, height: int, width: int
+) -> UInt8[np.ndarray, "h w"]:
+  """The classes of an image's pixels, resized to the nearest.
+
+  Raises:
+    ValueError: it is no image of one channel.
+  """
+  plane = annotations.read_map(plane_file(segmap, "segmap"))
+  size = width, height
+  return np.asarray(
+    Image.fromarray(plane).resize(size, Image.Resampling.NEAREST)
+  )
+
+
+def read_depth(depth: Any, height: int, width: int) -> Float[np.ndarray, "h w"]:
+  """The depth of an image's pixels, scaled to -1 to 1, and resized.
+
+  Raises:
+    ValueError: it is no image of one channel.
+  """
+  plane = annotations.read_depth(plane_file(depth, "depth"))
+  size = width, height
+  return np.asarray(
+    Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC)
+  )
+
+
+def read_layout(layout: Any) -> Float[np.ndarray, "k 5"]:
+  """Rows of left, top, right, bottom and a class.
+
+  Raises:
+    ValueError: it is no list of boxes.
+  """
+  return annotations.read_boxes(json_file(layout, "layout"))
+
+
+def read_neighbours(neighbours: Any) -> Float[np.ndarray, "k d"]:
+  """Rows of embeddings.
+
+  Raises:
+    ConfigError: it is no array of finite numbers of two axes.
+  """
+  rows = read_floats(neighbours, "neighbours", 2, "(rows, width)")
+  return rows.astype(np.float32)
+
+
+def open_classifier(
+  folder: str, latent_scale: float, sharding: Sharding
+) -> tuple[EncoderUNet, Any]:
+  """The classifier of a run, with its averaged parameters.
+
+  Raises:
+    ConfigError: it is none, or was trained on latents of another scale.
+  """
+  run = Run.open(folder)
+  task = run.experiment.task
+  # Any task with such a network will do; ldm_jax's own is ClassifierTask.
+  classifier = getattr(task, "classifier", None)
+  if not isinstance(classifier, EncoderUNet):
+    raise ConfigError(
+      f"{folder!r} is a run of {type(task).__name__}; needed is one of "
+      "ClassifierTask (--classifier)"
+    )
+  scale = float(run.frozen(sharding).latent_scale)
+  if abs(scale / latent_scale - 1) > 0.01:
+    raise ConfigError(
+      f"the classifier {folder!r} was trained on latents multiplied by "
+      f"{scale:.5f}, the model's are by {latent_scale:.5f}; train it with "
+      f"--config.task.latent_scale={latent_scale:.5f}"
+    )
+  return classifier, run.trained(sharding)
