@@ -1,4 +1,4 @@
-"""Images from a run; see ldm_jax/cli/sample.py."""
+"""Generates images: `ldm-jax sample`."""
 
 from ldm_jax.cli.exit_codes import run_command
 from ldm_jax.cli.sample import main

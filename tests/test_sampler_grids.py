@@ -5,7 +5,6 @@ import runpy
 
 import numpy as np
 import pytest
-from ldm_jax.sampling.resolve_request import recipe_of
 
 from ldm_jax.cli.sample import parser
 from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig
@@ -21,8 +20,7 @@ from ldm_jax.diffusion.samplers.timesteps import (
   spaced_times,
 )
 from ldm_jax.diffusion.schedule import CLEAN_TIME, Schedule
-from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.pretrained.configs.scheduler_config import (
   sampler_config,
   unsupported_options,
@@ -208,9 +206,7 @@ def test_the_gallerys_commands_are_valid():
   for arguments in commands:
     assert arguments[:2] == ["ldm-jax", "sample"]
     flags, _ = parser().read(arguments[2:])
-    recipe_of(
-      flags, LoadedModel(LatentDiffusion(), NO_PARAMS, None, 32, 32)
-    ).plan(SCHEDULE)
+    resolve_sampler(request_of(flags), SamplerConfig()).plan(SCHEDULE)
 
 
 LIKE_SD = {

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ldm_jax.sampling.resize import extend_canvas, fit_image, fit_mask
 
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.prediction import Estimate
@@ -37,6 +36,7 @@ from ldm_jax.sampling import (
   SamplingEngine,
 )
 from ldm_jax.sampling.inpainting import latent_mask, slerp
+from ldm_jax.sampling.inputs.resize import extend_canvas, fit_image, fit_mask
 from ldm_jax.sampling.tiling import blend, starts, windowed
 
 SIDE = 16

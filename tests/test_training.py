@@ -272,7 +272,7 @@ def test_pictures_are_filled_in_and_extended(runs, tmp_path, capsys):
   assert found.shape == (40, 40, 3)
   np.testing.assert_array_equal(found[:32, 4:36], image)
   told = json.loads(Image.open(tmp_path / "b" / "00000.png").text["ldm_jax"])
-  assert told["outpaint"] == "4,0,4,8" and told["tile"] == 16
+  assert told["outpaint"] == [4, 0, 4, 8] and told["tile"] == 16
   assert "tiles decoded differ" in capsys.readouterr().err
 
 
@@ -304,7 +304,7 @@ def test_many_prompts_and_ways_between_them(runs, tmp_path, capsys):
   paths = capsys.readouterr().out.split()
   assert len(paths) == 4
   told = json.loads(Image.open(paths[1]).text["ldm_jax"])
-  assert told["toward"] == "a blue square"
+  assert told["prompt"] == ["a red circle", "a blue square"]
   # The same prompts from a file, and the noise from torch.
   (tmp_path / "two.txt").write_text("a red circle\na blue square\n")
   flags = [f"--prompts_file={tmp_path / 'two.txt'}", "--interpolate=3"]
@@ -341,7 +341,7 @@ WRONG = {
   "many steps": (["--model={two}", "--steps=1001"], "between 1 and 1000"),
   "size": (["--model={two}", "-H", "33"], "must be a multiple of 2"),
   "class": (["--model={two}", "--class_label=1"], "knows no classes"),
-  "number": (["--model={two}", "--num=0"], "--num and --batch"),
+  "number": (["--model={two}", "--num=0"], "num must be 1 or more"),
   "flag": (["--model={two}", "--guidence=3"], "did you mean --guidance"),
   "type": (["--model={two}", "--steps=ten"], "invalid int value: 'ten'"),
   "sampler": (["--model={two}", "--sampler=dimm"], "did you mean ddim"),
@@ -354,19 +354,19 @@ WRONG = {
     ["--model={two}", "--guidance_interval", "0.8", "0.2"],
     "must rise",
   ),
-  "mask alone": (["--model={two}", "--mask=x.png"], "need --image"),
-  "strength alone": (["--model={two}", "--strength=0.5"], "of --image"),
-  "no image": (["--model={two}", "--image=x.png"], "--image x.png: unreadable"),
-  "no prompts": (["--model={two}", "--prompts_file=x"], "--prompts_file 'x'"),
-  "noise level": (["--model={two}", "--noise_level=5"], "enlarges nothing"),
-  "inversion": (["--model={two}", "--invert"], "--invert needs --image"),
+  "mask alone": (["--model={two}", "--mask=x.png"], "need an image"),
+  "strength alone": (["--model={two}", "--strength=0.5"], "is of an image"),
+  "no image": (["--model={two}", "--image=x.png"], "image x.png: unreadable"),
+  "no prompts": (["--model={two}", "--prompts_file=x"], "prompts_file 'x'"),
+  "noise level": (["--model={two}", "--noise_level=5"], "does not upscale"),
+  "inversion": (["--model={two}", "--invert"], "invert needs an image"),
   "num of a way": (
     ["--model={two}", "--interpolate=3", "--num=2"],
-    "leave --num out",
+    "leave num out",
   ),
   "one frame": (["--model={two}", "--interpolate=1"], "N >= 2"),
   "variation": (["--model={two}", "--variation=2"], "must be 0 to 1"),
-  "window": (["--model={two}", "--window=0"], "--window must be"),
+  "window": (["--model={two}", "--window=0"], "window must be"),
   "no control": (["--model={two}", "--controlnet={one}"], "ControlNetModel"),
 }
 

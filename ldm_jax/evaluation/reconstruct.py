@@ -21,7 +21,7 @@ from ldm_jax.sampling import (
   SamplingConfig,
   SamplingEngine,
 )
-from ldm_jax.sampling.condition_inputs import open_classifier
+from ldm_jax.sampling.inputs.condition_inputs import open_classifier
 from ldm_jax.training.autoencoder import AutoencoderTask
 
 BATCH = 64
