@@ -1,9 +1,11 @@
-"""A small run for tests that break it: python faulty.py FOLDER STEPS EVERY REST
+"""A small training run for fault injection.
 
-Descends towards the batches' means, and rests REST seconds before every batch.
-With BIG=1 in the environment its checkpoints take a while to write, with
-SLOW=SECONDS it takes so long to see that they are there, and RAISES="process 1
-at step 4" is raised there and then.
+  python faulty.py FOLDER STEPS EVERY REST
+
+EVERY steps a checkpoint is written; REST seconds are slept before every batch.
+In the environment, BIG=1 makes checkpoints slow to write, SLOW=SECONDS makes
+waiting for them slow, and RAISES="process 1 at step 4" raises an exception
+there.
 """
 
 import dataclasses
@@ -16,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ldm_jax.cli import logging_setup
 from ldm_jax.cli.exit_codes import run_command
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.optimizer import Optimizer
+from ldm_jax.runtime.signals import exit_code
 from ldm_jax.runtime.skip_updates import SkipBadUpdatesState
 from ldm_jax.training.trainer import Trainer
 
@@ -31,7 +35,7 @@ ROWS = 8
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class State:
-  """As tasks have it."""
+  """The state of a task."""
 
   step: jax.Array
   params: dict
@@ -40,9 +44,11 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Descent:
-  """Descends mean (w - x - noise)^2 / 2, whose gradient breaks where x does.
+  """Minimises mean (w - x - noise)^2 / 2; a NaN of x reaches the gradient.
 
-  At a step of its own a gradient, or after it a weight, is made a NaN.
+  Attributes:
+    breaks_gradient, breaks_weight: the step whose gradient, or after which a
+      weight, becomes NaN; 0 for none.
   """
 
   optimizer: Optimizer = Optimizer(rate=0.1, patience=3)
@@ -57,18 +63,18 @@ class Descent:
 
   def step(self, state, frozen, batch, key):
     noise = jax.random.normal(key, batch["x"].shape)
-    aim = (batch["x"] + 0.1 * noise).mean(0)
-    loss = lambda p: jnp.square(p["w"] - aim).mean() / 2
+    target = (batch["x"] + 0.1 * noise).mean(0)
+    loss = lambda p: jnp.square(p["w"] - target).mean() / 2
     value, grads = jax.value_and_grad(loss)(state.params)
     step = state.step + 1
-    spoil = lambda x, at: x.at[0, 0].set(
+    set_nan = lambda x, at: x.at[0, 0].set(
       jnp.where(step == at, jnp.nan, x[0, 0])
     )
-    grads = {"w": spoil(grads["w"], self.breaks_gradient)}
+    grads = {"w": set_nan(grads["w"], self.breaks_gradient)}
     tx = self.optimizer.build()
     updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
-    params = {"w": spoil(params["w"], self.breaks_weight)}
+    params = {"w": set_nan(params["w"], self.breaks_weight)}
     return State(state.step + 1, params, opt), {"loss": value}
 
   def measure(self, state, frozen, batch, key):
@@ -79,18 +85,18 @@ class Descent:
 
 
 def rows(step, bad=()):
-  """The batch of a step, counted from 1; one number of it is NaN if `bad`."""
+  """The batch of a step, from 1; holds a NaN if the step is in `bad`."""
   drawn = np.random.default_rng(step).standard_normal((ROWS, 2))
   if step in bad:
     drawn[5, 1] = np.nan
   return drawn.astype(np.float32)
 
 
-def loop(folder, steps, every, width=2, breaks=None, **more):
-  """The run, and what is held out."""
+def make_trainer(folder, steps, every, width=2, breaks=None, **more):
+  """The trainer, a held-out batch, and this process's rows."""
   sharding = MeshShape().build()
-  mine = sharding.local_rows(ROWS)
-  made = Trainer(
+  local = sharding.local_rows(ROWS)
+  trainer = Trainer(
     Descent(width=width, **(breaks or {})),
     sharding,
     str(folder),
@@ -101,14 +107,16 @@ def loop(folder, steps, every, width=2, breaks=None, **more):
     examples=lambda step: range(ROWS * step, ROWS * step + ROWS),
     **more,
   )
-  return made, sharding.distribute({"x": rows(0)}), mine
+  return trainer, sharding.distribute({"x": rows(0)}), local
 
 
 def descend(
   folder, steps, every, rest=0.0, bad=(), width=2, breaks=None, **more
 ):
-  """Runs, or goes on; the exit code."""
-  made, held_out, mine = loop(folder, steps, every, width, breaks, **more)
+  """Trains or resumes; the exit code."""
+  trainer, held_out, local = make_trainer(
+    folder, steps, every, width, breaks, **more
+  )
 
   def stream(start):
     step = start
@@ -118,13 +126,15 @@ def descend(
       here = f"process {jax.process_index()} at step {step}"
       if here == os.environ.get("RAISES"):
         raise RuntimeError(here)
-      yield {"x": rows(step, bad)[mine]}
+      yield {"x": rows(step, bad)[local]}
 
-  return made.run(None, stream, held_out, held_out)
+  outcome = trainer.run(None, stream, held_out, held_out)
+  return exit_code(outcome.interrupted)
 
 
 def main(arguments):
   """The command."""
+  logging_setup.configure()
   processes.initialize()
   if slow := float(os.environ.get("SLOW", 0)):
     wait = Checkpoints.wait

@@ -1,14 +1,14 @@
-"""How often faults are repeated: FAULTS=1 in the environment is in full.
+"""The number of repetitions of fault injection, scaled by FAULTS.
 
-Less is the default, so that the slow tier ends while somebody waits; what a
-full run found is in benchmarks/faults.md.
+FAULTS=1 in the environment is the full number; the default is a tenth of it, so
+that the slow tests take minutes. Results of a full run: benchmarks/faults.md.
 """
 
 import os
 
-SHARE = float(os.environ.get("FAULTS", "0.1"))
+FRACTION = float(os.environ.get("FAULTS", "0.1"))
 
 
 def repeated(times, least=1):
-  """How often, of `times` in full."""
-  return max(least, round(times * SHARE))
+  """Repetitions, of which `times` are the full number."""
+  return max(least, round(times * FRACTION))

@@ -1,6 +1,6 @@
-"""Real processes, really killed: nothing is lost, and nothing is invented.
+"""Fault injection: signals, kills, NaN and dead processes, in real processes.
 
-Repetitions are a share of the full number; see full.py.
+The number of repetitions is a fraction of the full one; see full.py.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from faulty import descend, loop
-from full import SHARE, repeated
+from faulty import descend, make_trainer
+from full import FRACTION, repeated
 from test_processes import start
 from test_training import BLIND, CONFIGS, ONE, TWO
 
@@ -32,21 +32,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 FAULTY = str(ROOT / "tests" / "faulty.py")
 
 
-def digest_of(folder):
-  """Of the newest state; every step must be whole."""
+def newest_checksum(folder):
+  """(step, checksum) of the newest state, which must be intact."""
   *_, last = read_checkpoints.verify_checkpoints(str(folder / "checkpoints"))
-  step, wrong, leaves = last
-  assert wrong is None
+  step, error, leaves = last
+  assert error is None
   return step, combined_checksum(leaves)
 
 
 def losses(folder):
-  told = metric_writer.read_metrics(str(folder))
-  return [(line["step"], line["loss"]) for line in told if "loss" in line]
+  lines = metric_writer.read_metrics(str(folder))
+  return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
 def begin(folder, steps, every=5, rest=0.05, **env):
-  """A small run as a process of its own."""
+  """Starts a small run as a process."""
   return subprocess.Popen(
     [sys.executable, FAULTY, str(folder), str(steps), str(every), str(rest)],
     env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **env},
@@ -56,11 +56,11 @@ def begin(folder, steps, every=5, rest=0.05, **env):
 
 
 def wait_for(folder, step, process, seconds=60):
-  """Until a run has told of a step."""
+  """Returns once the run has reported a step."""
   until = time.monotonic() + seconds
   while time.monotonic() < until and process.poll() is None:
-    told = losses(folder) if folder.exists() else []
-    if told and told[-1][0] >= step:
+    found = losses(folder) if folder.exists() else []
+    if found and found[-1][0] >= step:
       return
     time.sleep(0.02)
   raise AssertionError(f"no step {step}: {process.communicate()[1]}")
@@ -68,7 +68,7 @@ def wait_for(folder, step, process, seconds=60):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-  """A small run that nobody disturbs, 30 steps."""
+  """A small run of 30 steps without faults."""
   folder = tmp_path_factory.mktemp("straight") / "run"
   process = begin(folder, 30, rest=0.0)
   assert process.wait(120) == 0, process.communicate()[1]
@@ -87,68 +87,70 @@ def test_a_signal_loses_no_step(straight, tmp_path, number, code):
   assert process.wait(30) == code
   assert time.monotonic() - sent < 5
   assert f"{number.name}: saved step" in process.communicate()[1]
-  step, _ = digest_of(run)
+  step, _ = newest_checksum(run)
   assert 7 <= step < 30 and step == losses(run)[-1][0]
   again = begin(run, 30, rest=0.0)
   assert again.wait(60) == 0
   assert f"from step {step}" in again.communicate()[1]
-  assert digest_of(run) == digest_of(straight)
+  assert newest_checksum(run) == newest_checksum(straight)
   assert losses(run) == losses(straight)
 
 
-def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(straight, tmp_path):
+def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(
+  straight, tmp_path
+):
   run = tmp_path / "run"
   process = begin(run, 30, every=50, rest=0.3, SLOW="60")
   wait_for(run, 5, process)
   process.send_signal(signal.SIGINT)
-  time.sleep(1.5)  # it is waiting for its save by now
+  time.sleep(1.5)  # by now it waits for its save
   process.send_signal(signal.SIGINT)
   sent = time.monotonic()
   assert process.wait(30) == 130
   assert time.monotonic() - sent < 2
-  said = process.communicate()[1]
-  assert "interrupted" in said and "saved step" not in said  # it did not wait
+  err = process.communicate()[1]
+  assert "interrupted" in err and "saved step" not in err  # it did not wait
   again = begin(run, 30, every=2, rest=0.0)
   assert again.wait(60) == 0, again.communicate()[1]
-  assert digest_of(run)[1] == digest_of(straight)[1]
+  assert newest_checksum(run)[1] == newest_checksum(straight)[1]
 
 
 @pytest.mark.parametrize("kind", ["batch", "gradient", "weight", "batches"])
 def test_a_nan_is_never_saved(tmp_path, kind):
-  """One update is passed over; what does not heal ends the run."""
+  """One bad update is skipped; a NaN that stays ends the run."""
   more = {
     "batch": {"bad": {5}},
     "gradient": {"breaks": {"breaks_gradient": 5}},
     "weight": {"breaks": {"breaks_weight": 7}},
     "batches": {"bad": range(5, 99)},
   }[kind]
-  heals = kind in ("batch", "gradient")
-  if heals:
+  is_transient = kind in ("batch", "gradient")
+  if is_transient:
     assert descend(tmp_path, 12, 3, **more) == 0
     lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [5]
   else:
     with pytest.raises(NonFinite, match=r"3 updates in a row|not a number"):
       descend(tmp_path, 12, 3, **more)
-  for _, wrong, leaves in read_checkpoints.verify_checkpoints(
+  for _, error, leaves in read_checkpoints.verify_checkpoints(
     str(tmp_path / "checkpoints")
   ):
-    assert wrong is None and leaves
+    assert error is None and leaves
   checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
-  assert checkpoints.latest == (12 if heals else 6)
-  made, held_out, _ = loop(tmp_path, 12, 3)
-  shapes = jax.eval_shape(made.task.init, jax.random.key(0), held_out, None)
+  assert checkpoints.latest == (12 if is_transient else 6)
+  trainer, held_out, _ = make_trainer(tmp_path, 12, 3)
+  shapes = jax.eval_shape(trainer.task.init, jax.random.key(0), held_out, None)
   _, state = checkpoints.restore_newest(
-    shapes, made.sharding.tree_shardings(shapes)
+    shapes, trainer.sharding.tree_shardings(shapes)
   )
   checkpoints.close()
   assert np.isfinite(state.params["w"]).all()
 
 
 @pytest.mark.slow
-def test_killed_while_saving_the_step_before_is_there(tmp_path):
-  """A run that does nothing but save 24 MB, killed at any moment."""
-  rng, left = random.Random(0), set()
+def test_a_run_killed_while_saving_keeps_an_intact_checkpoint(tmp_path):
+  """A run that does little but save 24 MB, killed at random times."""
+  rng, names_seen = random.Random(0), set()
   run = tmp_path / "run"
   before, kills, steps = 0, repeated(50), 100_000
   for _ in range(kills):
@@ -157,17 +159,17 @@ def test_killed_while_saving_the_step_before_is_there(tmp_path):
     time.sleep(rng.uniform(0, 0.5))
     process.kill()
     process.communicate()
-    left |= {p.name for p in (run / "checkpoints").iterdir()}
-    told = list(read_checkpoints.verify_checkpoints(str(run / "checkpoints")))
-    assert told and all(wrong is None for _, wrong, _ in told)
-    assert told[-1][0] >= losses(run)[-1][0] - 3 and told[-1][0] > before
-    before = told[-1][0]
-  assert any(name.endswith(INCOMPLETE) for name in left) or SHARE < 1
+    names_seen |= {p.name for p in (run / "checkpoints").iterdir()}
+    found = list(read_checkpoints.verify_checkpoints(str(run / "checkpoints")))
+    assert found and all(error is None for _, error, _ in found)
+    assert found[-1][0] >= losses(run)[-1][0] - 3 and found[-1][0] > before
+    before = found[-1][0]
+  assert any(name.endswith(INCOMPLETE) for name in names_seen) or FRACTION < 1
   process = begin(run, before + 1, every=1, rest=0.0, BIG="1")
   assert process.wait(60) == 0
   process.communicate()
   names = [p.name for p in (run / "checkpoints").iterdir()]
-  assert all(name.isdigit() for name in names)  # what was half written is gone
+  assert all(name.isdigit() for name in names)  # incomplete writes are removed
 
 
 def command(stage, folder, steps, first=None, threads=2):
@@ -188,7 +190,7 @@ def command(stage, folder, steps, first=None, threads=2):
 
 
 def trained(line, kill_after=None, devices=1):
-  """Runs a command; whether it came to its end before it was killed."""
+  """Runs a command; false if it was killed after `kill_after` seconds."""
   process = subprocess.Popen(
     line,
     cwd=ROOT,
@@ -198,8 +200,8 @@ def trained(line, kill_after=None, devices=1):
     text=True,
   )
   with contextlib.suppress(subprocess.TimeoutExpired):
-    _, said = process.communicate(timeout=kill_after)
-    assert process.returncode == 0, said[-3000:]
+    _, err = process.communicate(timeout=kill_after)
+    assert process.returncode == 0, err[-3000:]
     return True
   process.kill()
   process.communicate()
@@ -208,16 +210,14 @@ def trained(line, kill_after=None, devices=1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["one", "two"])
-def test_a_run_that_is_killed_at_random_is_the_run_that_was_not(
-  tmp_path, stage
-):
+def test_a_run_killed_at_random_equals_an_undisturbed_one(tmp_path, stage):
   steps, first = 20, None
   if stage == "two":
     first = tmp_path / "first"
     assert trained(command("one", first, 2))
-  whole = tmp_path / "whole"
-  assert trained(command(stage, whole, steps, first))
-  begun = time.monotonic()  # once more, now that all is compiled
+  straight = tmp_path / "straight"
+  assert trained(command(stage, straight, steps, first))
+  begun = time.monotonic()  # again, with all programs in the cache
   assert trained(command(stage, tmp_path / "timed", steps, first))
   seconds = time.monotonic() - begun
   rng, kills, runs = random.Random(1), 0, repeated(20)
@@ -228,39 +228,40 @@ def test_a_run_that_is_killed_at_random_is_the_run_that_was_not(
       rng.uniform(0.3, 1.1) * seconds,
     ):
       kills += 1
-    assert digest_of(run) == digest_of(whole)
-    assert losses(run) == losses(whole)
+    assert newest_checksum(run) == newest_checksum(straight)
+    assert losses(run) == losses(straight)
   print(f"stage {stage}: {kills} kills in {runs} runs, all exact")
 
 
-def pair(folder, steps, rest):
+def start_pair(folder, steps, rest):
   return start(
     lambda i: [FAULTY, str(folder), str(steps), "5", str(rest)], devices=4
   )
 
 
 @pytest.mark.slow
-def test_one_processs_signal_ends_both_at_the_same_step(straight, tmp_path):
+def test_a_signal_to_one_process_ends_both_at_the_same_step(straight, tmp_path):
   run = tmp_path / "run"
-  running = pair(run, 30, 0.1)
+  running = start_pair(run, 30, 0.1)
   wait_for(run, 7, running[0], 120)
   running[1].send_signal(signal.SIGTERM)
   for process in running:
     assert process.wait(60) == 143, process.communicate()[1]
     process.communicate()
-  step, _ = digest_of(run)
+  step, _ = newest_checksum(run)
   assert step == losses(run)[-1][0] < 30
-  # On another number of devices the state is the same, later ones nearly.
+  # Another number of devices restores the same state, and then differs by
+  # rounding.
   again = begin(run, 30, rest=0.0)
   assert again.wait(60) == 0, again.communicate()[1]
-  ours, theirs = np.array(losses(run)), np.array(losses(straight))
-  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+  resumed, expected = np.array(losses(run)), np.array(losses(straight))
+  np.testing.assert_allclose(resumed, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_dead_process_is_noticed(tmp_path, monkeypatch):
+def test_a_dead_process_ends_the_others(tmp_path, monkeypatch):
   monkeypatch.setenv("LDM_JAX_HEARTBEAT_SECONDS", "10")
-  running = pair(tmp_path / "run", 10_000, 0.05)
+  running = start_pair(tmp_path / "run", 10_000, 0.05)
   wait_for(tmp_path / "run", 5, running[0], 120)
   running[1].kill()
   begun = time.monotonic()
@@ -271,20 +272,20 @@ def test_a_dead_process_is_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_exception_of_one_process_is_seen_and_ends_both(
+def test_an_exception_of_one_process_is_printed_and_ends_both(
   tmp_path, monkeypatch
 ):
   monkeypatch.setenv("LDM_JAX_HEARTBEAT_SECONDS", "10")
   monkeypatch.setenv("RAISES", "process 1 at step 4")
-  running = pair(tmp_path / "run", 10_000, 0.05)
-  told = [process.communicate(timeout=120)[1] for process in running]
+  running = start_pair(tmp_path / "run", 10_000, 0.05)
+  errors = [process.communicate(timeout=120)[1] for process in running]
   assert running[1].returncode == 70
-  assert "Traceback" in told[1] and "process 1 at step 4" in told[1]
+  assert "Traceback" in errors[1] and "process 1 at step 4" in errors[1]
   assert running[0].returncode not in (0, None)
 
 
 @pytest.mark.slow
-def test_three_thousand_steps_leave_nothing_behind(tmp_path):
+def test_three_thousand_steps_leak_no_memory(tmp_path):
   run = tmp_path / "run"
   process = begin(run, 3000, every=1000, rest=0.0, JAX_LOG_COMPILES="1")
   sizes = {}
@@ -294,8 +295,8 @@ def test_three_thousand_steps_leave_nothing_behind(tmp_path):
       pages = pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1]
       sizes[losses(tmp_path / "run")[-1][0]] = int(pages) * 4096 / 2**20
   assert process.returncode == 0, process.communicate()[1]
-  said = process.communicate()[1]
-  assert said.count("compiling") == said.count("Compiling jit(step)") == 1
+  err = process.communicate()[1]
+  assert err.count("compiling the") == err.count("Compiling jit(step)") == 1
   steps, mib = np.array([kv for kv in sizes.items() if kv[0] > 1100]).T
   slope = np.polyfit(steps, mib, 1)[0] * 1000
   print(f"{slope:.2f} MiB per 1000 steps")
@@ -303,21 +304,21 @@ def test_three_thousand_steps_leave_nothing_behind(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_resume_command_is_told_and_works(tmp_path):
+def test_the_resume_command_is_logged_and_works(tmp_path):
   line = command("one", tmp_path / "run", 60)
   process = subprocess.Popen(
     line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
   )
   wait_for(tmp_path / "run", 2, process, 120)
   process.send_signal(signal.SIGINT)
-  out, said = process.communicate(timeout=60)
+  out, err = process.communicate(timeout=60)
   assert process.returncode == 130
-  told = re.search(r"resume with: python (.*)", said)[1]
-  assert told.startswith("train.py --config=")
+  resume = re.search(r"resume with: python (.*)", err)[1]
+  assert resume.startswith("train.py --config=")
   step = json.loads(out.splitlines()[-1])["step"]
-  assert step == digest_of(tmp_path / "run")[0]
+  assert step == newest_checksum(tmp_path / "run")[0]
   done = subprocess.run(
-    f"{sys.executable} {told} --config.steps={step + 1}",
+    f"{sys.executable} {resume} --config.steps={step + 1}",
     shell=True,
     cwd=ROOT,
     capture_output=True,
@@ -328,16 +329,17 @@ def test_the_resume_command_is_told_and_works(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["one", "two"])
-def test_a_hundred_steps_are_the_same_on_eight_devices(tmp_path, stage):
+def test_a_hundred_steps_are_the_same_on_one_and_eight_devices(tmp_path, stage):
   first = tmp_path / "first" if stage == "two" else None
   if first is not None:
     assert trained(command("one", first, 2))
-  # At the glyphs' own rate stage one doubles a rounding every few steps.
-  calm = ["--config.task.optimizer.rate=2e-4", "--config.checkpoints.every=99"]
+  # At the default learning rate stage one doubles a rounding error every few
+  # steps.
+  flags = ["--config.task.optimizer.rate=2e-4", "--config.checkpoints.every=99"]
   found, steps = [], repeated(100, least=30)
   for devices in (1, 8):
     run = tmp_path / f"on_{devices}"
-    line = [*command(stage, run, steps, first), *calm]
+    line = [*command(stage, run, steps, first), *flags]
     assert trained(line, devices=devices)
     found.append(np.array(losses(run)))
   np.testing.assert_allclose(*found, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Every mesh computes what one device computes: gradients, then steps."""
+"""Every mesh computes what one device computes: gradients and parameters."""
 
 import dataclasses
 import functools
@@ -52,15 +52,15 @@ STEPS, DISC_START, BATCH, SIDE = 10, 3, 16, 16
 
 
 class Descent(Optimizer):
-  """Plain gradient descent that remembers the last gradient."""
+  """Plain gradient descent; its state holds the last gradient."""
 
   def build(self):
     return optax.chain(optax.trace(0.0), optax.scale(-self.rate))
 
 
-TRUNK = ConvStack(8, (1, 2), 1, groups=4)
+STACK = ConvStack(8, (1, 2), 1, groups=4)
 STAGE_ONE = AutoencoderTask(
-  autoencoder=Autoencoder(TRUNK, 3),
+  autoencoder=Autoencoder(STACK, 3),
   perceptual=None,
   discriminator=PatchDiscriminator(width=8, layers=2),
   optimizer=Descent(1e-5),
@@ -71,7 +71,7 @@ STAGE_ONE = AutoencoderTask(
 WITH_LPIPS = dataclasses.replace(STAGE_ONE, perceptual=LPIPS(width=8))
 STAGE_TWO = DenoiserTask(
   model=LatentDiffusion(
-    first_stage=Autoencoder(TRUNK, 3),
+    first_stage=Autoencoder(STACK, 3),
     unet=UNet(3, 16, (1, 2), 1, AttentionPlan((0, 0), heads=2), groups=4),
     conditioners=(
       TextEmbedder(TextEncoder(24, 16, 1, 2, 8, length=6)),
@@ -80,19 +80,19 @@ STAGE_TWO = DenoiserTask(
   ),
   optimizer=Descent(1e-2),
 )
-# All that conditioners can read, at once.
-WORDS = TextEncoder(24, 16, 1, 2, 8, length=6)
+# All kinds of conditioners at once.
+ENCODER = TextEncoder(24, 16, 1, 2, 8, length=6)
 EVERYTHING = dataclasses.replace(
   STAGE_TWO,
   model=LatentDiffusion(
-    first_stage=Autoencoder(TRUNK, 3),
+    first_stage=Autoencoder(STACK, 3),
     unet=UNet(
       3, 16, (1, 2), 1, AttentionPlan((0, 1), heads=2), groups=4, vector="mlp"
     ),
     conditioners=(
-      TextEmbedder(WORDS),
+      TextEmbedder(ENCODER),
       ClassEmbedder(7, 16),
-      LayoutEmbedder(WORDS),
+      LayoutEmbedder(ENCODER),
       NeighbourEmbeddings(16),
       SegmentationEmbedder(
         5, 16, 2, "context", positions=16, input_key="marks"
@@ -109,26 +109,28 @@ EVERYTHING = dataclasses.replace(
 
 def draw(step):
   rng = np.random.default_rng(step)
-  whole = lambda most, *shape: rng.integers(0, most, (BATCH, *shape), np.int32)
+  integers = lambda high, *shape: rng.integers(
+    0, high, (BATCH, *shape), np.int32
+  )
   real = lambda *shape: rng.standard_normal((BATCH, *shape), np.float32)
   plane = (SIDE, SIDE)
   return {
-    "image": whole(256, *plane, 3).astype(np.uint8),
-    "tokens": 4 + whole(20, 6),
-    "label": whole(7),
-    "layout": whole(24, 6),
+    "image": integers(256, *plane, 3).astype(np.uint8),
+    "tokens": 4 + integers(20, 6),
+    "label": integers(7),
+    "layout": integers(24, 6),
     "neighbours": real(4, 16),
-    "marks": whole(5, *plane).astype(np.uint8),
-    "segmap": whole(5, *plane).astype(np.uint8),
-    "mask": whole(2, *plane) == 1,
-    "low": whole(256, 8, 8, 3).astype(np.uint8),
+    "marks": integers(5, *plane).astype(np.uint8),
+    "segmap": integers(5, *plane).astype(np.uint8),
+    "mask": integers(2, *plane) == 1,
+    "low": integers(256, 8, 8, 3).astype(np.uint8),
     "depth": real(*plane),
-    "sizes": whole(64, 6).astype(np.float32),
+    "sizes": integers(64, 6).astype(np.float32),
   }
 
 
 def frozen_of(task):
-  """Random frozen parts, the same for every mesh."""
+  """Random frozen parameters, the same for every mesh."""
   shapes = task.frozen_shapes(draw(0))
   leaves, tree = jax.tree.flatten(shapes)
   rng = np.random.default_rng(1)
@@ -141,11 +143,11 @@ def frozen_of(task):
   return jax.tree.unflatten(tree, [np.float32(x) for x in drawn])
 
 
-def stirred(params):
-  """The same with noise on every leaf, zero layers among them."""
+def with_noise(params):
+  """Parameters with noise on every leaf; zero-initialised layers too."""
   rng = np.random.default_rng(3)
-  stir = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)
-  return jax.tree.map(lambda x: stir(np.asarray(x)), params)
+  add = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)
+  return jax.tree.map(lambda x: add(np.asarray(x)), params)
 
 
 TASKS = {
@@ -158,7 +160,7 @@ TASKS = {
 
 @functools.cache
 def history(task_name, *mesh):
-  """(losses, gradients per step, last parameters) of some steps on a mesh."""
+  """(losses, gradients, last parameters) of STEPS steps on a mesh."""
   task = TASKS[task_name]
   count = math.prod(mesh)
   sharding = MeshShape(*mesh).build(jax.devices()[:count])
@@ -167,38 +169,38 @@ def history(task_name, *mesh):
   frozen = jax.device_put(frozen, sharding.tree_shardings(frozen))
   key = jax.random.key(0)
   batch = sharding.put_batch(draw(0))
-  places = sharding.tree_shardings(
+  shardings = sharding.tree_shardings(
     jax.eval_shape(task.init, key, batch, frozen)
   )
-  state = jax.jit(task.init, out_shardings=places)(key, batch, frozen)
-  if isinstance(task, DenoiserTask):  # most of a fresh one's gradients are zero
-    params = jax.device_put(stirred(state.params), places.params)
+  state = jax.jit(task.init, out_shardings=shardings)(key, batch, frozen)
+  if isinstance(task, DenoiserTask):  # most initial gradients are zero
+    params = jax.device_put(with_noise(state.params), shardings.params)
     state = state.replace(params=params)
   if mesh[1] * mesh[2] > 1:
-    cut = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
-    assert len(cut) > 20  # the mesh must have something to do
+    sharded = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
+    assert len(sharded) > 20
   step = jax.jit(
     constrain_activations(task.step, sharding),
     donate_argnums=0,
-    out_shardings=(places, sharding.replicated),
+    out_shardings=(shardings, sharding.replicated),
   )
   losses, gradients = [], []
   for i in range(STEPS):
     key = jax.random.fold_in(jax.random.key(1), i)
     state, metrics = step(state, frozen, sharding.put_batch(draw(i)), key)
     losses.append({k: float(v) for k, v in metrics.items()})
-    seen = {"model": state.opt[0].trace}
+    trace = {"model": state.opt[0].trace}
     if isinstance(task, AutoencoderTask):
-      seen["critic"] = state.critic_opt[0].trace
-    gradients.append(jax.tree.map(np.asarray, seen))
+      trace["critic"] = state.critic_opt[0].trace
+    gradients.append(jax.tree.map(np.asarray, trace))
   return losses, gradients, jax.tree.map(np.asarray, state.params)
 
 
-def distance(ours, theirs):
-  """|a - b| / |b| over a whole tree."""
-  difference = jax.tree.map(np.subtract, ours, theirs)
+def distance(found, expected):
+  """|a - b| / |b| over all leaves of a tree."""
+  difference = jax.tree.map(np.subtract, found, expected)
   norm = lambda tree: float(optax.tree.norm(tree))
-  return norm(difference) / max(norm(theirs), 1e-30)
+  return norm(difference) / max(norm(expected), 1e-30)
 
 
 @pytest.mark.parametrize(
@@ -208,28 +210,28 @@ def distance(ours, theirs):
       task,
       mesh,
       id=f"{task}-{'x'.join(map(str, mesh))}",
-      # The mesh that has three axes is enough for a quick look.
+      # The mesh of three axes is enough for the quick tests.
       marks=() if mesh in QUICK and task in FAST else pytest.mark.slow,
     )
     for task in TASKS
     for mesh in (QUICK if task == "lpips" else MESHES)
   ],
 )
-def test_every_mesh_is_one_device(task, mesh):
+def test_every_mesh_equals_one_device(task, mesh):
   losses, gradients, params = history(task, *mesh)
   alone, one_gradients, one_params = history(task, 1, 1, 1, 1)
   for step in range(STEPS):
     for player in one_gradients[step]:
-      ours, theirs = gradients[step][player], one_gradients[step][player]
+      found, expected = gradients[step][player], one_gradients[step][player]
       if player == "critic" and step < DISC_START:
-        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(ours))
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(found))
         continue
       # Later steps start from parameters that already differ by rounding.
       limit = 1e-5 if step == 0 else 1e-4
-      assert distance(ours, theirs) <= limit, (step, player)
-      floor = 1e-5 * float(optax.tree.norm(theirs))
+      assert distance(found, expected) <= limit, (step, player)
+      floor = 1e-5 * float(optax.tree.norm(expected))
       for a, b in zip(
-        jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
       ):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=floor)
     for name, value in alone[step].items():
@@ -242,7 +244,7 @@ def test_every_mesh_is_one_device(task, mesh):
   assert distance(params, one_params) < 1e-5
 
 
-def test_rules_decide_and_the_largest_divisible_axis_is_the_default():
+def test_fsdp_shards_the_largest_divisible_axis():
   sharding = MeshShape(2, 4).build()
   sharding = dataclasses.replace(sharding, min_size=64)
   assert sharding.spec("a/kernel", (3, 3, 64, 128)) == P(
@@ -272,12 +274,12 @@ T, F = "tensor", "fsdp"
     ("unet/block_0/ff/up/kernel", (30, 65), (F,)),  # 2 does not divide 65
   ],
 )
-def test_what_is_cut_along_tensor(path, shape, expected):
+def test_tensor_shards_the_axes_of_the_rules(path, shape, expected):
   sharding = dataclasses.replace(MeshShape(2, 2, 2).build(), min_size=1)
   assert sharding.spec(path, shape) == P(*expected)
 
 
-def test_a_processs_rows_are_those_that_its_devices_hold():
+def test_local_rows_are_those_of_the_devices_of_a_process():
   for mesh in ((8,), (2, 2, 2), (2, 1, 4), (4, 1, 1, 2)):
     sharding = MeshShape(*mesh).build()
     np.testing.assert_array_equal(sharding.local_rows(16), np.arange(16))
@@ -312,8 +314,8 @@ def test_impossible_meshes_and_batches_are_refused():
 
 
 def torus(side, slices):
-  """side x side chips of a TPU that is not here, per slice."""
-  places = itertools.product(range(slices), range(side), range(side))
+  """side x side chips of an absent TPU, per slice."""
+  coordinates = itertools.product(range(slices), range(side), range(side))
   return [
     unittest.mock.Mock(
       spec=jax.Device,
@@ -325,26 +327,26 @@ def torus(side, slices):
       slice_index=index,
       process_index=number // 4,
     )
-    for number, (index, y, x) in enumerate(places)
+    for number, (index, y, x) in enumerate(coordinates)
   ]
 
 
 @pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize("inner", [(4, 1), (2, 2), (16, 1), (8, 4)])
-def test_a_mesh_may_cut_the_sides_of_a_torus(inner, slices):
+def test_a_mesh_axis_may_be_a_part_of_a_torus_axis(inner, slices):
   chips = torus(8, slices)
   mesh = MeshShape(None, *inner).build(chips).mesh
   assert sorted(chip.id for chip in mesh.devices.flat) == list(
     range(64 * slices)
   )
-  inside = mesh.devices.reshape(-1, inner[0] * inner[1])
-  for part in inside:
+  groups = mesh.devices.reshape(-1, inner[0] * inner[1])
+  for part in groups:
     assert len({chip.slice_index for chip in part}) == 1
 
 
 @pytest.mark.slow
-def test_slices_of_a_sharded_batch_stay_spread():
-  """Gradient accumulation takes the same examples on every mesh."""
+def test_gradient_accumulation_is_independent_of_the_mesh():
+  """Each slice has the same examples on every mesh."""
   task = dataclasses.replace(STAGE_TWO, accumulate=2)
   frozen = frozen_of(task)
   found = []
@@ -359,13 +361,13 @@ def test_slices_of_a_sharded_batch_stay_spread():
   assert distance(gradients[1], gradients[0]) < 1e-5
 
 
-def test_leaves_that_one_device_would_hold_are_cut():
-  """fsdp = 8 leaves every device an eighth of each large kernel."""
+def test_every_device_initialises_its_part_of_a_kernel():
+  """With fsdp=8 every device has an eighth of each large kernel."""
   sharding = dataclasses.replace(MeshShape(1, 8).build(), min_size=1)
   frozen, batch = frozen_of(STAGE_TWO), sharding.put_batch(draw(0))
   shapes = jax.eval_shape(STAGE_TWO.init, jax.random.key(0), batch, frozen)
-  places = sharding.tree_shardings(shapes)
-  init = jax.jit(STAGE_TWO.init, out_shardings=places)
+  shardings = sharding.tree_shardings(shapes)
+  init = jax.jit(STAGE_TWO.init, out_shardings=shardings)
   state = init(jax.random.key(0), batch, frozen)
   kernel = state.ema["unet"]["params"]["mid_block_0"]["conv1"]["kernel"]
   assert kernel.addressable_shards[0].data.size == kernel.size // 8

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from test_training import BLIND, CONFIGS, ONE, TWO, run
 
+from ldm_jax.errors import ConfigError
 from ldm_jax.run import Run
-from ldm_jax.runtime.checkpointing import checkpoint
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -45,39 +46,39 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"MEGASCALE_COORDINATOR_ADDRESS": "here"}, {}),
   ],
 )
-def test_who_is_alone(environment, expected):
-  assert processes._told(environment) == expected
+def test_several_processes_are_recognised(environment, expected):
+  assert processes._options(environment) == expected
 
 
-def test_an_mpirun_that_keeps_its_address_needs_help(monkeypatch):
-  find = lambda there: lambda name: there
-  monkeypatch.setattr(processes.importlib.util, "find_spec", find(None))
+def test_an_mpirun_without_a_coordinator_address_needs_mpi4py(monkeypatch):
+  found = lambda spec: lambda name: spec
+  monkeypatch.setattr(processes.importlib.util, "find_spec", found(None))
   for size in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
     with pytest.raises(ValueError, match="pip install mpi4py, or set JAX_COO"):
       processes.initialize({size: "2"})
-  monkeypatch.setattr(processes.importlib.util, "find_spec", find("there"))
-  told = {"cluster_detection_method": "mpi4py"}
-  assert processes._told({"PMI_SIZE": "2"}) == told
+  monkeypatch.setattr(processes.importlib.util, "find_spec", found("a spec"))
+  expected = {"cluster_detection_method": "mpi4py"}
+  assert processes._options({"PMI_SIZE": "2"}) == expected
 
 
-def test_jax_is_asked_for_the_cluster_of_a_tpu(monkeypatch):
-  """On its VMs nothing but a server of metadata tells that there is one."""
-  asked = []
+def test_jax_detects_the_cluster_of_a_tpu(monkeypatch):
+  """On TPU VMs only the metadata server knows whether there is one."""
+  calls = []
 
   def initialize(**options):
-    asked.append(options)
-    if len(asked) == 2:
+    calls.append(options)
+    if len(calls) == 2:
       raise ValueError("coordinator_address should be defined.")
 
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
   processes.initialize({})
-  assert not asked
+  assert not calls
   monkeypatch.setattr(processes.os.path, "exists", lambda path: True)
   monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name)
   processes.initialize({})
-  processes.initialize({})  # and it is alone
+  processes.initialize({})  # a single host
   processes.initialize({"JAX_PLATFORMS": "cpu"})
-  assert len(asked) == 2 and "coordinator_address" not in asked[0]
+  assert len(calls) == 2 and "coordinator_address" not in calls[0]
 
 
 @pytest.mark.parametrize(
@@ -91,13 +92,13 @@ def test_jax_is_asked_for_the_cluster_of_a_tpu(monkeypatch):
     ),
   ],
 )
-def test_hosts_that_count_wrongly_are_told(more, message):
-  with pytest.raises(ValueError, match=message):
+def test_invalid_process_numbers_are_refused(more, message):
+  with pytest.raises(ConfigError, match=message):
     processes.initialize({"JAX_COORDINATOR_ADDRESS": "localhost:1", **more})
 
 
 def start(arguments, count=2, devices=4):
-  """The same command as several processes; `arguments` of each."""
+  """Starts several processes; `arguments` gives those of each."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     address = f"localhost:{probe.getsockname()[1]}"
@@ -120,22 +121,22 @@ def start(arguments, count=2, devices=4):
   ]
 
 
-def together(command):
-  """Their outputs, once all have ended well."""
-  running, told = start(lambda i: command), []
+def run_together(command):
+  """The lines of stdout of each of two processes; both must succeed."""
+  running, outputs = start(lambda i: command), []
   for process in running:
-    out, said = process.communicate(timeout=400)
-    assert process.returncode == 0, said[-3000:]
-    # The transport of CPUs says by itself that it is there.
-    # Two threads of it may have broken each other's lines.
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    # Messages of Gloo, the transport of CPUs; its threads may write into each
+    # other's lines.
     noise = ("[Gloo]", "connected to", "peer ranks")
     lines = [
       line
       for line in out.splitlines()
       if line and not any(each in line for each in noise)
     ]
-    told.append(lines)
-  return told
+    outputs.append(lines)
+  return outputs
 
 
 def losses(folder):
@@ -148,7 +149,7 @@ def losses(folder):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-  """Each stage by one process of eight devices, and by two of four."""
+  """Each stage trained by one process of 8 devices, and by two of 4."""
   root = tmp_path_factory.mktemp("pairs")
   mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2"]
   mesh.append("--config.mesh.tensor=2")
@@ -161,7 +162,7 @@ def pairs(tmp_path_factory):
     ),
   ):
     assert run(config, root / f"{name}_alone", 3, flags, every=3) == 0
-    told = together(
+    outputs = run_together(
       [
         "train.py",
         f"--config={CONFIGS / config}",
@@ -171,7 +172,7 @@ def pairs(tmp_path_factory):
         *flags,
       ]
     )
-    assert json.loads(told[0][-1])["step"] == 3 and not told[1]
+    assert json.loads(outputs[0][-1])["step"] == 3 and not outputs[1]
   return root
 
 
@@ -185,7 +186,7 @@ def test_two_processes_train_as_one(pairs, stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["one", "two"])
-def test_what_two_processes_saved_one_restores_on_any_mesh(pairs, stage):
+def test_one_process_restores_the_state_of_two_on_any_mesh(pairs, stage):
   folder = str(pairs / f"{stage}_both")
   opened = Run.open(folder)
   task = opened.experiment.task
@@ -195,19 +196,19 @@ def test_what_two_processes_saved_one_restores_on_any_mesh(pairs, stage):
   found = []
   for mesh in ((1,), (2,), (1, 2), (8,), (1, 8), (2, 2, 2)):
     devices = jax.devices()[: math.prod(mesh)]
-    places = MeshShape(*mesh).build(devices).tree_shardings(shapes)
-    kept = checkpoint.Checkpoints(os.path.join(folder, "checkpoints"))
-    found.append(checksum(kept.restore(3, shapes, places)))
-    kept.close()
+    shardings = MeshShape(*mesh).build(devices).tree_shardings(shapes)
+    checkpoints = Checkpoints(os.path.join(folder, "checkpoints"))
+    found.append(checksum(checkpoints.restore(3, shapes, shardings)))
+    checkpoints.close()
   assert len(set(found)) == 1
 
 
 @pytest.mark.slow
-def test_two_processes_draw_what_one_does(pairs, tmp_path):
+def test_two_processes_generate_the_images_of_one(pairs, tmp_path):
   command = ["sample.py", f"--model={pairs / 'two_alone'}", "--num=3"]
   command += ["--steps=3", "--batch=8", "--prompt=a red circle"]
-  told = together([*command, f"--out={tmp_path / 'both'}"])
-  assert len(told[0]) == 4 and not told[1]
+  outputs = run_together([*command, f"--out={tmp_path / 'both'}"])
+  assert len(outputs[0]) == 4 and not outputs[1]
   alone = [sys.executable, *command, f"--out={tmp_path / 'alone'}"]
   env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
   subprocess.run(alone, cwd=ROOT, env=env, check=True, capture_output=True)
@@ -222,14 +223,14 @@ def test_two_processes_draw_what_one_does(pairs, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_is_seen_and_ends_both(tmp_path):
+def test_an_error_of_one_process_is_printed_and_ends_both(tmp_path):
   command = ["train.py", f"--config={CONFIGS / 'glyphs_autoencoder.py'}"]
   command += [f"--workdir={tmp_path / 'run'}", *ONE]
   wrong = "--config.task.optimizer.rate=-1"
   begun = time.monotonic()
   running = start(lambda i: [*command, wrong] if i else command)
-  told = [process.communicate(timeout=400)[1] for process in running]
+  errors = [process.communicate(timeout=400)[1] for process in running]
   assert running[1].returncode == 2
-  assert "learning rate must be positive" in told[1]
+  assert "learning rate must be positive" in errors[1]
   assert running[0].returncode not in (0, None)
-  assert time.monotonic() - begun < 5 * processes.SILENT
+  assert time.monotonic() - begun < 5 * processes.HEARTBEAT_SECONDS

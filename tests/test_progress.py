@@ -1,4 +1,4 @@
-"""What steps cost, and that they cost no more than they must."""
+"""FLOP counts, step timing, profiles, and steps without hidden transfers."""
 
 import os
 import time
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_runtime import Count, make_loop, stream
+from test_runtime import Count, make_trainer, stream
 
 from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.cli.train import main
@@ -24,7 +24,7 @@ def product(a, b):
   return (a @ b).sum()
 
 
-def test_products_are_counted_and_their_gradients_twice_as_dear():
+def test_matrix_products_are_counted_and_their_gradients_cost_twice():
   a, b = jnp.zeros((4, 8)), jnp.zeros((8, 16))
   once = 2 * 4 * 8 * 16
   assert flops.count(product, a, b) == once
@@ -34,7 +34,7 @@ def test_products_are_counted_and_their_gradients_twice_as_dear():
 
 
 class Product:
-  """A task whose step multiplies every row of its batch, and little else."""
+  """A task whose step is one matrix product with its batch."""
 
   def init(self, key, batch, frozen):
     return Count(jnp.int32(0), jnp.ones((16, 32)))
@@ -50,14 +50,12 @@ class Product:
     return {}
 
 
-def test_utilisation_is_that_of_the_batch_that_is_trained_on(
-  tmp_path, monkeypatch
-):
-  """Whatever the number of held-out examples."""
+def test_utilisation_is_computed_for_the_training_batch(tmp_path, monkeypatch):
+  """The number of held-out examples does not matter."""
   monkeypatch.setattr(flops, "peak", lambda kind: 1e9)
   sharding = MeshShape().build()
   held_out = sharding.distribute({"image": np.ones((8, 16), np.float32)})
-  loop = Trainer(
+  trainer = Trainer(
     Product(), sharding, str(tmp_path), 6, every=1, previews_every=0
   )
 
@@ -65,13 +63,13 @@ def test_utilisation_is_that_of_the_batch_that_is_trained_on(
     while True:
       yield {"image": np.ones((64, 16), np.float32)}
 
-  assert loop.run(None, wide, held_out, held_out) == 0
+  assert trainer.run(None, wide, held_out, held_out).step == 6
   *_, last = (line for line in read_metrics(str(tmp_path)) if "mfu" in line)
   each = last["mfu"] / last["images_per_second"]
   assert each == pytest.approx(2 * 16 * 32 / (1e9 * 8), rel=1e-6)
 
 
-def test_loops_count_as_often_as_they_turn():
+def test_the_body_of_a_scan_counts_times_its_length():
   x, w = jnp.zeros((4, 8)), jnp.zeros((10, 8, 8))
   once = 2 * 4 * 8 * 8
 
@@ -86,7 +84,7 @@ def test_loops_count_as_often_as_they_turn():
   assert flops.count(grad, x, w) in (7 * once, 8 * once)
 
 
-def test_the_dearer_branch_counts():
+def test_the_costlier_branch_counts():
   x, w = jnp.zeros((4, 8)), jnp.zeros((8, 8))
 
   def either(x, w):
@@ -96,7 +94,7 @@ def test_the_dearer_branch_counts():
 
 
 @pytest.mark.parametrize("stride, groups", [(1, 1), (2, 1), (1, 4), (2, 2)])
-def test_convolutions_and_their_gradients(stride, groups):
+def test_convolutions_and_their_gradients_are_counted(stride, groups):
   x, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((3, 3, 16 // groups, 32))
 
   def convolve(x, kernel):
@@ -115,16 +113,16 @@ def test_convolutions_and_their_gradients(stride, groups):
   assert flops.count(jax.grad(convolve, (0, 1)), x, kernel) == 3 * once
 
 
-def test_the_longest_name_of_a_device_counts():
+def test_the_longest_matching_device_name_gives_the_peak():
   assert flops.peak("NVIDIA H100 80GB HBM3") == 989e12
   assert flops.peak("TPU v5 lite") == 197e12 and flops.peak("TPU v5p") == 459e12
   assert flops.peak("cpu") is None
 
 
-def test_a_slow_stream_is_told_as_hunger():
+def test_a_slow_stream_is_reported_as_input_starvation():
   work = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, x: x @ x, x))
   x = jnp.eye(300) * 0.5
-  told = []
+  metrics = []
   for wait in (0.0, 0.3):
 
     def slow(wait=wait):
@@ -132,20 +130,20 @@ def test_a_slow_stream_is_told_as_hunger():
         time.sleep(wait)
         yield x
 
-    pace = StepTimer(batch_size=4)
-    fed = pace.time_input(slow())
+    timer = StepTimer(batch_size=4)
+    stream = timer.time_input(slow())
     for _ in range(6):
-      pace.dispatched(work(next(fed)))
-    told.append(pace.metrics())
-    pace.close()
-  fast, slow = told
+      timer.dispatched(work(next(stream)))
+    metrics.append(timer.metrics())
+    timer.close()
+  fast, slow = metrics
   assert slow["input_starved"] > 0.5 > fast["input_starved"]
   assert slow["images_per_second"] < fast["images_per_second"]
   assert fast["step_seconds_p50"] <= fast["step_seconds_p95"]
 
 
 class Counted:
-  """A task whose step is traced where it is compiled."""
+  """A task that counts how often its step is traced."""
 
   def __init__(self, task):
     self.task, self.traces = task, 0
@@ -158,55 +156,55 @@ class Counted:
     return state, {"loss": batch["image"].mean()}
 
 
-def test_nothing_recompiles_and_nothing_is_moved_in_secret(tmp_path):
-  """The loop forbids transfers around a step, so this would stop it."""
-  loop, held_out = make_loop(tmp_path / "run", 6)
-  task = Counted(loop.task)
-  object.__setattr__(loop, "task", task)
-  assert loop.run(None, stream, held_out, held_out) == 0
+def test_nothing_is_recompiled_or_transferred_implicitly(tmp_path):
+  """The trainer runs steps under a transfer guard, which would raise."""
+  trainer, held_out = make_trainer(tmp_path / "run", 6)
+  task = Counted(trainer.task)
+  object.__setattr__(trainer, "task", task)
+  assert trainer.run(None, stream, held_out, held_out).step == 6
   assert task.traces == 1
-  told = [
+  lines = [
     line for line in read_metrics(str(tmp_path / "run")) if "loss" in line
   ]
   np.testing.assert_allclose(
-    [line["loss"] for line in told], np.arange(6), atol=1e-6
+    [line["loss"] for line in lines], np.arange(6), atol=1e-6
   )
-  assert told[-1]["images_per_second"] > 0
-  assert 0 <= told[-1]["input_starved"] <= 1
+  assert lines[-1]["images_per_second"] > 0
+  assert 0 <= lines[-1]["input_starved"] <= 1
 
 
-def test_a_number_from_the_host_is_stopped(tmp_path):
-  """The guard that stands around a step sees what it is there to see."""
-  loop, held_out = make_loop(tmp_path, 6)
-  task = Counted(loop.task)
-  programs = CompiledTask(task, loop.sharding, 0, None, held_out)
-  state = programs.init(held_out)
-  state, _ = programs.step(state, held_out)
+def test_the_transfer_guard_detects_an_array_of_the_host(tmp_path):
+  """The guard of the test above does its work."""
+  trainer, held_out = make_trainer(tmp_path, 6)
+  task = Counted(trainer.task)
+  compiled = CompiledTask(task, trainer.sharding, 0, None, held_out)
+  state = compiled.init(held_out)
+  state, _ = compiled.step(state, held_out)
+  host = {"image": np.asarray(held_out["image"])}
   with jax.transfer_guard("disallow"):
-    state, _ = programs.step(state, held_out)
-    host = {"image": np.asarray(held_out["image"])}
+    state, _ = compiled.step(state, held_out)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-      programs.step(state, host)
+      compiled.step(state, host)
 
 
-def test_chosen_steps_are_traced(tmp_path):
-  loop, held_out = make_loop(tmp_path, 4)
-  object.__setattr__(loop, "profile", (2, 3))
-  assert loop.run(None, stream, held_out, held_out) == 0
+def test_chosen_steps_are_profiled(tmp_path):
+  trainer, held_out = make_trainer(tmp_path, 4)
+  object.__setattr__(trainer, "profile", (2, 3))
+  assert trainer.run(None, stream, held_out, held_out).step == 4
   files = [f for _, _, names in os.walk(tmp_path / "profile") for f in names]
   assert any(name.endswith(".xplane.pb") for name in files)
 
 
 @pytest.mark.parametrize("text", ["3", "5:2", "0:4", "a:b"])
-def test_steps_that_cannot_be_traced_are_refused(text, tmp_path):
+def test_invalid_ranges_of_profiled_steps_are_refused(text, tmp_path):
   flags = ["--config=configs/glyphs_text.py", f"--workdir={tmp_path}"]
   with pytest.raises(CommandError, match="--profile takes the first") as caught:
     main([*flags, f"--profile={text}"])
   assert caught.value.code == 2
 
 
-def test_a_network_is_counted_as_by_hand():
-  """A convolution module of ours: 3 x 3 windows, 8 to 16 channels."""
+def test_the_count_of_a_flax_module_equals_that_by_hand():
+  """A 3 x 3 convolution from 8 to 16 channels."""
   import flax.linen as nn
 
   class Net(nn.Module):

@@ -1,4 +1,4 @@
-"""The machine room: what stays on disk, what is told, how a run ends."""
+"""Checkpoints, metrics, signals and optimizers of a run."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ from ldm_jax.runtime.signals import InterruptHandler, exit_code
 from ldm_jax.training.trainer import Trainer
 
 
-def test_what_stays_is_the_latest_the_best_and_every_kth(tmp_path):
-  keeping = CheckpointPolicy(
+def test_the_latest_the_best_and_every_kth_checkpoint_are_kept(tmp_path):
+  policy = CheckpointPolicy(
     every=1, keep=2, keep_every=4, best="psnr", best_is="max"
   )
-  checkpoints = Checkpoints(str(tmp_path), keeping)
+  checkpoints = Checkpoints(str(tmp_path), policy)
   scores = [1, 2, 9, 3, 4, 5, 6, 7, 8, 0]
   for step, score in enumerate(scores, start=1):
     checkpoints.save(step, {"x": jnp.full(4, step)}, {"psnr": float(score)})
@@ -40,64 +40,64 @@ def test_what_stays_is_the_latest_the_best_and_every_kth(tmp_path):
   checkpoints.close()
 
 
-def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path):
+def test_a_state_is_restored_bit_for_bit_on_another_mesh(tmp_path):
   rng = np.random.default_rng(0)
   state = {"a": jnp.asarray(rng.normal(size=(16, 8))), "n": jnp.int32(7)}
   state["h"] = state["a"].astype(jnp.bfloat16)
-  places = [MeshShape(*shape).build() for shape in ((8, 1), (1, 8))]
+  meshes = [MeshShape(*shape).build() for shape in ((8, 1), (1, 8))]
   first, second = (
-    jax.tree.map(lambda _, s=s: s.replicated, state) for s in places
+    jax.tree.map(lambda _, s=s: s.replicated, state) for s in meshes
   )
-  cut = second | {"a": places[1].batch}
+  sharded = second | {"a": meshes[1].batch}
   checkpoints = Checkpoints(str(tmp_path))
   checkpoints.save(3, jax.device_put(state, first))
   checkpoints.wait()
   shapes = jax.eval_shape(lambda: state)
-  back = checkpoints.restore(3, shapes, cut)
+  restored = checkpoints.restore(3, shapes, sharded)
   checkpoints.close()
-  assert checksum(back) == checksum(state)
-  assert back["a"].addressable_shards[0].data.shape == (2, 8)
+  assert checksum(restored) == checksum(state)
+  assert restored["a"].addressable_shards[0].data.shape == (2, 8)
   flipped = state | {"a": state["a"].at[3, 3].add(1e-6)}
   assert checksum(flipped) != checksum(state)
 
 
-def test_a_journal_forgets_what_lies_beyond_a_restored_step(tmp_path):
+def test_metrics_beyond_the_restored_step_are_dropped(tmp_path):
   folder = str(tmp_path)
-  journal = MetricWriter(folder)
+  writer = MetricWriter(folder)
   for step in (1, 2, 3):
-    journal.write(step, {"loss": step / 10})
-  journal.close()
+    writer.write(step, {"loss": step / 10})
+  writer.close()
   with open(tmp_path / "metrics.jsonl", "a") as file:
     file.write('{"step": 4, "lo')  # killed here
-  journal = MetricWriter(folder, step=2)
-  journal.write(3, {"loss": 0.5, "odd": float("nan")})
-  journal.close()
-  told = read_metrics(folder)
-  assert [line["step"] for line in told] == [1, 2, 3]
-  assert told[2]["loss"] == 0.5 and told[2]["odd"] is None
-  seconds = [line["seconds"] for line in told]
+  writer = MetricWriter(folder, step=2)
+  writer.write(3, {"loss": 0.5, "odd": float("nan")})
+  writer.close()
+  lines = read_metrics(folder)
+  assert [line["step"] for line in lines] == [1, 2, 3]
+  assert lines[2]["loss"] == 0.5 and lines[2]["odd"] is None
+  seconds = [line["seconds"] for line in lines]
   assert seconds == sorted(seconds)
 
 
 @pytest.fixture
-def usual_handlers():
-  """Signals as a fresh process has them; workers of a test run ignore some."""
-  usual = {signal.SIGINT: signal.default_int_handler}
-  usual[signal.SIGTERM] = signal.SIG_DFL
-  before = {n: signal.signal(n, handler) for n, handler in usual.items()}
+def default_handlers():
+  """Signal handlers of a new process; pytest workers ignore some signals."""
+  default = {signal.SIGINT: signal.default_int_handler}
+  default[signal.SIGTERM] = signal.SIG_DFL
+  previous = {n: signal.signal(n, handler) for n, handler in default.items()}
   yield
-  for number, handler in before.items():
+  for number, handler in previous.items():
     signal.signal(number, handler)
 
 
-def test_a_signal_is_remembered_and_the_second_one_acts(usual_handlers):
+def test_a_signal_is_stored_and_a_second_one_ends_the_process(default_handlers):
   with InterruptHandler() as interruption:
     assert exit_code(interruption.received) == 0
     os.kill(os.getpid(), signal.SIGINT)
     assert interruption.received == signal.SIGINT
     assert exit_code(interruption.received) == 130
-    # What a second one does is seen in test_faults.py: it ends the process.
-    assert signal.getsignal(signal.SIGINT) is signals._at_once
+    # test_faults.py sends a second one.
+    assert signal.getsignal(signal.SIGINT) is signals._exit_at_once
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
   with InterruptHandler() as interruption:
     os.kill(os.getpid(), signal.SIGTERM)
@@ -105,7 +105,7 @@ def test_a_signal_is_remembered_and_the_second_one_acts(usual_handlers):
 
 
 class Falling:
-  """A task that counts, and whose loss is no number from step 5 on."""
+  """A task that counts steps; its loss is NaN from step 5 on."""
 
   def init(self, key, batch, frozen):
     return Count(jnp.int32(0), jnp.zeros(8))
@@ -127,7 +127,7 @@ class Falling:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Count:
-  """Steps, and a sum of everything drawn."""
+  """Steps, and the sum of all random numbers."""
 
   step: Any
   x: Any
@@ -141,40 +141,42 @@ def stream(start, hook=lambda step: None):
     step += 1
 
 
-def make_loop(tmp_path, steps):
+def make_trainer(tmp_path, steps):
   sharding = MeshShape().build()
   held_out = sharding.distribute({"image": np.zeros((8, 1), np.float32)})
-  keeping = CheckpointPolicy(every=2)
-  loop = Trainer(Falling(), sharding, str(tmp_path), steps, 0, keeping, every=1)
-  return loop, held_out
+  policy = CheckpointPolicy(every=2)
+  trainer = Trainer(
+    Falling(), sharding, str(tmp_path), steps, 0, policy, every=1
+  )
+  return trainer, held_out
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):
-  loop, held_out = make_loop(tmp_path, 9)
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+  trainer, held_out = make_trainer(tmp_path, 9)
   with pytest.raises(NonFinite, match="loss at step 5 is not finite"):
-    loop.run(None, stream, held_out, held_out)
+    trainer.run(None, stream, held_out, held_out)
   checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
   assert checkpoints.latest == 4
   checkpoints.close()
   assert read_metrics(str(tmp_path))[-1]["loss"] is None
 
 
-def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path):
+def test_a_run_resumed_after_a_signal_equals_an_uninterrupted_one(tmp_path):
   def hook(step):
     if step == 2:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  loop, held_out = make_loop(tmp_path / "cut", 4)
-  code = loop.run(None, lambda s: stream(s, hook), held_out, held_out)
-  assert code == 143
-  told = read_metrics(str(tmp_path / "cut"))
-  assert 0 < told[-1]["step"] < 4
-  assert loop.run(None, stream, held_out, held_out) == 0
-  whole, held_out = make_loop(tmp_path / "whole", 4)
-  assert whole.run(None, stream, held_out, held_out) == 0
+  trainer, held_out = make_trainer(tmp_path / "cut", 4)
+  outcome = trainer.run(None, lambda s: stream(s, hook), held_out, held_out)
+  assert outcome.interrupted == signal.SIGTERM
+  lines = read_metrics(str(tmp_path / "cut"))
+  assert lines[-1]["step"] == outcome.step and 0 < outcome.step < 4
+  assert trainer.run(None, stream, held_out, held_out).step == 4
+  straight, held_out = make_trainer(tmp_path / "straight", 4)
+  assert straight.run(None, stream, held_out, held_out).interrupted is None
   ends = [
     read_metrics(str(tmp_path / name))[-1]["validation_x"]
-    for name in ("cut", "whole")
+    for name in ("cut", "straight")
   ]
   assert ends[0] == ends[1]
 
@@ -189,7 +191,7 @@ def test_learning_rates():
     Optimizer(decay="cosine")
 
 
-def test_adamw_is_torchs():
+def test_adamw_equals_torchs():
   """One step from torch 2.13's AdamW: x = 1, g = .5, rate .1, decay .01."""
   tx = Optimizer(rate=0.1).build()
   x = jnp.float32(1.0)
@@ -198,11 +200,11 @@ def test_adamw_is_torchs():
   np.testing.assert_allclose(optax.apply_updates(x, updates), 0.899, rtol=1e-6)
 
 
-def test_muon_moves_kernels_along_all_their_directions_alike():
-  """Towards U V^T of the gradient U S V^T, with the norm that AdamW's has.
+def test_muon_updates_kernels_equally_in_all_directions():
+  """Along U V^T of the gradient U S V^T, as long as AdamW's update.
 
-  Biases, tables, the first and the last convolution go AdamW's way, with
-  Nesterov's momentum.
+  Biases, embeddings, the first and the last convolution are updated by AdamW
+  with Nesterov's momentum.
   """
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
@@ -212,13 +214,13 @@ def test_muon_moves_kernels_along_all_their_directions_alike():
     "tokens": {"embedding": draw(10, 4)},
   }
   params = jax.tree.map(jnp.zeros_like, gradient)
-  settings = Optimizer(rate=0.1, weight_decay=0.0)
+  optimizer = Optimizer(rate=0.1, weight_decay=0.0)
   nadam = optax.adamw(0.1, 0.9, 0.999, weight_decay=0.0, nesterov=True)
-  moved = []
-  for built in (nadam, dataclasses.replace(settings, muon=0.2).build()):
+  updated = []
+  for built in (nadam, dataclasses.replace(optimizer, muon=0.2).build()):
     updates, _ = built.update(gradient, built.init(params), params)
-    moved.append(updates)
-  adam, muon = moved
+    updated.append(updates)
+  adam, muon = updated
   kernel = np.asarray(muon["block"].pop("kernel")).reshape(36, 24)
   adam["block"].pop("kernel")
   same = functools.partial(np.testing.assert_allclose, rtol=1e-6)
@@ -251,14 +253,14 @@ def test_clipping_keeps_the_direction_and_bounds_the_norm():
   np.testing.assert_allclose(moments(60.0, gradient), mu, rtol=1e-6)
 
 
-def test_grids_and_png_settings(tmp_path):
+def test_image_grids_and_png_metadata(tmp_path):
   images = np.zeros((5, 32, 32, 3), np.uint8)
   images[:, :, :, 0] = np.arange(5)[:, None, None] * 50
   sheet = image_files.image_grid(images)
   assert sheet.shape == (2 * 64 + 2, 3 * 64 + 2 * 2, 3)
   assert sheet[0, 66, 0] == 50 and sheet[66, 0, 0] == 150
-  named = image_files.image_grid(images, ["a red circle"] * 5, columns=5)
-  assert named.shape[0] > 128 and named.shape[1] == 5 * 128 + 4 * 2
+  captioned = image_files.image_grid(images, ["a red circle"] * 5, columns=5)
+  assert captioned.shape[0] > 128 and captioned.shape[1] == 5 * 128 + 4 * 2
   path = str(tmp_path / "deep" / "x.png")
   image_files.write_png(path, sheet, {"ldm_jax": '{"prompt": "é"}'})
   opened = Image.open(path)

@@ -1,4 +1,4 @@
-"""What would spoil a run does not reach it."""
+"""Updates with bad gradients are skipped, and reported."""
 
 import functools
 import json
@@ -26,9 +26,9 @@ def gradients(seed, scale=1.0):
   return jax.tree.map(draw, PARAMS)
 
 
-def stepped(settings, sequence):
+def updated(optimizer, sequence):
   """Parameters after each update, and the last state."""
-  tx = settings.build()
+  tx = optimizer.build()
   update = jax.jit(tx.update)
   params, state, seen = PARAMS, tx.init(PARAMS), []
   for grads in sequence:
@@ -40,48 +40,48 @@ def stepped(settings, sequence):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("muon", [None, 0.1])
-def test_a_gradient_that_is_no_number_changes_nothing(value, muon):
-  settings = Optimizer(rate=0.1, warmup=3, muon=muon, clip=1.0)
+def test_a_gradient_that_is_not_finite_changes_nothing(value, muon):
+  optimizer = Optimizer(rate=0.1, warmup=3, muon=muon, clip=1.0)
   good = [gradients(n) for n in range(4)]
   bad = gradients(9)
   bad["b"]["c"] = bad["b"]["c"].at[2].set(value)
-  straight, ended = stepped(settings, good)
-  broken, told = stepped(settings, [*good[:2], bad, *good[2:]])
+  straight, ended = updated(optimizer, good)
+  broken, state = updated(optimizer, [*good[:2], bad, *good[2:]])
   same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
   same(broken[1], broken[2])
   same(broken[-1], straight[-1])
-  same(told.inner, ended.inner)
-  assert (int(told.skipped), int(told.in_row)) == (1, 0)
-  assert leaf_names({"opt": told})[int(told.culprit)] == "opt/b/c"
+  same(state.inner, ended.inner)
+  assert (int(state.skipped), int(state.in_row)) == (1, 0)
+  assert leaf_names({"opt": state})[int(state.culprit)] == "opt/b/c"
 
 
-def test_a_norm_beyond_all_floats_is_passed_over():
+def test_a_norm_that_overflows_is_skipped():
   huge = jax.tree.map(lambda x: x * 1e30, gradients(0))
-  seen, state = stepped(Optimizer(), [huge])
+  seen, state = updated(Optimizer(), [huge])
   jax.tree.map(np.testing.assert_array_equal, seen[0], PARAMS)
   assert int(state.in_row) == 1 and int(state.culprit) == 0
 
 
 def norms(values, spikes=6.0):
-  """Which of a sequence of norms are let through."""
-  settings = Optimizer(rate=1e-3, spikes=spikes)
+  """Which of a sequence of gradient norms are accepted."""
+  optimizer = Optimizer(rate=1e-3, spikes=spikes)
   unit = gradients(0)
   size = optax.tree.norm(unit)
   scaled = [jax.tree.map(lambda g, v=v: g * v / size, unit) for v in values]
-  seen, _ = stepped(settings, scaled)
-  moved, before = [], PARAMS
+  seen, _ = updated(optimizer, scaled)
+  accepted, before = [], PARAMS
   for params in seen:
-    moved.append(not np.array_equal(params["a"], before["a"]))
+    accepted.append(not np.array_equal(params["a"], before["a"]))
     before = params
-  return moved
+  return accepted
 
 
-def test_spikes_are_passed_over_once_each():
+def test_each_spike_is_skipped_once():
   rng = np.random.default_rng(0)
   calm = list(1 + 0.1 * rng.standard_normal(2 * WINDOW))
   cases = {
     "one": [*calm, 100.0, *calm[:20]],
-    "no number": [*calm, np.nan, *calm[:20]],
+    "not finite": [*calm, np.nan, *calm[:20]],
     "two": [*calm, 100.0, 1.0, 100.0, *calm[:20]],
     "a constant": [1.0] * (WINDOW + 20),
     "slow": list(np.exp(np.arange(3 * WINDOW) / 200)),
@@ -89,76 +89,76 @@ def test_spikes_are_passed_over_once_each():
   }
   for name, expected in (
     ("one", [len(calm)]),
-    ("no number", [len(calm)]),
+    ("not finite", [len(calm)]),
     ("two", [len(calm), len(calm) + 2]),
     ("a constant", []),
     ("slow", []),
     ("early", []),
   ):
-    moved = norms(cases[name])
-    assert [i for i, m in enumerate(moved) if not m] == expected, name
+    accepted = norms(cases[name])
+    assert [i for i, a in enumerate(accepted) if not a] == expected, name
   assert all(norms(cases["one"], spikes=None))
 
 
-def test_norms_that_rise_for_good_are_let_through_in_the_end():
+def test_norms_that_stay_high_are_accepted_in_the_end():
   rng = np.random.default_rng(0)
   calm = list(1 + 0.1 * rng.standard_normal(WINDOW))
-  moved = norms([*calm, *[5 * v for v in calm]])
-  after = moved[WINDOW:]
+  accepted = norms([*calm, *[5 * v for v in calm]])
+  after = accepted[WINDOW:]
   assert not after[0] and all(after[-40:])
 
 
-def test_wrong_settings_are_refused():
+def test_invalid_patience_and_spikes_are_refused():
   for wrong in ({"patience": 0}, {"spikes": 0.0}):
     with pytest.raises(ValueError, match="patience >= 1 and spikes > 0"):
       Optimizer(**wrong)
 
 
-def test_two_optimizers_are_told_together():
+def test_the_health_of_two_optimizers_is_combined():
   tx = Optimizer(patience=3).build()
   first, second = tx.init(PARAMS), tx.init({"d": jnp.ones(2)})
   bad = {"d": jnp.array([1.0, jnp.nan])}
   _, second = tx.update(bad, second, {"d": jnp.ones(2)})
   state = {"opt": first, "critic_opt": second}
-  told = update_health(state)
-  assert leaf_names(state)[int(told["culprit"])] == "critic_opt/d"
-  assert int(told["skipped"]) == int(told["in_row"]) == 1
+  health = update_health(state)
+  assert leaf_names(state)[int(health["culprit"])] == "critic_opt/d"
+  assert int(health["skipped"]) == int(health["in_row"]) == 1
   assert update_health({"step": jnp.int32(0)}) == {}
 
 
-def test_one_bad_batch_costs_one_update_and_is_told_of(tmp_path, capsys):
+def test_one_bad_batch_costs_one_update_and_is_reported(tmp_path, caplog):
+  caplog.set_level("INFO", "ldm_jax")
   assert descend(tmp_path / "run", 12, 4, bad={4}) == 0
   lines = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
-  told = [json.loads(line) for line in lines]
-  assert told == [
+  assert [json.loads(line) for line in lines] == [
     {
       "step": 4,
       "reason": "the gradient at opt/w is not finite",
       "examples": list(range(32, 40)),
     }
   ]
-  said = capsys.readouterr().err
-  assert "step 4 is passed over: the gradient at opt/w is not finite" in said
-  journal = read_metrics(str(tmp_path / "run"))
-  losses = {line["step"]: line["loss"] for line in journal if "loss" in line}
+  message = "step 4 is skipped: the gradient at opt/w is not finite"
+  assert message in caplog.text
+  metrics = read_metrics(str(tmp_path / "run"))
+  losses = {line["step"]: line["loss"] for line in metrics if "loss" in line}
   assert [step for step, loss in losses.items() if loss is None] == [4]
-  skipped = [line["skipped"] for line in journal if "skipped" in line]
+  skipped = [line["skipped"] for line in metrics if "skipped" in line]
   assert skipped == [0] * 3 + [1] * 9
-  assert not any("in_row" in line for line in journal)
-  # What was saved at step 4 is as if its update had not been.
-  saved = [line["validation_w"] for line in journal if "validation_w" in line]
+  assert not any("in_row" in line for line in metrics)
+  # The state saved at step 4 is that without its update.
+  saved = [line["validation_w"] for line in metrics if "validation_w" in line]
   assert len(saved) == 3 and np.isfinite(saved).all()
 
 
-def test_a_step_that_is_taken_again_is_told_once(tmp_path):
+def test_a_repeated_step_is_reported_once(tmp_path):
   assert descend(tmp_path, 6, 4, bad={5}) == 0
-  shutil.rmtree(tmp_path / "checkpoints" / "6")  # as if it had been killed
+  shutil.rmtree(tmp_path / "checkpoints" / "6")  # as if the run had been killed
   assert descend(tmp_path, 8, 4, bad={5, 7}) == 0
   lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [5, 7]
 
 
-def test_too_many_in_a_row_end_the_run_and_nothing_bad_is_saved(tmp_path):
+def test_too_many_skipped_updates_in_a_row_end_the_run(tmp_path):
   with pytest.raises(NonFinite, match="3 updates in a row, up to step 8"):
     descend(tmp_path, 12, 4, bad={2, 3, 6, 7, 8, 9, 10})
   checkpoints = Checkpoints(str(tmp_path / "checkpoints"))

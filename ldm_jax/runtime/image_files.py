@@ -1,4 +1,4 @@
-"""Arrays to PNG files: one by one, or as a grid with words below."""
+"""Images as PNG files, single or as a grid with captions."""
 
 import contextlib
 import os
@@ -10,10 +10,13 @@ import numpy as np
 def image_grid(
   images: np.ndarray, captions: Sequence[str] = (), columns: int | None = None
 ) -> np.ndarray:
-  """Lays images [n, h, w, 3] of bytes out row by row, near to a square.
+  """Lays uint8 images [n, h, w, 3] out row by row, about as high as wide.
 
   Captions are written below, wrapped to the width of a cell; small images are
-  enlarged by a whole factor to make room for them.
+  enlarged by a whole factor so that they fit.
+
+  Args:
+    columns: images per row; None is about the square root of n.
   """
   count, height, width, _ = images.shape
   columns = min(count, columns or int(np.ceil(np.sqrt(count))))
@@ -57,14 +60,18 @@ def _captioned(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
 
 
 def write_png(
-  path: str, image: np.ndarray, settings: Mapping[str, str] | None = None
+  path: str, image: np.ndarray, metadata: Mapping[str, str] | None = None
 ) -> None:
-  """Writes one image with `settings` as its text; never half a file."""
+  """Writes one uint8 image; the file appears only when it is complete.
+
+  Args:
+    metadata: text chunks of the PNG by keyword.
+  """
   from PIL import Image
   from PIL.PngImagePlugin import PngInfo
 
   info = PngInfo()
-  for name, value in (settings or {}).items():
+  for name, value in (metadata or {}).items():
     info.add_itxt(name, value)
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
   part = path + ".part"

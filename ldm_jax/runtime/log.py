@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def log_duration(what: str) -> Iterator[None]:
-  """Logs `what` when it begins, and the seconds it took when it ends."""
+def log_duration(action: str) -> Iterator[None]:
+  """Logs `action` when it begins, and the seconds it took when it ends."""
   logger = logging.getLogger(__name__)
   begin = time.monotonic()
-  logger.info("%s ...", what)
+  logger.info("%s ...", action)
   yield
-  logger.info("%s: %.1f s", what, time.monotonic() - begin)
+  logger.info("%s: %.1f s", action, time.monotonic() - begin)
 
 
 @contextlib.contextmanager
 def warn_on_os_error() -> Iterator[None]:
-  """Logs an OSError of the block as a warning, and swallows it."""
+  """An OSError of the block is logged as a warning and suppressed."""
   try:
     yield
   except OSError as error:

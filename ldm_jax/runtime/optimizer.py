@@ -1,4 +1,4 @@
-"""Gradients into updates: Adam as the papers set it, averages, slices."""
+"""Optimizers, the moving average of parameters, gradient accumulation."""
 
 import dataclasses
 import math
@@ -26,15 +26,15 @@ class Optimizer:
     warmup: steps over which the rate rises linearly from 0.
     decay: how the rate ends: "constant", or "cosine" to `decay_to` times the
       rate at `decay_steps`.
-    clip: most global norm of a gradient, or None.
-    spikes: pass over updates whose gradient's norm lies more than so many
-      standard deviations above the mean of the last 128, or None.
-    patience: how many updates in a row may be passed over, as those are whose
-      gradient is not finite, before the run stops.
-    muon: the rate at which kernels but those of the first and last convolution
-      are updated by Muon (Jordan et al. 2024), with updates as long as
-      AdamW's (Liu et al. 2025, section 2.2), and the rest by AdamW with
-      Nesterov's momentum (Dozat 2016), as optax has it; None is AdamW.
+    clip: largest global norm of a gradient, or None.
+    spikes: skip updates whose gradient norm lies more than so many standard
+      deviations above the mean of the last 128, or None.
+    patience: how many updates in a row may be skipped, for spikes or because
+      their gradient is not finite, before the run ends.
+    muon: learning rate of Muon (Jordan et al. 2024) for the kernels of all but
+      the first and the last convolution, with updates as long as AdamW's (Liu
+      et al. 2025, section 2.2); the rest is updated by AdamW with Nesterov's
+      momentum (Dozat 2016), as in optax. None is AdamW for all.
   """
 
   rate: float = 1e-4
@@ -83,11 +83,11 @@ class Optimizer:
     )
 
   def build(self) -> optax.GradientTransformation:
-    """The chain of transformations the fields describe."""
-    descent = self._adamw() if self.muon is None else self._muon()
+    """The optax transformation that the fields describe."""
+    inner = self._adamw() if self.muon is None else self._muon()
     if self.clip is not None:
-      descent = optax.chain(optax.clip_by_global_norm(self.clip), descent)
-    return skip_bad_updates(descent, self.patience, self.spikes)
+      inner = optax.chain(optax.clip_by_global_norm(self.clip), inner)
+    return skip_bad_updates(inner, self.patience, self.spikes)
 
   def _adamw(self) -> optax.GradientTransformation:
     return optax.adamw(
@@ -108,19 +108,20 @@ class Optimizer:
       adam_b2=self.betas[1],
       adam_weight_decay=self.weight_decay,
       adam_learning_rate=self.schedule(),
-      muon_weight_dimension_numbers=_matrices,
+      muon_weight_dimension_numbers=_muon_dimensions,
       consistent_rms=0.2,
     )
 
 
-def _matrices(params: Any) -> Any:
-  """How Muon sees kernels as matrices of inputs times outputs; None is not one.
+def _muon_dimensions(params: Any) -> Any:
+  """Kernels as matrices of inputs times outputs; None for AdamW's leaves.
 
-  The first and the last convolution are not: they turn data into features and
-  features into data, and have no norm from features to features.
+  The first and the last convolution are AdamW's: they map data to features and
+  features to data, for which Muon's norm from features to features is not
+  meant.
   """
 
-  def seen(path: Any, leaf: jax.Array) -> Any:
+  def dimensions(path: Any, leaf: jax.Array) -> Any:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     if leaf.ndim < 2 or re.search(r"conv_(in|out)/|(?<!kernel)$", name):
       return None
@@ -128,7 +129,7 @@ def _matrices(params: Any) -> Any:
       tuple(range(leaf.ndim - 1)), leaf.ndim - 1
     )
 
-  return jax.tree_util.tree_map_with_path(seen, params)
+  return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def ema_update(average: Any, params: Any, step: Any, decay: float) -> Any:
@@ -144,8 +145,8 @@ def ema_update(average: Any, params: Any, step: Any, decay: float) -> Any:
 def accumulate_gradients(gradient: Callable, count: int, *trees: Any) -> Any:
   """Mean of `gradient(*slice)` over `count` equal slices of the batch axis.
 
-  A scan, so only one slice's activations live at a time. Every slice takes
-  every count-th example: a batch that is spread over devices stays spread.
+  A scan, so only one slice's activations are in memory at a time. Slice i takes
+  examples i, i + count, ...: a batch that is sharded over devices stays so.
   """
   if count == 1:
     return gradient(*trees)
@@ -156,8 +157,8 @@ def accumulate_gradients(gradient: Callable, count: int, *trees: Any) -> Any:
   first = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], slices))
   zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
 
-  def add(total, piece):
-    return jax.tree.map(jnp.add, total, gradient(*piece)), None
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, gradient(*part)), None
 
   total, _ = jax.lax.scan(add, zero, slices)
   return jax.tree.map(lambda x: x / count, total)

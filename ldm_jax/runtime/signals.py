@@ -1,4 +1,4 @@
-"""A polite end: Ctrl-C and SIGTERM become a flag the loop reads."""
+"""Ctrl-C and SIGTERM become a flag that the training loop reads."""
 
 import os
 import signal
@@ -10,53 +10,64 @@ from ldm_jax.runtime.devices.sharding import Sharding
 
 
 class InterruptHandler:
-  """Within `with`, remembers the first signal; a second one acts at once."""
+  """Within `with`, stores the first signal; a second one ends the process.
+
+  Attributes:
+    received: the signal, or None.
+  """
 
   def __init__(self):
     self.received: signal.Signals | None = None
-    self._before = {}
+    self._previous = {}
 
   def __enter__(self) -> "InterruptHandler":
     for number in (signal.SIGINT, signal.SIGTERM):
-      self._before[number] = signal.signal(number, self._remember)
+      self._previous[number] = signal.signal(number, self._store)
     return self
 
   def __exit__(self, *_: object) -> None:
-    for number, handler in self._before.items():
+    for number, handler in self._previous.items():
       signal.signal(number, handler)
 
-  def _remember(self, number: int, _: FrameType | None) -> None:
+  def _store(self, number: int, _: FrameType | None) -> None:
     self.received = signal.Signals(number)
-    for each in self._before:
-      signal.signal(each, _at_once)
+    for each in self._previous:
+      signal.signal(each, _exit_at_once)
 
 
-def _at_once(number: int, _: FrameType | None) -> None:
-  """Nothing is waited for: a save under way stays half written, unseen."""
+def _exit_at_once(number: int, _: FrameType | None) -> None:
+  """Waits for nothing: a save in progress stays incomplete, and is ignored."""
   os.write(2, b"interrupted\n")
   os._exit(128 + number)
 
 
 class SharedInterrupt:
-  """What any process has received, known to all of them at the same step.
+  """The signal that any process has received, at the same step on all.
 
-  Each step tells the devices what its process has heard, and reads what all had
-  told in the step before, so nobody waits. A process by itself knows at once.
+  Each step sends the process's own signal to the devices and reads the maximum
+  of the step before, so that no process waits. A single process knows at once.
   """
 
   def __init__(self, sharding: Sharding):
     self._sharding = sharding
-    self._asked: jax.Array | None = None
+    self._pending: jax.Array | None = None
 
-  def __call__(self, mine: signal.Signals | None) -> signal.Signals | None:
-    """What to end by now, if anything."""
+  def __call__(self, own: signal.Signals | None) -> signal.Signals | None:
+    """The signal to end by after this step, or None.
+
+    Args:
+      own: the signal that this process has received.
+    """
     if jax.process_count() == 1:
-      return mine
-    asked, self._asked = self._asked, self._sharding.global_max(int(mine or 0))
-    told = 0 if asked is None else int(asked)
-    return signal.Signals(told) if told else None
+      return own
+    pending, self._pending = (
+      self._pending,
+      self._sharding.global_max(int(own or 0)),
+    )
+    number = 0 if pending is None else int(pending)
+    return signal.Signals(number) if number else None
 
 
 def exit_code(received: signal.Signals | None) -> int:
-  """128 + the signal's number, as shells count; 0 without one."""
+  """128 + the signal's number, as shells have it; 0 without a signal."""
   return 0 if received is None else 128 + received

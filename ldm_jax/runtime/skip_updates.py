@@ -1,4 +1,4 @@
-"""Updates that would spoil a run are passed over, and told of."""
+"""Skips updates with bad gradients; compare optax.apply_if_finite."""
 
 import dataclasses
 import functools
@@ -21,10 +21,8 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 128  # gradient norms that a new one is compared with
 NO_LEAF = -1
-HEALTH = (
-  "in_row",
-  "culprit",
-)  # of a step's health, to `NonFiniteMonitor` alone
+# Metrics of a step that only `NonFiniteMonitor` reads.
+HEALTH = ("in_row", "culprit")
 Metrics = dict[str, Any]
 
 
@@ -35,18 +33,18 @@ Metrics = dict[str, Any]
 )
 @dataclasses.dataclass
 class SkipBadUpdatesState:
-  """The state of an optimizer that passes over bad gradients.
+  """The state of an optimizer that skips bad gradients.
 
   Attributes:
     inner: of the optimizer itself.
-    skipped: updates that were passed over.
-    in_row: how many of them came last, one after another.
-    culprit: the first leaf of the last skipped gradient that was not finite,
-      or NO_LEAF.
-    norms: of the latest gradients, or None if spikes are let through.
-    seen: how many norms there have been.
+    skipped: number of skipped updates.
+    in_row: how many consecutive updates up to the last were skipped.
+    culprit: index of the first leaf that was not finite in the last skipped
+      gradient, or NO_LEAF.
+    norms: of the latest gradients, or None if spikes are not skipped.
+    seen: number of norms so far.
     names: of the leaves.
-    patience: the most in a row.
+    patience: how many in a row end the run.
   """
 
   inner: Any
@@ -64,17 +62,23 @@ def skip_bad_updates(
   patience: int,
   spikes: float | None = None,
 ) -> optax.GradientTransformation:
-  """`inner`, which never sees a gradient that is not finite.
+  """`inner`, with updates skipped whose gradient is not finite or a spike.
 
-  Nor one whose norm is a spike: more than `spikes` standard deviations above
-  the mean of the last 128, a deviation being a hundredth of the mean or more.
-  For such a gradient nothing changes, the rate's schedule included. A spike
-  enters the 128 as the most it could have been, so that norms which rise for
-  good are let through in the end, and what is not a number never enters.
+  A spike is a norm more than `spikes` standard deviations above the mean of the
+  last 128 norms; the deviation counts as at least 1% of the mean. A skipped
+  update changes nothing, nor does the schedule of the learning rate advance. A
+  spike enters the 128 norms as the largest value that would have been accepted,
+  so that norms which stay high are accepted in the end. Values that are not
+  finite do not enter.
+
+  Args:
+    patience: how many skipped updates in a row end the run; see
+      `NonFiniteMonitor`.
+    spikes: standard deviations; None skips no spikes.
   """
 
   def init(params: Any) -> SkipBadUpdatesState:
-    """Nothing was passed over yet."""
+    """The state before the first update."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     zero = jnp.zeros((), jnp.int32)
@@ -92,13 +96,13 @@ def skip_bad_updates(
   def update(
     grads: Any, state: SkipBadUpdatesState, params: Any = None
   ) -> tuple[Any, SkipBadUpdatesState]:
-    """Those of `inner`, or zeros, and the state after them."""
-    is_good, judged = _judged(grads, state, spikes)
+    """The updates of `inner`, or zeros, and the next state."""
+    is_good, state_after = _check_gradient(grads, state, spikes)
     updates, after = inner.update(grads, state.inner, params)
     choose = functools.partial(jnp.where, is_good)
     updates = jax.tree.map(lambda u: choose(u, jnp.zeros_like(u)), updates)
     return updates, dataclasses.replace(
-      judged,
+      state_after,
       inner=jax.tree.map(choose, after, state.inner),
       skipped=state.skipped + choose(0, 1),
       in_row=choose(0, state.in_row + 1),
@@ -107,50 +111,49 @@ def skip_bad_updates(
   return optax.GradientTransformation(init, update)
 
 
-def _judged(
+def _check_gradient(
   grads: Any, state: SkipBadUpdatesState, spikes: float | None
 ) -> tuple[Any, SkipBadUpdatesState]:
-  """Whether a gradient may be used, and the state with its norm."""
+  """Whether a gradient is used, and the state with its norm."""
   square = lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32)))
   squares = jnp.stack([square(leaf) for leaf in jax.tree.leaves(grads)])
-  norm, odd = jnp.sqrt(squares.sum()), ~jnp.isfinite(squares)
+  norm, is_bad = jnp.sqrt(squares.sum()), ~jnp.isfinite(squares)
   is_good = is_finite = jnp.isfinite(norm)
   norms, seen, culprit = state.norms, state.seen, state.culprit
   if spikes is not None:
-    most = _most(norms, seen, spikes)
-    is_good = is_finite & (norm <= most)
-    entered = norms.at[seen % WINDOW].set(jnp.minimum(norm, most))
+    limit = _norm_limit(norms, seen, spikes)
+    is_good = is_finite & (norm <= limit)
+    entered = norms.at[seen % WINDOW].set(jnp.minimum(norm, limit))
     norms = jnp.where(is_finite, entered, norms)
     seen += is_finite.astype(jnp.int32)
-  first = jnp.where(odd.any(), jnp.argmax(odd), NO_LEAF).astype(jnp.int32)
+  first = jnp.where(is_bad.any(), jnp.argmax(is_bad), NO_LEAF).astype(jnp.int32)
   culprit = jnp.where(is_good, culprit, first)
   return is_good, dataclasses.replace(
     state, norms=norms, seen=seen, culprit=culprit
   )
 
 
-def _most(norms: Any, seen: Any, spikes: float) -> Any:
-  """The largest norm that is no spike; any is while there are too few."""
+def _norm_limit(norms: Any, seen: Any, spikes: float) -> Any:
+  """The largest norm that is no spike; infinity for the first 128 norms."""
   mean, deviation = norms.mean(), norms.std()
-  most = mean + spikes * jnp.maximum(deviation, mean / 100)
-  return jnp.where(seen >= WINDOW, most, jnp.inf)
+  limit = mean + spikes * jnp.maximum(deviation, mean / 100)
+  return jnp.where(seen >= WINDOW, limit, jnp.inf)
 
 
 def update_health(state: Any) -> Metrics:
-  """What a state's optimizers say of themselves.
+  """{"skipped", "in_row", "culprit"} over all optimizers of a training state.
 
-  "skipped", "in_row" and "culprit" of `SkipBadUpdatesState`: the sum, the
-  largest, and an index into `leaf_names`. Empty
-  if the state has no such optimizer.
+  Of `SkipBadUpdatesState`: the sum, the largest, and an index into
+  `leaf_names`. {} if the state has no such optimizer.
   """
   nodes = _nodes(state)
   if not nodes:
     return {}
-  culprit, before = jnp.full((), NO_LEAF, jnp.int32), 0
+  culprit, offset = jnp.full((), NO_LEAF, jnp.int32), 0
   for _, node in nodes:
     is_new = (node.in_row > 0) & (node.culprit >= 0) & (culprit < 0)
-    culprit = jnp.where(is_new, before + node.culprit, culprit)
-    before += len(node.names)
+    culprit = jnp.where(is_new, offset + node.culprit, culprit)
+    offset += len(node.names)
   return {
     "skipped": sum(node.skipped for _, node in nodes),
     "in_row": jnp.stack([node.in_row for _, node in nodes]).max(),
@@ -159,7 +162,7 @@ def update_health(state: Any) -> Metrics:
 
 
 def leaf_names(state: Any) -> tuple[str, ...]:
-  """All leaves that the optimizers of a state update, by "optimizer/path"."""
+  """ "optimizer/path" of all leaves that a state's optimizers update."""
   return tuple(
     f"{path}/{name}" for path, node in _nodes(state) for name in node.names
   )
@@ -176,12 +179,12 @@ def _nodes(state: Any) -> list[tuple[str, SkipBadUpdatesState]]:
 
 
 class NonFiniteMonitor:
-  """Looks at the health of each step once the next one is under way.
+  """Reports skipped updates, one step behind, and ends the run if need be.
 
   Args:
-    folder: of the run; what is passed over is told in its skipped.jsonl.
-    shapes: of the state.
-    examples: from a step to the numbers of its examples.
+    folder: of the run; skipped.jsonl is written there.
+    shapes: of the training state.
+    examples: from a step to the dataset indices of its examples.
   """
 
   def __init__(
@@ -196,30 +199,30 @@ class NonFiniteMonitor:
       (node.patience for _, node in _nodes(shapes)), default=0
     )
     self._examples = examples
-    self._waiting: tuple[int, Metrics] | None = None
-    # A restart takes steps again, and a killed process may leave half a line.
-    there = read_json_lines(self._path, repair=processes.is_first())
-    self._written = {line["step"] for line in there}
+    self._pending: tuple[int, Metrics] | None = None
+    # A resumed run repeats steps; a killed process may leave a partial line.
+    lines = read_json_lines(self._path, repair=processes.is_first())
+    self._written = {line["step"] for line in lines}
 
   def stepped(self, step: int, metrics: Metrics) -> None:
-    """Keeps a step's health, and looks at that of the one before.
+    """Keeps a step's metrics and checks those of the step before.
 
     Raises:
-      NonFinite: too many updates in a row were passed over.
+      NonFinite: too many updates in a row were skipped.
     """
     self.flush()
-    told = {name: metrics[name] for name in HEALTH if name in metrics}
-    for value in told.values():
+    health = {name: metrics[name] for name in HEALTH if name in metrics}
+    for value in health.values():
       value.copy_to_host_async()
-    self._waiting = (step, told) if told else None
+    self._pending = (step, health) if health else None
 
   def flush(self) -> None:
-    """Looks at the last one."""
-    if self._waiting is None:
+    """Checks the last step; raises as `stepped` does."""
+    if self._pending is None:
       return
-    step, told = self._waiting
-    self._waiting = None
-    in_row, culprit = (int(told[name]) for name in HEALTH)
+    step, health = self._pending
+    self._pending = None
+    in_row, culprit = (int(health[name]) for name in HEALTH)
     if in_row == 0:
       return
     reason = (
@@ -230,7 +233,7 @@ class NonFiniteMonitor:
     examples = [int(number) for number in self._examples(step)]
     shown = ", ".join(map(str, examples[:8]))
     logger.info(
-      f"step {step} is passed over: {reason}; its examples: {shown}"
+      f"step {step} is skipped: {reason}; its examples: {shown}"
       + (f" and {len(examples) - 8} more" if len(examples) > 8 else "")
     )
     if processes.is_first() and step not in self._written:
@@ -239,7 +242,7 @@ class NonFiniteMonitor:
         file.write(json.dumps(line) + "\n")
     if in_row >= self._patience:
       raise NonFinite(
-        f"{in_row} updates in a row, up to step {step}, were passed over: "
+        f"{in_row} updates in a row, up to step {step}, were skipped: "
         f"{reason}; the last checkpoint is from before; try a lower learning "
-        "rate, or clip"
+        "rate or clip"
       )

@@ -1,4 +1,4 @@
-"""One step after another: compiled once per shape, timed, traced, watched."""
+"""Runs training steps: compiled once per shape, timed, traced and watched."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,29 +16,35 @@ Step = Callable[[Any, Batch], tuple[Any, dict[str, jax.Array]]]
 def prefetch(
   put: Callable[[Any], Batch], batches: Iterable[Any], depth: int = 2
 ) -> Iterator[Batch]:
-  """Batches on the devices, `depth` of them before they are asked for."""
-  waiting: list[Batch] = []
+  """Batches on the devices, transferred `depth` batches ahead."""
+  queue: list[Batch] = []
   for batch in batches:
-    waiting.append(put(batch))
-    if len(waiting) > depth:
-      yield waiting.pop(0)
-  yield from waiting
+    queue.append(put(batch))
+    if len(queue) > depth:
+      yield queue.pop(0)
+  yield from queue
 
 
 class StepRunner:
-  """Takes steps; of one that is compiled, nothing moves between host and
-  devices but what was put into its batch."""
+  """Calls a step function, under jax's transfer guard once it is compiled.
+
+  So nothing moves between host and devices but the batch.
+  """
 
   def __init__(
-    self, step: Step, pace: StepTimer, profile: Profiler, watchdog: Watchdog
+    self,
+    step: Step,
+    step_timer: StepTimer,
+    profiler: Profiler,
+    watchdog: Watchdog,
   ):
-    self._step, self._pace, self._profile = step, pace, profile
+    self._step, self._step_timer, self._profiler = step, step_timer, profiler
     self._watchdog = watchdog
     self._compiled: set[tuple] = set()
 
   def watch_input(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-    """The same stream, watched and timed."""
-    batches = self._pace.time_input(stream)
+    """The same batches, timed and watched while they are waited for."""
+    batches = self._step_timer.time_input(stream)
     while True:
       self._watchdog.wait_for(INPUT)
       batch = next(batches, None)
@@ -48,26 +54,26 @@ class StepRunner:
       yield batch
 
   def __call__(self, number: int, state: Any, batch: Batch):
-    """(state, metrics) after step `number`, once the one before it is done."""
+    """(state, metrics) after step `number`, once the previous one is done."""
     shapes = tuple(sorted((name, a.shape) for name, a in batch.items()))
     if shapes not in self._compiled:
-      return self._first(shapes, state, batch)
+      return self._compile_and_run(shapes, state, batch)
     self._watchdog.wait_for(DEVICES)
-    with self._profile.annotate(number), jax.transfer_guard("disallow"):
+    with self._profiler.annotate(number), jax.transfer_guard("disallow"):
       state, metrics = self._step(state, batch)
-    self._pace.dispatched(metrics)
-    self._profile.step_done(number, metrics)
+    self._step_timer.dispatched(metrics)
+    self._profiler.step_done(number, metrics)
     self._watchdog.step_done()
     return state, metrics
 
-  def _first(self, shapes: tuple, state: Any, batch: Batch):
-    """A step that has to be compiled; no time is counted."""
+  def _compile_and_run(self, shapes: tuple, state: Any, batch: Batch):
+    """The first step of these shapes, which is not timed."""
     self._compiled.add(shapes)
-    deed = "compiling the training step"
+    action = "compiling the training step"
     if len(self._compiled) > 1:
       size = " x ".join(map(str, batch["image"].shape[1:3]))
-      deed = f"compiling step {len(self._compiled)}, for {size}"
-    with log_duration(deed):
+      action = f"compiling step {len(self._compiled)}, for {size}"
+    with log_duration(action):
       state, metrics = jax.block_until_ready(self._step(state, batch))
-    self._pace.compiled(metrics)
+    self._step_timer.compiled(metrics)
     return state, metrics

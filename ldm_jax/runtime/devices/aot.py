@@ -1,4 +1,4 @@
-"""What a program will need of a machine that is not here."""
+"""Ahead-of-time compilation and memory analysis, for absent TPUs too."""
 
 import contextlib
 import math
@@ -12,8 +12,8 @@ import jax
 
 GIB = 2**30
 
-# Bytes a program may use of a device, as XLA's own refusals for it say (libtpu
-# 0.0.52): v4 and v7x are counted per core.
+# Bytes of a device that a program may use, from the compiler's messages when it
+# runs out of memory (libtpu 0.0.52); v4 and v7x are per core.
 USABLE_BYTES = {
   "v2": 7.48 * GIB,
   "v3": 15.48 * GIB,
@@ -34,17 +34,16 @@ BITS = {"pred": 8, "bf16": 16}
 
 
 class MemoryAnalysis(NamedTuple):
-  """What a compiled program needs, of every device.
+  """Memory and cost of a compiled program, per device.
 
   Attributes:
-    arguments, outputs, temporaries, reused: bytes; what is reused of the
-      arguments for the outputs counts once.
-    collectives: kind -> how many, and bytes of their results; None where the
-      compiler cannot show its program.
+    arguments, outputs, temporaries: bytes.
+    reused: bytes of donated arguments that outputs take.
+    collectives: kind -> (number, bytes of the results); None where the compiler
+      cannot print its program.
     seconds: that compiling took.
-    flops: that XLA counts in the program of one device, loops once; 0 where it
-      does not say.
-    refusal: why the compiler gave up, or None.
+    flops: as XLA counts them, loop bodies once; 0 where it does not.
+    refusal: the compiler's out-of-memory message, or None.
   """
 
   arguments: int = 0
@@ -58,17 +57,20 @@ class MemoryAnalysis(NamedTuple):
 
   @property
   def total(self) -> int:
-    """Bytes at once, at most."""
+    """Peak bytes."""
     return self.arguments + self.outputs - self.reused + self.temporaries
 
 
 def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
-  """The devices of a TPU that is not here, such as "v5e:4x4".
+  """The devices of an absent TPU, such as "v5e:4x4", to compile for.
+
+  Args:
+    slices: number of such TPUs, connected by the data centre's network.
 
   Raises:
     ValueError: there is no such TPU, or libtpu is not installed.
   """
-  # Compiling needs no lock on a TPU that is not there, nor its metadata.
+  # Compiling needs neither the lock of a local TPU nor its metadata server.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   from jax.experimental import topologies
@@ -87,14 +89,14 @@ def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
 
 
 def usable_bytes(topology: str | None) -> float | None:
-  """Bytes of a device that a program may use, where known."""
+  """Bytes of a topology's device that a program may use; None if unknown."""
   return USABLE_BYTES.get(topology.partition(":")[0]) if topology else None
 
 
 def memory_analysis(
   function: Callable, args: Sequence[Any], **options: Any
 ) -> MemoryAnalysis:
-  """Compiles a function of arrays that are only described.
+  """Compiles a function for abstract arguments; nothing is allocated.
 
   Args:
     args: trees of `ShapeDtypeStruct` with shardings.
@@ -103,18 +105,18 @@ def memory_analysis(
   begun = time.monotonic()
   try:
     with _quiet():
-      made = jax.jit(function, **options).lower(*args).compile()
+      compiled = jax.jit(function, **options).lower(*args).compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    said = " ".join(str(error).split())
-    found = re.search(r"Ran out of memory.*?\)|[^.]*exceed[^.]*\.\d+\w*", said)
-    refusal = found.group(0) if found else said[:200]
+    text = " ".join(str(error).split())
+    found = re.search(r"Ran out of memory.*?\)|[^.]*exceed[^.]*\.\d+\w*", text)
+    refusal = found.group(0) if found else text[:200]
     return MemoryAnalysis(seconds=time.monotonic() - begun, refusal=refusal)
-  seconds, memory = time.monotonic() - begun, made.memory_analysis()
+  seconds, memory = time.monotonic() - begun, compiled.memory_analysis()
   try:
-    text = made.as_text()
-  except jax.errors.JaxRuntimeError:  # of libtpu, for some programs
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError:  # libtpu cannot print some programs
     text = None
   return MemoryAnalysis(
     memory.argument_size_in_bytes,
@@ -123,27 +125,26 @@ def memory_analysis(
     memory.alias_size_in_bytes,
     None if text is None else count_collectives(text),
     seconds,
-    float((made.cost_analysis() or {}).get("flops", 0.0)),
+    float((compiled.cost_analysis() or {}).get("flops", 0.0)),
   )
 
 
 def count_collectives(text: str) -> dict[str, tuple[int, int]]:
-  """Kind -> how many there are in a compiled program, and their bytes.
+  """Kind -> (number, bytes of the results per device) of compiled HLO.
 
-  Bytes are those of the results on one device. What stands in a loop counts
-  once, and so does what a TPU does in pieces between other work: the pieces
-  are of one chain.
+  A collective in a loop counts once. So does one that a TPU divides into parts
+  between other work; the parts have the same chain_id.
   """
   found: dict[str, tuple[int, int]] = {}
   chains = set()
-  for results, kind, is_begun, rest in COLLECTIVE.findall(text):
+  for results, kind, is_async, rest in COLLECTIVE.findall(text):
     chain = CHAIN.search(rest)
     if chain is not None and chain[1] in chains:
       continue
     chains |= {chain[1]} if chain is not None else set()
     sizes = [_bytes(*array) for array in ARRAY.findall(results) if array[1]]
-    if is_begun and kind in ("all-gather", "collective-permute"):
-      sizes = sizes[len(sizes) // 2 :]  # behind the operands
+    if is_async and kind in ("all-gather", "collective-permute"):
+      sizes = sizes[len(sizes) // 2 :]  # after the operands
     count, size = found.get(kind, (0, 0))
     found[kind] = (count + 1, size + sum(sizes))
   return found
@@ -156,7 +157,7 @@ def _bytes(dtype: str, shape: str) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without the compiler's own account of memory it lacks, on stderr."""
+  """Suppresses what the compiler writes to stderr when memory is short."""
   saved = os.dup(2)
   try:
     with open(os.devnull, "w") as nowhere:

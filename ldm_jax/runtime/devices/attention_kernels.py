@@ -1,4 +1,4 @@
-"""Attention by the kernels that accelerators have: which, when, on any mesh."""
+"""Fused attention kernels of TPUs and GPUs, chosen by shape, on any mesh."""
 
 import dataclasses
 import functools
@@ -12,22 +12,27 @@ from jaxtyping import Array, Float
 from ldm_jax.runtime.devices.sharding import Sharding
 
 Name = Literal["splash", "cudnn"]
-KERNELS: dict[str, Name] = {"tpu": "splash", "gpu": "cudnn"}  # platform: kernel
+KERNELS: dict[str, Name] = {"tpu": "splash", "gpu": "cudnn"}  # by platform
 
-LANES = 128  # of a TPU: what splash attention's lengths and widths divide by
+LANES = 128  # of a TPU; splash attention needs multiples as lengths and widths
 BLOCKS = (1024, 512, 256, 128)
-# Larger blocks of wider heads do not fit a v5e's vector memory on the way back.
+# Larger blocks of wider heads exceed a v5e's vector memory in the backward
+# pass.
 WIDE, WIDE_BLOCKS = 128, (512, 256, 128)
 
 
 def choose_kernel(
   platform: str, dtype: Any, width: int, queries: int, keys: int
 ) -> Name | None:
-  """The kernel for a head of so many features, or None where XLA is as good.
+  """The fastest kernel for these shapes, or None where XLA is as fast.
 
-  On a TPU, splash attention for long self-attention: scores of 1,024 x 1,024
-  and more would be written to memory. On a GPU, cuDNN's flash attention for
-  whatever it takes: half precision and widths of at most 128 that 8 divides.
+  On a TPU, splash attention for long sequences: XLA would write scores of 1,024
+  x 1,024 and more to memory. On a GPU, cuDNN's flash attention for what it
+  supports: half precision and widths of at most 128 that 8 divides.
+
+  Args:
+    width: features of a head.
+    queries, keys: sequence lengths.
   """
   if platform == "tpu":
     is_long = queries * keys >= 1024 * 1024 and min(queries, keys) >= 256
@@ -44,8 +49,9 @@ class AttentionKernels:
   """A road of `nn.attention.attend` that knows machine and mesh.
 
   Attributes:
-    kernel: the kernel to take whatever the shapes, or None to choose.
-    is_interpreted: run a TPU's kernel as plain operations, anywhere.
+    kernel: used for all shapes; None chooses by `choose_kernel`.
+    is_interpreted: run splash attention in Pallas' interpret mode, on any
+      platform.
   """
 
   sharding: Sharding
@@ -58,7 +64,7 @@ class AttentionKernels:
     k: Float[Array, "b m n d"],
     v: Float[Array, "b m n d"],
   ) -> Float[Array, "b l n d"] | None:
-    """softmax(q k^T / sqrt(d)) v, or None where no kernel is worth it."""
+    """softmax(q k^T / sqrt(d)) v, or None where XLA is as fast."""
     platform = self.sharding.platform
     shape = q.shape[3], q.shape[1], k.shape[1]
     name = self.kernel or choose_kernel(platform, q.dtype, *shape)
@@ -81,23 +87,23 @@ def splash(
   v: Float[Array, "b m n d"],
   is_interpreted: bool = False,
 ) -> Float[Array, "b l n d"]:
-  """Pallas' splash attention for TPUs, for any lengths and width.
+  """Pallas' splash attention for TPUs, padded so that any shape is allowed.
 
-  Widths are filled up with zeros, which change no score; keys that fill up a
-  length belong to another segment, which no query reads.
+  Widths are padded with zeros, which change no score; padding keys belong to
+  another segment, which no query attends to.
   """
   from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
   width, length, keys = q.shape[3], q.shape[1], k.shape[1]
   q = q * jnp.asarray(width**-0.5, q.dtype)
-  q, k, v = (_filled(x).swapaxes(1, 2) for x in (q, k, v))
+  q, k, v = (_padded(x).swapaxes(1, 2) for x in (q, k, v))
   heads, rows = q.shape[1:3]
-  one, two = _block(q.shape), _block(k.shape)
+  query_block, key_block = _block(q.shape), _block(k.shape)
   sizes = pallas.BlockSizes(
-    block_q=one,
-    block_kv=two,
-    block_q_dkv=one,
-    block_kv_dkv=two,
+    block_q=query_block,
+    block_kv=key_block,
+    block_q_dkv=query_block,
+    block_kv_dkv=key_block,
     use_fused_bwd_kernel=True,
   )
   mask = pallas.MultiHeadMask([pallas.FullMask((rows, k.shape[2]))] * heads)
@@ -110,16 +116,16 @@ def splash(
   )
   segments = None
   if keys < k.shape[2]:
-    behind = (jnp.arange(k.shape[2]) >= keys).astype(jnp.int32)
-    segments = pallas.SegmentIds(jnp.zeros(rows, jnp.int32), behind)
+    is_padding = (jnp.arange(k.shape[2]) >= keys).astype(jnp.int32)
+    segments = pallas.SegmentIds(jnp.zeros(rows, jnp.int32), is_padding)
   out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
   return out.swapaxes(1, 2)[:, :length, :, :width]
 
 
-def _filled(x: Array) -> Array:
-  """Length and width up to what a TPU's lanes divide."""
-  more = [(0, -size % LANES) for size in (x.shape[1], x.shape[3])]
-  return jnp.pad(x, [(0, 0), more[0], (0, 0), more[1]])
+def _padded(x: Array) -> Array:
+  """[b, l, n, d] with l and d padded to multiples of LANES."""
+  length, width = ((0, -size % LANES) for size in (x.shape[1], x.shape[3]))
+  return jnp.pad(x, [(0, 0), length, (0, 0), width])
 
 
 def _block(shape: tuple[int, ...]) -> int:
@@ -128,13 +134,14 @@ def _block(shape: tuple[int, ...]) -> int:
 
 
 def with_attention_kernels(node: Any, sharding: Sharding) -> Any:
-  """A task, model or network whose attention takes the machine's kernels.
+  """A task, model or network with the kernels of the mesh's platform.
 
-  Every field `attention_backend` that is "auto" or names a kernel below `node`
-  holds an `AttentionKernels` afterwards. Machines without kernels keep "auto".
+  Every field `attention_backend` in the tree of dataclasses that is "auto" or
+  names a kernel is replaced by an `AttentionKernels`. On platforms without
+  kernels "auto" stays.
 
   Raises:
-    ValueError: a kernel of another machine is asked for.
+    ValueError: a field names a kernel of another platform.
   """
   if type(node) is tuple:
     found = tuple(with_attention_kernels(item, sharding) for item in node)
@@ -143,7 +150,7 @@ def with_attention_kernels(node: Any, sharding: Sharding) -> Any:
   if not dataclasses.is_dataclass(node) or isinstance(node, type):
     return node
   values = {
-    field.name: _taken(getattr(node, field.name), sharding)
+    field.name: _backend(getattr(node, field.name), sharding)
     if field.name == "attention_backend"
     else with_attention_kernels(getattr(node, field.name), sharding)
     for field in dataclasses.fields(node)
@@ -157,13 +164,15 @@ def with_attention_kernels(node: Any, sharding: Sharding) -> Any:
   return dataclasses.replace(node, **changed) if changed else node
 
 
-def _taken(attention_backend: Any, sharding: Sharding) -> Any:
-  """What a field `attention_backend` holds on a machine."""
-  home = KERNELS.get(sharding.platform)
+def _backend(attention_backend: Any, sharding: Sharding) -> Any:
+  """The value of a field `attention_backend` on a platform."""
+  available = KERNELS.get(sharding.platform)
   if attention_backend == "auto":
-    return attention_backend if home is None else AttentionKernels(sharding)
+    return (
+      attention_backend if available is None else AttentionKernels(sharding)
+    )
   if attention_backend in KERNELS.values():
-    if attention_backend != home:
+    if attention_backend != available:
       raise ValueError(
         f"attention_backend={attention_backend}: these devices "
         f"({sharding.platform}) have no such kernel; splash needs a "

@@ -1,4 +1,4 @@
-"""Whether something can fit, before any of it is there."""
+"""Whether a program fits into device memory, before it is compiled."""
 
 import math
 import os
@@ -10,18 +10,18 @@ import jax
 from ldm_jax.errors import TooLarge
 from ldm_jax.runtime.monitoring.flops import equations
 
-HEAVY = ("dot_general", "conv_general_dilated")  # what no compiler fuses away
+HEAVY = ("dot_general", "conv_general_dilated")  # no compiler fuses these
 
 
 def available_bytes() -> int | None:
-  """Bytes that a device can still give; None where nobody says.
+  """Free bytes of a device; None where they are not known.
 
-  CPU devices share what the machine can still give.
+  CPU devices have equal fractions of the machine's free memory.
   """
   device = jax.local_devices()[0]
-  told = device.memory_stats() or {}
-  if "bytes_limit" in told:
-    return told["bytes_limit"] - told.get("bytes_in_use", 0)
+  stats = device.memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
   if device.platform != "cpu" or not os.path.exists("/proc/meminfo"):
     return None
   with open("/proc/meminfo") as file:
@@ -31,8 +31,9 @@ def available_bytes() -> int | None:
 
 
 def minimum_bytes(function: Callable, *args: Any) -> int:
-  """Bytes that a program needs at least: those of its largest matrix product
-  or convolution, with what it reads and writes.
+  """A lower bound of the bytes that a program needs.
+
+  Operands and results of its largest matrix product or convolution.
 
   Args:
     args: of `function`, arrays or their shapes; nothing is computed.
@@ -46,25 +47,25 @@ def minimum_bytes(function: Callable, *args: Any) -> int:
   return max(sizes, default=0)
 
 
-def bytes_per_device(shapes: Any, places: Any) -> int:
-  """Bytes of a tree's share of one device."""
-  shares = jax.tree.map(
-    lambda leaf, place: (
-      math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+def bytes_per_device(shapes: Any, shardings: Any) -> int:
+  """Bytes of a sharded tree that lie on one device."""
+  sizes = jax.tree.map(
+    lambda leaf, sharding: (
+      math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     ),
     shapes,
-    places,
+    shardings,
   )
-  return sum(jax.tree.leaves(shares))
+  return sum(jax.tree.leaves(sizes))
 
 
 def check_fits(what: str, needed: int, advice: str) -> None:
-  """Raises TooLarge if a device cannot give so many bytes."""
-  there = available_bytes()
-  if there is not None and needed > there:
+  """Raises TooLarge if a device has fewer free bytes than `needed`."""
+  available = available_bytes()
+  if available is not None and needed > available:
     raise TooLarge(
-      f"{what} needs {needed / 2**30:.1f} GiB of a device, which has "
-      f"{there / 2**30:.1f} GiB; try {advice}"
+      f"{what} needs {needed / 2**30:.1f} GiB of device memory, of which "
+      f"{available / 2**30:.1f} GiB are free; try {advice}"
     )
 
 

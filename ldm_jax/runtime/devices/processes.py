@@ -1,4 +1,4 @@
-"""Several processes that compute as one: how they meet, agree and end."""
+"""Start-up, collective operations and exit of multi-process programs."""
 
 import importlib.util
 import os
@@ -9,68 +9,72 @@ from typing import Any
 import jax
 import numpy as np
 
-# Seconds: for all to arrive, until a silent one counts as dead, and to part.
-ARRIVE, SILENT, PART = 300, 60, 60
+from ldm_jax.errors import ConfigError
+
+INITIALIZATION_SECONDS = 300
+HEARTBEAT_SECONDS = 60
+SHUTDOWN_SECONDS = 60
 HEARTBEAT = "LDM_JAX_HEARTBEAT_SECONDS"
 
 
 def initialize(environment: Mapping[str, str] = os.environ) -> None:
-  """Meets the other processes, if the surroundings say that there are any.
+  """Calls `jax.distributed.initialize` if this is one of several processes.
 
-  Plain hosts say so by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID; Slurm, mpirun and TPU pods, on GKE too, are recognised by jax
-  itself. To be called before anything asks for devices.
+  Processes are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID, or as jax finds those of Slurm, mpirun and TPU pods (GKE's
+  too). Must be called before anything uses devices.
 
-  A process that is silent for LDM_JAX_HEARTBEAT_SECONDS, or 60, is dead.
+  A process without a heartbeat for LDM_JAX_HEARTBEAT_SECONDS (60 if unset)
+  counts as dead.
 
   Raises:
-    ValueError: the numbers are missing, or make no sense.
+    ConfigError: a variable is missing or has an invalid value.
   """
   if jax.distributed.is_initialized():
     return
-  told = _told(environment)
-  silent = _seconds(environment)
-  may_be_alone = told is None and _has_tpu(environment)
-  if told is None and not may_be_alone:
+  options = _options(environment)
+  heartbeat = _heartbeat_seconds(environment)
+  may_be_alone = options is None and _has_tpu(environment)
+  if options is None and not may_be_alone:
     return
   try:
     jax.distributed.initialize(
-      **(told or {}),
-      initialization_timeout=ARRIVE,
-      heartbeat_timeout_seconds=silent,
-      shutdown_timeout_seconds=PART,
+      **(options or {}),
+      initialization_timeout=INITIALIZATION_SECONDS,
+      heartbeat_timeout_seconds=heartbeat,
+      shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
-  except ValueError:  # jax knows no cluster that this TPU would belong to
+  except ValueError:  # jax finds no cluster that this TPU belongs to
     if not may_be_alone:
       raise
 
 
-def _told(environment: Mapping[str, str]) -> dict[str, Any] | None:
-  """What to start with; None for a process that is alone."""
+def _options(environment: Mapping[str, str]) -> dict[str, Any] | None:
+  """Arguments of `jax.distributed.initialize`; None for a single process."""
   address = environment.get("JAX_COORDINATOR_ADDRESS")
   if address:
     count = _number(environment, "JAX_NUM_PROCESSES")
-    mine = _number(environment, "JAX_PROCESS_ID")
-    if not 0 <= mine < count:
-      raise ValueError(
-        f"JAX_PROCESS_ID={mine} must be 0 to {count - 1}, one of "
+    process = _number(environment, "JAX_PROCESS_ID")
+    if not 0 <= process < count:
+      raise ConfigError(
+        f"JAX_PROCESS_ID={process} must be 0 to {count - 1}, one of "
         f"JAX_NUM_PROCESSES={count}"
       )
     return {
       "coordinator_address": address,
       "num_processes": count,
-      "process_id": mine,
+      "process_id": process,
     }
   are_many = lambda name: environment.get(name, "1") not in ("", "1")
   if are_many("SLURM_NTASKS"):
-    return _slurms(environment)
+    return _slurm_options(environment)
   if are_many("OMPI_COMM_WORLD_SIZE") or are_many("PMI_SIZE"):
     if "OMPI_MCA_orte_hnp_uri" in environment:
       return {}
     if importlib.util.find_spec("mpi4py") is None:
-      raise ValueError(
-        "this mpirun does not say where processes meet; pip install mpi4py, or "
-        "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+      raise ConfigError(
+        "this mpirun gives no coordinator address; pip install mpi4py, or set "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
       )
     return {"cluster_detection_method": "mpi4py"}
   names = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
@@ -79,8 +83,8 @@ def _told(environment: Mapping[str, str]) -> dict[str, Any] | None:
   return {} if hosts or slices else None
 
 
-def _slurms(environment: Mapping[str, str]) -> dict[str, Any]:
-  """A task alone on its node has all of its GPUs, of which jax takes one."""
+def _slurm_options(environment: Mapping[str, str]) -> dict[str, Any]:
+  """All GPUs for the only task of a node; jax would take one per task."""
   tasks = environment.get("SLURM_TASKS_PER_NODE", "").partition("(")[0]
   gpus = environment.get("SLURM_GPUS_ON_NODE", "")
   if tasks == "1" and gpus.isdigit():
@@ -89,25 +93,24 @@ def _slurms(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _has_tpu(environment: Mapping[str, str]) -> bool:
-  """Whether this machine seems to be part of a TPU; jax asks its cluster."""
+  """Whether this host has TPU chips; jax finds out whether in a pod."""
   if environment.get("JAX_PLATFORMS", "tpu").partition(",")[0] != "tpu":
     return False
   chips = any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
   return chips and importlib.util.find_spec("libtpu") is not None
 
 
-def _seconds(environment: Mapping[str, str]) -> int:
-  """Until a silent process counts as dead."""
-  told = environment.get(HEARTBEAT, str(SILENT))
-  if not told.isdigit() or int(told) < 5:
-    raise ValueError(f"{HEARTBEAT} must be 5 seconds or more, got {told!r}")
-  return int(told)
+def _heartbeat_seconds(environment: Mapping[str, str]) -> int:
+  value = environment.get(HEARTBEAT, str(HEARTBEAT_SECONDS))
+  if not value.isdigit() or int(value) < 5:
+    raise ConfigError(f"{HEARTBEAT} must be 5 seconds or more, got {value!r}")
+  return int(value)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
   value = environment.get(name, "")
   if not value.isdigit():
-    raise ValueError(
+    raise ConfigError(
       f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a whole number, got "
       f"{value!r}"
     )
@@ -115,29 +118,29 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes and speaks."""
+  """Whether this is process 0, which alone writes files and logs."""
   return jax.process_index() == 0
 
 
-def broadcast(answer: bool) -> bool:
-  """The first process's answer, on all of them."""
+def broadcast(value: bool) -> bool:
+  """The value of process 0, on all processes."""
   if jax.process_count() == 1:
-    return answer
+    return value
   from jax.experimental.multihost_utils import broadcast_one_to_all
 
-  return bool(broadcast_one_to_all(np.bool_(answer)))
+  return bool(broadcast_one_to_all(np.bool_(value)))
 
 
-def barrier(where: str) -> None:
-  """Waits until all are at the same place."""
+def barrier(name: str) -> None:
+  """Waits until all processes are here; they must give the same name."""
   if jax.process_count() > 1:
     from jax.experimental.multihost_utils import sync_global_devices
 
-    sync_global_devices(where)
+    sync_global_devices(name)
 
 
 def gather(array: Any) -> np.ndarray:
-  """A whole array on every process's host."""
+  """A global array as numpy, on every process."""
   if not isinstance(array, jax.Array) or array.is_fully_addressable:
     return np.asarray(array)
   from jax.experimental.multihost_utils import process_allgather
@@ -148,7 +151,7 @@ def gather(array: Any) -> np.ndarray:
 def exit_process(code: int) -> None:
   """Ends the process; one that failed does not wait for the others.
 
-  They would wait for it, and its last words be lost among theirs.
+  jax's shutdown barrier would wait for them, and they for this process.
   """
   sys.stdout.flush()
   sys.stderr.flush()

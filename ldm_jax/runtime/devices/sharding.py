@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh, and a rule for every leaf of a state."""
+"""Meshes, and the sharding of batches and of every leaf of a state."""
 
 import dataclasses
 import functools
@@ -14,36 +14,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-AXES = ("data", "fsdp", "tensor", "context")
-ROWS = ("data", "fsdp")  # axes that cut a batch
-
-Rules = Sequence[tuple[str, int | None]]
-
-IN, OUT = -2, -1  # axes of a kernel, whatever window comes before them
-
-# (pattern over a leaf's path, axis that `tensor` cuts); the first that matches
-# decides. A pair of layers is cut along the features between them (Shoeybi et
-# al. 2019, section 3): the first by what comes out, the second by what goes in,
-# and only the second's results are summed over devices.
-RULES: Rules = (
-  # One head: cutting its width would sum a whole matrix of logits.
-  (r"coder/mid_attention/", None),
-  # Heads of attention.
-  (r"(^|/)(q|k|v)/(kernel|bias)$", OUT),
-  (r"(^|/)out/kernel$", IN),
-  # Feed-forwards, of the U-Net and of text encoders.
-  (r"(^|/)up(_\d+)?/(kernel|bias)$", OUT),
-  (r"(^|/)down(_\d+)?/kernel$", IN),
-  # Channels inside residual blocks; the time is added to them there.
-  (r"(^|/)(conv1|emb)/(kernel|bias)$", OUT),
-  (r"(^|/)conv2/kernel$", IN),
+from ldm_jax.runtime.devices.sharding_rules import (
+  MIN_SIZE,
+  REPLICATED,
+  RULES,
+  Rules,
+  tensor_axis,
 )
 
-# Read at every position of every row: a gather would cost more than a copy.
-COPIED = r"positions$"
-
-# Leaves of fewer elements are copied: a gather costs more than they weigh.
-MIN_SIZE = 4096
+AXES = ("data", "fsdp", "tensor", "context")
+ROWS = ("data", "fsdp")  # mesh axes that shard a batch
 
 # Arrays of a batch whose second axis is an image's height.
 SPATIAL = ("image", "segmap", "mask", "low", "depth")
@@ -54,13 +34,13 @@ class MeshShape:
   """Devices per axis of the mesh.
 
   Attributes:
-    data: copies of the parameters, or None for all devices that are left. On
-      several slices of a TPU, which talk over a slower network, they are its
-      outer part.
-    fsdp: parts into which parameters, optimizers and averages are cut, as the
-      batch is.
-    tensor: parts into which heads and inner channels are cut, within a layer.
-    context: parts into which the height of images is cut.
+    data: data parallelism, with a copy of the parameters each; None is all
+      remaining devices. With several TPU slices, which are connected by a
+      slower network, it is the axis over slices.
+    fsdp: fully sharded data parallelism: parameters, optimizer states, averages
+      and the batch are sharded.
+    tensor: tensor parallelism: heads and inner channels of layers are sharded.
+    context: spatial parallelism: the height of images is sharded.
   """
 
   data: int | None = None
@@ -71,50 +51,52 @@ class MeshShape:
   def build(
     self, devices: Sequence[jax.Device] | None = None, rules: Rules = RULES
   ) -> "Sharding":
-    """Lays the devices out.
+    """A mesh of the devices, all of them by default.
 
     Raises:
-      ValueError: if the axes' product is not the number of devices, or axes do
-        not go together.
+      ValueError: the product of the axes is not the number of devices, or axes
+        exclude each other.
     """
     devices = jax.devices() if devices is None else list(devices)
     count, inner = len(devices), (self.fsdp, self.tensor, self.context)
-    least = math.prod(max(1, size) for size in inner)
-    data = count // least if self.data is None else self.data
+    fixed = math.prod(max(1, size) for size in inner)
+    data = count // fixed if self.data is None else self.data
     shape = (data, *inner)
     if min(shape) < 1 or math.prod(shape) != count:
       given = (self.data, *inner)
-      told = " x ".join(
+      text = " x ".join(
         f"{name}={size}"
         for name, size in zip(AXES, given, strict=True)
         if size is not None
       )
       needed = math.prod(shape)
       if self.data is None:
-        needed = f"a multiple of {least}"
+        needed = f"a multiple of {fixed}"
       raise ValueError(
-        f"mesh {told} needs {needed} devices but there are {count}; "
+        f"mesh {text} needs {needed} devices but there are {count}; "
         f"try data={count} and the others 1, or leave data out and give sizes "
         "that divide them"
       )
     if self.context > 1 and max(self.tensor, self.fsdp) > 1:
-      # XLA's partitioner multiplies the gradients of convolutions' kernels
-      # where height is cut and another axis cuts kernels, too.
+      # XLA's partitioner scales the gradients of convolution kernels wrongly
+      # where height is sharded and another axis shards kernels.
       raise ValueError(
         f"mesh fsdp={self.fsdp}, tensor={self.tensor} and context="
         f"{self.context} exclude each other: gradients would be wrong; set "
         "context to 1, or both others"
       )
-    return Sharding(Mesh(_laid_out(devices, shape), AXES), tuple(rules))
+    return Sharding(Mesh(_device_grid(devices, shape), AXES), tuple(rules))
 
 
-def _laid_out(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-  """Devices in the order in which neighbours on the mesh talk fastest."""
+def _device_grid(
+  devices: list[jax.Device], shape: tuple[int, ...]
+) -> np.ndarray:
+  """Devices in an order that suits the network of a TPU."""
   if devices[0].platform != "tpu":
     return np.asarray(devices).reshape(shape)
   from jax.experimental import mesh_utils
 
-  # An axis of the mesh may be a part of one of the torus: 4 of 8 x 8 chips.
+  # A mesh axis may be a part of a torus axis, as 4 of 8 x 8 chips.
   split = {"allow_split_physical_axes": True}
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   if slices == 1:
@@ -131,7 +113,12 @@ def _laid_out(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-  """A mesh with its rules; what the loop knows of the machine."""
+  """A mesh with the rules of sharding.
+
+  Attributes:
+    rules: which axis of a leaf `tensor` shards.
+    min_size: leaves of fewer elements are replicated over `fsdp`.
+  """
 
   mesh: Mesh
   rules: Rules = RULES
@@ -144,21 +131,25 @@ class Sharding:
 
   @property
   def batch(self) -> NamedSharding:
-    """The first axis over data and fsdp."""
+    """The first axis sharded over data and fsdp."""
     return NamedSharding(self.mesh, P(ROWS))
 
   @property
   def batch_shards(self) -> int:
-    """Into how many a batch is cut."""
+    """Number of parts of a batch."""
     return math.prod(self.mesh.shape[axis] for axis in ROWS)
 
   @property
   def platform(self) -> str:
-    """Of the devices: tpu, gpu or cpu."""
+    """Of the devices: "tpu", "gpu" or "cpu"."""
     return self.mesh.devices.flat[0].platform
 
   def check_batch(self, batch: int, slices: int = 1) -> None:
-    """Raises ValueError unless every device gets equal, whole slices."""
+    """Raises ValueError unless slices divide evenly over devices.
+
+    Args:
+      slices: of gradient accumulation.
+    """
     parts = self.batch_shards * slices
     if batch % parts:
       near = max(1, round(batch / parts)) * parts
@@ -169,26 +160,26 @@ class Sharding:
       )
 
   def local_rows(self, batch: int) -> np.ndarray:
-    """Which rows of a global batch this process's devices hold, rising."""
-    places = self.batch.addressable_devices_indices_map((batch,))
-    held = [np.arange(batch)[index] for (index,) in places.values()]
-    return np.unique(np.concatenate(held))
+    """Rows of a global batch on this process's devices, in rising order."""
+    indices = self.batch.addressable_devices_indices_map((batch,))
+    rows = [np.arange(batch)[index] for (index,) in indices.values()]
+    return np.unique(np.concatenate(rows))
 
   def tree_shardings(self, abstract: Any) -> Any:
     """The sharding of every leaf of a tree of shapes."""
 
-    def place(path, leaf):
+    def sharding(path, leaf):
       name = jax.tree_util.keystr(path, simple=True, separator="/")
       return NamedSharding(self.mesh, self.spec(name, leaf.shape))
 
-    return jax.tree_util.tree_map_with_path(place, abstract)
+    return jax.tree_util.tree_map_with_path(sharding, abstract)
 
   def spec(self, path: str, shape: tuple[int, ...]) -> P:
-    """`tensor` as the rules say, `fsdp` on the largest axis that it divides."""
+    """`tensor` by the rules, `fsdp` on the largest axis that it divides."""
     names: list[str | None] = [None] * len(shape)
-    if re.search(COPIED, path):
+    if re.search(REPLICATED, path):
       return P()
-    axis = self._axis(path, len(shape))
+    axis = tensor_axis(self.rules, path, len(shape))
     tensor, fsdp = (self.mesh.shape[name] for name in ("tensor", "fsdp"))
     if axis is not None and tensor > 1 and shape[axis] % tensor == 0:
       names[axis] = "tensor"
@@ -201,47 +192,40 @@ class Sharding:
       names.pop()
     return P(*names)
 
-  def _axis(self, path: str, count: int) -> int | None:
-    """Which of a leaf's axes `tensor` cuts."""
-    for pattern, axis in self.rules:
-      if re.search(pattern, path):
-        return axis if axis is not None and -axis <= count else None
-    return None
-
   def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch as part of the global arrays."""
+    """Global arrays from each process's rows of a batch."""
     count = len(next(iter(batch.values())))
-    total = count * self.batch_shards // self._parts_here
-    held = self.local_rows(total)
+    total = count * self.batch_shards // self._local_shards
+    local = self.local_rows(total)
 
     def place(name: str, rows: np.ndarray) -> jax.Array:
-      def piece(index: tuple[slice, ...]) -> np.ndarray:
+      def part(index: tuple[slice, ...]) -> np.ndarray:
         wanted = np.arange(total)[index[0]]
-        begin = int(np.searchsorted(held, wanted[0]))
+        begin = int(np.searchsorted(local, wanted[0]))
         return rows[(slice(begin, begin + len(wanted)), *index[1:])]
 
       shape = (total, *rows.shape[1:])
       return jax.make_array_from_callback(
-        shape, self.array_sharding(name, shape), piece
+        shape, self.array_sharding(name, shape), part
       )
 
     return {name: place(name, rows) for name, rows in batch.items()}
 
   @property
-  def _parts_here(self) -> int:
-    """How many of a batch's parts this process holds."""
+  def _local_shards(self) -> int:
+    """Number of a batch's parts on this process."""
     return len(self.local_rows(self.batch_shards))
 
   def global_max(self, number: int) -> jax.Array:
-    """The largest of the numbers that processes give, on every device."""
-    place = NamedSharding(self.mesh, P(AXES))
+    """The maximum of the processes' numbers, on every device; asynchronous."""
+    sharding = NamedSharding(self.mesh, P(AXES))
     each = jax.make_array_from_callback(
-      (self.mesh.size,), place, lambda index: np.full(1, number, np.int32)
+      (self.mesh.size,), sharding, lambda index: np.full(1, number, np.int32)
     )
-    return _largest(self.replicated)(each)
+    return _max(self.replicated)(each)
 
   def array_sharding(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Where an array of a batch lives: pictures are cut by height too."""
+    """The sharding of an array of a batch; images also by height."""
     parts = self.mesh.shape["context"]
     if parts == 1 or name not in SPATIAL or shape[1] % parts:
       return self.batch
@@ -250,10 +234,10 @@ class Sharding:
   def shard_heads(
     self, attend: Callable[..., Array], q: Array, k: Array, v: Array
   ) -> Array:
-    """attend(q, k, v), [b l n d], which only knows arrays of one device.
+    """attend(q, k, v), [b l n d], with an `attend` for arrays of one device.
 
-    Each has its rows, its heads and, under `context`, its queries of an image
-    and all keys. What an axis does not divide is done by all.
+    By shard_map each device has its rows, its heads and, under `context`, its
+    queries and all keys. An axis that does not divide evenly is replicated.
     """
     if self.mesh.size == 1:
       return attend(q, k, v)
@@ -263,37 +247,40 @@ class Sharding:
       "context" if q.shape[1] % shape["context"] == 0 else None,
       "tensor" if q.shape[2] % shape["tensor"] == 0 else None,
     )
-    ours, theirs = P(*axes), P(axes[0], None, axes[2])
+    queries, keys = P(*axes), P(axes[0], None, axes[2])
     each = jax.shard_map(
       attend,
       mesh=self.mesh,
-      in_specs=(ours, theirs, theirs),
-      out_specs=ours,
+      in_specs=(queries, keys, keys),
+      out_specs=queries,
       check_vma=False,
     )
     return each(q, k, v)
 
   def constrain_rows(self, x: Array) -> Array:
-    """x, its rows kept where a batch's lie if devices divide them."""
+    """x with its first axis sharded as a batch's, if it divides evenly."""
     if x.ndim < 2 or x.shape[0] % self.batch_shards:
       return x
     free = [P.UNCONSTRAINED] * (x.ndim - 1)
-    place = NamedSharding(self.mesh, P(ROWS, *free))
-    return jax.lax.with_sharding_constraint(x, place)
+    sharding = NamedSharding(self.mesh, P(ROWS, *free))
+    return jax.lax.with_sharding_constraint(x, sharding)
 
   def distribute(self, tree: Any) -> Any:
-    """Arrays of which every process has all rows: spread, if they divide."""
+    """Global arrays from a tree that is the same on every process.
+
+    Sharded along the first axis if it divides evenly, else replicated.
+    """
 
     def place(array: np.ndarray) -> jax.Array:
       rows = np.shape(array)[0]
-      where = self.replicated if rows % self.batch_shards else self.batch
+      sharding = self.replicated if rows % self.batch_shards else self.batch
       return jax.make_array_from_callback(
-        np.shape(array), where, lambda index: array[index]
+        np.shape(array), sharding, lambda index: array[index]
       )
 
     return jax.tree.map(place, tree)
 
 
 @functools.cache
-def _largest(place: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-  return jax.jit(jnp.max, out_shardings=place)
+def _max(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+  return jax.jit(jnp.max, out_shardings=sharding)

@@ -1,4 +1,4 @@
-"""How many operations a program asks for, and how many a device can do."""
+"""FLOPs of a program, counted in its jaxpr, and peak FLOP/s of devices."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-# Dense bfloat16 operations a second of one device as jax counts them, from the
-# makers' data sheets (NVIDIA's without sparsity). v4's two cores are one
-# device; v2, v3 and v7x have one device per core.
+# Dense bfloat16 FLOP/s of one jax device, from the data sheets (NVIDIA's
+# without sparsity). v4's two cores are one device; v2, v3 and v7x have one
+# device per core.
 PEAKS = {
   "TPU v2": 22.5e12,
   "TPU v3": 61.5e12,
@@ -30,9 +30,9 @@ PEAKS = {
 
 
 def peak(kind: str) -> float | None:
-  """Of a device by its `device_kind`; None where nobody wrote it down.
+  """Peak bfloat16 FLOP/s by `device_kind`; None for unknown devices.
 
-  The longest name that the kind begins with counts: "NVIDIA H100 80GB HBM3".
+  The longest name that is a prefix is taken: "NVIDIA H100 80GB HBM3".
   """
   names = [name for name in PEAKS if kind.startswith(name)]
   return PEAKS[max(names, key=len)] if names else None
@@ -41,43 +41,43 @@ def peak(kind: str) -> float | None:
 def count(function: Callable, *args: Any) -> int:
   """Multiplications and additions of matrix products and convolutions.
 
-  By the jaxpr, each scan as often as it turns; XLA's own analysis counts a
-  loop's body once. Where a condition decides, the dearer branch counts; a loop
-  of unknown length counts once. Zeros that a convolution inserts or pads with
-  count only where they lie inside its window.
+  Counted in the jaxpr, the body of a scan times its length (XLA's own analysis
+  counts it once). Of a conditional the costlier branch counts; a while loop
+  counts once. Zeros that a strided convolution's gradient inserts do not count,
+  zeros of padding do.
 
   Args:
     args: of `function`, arrays or their shapes; nothing is computed.
   """
-  return _of(jax.make_jaxpr(function)(*args).jaxpr)
+  return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-  """All equations of a jaxpr, those that an equation calls behind it."""
+  """All equations of a jaxpr, each followed by those that it calls."""
   for equation in jaxpr.eqns:
     yield equation
-    for inner in _inside(equation.params):
+    for inner in _inner_jaxprs(equation.params):
       yield from equations(inner)
 
 
-def _of(jaxpr: Any) -> int:
-  return sum(_equation(equation) for equation in jaxpr.eqns)
+def _jaxpr_flops(jaxpr: Any) -> int:
+  return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
-def _equation(equation: Any) -> int:
+def _equation_flops(equation: Any) -> int:
   name, params = equation.primitive.name, equation.params
   if name == "dot_general":
-    return _product(equation)
+    return _product_flops(equation)
   if name == "conv_general_dilated":
-    return _convolution(equation)
+    return _convolution_flops(equation)
   if name == "cond":
-    return max(_of(branch.jaxpr) for branch in params["branches"])
-  inner = sum(_of(jaxpr) for jaxpr in _inside(params))
+    return max(_jaxpr_flops(branch.jaxpr) for branch in params["branches"])
+  inner = sum(_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params))
   return inner * params["length"] if name == "scan" else inner
 
 
-def _inside(params: dict[str, Any]) -> list[Any]:
-  """The jaxprs an equation calls."""
+def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
+  """The jaxprs that an equation calls."""
   found = []
   for value in params.values():
     for each in value if isinstance(value, (tuple, list)) else [value]:
@@ -87,18 +87,18 @@ def _inside(params: dict[str, Any]) -> list[Any]:
   return found
 
 
-def _product(equation: Any) -> int:
+def _product_flops(equation: Any) -> int:
   (contracted, _), _ = equation.params["dimension_numbers"]
   left, out = equation.invars[0].aval, equation.outvars[0].aval
   depth = math.prod(left.shape[axis] for axis in contracted)
   return 2 * math.prod(out.shape) * depth
 
 
-def _convolution(equation: Any) -> int:
-  """Every output reads a window of every channel of its group.
+def _convolution_flops(equation: Any) -> int:
+  """2 x outputs x window x input channels of a group.
 
-  A gradient of a strided convolution spreads what it reads by zeros, which
-  are not multiplied.
+  The gradient of a strided convolution inserts zeros into its input
+  (`lhs_dilation`), whose products are not counted.
   """
   params = equation.params
   kernel, out = equation.invars[1].aval, equation.outvars[0].aval

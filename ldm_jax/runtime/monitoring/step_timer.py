@@ -1,4 +1,8 @@
-"""What a run's steps cost: told as it goes, without making a device wait."""
+"""Speed, utilisation, profiles and progress of training steps.
+
+Nothing here makes a device wait: step n - 1 is measured and reported while step
+n runs.
+"""
 
 import concurrent.futures
 import contextlib
@@ -22,134 +26,149 @@ Item = TypeVar("Item")
 class StepTimer:
   """Times steps one behind: while step n runs, step n - 1 is waited for.
 
-  So the host never runs far ahead, and the devices never wait for it. A thread
-  sees when a step is done.
+  So the host is never more than one step ahead, and the devices never wait for
+  it. A thread waits for each step's results and notes the time.
 
   Args:
-    rows: examples of one step.
-    work: operations of one step, over all devices; see `flops.count`.
+    batch_size: examples of one step, over all devices.
+    flops_per_step: over all devices, as `flops.count`; 0 if unknown.
   """
 
   def __init__(self, batch_size: int, flops_per_step: int = 0):
     self._batch_size, self._flops = batch_size, flops_per_step
-    self._witness = concurrent.futures.ThreadPoolExecutor(1)
+    self._executor = concurrent.futures.ThreadPoolExecutor(1)
     self._running: concurrent.futures.Future | None = None
-    self._begun = self._done = self._fed = time.perf_counter()
+    # Of the last step: its start, its end, and when its input was ready.
+    self._start = self._end = self._input_ready = time.perf_counter()
     self._seconds: list[float] = []
-    self._hungry = 0.0
+    self._starved = 0.0
     self._last: dict[str, float] = {}
 
   def time_input(self, stream: Iterator[Item]) -> Iterator[Item]:
-    """The same; how long devices have nothing to do meanwhile is counted."""
+    """The same items; counts how long devices are idle until they come."""
     while True:
-      asked = time.perf_counter()
+      requested = time.perf_counter()
       try:
         item = next(stream)
       except StopIteration:
         return
-      self._fed = time.perf_counter()
+      self._input_ready = time.perf_counter()
       if self._running is not None and self._running.done():
-        idle = max(asked, self._running.result())
-        self._hungry += max(0.0, self._fed - idle)
+        idle_since = max(requested, self._running.result())
+        self._starved += max(0.0, self._input_ready - idle_since)
       yield item
 
   def dispatched(self, result: Any) -> None:
-    """A step was dispatched; returns once the one before it is done."""
-    before, begun = self._running, self._begun
-    self._running = self._witness.submit(_done_at, result)
-    self._begun = self._fed
-    if before is not None:
-      done = before.result()
-      self._seconds.append(done - max(self._done, begun))
-      self._done = done
+    """A step was dispatched; returns once the previous one is done.
+
+    Args:
+      result: arrays that the step computes.
+    """
+    previous, start = self._running, self._start
+    self._running = self._executor.submit(_time_when_done, result)
+    self._start = self._input_ready
+    if previous is not None:
+      end = previous.result()
+      self._seconds.append(end - max(self._end, start))
+      self._end = end
 
   def compiled(self, result: Any) -> None:
-    """A step was waited for, of which no time is counted: it was compiled."""
-    self._running = self._witness.submit(_done_at, result)
-    self._done = self._begun = self._fed = self._running.result()
+    """A step was compiled and waited for; its time does not count."""
+    self._running = self._executor.submit(_time_when_done, result)
+    self._end = self._start = self._input_ready = self._running.result()
 
   def close(self) -> None:
-    """Lets the thread go."""
-    self._witness.shutdown()
+    """Ends the thread."""
+    self._executor.shutdown()
 
   def metrics(self) -> dict[str, float]:
-    """Speed, percentiles of a step, and hunger since it was last asked.
+    """Speed, step time and input starvation since the last call.
 
-    The same again if no step was done since; nothing if none ever was.
+    The same values again if no step was done since; {} before the first step.
     """
     if self._seconds:
-      self._last = self._measured(np.asarray(self._seconds))
-      self._seconds, self._hungry = [], 0.0
+      self._last = self._measure(np.asarray(self._seconds))
+      self._seconds, self._starved = [], 0.0
     return self._last
 
-  def _measured(self, seconds: np.ndarray) -> dict[str, float]:
+  def _measure(self, seconds: np.ndarray) -> dict[str, float]:
     devices, total = jax.device_count(), float(seconds.sum())
-    speed = self._batch_size * len(seconds) / (total + self._hungry)
+    speed = self._batch_size * len(seconds) / (total + self._starved)
     p50, p95 = np.percentile(seconds, [50, 95])
-    told = {
+    metrics = {
       "images_per_second": speed,
       "images_per_second_per_device": speed / devices,
       "step_seconds_p50": float(p50),
       "step_seconds_p95": float(p95),
-      # Of the time that steps and the lack of them took.
-      "input_starved": self._hungry / (self._hungry + total),
+      # The fraction of the time in which devices waited for input.
+      "input_starved": self._starved / (self._starved + total),
     }
     peak = flops.peak(jax.devices()[0].device_kind)
     if peak and self._flops:
-      told["mfu"] = self._flops / self._batch_size * speed / (peak * devices)
-    return told
+      # Model FLOPs utilisation (Chowdhery et al. 2022, appendix B).
+      metrics["mfu"] = self._flops / self._batch_size * speed / (peak * devices)
+    return metrics
 
 
-class Profiler:
-  """Traces the steps from the first to the last for TensorBoard, or Perfetto.
-
-  Args:
-    steps: the first and the last; none if the last is 0.
-  """
-
-  def __init__(self, folder: str, steps: tuple[int, int]):
-    self._folder, self._steps, self._is_on = folder, steps, False
-
-  def annotate(self, step: int) -> contextlib.AbstractContextManager:
-    """Names a step in the trace, which begins with the first one."""
-    first, last = self._steps
-    if not self._is_on and first <= step <= last:
-      jax.profiler.start_trace(self._folder)
-      self._is_on = True
-    if not self._is_on:
-      return contextlib.nullcontext()
-    return jax.profiler.StepTraceAnnotation("train", step_num=step)
-
-  def step_done(self, step: int, result: Any) -> None:
-    """Writes the trace once the last step is done."""
-    if self._is_on and step >= self._steps[1]:
-      jax.block_until_ready(result)
-      self.close()
-
-  def close(self) -> None:
-    """Writes what there is."""
-    if self._is_on:
-      jax.profiler.stop_trace()
-      self._is_on = False
-
-
-def _done_at(result: Any) -> float:
-  """When it is done, by the clock."""
+def _time_when_done(result: Any) -> float:
   jax.block_until_ready(result)
   return time.perf_counter()
 
 
+class Profiler:
+  """Traces a range of steps, for TensorBoard's profiler or Perfetto.
+
+  Args:
+    folder: for the trace.
+    steps: the first and the last; (0, 0) traces nothing.
+  """
+
+  def __init__(self, folder: str, steps: tuple[int, int]):
+    self._folder, self._steps, self._is_tracing = folder, steps, False
+
+  def annotate(self, step: int) -> contextlib.AbstractContextManager:
+    """A context that names a step in the trace; starts it at the first step."""
+    first, last = self._steps
+    if not self._is_tracing and first <= step <= last:
+      jax.profiler.start_trace(self._folder)
+      self._is_tracing = True
+    if not self._is_tracing:
+      return contextlib.nullcontext()
+    return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+  def step_done(self, step: int, result: Any) -> None:
+    """Writes the trace once the last step's `result` is computed."""
+    if self._is_tracing and step >= self._steps[1]:
+      jax.block_until_ready(result)
+      self.close()
+
+  def close(self) -> None:
+    """Writes what has been traced so far."""
+    if self._is_tracing:
+      jax.profiler.stop_trace()
+      self._is_tracing = False
+
+
 class ProgressReporter:
-  """Tells of a step once the next one is under way, so none has to wait."""
+  """Writes a step's metrics and moves the bar while the next step runs.
+
+  Args:
+    begin: steps taken already.
+    steps: in all.
+  """
 
   def __init__(
-    self, journal: MetricWriter, pace: StepTimer, begin: int, steps: int
+    self,
+    metric_writer: MetricWriter,
+    step_timer: StepTimer,
+    begin: int,
+    steps: int,
   ):
     from tqdm import tqdm
 
-    self._journal, self._pace = journal, pace
+    self._metric_writer, self._step_timer = metric_writer, step_timer
     self._pending: tuple[int, Any] | None = None
-    self._told = begin
+    self._reported = begin
     self._bar = tqdm(
       total=steps,
       initial=begin,
@@ -162,10 +181,10 @@ class ProgressReporter:
     self._pending = (step, metrics)
 
   def flush(self) -> None:
-    """Writes what was kept.
+    """Writes what `defer` has kept; waits until the devices computed it.
 
     Raises:
-      NonFinite: if it is not a number, and its update was not passed over.
+      NonFinite: a metric is not finite, and its update was not skipped.
     """
     if self._pending is None:
       return
@@ -173,16 +192,16 @@ class ProgressReporter:
     self._pending = None
     values = {name: float(value) for name, value in metrics.items()}
     health = {name: values.pop(name, 0) for name in HEALTH}
-    pace = self._pace.metrics()
-    self._journal.write(step, values | pace)
-    speed = pace.get("images_per_second")
+    timing = self._step_timer.metrics()
+    self._metric_writer.write(step, values | timing)
+    speed = timing.get("images_per_second")
     self._bar.set_postfix_str(
       f"loss {values['loss']:.4g}"
       + (f", {speed:.0f} images/s" if speed else ""),
       refresh=False,
     )
-    self._bar.update(step - self._told)
-    self._told = step
+    self._bar.update(step - self._reported)
+    self._reported = step
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad and not health["in_row"]:
       raise NonFinite(
@@ -191,6 +210,6 @@ class ProgressReporter:
       )
 
   def close(self) -> None:
-    """Ends the line of the progress bar."""
-    self._pace.close()
+    """Ends the timer's thread and the line of the bar."""
+    self._step_timer.close()
     self._bar.close()
