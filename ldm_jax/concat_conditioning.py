@@ -1,4 +1,4 @@
-"""Pictures as a U-Net reads them beside x_t: with a hole, or small."""
+"""Inputs of the conditioners that take masked or low-resolution images."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ from ldm_jax.pixels import to_float
 
 
 class NoiseAugmentation(NamedTuple):
-  """Noise for small pictures.
+  """Noise for low-resolution images  (Ho et al. 2022, section 4.2).
 
   Attributes:
-    level: [b], its time, whole.
-    noise: standard normal, of the pictures' shape.
+    level: [b], whole times of the model's `noise_augmentation_schedule`.
+    noise: standard normal, of the images' shape.
   """
 
   level: Any
@@ -36,25 +36,26 @@ def prepare_inputs(
   raw: Mapping[str, Any],
   noise_augmentation: NoiseAugmentation | None,
 ) -> dict[str, Any]:
-  """`raw` with masks and small pictures as the conditioners read them.
+  """`raw` with masks and low-resolution images as the conditioners take them.
 
   Args:
     raw: a batch; masks hide parts of its "image".
-    grain: see `small`.
+    noise_augmentation: see `low_resolution_input`.
   """
-  seen = dict(raw)
-  for part in model.conditioners:
-    if isinstance(part, MaskedImage):
-      masks = raw[part.input_key]
-      images = part.mask_images(to_float(raw["image"]), masks)
+  inputs = dict(raw)
+  for conditioner in model.conditioners:
+    name = conditioner.input_key
+    if isinstance(conditioner, MaskedImage):
+      masks = raw[name]
+      images = conditioner.mask_images(to_float(raw["image"]), masks)
       latents = params.latent_scale * model.encode(params, images).mode()
       cells = subsample_mask(masks, model.first_stage.stride)
-      seen[part.input_key] = MaskedLatents(latents, cells)
-    elif isinstance(part, LowResolution):
-      seen[part.input_key] = low_resolution_input(
-        model, to_float(raw[part.input_key]), noise_augmentation
+      inputs[name] = MaskedLatents(latents, cells)
+    elif isinstance(conditioner, LowResolution):
+      inputs[name] = low_resolution_input(
+        model, to_float(raw[name]), noise_augmentation
       )
-  return seen
+  return inputs
 
 
 def low_resolution_input(
@@ -62,7 +63,7 @@ def low_resolution_input(
   images: Float[Array, "b h w 3"],
   noise_augmentation: NoiseAugmentation | None,
 ) -> NoisyLowResolution:
-  """Small images, noised by `noise_augmentation_schedule` if there is one."""
+  """Images with noise, if the model has a `noise_augmentation_schedule`."""
   if model.noise_augmentation_schedule is None:
     return NoisyLowResolution(images, jnp.zeros(len(images)))
   noisy = q_sample(

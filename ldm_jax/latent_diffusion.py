@@ -1,4 +1,4 @@
-"""What it is: a frozen first stage, a conditioner, a U-Net and a schedule."""
+"""A latent diffusion model: first stage, conditioners, backbone, schedule."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
+from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.diffusion.prediction import (
   Denoiser,
   Estimate,
@@ -17,23 +17,23 @@ from ldm_jax.diffusion.prediction import (
   to_estimate,
 )
 from ldm_jax.diffusion.schedule import Level, Schedule
-from ldm_jax.nn.autoencoder import FirstStage
-from ldm_jax.nn.bottleneck import DeterministicPosterior, DiagonalGaussian
+from ldm_jax.nn.backbone import Backbone
 from ldm_jax.nn.conditioners.conditioner import Conditioner
 from ldm_jax.nn.conditioners.embedders import Condition, merge
-from ldm_jax.nn.controlnet import ControlNet, controlled
+from ldm_jax.nn.controlnet import ControlNet, with_residuals
+from ldm_jax.nn.first_stage import FirstStage, Posterior
 from ldm_jax.nn.unet import UNet
 
 
 @flax.struct.dataclass
 class Parameters:
-  """Everything a `LatentDiffusion` computes with.
+  """The variables that a `LatentDiffusion` computes with.
 
   Attributes:
     first_stage: of the autoencoder.
     latent_scale: latents are multiplied by it to have about unit variance.
-    conditioners: by what each reads.
-    unet: of the U-Net.
+    conditioners: by `input_key`.
+    unet: of the backbone.
     control: of the ControlNet, if there is one.
   """
 
@@ -50,15 +50,21 @@ class LatentDiffusion:
 
   Attributes:
     first_stage: `PixelSpace` diffuses pixels. None only in the config of a run
-      that has not started: it is filled in from the first stage's run.
-    conditioners: each reads one array of the batch; their parts are merged.
-    prediction: what the U-Net answers.
-    control: a ControlNet, which speaks where a condition has a hint.
-    low_noise: of the small pictures that `LowResolution` reads; None for none.
+      that has not started; it is then set from the first stage's run.
+    unet: the backbone, a U-Net or another network; see `Backbone`.
+    conditioners: each takes one array of the batch; their outputs are merged.
+    prediction: the parameterization of the backbone's output.
+    control: a ControlNet, used where a condition has a hint.
+    noise_augmentation_schedule: of the low-resolution images that
+      `LowResolution` takes; None for images without noise.
+
+  Raises:
+    ValueError: at construction, if two conditioners take the same array, or
+      the schedule ends at pure noise and the prediction is eps.
   """
 
   first_stage: FirstStage | None = None
-  unet: UNet = UNet()
+  unet: Backbone = UNet()
   conditioners: tuple[Conditioner, ...] = ()
   schedule: Schedule = Schedule()
   prediction: Prediction = "eps"
@@ -66,39 +72,39 @@ class LatentDiffusion:
   noise_augmentation_schedule: Schedule | None = None
 
   def __post_init__(self):
-    names = [part.input_key for part in self.conditioners]
+    names = [conditioner.input_key for conditioner in self.conditioners]
     if len(set(names)) < len(names):
       raise ValueError(
         f"two conditioners read the same array (they read {names}); give "
-        "each its own"
+        "each its own input_key"
       )
     if self.schedule.has_zero_terminal_snr and self.prediction == "eps":
       raise ValueError(
-        "zero_terminal_snr (or rectified_flow) leaves nothing of the image at "
-        "the last time, where eps tells no x0; use prediction v, x0 or flow"
+        "with zero_terminal_snr (or rectified_flow) the last time is pure "
+        "noise, where eps gives no x0; use prediction v, x0 or flow"
       )
 
   @property
   def frozen_conditioners(self) -> tuple[str, ...]:
-    """What the conditioners read that are not trained with the U-Net."""
-    return tuple(p.input_key for p in self.conditioners if p.is_frozen)
+    """`input_key` of the conditioners that are not trained with the U-Net."""
+    return tuple(c.input_key for c in self.conditioners if c.is_frozen)
 
   def find_conditioner(self, kind: type) -> Any:
-    """The first conditioner of a kind, or None."""
-    return next((p for p in self.conditioners if isinstance(p, kind)), None)
+    """The first conditioner of a type, or None."""
+    return next((c for c in self.conditioners if isinstance(c, kind)), None)
 
   @property
   def size_multiple(self) -> int:
-    """Pixels that the sides of images must be multiples of."""
-    return self.first_stage.stride * 2 ** (len(self.unet.multipliers) - 1)
+    """Images' height and width in pixels must be multiples of it."""
+    return self.first_stage.stride * self.unet.size_multiple
 
   def encode(
     self, params: Parameters, images: Float[Array, "b h w 3"]
-  ) -> DiagonalGaussian | DeterministicPosterior:
+  ) -> Posterior:
     """q(z | x) of images in [-1, 1], before scaling.
 
-    The caller takes its mode or samples it, and multiplies by
-    `params.latent_scale` to enter the diffusion.
+    The caller takes its mode or a sample, multiplied by `params.latent_scale`,
+    as x0 of the diffusion.
     """
     return self.first_stage.apply(params.first_stage, images, method="encode")
 
@@ -116,21 +122,22 @@ class LatentDiffusion:
     raw: Mapping[str, Any],
     drop: Mapping[str, Array],
   ) -> Condition:
-    """Merges every conditioner's part.
+    """The merged outputs of all conditioners.
 
     Args:
-      raw: what the conditioners read: ids, labels, ...
-      drop: per conditioner, bool [b]: true where it shall say its null.
+      raw: the conditioners' inputs by `input_key`: ids, labels, ...
+      drop: by `input_key`, bool [b]: true for the unconditional output.
     """
-    parts = [
-      part.apply(
-        params.conditioners[part.input_key],
-        raw[part.input_key],
-        drop[part.input_key],
-      )
-      for part in self.conditioners
-    ]
-    return merge(parts)
+    return merge(
+      [
+        conditioner.apply(
+          params.conditioners[conditioner.input_key],
+          raw[conditioner.input_key],
+          drop[conditioner.input_key],
+        )
+        for conditioner in self.conditioners
+      ]
+    )
 
   def predict(
     self,
@@ -140,14 +147,15 @@ class LatentDiffusion:
     condition: Condition,
     rngs: Mapping[str, Array] | None = None,
   ) -> Float[Array, "b h w c"]:
-    """The U-Net's bare answer, in the language of `prediction`.
+    """The backbone's output, in the parameterization `prediction`.
 
-    `rngs` holds a "dropout" key in training and is absent otherwise.
+    Args:
+      rngs: a "dropout" key in training; None otherwise.
     """
     if condition.hint is not None:
-      hint, share = condition.hint, t / self.schedule.steps
-      said = self.control.apply(params.control, xt, t, condition, hint)
-      condition = controlled(condition, said, share)
+      hint, fraction = condition.hint, t / self.schedule.steps
+      residuals = self.control.apply(params.control, xt, t, condition, hint)
+      condition = with_residuals(condition, residuals, fraction)
     return self.unet.apply(params.unet, xt, t, condition, rngs=rngs)
 
   def denoiser(self, params: Parameters, condition: Condition) -> Denoiser:
@@ -165,36 +173,43 @@ class LatentDiffusion:
     params: Parameters,
     negative: Condition,
     positive: Condition,
-    guidance: ClassifierFreeGuidance,
+    guidance: Guidance,
   ) -> Denoiser:
-    """Classifier-free guidance, both halves in one pass, the negative first."""
+    """(x_t, level) -> (x0, eps) with guidance.
+
+    The backbone is evaluated once on a batch of both conditions, the negative
+    one first.
+    """
     both = jax.tree.map(lambda *x: jnp.concatenate(x), negative, positive)
 
     def denoise(xt: Array, level: Level) -> Estimate:
       t = jnp.broadcast_to(level.time, (2 * xt.shape[0],))
       output = self.predict(params, jnp.concatenate([xt, xt]), t, both)
-      share = level.time / self.schedule.steps
-      output = guidance.combine(*jnp.split(output, 2), share)
+      fraction = level.time / self.schedule.steps
+      output = guidance.combine(*jnp.split(output, 2), fraction)
       return to_estimate(self.prediction, level, xt, output)
 
     return denoise
 
   def init(self, key: Array, raw: Mapping[str, Any], shape: tuple) -> dict:
-    """Fresh parameters of what stage two trains: U-Net and conditioners.
+    """New parameters of what stage two trains: backbone and conditioners.
 
     Args:
-      raw: an example of what the conditioners read; see `beside.look`.
+      raw: an example of the conditioners' inputs; see
+        `concat_conditioning.prepare_inputs`.
       shape: [b h w c] of the latents.
     """
-    key_unet, key_parts = jax.random.split(key)
-    keys = jax.random.split(key_parts, max(1, len(self.conditioners)))
+    key_unet, key_conditioners = jax.random.split(key)
+    keys = jax.random.split(key_conditioners, max(1, len(self.conditioners)))
     drop, t = jnp.zeros((shape[0],), bool), jnp.zeros((shape[0],))
-    made = {
-      part.input_key: part.init_with_output(k, raw[part.input_key], drop)
-      for k, part in zip(keys, self.conditioners, strict=False)
+    initialized = {
+      c.input_key: c.init_with_output(k, raw[c.input_key], drop)
+      for k, c in zip(keys, self.conditioners, strict=False)
     }
-    condition = merge([said for said, _ in made.values()])
+    condition = merge([output for output, _ in initialized.values()])
     return {
       "unet": self.unet.init(key_unet, jnp.zeros(shape), t, condition),
-      "conditioners": {name: each for name, (_, each) in made.items()},
+      "conditioners": {
+        name: variables for name, (_, variables) in initialized.items()
+      },
     }

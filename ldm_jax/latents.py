@@ -1,4 +1,4 @@
-"""What the second stage takes from the first: latents, and their scale."""
+"""Latents of a batch for the second stage, and their scale."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldm_jax.errors import NonFinite
-from ldm_jax.nn.autoencoder import FirstStage
-from ldm_jax.nn.bottleneck import DeterministicPosterior, DiagonalGaussian
+from ldm_jax.nn.first_stage import FirstStage, Posterior
 from ldm_jax.pixels import to_float
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
@@ -18,7 +17,7 @@ LatentChoice = Literal["sample", "mode"]
 
 
 def image_shape(stage: FirstStage, batch: Batch) -> tuple[int, ...]:
-  """[b, H, W, 3] of the images behind a batch, cached ones among them."""
+  """[b, H, W, 3] of a batch's images, also where only moments are cached."""
   if "moments" not in batch:
     return tuple(batch["image"].shape)
   count, height, width, _ = batch["moments"].shape
@@ -31,27 +30,16 @@ def latent_shape(stage: FirstStage, batch: Batch) -> tuple[int, ...]:
   return count, *stage.latent_shape(height, width)
 
 
-def encode_batch(
-  stage: FirstStage, params: Any, batch: Batch
-) -> DiagonalGaussian | DeterministicPosterior:
-  """q(z | x) of a batch, as it was cached or by the first stage."""
+def encode_batch(stage: FirstStage, params: Any, batch: Batch) -> Posterior:
+  """q(z | x) of a batch, from cached moments or by the first stage."""
   if "moments" in batch:
-    return stage.bottleneck.posterior(batch["moments"])
+    return stage.posterior(batch["moments"])
   images = to_float(batch["image"])
   return stage.apply(params, images, method="encode")
 
 
-def posterior_moments(
-  posterior: DiagonalGaussian | DeterministicPosterior,
-) -> Array:
-  """What `encode_batch` makes the posterior of again, [b h w k]."""
-  if isinstance(posterior, DeterministicPosterior):
-    return posterior.mean
-  return jnp.concatenate([posterior.mean, posterior.logvar], axis=-1)
-
-
 def select_latents(
-  posterior: DiagonalGaussian | DeterministicPosterior,
+  posterior: Posterior,
   noise: Array,
   which: LatentChoice,
 ) -> Array:
@@ -68,11 +56,11 @@ def measure_latent_scale(
 ) -> float:
   """1 / std of latents over all elements of `batches`.
 
-  LDM's scale_by_std (Rombach et al. 2022, appendix G), on more than one batch
-  and the same wherever it is computed.
+  LDM's scale_by_std (Rombach et al. 2022, appendix G), over several batches,
+  and the same for any number of devices.
 
   Raises:
-    NonFinite: there is none.
+    NonFinite: the variance of the latents is 0 or not finite.
   """
 
   @jax.jit
@@ -90,7 +78,7 @@ def measure_latent_scale(
   variance = square - mean**2
   if not 0 < variance < math.inf:
     raise NonFinite(
-      f"the latents' standard deviation is the root of {variance:g}; a first "
-      "stage of such latents has nothing to learn from"
+      f"the latents' variance is {variance:g}, and must be finite and above 0; "
+      "train the first stage again, or longer"
     )
   return variance**-0.5

@@ -1,4 +1,4 @@
-"""Bytes and numbers: what a pixel is outside and inside the networks."""
+"""Pixels as bytes, and as the networks' floats in [-1, 1]."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8

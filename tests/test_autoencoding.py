@@ -210,14 +210,16 @@ def test_vector_quantisation():
   z = jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32)
   book = jnp.asarray(rng.normal(size=(7, 3)), jnp.float32)
   variables = {"params": {"codebook": book}}
-  codes = layer.apply(variables, z, method="enter")
+  codes = layer.apply(variables, z, method="quantize")
   distance = np.linalg.norm(z[..., None, :] - book, axis=-1)
   np.testing.assert_allclose(codes, book[distance.argmin(-1)], atol=1e-6)
-  through = jax.grad(lambda z: layer.apply(variables, z, method="enter").sum())
+  through = jax.grad(
+    lambda z: layer.apply(variables, z, method="quantize").sum()
+  )
   np.testing.assert_array_equal(through(z), 1)
 
   def price(variables, z):
-    return layer.apply(variables, layer.posterior(z), z, method="price")
+    return layer.apply(variables, layer.posterior(z), z, method="loss")
 
   by_code, by_z = jax.grad(price, (0, 1))(variables, z)
   np.testing.assert_allclose(by_z, 2 * (z - codes) / z.size, atol=1e-6)

@@ -15,7 +15,7 @@ from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data import batching
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.data.sources.cached_latents import CachedLatents
-from ldm_jax.latents import encode_batch, posterior_moments
+from ldm_jax.latents import encode_batch
 from ldm_jax.run import open_first_stage
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.monitoring import metric_writer
@@ -80,9 +80,7 @@ def test_moments_are_those_of_the_images_and_the_rest_is_there(stage, folder):
   images = np.stack([source[i]["image"] for i in range(SIZE)])
   task = opened.experiment.task
   expected = jax.jit(
-    lambda p, x: posterior_moments(
-      encode_batch(task.autoencoder, p, {"image": x})
-    )
+    lambda p, x: encode_batch(task.autoencoder, p, {"image": x}).moments
   )(params, images)
   for i in range(SIZE):
     item, original = latents[i], source[i]

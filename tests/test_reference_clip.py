@@ -13,7 +13,7 @@ from ldm_jax.cli import evaluate
 from ldm_jax.evaluation.metrics.distribution_distances import cmmd
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
-from ldm_jax.nn.encoders.clip_vision import MEAN, SPREAD, ClipVision
+from ldm_jax.nn.encoders.clip_vision import MEAN, STD, ClipVision
 from ldm_jax.pretrained.components import open_network
 from ldm_jax.pretrained.metric_networks.clip_scores import (
   clip_scores,
@@ -220,7 +220,7 @@ def test_embeddings_of_pictures_equal_transformers(tmp_path, kind):
   module, variables = load(open_network(str(tmp_path)))
   pixels = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12, 3))
   pixels = pixels.astype(np.float32)
-  shown = ((pixels + 1) / 2 - np.array(MEAN)) / np.array(SPREAD)
+  shown = ((pixels + 1) / 2 - np.array(MEAN)) / np.array(STD)
   shown = torch.tensor(shown.transpose(0, 3, 1, 2), dtype=torch.float32)
   with torch.no_grad():
     if kind == "CLIPModel":
@@ -293,7 +293,7 @@ def test_scores_of_texts_and_pictures_equal_transformers(whole):
     truncation=True,
     return_tensors="pt",
   )
-  shown = (images / 255 - np.array(MEAN)) / np.array(SPREAD)
+  shown = (images / 255 - np.array(MEAN)) / np.array(STD)
   shown = torch.tensor(shown.transpose(0, 3, 1, 2), dtype=torch.float32)
   with torch.no_grad():
     told = theirs(pixel_values=shown, **ids)

@@ -1,8 +1,8 @@
-"""One answer from two."""
+"""Guidance towards a condition: classifier-free, and by a classifier."""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,49 @@ from ldm_jax.diffusion.prediction import Denoiser, Estimate
 from ldm_jax.diffusion.schedule import Level, Time, append_dims
 
 
+@runtime_checkable
+class Guidance(Protocol):
+  """What `LatentDiffusion.guided_denoiser` needs of a guidance.
+
+  A guidance of your own is a JAX pytree with these members, such as a
+  NamedTuple or a `flax.struct.dataclass` of numbers, which may be traced.
+  """
+
+  @property
+  def needs_unconditional(self) -> bool:
+    """Whether `combine` uses the unconditional output; host only."""
+    ...
+
+  def check(self) -> None:
+    """Raises ValueError for values out of range; host only."""
+    ...
+
+  def combine(
+    self,
+    unconditional: Float[Array, "b *rest"],
+    conditional: Float[Array, "b *rest"],
+    fraction: Time | float,
+  ) -> Float[Array, "b *rest"]:
+    """The guided output.
+
+    Args:
+      unconditional: the network's output with the negative condition.
+      conditional: its output with the positive one.
+      fraction: t / T, 0 at the image and 1 at pure noise.
+    """
+    ...
+
+
 class ClassifierFreeGuidance(NamedTuple):
-  """How strongly a condition is followed; all of it may be traced.
+  """Classifier-free guidance  (Ho and Salimans 2022, eq. 6).
 
   Attributes:
-    scale: of classifier-free guidance; 1 is the conditional model itself.
-    rescale: phi, how far the answer's spread is led back to that of the
-      conditional one (Lin et al. 2023, eq. 15 and 16; they use 0.7).
-    start, stop: guided while t / T is between them; outside, the conditional
-      model answers (Kynkäänniemi et al. 2024).
+    scale: 1 is the conditional model itself; the paper's w is scale - 1.
+    rescale: phi in [0, 1], how far the deviation of the output is returned to
+      that of the conditional one (Lin et al. 2023, eq. 15 and 16; they use
+      0.7).
+    start, stop: the interval of t / T with guidance; outside, the conditional
+      output is taken (Kynkäänniemi et al. 2024).
   """
 
   # Any: numbers, or arrays without axes.
@@ -30,7 +64,7 @@ class ClassifierFreeGuidance(NamedTuple):
   stop: Any = 1.0
 
   def check(self) -> None:
-    """Raises ValueError for numbers that mean nothing."""
+    """Raises ValueError for values out of range."""
     if not all(math.isfinite(value) for value in self):
       raise ValueError(f"guidance must be finite numbers, got {tuple(self)}")
     if not 0 <= self.rescale <= 1:
@@ -43,7 +77,7 @@ class ClassifierFreeGuidance(NamedTuple):
 
   @property
   def needs_unconditional(self) -> bool:
-    """Whether the unconditional answer is needed at all."""
+    """Whether the unconditional output is used at all."""
     return self.scale != 1.0
 
   def combine(
@@ -54,12 +88,8 @@ class ClassifierFreeGuidance(NamedTuple):
   ) -> Float[Array, "b *rest"]:
     """unconditional + scale (conditional - unconditional).
 
-    Ho and Salimans 2022, eq. 6; the paper's w is scale - 1: scale 1 is the
-    conditional model itself, 0 the unconditional one. It is applied to the
-    network's output, eps, x0 or v; the three differ only in the rescaling.
-
-    Args:
-      fraction: t / T, 0 at the image and 1 at pure noise.
+    Of the network's output, be it eps, x0 or v; the three differ only in the
+    rescaling. See `Guidance.combine`.
     """
     is_inside = (self.start <= fraction) & (fraction <= self.stop)
     scale = jnp.where(is_inside, self.scale, 1.0)
@@ -79,22 +109,23 @@ def with_classifier_guidance(
 ) -> Denoiser:
   """Classifier guidance  (Dhariwal and Nichol 2021, algorithm 2).
 
-  eps - scale sigma d log p(y | x_t) / d x_t, and x0 true to it.
+  eps - scale sigma d log p(y | x_t) / d x_t, and the x0 that follows from it.
 
   Args:
-    logits: (x_t, t [b]) -> what a classifier of noisy images says.
+    logits: (x_t, t [b]) -> logits of a classifier of noisy images.
+    labels: y of every image.
   """
 
   def guided(xt: Array, level: Level) -> Estimate:
     _, eps = denoise(xt, level)
     t = jnp.broadcast_to(level.time, (len(xt),))
 
-    def believed(xt: Array) -> Array:
+    def log_probability(xt: Array) -> Array:
       each = jax.nn.log_softmax(logits(xt, t))
       return jnp.take_along_axis(each, labels[:, None], axis=1).sum()
 
     signal, sigma = append_dims(level.signal, xt), append_dims(level.sigma, xt)
-    eps = eps - scale * sigma * jax.grad(believed)(xt)
+    eps = eps - scale * sigma * jax.grad(log_probability)(xt)
     return Estimate((xt - sigma * eps) / signal, eps)
 
   return guided

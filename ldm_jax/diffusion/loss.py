@@ -1,4 +1,4 @@
-"""The training objective: corrupt, ask, compare; one number per example."""
+"""The denoising objective: one loss per example."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from ldm_jax.diffusion.schedule import Schedule, Time, q_sample
 
 Network = Callable[[Float[Array, "b *rest"], Time], Float[Array, "b *rest"]]
 
-
 Density = Literal["uniform", "logit_normal"]
 
 
@@ -22,12 +21,12 @@ def sample_times(
 ) -> Float[Array, " b"]:
   """t ~ U{0, ..., T - 1}, whole numbers held as floats.
 
-  Or the nearest to T sigmoid(n), n standard normal, which asks more often
-  about times in the middle (Esser et al. 2024, section 3.1).
+  Or floor(T sigmoid(n)), n standard normal, which samples times in the middle
+  more often (Esser et al. 2024, section 3.1).
   """
   if density == "logit_normal":
-    share = jax.nn.sigmoid(jax.random.normal(key, (count,)))
-    return jnp.floor(share * schedule.steps)
+    fraction = jax.nn.sigmoid(jax.random.normal(key, (count,)))
+    return jnp.floor(fraction * schedule.steps)
   return jax.random.randint(key, (count,), 0, schedule.steps).astype(
     jnp.float32
   )
@@ -41,12 +40,12 @@ class DenoisingLoss:
   2020, eq. 14; Rombach et al. 2022, eq. 2).
 
   Attributes:
-    density: of t; see `draw_times`.
-    norm: "l2" squares the error, "l1" takes its size (LDM's churches, layout
-      and semantic-synthesis models).
-    min_snr: clips the weight that an x0-loss gives to low noise at this
-      signal-to-noise ratio (Hang et al. 2023, eq. 8; they use 5), whatever the
-      network predicts. None leaves the prediction's own weighting.
+    density: of t; see `sample_times`.
+    norm: "l2" squares the error, "l1" takes its absolute value (LDM's
+      churches, layout and semantic-synthesis models).
+    min_snr: gamma of Min-SNR weighting (Hang et al. 2023, eq. 8; they use 5):
+      clips the weight of low noise at this signal-to-noise ratio, whatever the
+      network predicts. None leaves the parameterization's own weighting.
   """
 
   prediction: Prediction = "eps"
@@ -57,7 +56,7 @@ class DenoisingLoss:
   def __post_init__(self):
     if self.min_snr is not None and self.norm != "l2":
       raise ValueError(
-        "min_snr weighs squared errors and is undefined for norm='l1'; "
+        "min_snr weights squared errors and is undefined for norm='l1'; "
         "use norm='l2' or min_snr=None"
       )
 
@@ -69,7 +68,11 @@ class DenoisingLoss:
     t: Float[Array, " b"],
     noise: Float[Array, "b *rest"],
   ) -> Float[Array, " b"]:
-    """Loss of every example, in float32."""
+    """The loss of every example, in float32.
+
+    Args:
+      network: (x_t, t) -> output in the parameterization `prediction`.
+    """
     output = network(q_sample(schedule, x0, t, noise), t)
     error = target(self.prediction, schedule, x0, t, noise) - output
     error = error.astype(jnp.float32)

@@ -1,7 +1,7 @@
-"""What a network may be asked for, and how the answer becomes a pair.
+"""Parameterizations: what a network predicts, and (x0, eps) from its output.
 
-Every parameterisation asks for y = a x0 + b eps with known a and b. Together
-with x_t = signal x0 + sigma eps that is two equations in two unknowns, so one
+Every parameterization is y = a x0 + b eps with known a and b. Together with
+x_t = signal x0 + sigma eps these are two equations in two unknowns, so one
 formula serves all.
 """
 
@@ -17,14 +17,15 @@ Prediction = Literal["eps", "x0", "v", "flow"]
 
 
 class Estimate(NamedTuple):
-  """What is believed of x_t: the clean image and the noise inside it."""
+  """A denoiser's estimate at x_t: the clean image and the noise."""
 
   x0: Float[Array, "b *rest"]
   eps: Float[Array, "b *rest"]
 
 
-# Level: samplers may stand between the times of a table, or tell a network a
-# rounded time; what x is made of is then the level's word, not the time's.
+# (x_t, level) -> Estimate. A level and not a time, because samplers may step
+# between the times of a schedule, or give a network a rounded time; signal and
+# sigma then say what x_t is made of.
 Denoiser = Callable[[Float[Array, "b *rest"], Level], Estimate]
 
 # (a, b) of y = a x0 + b eps. v: Salimans and Ho 2022, appendix D; flow: the
@@ -44,7 +45,7 @@ def target(
   t: Time,
   noise: Float[Array, "b *rest"],
 ) -> Float[Array, "b *rest"]:
-  """y = a_t x0 + b_t noise, what the network should answer at x_t."""
+  """y = a_t x0 + b_t noise, the target of the network's output at x_t."""
   a, b = _COEFFICIENTS[prediction](*schedule.signal_and_sigma(t))
   return append_dims(a, x0) * x0 + append_dims(b, x0) * noise
 
@@ -69,14 +70,14 @@ def to_estimate(
 def with_thresholding(
   denoise: Denoiser, quantile: float | Array = 1.0, most: float | Array = 1.0
 ) -> Denoiser:
-  """Keeps x0 in range, and eps true to it; for models of pixels.
+  """Dynamic thresholding of x0  (Saharia et al. 2022, section 2.3).
 
-  x0 is clipped to [-s, s] and divided by s, s being the quantile of |x0| of
-  each image, between 1 and `most` (Saharia et al. 2022, section 2.3: dynamic
-  thresholding; most 1 is the static one, clipping to [-1, 1]).
+  For models of pixels. x0 is clipped to [-s, s] and divided by s, s being the
+  quantile of |x0| of each image, between 1 and `most`; most 1 is static
+  thresholding, clipping to [-1, 1]. eps follows from x_t and the new x0.
   """
 
-  def bounded(xt: Array, level: Level) -> Estimate:
+  def thresholded(xt: Array, level: Level) -> Estimate:
     x0, _ = denoise(xt, level)
     size = jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), quantile, axis=1)
     size = append_dims(jnp.clip(size, 1.0, most), x0)
@@ -84,15 +85,14 @@ def with_thresholding(
     rest = xt - append_dims(level.signal, xt) * x0
     return Estimate(x0, rest / append_dims(level.sigma, xt))
 
-  return bounded
+  return thresholded
 
 
 def x0_gain(prediction: Prediction, schedule: Schedule, t: Time) -> Time:
-  """|d x0 / d y|: how far an error of the output moves x0.
+  """|d x0 / d y|: the error of x0 per error of the output.
 
   sigma / signal for eps, 1 for x0, sigma for v, sigma / (signal + sigma) for
-  flow; its square turns a squared
-  error of the output into one of x0.
+  flow; its square turns a squared error of the output into one of x0.
   """
   signal, sigma = schedule.signal_and_sigma(t)
   a, b = _COEFFICIENTS[prediction](signal, sigma)

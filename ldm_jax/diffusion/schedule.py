@@ -1,4 +1,4 @@
-"""How fast images drown in noise: tables of alpha-bar and what follows."""
+"""Noise schedules: tables of alpha-bar, and the noise levels of times."""
 
 import dataclasses
 import functools
@@ -10,17 +10,15 @@ from jaxtyping import Array, Float
 
 Time = Float[Array, ""] | Float[Array, " b"]
 
-CLEAN_TIME = -1.0  # the time at which nothing has been added: alpha-bar is 1
-MIN_ALPHA_BAR = (
-  2.0**-24
-)  # alpha-bar where a sampler must divide by it, though it is 0
+CLEAN_TIME = -1.0  # time of the image itself, without noise: alpha-bar is 1
+MIN_ALPHA_BAR = 2.0**-24  # in place of 0 where a sampler divides by alpha-bar
 
 
 class Level(NamedTuple):
-  """How noisy x = signal x0 + sigma eps is, and the time a network is told.
+  """The noise level of x = signal x0 + sigma eps, and the time of a network.
 
   Attributes:
-    time: t in [0, T), whole or between.
+    time: t in [0, T) that the network is given, whole or between.
     signal, sigma: sqrt(ab) and sqrt(1 - ab).
   """
 
@@ -31,15 +29,15 @@ class Level(NamedTuple):
 
   @property
   def ratio(self) -> Any:
-    """sigma / signal: the noise beside an image that is not shrunk.
+    """sigma / signal: the noise relative to an image that is not scaled.
 
-    Karras et al. 2022 call it sigma, and so do the samplers after them.
+    Karras et al. 2022 and k-diffusion call it sigma.
     """
     return self.sigma / self.signal
 
   @property
   def is_noise(self) -> bool:
-    """Whether nothing of the image is left; host only."""
+    """Whether it is pure noise; host only."""
     return bool(self.signal**2 <= 1.001 * MIN_ALPHA_BAR)
 
   @property
@@ -57,7 +55,7 @@ def _sqrt(start: float, end: float, steps: int) -> np.ndarray:
 
 
 def _cosine(start: float, end: float, steps: int) -> np.ndarray:
-  """Nichol and Dhariwal 2021, eq. 17; start and end play no part."""
+  """Nichol and Dhariwal 2021, eq. 17; start and end are not used."""
   del start, end
   angle = (np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2
   alpha_bar = np.cos(angle) ** 2
@@ -65,7 +63,7 @@ def _cosine(start: float, end: float, steps: int) -> np.ndarray:
 
 
 def _rectified_flow(start: float, end: float, steps: int) -> np.ndarray:
-  """Of (1 - s) x0 + s eps, s = 1/steps to 1; start and end play no part."""
+  """Of (1 - s) x0 + s eps, s = 1/steps to 1; start and end are not used."""
   del start, end
   s = np.arange(steps + 1) / steps
   alpha_bar = (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
@@ -85,16 +83,16 @@ _BETAS = {
 class Schedule:
   """q(x_t | x_0) = N(sqrt(ab_t) x_0, (1 - ab_t) I)  (Ho et al. 2020, eq. 4).
 
-  Time runs over [0, steps); 0 is the least noisy. Between whole numbers log
-  alpha-bar is interpolated, and t = -1 stands for the clean image itself, so
-  that samplers may land there.
+  Time is in [0, steps); 0 is the least noisy. Between whole numbers log
+  alpha-bar is interpolated, and t = -1 is the clean image itself, where
+  samplers may end.
 
   Attributes:
-    kind: how beta_t runs from `start` to `end`. LDM and Stable Diffusion call
+    kind: how beta_t rises from `start` to `end`. LDM and Stable Diffusion call
       "scaled_linear" (linear in sqrt(beta)) "linear", and DDPM's "linear"
-      "sqrt_linear". "cosine" ignores both ends, as "rectified_flow" does: its
-      straight line (1 - s) x0 + s eps (Liu et al. 2023), divided by its own
-      spread sqrt((1 - s)^2 + s^2), is a process like the others, and DDIM's
+      "sqrt_linear". "cosine" and "rectified_flow" ignore both ends: the
+      straight line (1 - s) x0 + s eps (Liu et al. 2023), divided by its
+      deviation sqrt((1 - s)^2 + s^2), is a process like the others, and DDIM's
       step along it is Euler's step along the line.
     zero_terminal_snr: shift and scale sqrt(ab) so that x_{T-1} is pure noise
       and x_0 unchanged (Lin et al. 2023, algorithm 1).
@@ -119,7 +117,7 @@ class Schedule:
 
   @property
   def has_zero_terminal_snr(self) -> bool:
-    """Whether nothing of the image is left at the last time."""
+    """Whether x is pure noise at the last time."""
     return self.zero_terminal_snr or self.kind == "rectified_flow"
 
   @functools.cached_property
@@ -145,7 +143,7 @@ class Schedule:
 
   @functools.cached_property
   def _floored(self) -> tuple[np.ndarray, np.ndarray]:
-    """Times from -1 on, and ln(ab) there, which is nowhere infinite."""
+    """Times from -1 on, and ln(ab) there, at least ln(MIN_ALPHA_BAR)."""
     table = np.maximum(self._log_alpha_bar, np.log(MIN_ALPHA_BAR))
     return np.arange(len(table)) - 1.0, table
 
@@ -153,23 +151,23 @@ class Schedule:
     """ln(ab_t) for t in [-1, steps - 1], in t's format (float32 at least)."""
     dtype = jnp.promote_types(t.dtype, jnp.float32)
     table = jnp.asarray(self._log_alpha_bar, dtype)
-    place = t.astype(dtype) + 1
-    low = jnp.clip(jnp.floor(place), 0, self.steps).astype(jnp.int32)
+    index = t.astype(dtype) + 1
+    low = jnp.clip(jnp.floor(index), 0, self.steps).astype(jnp.int32)
     before = table[low]
     after = table[jnp.minimum(low + 1, self.steps)]
-    share = place - low
-    between = before + share * (after - before)
-    # Towards ab = 0 the logarithm has no slope to follow; the signal has.
-    fading = before + 2 * jnp.log1p(-jnp.clip(share, 0, 1))
-    between = jnp.where(jnp.isfinite(after), between, fading)
-    return jnp.where(share == 0, before, between)
+    fraction = index - low
+    between = before + fraction * (after - before)
+    # Towards ab = 0 the logarithm has no finite slope; the signal has one.
+    vanishing = before + 2 * jnp.log1p(-jnp.clip(fraction, 0, 1))
+    between = jnp.where(jnp.isfinite(after), between, vanishing)
+    return jnp.where(fraction == 0, before, between)
 
   def level(self, t: Time) -> Level:
     """The level of time t, in t's format (float32 at least)."""
     return Level(t, *self.signal_and_sigma(t))
 
   def level_at(self, t: float | int, least: float = 0.0) -> Level:
-    """The same on the host, in float64.
+    """`level` on the host, in float64.
 
     Args:
       least: alpha-bar is this at least. Between whole numbers it is never
@@ -185,9 +183,9 @@ class Schedule:
     return _host_level(t, log_alpha_bar)
 
   def level_of_ratio(self, ratio: float | int) -> Level:
-    """Where sigma / signal is `ratio`, and the time there, in float64.
+    """The level where sigma / signal is `ratio`, in float64.
 
-    Beyond the table's ends the time is the end's.
+    Beyond the ends of the table its time is that of the end.
     """
     log_alpha_bar = -np.log1p(np.square(ratio))
     times, table = self._floored
@@ -195,7 +193,7 @@ class Schedule:
     return _host_level(time, log_alpha_bar)
 
   def signal_and_sigma(self, t: Time) -> tuple[Time, Time]:
-    """sqrt(ab_t) and sqrt(1 - ab_t), exact where 1 - ab_t is tiny."""
+    """sqrt(ab_t) and sqrt(1 - ab_t), accurate where 1 - ab_t is tiny."""
     log_alpha_bar = self.log_alpha_bar(t)
     return jnp.exp(0.5 * log_alpha_bar), jnp.sqrt(-jnp.expm1(log_alpha_bar))
 
@@ -216,7 +214,7 @@ def _host_level(t: float | int, log_alpha_bar: np.float64) -> Level:
 def append_dims(
   scale: Float[Array, "..."], x: Float[Array, "b *rest"]
 ) -> Float[Array, "..."]:
-  """A number per image, or one for all, shaped to multiply images."""
+  """A number per image, or one for all, with axes to multiply images."""
   return (
     scale.reshape(scale.shape + (1,) * (x.ndim - 1)) if scale.ndim else scale
   )

@@ -1,4 +1,4 @@
-"""softmax(q k^T / sqrt(d)) v, by whichever road is shortest."""
+"""softmax(q k^T / sqrt(d)) v, by the fastest attention backend."""
 
 import functools
 import math
@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# An accelerator's own attention: the answer, or None where it is not made for
+# An accelerator's own attention: the result, or None where it does not support
 # these arrays. `runtime/devices/attention_kernels.py` puts one in
-# the place of a name.
+# position of a name.
 AttentionKernel = Callable[[Array, Array, Array], Array | None]
 AttentionBackend = (
   Literal["auto", "xla", "chunked", "splash", "cudnn"] | AttentionKernel
 )
 
-# From this many scores per head on, holding them costs more than the loop.
+# From this many scores per head on, storing them costs more than the loop.
 _MANY_SCORES = 1024 * 1024
 _QUERIES, _KEYS = 1024, 256  # chunk lengths, measured best on two CPU cores
 
@@ -35,23 +35,23 @@ def dot_product_attention(
   Scores and softmax are float32, the result has q's format.
 
   Args:
-    road: "xla" holds all l x m scores; "chunked" never does, forward or
-      backward; "auto" takes the second for long sequences, and so does a
-      kernel for what it does not answer, causal attention among it.
-    is_causal: query i reads keys 0 to i only.
+    attention_backend: "xla" stores all l x m scores; "chunked" never does,
+      forward or backward; "auto" takes "chunked" for long sequences. What a
+      kernel does not support, causal attention included, is as "auto".
+    is_causal: query i attends to keys 0 to i only.
 
   Raises:
-    ValueError: a kernel that only its accelerator has is asked for by name.
+    ValueError: the backend exists on accelerators only.
   """
   if callable(attention_backend):
-    answer = None if is_causal else attention_backend(q, k, v)
-    if answer is not None:
-      return answer
+    result = None if is_causal else attention_backend(q, k, v)
+    if result is not None:
+      return result
     attention_backend = "auto"
   if attention_backend in ("splash", "cudnn"):
     raise ValueError(
       f"attention_backend {attention_backend!r} needs an accelerator; "
-      "runtime.devices.attention_kernels puts it in"
+      "runtime.devices.attention_kernels sets it"
     )
   is_long = q.shape[1] * k.shape[1] >= _MANY_SCORES
   if attention_backend == "chunked" or (
@@ -77,24 +77,24 @@ def chunked_attention(
 
 
 def _forward(q: Array, k: Array, v: Array, is_causal: bool):
-  """Returns the output and, for the backward pass, ln sum exp of scores."""
+  """The output and, for the backward pass, ln sum exp of scores."""
   queries, length = _cut(q, _QUERIES), q.shape[1]
   keys, values = _cut(k, _KEYS), _cut(v, _KEYS)
-  sights = _sights(queries, k.shape[1], is_causal)
+  last_keys = _last_visible(queries, k.shape[1], is_causal)
 
   def over_keys(row):
-    """(output, ln sum exp) of one chunk of queries, all keys seen in turn."""
-    query, sight = row
+    """(output, ln sum exp) of one chunk of queries, over all keys."""
+    query, last_key = row
 
     def body(carry, chunk):
-      total, mass, top = carry
-      key, value, place = chunk
-      scores = _scores(query, key, sight, place)
-      top_now = jnp.maximum(top, scores.max(-1))
-      weights = jnp.exp(scores - top_now[..., None])
-      fade = jnp.exp(top - top_now)
-      total = total * fade[..., None] + _mix(weights, value)
-      return (total, mass * fade + weights.sum(-1), top_now), None
+      total, mass, max_score = carry
+      key, value, position = chunk
+      scores = _scores(query, key, last_key, position)
+      max_now = jnp.maximum(max_score, scores.max(-1))
+      weights = jnp.exp(scores - max_now[..., None])
+      decay = jnp.exp(max_score - max_now)
+      total = total * decay[..., None] + _mix(weights, value)
+      return (total, mass * decay + weights.sum(-1), max_now), None
 
     b, rows, n, d = query.shape
     start = (
@@ -102,12 +102,12 @@ def _forward(q: Array, k: Array, v: Array, is_causal: bool):
       jnp.zeros((b, n, rows), jnp.float32),
       jnp.full((b, n, rows), -jnp.inf, jnp.float32),
     )
-    chunks = (keys, values, _places(keys))
-    (total, mass, top), _ = jax.lax.scan(body, start, chunks)
+    chunks = (keys, values, _positions(keys))
+    (total, mass, max_score), _ = jax.lax.scan(body, start, chunks)
     out = (total / mass[..., None]).swapaxes(1, 2).astype(q.dtype)
-    return out, top + jnp.log(mass)
+    return out, max_score + jnp.log(mass)
 
-  outs, log_masses = jax.lax.map(over_keys, (queries, sights))
+  outs, log_masses = jax.lax.map(over_keys, (queries, last_keys))
   out = _join(outs, length)
   return out, (q, k, v, out, log_masses)
 
@@ -119,17 +119,17 @@ def _backward(is_causal: bool, saved, grad: Array):
   grad32 = grad.astype(jnp.float32)
   inner = _cut((grad32 * out.astype(jnp.float32)).sum(-1), _QUERIES)
   queries, keys = _cut(q, _QUERIES), _cut(k, _KEYS)
-  sights = _sights(queries, k.shape[1], is_causal)
-  by_query = (queries, _cut(grad32, _QUERIES), log_masses, inner, sights)
+  last_keys = _last_visible(queries, k.shape[1], is_causal)
+  by_query = (queries, _cut(grad32, _QUERIES), log_masses, inner, last_keys)
 
   def over_queries(dq_total: Array, chunk):
-    """Adds what one chunk of keys gives dq; returns the chunk's (dk, dv)."""
-    key, value, place = chunk
+    """Adds one chunk of keys' part of dq; returns the chunk's (dk, dv)."""
+    key, value, position = chunk
 
     def body(carry, row):
-      query, row_grad, log_mass, row_inner, sight = row
+      query, row_grad, log_mass, row_inner, last_key = row
       dk, dv = carry
-      scores = _scores(query, key, sight, place)
+      scores = _scores(query, key, last_key, position)
       weights = jnp.exp(scores - log_mass[..., None])
       dv += jnp.einsum("bnqk,bqnd->bknd", weights, row_grad)
       dweights = jnp.einsum("bqnd,bknd->bnqk", row_grad, value)
@@ -142,7 +142,7 @@ def _backward(is_causal: bool, saved, grad: Array):
     (dk, dv), dq = jax.lax.scan(body, (zero, zero), by_query)
     return dq_total + dq, (dk, dv)
 
-  chunks = (keys, _cut(v, _KEYS), _places(keys))
+  chunks = (keys, _cut(v, _KEYS), _positions(keys))
   start = jnp.zeros(queries.shape, jnp.float32)
   dq, (dk, dv) = jax.lax.scan(over_queries, start, chunks)
   return (
@@ -171,26 +171,28 @@ def _join(x: Array, length: int) -> Array:
   return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
-def _places(chunks: Array) -> Array:
-  """Each row's number in the whole, [chunks l'], of what `_cut` cut."""
+def _positions(chunks: Array) -> Array:
+  """The position in the whole sequence of each row of `_cut`, [chunks l']."""
   count, _, each = chunks.shape[:3]
   return jnp.arange(count * each).reshape(count, each)
 
 
-def _sights(queries: Array, keys: int, is_causal: bool) -> Array:
-  """The last key in sight of each query, [chunks l']; padding lies behind."""
-  places = _places(queries)
-  last = jnp.full_like(places, keys - 1)
-  return jnp.minimum(places, last) if is_causal else last
+def _last_visible(queries: Array, keys: int, is_causal: bool) -> Array:
+  """The last key each query attends to, [chunks l']; padding comes after it."""
+  positions = _positions(queries)
+  last = jnp.full_like(positions, keys - 1)
+  return jnp.minimum(positions, last) if is_causal else last
 
 
-def _scores(query: Array, key: Array, sight: Array, place: Array) -> Array:
-  """q k^T / sqrt(d), -inf where the key lies behind what is in sight."""
+def _scores(
+  query: Array, key: Array, last_key: Array, position: Array
+) -> Array:
+  """q k^T / sqrt(d), -inf for keys after the last visible one."""
   scores = jnp.einsum(
     "bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32
   )
   scores = scores * query.shape[-1] ** -0.5
-  return jnp.where(place <= sight[:, None], scores, -jnp.inf)
+  return jnp.where(position <= last_key[:, None], scores, -jnp.inf)
 
 
 def _mix(weights: Array, value: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The first stage: images to latents an f-th as wide, and back."""
+"""The first stage: images to latents downsampled by f, and back."""
 
 import dataclasses
 
@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.bottleneck import (
   DeterministicPosterior,
-  DiagonalGaussian,
   GaussianBottleneck,
   VectorQuantizer,
 )
+from ldm_jax.nn.first_stage import Posterior
 from ldm_jax.nn.layers import (
   Remat,
   check_widths,
@@ -32,15 +32,16 @@ EPSILON = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class ConvStack:
-  """What encoder and decoder have in common, one being the other's mirror.
+  """The convolutional stack of encoder and decoder, which mirror each other.
 
   Attributes:
     channels: width of the first level, multiplied per level.
     blocks: residual blocks per level of the encoder; the decoder has one more.
     attention_levels: levels whose every block is followed by attention.
-    has_mid_attention: attend at the lowest resolution (all but vq-f4-noattn).
+    has_mid_attention: attention at the lowest resolution (in all published
+      ones but vq-f4-noattn).
     groups: of the group norms; 32 wherever the widths allow it.
-    remat: what blocks keep for the backward pass; see `remat_policy`.
+    remat: rematerialisation of blocks; see `remat_policy`.
     dtype: of computation; norms, softmax and results stay float32.
   """
 
@@ -60,11 +61,11 @@ class ConvStack:
 
   @property
   def halvings(self) -> int:
-    """How often h and w are halved."""
+    """How many times h and w are halved."""
     return len(self.multipliers) - 1
 
-  def level(self, h: Array, level: int, blocks: int, side: str) -> Array:
-    """`blocks` residual blocks, each with attention where the level has it."""
+  def level_blocks(self, h: Array, level: int, blocks: int, side: str) -> Array:
+    """`blocks` residual blocks, each with attention if the level has it."""
     for i in range(blocks):
       name = f"{side}_{level}_block_{i}"
       h = self.block(h, self.multipliers[level], name)
@@ -80,7 +81,7 @@ class ConvStack:
     return self.block(h, self.multipliers[-1], "mid_block_1")
 
   def out(self, h: Array, features: int) -> Array:
-    """Norm, silu and the last convolution."""
+    """Group norm, silu and the last convolution."""
     h = group_norm(
       h, name="norm_out", groups=self.groups, epsilon=EPSILON, dtype=self.dtype
     )
@@ -100,7 +101,7 @@ class ConvStack:
     return block(h)
 
   def attention(self, h: Array, name: str) -> Array:
-    """One head over all pixels."""
+    """Self-attention with one head over all pixels."""
     attention = remat_policy(self.remat, PixelAttention)(
       epsilon=EPSILON,
       groups=self.groups,
@@ -124,7 +125,7 @@ class Encoder(nn.Module):
     trunk, dtype = self.trunk, self.trunk.dtype
     h = conv(images, trunk.channels, name="conv_in", dtype=dtype)
     for level in range(trunk.halvings + 1):
-      h = trunk.level(h, level, trunk.blocks, "down")
+      h = trunk.level_blocks(h, level, trunk.blocks, "down")
       if level < trunk.halvings:
         name = f"down_{level}_downsample"
         h = downsample(h, name=name, padding=(0, 1), dtype=dtype)
@@ -150,7 +151,7 @@ class Decoder(nn.Module):
     )
     h = trunk.middle(conv(h, width, name="conv_in", dtype=dtype))
     for level in reversed(range(trunk.halvings + 1)):
-      h = trunk.level(h, level, trunk.blocks + 1, "up")
+      h = trunk.level_blocks(h, level, trunk.blocks + 1, "up")
       if level > 0:
         name = f"up_{level}_upsample"
         h = conv(upsample(h), h.shape[-1], name=name, dtype=dtype)
@@ -158,10 +159,7 @@ class Decoder(nn.Module):
 
 
 class PixelSpace(nn.Module):
-  """No first stage: an image's latents are its pixels, and f is 1.
-
-  For diffusion in pixel space, which latents save the price of; no parameters.
-  """
+  """No autoencoder: the latents are the pixels, and f is 1; no parameters."""
 
   stride = 1
   latent_channels = 3
@@ -174,6 +172,12 @@ class PixelSpace(nn.Module):
     """Images in [-1, 1] as they are."""
     return DeterministicPosterior(images.astype(jnp.float32))
 
+  def posterior(
+    self, moments: Float[Array, "b h w 3"]
+  ) -> DeterministicPosterior:
+    """The pixels themselves."""
+    return DeterministicPosterior(moments.astype(jnp.float32))
+
   def decode(self, latents: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     """Images as they are, not clipped."""
     return latents.astype(jnp.float32)
@@ -181,7 +185,7 @@ class PixelSpace(nn.Module):
   def __call__(
     self, images: Float[Array, "b h w 3"], noise: Float[Array, "b h w 3"]
   ) -> tuple[Float[Array, "b h w 3"], Float[Array, ""]]:
-    """Images as they are, which costs nothing."""
+    """Images as they are, and a loss of 0."""
     del noise
     return self.decode(images), jnp.zeros(())
 
@@ -195,7 +199,7 @@ class Autoencoder(nn.Module):
 
   Attributes:
     latent_channels: c of the latents.
-    bottleneck: a Gaussian with a KL price, or a vector quantiser.
+    bottleneck: a Gaussian with a KL loss, or a vector quantiser.
   """
 
   trunk: ConvStack = ConvStack()
@@ -211,7 +215,7 @@ class Autoencoder(nn.Module):
     """(h, w, c) of the latents of a height x width image.
 
     Raises:
-      ValueError: if a side is no multiple of the stride.
+      ValueError: a side is not a multiple of the stride.
     """
     for side in (height, width):
       if side < self.stride or side % self.stride:
@@ -227,25 +231,24 @@ class Autoencoder(nn.Module):
     self.encoder = Encoder(self.trunk, moments)
     self.decoder = Decoder(self.trunk, self.latent_channels)
 
-  def encode(
-    self, images: Float[Array, "b h w 3"]
-  ) -> DiagonalGaussian | DeterministicPosterior:
+  def encode(self, images: Float[Array, "b h w 3"]) -> Posterior:
     """q(z | x) of images in [-1, 1], as the bottleneck defines it."""
     self.latent_shape(*images.shape[1:3])
     return self.bottleneck.posterior(self.encoder(images))
 
+  def posterior(self, moments: Float[Array, "b h w k"]) -> Posterior:
+    """q(z | x) of the encoder's output; needs no parameters."""
+    return self.bottleneck.posterior(moments)
+
   def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-    """Images of latents; about [-1, 1], not clipped. VQ quantises first."""
-    return self.decoder(self.bottleneck.enter(latents))
+    """Images of latents, about [-1, 1], not clipped; VQ quantises first."""
+    return self.decoder(self.bottleneck.quantize(latents))
 
   def __call__(
     self, images: Float[Array, "b h w 3"], noise: Float[Array, "b hz wz c"]
   ) -> tuple[Float[Array, "b h w 3"], Float[Array, ""]]:
-    """Reconstructions through sampled latents, and the bottleneck's price."""
+    """Reconstructions from sampled latents, and the bottleneck's loss."""
     posterior = self.encode(images)
     latents = posterior.sample(noise)
-    price = self.bottleneck.price(posterior, latents)
-    return self.decode(latents), price
-
-
-FirstStage = Autoencoder | PixelSpace
+    loss = self.bottleneck.loss(posterior, latents)
+    return self.decode(latents), loss

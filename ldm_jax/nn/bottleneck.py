@@ -1,4 +1,4 @@
-"""What lies between encoder and decoder, and its price."""
+"""Bottlenecks between encoder and decoder, and their losses."""
 
 from typing import Any
 
@@ -29,10 +29,15 @@ class DiagonalGaussian:
     each = self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar
     return 0.5 * each.sum(axis=(1, 2, 3))
 
+  @property
+  def moments(self) -> Float[Array, "b h w c2"]:
+    """mean and logvar along the channels, as an encoder outputs them."""
+    return jnp.concatenate([self.mean, self.logvar], axis=-1)
+
 
 @flax.struct.dataclass
 class DeterministicPosterior:
-  """A posterior without width: latents [b h w c] before quantisation."""
+  """A posterior without variance: latents [b h w c] before quantisation."""
 
   mean: Any
 
@@ -41,13 +46,21 @@ class DeterministicPosterior:
     return self.mean
 
   def sample(self, noise: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """The latents; there is nothing to draw."""
+    """The latents, whatever the noise."""
     del noise
+    return self.mean
+
+  @property
+  def moments(self) -> Float[Array, "b h w c"]:
+    """The latents, as an encoder outputs them."""
     return self.mean
 
 
 class GaussianBottleneck(nn.Module):
-  """Kingma and Welling 2014 with LDM's clamp: logvar in [-30, 20]."""
+  """A KL-regularised Gaussian (Kingma and Welling 2014), logvar in [-30, 20].
+
+  The clamp of logvar is LDM's.
+  """
 
   expansion = 2  # encoder channels per latent channel: mean and logvar
 
@@ -56,11 +69,13 @@ class GaussianBottleneck(nn.Module):
     mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     return DiagonalGaussian(mean, jnp.clip(logvar, -30.0, 20.0))
 
-  def enter(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """What the decoder sees: the latents as they are."""
+  def quantize(
+    self, latents: Float[Array, "b h w c"]
+  ) -> Float[Array, "b h w c"]:
+    """The decoder's input: the latents as they are."""
     return latents
 
-  def price(
+  def loss(
     self, posterior: DiagonalGaussian, latents: Float[Array, "b h w c"]
   ) -> Float[Array, ""]:
     """KL summed over each image and averaged over the batch (LDM)."""
@@ -69,14 +84,13 @@ class GaussianBottleneck(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-  """Nearest of `codes` vectors (van den Oord et al. 2017, eq. 2).
+  """The nearest of `codes` vectors  (van den Oord et al. 2017, eq. 2).
 
   Attributes:
     codes: size of the codebook.
     width: channels of a code, the latent channels.
-    beta: weight of the codebook's term. LDM puts it there and not, as the
-      paper's eq. 3 does, on the commitment term; released weights were trained
-      so.
+    beta: weight of the codebook term. LDM, and so the released weights, has it
+      there and not, as in the paper's eq. 3, on the commitment term.
   """
 
   codes: int = 8192
@@ -95,7 +109,7 @@ class VectorQuantizer(nn.Module):
   def posterior(
     self, moments: Float[Array, "b h w c"]
   ) -> DeterministicPosterior:
-    """Latents before quantisation: the decoder quantises first."""
+    """Latents before quantisation; see `quantize`."""
     return DeterministicPosterior(moments.astype(jnp.float32))
 
   def nearest(self, latents: Float[Array, "b h w c"]) -> Array:
@@ -105,11 +119,13 @@ class VectorQuantizer(nn.Module):
     codes = self.codebook[jnp.argmin(distance, axis=-1)]
     return codes.reshape(latents.shape)
 
-  def enter(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """The nearest codes; gradients pass straight through to the latents."""
+  def quantize(
+    self, latents: Float[Array, "b h w c"]
+  ) -> Float[Array, "b h w c"]:
+    """The nearest codes, with the straight-through gradient to the latents."""
     return latents + jax.lax.stop_gradient(self.nearest(latents) - latents)
 
-  def price(
+  def loss(
     self, posterior: DeterministicPosterior, latents: Float[Array, "b h w c"]
   ) -> Float[Array, ""]:
     """mean |sg[code] - z|^2 + beta mean |code - sg[z]|^2."""

@@ -1,4 +1,4 @@
-"""A second way down that reads a picture, and adds to the first."""
+"""ControlNet: a copy of the U-Net's encoder that reads a hint image."""
 
 import flax.linen as nn
 import jax
@@ -13,14 +13,14 @@ Residuals = tuple[Float[Array, "b ..."], ...]
 
 
 class ControlNet(UNet):
-  """ControlNet  (Zhang et al. 2023, figure 3): a U-Net's half that copies it.
+  """ControlNet  (Zhang et al. 2023, figure 3).
 
-  Its fields are those of the U-Net it controls. Zero convolutions make a fresh
-  one add nothing.
+  Its fields are those of the U-Net it controls. Because of zero convolutions a
+  new one adds nothing.
 
   Attributes:
-    hint_channels: of the small encoder, whose every level but the first halves
-      the picture.
+    hint_channels: of the hint's encoder, whose every level but the first
+      halves the hint.
   """
 
   hint_channels: tuple[int, ...] = (16, 32, 96, 256)
@@ -33,24 +33,28 @@ class ControlNet(UNet):
     condition: Condition,
     hint: Float[Array, "b H W 3"],
   ) -> Residuals:
-    """What to add to every skip connection, and last to the middle.
+    """Residuals for every skip connection, and last for the middle.
 
     Args:
-      hint: edges, depth, a pose, ... in [0, 1], as large as the image.
+      hint: edges, depth, a pose, ... in [0, 1], of the size of the image.
     """
     emb = self.embed(t, condition.vector)
     h = conv(
       xt.astype(self.dtype), self.channels, name="conv_in", dtype=self.dtype
     )
-    h, skips = self.descend(h + self.look(hint), emb, condition.context)
-    h = self.middle(h, emb, condition.context)
+    h, skips = self.down_blocks(
+      h + self.encode_hint(hint), emb, condition.context
+    )
+    h = self.mid_block(h, emb, condition.context)
     return (
-      *(self.zero(skip, f"control_{i}") for i, skip in enumerate(skips)),
-      self.zero(h, "control_mid"),
+      *(self.zero_conv(skip, f"control_{i}") for i, skip in enumerate(skips)),
+      self.zero_conv(h, "control_mid"),
     )
 
-  def look(self, hint: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
-    """The picture at the latents' size and the first level's width."""
+  def encode_hint(
+    self, hint: Float[Array, "b H W 3"]
+  ) -> Float[Array, "b h w c"]:
+    """The hint at the latents' size and the first level's width."""
     first, *rest = self.hint_channels
     h = hint.astype(self.dtype)
     h = jax.nn.silu(conv(h, first, name="hint_in", dtype=self.dtype))
@@ -63,22 +67,22 @@ class ControlNet(UNet):
       h, self.channels, name="hint_out", is_zero=True, dtype=self.dtype
     )
 
-  def zero(self, h: Array, name: str) -> Array:
-    """A 1 x 1 convolution that begins at 0."""
+  def zero_conv(self, h: Array, name: str) -> Array:
+    """A 1 x 1 convolution that starts at 0."""
     return conv(
       h, h.shape[-1], name=name, size=1, is_zero=True, dtype=self.dtype
     )
 
 
-def controlled(
-  condition: Condition, said: Residuals, share: Float[Array, " b"]
+def with_residuals(
+  condition: Condition, residuals: Residuals, fraction: Float[Array, " b"]
 ) -> Condition:
-  """The condition with what a ControlNet said, scaled where it is to speak.
+  """The condition with a ControlNet's residuals, scaled by `condition.control`.
 
   Args:
-    share: t / T of every image.
+    fraction: t / T of every image.
   """
   scale, start, stop = condition.control.T
-  scale = jnp.where((start <= share) & (share <= stop), scale, 0.0)
-  scaled = [scale[:, None, None, None] * residual for residual in said]
+  scale = jnp.where((start <= fraction) & (fraction <= stop), scale, 0.0)
+  scaled = [scale[:, None, None, None] * residual for residual in residuals]
   return condition.replace(residuals=scaled)

@@ -1,4 +1,4 @@
-"""The critic of the adversarial game: one logit per patch of the image."""
+"""The discriminator of the adversarial loss: one logit per image patch."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ class PatchDiscriminator(nn.Module):
 
   Attributes:
     width: channels of the first convolution; they double up to eightfold.
-    layers: convolutions of stride two. Each logit sees 70 pixels squared with
-      three, 34 with two.
+    layers: convolutions of stride two. The receptive field of a logit is 70
+      pixels squared with three, 34 with two.
   """
 
   width: int = 64
@@ -30,7 +30,7 @@ class PatchDiscriminator(nn.Module):
     for reconstructions, as the reference does.
 
     Raises:
-      ValueError: the images are too small to leave a single logit.
+      ValueError: the images are too small for one logit.
     """
     least = 3 * 2**self.layers
     if min(images.shape[1:3]) < least:
@@ -51,7 +51,7 @@ class PatchDiscriminator(nn.Module):
     return x.astype(jnp.float32)
 
   def conv(self, x, width, stride, *, use_bias, name):
-    """A 4 x 4 convolution, drawn as pix2pix draws it."""
+    """A 4 x 4 convolution, initialised as in pix2pix."""
     bound = (4 * 4 * x.shape[-1]) ** -0.5  # torch's default: 1 / sqrt(fan-in)
     return nn.Conv(
       width,
@@ -71,9 +71,10 @@ class PatchDiscriminator(nn.Module):
 class BatchNorm(nn.Module):
   """(x - mean) / sqrt(var + 1e-5) over batch and space, in float32.
 
-  Flax's own keeps running averages for evaluation, a state beside the
-  parameters; a critic is never evaluated, so here is none. Under jit the batch
-  is the global one, so the result does not depend on the number of devices.
+  Flax's own keeps running averages for evaluation, a state in addition to the
+  parameters; a discriminator is never evaluated and needs none. Under jit the
+  batch is the global one, so the result does not depend on the number of
+  devices.
   """
 
   @nn.compact
@@ -106,7 +107,7 @@ def vanilla_loss(
 ) -> Float[Array, ""]:
   """(mean log(1 + e^-D(x)) + mean log(1 + e^D(r))) / 2.
 
-  It is half of eq. 1 of Goodfellow et al. 2014, negated, at D = sigmoid(logit).
+  Half of eq. 1 of Goodfellow et al. 2014, negated, at D = sigmoid(logit).
   """
   real = nn.softplus(-real_logits).mean()
   fake = nn.softplus(fake_logits).mean()
@@ -114,5 +115,5 @@ def vanilla_loss(
 
 
 def generator_loss(fake_logits: Float[Array, "b h w 1"]) -> Float[Array, ""]:
-  """-mean D(r): what the decoder pays, whichever loss the critic has."""
+  """-mean D(r), the loss of the autoencoder for either discriminator loss."""
   return -fake_logits.mean()

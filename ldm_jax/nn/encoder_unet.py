@@ -1,4 +1,4 @@
-"""Half a U-Net that tells which class a noisy latent is of."""
+"""A classifier of noisy latents: a U-Net's encoder with attention pooling."""
 
 import flax.linen as nn
 import jax
@@ -11,15 +11,15 @@ from ldm_jax.nn.unet import EPSILON, UNet, coordinates
 
 
 class EncoderUNet(UNet):
-  """log p(y | x_t) but for a constant: a U-Net's way down, then a pool.
+  """Logits of p(y | x_t): a U-Net's encoder, then attention pooling.
 
   The noisy classifier of Dhariwal and Nichol 2021 (section 4 and table 12),
-  which LDM trains in latent space. The last cells and their mean are tokens
-  with learned positions; the mean attends to all of them and becomes the
-  logits. A fresh one finds every class as likely.
+  which LDM trains in latent space. The last level's pixels and their mean are
+  tokens with learned positions; the mean attends to all of them and is
+  projected to the logits. A new one gives all classes the same probability.
 
   Attributes:
-    classes: how many there are.
+    classes: their number.
     out_channels: without effect.
   """
 
@@ -35,8 +35,8 @@ class EncoderUNet(UNet):
     if self.octaves:
       h = jnp.concatenate([h, coordinates(h, self.octaves)], axis=-1)
     h = conv(h, self.channels, name="conv_in", dtype=self.dtype)
-    h, _ = self.descend(h, emb, None)
-    h = self.middle(h, emb, None)
+    h, _ = self.down_blocks(h, emb, None)
+    h = self.mid_block(h, emb, None)
     h = group_norm(
       h, name="norm_out", groups=self.groups, epsilon=EPSILON, dtype=self.dtype
     )

@@ -1,7 +1,7 @@
-"""Convolutions, norms and embeddings as the ancestors initialised them.
+"""Convolutions, norms and embeddings, initialised as in PyTorch and LDM.
 
-PyTorch draws weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); LDM
-kept that, and so do we. Flax's own default has three times the variance.
+PyTorch draws weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), and so
+does LDM. Flax's own default has three times the variance.
 """
 
 from typing import Any, Literal
@@ -16,17 +16,19 @@ Remat = Literal["off", "dots", "full"]
 
 
 def remat_policy(remat: Remat, module: type[nn.Module]) -> type[nn.Module]:
-  """A module that keeps so much for its backward pass, and computes the rest
-  again (Chen et al. 2016): with "off" it keeps all it needs, with "full" its
-  inputs, with "dots" also the results of convolutions and of products with
-  a matrix, but not attention's scores.
+  """`module` with rematerialisation  (Chen et al. 2016).
+
+  "off" stores everything for the backward pass, "full" a module's inputs alone,
+  and "dots" also the results of convolutions and of products with a matrix,
+  but not attention's scores (as `jax.checkpoint_policies`'
+  dots_with_no_batch_dims_saveable, and convolutions).
   """
   if remat == "off":
     return module
-  return nn.remat(module, policy=_is_product if remat == "dots" else None)
+  return nn.remat(module, policy=_is_saved_dot if remat == "dots" else None)
 
 
-def _is_product(primitive: Any, *_: Any, **params: Any) -> bool:
+def _is_saved_dot(primitive: Any, *_: Any, **params: Any) -> bool:
   if primitive.name == "dot_general":
     _, (batched, _) = params["dimension_numbers"]
     return not batched
@@ -60,7 +62,7 @@ def conv(
   is_zero: bool = False,
   dtype: DTypeLike,
 ) -> Float[Array, "b h2 w2 d"]:
-  """A size x size convolution, padded all around; zero at first if asked."""
+  """A size x size convolution, padded on every side; `is_zero` starts at 0."""
   init = ZERO_INIT if is_zero else torch_init(size * size * x.shape[-1])
   window = (size, size)
   layer = nn.Conv(
@@ -84,7 +86,7 @@ def dense(
   is_zero: bool = False,
   dtype: DTypeLike,
 ) -> Float[Array, "... d"]:
-  """x W + b over the last axis; zero at first if asked."""
+  """x W + b over the last axis; `is_zero` starts at 0."""
   init = ZERO_INIT if is_zero else torch_init(x.shape[-1])
   layer = nn.Dense(features, use_bias, dtype=dtype, name=name, **init)
   # As a matrix: XLA:CPU takes five times as long for the gradient of W when
@@ -94,7 +96,7 @@ def dense(
 
 
 def check_widths(channels: int, multipliers: tuple[int, ...]) -> None:
-  """Raises ValueError unless there is a level, and every one has a width."""
+  """Raises ValueError unless there is a level and every width is positive."""
   if not multipliers or min(channels, *multipliers) < 1:
     raise ValueError(
       f"channels={channels} and multipliers={multipliers} must be positive"
@@ -166,8 +168,8 @@ def layer_norm(
 def sinusoids(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
   """[cos(t f_i) | sin(t f_i)], f_i = 10000^(-i / half), half = width // 2.
 
-  Vaswani et al. 2017, section 3.5, in the order of Ho et al. 2020's
-  successors; t is raw, not scaled to [0, 1].
+  Vaswani et al. 2017, section 3.5, cosines first as in Ho et al. 2020's
+  successors; t is not scaled to [0, 1].
   """
   half = width // 2
   frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / half)
@@ -176,7 +178,7 @@ def sinusoids(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
 
 
 def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-  """Nearest neighbour, twice as high and wide."""
+  """Nearest neighbour, to twice the height and width."""
   return x.repeat(2, axis=1).repeat(2, axis=2)
 
 

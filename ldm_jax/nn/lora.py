@@ -1,4 +1,4 @@
-"""Changes of low rank, trained while the matrices themselves stay."""
+"""LoRA: changes of low rank, trained while the kernels are frozen."""
 
 import dataclasses
 import re
@@ -9,22 +9,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-FACTORS = {"lora_down", "lora_up"}  # no layer of ours is called so
+FACTORS = {"lora_down", "lora_up"}  # names that no layer here has
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
   """W + (alpha / r) A B for chosen kernels  (Hu et al. 2021, section 4.1).
 
-  A [... in r] is drawn as the paper's, B [r out] begins at 0: a fresh one
-  changes nothing. Of a convolution A holds the window and B is 1 x 1.
+  A [... in r] is random as in the paper, B [r out] starts at 0, so that a new
+  LoRA changes nothing. Of a convolution A has the window, B is 1 x 1.
 
   Attributes:
     rank: r.
-    alpha: alpha / r is a scale of the change, so that r may be varied alone.
-    where: a regular expression; kernels whose path it finds are adapted. Paths
-      begin with unet/ or conditioners/; the default are the U-Net's attention
-      layers, as kohya's and diffusers' trainers have them.
+    alpha: the change is scaled by alpha / r, so that r may be varied alone.
+    where: a regular expression; kernels whose path matches are adapted. Paths
+      start with unet/ or conditioners/; the default is the U-Net's attention
+      layers, as in kohya's and diffusers' trainers.
   """
 
   rank: int = 4
@@ -36,10 +36,12 @@ class LoRA:
       raise ValueError(f"LoRA.rank={self.rank} must be 1 or more")
 
   def init(self, key: Array, base: Any) -> dict[str, Any]:
-    """Factors for every kernel of `base` that is found, in its places.
+    """New factors for every kernel of `base` that `where` matches.
+
+    They have the structure of `base`.
 
     Raises:
-      ValueError: none is found.
+      ValueError: `where` matches no kernel.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(base)
     factors: dict[str, Any] = {}
@@ -50,18 +52,18 @@ class LoRA:
       *window, out = leaf.shape
       shape = (*window, self.rank)
       bound = (leaf.size // out) ** -0.5
-      drawn = jax.random.fold_in(key, number)
-      down = jax.random.uniform(drawn, shape, jnp.float32, -bound, bound)
-      place = factors
+      kernel_key = jax.random.fold_in(key, number)
+      down = jax.random.uniform(kernel_key, shape, jnp.float32, -bound, bound)
+      node = factors
       for name in names:
-        place = place.setdefault(name, {})
-      place |= {"lora_down": down, "lora_up": jnp.zeros((self.rank, out))}
+        node = node.setdefault(name, {})
+      node |= {"lora_down": down, "lora_up": jnp.zeros((self.rank, out))}
     if not factors:
       raise ValueError(f"LoRA.where={self.where!r} finds no kernel")
     return factors
 
   def merge(self, base: Any, factors: Mapping[str, Any]) -> Any:
-    """`base` with the changes added; what has no factors is shared."""
+    """`base` with the changes added; arrays without factors are shared."""
     if factors.keys() == FACTORS:
       down, up = factors["lora_down"], factors["lora_up"]
       change = down.reshape(-1, self.rank) @ up
@@ -69,6 +71,6 @@ class LoRA:
       change = scale * change.reshape(base.shape)
       return (base.astype(jnp.float32) + change).astype(base.dtype)
     return {
-      name: self.merge(part, factors[name]) if name in factors else part
-      for name, part in base.items()
+      name: self.merge(child, factors[name]) if name in factors else child
+      for name, child in base.items()
     }

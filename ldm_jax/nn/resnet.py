@@ -17,15 +17,15 @@ class ResBlock(nn.Module):
   """x + conv(silu(norm(conv(silu(norm(x))) + emb)))  (Ho et al. 2020, app. B).
 
   Attributes:
-    features: channels of the result; another count than x's adds a 1 x 1
-      convolution to the shortcut.
+    features: channels of the result; if x has another number, the shortcut has
+      a 1 x 1 convolution.
     epsilon: of the norms, 1e-5 in the U-Net, 1e-6 in the autoencoder.
-    is_zero: start the last convolution at zero, so that a fresh block with an
-      identity shortcut is the identity.
+    is_zero: initialise the last convolution at zero, so that a new block with
+      an identity shortcut is the identity.
     modulation: how the embedding enters: added, or as scale and shift of the
       second norm (Dhariwal and Nichol 2021, section 3).
     resample: double or halve h and w inside the block.
-    dropout: active where a "dropout" rng is supplied.
+    dropout: its rate, applied where a "dropout" rng is given.
   """
 
   features: int

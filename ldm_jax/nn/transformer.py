@@ -1,4 +1,4 @@
-"""Blocks that attend: over pixels alone, or over pixels and a context."""
+"""Attention blocks: over pixels alone, or over pixels and a context."""
 
 import dataclasses
 from typing import Any, Literal
@@ -22,18 +22,19 @@ from ldm_jax.nn.layers import (
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPlan:
-  """Where a U-Net attends, and how.
+  """The attention layers of a U-Net.
 
   Attributes:
-    depths: transformer blocks per level, finest first; 0 means no attention.
-    mid_depth: the same in the middle, which always attends.
+    depths: transformer blocks per level, finest first; 0 is no attention.
+    mid_depth: transformer blocks in the middle.
     heads: number of heads at every level, or None if their width is fixed.
     head_width: features of a head, or None if their number is fixed.
-    kind: "transformer" reads a context; "plain" attends to pixels only.
+    kind: "transformer" attends to pixels and to a context, "plain" to pixels
+      only.
     is_linear: project by matrices, not 1 x 1 convolutions (SD 2, SDXL).
-    cross_only: per level, whether self-attention reads the context instead;
-      empty means nowhere. The middle never does.
-    is_scanned: one loop of a level's blocks; see `SpatialTransformer`.
+    cross_only: per level, whether self-attention is cross-attention to the
+      context instead; empty is nowhere. The middle never has it.
+    is_scanned: one scan over a level's blocks; see `SpatialTransformer`.
   """
 
   depths: tuple[int, ...] = (1, 1, 1, 0)
@@ -78,8 +79,8 @@ class Attention(nn.Module):
   Projects to heads * head_width, whatever the width of x.
 
   Attributes:
-    is_zero: a fresh one answers 0.
-    is_causal: token i of x reads tokens 0 to i of the source.
+    is_zero: initialise the output at 0.
+    is_causal: token i of x attends to tokens 0 to i of the source.
     is_biased: q, k and v have a bias; the output always has one.
   """
 
@@ -134,7 +135,7 @@ class TransformerBlock(nn.Module):
   """Self-attention, cross-attention, feed-forward, each after a norm.
 
   Attributes:
-    is_cross_only: the first attention reads the context too (the x4
+    is_cross_only: the first attention too is over the context (the x4
       upscaler's `disable_self_attn`).
   """
 
@@ -167,19 +168,20 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-  """Lays pixels out as tokens, applies `depth` blocks and adds the result.
+  """Pixels as tokens through `depth` transformer blocks, with a residual.
 
-  Rombach et al. 2022, section 3.3 and appendix E.2.1. The last projection
-  starts at zero, so a fresh block is the identity.
+  Rombach et al. 2022, section 3.3 and appendix E.2.1. The last projection is
+  initialised at zero, so a new block is the identity.
 
   Attributes:
     depth: number of transformer blocks.
     is_linear: project by a matrix on tokens (SD 2 and SDXL) or by a 1 x 1
-      convolution on pixels (LDM, SD 1): the same numbers, stored otherwise.
-    is_scanned: one loop over the blocks in place of `depth` copies of one:
-      it compiles sooner, and only one block's parameters need be whole at a
-      time. Parameters are laid together for it but stored and named as ever.
-    remat: what each of several blocks keeps; see `remat_policy`.
+      convolution on pixels (LDM, SD 1): the same numbers, stored differently.
+    is_scanned: one scan over the blocks in place of `depth` copies of the
+      code: it compiles faster, and only one block's parameters need be
+      gathered at a time. Parameters are stacked for it, but stored and named as
+      without it.
+    remat: rematerialisation of each of several blocks; see `remat_policy`.
   """
 
   depth: int
@@ -218,11 +220,11 @@ class SpatialTransformer(nn.Module):
     return x + project(h, c, "proj_out", is_zero=True)
 
   def blocks(self, h: Array, context: Array | None) -> Array:
-    """All transformer blocks, one after another or in a loop."""
-    make = remat_policy(
+    """All transformer blocks, one after another or in a scan."""
+    block_type = remat_policy(
       self.remat if self.depth > 1 else "off", TransformerBlock
     )
-    told = (
+    options = (
       self.heads,
       self.head_width,
       self.is_cross_only,
@@ -231,23 +233,23 @@ class SpatialTransformer(nn.Module):
     names = [f"block_{i}" for i in range(self.depth)]
     if not self.is_scanned or self.depth == 1 or self.is_initializing():
       for name in names:
-        h = make(*told, self.dtype, name=name)(h, context)
+        h = block_type(*options, self.dtype, name=name)(h, context)
       return h
     params = [self.variables["params"][name] for name in names]
-    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    one = make(*told, self.dtype, parent=None)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    block = block_type(*options, self.dtype, parent=None)
 
     def body(h: Array, params: Any):
-      return one.apply({"params": params}, h, context), None
+      return block.apply({"params": params}, h, context), None
 
-    return jax.lax.scan(body, h, together)[0]
+    return jax.lax.scan(body, h, stacked)[0]
 
 
 class PixelAttention(nn.Module):
   """Self-attention over pixels with biased q, k, v and a residual.
 
-  The autoencoder's has one head as wide as the channels and epsilon 1e-6; the
-  U-Net's has several, epsilon 1e-5 and a last projection that starts at zero.
+  The autoencoder's has one head as wide as the channels and epsilon 1e-6, the
+  U-Net's several heads, epsilon 1e-5 and a last projection that starts at zero.
   """
 
   heads: int = 1

@@ -1,4 +1,4 @@
-"""The second stage's network: a time-conditional U-Net that attends."""
+"""The time-conditional U-Net of the second stage, with attention."""
 
 from typing import Literal
 
@@ -34,39 +34,40 @@ EPSILON = 1e-5  # torch's default, which the U-Net keeps; the autoencoder's 1e-6
 def coordinates(
   x: Float[Array, "b h w c"], octaves: int
 ) -> Float[Array, "b h w k"]:
-  """Sines and cosines of every pixel's row and column, 4 * octaves channels.
+  """Fourier features of every pixel's row and column, 4 * octaves channels.
 
-  Fourier features (Tancik et al. 2020, eq. 4) of u, -1 at the first pixel and
-  1 at the last, at pi u / 2 and its octaves.
+  Sines and cosines (Tancik et al. 2020, eq. 4) of pi u / 2 and its octaves, u
+  being -1 at the first pixel and 1 at the last.
   """
   axes = [jnp.linspace(-1, 1, size) for size in x.shape[1:3]]
-  places = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
-  angles = places[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(octaves))
+  positions = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+  angles = positions[..., None] * (jnp.pi / 2 * 2.0 ** jnp.arange(octaves))
   waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-  waves = waves.reshape(*places.shape[:2], 4 * octaves).astype(x.dtype)
+  waves = waves.reshape(*positions.shape[:2], 4 * octaves).astype(x.dtype)
   return jnp.broadcast_to(waves, (x.shape[0], *waves.shape))
 
 
 class UNet(nn.Module):
   """eps_theta(x_t, t, y)  (Rombach et al. 2022, section 3.3, eq. 3).
 
-  SD 1 is the default. A zero last layer makes a fresh network answer 0.
+  The default is that of SD 1. The last layer starts at zero, so a new U-Net
+  outputs 0.
 
   Attributes:
-    out_channels: of the answer; what comes in is counted from the arrays.
+    out_channels: of the output; those of the input are taken from the arrays.
     channels: width of the first level, multiplied per level.
-    blocks: residual blocks per level going down; one more going up.
+    blocks: residual blocks per level of the encoder; the decoder has one more.
     vector: how `Condition.vector` joins the time embedding: "mlp" (SDXL's
       sizes), "table" (a matrix without bias: rows of classes if the vector is
       one-hot), or None if there is none.
     modulation: of the residual blocks; see `ResBlock`.
-    octaves: of `coordinates` laid beside x_t, as CoordConv does (Liu et al.
-      2018); 0 lays none. Zero padding alone tells a small network slowly where
-      it is.
+    octaves: of `coordinates`, concatenated with x_t as in CoordConv (Liu et
+      al. 2018); 0 adds none. From zero padding alone a small network learns
+      positions slowly.
     resampling: halve and double by a convolution, or inside a residual block
       (LDM's `resblock_updown`).
-    remat: what blocks keep for the backward pass; see `remat_policy`.
-    dtype: of computation; norms, softmax, time embedding and answer stay
+    remat: rematerialisation of blocks; see `remat_policy`.
+    dtype: of computation; norms, softmax, time embedding and output stay
       float32.
   """
 
@@ -94,6 +95,11 @@ class UNet(nn.Module):
         f"multipliers has {len(self.multipliers)}; give one depth per level"
       )
 
+  @property
+  def size_multiple(self) -> int:
+    """Latents' sides must be multiples of it: each level halves them."""
+    return 2 ** (len(self.multipliers) - 1)
+
   @nn.compact
   def __call__(
     self,
@@ -108,14 +114,14 @@ class UNet(nn.Module):
     if self.octaves:
       h = jnp.concatenate([h, coordinates(h, self.octaves)], axis=-1)
     h = conv(h, self.channels, name="conv_in", dtype=self.dtype)
-    h, skips = self.descend(h, emb, condition.context)
-    h = self.middle(h, emb, condition.context)
+    h, skips = self.down_blocks(h, emb, condition.context)
+    h = self.mid_block(h, emb, condition.context)
     if condition.residuals is not None:
       *added, last = condition.residuals
       pairs = zip(skips, added, strict=True)
       skips = [skip + more.astype(skip.dtype) for skip, more in pairs]
       h = h + last.astype(h.dtype)
-    h = self.ascend(h, skips, emb, condition.context)
+    h = self.up_blocks(h, skips, emb, condition.context)
     h = group_norm(
       h, name="norm_out", groups=self.groups, epsilon=EPSILON, dtype=self.dtype
     )
@@ -129,11 +135,11 @@ class UNet(nn.Module):
     return h.astype(jnp.float32)
 
   def embed(self, t: Array, vector: Array | None) -> Array:
-    """MLP(sinusoids(t)), plus what the vector says."""
+    """MLP(sinusoids(t)), plus the embedding of the vector."""
     if (vector is None) != (self.vector is None):
       raise ValueError(
         f"the U-Net has vector={self.vector!r} but the condition "
-        f"{'has no vector' if vector is None else 'brings one'}"
+        f"{'has no vector' if vector is None else 'has one'}"
       )
     width = 4 * self.channels
 
@@ -145,7 +151,7 @@ class UNet(nn.Module):
     if self.vector == "mlp":
       emb = emb + mlp(vector, "vector")
     elif self.vector == "table":
-      # Drawn as an embedding is: a one-hot row has no fan-in to divide by.
+      # Initialised as an embedding: a one-hot row has no fan-in to divide by.
       table = nn.Dense(
         width,
         use_bias=False,
@@ -155,49 +161,51 @@ class UNet(nn.Module):
       emb = emb + table(vector)
     return emb.astype(self.dtype)
 
-  def descend(self, h: Array, emb: Array, context: Array | None):
-    """The way down; returns the lowest level and every skip connection."""
+  def down_blocks(self, h: Array, emb: Array, context: Array | None):
+    """The encoder; returns the lowest level and every skip connection."""
     skips = [h]
     for level in range(len(self.multipliers)):
       for i in range(self.blocks):
-        h = self.block(h, emb, level, f"down_{level}_block_{i}")
-        h = self.attend(h, context, level, f"down_{level}_attention_{i}")
+        h = self.res_block(h, emb, level, f"down_{level}_block_{i}")
+        h = self.attention_block(
+          h, context, level, f"down_{level}_attention_{i}"
+        )
         skips.append(h)
       if level < len(self.multipliers) - 1:
         name = f"down_{level}_downsample"
         if self.resampling == "block":
-          h = self.block(h, emb, level, name, "down")
+          h = self.res_block(h, emb, level, name, "down")
         else:
           h = downsample(h, name=name, padding=(1, 1), dtype=self.dtype)
         skips.append(h)
     return h, skips
 
-  def middle(self, h: Array, emb: Array, context: Array | None) -> Array:
+  def mid_block(self, h: Array, emb: Array, context: Array | None) -> Array:
     """Block, attention, block at the lowest level."""
     lowest = len(self.multipliers) - 1
-    h = self.block(h, emb, lowest, "mid_block_0")
-    h = self.attend(h, context, None, "mid_attention")
-    return self.block(h, emb, lowest, "mid_block_1")
+    h = self.res_block(h, emb, lowest, "mid_block_0")
+    h = self.attention_block(h, context, None, "mid_attention")
+    return self.res_block(h, emb, lowest, "mid_block_1")
 
-  def ascend(
+  def up_blocks(
     self, h: Array, skips: list[Array], emb: Array, context: Array | None
   ) -> Array:
-    """The way up, each block reading the skip connection it mirrors."""
+    """The decoder, each block with the skip connection of its mirror image."""
     skips = list(skips)
     for level in reversed(range(len(self.multipliers))):
       for i in range(self.blocks + 1):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = self.block(h, emb, level, f"up_{level}_block_{i}")
-        h = self.attend(h, context, level, f"up_{level}_attention_{i}")
+        h = self.res_block(h, emb, level, f"up_{level}_block_{i}")
+        h = self.attention_block(h, context, level, f"up_{level}_attention_{i}")
       if level > 0:
         name = f"up_{level}_upsample"
         if self.resampling == "block":
-          h = self.block(h, emb, level, name, "up")
+          h = self.res_block(h, emb, level, name, "up")
         else:
           h = conv(upsample(h), h.shape[-1], name=name, dtype=self.dtype)
     return h
 
-  def block(
+  def res_block(
     self,
     h: Array,
     emb: Array,
@@ -205,7 +213,7 @@ class UNet(nn.Module):
     name: str,
     resample: Literal["up", "down"] | None = None,
   ) -> Array:
-    """A residual block as wide as the level."""
+    """A residual block of the level's width."""
     block = remat_policy(self.remat, ResBlock)(
       self.channels * self.multipliers[level],
       epsilon=EPSILON,
@@ -218,7 +226,7 @@ class UNet(nn.Module):
     )
     return block(h, emb)
 
-  def attend(
+  def attention_block(
     self, h: Array, context: Array | None, level: int | None, name: str
   ) -> Array:
     """Attention of the level (None is the middle), if it has any."""

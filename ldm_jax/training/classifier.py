@@ -18,8 +18,8 @@ from ldm_jax.latents import (
   latent_shape,
   select_latents,
 )
-from ldm_jax.nn.autoencoder import FirstStage
 from ldm_jax.nn.encoder_unet import EncoderUNet
+from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.runtime.optimizer import Optimizer, ema_update
 from ldm_jax.training.denoiser import Frozen, State
 

@@ -1,4 +1,4 @@
-"""Prompts as Stable Diffusion hears them: through towers trained before it."""
+"""Prompts through pretrained text encoders, as in Stable Diffusion."""
 
 from typing import Literal
 
@@ -11,38 +11,37 @@ from ldm_jax.nn.encoders.clip_text import ClipOutput, ClipText
 
 
 class ClipEmbedder(nn.Module):
-  """Token ids through one or more towers of CLIP, side by side.
+  """Token ids through one or more CLIP text encoders.
 
-  The defaults are SD 1's. SD 2 listens to OpenCLIP's ViT-H without its last
-  block (`layer: penultimate` in its released configs), SDXL to CLIP's ViT-L
-  and OpenCLIP's ViT-bigG without their last blocks and norms, and to the
-  latter's pooled vector (Podell et al. 2023, 2.1); its refiner to ViT-bigG
-  alone.
+  The defaults are SD 1's. SD 2 takes OpenCLIP's ViT-H without its last block
+  (`layer: penultimate` in its released configs), SDXL CLIP's ViT-L and
+  OpenCLIP's ViT-bigG without their last blocks and norms, with the latter's
+  pooled vector (Podell et al. 2023, 2.1), and its refiner ViT-bigG alone.
 
-  A prompt longer than a tower is cut into chunks, each with a begin and an
-  end of its own. The tower reads them one by one, and their contexts stand one
-  after another.
+  A prompt longer than an encoder's length is cut into chunks, each with its own
+  begin and end token. Chunks are encoded one by one, and their contexts are
+  concatenated along the tokens.
 
   Attributes:
-    encoders: the towers, all of one length; their contexts are concatenated
-      along features.
-    skips: for each, how many of its last blocks the context leaves out.
-    paddings: for each, the id behind the end token: CLIP's end token itself,
-      OpenCLIP's 0.
-    is_normed: whether contexts go through the towers' last norms.
-    is_pooled: give the last tower's pooled vector of the first chunk too.
-    null: what `drop` says: the "empty" prompt, or "zeros" for context and
-      vector alike, as SDXL's base has it.
+    encoders: the text encoders, all of one length; their contexts are
+      concatenated along features.
+    skips: for each, how many of its last blocks the context skips (CLIP skip
+      less one).
+    paddings: for each, the id after the end token: CLIP's is the end token
+      itself, OpenCLIP's 0.
+    is_normed: whether the encoders' last norms are applied to contexts.
+    is_pooled: return the last encoder's pooled vector of the first chunk too.
+    null: the unconditional input: the "empty" prompt, or "zeros" for context
+      and vector, as in SDXL's base.
     begin: the id before a prompt.
-    end: the id behind it.
-    reads: the batch's array of ids.
-    drop_rate: how often training says the null.
-    is_frozen: whether the towers stay as they are while a U-Net learns; it is
-      stage two that sees to it.
+    end: the id after it.
+    input_key: of the batch's array of ids.
+    drop_rate: fraction of training examples with the unconditional input.
+    is_frozen: whether the encoders are frozen while a U-Net is trained.
 
   Raises:
     ValueError: at construction, if skips or paddings are not one for each
-      tower, or the towers differ in length.
+      encoder, or the encoders differ in length.
   """
 
   encoders: tuple[ClipText, ...]
@@ -70,8 +69,8 @@ class ClipEmbedder(nn.Module):
     lengths = [encoder.length for encoder in self.encoders]
     if len(set(lengths)) > 1:
       raise ValueError(
-        f"encoders of lengths {lengths} cannot stand side by side; give all "
-        "the same `length`"
+        f"encoders of lengths {lengths} cannot be concatenated; give all the "
+        "same `length`"
       )
 
   @nn.compact
@@ -80,15 +79,15 @@ class ClipEmbedder(nn.Module):
     tokens: Int[Array, "b e l"] | Int[Array, "b l"],
     drop: Bool[Array, " b"],
   ) -> Condition:
-    """Contexts of every tower and, if asked for, the pooled vector.
+    """The context of all encoders, and the pooled vector if `is_pooled`.
 
     Args:
-      tokens: ids, for each tower its own, a whole number of chunks. Without
-        an axis of towers they are of one tokenizer, and each tower gets its own
-        padding behind the end.
+      tokens: ids for each encoder, a whole number of chunks. Without an axis of
+        encoders they are of one tokenizer, and each encoder gets its own
+        padding after the end.
 
     Raises:
-      ValueError: if they are not for as many towers, or not whole chunks.
+      ValueError: tokens for another number of encoders, or not whole chunks.
     """
     tokens = tokens if tokens.ndim == 3 else self.repeat_per_encoder(tokens)
     _, count, length = tokens.shape
@@ -111,9 +110,9 @@ class ClipEmbedder(nn.Module):
   def repeat_per_encoder(
     self, tokens: Int[Array, "b l"]
   ) -> Int[Array, "b e l"]:
-    """The same ids for every tower, with its own padding.
+    """The same ids for every encoder, each with its own padding.
 
-    CLIP pads with the end token: what follows the first of a chunk is padding.
+    CLIP pads with the end token: after a chunk's first, all ids are padding.
     """
     most = self.encoders[0].length
     if len(self.encoders) == 1 or tokens.shape[1] % most:
@@ -125,7 +124,7 @@ class ClipEmbedder(nn.Module):
     return jnp.stack(rows, axis=1)
 
   def empty_prompt_ids(self, length: int) -> Int[Array, "e l"]:
-    """Ids of the empty prompt in every chunk, for each tower."""
+    """Ids of the empty prompt in every chunk, for each encoder."""
     most = self.encoders[0].length
     chunks = [
       (self.begin, self.end, *[padding] * (most - 2))
@@ -134,12 +133,12 @@ class ClipEmbedder(nn.Module):
     return jnp.tile(jnp.asarray(chunks, jnp.int32), (1, length // most))
 
   def encode(self, tokens: Int[Array, "b l"], i: int) -> ClipOutput:
-    """What the i-th tower says: all chunks' states, the first one's vector."""
+    """The i-th encoder's states of all chunks, and the first one's vector."""
     count, length = tokens.shape
     encoder = self.encoders[i]
     chunks = tokens.reshape(-1, encoder.length)
-    said = encoder(chunks, self.skips[i], self.is_normed)
+    output = encoder(chunks, self.skips[i], self.is_normed)
     return ClipOutput(
-      context=said.context.reshape(count, length, -1),
-      pooled=said.pooled.reshape(count, -1, said.pooled.shape[-1])[:, 0],
+      context=output.context.reshape(count, length, -1),
+      pooled=output.pooled.reshape(count, -1, output.pooled.shape[-1])[:, 0],
     )

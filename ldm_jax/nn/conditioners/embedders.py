@@ -1,9 +1,9 @@
-"""What a denoiser is told: one contract, and the networks that fulfil it.
+"""Conditions of a denoiser, and conditioners over labels, numbers and ids.
 
-A conditioner is a module over raw arrays (ids, labels) that makes its part of
-a `Condition`, and knows what "nothing was said" means for it: where `drop` is
-true it answers with its null. Training dropout, guidance and a prompt that was
-not given are that one definition.
+A conditioner turns one array of the batch (ids, labels) into a part of a
+`Condition`. Where `drop` is true its output is the unconditional one; condition
+dropout in training, the negative side of guidance and a missing prompt are all
+that same output.
 """
 
 from typing import Any, Literal
@@ -20,16 +20,16 @@ from ldm_jax.nn.layers import layer_norm, sinusoids
 
 @flax.struct.dataclass
 class Condition:
-  """Everything a U-Net may be told beside x_t and t; each part may be absent.
+  """The inputs of a backbone in addition to x_t and t; each may be None.
 
   Attributes:
     context: [b l d], tokens for cross-attention.
-    concat: [b h w c], channels laid beside x_t.
+    concat: [b h w c], channels concatenated with x_t.
     vector: [b v], added to the time embedding through the U-Net's own layers.
-    hint: [b H W 3] in [0, 1], the picture that a ControlNet reads.
-    control: [b 3], how much of what it says is added, and between which
-      shares t / T of the noise's time.
-    residuals: what it says: for every skip connection, and for the middle.
+    hint: [b H W 3] in [0, 1], the input image of a ControlNet.
+    control: [b 3], the scale of its residuals, and the start and end of the
+      interval of t / T in which they are added.
+    residuals: of a ControlNet, for every skip connection and for the middle.
   """
 
   # Any: as a tree it carries shapes and shardings as well as arrays.
@@ -41,49 +41,49 @@ class Condition:
   residuals: Any = None
 
 
-def _joined(parts: list[Array], axis: int) -> Array | None:
-  return jnp.concatenate(parts, axis) if parts else None
+def _concatenate(arrays: list[Array], axis: int) -> Array | None:
+  return jnp.concatenate(arrays, axis) if arrays else None
 
 
 def merge(conditions: list[Condition]) -> Condition:
-  """Contexts one after another, channels and vectors side by side.
+  """One condition: contexts concatenated along tokens, the rest along features.
 
   Raises:
-    ValueError: if two contexts differ in width.
+    ValueError: two contexts differ in width.
   """
-  pick = lambda part: [
-    value for c in conditions if (value := getattr(c, part)) is not None
+  pick = lambda name: [
+    value for c in conditions if (value := getattr(c, name)) is not None
   ]
   widths = {context.shape[-1] for context in pick("context")}
   if len(widths) > 1:
     raise ValueError(
-      f"contexts of widths {sorted(widths)} cannot stand in one sequence; "
+      f"contexts of widths {sorted(widths)} cannot be one sequence; "
       "give every conditioner the same width"
     )
   return Condition(
-    context=_joined(pick("context"), 1),
-    concat=_joined(pick("concat"), -1),
-    vector=_joined(pick("vector"), -1),
+    context=_concatenate(pick("context"), 1),
+    concat=_concatenate(pick("concat"), -1),
+    vector=_concatenate(pick("vector"), -1),
   )
 
 
-def zero_where(said: Any, drop: Bool[Array, " b"]) -> Any:
-  """Every array of it 0 where `drop` is true."""
-  silenced = lambda x: jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
-  return jax.tree.map(silenced, said)
+def zero_where(tree: Any, drop: Bool[Array, " b"]) -> Any:
+  """Every array [b ...] of `tree`, 0 where `drop` is true."""
+  zero = lambda x: jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), 0.0, x)
+  return jax.tree.map(zero, tree)
 
 
 class ClassEmbedder(nn.Module):
-  """A class label as one token; label `classes` is the null class.
+  """A class label as one token; label `classes` is the unconditional class.
 
   LDM's ClassEmbedder (Rombach et al. 2022, appendix E.2): ImageNet's has
   1,001 rows of 512.
 
   Attributes:
-    joins: "context" is a token to attend to; "vector" is added to the time
-      embedding (Dhariwal and Nichol 2021, section 3); "both" does both.
-    reads: the batch's array of labels, in [0, classes).
-    drop_rate: how often training replaces the label by the null class.
+    joins: "context" is a token for cross-attention; "vector" is added to the
+      time embedding (Dhariwal and Nichol 2021, section 3); "both" is both.
+    input_key: of the batch's array of labels, in [0, classes).
+    drop_rate: fraction of training examples with the unconditional class.
   """
 
   classes: int
@@ -113,20 +113,20 @@ class ClassEmbedder(nn.Module):
 
 
 class SizeEmbedder(nn.Module):
-  """Each number's sinusoids, one number's after another's; no parameters.
+  """The sinusoids of several numbers, concatenated; no parameters.
 
   SDXL's micro-conditioning (Podell et al. 2023, 2.2), in pixels and height
-  first: the base is told the original size, the crop's top and left and the
+  first: the base takes the original size, the crop's top and left and the
   target size, six numbers; the refiner the original size, the crop and an
-  aesthetic score, five. `drop` changes nothing: the sizes of an image are as
-  true of its null.
+  aesthetic score, five. `drop` changes nothing: both sides of guidance have the
+  same sizes.
 
   Attributes:
     ends_with: what the last numbers are, the target's height and width or the
       score.
     width: of one number's sinusoids, cosines first.
-    reads: the batch's array of numbers.
-    drop_rate: without effect, whatever it is.
+    input_key: of the batch's array of numbers.
+    drop_rate: without effect.
   """
 
   ends_with: Literal["target", "score"] = "target"
@@ -139,7 +139,7 @@ class SizeEmbedder(nn.Module):
 
   @property
   def count(self) -> int:
-    """How many numbers are told."""
+    """How many numbers there are."""
     return {"target": 6, "score": 5}[self.ends_with]
 
   def __call__(
@@ -147,26 +147,28 @@ class SizeEmbedder(nn.Module):
   ) -> Condition:
     if sizes.shape[1] != self.count:
       raise ValueError(
-        f"{sizes.shape[1]} numbers of size, but {self.count} are told where "
+        f"{sizes.shape[1]} numbers of size, but {self.count} are needed where "
         f"they end with a {self.ends_with}"
       )
-    numbers = sizes.reshape(-1).astype(jnp.float32)  # sizes may be whole
+    numbers = sizes.reshape(-1).astype(jnp.float32)  # sizes may be integers
     rows = sinusoids(numbers, self.width)
     return Condition(vector=rows.reshape(sizes.shape[0], -1))
 
 
 class TextEmbedder(nn.Module):
-  """Token ids through a transformer trained with the U-Net; null is "".
+  """Token ids through a transformer trained with the U-Net.
+
+  The unconditional input is the empty prompt.
 
   Attributes:
     empty: ids of the empty prompt, as the tokenizer writes them up to its
       padding, e.g. (101, 102) for BERT.
     padding: the id that fills the rest.
-    reads: the batch's array of ids.
-    drop_rate: how often training replaces the prompt by the empty one.
-    is_pooled: give the normalised mean of the tokens as a vector too; SDXL's
-      U-Net takes such a summary of the text beside its tokens (Podell et al.
-      2023, 2.1).
+    input_key: of the batch's array of ids.
+    drop_rate: fraction of training examples with the empty prompt.
+    is_pooled: return the normalised mean of the tokens as a vector too; SDXL's
+      U-Net takes such a vector in addition to the tokens (Podell et al. 2023,
+      2.1).
   """
 
   encoder: TextEncoder
@@ -188,11 +190,11 @@ class TextEmbedder(nn.Module):
   def __call__(
     self, tokens: Int[Array, "b l"], drop: Bool[Array, " b"]
   ) -> Condition:
-    null = self.empty_prompt_ids(tokens.shape[1])
-    context = self.encoder(jnp.where(drop[:, None], null, tokens))
+    empty = self.empty_prompt_ids(tokens.shape[1])
+    context = self.encoder(jnp.where(drop[:, None], empty, tokens))
     if not self.is_pooled:
       return Condition(context)
-    # The mean of many words is short, and most of it common to all texts.
+    # The mean of many tokens is short, and most of it common to all texts.
     pooled = layer_norm(context.mean(1), name="pooled", dtype="float32")
     return Condition(context, vector=pooled)
 
@@ -201,13 +203,13 @@ class LayoutEmbedder(nn.Module):
   """A layout's ids through a transformer trained with the U-Net.
 
   LDM's layout-to-image models (Rombach et al. 2022, section 4.3.1): width 512,
-  depth 16, 8,192 ids, 92 of them for an image. The null is a layout without
-  objects.
+  depth 16, 8,192 ids, 92 of them for an image. The unconditional input is a
+  layout without objects.
 
   Attributes:
-    reads: the batch's array of ids; see data/layout.py.
-    drop_rate: how often training replaces the layout by the empty one; LDM's
-      never does.
+    input_key: of the batch's array of ids; see
+      data/transforms/layout_tokens.py.
+    drop_rate: fraction of training examples with the empty layout; LDM's is 0.
   """
 
   encoder: TextEncoder
@@ -221,5 +223,5 @@ class LayoutEmbedder(nn.Module):
   def __call__(
     self, ids: Int[Array, "b l"], drop: Bool[Array, " b"]
   ) -> Condition:
-    none = self.encoder.vocabulary - 1
-    return Condition(self.encoder(jnp.where(drop[:, None], none, ids)))
+    no_object = self.encoder.vocabulary - 1
+    return Condition(self.encoder(jnp.where(drop[:, None], no_object, ids)))

@@ -1,9 +1,8 @@
-"""Conditioners that read maps, pictures and what is known of other pictures.
+"""Conditioners over maps and images, and over embeddings of other images.
 
-What was drawn for x_t's own pixels is laid beside it; a picture that the first
-stage must look at first comes as that stage's latents (see
-`latent_diffusion.py`). None of them says more than it is given: their null is
-zeros.
+Maps and images of x_t's own pixels are concatenated with x_t; an image that the
+first stage encodes first comes as latents (see `concat_conditioning.py`). The
+unconditional output of all of them is zeros.
 """
 
 from typing import Any, Literal
@@ -19,19 +18,20 @@ from ldm_jax.nn.layers import dense
 
 
 class SegmentationEmbedder(nn.Module):
-  """A segmentation map, made as small as the latents.
+  """A segmentation map, downsampled to the size of the latents.
 
   LDM's SpatialRescaler (Rombach et al. 2022, appendix E.2.2): classes one-hot,
   `halvings` times the mean of 2 x 2 pixels, a 1 x 1 convolution without bias.
-  Its channels lie beside x_t; or, as tokens for cross-attention, each cell is
-  one and has a learned position.
+  Its channels are concatenated with x_t, or each cell is a token for
+  cross-attention, with a learned position.
 
   Attributes:
-    classes: the map's values are 0 to classes - 1; others are no class.
+    classes: the map's values are 0 to classes - 1; other values have no class.
     width: channels, or features of a token.
+    joins: "concat" or, for cross-attention, "context".
     positions: number of cells, if they are tokens.
-    reads: the batch's map, of x_t's size times 2^halvings.
-    drop_rate: how often training says nothing instead; LDM's model never does.
+    input_key: of the batch's map, of x_t's size times 2^halvings.
+    drop_rate: fraction of training examples with zeros; LDM's is 0.
   """
 
   classes: int = 182
@@ -46,7 +46,7 @@ class SegmentationEmbedder(nn.Module):
 
   @property
   def has_unconditional(self) -> bool:
-    """Whether training sometimes left it out."""
+    """Whether training sometimes drops it; if not, guidance keeps it."""
     return self.drop_rate > 0
 
   @nn.compact
@@ -75,17 +75,17 @@ class SegmentationEmbedder(nn.Module):
         "set positions to their number"
       )
     normal = nn.initializers.normal(0.02)
-    places = self.param("positions", normal, tokens.shape[1:])
-    return Condition(context=tokens + places)
+    positions = self.param("positions", normal, tokens.shape[1:])
+    return Condition(context=tokens + positions)
 
 
 @flax.struct.dataclass
 class MaskedLatents:
-  """A picture of which a part is hidden, as the U-Net reads it.
+  """A masked image, as the U-Net takes it.
 
   Attributes:
-    latents: [b h w c], scaled, of the picture with its hole.
-    mask: bool [b h w 1], true in the hole.
+    latents: [b h w c], scaled, of the masked image.
+    mask: bool [b h w 1], true where the image is hidden.
   """
 
   latents: Any
@@ -93,16 +93,16 @@ class MaskedLatents:
 
 
 class MaskedImage(nn.Module):
-  """What is left of a picture, and where its hole is; no parameters.
+  """The latents of a masked image, and the mask; no parameters.
 
-  The pixels of the hole are `hole` before the first stage looks at them.
-  "sd": grey; the mask (1 in the hole) lies before the latents. "ldm": black;
-  the latents lie before the mask, which is 1 in the hole and -1 elsewhere
-  (LDM's inpainting, Rombach et al. 2022, section 4.5).
+  Hidden pixels are set to `masked_value` before the first stage encodes them.
+  "sd": grey; the mask (1 where hidden) is concatenated before the latents.
+  "ldm": black; the mask comes after the latents, 1 where hidden and -1
+  elsewhere (LDM's inpainting, Rombach et al. 2022, section 4.5).
 
   Attributes:
-    reads: the batch's mask, bool, of the size of its image.
-    drop_rate: how often training says nothing instead.
+    input_key: of the batch's mask, bool, of the size of its image.
+    drop_rate: fraction of training examples with zeros.
   """
 
   convention: Literal["sd", "ldm"] = "sd"
@@ -113,7 +113,7 @@ class MaskedImage(nn.Module):
 
   @property
   def has_unconditional(self) -> bool:
-    """Whether training sometimes left it out."""
+    """Whether training sometimes drops it; if not, guidance keeps it."""
     return self.drop_rate > 0
 
   @property
@@ -124,33 +124,36 @@ class MaskedImage(nn.Module):
   def mask_images(
     self, images: Float[Array, "b H W 3"], masks: Bool[Array, "b H W"]
   ) -> Float[Array, "b H W 3"]:
-    """The pictures with their holes."""
+    """The images with hidden pixels set to `masked_value`."""
     return jnp.where(masks[..., None], self.masked_value, images)
 
-  def __call__(self, seen: MaskedLatents, drop: Bool[Array, " b"]) -> Condition:
-    mask = seen.mask.astype(seen.latents.dtype)
+  def __call__(
+    self, masked: MaskedLatents, drop: Bool[Array, " b"]
+  ) -> Condition:
+    mask = masked.mask.astype(masked.latents.dtype)
     if self.convention == "sd":
-      beside = [mask, seen.latents]
+      channels = [mask, masked.latents]
     else:
-      beside = [seen.latents, 2 * mask - 1]
-    return Condition(concat=zero_where(jnp.concatenate(beside, axis=-1), drop))
+      channels = [masked.latents, 2 * mask - 1]
+    channels = jnp.concatenate(channels, axis=-1)
+    return Condition(concat=zero_where(channels, drop))
 
 
 def subsample_mask(masks: Any, stride: int) -> Any:
-  """A mask of latents: the first pixel of every cell, [b h w 1].
+  """The mask of latents, [b h w 1]: the first pixel of every cell.
 
-  As LDM's and Stable Diffusion's inpainting models were trained.
+  As in the training of LDM's and Stable Diffusion's inpainting models.
   """
   return masks[:, ::stride, ::stride, None]
 
 
 @flax.struct.dataclass
 class NoisyLowResolution:
-  """A small picture with some noise, as an upscaler reads it.
+  """A low-resolution image with noise, as an upscaler takes it.
 
   Attributes:
     image: [b h w 3], about [-1, 1], of the size of the latents.
-    level: [b], the time of its noise, whole.
+    level: [b], the noise level, a whole time of its schedule.
   """
 
   image: Any
@@ -158,17 +161,17 @@ class NoisyLowResolution:
 
 
 class LowResolution(nn.Module):
-  """A small picture beside x_t, and how noisy it is; no parameters.
+  """A low-resolution image and its noise level; no parameters.
 
-  LDM's super-resolution reads it as it is (Rombach et al. 2022, section 4.4).
-  Stable Diffusion's x4 upscaler reads it with noise, whose level is told as a
-  one-hot vector (noise augmentation, Ho et al. 2022, section 4.2).
+  In LDM's super-resolution it has no noise (Rombach et al. 2022, section 4.4).
+  In Stable Diffusion's x4 upscaler it has noise, with the level as a one-hot
+  vector (noise augmentation, Ho et al. 2022, section 4.2).
 
   Attributes:
-    levels: entries of that vector; 0 tells none, and the picture has no noise.
-    max_train_level: training draws levels below it.
-    reads: the batch's small picture, uint8.
-    drop_rate: how often training says nothing instead; the level stays.
+    levels: entries of that vector; 0 for none, and an image without noise.
+    max_train_level: training samples noise levels below it.
+    input_key: of the batch's low-resolution image, uint8.
+    drop_rate: fraction of training examples with zeros, which keep the level.
   """
 
   levels: int = 0
@@ -180,7 +183,7 @@ class LowResolution(nn.Module):
 
   @property
   def has_unconditional(self) -> bool:
-    """Whether training sometimes left it out."""
+    """Whether training sometimes drops it; if not, guidance keeps it."""
     return self.drop_rate > 0
 
   def __post_init__(self):
@@ -192,22 +195,22 @@ class LowResolution(nn.Module):
       )
 
   def __call__(
-    self, seen: NoisyLowResolution, drop: Bool[Array, " b"]
+    self, noisy: NoisyLowResolution, drop: Bool[Array, " b"]
   ) -> Condition:
-    vector = jax.nn.one_hot(seen.level, self.levels) if self.levels else None
-    return Condition(concat=zero_where(seen.image, drop), vector=vector)
+    vector = jax.nn.one_hot(noisy.level, self.levels) if self.levels else None
+    return Condition(concat=zero_where(noisy.image, drop), vector=vector)
 
 
 class DepthMap(nn.Module):
-  """How far away what is seen lies, beside x_t; no parameters.
+  """A depth map, concatenated with x_t; no parameters.
 
-  Stable Diffusion 2's depth model reads MiDaS' depth, from the farthest cell
-  of a picture, -1, to the nearest, 1.
+  Stable Diffusion 2's depth model takes MiDaS' depth, from -1 at the farthest
+  cell of an image to 1 at the nearest.
 
   Attributes:
-    cell: sides of the map's cells that become one of x_t's, by their mean.
-    reads: the batch's depths.
-    drop_rate: how often training says nothing instead.
+    cell: side of the map's cells, whose mean is one pixel of x_t.
+    input_key: of the batch's depth maps.
+    drop_rate: fraction of training examples with zeros.
   """
 
   cell: int = 8
@@ -218,7 +221,7 @@ class DepthMap(nn.Module):
 
   @property
   def has_unconditional(self) -> bool:
-    """Whether training sometimes left it out."""
+    """Whether training sometimes drops it; if not, guidance keeps it."""
     return self.drop_rate > 0
 
   def __call__(
@@ -239,15 +242,15 @@ class DepthMap(nn.Module):
 
 
 class NeighbourEmbeddings(nn.Module):
-  """Finished embeddings as tokens, such as those of neighbours; no parameters.
+  """Precomputed embeddings of neighbours as tokens; no parameters.
 
   Retrieval-augmented diffusion (Blattmann et al. 2022, section 3.1): CLIP's
-  embeddings of the k nearest pictures of a database are the context.
+  embeddings of the k nearest images of a database are the context.
 
   Attributes:
     width: of an embedding.
-    reads: the batch's embeddings.
-    drop_rate: how often training says nothing instead.
+    input_key: of the batch's embeddings.
+    drop_rate: fraction of training examples with zeros.
   """
 
   width: int = 768

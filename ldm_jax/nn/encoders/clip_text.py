@@ -1,4 +1,4 @@
-"""The text towers of CLIP and OpenCLIP, which Stable Diffusion listens to."""
+"""The text encoders of CLIP and OpenCLIP, as in Stable Diffusion."""
 
 import functools
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from ldm_jax.nn.transformer import Attention
 
 Activation = Literal["quick_gelu", "gelu"]
 
-# OpenAI's towers have the first, OpenCLIP's the second.
+# OpenAI's encoders have the first, OpenCLIP's the second.
 _ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
   "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -25,11 +25,11 @@ _ACTIVATIONS = {
 
 @flax.struct.dataclass
 class ClipOutput:
-  """What a tower says of a text.
+  """The output of a text encoder.
 
   Attributes:
     context: [b l d], a state for every token.
-    pooled: [b p], one vector for the whole.
+    pooled: [b p], one vector for the text.
   """
 
   # Any: as a tree it carries shapes and shardings as well as arrays.
@@ -69,20 +69,20 @@ class ClipBlock(nn.Module):
 class ClipText(nn.Module):
   """A causal transformer over a text's tokens  (Radford et al. 2021, 2.4).
 
-  The defaults are CLIP ViT-L/14's tower, which SD 1 listens to. OpenCLIP's
-  ViT-H (SD 2) has width 1024, depth 24 and 16 heads, its ViT-bigG (SDXL)
-  width 1280, depth 32, 20 heads and a projection to 1280, both of them "gelu".
+  The defaults are CLIP ViT-L/14's text encoder, that of SD 1. OpenCLIP's ViT-H
+  (SD 2) has width 1024, depth 24 and 16 heads, its ViT-bigG (SDXL) width 1280,
+  depth 32, 20 heads and a projection to 1280, both of them "gelu".
 
   Attributes:
-    length: most tokens, and the number of learned positions.
+    length: the largest number of tokens, and of learned positions.
     hidden: features inside the feed-forward; None is four times the width.
     activation: "quick_gelu" is x sigmoid(1.702 x), "gelu" the exact one.
     projection: features of the pooled vector after a matrix without bias;
       None leaves it as it is.
     end: the id at whose first occurrence the text is pooled; at the first
       token if there is none. None pools at the largest id, which is the end
-      token unless ids were added behind it.
-    dtype: of computation; norms, softmax and the answer stay float32.
+      token unless ids were added after it.
+    dtype: of computation; norms, softmax and the output stay float32.
 
   Raises:
     ValueError: at construction, if the width does not divide into the heads.
@@ -118,24 +118,24 @@ class ClipText(nn.Module):
     """The state after depth - skip blocks, and the text in one vector.
 
     Args:
-      skip: how many of the last blocks the context leaves out.
+      skip: how many of the last blocks the context skips.
       is_normed: whether the final norm is applied to the context. The pooled
-        vector has always been through every block and that norm.
+        vector is always of the last block, with that norm.
 
     Raises:
-      ValueError: if `skip` leaves no block, or there are more tokens than
+      ValueError: `skip` leaves no block, or there are more tokens than
         positions.
     """
     if not 0 <= skip < self.depth:
       raise ValueError(
-        f"cannot leave out {skip} of {self.depth} blocks; `skip` must be from "
-        f"0 to {self.depth - 1}"
+        f"cannot skip {skip} of {self.depth} blocks; `skip` must be from 0 to "
+        f"{self.depth - 1}"
       )
     x = context = self.embed(tokens)
     for i in range(self.depth):
       x = self.block(i)(x)
       context = x if i < self.depth - skip else context
-    last = x[jnp.arange(x.shape[0]), self.ends(tokens)]
+    last = x[jnp.arange(x.shape[0]), self.pooling_positions(tokens)]
     rows = jnp.concatenate([context, last[:, None]], axis=1)
     rows = layer_norm(rows, name="norm", dtype="float32")
     return ClipOutput(
@@ -148,8 +148,8 @@ class ClipText(nn.Module):
     count = tokens.shape[1]
     if count > self.length:
       raise ValueError(
-        f"{count} tokens, but the text tower has {self.length} positions; cut "
-        f"the prompt into chunks of {self.length}"
+        f"{count} tokens, but the text encoder has {self.length} positions; "
+        f"cut the prompt into chunks of {self.length}"
       )
     normal = nn.initializers.normal
     table = nn.Embed(
@@ -170,8 +170,8 @@ class ClipText(nn.Module):
       name=f"block_{i}",
     )
 
-  def ends(self, tokens: Int[Array, "b l"]) -> Int[Array, " b"]:
-    """Where each text is pooled."""
+  def pooling_positions(self, tokens: Int[Array, "b l"]) -> Int[Array, " b"]:
+    """The token at which each text is pooled."""
     return (tokens if self.end is None else tokens == self.end).argmax(1)
 
   def project(self, pooled: Float[Array, "b d"]) -> Float[Array, "b p"]:

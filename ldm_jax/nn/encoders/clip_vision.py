@@ -1,4 +1,4 @@
-"""The image tower of CLIP, whose embeddings stand for pictures."""
+"""The image encoder of CLIP."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,17 +9,17 @@ from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.encoders.clip_text import Activation, ClipBlock
 from ldm_jax.nn.layers import dense, layer_norm, torch_init
 
-# Of the pictures OpenAI's towers were trained on, in [0, 1]; by channel.
+# Of the images that OpenAI's encoders were trained on, in [0, 1]; by channel.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
-SPREAD = (0.26862954, 0.26130258, 0.27577711)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipVision(nn.Module):
-  """A transformer over a picture's patches  (Radford et al. 2021, 2.4).
+  """A transformer over an image's patches  (Radford et al. 2021, 2.4).
 
-  A class token stands before the patches; its last state, normalised and
-  projected, is the picture's embedding. The defaults are ViT-L/14's, whose
-  embeddings retrieval-augmented diffusion conditions on.
+  A class token comes before the patches; its last state, normalised and
+  projected, is the image's embedding. The defaults are ViT-L/14's, on whose
+  embeddings retrieval-augmented diffusion is conditioned.
 
   Attributes:
     size: pixels of a side.
@@ -53,8 +53,8 @@ class ClipVision(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b p"]:
-    """Embeddings of pictures in [-1, 1], of length 1."""
-    pixels = ((images + 1) / 2 - jnp.array(MEAN)) / jnp.array(SPREAD)
+    """Embeddings of images in [-1, 1], of length 1."""
+    pixels = ((images + 1) / 2 - jnp.array(MEAN)) / jnp.array(STD)
     window = (self.patch, self.patch)
     patches = nn.Conv(
       self.width,

@@ -1,6 +1,6 @@
-"""Inception v3 as FID knows it: the network of 2015-12-05.
+"""The Inception v3 of FID: the network of 2015-12-05.
 
-It differs from torchvision's: means leave padding out, the last block takes a
+It differs from torchvision's: means exclude padding, the last block takes a
 maximum, and there are 1,008 classes.
 """
 
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-IMAGE_SIZE = 299  # of the pictures it reads
+IMAGE_SIZE = 299  # sides of its input
 CLASSES = 1008
 EPSILON = 1e-3  # of the batch norms
-SPATIAL = 7  # channels of mixed_6d's first branch that sFID looks at
+SPATIAL = 7  # channels of mixed_6d's first branch that sFID uses
 
 Size = tuple[int, int]
 ONE, THREE, FIVE = (1, 1), (3, 3), (5, 5)
@@ -22,13 +22,13 @@ WIDE, TALL = (1, 7), (7, 1)
 
 
 class Features(NamedTuple):
-  """What is read of b pictures, on devices or on the host.
+  """Features of b images, on devices or on the host.
 
   Attributes:
-    first, second, third: [b 64], [b 192], [b 768], means over the picture
-      before the second pooling, the third, and the seventh block.
-    pooled: [b 2048], the mean over the picture of the last block ("pool3"),
-      for FID.
+    first, second, third: [b 64], [b 192], [b 768], means over the image before
+      the second pooling, the third, and the seventh block.
+    pooled: [b 2048], the mean over the image of the last block ("pool3"), for
+      FID.
     spatial: [b 2023], part of `mixed_6d`, flattened row by row, for sFID.
     logits: [b 1008], without their bias, for the inception score.
   """
@@ -42,7 +42,7 @@ class Features(NamedTuple):
 
 
 class ConvUnit(nn.Module):
-  """Convolution, batch norm with its stored moments, ReLU."""
+  """Convolution, batch norm with stored moments, ReLU."""
 
   features: int
   size: Size
@@ -70,12 +70,12 @@ class ConvUnit(nn.Module):
 class Inception(nn.Module):
   """Szegedy et al. 2016, as TensorFlow's `classify_image_graph_def.pb` has it.
 
-  Fresh parameters are random: they are for tests alone.
+  New parameters are random, for tests alone.
   """
 
   @nn.compact
   def __call__(self, x: Float[Array, "b 299 299 3"]) -> Features:
-    """Features of pictures (grey level - 128) / 128."""
+    """Features of images, (byte - 128) / 128."""
     x = ConvUnit(32, THREE, 2, name="conv_1a")(x)
     x = ConvUnit(32, THREE, name="conv_2a")(x)
     x = ConvUnit(64, THREE, is_padded=True, name="conv_2b")(x)
@@ -118,7 +118,7 @@ def _chain(x: Array, name: str, *units: tuple[int, Size]) -> Array:
 
 
 def _pool(x: Array, pool=nn.avg_pool) -> Array:
-  """Over 3 x 3; a mean is of what lies inside."""
+  """Over 3 x 3; a mean excludes the padding."""
   padding = ((1, 1), (1, 1))
   if pool is nn.max_pool:
     return nn.max_pool(x, THREE, padding=padding)
@@ -132,13 +132,13 @@ class _A(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    parts = [
+    branches = [
       ConvUnit(64, ONE, name="branch1x1")(x),
       _chain(x, "branch5x5", (48, ONE), (64, FIVE)),
       _chain(x, "branch3x3dbl", (64, ONE), (96, THREE), (96, THREE)),
       ConvUnit(self.pool_features, ONE, name="branch_pool")(_pool(x)),
     ]
-    return jnp.concatenate(parts, -1)
+    return jnp.concatenate(branches, -1)
 
 
 class _B(nn.Module):
@@ -147,12 +147,12 @@ class _B(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     double = _chain(x, "branch3x3dbl", (64, ONE), (96, THREE))
-    parts = [
+    branches = [
       ConvUnit(384, THREE, 2, name="branch3x3")(x),
       ConvUnit(96, THREE, 2, name="branch3x3dbl_3")(double),
       nn.max_pool(x, THREE, (2, 2)),
     ]
-    return jnp.concatenate(parts, -1)
+    return jnp.concatenate(branches, -1)
 
 
 class _C(nn.Module):
@@ -164,13 +164,13 @@ class _C(nn.Module):
   def __call__(self, x: Array) -> Array:
     w = self.width
     double = ((w, ONE), (w, TALL), (w, WIDE), (w, TALL), (192, WIDE))
-    parts = [
+    branches = [
       ConvUnit(192, ONE, name="branch1x1")(x),
       _chain(x, "branch7x7", (w, ONE), (w, WIDE), (192, TALL)),
       _chain(x, "branch7x7dbl", *double),
       ConvUnit(192, ONE, name="branch_pool")(_pool(x)),
     ]
-    return jnp.concatenate(parts, -1)
+    return jnp.concatenate(branches, -1)
 
 
 class _D(nn.Module):
@@ -180,12 +180,12 @@ class _D(nn.Module):
   def __call__(self, x: Array) -> Array:
     one = _chain(x, "branch3x3", (192, ONE))
     other = _chain(x, "branch7x7x3", (192, ONE), (192, WIDE), (192, TALL))
-    parts = [
+    branches = [
       ConvUnit(320, THREE, 2, name="branch3x3_2")(one),
       ConvUnit(192, THREE, 2, name="branch7x7x3_4")(other),
       nn.max_pool(x, THREE, (2, 2)),
     ]
-    return jnp.concatenate(parts, -1)
+    return jnp.concatenate(branches, -1)
 
 
 class _E(nn.Module):
@@ -197,13 +197,13 @@ class _E(nn.Module):
   def __call__(self, x: Array) -> Array:
     def fork(h: Array, name: str) -> Array:
       sides = (("a", (1, 3)), ("b", (3, 1)))
-      made = [
+      outputs = [
         ConvUnit(384, size, is_padded=True, name=f"{name}{side}")(h)
         for side, size in sides
       ]
-      return jnp.concatenate(made, -1)
+      return jnp.concatenate(outputs, -1)
 
-    parts = [
+    branches = [
       ConvUnit(320, ONE, name="branch1x1")(x),
       fork(_chain(x, "branch3x3", (384, ONE)), "branch3x3_2"),
       fork(
@@ -211,4 +211,4 @@ class _E(nn.Module):
       ),
       ConvUnit(192, ONE, name="branch_pool")(_pool(x, self.pool)),
     ]
-    return jnp.concatenate(parts, -1)
+    return jnp.concatenate(branches, -1)

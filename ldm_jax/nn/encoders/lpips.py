@@ -1,4 +1,4 @@
-"""LPIPS: how different two images look, by the features of VGG16."""
+"""LPIPS: the perceptual distance of two images, by VGG16's features."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ class VGG16(nn.Module):
   """Features relu1_2, 2_2, 3_3, 4_3, 5_3 (Simonyan & Zisserman 2015, net D).
 
   Attributes:
-    width: channels of the first stage, 64 in the paper. A narrower trunk
-      costs less and has no published weights.
+    width: channels of the first stage, 64 in the paper; there are published
+      weights for no other.
   """
 
   width: int = 64
@@ -53,12 +53,11 @@ class LPIPS(nn.Module):
   """sum_l mean_hw w_l . (f_l(x) - f_l(y))^2  (Zhang et al. 2018, eq. 1).
 
   f_l are the features of VGG16 with unit norm over channels, w_l >= 0 a 1x1
-  head. There is no dropout: LDM's reference leaves it on in training by
-  mistake.
+  head. There is no dropout, which LDM leaves on in training by mistake.
 
-  Freshly initialised parameters are the documented choice weights="random": a
-  He-normal trunk, and heads uniform in [0, 0.2], whose mean is that of the
-  published ones (measured: 0.07 to 0.11). The numbers are then no LPIPS.
+  New parameters are the choice weights="random": a He-normal trunk, and heads
+  uniform in [0, 0.2], whose mean is that of the published ones (measured: 0.07
+  to 0.11). Distances are then not those of LPIPS.
 
   Attributes:
     width: channels of the trunk's first stage; see `VGG16`.
@@ -74,7 +73,7 @@ class LPIPS(nn.Module):
     """Distances of images in [-1, 1], in float32.
 
     Raises:
-      ValueError: the images are smaller than the stride of the last features.
+      ValueError: images are smaller than the stride of the last features.
     """
     if min(x.shape[1:3]) < STRIDE:
       raise ValueError(
@@ -82,7 +81,7 @@ class LPIPS(nn.Module):
         f"which needs {STRIDE}x{STRIDE} at least"
       )
     trunk = VGG16(self.width, self.dtype, name="trunk")
-    # Two passes: joining the batches would move images between devices.
+    # Two passes: concatenating batches would move images between devices.
     pairs = zip(trunk(rescale(x)), trunk(rescale(y)), strict=True)
     distance = jnp.zeros(x.shape[0], jnp.float32)
     for stage, (fx, fy) in enumerate(pairs, start=1):
@@ -101,7 +100,7 @@ class LPIPS(nn.Module):
 
 
 def rescale(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-  """Images in [-1, 1] with the mean and deviation that VGG16 was trained on."""
+  """Images in [-1, 1] with the mean and deviation that VGG16 expects."""
   return (images.astype(jnp.float32) - jnp.array(SHIFT)) / jnp.array(SCALE)
 
 

@@ -1,4 +1,4 @@
-"""Text encoders over token ids."""
+"""A text encoder over token ids, trained with the U-Net."""
 
 import flax.linen as nn
 import jax
@@ -19,13 +19,13 @@ class TextEncoder(nn.Module):
   feed-forward four times as wide, a final norm, and no padding mask. LDM's are
   of width 640 or 1280, depth 32 and vocabulary 30,522.
 
-  A fresh one is a bag of words: tokens are drawn as torch.nn.Embedding draws
-  them, far larger than positions, and every block starts by adding nothing.
-  The U-Net then meets each word unmixed, and learns from it several times
-  sooner.
+  A new one is a bag of tokens: token embeddings are initialised as
+  torch.nn.Embedding's, far larger than positions, and every block starts by
+  adding nothing. The U-Net then learns from single tokens, several times
+  faster.
 
   Attributes:
-    length: most tokens, and the number of learned positions.
+    length: the largest number of tokens, and of learned positions.
   """
 
   vocabulary: int

@@ -20,7 +20,7 @@ from ldm_jax.data.sources.cached_latents import (
   write_manifest,
 )
 from ldm_jax.errors import ConfigError, config_errors
-from ldm_jax.latents import encode_batch, posterior_moments
+from ldm_jax.latents import encode_batch
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.run import open_first_stage
 from ldm_jax.runtime.checkpointing.checksums import checksum
@@ -124,7 +124,7 @@ def _encoder(
 
   @jax.jit
   def moments(params: Any, images: jax.Array) -> jax.Array:
-    return posterior_moments(encode_batch(stage, params, {"image": images}))
+    return encode_batch(stage, params, {"image": images}).moments
 
   def encode(images: np.ndarray) -> np.ndarray:
     found = moments(params, jax.device_put(images, sharding.batch))

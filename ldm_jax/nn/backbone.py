@@ -1,0 +1,48 @@
+"""What a backbone is: the network of the second stage."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from ldm_jax.nn.conditioners.embedders import Condition
+
+
+@runtime_checkable
+class Backbone(Protocol):
+  """A Linen module (x_t, t, condition) -> output, which is float32.
+
+  Any module with these members can be `LatentDiffusion.unet`; the output is in
+  the parameterization `LatentDiffusion.prediction`. A "dropout" rng is given in
+  training alone. A network that is not a U-Net cannot be saved as diffusers'
+  files, nor be controlled by a ControlNet.
+
+  Attributes:
+    size_multiple: the latents' height and width must be multiples of it; 1 if
+      every size is valid.
+  """
+
+  @property
+  def size_multiple(self) -> int: ...
+
+  def __call__(
+    self,
+    xt: Float[Array, "b h w c"],
+    t: Float[Array, " b"],
+    condition: Condition,
+  ) -> Float[Array, "b h w d"]:
+    """The output, of x_t's channels unless the backbone defines others.
+
+    Args:
+      t: time in [0, T), whole in training, any number in sampling.
+      condition: the merged outputs of all conditioners; a backbone may ignore
+        what it has no use for.
+    """
+    ...
+
+  def init(self, key: Array, *args: Any, **options: Any) -> Any:
+    """As of every Linen module."""
+    ...
+
+  def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
+    """As of every Linen module."""
+    ...

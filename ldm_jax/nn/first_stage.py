@@ -1,0 +1,65 @@
+"""What a first stage is: images to latents, and back."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+
+@runtime_checkable
+class Posterior(Protocol):
+  """q(z | x), a JAX pytree; see bottleneck.py for the two that are here."""
+
+  def mode(self) -> Float[Array, "b h w c"]:
+    """The most likely latents."""
+    ...
+
+  def sample(self, noise: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Latents from standard normal noise."""
+    ...
+
+  @property
+  def moments(self) -> Float[Array, "b h w k"]:
+    """What `FirstStage.posterior` makes this posterior of; for caching."""
+    ...
+
+
+@runtime_checkable
+class FirstStage(Protocol):
+  """A Linen module that encodes images as latents, and decodes them.
+
+  Any module with these members can be `LatentDiffusion.first_stage`.
+
+  Attributes:
+    stride: f, pixels per latent along one side.
+    latent_channels: c of the latents.
+  """
+
+  @property
+  def stride(self) -> int: ...
+
+  @property
+  def latent_channels(self) -> int: ...
+
+  def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    """(h, w, c) of the latents of a height x width image.
+
+    Raises:
+      ValueError: a side is not a multiple of the stride.
+    """
+    ...
+
+  def encode(self, images: Float[Array, "b H W 3"]) -> Posterior:
+    """q(z | x) of images in [-1, 1]; called through `apply`."""
+    ...
+
+  def posterior(self, moments: Float[Array, "b h w k"]) -> Posterior:
+    """q(z | x) of cached `Posterior.moments`; called without parameters."""
+    ...
+
+  def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+    """Images of latents, about [-1, 1]; called through `apply`."""
+    ...
+
+  def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
+    """As of every Linen module."""
+    ...
