@@ -1,4 +1,4 @@
-"""A model opened, from a run or from foreign files: all that drawing needs."""
+"""A model with everything that sampling from it needs."""
 
 import dataclasses
 
@@ -13,16 +13,18 @@ from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-  """A model with everything beside its parameters that drawing asks for.
+  """A model read from a run or from published weights.
 
   Attributes:
-    tokenizer: of its texts, if it reads any.
-    height, width: of its images unless others are asked for, in pixels.
-    guidance: scale unless another is asked for.
-    recipe: the sampler it is used with unless another is asked for.
-    inputs: channels its U-Net takes; None where they are the latents'.
-    layout: how boxes become ids, if it reads layouts.
-    notices: lines for the user.
+    tokenizer: of its prompts; None for a model without a text encoder, and
+      for a single file, which holds no tokenizer.
+    height, width: default size of its images, in pixels.
+    guidance: default scale of classifier-free guidance.
+    sampler_config: default sampler.
+    unet_channels: input channels of its U-Net; None means those of the
+      latents.
+    layout: turns bounding boxes into tokens, for a layout-to-image model.
+    warnings: what was missing or guessed when it was read, a line each.
   """
 
   model: LatentDiffusion
@@ -32,31 +34,39 @@ class LoadedModel:
   width: int
   guidance: float = 3.0
   sampler_config: SamplerConfig = SamplerConfig()
-  inputs: int | None = None
+  unet_channels: int | None = None
   layout: LayoutTokens | None = None
-  notices: tuple[str, ...] = ()
+  warnings: tuple[str, ...] = ()
 
 
-def skip_blocks(opened: LoadedModel, count: int) -> LoadedModel:
-  """The model whose towers of CLIP leave out `count` more of their last blocks.
+def skip_last_blocks(loaded: LoadedModel, count: int) -> LoadedModel:
+  """The model whose CLIP text encoders leave out `count` more last blocks.
+
+  This is "CLIP skip" of other programs, where 1 leaves out nothing more than
+  the model does as trained: `count` is CLIP skip - 1.
 
   Raises:
-    ConfigError: it has no such towers, or they have no more to leave out.
+    ConfigError: the model has no CLIP text encoder, or fewer blocks.
   """
-  parts = list(opened.model.conditioners)
-  for i, part in enumerate(parts):
-    if not isinstance(part, ClipEmbedder):
+  conditioners = list(loaded.model.conditioners)
+  for i, conditioner in enumerate(conditioners):
+    if not isinstance(conditioner, ClipEmbedder):
       continue
-    most = min(
+    limit = min(
       encoder.depth - skip
-      for encoder, skip in zip(part.encoders, part.skips, strict=True)
+      for encoder, skip in zip(
+        conditioner.encoders, conditioner.skips, strict=True
+      )
     )
-    if not 0 <= count < most:
+    if not 0 <= count < limit:
       raise ConfigError(
         f"{count} blocks of a text encoder cannot be skipped; give 0 to "
-        f"{most - 1} (--clip_skip 1 to {most})"
+        f"{limit - 1} (--clip_skip 1 to {limit})"
       )
-    parts[i] = part.clone(skips=tuple(skip + count for skip in part.skips))
-    model = dataclasses.replace(opened.model, conditioners=tuple(parts))
-    return dataclasses.replace(opened, model=model)
-  raise ConfigError("this model has no tower of CLIP; leave --clip_skip out")
+    skips = tuple(skip + count for skip in conditioner.skips)
+    conditioners[i] = conditioner.clone(skips=skips)
+    model = dataclasses.replace(loaded.model, conditioners=tuple(conditioners))
+    return dataclasses.replace(loaded, model=model)
+  raise ConfigError(
+    "this model has no CLIP text encoder; leave clip_skip out (--clip_skip)"
+  )

@@ -1,25 +1,25 @@
 """Converts a model between runs, diffusers folders and single files.
 
-  python -m ldm_jax.cli.convert SRC DST [--dtype fp16] [--single_file]
+  ldm-jax convert SOURCE TARGET [--dtype fp16] [--single_file]
 
-SRC is a run, a diffusers folder (or one network's), a single file, or
-owner/model of the hub. DST becomes a folder that diffusers loads as it is, or
-with --single_file a .safetensors with the names of CompVis and Stability.
+SOURCE is a run, a diffusers folder (or one network's), a single file, or
+owner/model of the hub. TARGET becomes a folder that diffusers loads as it is,
+or with --single_file a .safetensors with the names of CompVis and Stability.
 """
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.exit_codes import run_command
-from ldm_jax.cli.model_flags import add_reading
+from ldm_jax.cli.exit_codes import command, run_command
+from ldm_jax.cli.model_flags import add_loading, load_options
 from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:
   """The flags of convert."""
-  flags = Parser("python -m ldm_jax.cli.convert", __doc__)
+  flags = Parser("ldm-jax convert", __doc__)
   add = flags.add_argument
-  add("source", metavar="SRC", help="what is read")
-  add("target", metavar="DST", help="what is written; must not be there yet")
+  add("source", metavar="SOURCE", help="the model to read")
+  add("target", metavar="TARGET", help="the path to write; must not exist")
   add(
     "--dtype",
     choices=("fp32", "fp16", "bf16"),
@@ -34,26 +34,38 @@ def parser() -> Parser:
   add(
     "--lora",
     choices=("kohya", "peft"),
-    help="SRC is a run of a LoRA: write its factors alone, in this form",
+    help="SOURCE is a run of a LoRA: write its factors alone, in this format",
   )
-  add("--subfolder", help="one network of SRC: vae, unet, text_encoder")
+  add("--subfolder", help="one network: vae, unet, text_encoder")
   add(
     "--shard_gigabytes",
     type=float,
     default=10.0,
     metavar="N",
-    help="cut weights into shards above this size (default 10)",
+    help="largest size of one file of weights (default 10)",
   )
-  add_reading(flags)
+  add_loading(flags)
   return flags
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
-  """Reads the flags and converts; returns the exit code."""
+  """Converts a model and prints the path; returns the exit code."""
   flags, _ = parser().read(arguments)
-  from ldm_jax.pretrained import convert  # brings jax
+  from ldm_jax.pretrained.convert import ConvertRequest, convert  # imports jax
 
-  return convert.convert(flags)
+  request = ConvertRequest(
+    source=flags.source,
+    target=flags.target,
+    dtype=flags.dtype,
+    single_file=flags.single_file,
+    lora=flags.lora,
+    subfolder=flags.subfolder,
+    shard_gigabytes=flags.shard_gigabytes,
+    options=load_options(flags, ignored=("dtype", "lora")),
+  )
+  print(convert(request).path)
+  return 0
 
 
 if __name__ == "__main__":

@@ -1,32 +1,36 @@
-"""Says what a model or one of our pictures is.
+"""Describes a model or a generated image as one JSON object.
 
-  python -m ldm_jax.cli.info FILE
+  ldm-jax info PATH
 
-FILE is a run, a diffusers folder (or one network's), a single file, or a PNG
-that sample.py wrote. Prints one JSON object: family, parameters, prediction
-and format of a model, the settings of a picture.
+PATH is a run, a diffusers folder (or one network's), a single file,
+owner/model of the hub, or a PNG that ldm-jax sample wrote. Prints family,
+parameters, prediction type and number format of a model, or the settings that
+generated an image.
 """
 
+import json
 from collections.abc import Sequence
 
-from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.exit_codes import command, run_command
 from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:
   """The flags of info."""
-  flags = Parser("python -m ldm_jax.cli.info", __doc__)
-  flags.add_argument("path", metavar="FILE")
-  flags.add_argument("--variant", help="of the weights' files, such as fp16")
+  flags = Parser("ldm-jax info", __doc__)
+  flags.add_argument("path", metavar="PATH")
+  flags.add_argument("--variant", help="of the weight files, such as fp16")
   return flags
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
-  """Reads the flags and tells; returns the exit code."""
+  """Prints what a path holds; returns the exit code."""
   flags, _ = parser().read(arguments)
-  from ldm_jax.pretrained import inspect  # brings jax
+  from ldm_jax.pretrained.inspect import inspect  # imports jax
 
-  return inspect.inspect(flags)
+  print(json.dumps(inspect(flags.path, flags.variant), indent=1))
+  return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""From the pieces of a foreign model to a `LatentDiffusion`, parameters, words.
+"""Assembles published networks into a `LatentDiffusion` with its parameters.
 
-What each family of Stable Diffusion does with its text towers is said here,
-once.
+How each family of Stable Diffusion uses its text encoders is defined here.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ from ldm_jax.pretrained.configs import scheduler_config, unet_reader
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
 from ldm_jax.pretrained.networks import Module, load
 
-# What foreign pipelines know without a network for it.
+# Conditioners without parameters.
 WEIGHTLESS = SizeEmbedder | MaskedImage | LowResolution | DepthMap
 
 _BERT_EMPTY = (101, 102)  # [CLS] [SEP] of bert-base-uncased
@@ -41,99 +40,109 @@ _OPEN_CLIP_PADDING = 0
 _CLIP_PADDING = 49407
 
 
-def assemble(pieces: Components, dtype: DTypeLike = "float32") -> LoadedModel:
-  """Reads every network and puts the model together.
+def assemble(
+  components: Components, dtype: DTypeLike = "float32"
+) -> LoadedModel:
+  """Reads every network and assembles the model.
 
   Raises:
-    ConfigError: a part is missing, or asks for what we do not have.
-    WeightsError: a network's tensors are not its config's.
+    ConfigError: a component is missing, or a config asks for something that is
+      not supported.
+    WeightsError: a network's tensors do not fit its config.
   """
   for name in ("unet", "vae"):
-    if name not in pieces.networks:
+    if name not in components.networks:
       raise ConfigError(
-        f"the model has no {name}; it has {', '.join(pieces.networks)}. One "
-        "network by itself is loaded by naming its subfolder"
+        f"the model has no {name}; it has {', '.join(components.networks)}. One "
+        "network by itself is loaded by giving its subfolder"
       )
   networks = {
-    name: load(foreign, dtype) for name, foreign in pieces.networks.items()
+    name: load(foreign, dtype) for name, foreign in components.networks.items()
   }
   first_stage, first_params = networks.pop("vae")
   unet, unet_params = networks.pop("unet")
-  vae, fed = pieces.networks["vae"].config, _fed(pieces)
-  notices = pieces.notices
+  vae_config, inputs = (
+    components.networks["vae"].config,
+    _unet_inputs(components),
+  )
+  warnings = components.warnings
   schedule, prediction, sampler_config = (
     Schedule(),
     "eps",
     SamplerConfig(final_time=0.0),
   )
-  if pieces.scheduler is not None:
-    schedule, prediction = scheduler_config.schedule(pieces.scheduler)
-    sampler_config = scheduler_config.sampler_config(pieces.scheduler)
-    notices += scheduler_config.unsupported_options(pieces.scheduler)
-  words = tokenizer_of(pieces)
-  conditioners = conditioners_of(pieces, networks, words)
-  conditioners += _beside(pieces, first_stage)
+  if components.scheduler is not None:
+    schedule, prediction = scheduler_config.schedule(components.scheduler)
+    sampler_config = scheduler_config.sampler_config(components.scheduler)
+    warnings += scheduler_config.unsupported_options(components.scheduler)
+  tokenizer = tokenizer_of(components)
+  conditioners = conditioners_of(components, networks, tokenizer)
+  conditioners += _concat_conditioners(components, first_stage)
   model = LatentDiffusion(
     first_stage,
     unet,
     tuple(conditioners),
     schedule,
     prediction,
-    noise_augmentation_schedule=_low_noise(pieces, conditioners),
+    noise_augmentation_schedule=_noise_augmentation(components, conditioners),
   )
-  side = (fed.size or 64) * first_stage.stride
+  side = (inputs.size or 64) * first_stage.stride
   return LoadedModel(
     model=model,
     params=Parameters(
       first_params,
-      jnp.float32(autoencoder(vae)[1]),
+      jnp.float32(autoencoder(vae_config)[1]),
       _variables(conditioners, networks),
       unet_params,
     ),
-    tokenizer=words,
+    tokenizer=tokenizer,
     height=side,
     width=side,
-    guidance=5.0 if fed.sinusoids else 7.5,
+    guidance=5.0 if inputs.sinusoids else 7.5,
     sampler_config=sampler_config,
-    inputs=fed.channels,
-    notices=notices,
+    unet_channels=inputs.channels,
+    warnings=warnings,
   )
 
 
-def _beside(pieces: Components, stage: Autoencoder) -> list[Conditioner]:
-  """What the U-Net reads beside x_t, told by its channels."""
-  fed, latents, stride = _fed(pieces), stage.latent_channels, stage.stride
-  if fed.channels == 2 * latents + 1:
+def _concat_conditioners(
+  components: Components, first_stage: Autoencoder
+) -> list[Conditioner]:
+  """What is concatenated with x_t, by the number of the U-Net's channels."""
+  inputs, latents = _unet_inputs(components), first_stage.latent_channels
+  if inputs.channels == 2 * latents + 1:
     return [MaskedImage()]
-  if fed.channels == latents + 3 and fed.vector is not None:
-    return [LowResolution(fed.vector, min(350, fed.vector))]
-  if fed.channels == latents + 1:
-    return [DepthMap(cell=stride)]
+  if inputs.channels == latents + 3 and inputs.vector is not None:
+    return [LowResolution(inputs.vector, min(350, inputs.vector))]
+  if inputs.channels == latents + 1:
+    return [DepthMap(cell=first_stage.stride)]
   return []
 
 
-def _low_noise(pieces: Components, parts: list[Conditioner]) -> Schedule | None:
-  """How the small picture of an upscaler is given noise."""
-  if not any(isinstance(part, LowResolution) for part in parts):
+def _noise_augmentation(
+  components: Components, conditioners: list[Conditioner]
+) -> Schedule | None:
+  """The schedule of noise on an upscaler's low-resolution image."""
+  if not any(isinstance(c, LowResolution) for c in conditioners):
     return None
-  if pieces.low_res_scheduler is None:
+  if components.low_res_scheduler is None:
     return Schedule()
-  return scheduler_config.schedule(pieces.low_res_scheduler)[0]
+  return scheduler_config.schedule(components.low_res_scheduler)[0]
 
 
-def _fed(pieces: Components) -> unet_reader.Inputs:
-  return unet_reader.inputs(pieces.networks["unet"].config)
+def _unet_inputs(components: Components) -> unet_reader.Inputs:
+  return unet_reader.inputs(components.networks["unet"].config)
 
 
 def conditioners_of(
-  pieces: Components,
+  components: Components,
   networks: dict[str, tuple[Module, Any]],
-  words: Tokenizer | ClipPrompts | None,
+  tokenizer: Tokenizer | ClipPrompts | None,
 ) -> list[Conditioner]:
-  """What the U-Net is told by, as its family has it.
+  """The conditioners of the model's family.
 
   Raises:
-    ConfigError: the towers are not those of a family that we know.
+    ConfigError: the text encoders are not those of a known family.
   """
   modules = {name: module for name, (module, _) in networks.items()}
   if not modules:
@@ -144,91 +153,102 @@ def conditioners_of(
   if not isinstance(first, ClipText):
     text = {"empty": _BERT_EMPTY, "padding": 0}
     return [TextEmbedder(first, **text)]
-  towers = tuple(modules.values())
-  embedder = ClipEmbedder(towers, (0,) * len(towers), paddings(pieces, words))
-  embedder = _with_ids(embedder, words)
-  fed = _fed(pieces)
-  if fed.sinusoids is None:
-    if len(towers) > 1:
+  encoders = tuple(modules.values())
+  embedder = ClipEmbedder(
+    encoders, (0,) * len(encoders), paddings(components, tokenizer)
+  )
+  embedder = _with_special_tokens(embedder, tokenizer)
+  inputs = _unet_inputs(components)
+  if inputs.sinusoids is None:
+    if len(encoders) > 1:
       raise ConfigError("two text encoders, but a U-Net without a vector")
     return [embedder]
-  # SDXL: states before the last block and norm, and the last tower's vector.
-  pooled = towers[-1].projection
-  count = (fed.vector - (pooled or 0)) // fed.sinusoids
-  is_silent = pieces.index.get("force_zeros_for_empty_prompt", len(towers) > 1)
+  return _sdxl_conditioners(components, embedder)
+
+
+def _sdxl_conditioners(
+  components: Components, embedder: ClipEmbedder
+) -> list[Conditioner]:
+  """SDXL's text embedder and sizes  (Podell et al. 2023, section 2.2).
+
+  Tokens are the states before the last block and norm; the vector is the last
+  encoder's.
+  """
+  inputs, encoders = _unet_inputs(components), embedder.encoders
+  pooled = encoders[-1].projection
+  count = (inputs.vector - (pooled or 0)) // inputs.sinusoids
+  is_zeros = components.index.get(
+    "force_zeros_for_empty_prompt", len(encoders) > 1
+  )
   if pooled is None or count not in (5, 6):
     raise ConfigError(
-      f"a vector of {fed.vector} features is not a pooled text of {pooled} "
-      f"and 5 or 6 numbers of {fed.sinusoids}"
+      f"a vector of {inputs.vector} features is not a pooled text of {pooled} "
+      f"and 5 or 6 numbers of {inputs.sinusoids}"
     )
   embedder = embedder.clone(
-    skips=(1,) * len(towers),
+    skips=(1,) * len(encoders),
     is_normed=False,
     is_pooled=True,
-    null="zeros" if is_silent else "empty",
+    null="zeros" if is_zeros else "empty",
   )
   ends_with = "target" if count == 6 else "score"
-  return [embedder, SizeEmbedder(ends_with, fed.sinusoids)]
+  return [embedder, SizeEmbedder(ends_with, inputs.sinusoids)]
 
 
-def _with_ids(
-  embedder: ClipEmbedder, words: Tokenizer | ClipPrompts | None
+def _with_special_tokens(
+  embedder: ClipEmbedder, tokenizer: Tokenizer | ClipPrompts | None
 ) -> ClipEmbedder:
-  """The embedder with the begin and end of its own tokenizer."""
-  if not isinstance(words, ClipPrompts):
+  """The embedder with the begin and end tokens of its own tokenizer."""
+  if not isinstance(tokenizer, ClipPrompts):
     return embedder
-  tokenizer = words.syntaxes[0].tokenizer.backend
-  return embedder.clone(
-    begin=tokenizer.bos_token_id, end=tokenizer.eos_token_id
-  )
+  first = tokenizer.syntaxes[0].tokenizer.backend
+  return embedder.clone(begin=first.bos_token_id, end=first.eos_token_id)
 
 
 def paddings(
-  pieces: Components, words: Tokenizer | ClipPrompts | None
+  components: Components, tokenizer: Tokenizer | ClipPrompts | None
 ) -> tuple[int, ...]:
-  """For each tower, the id behind the end token."""
-  if isinstance(words, ClipPrompts):
-    return tuple(syntax.padding for syntax in words.syntaxes)
-  towers = [
-    n for n in ("text_encoder", "text_encoder_2") if n in pieces.networks
-  ]
-  return tuple(_padding(pieces, name) for name in towers)
+  """The padding token of each text encoder."""
+  if isinstance(tokenizer, ClipPrompts):
+    return tuple(syntax.padding for syntax in tokenizer.syntaxes)
+  names = ("text_encoder", "text_encoder_2")
+  return tuple(
+    _padding(components, name) for name in names if name in components.networks
+  )
 
 
-def _padding(pieces: Components, name: str) -> int:
-  """OpenCLIP's towers are those with the exact gelu."""
-  is_open = pieces.networks[name].config.get("hidden_act") == "gelu"
+def _padding(components: Components, name: str) -> int:
+  """OpenCLIP's text encoders are those with the exact gelu."""
+  is_open = components.networks[name].config.get("hidden_act") == "gelu"
   return _OPEN_CLIP_PADDING if is_open else _CLIP_PADDING
 
 
-def tokenizer_of(pieces: Components) -> Tokenizer | ClipPrompts | None:
-  """The tokenizers that lie beside the text encoders, if they do.
+def tokenizer_of(components: Components) -> Tokenizer | ClipPrompts | None:
+  """The tokenizers of the text encoders, if the folder has them.
 
   Raises:
-    ConfigError: there is one, but it has no words or is unreadable.
+    ConfigError: there is one, but it has no vocabulary or is unreadable.
   """
-  if not pieces.tokenizers:
+  if not components.tokenizers:
     return None
   syntaxes = []
-  for name, folder in pieces.tokenizers.items():
-    foreign = pieces.networks[name]
-    length = foreign.config.get("max_position_embeddings", 77)
-    words = tokenizers.load(folder, length)
-    if foreign.network == "text":
-      return words
-    padding = words.backend.pad_token_id
-    syntaxes.append(
-      PromptSyntax(
-        words, _padding(pieces, name) if padding is None else padding
-      )
-    )
+  for name, folder in components.tokenizers.items():
+    network = components.networks[name]
+    length = network.config.get("max_position_embeddings", 77)
+    tokenizer = tokenizers.load(folder, length)
+    if network.kind == "text":
+      return tokenizer
+    padding = tokenizer.backend.pad_token_id
+    if padding is None:
+      padding = _padding(components, name)
+    syntaxes.append(PromptSyntax(tokenizer, padding))
   return ClipPrompts(tuple(syntaxes))
 
 
 def _variables(
   conditioners: list[Conditioner], networks: dict[str, tuple[Module, Any]]
 ) -> dict[str, Any]:
-  """Variables of the conditioners, by what each reads."""
+  """Variables of the conditioners, by their keys in the batch."""
   found = {}
   for part in conditioners:
     if isinstance(part, WEIGHTLESS):
@@ -240,9 +260,11 @@ def _variables(
       ((_, variables),) = networks.values()
       found[part.input_key] = {"params": {"encoder": variables["params"]}}
     else:
-      towers = [variables["params"] for _, variables in networks.values()]
       found[part.input_key] = {
-        "params": {f"encoders_{i}": t for i, t in enumerate(towers)}
+        "params": {
+          f"encoders_{i}": variables["params"]
+          for i, (_, variables) in enumerate(networks.values())
+        }
       }
   return found
 
@@ -259,26 +281,39 @@ def split_variables(
   if isinstance(conditioner, TextEmbedder):
     return [(conditioner.encoder, {"params": params["encoder"]})]
   return [
-    (tower, {"params": params[f"encoders_{i}"]})
-    for i, tower in enumerate(conditioner.encoders)
+    (encoder, {"params": params[f"encoders_{i}"]})
+    for i, encoder in enumerate(conditioner.encoders)
   ]
 
 
-def restated(
-  opened: LoadedModel, words: Tokenizer | ClipPrompts
-) -> LoadedModel:
-  """The model with another tokenizer's words, ids and paddings."""
-  model = opened.model
-  parts = tuple(
-    _with_ids(part, words).clone(
-      paddings=tuple(syntax.padding for syntax in words.syntaxes)
+def with_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:
+  """The model with a tokenizer from a folder, which single files lack.
+
+  Raises:
+    ConfigError: the model has no CLIP text encoder.
+    ValueError: the folder has no tokenizer.
+  """
+  model = loaded.model
+  embedder = next(
+    (c for c in model.conditioners if isinstance(c, ClipEmbedder)), None
+  )
+  if embedder is None:
+    raise ConfigError(
+      "the model has no CLIP text encoder; leave tokenizer out (--tokenizer)"
     )
-    if isinstance(part, ClipEmbedder) and isinstance(words, ClipPrompts)
-    else part
-    for part in model.conditioners
+  tokenizer = tokenizers.load(folder, embedder.encoders[0].length)
+  # CLIP's own encoder is padded with its end token, whatever its number here.
+  end = tokenizer.backend.eos_token_id
+  ids = [end if pad == embedder.end else pad for pad in embedder.paddings]
+  prompts = ClipPrompts(tuple(PromptSyntax(tokenizer, pad) for pad in ids))
+  conditioners = tuple(
+    _with_special_tokens(c, prompts).clone(paddings=tuple(ids))
+    if isinstance(c, ClipEmbedder)
+    else c
+    for c in model.conditioners
   )
   return dataclasses.replace(
-    opened,
-    model=dataclasses.replace(model, conditioners=parts),
-    tokenizer=words,
+    loaded,
+    model=dataclasses.replace(model, conditioners=conditioners),
+    tokenizer=prompts,
   )

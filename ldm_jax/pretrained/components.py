@@ -1,4 +1,4 @@
-"""The networks of a diffusers folder or a single file, before any is read."""
+"""Finds the networks of a diffusers folder or a single file, reading no tensor."""
 
 import dataclasses
 import json
@@ -11,13 +11,13 @@ import numpy as np
 
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, WeightsError
-from ldm_jax.pretrained.networks import Config, Foreign, network_of
+from ldm_jax.pretrained.networks import Config, ForeignNetwork, kind_of
 from ldm_jax.pretrained.single_file.detect import detect
-from ldm_jax.pretrained.single_file.submodules import Given
+from ldm_jax.pretrained.single_file.submodules import PartialConfig
 from ldm_jax.weights import folders
 from ldm_jax.weights.files import read_global_step, read_tensors
 
-# Names that pipelines of LDM have for parts that all models have.
+# Names that LDM's pipelines have for components of all models.
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -27,39 +27,38 @@ _UNET = "model.diffusion_model."
 
 @dataclasses.dataclass(frozen=True)
 class Components:
-  """What a model is put together from.
+  """The networks and configs that a model consists of.
 
   Attributes:
-    networks: by what a folder calls them; a lone network has one entry.
-    scheduler: what scheduler_config.json says, or None without one.
-    low_res_scheduler: the same of an upscaler's small image.
-    index: what model_index.json says.
+    networks: by subfolder; a single network has one entry.
+    scheduler: scheduler_config.json, or None without one.
+    index: model_index.json.
     tokenizers: folders, by the text encoder they belong to.
-    family: a key of families.FAMILIES if a single file told it.
-    notices: lines for the user.
+    family: a key of families.FAMILIES, where detected from a single file.
+    warnings: what was missing or guessed, a line each.
+    low_res_scheduler: as `scheduler`, of an upscaler's low-resolution image.
   """
 
-  networks: Mapping[str, Foreign]
+  networks: Mapping[str, ForeignNetwork]
   scheduler: Config | None = None
   index: Config = dataclasses.field(default_factory=dict)
   tokenizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
   family: str | None = None
-  notices: tuple[str, ...] = ()
+  warnings: tuple[str, ...] = ()
   low_res_scheduler: Config | None = None
 
   @property
-  def lone(self) -> Foreign | None:
-    """The network, if there is just one."""
+  def single(self) -> ForeignNetwork | None:
+    """The network, if there is only one."""
     return (
       next(iter(self.networks.values())) if len(self.networks) == 1 else None
     )
 
 
 def open_folder(folder: str, variant: str | None = None) -> Components:
-  """A whole pipeline's folder, or one network's.
+  """The folder of a pipeline, or of one network.
 
-  Parts that compute nothing we do (safety checkers, feature extractors) are
-  left where they are.
+  Safety checkers and feature extractors are ignored.
 
   Raises:
     WeightsError: there is neither model_index.json nor config.json, or a
@@ -72,13 +71,13 @@ def open_folder(folder: str, variant: str | None = None) -> Components:
         f"{folder!r} has neither model_index.json (a pipeline) nor config.json "
         f"(one network); it has {', '.join(sorted(os.listdir(path))[:8])}"
       )
-    foreign = open_network(folder, variant)
-    kinds = {"autoencoder": "vae", "unet": "unet"}
-    name = kinds.get(foreign.network, "text_encoder")
-    return Components({name: foreign})
+    network = open_network(folder, variant)
+    subfolders = {"autoencoder": "vae", "unet": "unet"}
+    name = subfolders.get(network.kind, "text_encoder")
+    return Components({name: network})
   index = read_json(path / "model_index.json")
   names = {
-    ALIASES.get(name, name): name for name in index if _is_there(index, name)
+    ALIASES.get(name, name): name for name in index if _is_present(index, name)
   }
   return Components(
     {
@@ -105,57 +104,58 @@ def _scheduler(
   return read_json(path / name / "scheduler_config.json")
 
 
-def _is_there(index: Config, name: str) -> bool:
-  """Whether model_index.json lists a part; [null, null] is an absent one."""
+def _is_present(index: Config, name: str) -> bool:
+  """Whether model_index.json has a component; [null, null] is an absent one."""
   value = index[name]
   return isinstance(value, list) and len(value) == 2 and value[1] is not None
 
 
 def open_network(
   folder: str, variant: str | None = None, config: Config | None = None
-) -> Foreign:
+) -> ForeignNetwork:
   """One network's folder: config.json and weights.
 
   Args:
     config: in place of config.json, where the folder holds several networks.
 
   Raises:
-    ConfigError: config.json is missing, malformed, or of no class we have.
+    ConfigError: config.json is missing, malformed, or of an unknown class.
     WeightsError: there are no weights, or they are malformed.
   """
   if config is None:
     config = read_json(pathlib.Path(folder) / "config.json")
-  network = network_of(config)
-  is_text = network in ("clip", "clip_vision", "text")
+  kind = kind_of(config)
+  is_text = kind in ("clip", "clip_vision", "text")
   stems = folders.TRANSFORMERS if is_text else folders.DIFFUSERS
-  if network == "text":
+  if kind == "text":
     stems += folders.DIFFUSERS
   found = folders.find_weights(folder, stems, variant=variant)
   tensors = folders.read_folder(folder, stems, variant=variant)
   is_flax = found.files[0].suffix == ".msgpack"
   prefixes = {"clip": "text_model", "clip_vision": "vision_model"}
-  if network in prefixes:
-    prefix = prefixes[network] + ("/" if is_flax else ".")
+  if kind in prefixes:
+    prefix = prefixes[kind] + ("/" if is_flax else ".")
     tensors = without_prefix(tensors, prefix)
-  return Foreign(config, tensors, network, "flax" if is_flax else "diffusers")
+  scheme = "flax" if is_flax else "diffusers"
+  return ForeignNetwork(config, tensors, kind, scheme)
 
 
 def open_file(
   path: str,
   *,
   prediction: Prediction | None = None,
-  config: Mapping[str, Given] | None = None,
+  config: Mapping[str, PartialConfig] | None = None,
   is_averaged: bool = False,
 ) -> Components:
-  """A single file, its family told by its tensors.
+  """A single file, whose family is detected from its tensors.
 
   Args:
-    prediction: what the U-Net answers, if the caller knows.
-    config: by a part's name: what its config.json says.
+    prediction: what the U-Net predicts, if the caller knows.
+    config: keys of config.json, by a component's name.
     is_averaged: take the U-Net's moving average, where the file has both.
 
   Raises:
-    WeightsError: it is unreadable or nothing that we know.
+    WeightsError: it is unreadable or of no known family.
   """
   tensors = read_tensors(path)
   if is_averaged:
@@ -167,27 +167,28 @@ def open_file(
     prediction=prediction,
     config=config,
   )
-  parts = [part for part in (found.unet, found.vae, *found.texts) if part]
+  submodules = [found.unet, found.vae, *found.text_encoders]
   return Components(
     {
-      part.name: Foreign(
-        part.config,
-        within(tensors, part.prefix),
-        part.network,
+      submodule.name: ForeignNetwork(
+        submodule.config,
+        under_prefix(tensors, submodule.prefix),
+        submodule.kind,
         "compvis",
       )
-      for part in parts
+      for submodule in submodules
+      if submodule
     },
     found.scheduler,
     family=found.family,
-    notices=found.notices,
+    warnings=found.warnings,
   )
 
 
 def averaged(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-  """The file with its U-Net's moving average in the U-Net's place.
+  """The tensors with the U-Net's moving average in place of its parameters.
 
-  An average's name is its parameter's without the dots.
+  The name of an average is its parameter's without the dots.
 
   Raises:
     WeightsError: the file has no average.
@@ -209,14 +210,14 @@ def averaged(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
 def without_prefix(
   tensors: Mapping[str, np.ndarray], prefix: str
 ) -> Mapping[str, np.ndarray]:
-  """Tensors by their names less a prefix that only some may have."""
+  """Tensors by their names without a prefix, which not all need to have."""
   return Renamed(tensors, {name.removeprefix(prefix): name for name in tensors})
 
 
-def within(
+def under_prefix(
   tensors: Mapping[str, np.ndarray], prefix: str
 ) -> Mapping[str, np.ndarray]:
-  """Those that begin with a prefix, by the rest of their names."""
+  """The tensors whose names begin with a prefix, by the rest of the name."""
   return Renamed(
     tensors,
     {n.removeprefix(prefix): n for n in tensors if n.startswith(prefix)},
@@ -224,7 +225,7 @@ def within(
 
 
 class Renamed(Mapping):
-  """A view of tensors under other names; none is read before it is asked."""
+  """A view of tensors under other names; each is read on access."""
 
   def __init__(
     self, tensors: Mapping[str, np.ndarray], names: Mapping[str, str]

@@ -1,131 +1,199 @@
-"""Behind convert: whatever a model lies in, read and written otherwise."""
+"""Converts models between runs, diffusers folders and single files."""
 
-import argparse
 import dataclasses
 import logging
+import math
 import os
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
-from ldm_jax.cli.exit_codes import usage_errors
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.pretrained import saving
 from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
-from ldm_jax.pretrained.lora.export import save_lora
+from ldm_jax.pretrained.lora.export import LoraFormat, save_lora
 from ldm_jax.pretrained.networks import load
 from ldm_jax.pretrained.open_model import (
   LoadOptions,
   assemble_model,
-  find_components,
-  open_denoising,
+  components_of,
+  open_denoiser_run,
   open_model,
   open_run,
 )
-from ldm_jax.run import Run
+from ldm_jax.pretrained.save_pretrained import (
+  DTYPES,
+  save_pretrained,
+  save_single_file,
+)
+from ldm_jax.run import Run, is_autoencoder
 from ldm_jax.runtime.devices.sharding import MeshShape
-from ldm_jax.training.autoencoder import AutoencoderTask
 
 logger = logging.getLogger(__name__)
 
+Format = Literal["diffusers", "single_file", "lora"]
+
 
 @dataclasses.dataclass(frozen=True)
-class ConvertedModel:
-  """A module with its parameters; `opened` holds the rest of a whole model."""
+class ConvertRequest:
+  """What `convert` reads and writes.
+
+  Attributes:
+    source: a run folder, a diffusers folder (or one network's), a single file,
+      or owner/model of the hub.
+    target: the path to write; must not exist.
+    dtype: of the tensors written: "fp32", "fp16" or "bf16".
+    single_file: write one .safetensors with CompVis's names instead of a
+      diffusers folder.
+    lora: "kohya" or "peft": write the factors of a LoRA that the run `source`
+      trained, alone, in this format.
+    subfolder: one network of `source`: "vae", "unet", "text_encoder".
+    shard_gigabytes: largest size of one file of weights in a folder, above 0.
+    options: how published weights are read; its dtype is not used, and LoRAs
+      and textual inversions are not merged here.
+  """
+
+  source: str
+  target: str
+  dtype: str = "fp32"
+  single_file: bool = False
+  lora: LoraFormat | None = None
+  subfolder: str | None = None
+  shard_gigabytes: float = 10.0
+  options: LoadOptions = LoadOptions()
+
+  def __post_init__(self):
+    if self.dtype not in DTYPES:
+      raise ConfigError(
+        f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}"
+      )
+    if self.lora not in (None, *get_args(LoraFormat)):
+      raise ConfigError(
+        f"lora={self.lora!r} must be one of {', '.join(get_args(LoraFormat))}"
+      )
+    if not 0 < self.shard_gigabytes < math.inf:
+      raise ConfigError(
+        f"shard_gigabytes must be above 0, got {self.shard_gigabytes} "
+        "(--shard_gigabytes)"
+      )
+    if self.options != self.options.base:
+      raise ConfigError(
+        "convert merges no LoRAs or textual inversions; open the model with "
+        "them and write it with save_pretrained"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertResult:
+  """What `convert` wrote.
+
+  Attributes:
+    path: the request's `target`.
+    format: of what is there: "diffusers" (a folder), "single_file" or "lora".
+  """
+
+  path: str
+  format: Format
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """A module with its parameters, and the model if it is a whole one."""
 
   module: Any
   params: Any
-  opened: LoadedModel | None = None
+  loaded: LoadedModel | None = None
 
 
-def convert(flags: argparse.Namespace) -> int:
-  """Reads SRC and writes DST, which is there whole or not at all."""
-  with usage_errors():
-    if os.path.exists(flags.target):
-      raise ConfigError(f"{flags.target} is there already; choose another DST")
-    if flags.shard_gigabytes <= 0:
-      raise ConfigError(
-        f"--shard_gigabytes must be above 0, got {flags.shard_gigabytes}"
-      )
-    if flags.lora:
-      _write_lora(flags)
-    else:
-      _write(flags, _read(flags))
-  print(flags.target)
-  return 0
+def convert(request: ConvertRequest) -> ConvertResult:
+  """Reads a model and writes it in another form, completely or not at all.
+
+  Raises:
+    ConfigError: the request does not fit the source, or the target's format
+      cannot hold a part of the model, which is named.
+    WeightsError: the source's weights are missing, malformed or of another
+      network.
+    OSError: the target cannot be written.
+  """
+  if os.path.exists(request.target):
+    raise ConfigError(f"{request.target} exists already; choose another target")
+  with config_errors():
+    if request.lora:
+      _convert_lora(request)
+      return ConvertResult(request.target, "lora")
+    _write(request, _read(request))
+  form = "single_file" if request.single_file else "diffusers"
+  return ConvertResult(request.target, form)
 
 
-def _write_lora(flags: argparse.Namespace) -> None:
-  """The factors of a run, in one file."""
-  run = open_denoising(flags.source)
+def _convert_lora(request: ConvertRequest) -> None:
+  """Writes the factors of a run's LoRA as one file."""
+  run = open_denoiser_run(request.source, request.options.trust)
   task = run.experiment.task
   if task.lora is None:
     raise ConfigError(
-      f"{flags.source!r} trained whole matrices; leave --lora out"
+      f"{request.source!r} trained whole matrices, not a LoRA; leave lora out "
+      "(--lora)"
     )
   sharding = MeshShape().build()
   factors = jax.tree.map(np.asarray, run.trained(sharding))
-  save_lora(
-    open_run(run, sharding), task.lora, factors, flags.target, flags.lora
-  )
+  loaded = open_run(run, sharding)
+  save_lora(loaded, task.lora, factors, request.target, request.lora)
 
 
-def _read(flags: argparse.Namespace) -> ConvertedModel:
-  reading = dataclasses.replace(LoadOptions.told(flags), dtype="float32")
-  if Run.exists(flags.source):
-    if flags.subfolder:
-      raise ConfigError(f"{flags.source!r} is a run; leave --subfolder out")
-    return _run(flags.source, reading)
-  found = find_components(flags.source, reading, flags.subfolder)
-  if found.lone is None:
-    return _whole(assemble_model(found, reading))
-  if reading.tokenizer:
+def _read(request: ConvertRequest) -> _Source:
+  options = dataclasses.replace(request.options, dtype="float32")
+  if Run.exists(request.source):
+    if request.subfolder:
+      raise ConfigError(
+        f"{request.source!r} is a run, without subfolders; leave subfolder out"
+      )
+    return _read_run(request.source, options)
+  components = components_of(request.source, options, request.subfolder)
+  if components.single is None:
+    return _of_model(assemble_model(components, options))
+  if options.tokenizer:
     raise ConfigError(
-      "a network by itself needs no words; leave --tokenizer out"
+      "a single network has no tokenizer; leave tokenizer out (--tokenizer)"
     )
-  return ConvertedModel(*load(found.lone))
+  return _Source(*load(components.single))
 
 
-def _whole(opened: LoadedModel) -> ConvertedModel:
-  return ConvertedModel(opened.model, opened.params, opened)
+def _of_model(loaded: LoadedModel) -> _Source:
+  return _Source(loaded.model, loaded.params, loaded)
 
 
-def _run(folder: str, reading: LoadOptions) -> ConvertedModel:
-  """A run of ours: stage one is an autoencoder, stage two a whole model."""
-  run = Run.open(folder)
+def _read_run(folder: str, options: LoadOptions) -> _Source:
+  """The autoencoder of a first stage's run, or the model of a denoiser's."""
+  run = Run.open(folder, options.trust)
   task = run.experiment.task
-  if isinstance(task, AutoencoderTask) and reading == LoadOptions():
+  if is_autoencoder(task) and options.is_default:
     params = run.trained(MeshShape().build())
     logger.warning(
-      "a first stage does not know what its latents are to be multiplied "
-      f"by; {SCALING_FACTOR} is written, diffusers' own default"
+      "the run of an autoencoder has no scaling factor of its latents; "
+      f"{SCALING_FACTOR} is written, diffusers' own default"
     )
-    return ConvertedModel(task.autoencoder, params)
-  return _whole(open_model(folder, reading))
+    return _Source(task.autoencoder, params)
+  return _of_model(open_model(folder, options))
 
 
-def _write(flags: argparse.Namespace, model: ConvertedModel) -> None:
-  params = jax.tree.map(np.asarray, model.params)
-  opened = model.opened
-  if flags.single_file:
-    if opened is not None and opened.tokenizer is not None:
+def _write(request: ConvertRequest, source: _Source) -> None:
+  params = jax.tree.map(np.asarray, source.params)
+  loaded, dtype = source.loaded, request.dtype
+  if request.single_file:
+    if loaded is not None and loaded.tokenizer is not None:
       logger.warning("a single file holds no tokenizer")
-    saving.save_single_file(
-      model.module, params, flags.target, dtype=flags.dtype
-    )
+    save_single_file(source.module, params, request.target, dtype=dtype)
     return
-  told = (
-    {}
-    if opened is None
-    else {"tokenizer": opened.tokenizer, "side": opened.height}
-  )
-  saving.save_pretrained(
-    model.module,
+  of_model = {}
+  if loaded is not None:
+    of_model = {"tokenizer": loaded.tokenizer, "image_size": loaded.height}
+  save_pretrained(
+    source.module,
     params,
-    flags.target,
-    dtype=flags.dtype,
-    max_bytes=int(flags.shard_gigabytes * 2**30),
-    **told,
+    request.target,
+    dtype=dtype,
+    max_shard_bytes=int(request.shard_gigabytes * 2**30),
+    **of_model,
   )

@@ -1,4 +1,4 @@
-"""Our modules on their way out, with the configs and names of the format."""
+"""Networks with the configs and tensor names of diffusers and CompVis."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from ldm_jax.nn.conditioners.embedders import (
 )
 from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained import model_index
 from ldm_jax.pretrained.assemble import WEIGHTLESS, split_variables
@@ -30,8 +31,8 @@ from ldm_jax.weights.naming.parameter_names import name_table
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-  """A network of ours on its way out.
+class ExportedNetwork:
+  """A network to be written.
 
   Attributes:
     name: its subfolder.
@@ -67,31 +68,30 @@ class Network:
     }
 
 
-def parts_of(
+def export_networks(
   module: LatentDiffusion, params: Parameters, side: int = 512
-) -> list[Network]:
+) -> list[ExportedNetwork]:
   """The networks of a whole model, the text encoders in their order.
 
   Raises:
     ConfigError: the format cannot hold one of them.
   """
   if module.control is not None:
-    raise ConfigError("a ControlNet is not written along; leave control=None")
-  sizes = [p.width for p in module.conditioners if isinstance(p, SizeEmbedder)]
+    raise ConfigError("a ControlNet is not exported; set control=None")
+  sizes = [c.width for c in module.conditioners if isinstance(c, SizeEmbedder)]
   sinusoids = sizes[0] if sizes else None
   latent_side = side // module.first_stage.stride
   unet = _unet(module.unet, params.unet, latent_side, sinusoids)
   scale = float(params.latent_scale)
   vae = _vae(module.first_stage, params.first_stage, side, scale)
   found = []
-  for part in module.conditioners:
-    _check_held(part)
-    for one, variables in split_variables(
-      part, params.conditioners[part.input_key]
-    ):
-      found.append(lone(one, variables))
-  places = model_index.places(module)
-  named = zip(places, found, strict=True)
+  for conditioner in module.conditioners:
+    _check_conditioner(conditioner)
+    variables = params.conditioners[conditioner.input_key]
+    for encoder, own in split_variables(conditioner, variables):
+      found.append(export_network(encoder, own))
+  names = model_index.text_encoder_folders(module)
+  named = zip(names, found, strict=True)
   return [
     unet,
     vae,
@@ -99,31 +99,37 @@ def parts_of(
   ]
 
 
-def _check_held(part: Any) -> None:
-  """Raises ConfigError for what foreign pipelines have no word for."""
-  if isinstance(part, ClassEmbedder | ClipEmbedder | WEIGHTLESS):
+def _check_conditioner(conditioner: Any) -> None:
+  """Raises ConfigError for a conditioner that the format cannot hold."""
+  if isinstance(conditioner, ClassEmbedder | ClipEmbedder | WEIGHTLESS):
     return
-  if not isinstance(part, TextEmbedder):
+  if not isinstance(conditioner, TextEmbedder):
     raise ConfigError(
-      f"foreign formats have no word for a {type(part).__name__}; save the "
-      "autoencoder or the U-Net alone"
+      "diffusers folders and single files have no name for a conditioner of "
+      f"class {type(conditioner).__name__}; save the autoencoder or the U-Net "
+      "alone"
     )
-  if part.is_pooled or part.encoder.length != 77:
+  if type(conditioner.encoder) is not TextEncoder:
+    raise _unknown_class(conditioner.encoder)
+  length, is_pooled = conditioner.encoder.length, conditioner.is_pooled
+  if is_pooled or length != 77:
     raise ConfigError(
-      f"the text encoder is of length {part.encoder.length} with is_pooled="
-      f"{part.is_pooled}: the pipelines of diffusers know LDM's only, of "
-      "length 77 and not pooled; save its autoencoder or U-Net alone"
+      f"the text encoder is of length {length} with is_pooled={is_pooled}: the "
+      "pipelines of diffusers hold LDM's only, of length 77 and not pooled; "
+      "save its autoencoder or U-Net alone"
     )
 
 
-def lone(module: Module, params: Mapping[str, Any], side: int = 512) -> Network:
-  """A network by itself.
+def export_network(
+  module: Module, params: Mapping[str, Any], side: int = 512
+) -> ExportedNetwork:
+  """A single network.
 
   Raises:
     ConfigError: the format cannot hold it.
   """
   if isinstance(module, ControlNet):
-    raise ConfigError("a ControlNet is read, but cannot be written")
+    raise ConfigError("a ControlNet can be read, but not exported")
   if isinstance(module, UNet):
     return _unet(module, params, side // 8)
   if isinstance(module, Autoencoder):
@@ -131,19 +137,33 @@ def lone(module: Module, params: Mapping[str, Any], side: int = 512) -> Network:
   variables = params["params"]
   if isinstance(module, ClipText):
     config = text_encoder_config.clip_config(module)
-    return Network("text_encoder", "clip", module, variables, config)
+    return ExportedNetwork("text_encoder", "clip", module, variables, config)
   if isinstance(module, ClassEmbedder):
     config = text_encoder_config.classes_config(module)
-    return Network("class_embedder", "classes", module, variables, config)
+    return ExportedNetwork(
+      "class_embedder", "classes", module, variables, config
+    )
+  if not isinstance(module, TextEncoder):
+    raise _unknown_class(module)
   config = text_encoder_config.text_config(module)
-  return Network("text_encoder", "text", module, variables, config)
+  return ExportedNetwork("text_encoder", "text", module, variables, config)
+
+
+def _unknown_class(module: Any) -> ConfigError:
+  return ConfigError(
+    "diffusers folders and single files have no name for a network of class "
+    f"{type(module).__module__}:{type(module).__name__}; it can be trained and "
+    "sampled here, but not exported"
+  )
 
 
 def _unet(
   unet: UNet, variables: Any, side: int, sinusoids: int | None = None
-) -> Network:
+) -> ExportedNetwork:
+  if type(unet) is not UNet:
+    raise _unknown_class(unet)
   params = variables["params"]
-  shape = {k: tuple(v) for k, v in convert.shapes(params).items()}
+  shape = convert.shapes(params)
   vectors = [
     shape[n][0] for n in ("vector_1/kernel", "vector/kernel") if n in shape
   ]
@@ -152,18 +172,22 @@ def _unet(
     for name, size in shape.items()
     if name.endswith("attention2/k/kernel")
   }
-  fed = unet_reader.Inputs(
+  inputs = unet_reader.Inputs(
     channels=shape["conv_in/kernel"][2],
     size=side,
     context=contexts.pop() if contexts else None,
     vector=vectors[0] if vectors else None,
     sinusoids=sinusoids,
   )
-  return Network("unet", "unet", unet, params, unet_config(unet, fed))
+  return ExportedNetwork(
+    "unet", "unet", unet, params, unet_config(unet, inputs)
+  )
 
 
 def _vae(
   vae: Autoencoder, variables: Any, side: int, scale: float = SCALING_FACTOR
-) -> Network:
+) -> ExportedNetwork:
+  if type(vae) is not Autoencoder:
+    raise _unknown_class(vae)
   config = autoencoder_config(vae, scaling_factor=scale, sample_size=side)
-  return Network("vae", "autoencoder", vae, variables["params"], config)
+  return ExportedNetwork("vae", "autoencoder", vae, variables["params"], config)

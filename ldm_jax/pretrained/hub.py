@@ -9,26 +9,27 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _TEXTS = ("*.json", "*.txt", "*.model")
 
 
-def local(
+def local_path(
   path: str,
   *,
   subfolder: str | None = None,
   variant: str | None = None,
   revision: str | None = None,
 ) -> str:
-  """`path` itself if it is here, else the copy of the repository it names.
+  """`path` if it exists, else the local copy of the repository it names.
 
-  Safetensors are fetched, and torch's files only where there are none. The
-  hub's own variables are honoured (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
+  Fetches safetensors, and torch's files only where there are none. The hub's
+  environment variables apply (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE).
 
   Raises:
-    ConfigError: it is neither here nor a repository, or the repository cannot
-      be had.
+    ConfigError: there is no such path or repository, or the repository cannot
+      be fetched.
+    WeightsError: `path` is a broken link.
   """
   if os.path.exists(path):
     return path
   if os.path.islink(path):
-    raise WeightsError(f"{path!r} is a link that leads nowhere")
+    raise WeightsError(f"{path!r} is a broken link")
   if not _REPOSITORY.fullmatch(path):
     raise ConfigError(
       f"there is no run, file or folder {path!r}, nor is it the name of a "
@@ -38,7 +39,7 @@ def local(
     import huggingface_hub
   except ImportError:
     raise ConfigError(
-      f"{path!r} is not here; to fetch it from the hub: "
+      f"{path!r} does not exist; to fetch it from the hub: "
       "pip install huggingface_hub"
     ) from None
   for suffix in ("safetensors", "bin"):
@@ -53,7 +54,7 @@ def local(
     except Exception as error:  # the hub's, of many kinds, and the network's
       line = " ".join(str(error).split())[:200]
       raise ConfigError(
-        f"{path!r} is not here and cannot be fetched from the hub ({line}); "
+        f"{path!r} does not exist and cannot be fetched from the hub ({line}); "
         "give a local folder or file"
       ) from error
     if any(name.endswith(suffix) for name in _files(folder)):
@@ -64,15 +65,15 @@ def local(
 def _weights(
   subfolder: str | None, variant: str | None, suffix: str
 ) -> list[str]:
-  """Patterns of weights that a folder of diffusers has, not of lone files."""
-  where = f"{subfolder}/" if subfolder else "*/"
+  """Patterns of a diffusers folder's weight files, without single files."""
+  folder = f"{subfolder}/" if subfolder else "*/"
   stems = ("diffusion_pytorch_model", "model", "pytorch_model")
   middle = f".{variant}" if variant else ""
   names = [f"{stem}{middle}.{suffix}" for stem in stems]
   names += [f"{stem}{middle}-0*.{suffix}" for stem in stems]
   names += [f"{stem}-0*{middle}.{suffix}" for stem in stems]
-  # A lone network's repository has its weights at the top.
-  return [where + name for name in names] + ([] if subfolder else names)
+  # The repository of one network has its weights at the top.
+  return [folder + name for name in names] + ([] if subfolder else names)
 
 
 def _files(folder: str) -> list[str]:

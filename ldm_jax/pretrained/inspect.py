@@ -1,96 +1,105 @@
-"""Behind info: what a file is, told by its header and configs."""
+"""Describes a model or a generated image from its headers and configs."""
 
-import argparse
 import json
 import math
 import os
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
-from ldm_jax.cli.exit_codes import usage_errors
-from ldm_jax.errors import ConfigError
-from ldm_jax.pretrained import loading
+from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.configs.scheduler_config import schedule
-from ldm_jax.pretrained.networks import class_of
+from ldm_jax.pretrained.from_pretrained import find_components
+from ldm_jax.pretrained.networks import ForeignNetwork, class_of
+from ldm_jax.pretrained.open_model import is_denoiser
 from ldm_jax.run import Run
-from ldm_jax.training.denoiser import DenoiserTask
 
-PNG = b"\x89PNG"
-
-
-def inspect(flags: argparse.Namespace) -> int:
-  """Prints what `flags.path` is as one JSON object."""
-  with usage_errors():
-    print(json.dumps(_told(flags.path, flags.variant), indent=1))
-  return 0
+PNG = b"\x89PNG"  # the first bytes of such a file
 
 
-def _told(path: str, variant: str | None) -> dict[str, Any]:
-  if Run.exists(path):
-    return _run(Run.open(path))
-  if os.path.isfile(path):
-    with open(path, "rb") as file:
-      start = file.read(4)
-    if start == PNG:
-      return _picture(path)
-  return _model(loading.find(path, variant=variant))
+def inspect(
+  path: str, variant: str | None = None, trust: Collection[str] = ()
+) -> dict[str, Any]:
+  """What a file or folder is; JSON values only, no tensor is read.
+
+  Args:
+    path: a run, a diffusers folder (or one network's), a single file, a
+      repository of the hub, or a PNG that was generated here.
+    variant: of a diffusers folder's weight files, such as "fp16".
+    trust: packages whose classes a run may name; as of `Run.open`.
+
+  Returns:
+    "kind" and what depends on it. "run": task, step, prediction and "trained
+    parameters". "model": family (of a single file), pipeline (of a folder),
+    prediction, and by network its class, number of parameters and, by dtype,
+    how many of them; "notices" lists what is missing or was guessed. "image":
+    its size [width, height] and the settings that generated it.
+
+  Raises:
+    ConfigError: there is nothing of the kind, or a PNG without settings.
+    WeightsError: a file of weights is unreadable or of no known family.
+  """
+  with config_errors():
+    if Run.exists(path):
+      return _describe_run(Run.open(path, trust))
+    if os.path.isfile(path):
+      with open(path, "rb") as file:
+        start = file.read(len(PNG))
+      if start == PNG:
+        return _describe_image(path)
+    return _describe_model(find_components(path, variant=variant))
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _describe_run(run: Run) -> dict[str, Any]:
   task = run.experiment.task
-  told = {"kind": "run", "task": type(task).__name__, "step": run.step}
-  if isinstance(task, DenoiserTask):
-    told["prediction"] = task.model.prediction
+  found = {"kind": "run", "task": type(task).__name__, "step": run.step}
+  if is_denoiser(task):
+    found["prediction"] = task.model.prediction
   shapes = jax.eval_shape(
     task.init, jax.random.key(0), run.batch, task.frozen_shapes(run.batch)
   )
   sizes = jax.tree.map(lambda leaf: math.prod(leaf.shape), shapes.params)
-  return told | {"trained parameters": sum(jax.tree.leaves(sizes))}
+  return found | {"trained parameters": sum(jax.tree.leaves(sizes))}
 
 
-def _picture(path: str) -> dict[str, Any]:
-  """The settings inside one of our PNGs.
-
-  Raises:
-    ConfigError: there are none.
-  """
+def _describe_image(path: str) -> dict[str, Any]:
   with Image.open(path) as image:
     text = image.info.get("ldm_jax")
     size = image.size
   if text is None:
-    raise ConfigError(f"{path} holds no settings of ours")
-  return {"kind": "picture", "size": list(size)} | json.loads(text)
+    raise ConfigError(f"{path} holds no settings of ldm_jax")
+  return {"kind": "image", "size": list(size)} | json.loads(text)
 
 
-def _model(found: Components) -> dict[str, Any]:
-  """Family, prediction, and what each network is."""
-  told: dict[str, Any] = {"kind": "model"}
-  if found.family is not None:
-    told["family"] = found.family
-  if "_class_name" in found.index:
-    told["pipeline"] = found.index["_class_name"]
-  if found.scheduler is not None:
-    told["prediction"] = schedule(found.scheduler)[1]
-  told["networks"] = {
-    name: _network(foreign) for name, foreign in found.networks.items()
+def _describe_model(components: Components) -> dict[str, Any]:
+  found: dict[str, Any] = {"kind": "model"}
+  if components.family is not None:
+    found["family"] = components.family
+  if "_class_name" in components.index:
+    found["pipeline"] = components.index["_class_name"]
+  if components.scheduler is not None:
+    found["prediction"] = schedule(components.scheduler)[1]
+  found["networks"] = {
+    name: _describe_network(network)
+    for name, network in components.networks.items()
   }
-  if found.notices:
-    told["notices"] = list(found.notices)
-  return told
+  if components.warnings:
+    found["notices"] = list(components.warnings)
+  return found
 
 
-def _network(foreign: Any) -> dict[str, Any]:
+def _describe_network(network: ForeignNetwork) -> dict[str, Any]:
   dtypes: dict[str, int] = {}
-  for name in foreign.tensors:
-    tensor = foreign.tensors[name]
-    kind = np.dtype(tensor.dtype).name
-    dtypes[kind] = dtypes.get(kind, 0) + math.prod(np.shape(tensor))
+  for name in network.tensors:
+    tensor = network.tensors[name]
+    dtype = np.dtype(tensor.dtype).name
+    dtypes[dtype] = dtypes.get(dtype, 0) + math.prod(np.shape(tensor))
   return {
-    "class": class_of(foreign.config),
+    "class": class_of(network.config),
     "parameters": sum(dtypes.values()),
     "dtype": dtypes,
   }

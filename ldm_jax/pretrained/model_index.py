@@ -1,4 +1,4 @@
-"""What a pipeline says of itself: its index, its card, its prefixes."""
+"""What describes a pipeline: model_index.json, model card, tensor prefixes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,17 +37,17 @@ pipeline = DiffusionPipeline.from_pretrained("this/folder")
 There is no safety checker with it. Licence and training data are for its
 author to state here.
 """
-# Where diffusers looks for a part's class, if not among its own models.
+# Where diffusers looks for a component's class, if not among its own models.
 LIBRARIES = {ClipText: "transformers", TextEncoder: "latent_diffusion"}
 _TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "diffusers", "jax")
 
 
-def read_index(
+def model_index(
   model: LatentDiffusion,
   networks: Sequence[Any],
-  words: ClipPrompts | Tokenizer | None,
+  tokenizer: ClipPrompts | Tokenizer | None,
 ) -> dict[str, Any]:
-  """model_index.json: the pipeline's class and where each part's is found.
+  """model_index.json: the classes of the pipeline and of its components.
 
   Raises:
     ConfigError: diffusers has no pipeline for such a model.
@@ -67,14 +67,16 @@ def read_index(
     library = LIBRARIES.get(type(network.module), "diffusers")
     listed[renamed.get(network.name, network.name)] = [library, classes[0]]
   is_bert = kind == "LDMTextToImagePipeline"
-  for name in tokenizers(model, words):
-    kind_of_words = "BertTokenizer" if is_bert else "CLIPTokenizer"
-    listed[name] = ["transformers", kind_of_words]
+  for name in tokenizers(model, tokenizer):
+    class_name = "BertTokenizer" if is_bert else "CLIPTokenizer"
+    listed[name] = ["transformers", class_name]
   if kind.startswith("StableDiffusionXL"):
-    part = next(p for p in model.conditioners if isinstance(p, ClipEmbedder))
-    listed["force_zeros_for_empty_prompt"] = part.null == "zeros"
+    embedder = next(
+      c for c in model.conditioners if isinstance(c, ClipEmbedder)
+    )
+    listed["force_zeros_for_empty_prompt"] = embedder.null == "zeros"
     if kind != "StableDiffusionXLPipeline":  # which takes no such argument
-      ends = {getattr(part, "ends_with", None) for part in model.conditioners}
+      ends = {getattr(c, "ends_with", None) for c in model.conditioners}
       listed["requires_aesthetics_score"] = "score" in ends
     for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
       listed.setdefault(name, [None, None])
@@ -89,7 +91,7 @@ def read_index(
 
 
 def old_names(kind: str) -> dict[str, str]:
-  """What a pipeline calls parts that all others call otherwise."""
+  """The names by which LDM's pipelines call components of other names."""
   if kind == "LDMPipeline":
     return {"vae": "vqvae"}
   if kind == "LDMTextToImagePipeline":
@@ -101,12 +103,12 @@ def pipeline(model: LatentDiffusion, channels: int) -> str:
   """The class of diffusers that samples from such a model.
 
   Args:
-    channels: that its U-Net reads.
+    channels: input channels of its U-Net.
 
   Raises:
-    ConfigError: it has none, or one that asks for more than the model is.
+    ConfigError: diffusers has none for such a model.
   """
-  kinds = {type(part) for part in model.conditioners}
+  kinds = {type(conditioner) for conditioner in model.conditioners}
   if ClassEmbedder in kinds:
     raise ConfigError(
       "diffusers has no pipeline for LDM's class embedder; write a single file "
@@ -129,11 +131,11 @@ def pipeline(model: LatentDiffusion, channels: int) -> str:
   if channels not in (latents, 2 * latents + 1):
     raise ConfigError(
       f"diffusers has no text pipeline for a U-Net that reads {channels} "
-      f"channels beside latents of {latents}; write a single file instead, or "
+      f"channels with latents of {latents}; write a single file instead, or "
       "the U-Net and the autoencoder by themselves"
     )
   is_inpainting = channels > latents
-  sizes = [p for p in model.conditioners if isinstance(p, SizeEmbedder)]
+  sizes = [c for c in model.conditioners if isinstance(c, SizeEmbedder)]
   if not sizes:
     return f"StableDiffusion{'Inpaint' * is_inpainting}Pipeline"
   is_refiner = sizes[0].ends_with == "score"
@@ -141,56 +143,64 @@ def pipeline(model: LatentDiffusion, channels: int) -> str:
   return f"StableDiffusionXL{middle}Pipeline"
 
 
-def places(model: LatentDiffusion) -> list[str]:
+def text_encoder_folders(model: LatentDiffusion) -> list[str]:
   """Subfolders of the text encoders; SDXL's refiner has only a second one."""
   names = ["text_encoder", "text_encoder_2"]
-  for part in model.conditioners:
-    if isinstance(part, ClassEmbedder):
+  for conditioner in model.conditioners:
+    if isinstance(conditioner, ClassEmbedder):
       return ["class_embedder"]
-    if isinstance(part, SizeEmbedder) and part.ends_with == "score":
-      return names[1:]
-  parts = [p for p in model.conditioners if isinstance(p, ClipEmbedder)]
-  if parts:
-    return names[: len(parts[0].encoders)]
+    if isinstance(conditioner, SizeEmbedder):
+      if conditioner.ends_with == "score":
+        return names[1:]
+  clips = [c for c in model.conditioners if isinstance(c, ClipEmbedder)]
+  if clips:
+    return names[: len(clips[0].encoders)]
   return names[:1] if model.conditioners else []
 
 
 def tokenizers(
-  model: LatentDiffusion, words: ClipPrompts | Tokenizer | None
+  model: LatentDiffusion, tokenizer: ClipPrompts | Tokenizer | None
 ) -> dict[str, Any]:
-  """Tokenizers by the names of their subfolders."""
-  if words is None:
+  """The library's tokenizers, by their subfolders."""
+  if tokenizer is None:
     return {}
-  if isinstance(words, Tokenizer):
-    return {"tokenizer": words.backend}
-  names = [name.replace("text_encoder", "tokenizer") for name in places(model)]
-  each = [syntax.tokenizer.backend for syntax in words.syntaxes]
+  if isinstance(tokenizer, Tokenizer):
+    return {"tokenizer": tokenizer.backend}
+  names = [
+    name.replace("text_encoder", "tokenizer")
+    for name in text_encoder_folders(model)
+  ]
+  each = [syntax.tokenizer.backend for syntax in tokenizer.syntaxes]
   return dict(zip(names, each, strict=True))
 
 
 def prefixes(model: LatentDiffusion) -> dict[str, tuple[str, str]]:
-  """Prefix and naming of each network within a single file."""
+  """(prefix, kind) of each network of a single file, by its subfolder."""
   found = {
     "unet": ("model.diffusion_model.", "unet"),
     "vae": ("first_stage_model.", "autoencoder"),
   }
-  is_sized = any(isinstance(p, SizeEmbedder) for p in model.conditioners)
-  for part in model.conditioners:
-    if isinstance(part, ClassEmbedder):
+  is_sdxl = any(isinstance(c, SizeEmbedder) for c in model.conditioners)
+  for conditioner in model.conditioners:
+    if isinstance(conditioner, ClassEmbedder):
       found["class_embedder"] = ("cond_stage_model.", "classes")
-    elif isinstance(part, TextEmbedder):
+    elif isinstance(conditioner, TextEmbedder):
       found["text_encoder"] = ("cond_stage_model.", "text")
-    elif isinstance(part, ClipEmbedder):
-      found |= dict(zip(places(model), _towers(part, is_sized), strict=True))
+    elif isinstance(conditioner, ClipEmbedder):
+      names = text_encoder_folders(model)
+      encoders = _clip_prefixes(conditioner, is_sdxl)
+      found |= dict(zip(names, encoders, strict=True))
   return found
 
 
-def _towers(part: ClipEmbedder, is_sized: bool) -> list[tuple[str, str]]:
-  """OpenAI's towers keep transformers' names, OpenCLIP's their own."""
+def _clip_prefixes(
+  embedder: ClipEmbedder, is_sdxl: bool
+) -> list[tuple[str, str]]:
+  """OpenAI's encoders have transformers' names, OpenCLIP's their own."""
   found = []
-  for i, tower in enumerate(part.encoders):
-    is_open = tower.activation == "gelu"
-    start = f"conditioner.embedders.{i}." if is_sized else "cond_stage_model."
+  for i, encoder in enumerate(embedder.encoders):
+    is_open = encoder.activation == "gelu"
+    start = f"conditioner.embedders.{i}." if is_sdxl else "cond_stage_model."
     found.append(
       (f"{start}model.", "open_clip")
       if is_open

@@ -1,4 +1,4 @@
-"""One foreign network: read into a module of ours and its parameters."""
+"""Reads one published network into a Flax module and its parameters."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ Module = (
 )
 Config = Mapping[str, Any]
 
-# Which of ours a config speaks of, by its class's name.
+# Kind and builder of the module, by the class that a config.json names.
 _BUILDERS = {
   "UNet2DConditionModel": ("unet", unet_reader.unet),
   "UNet2DModel": ("unet", unet_reader.unet),
@@ -48,26 +48,26 @@ _BUILDERS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
-  """A network as it lies in a file, nothing of it read yet.
+class ForeignNetwork:
+  """A network in a file, of which no tensor is read yet.
 
   Attributes:
     config: what its config.json holds, or would hold.
     tensors: by the scheme's names, without a prefix.
-    network, scheme: as weights/names.py has them.
+    kind, scheme: as of `weights.naming.parameter_names.name_table`.
   """
 
   config: Config
   tensors: Mapping[str, np.ndarray]
-  network: str
+  kind: str
   scheme: str
 
 
 def class_of(config: Config) -> str:
-  """The class a config.json names, less the prefix Flax of old.
+  """The class that a config.json names, without the prefix "Flax".
 
   Raises:
-    ConfigError: it names none that we have.
+    ConfigError: it names none that is supported.
   """
   listed = [config.get("_class_name"), *(config.get("architectures") or ())]
   if not any(listed) and config.get("model_type") == "clip_text_model":
@@ -82,8 +82,8 @@ def class_of(config: Config) -> str:
   )
 
 
-def network_of(config: Config) -> str:
-  """What weights/names.py calls the network of a config.json.
+def kind_of(config: Config) -> str:
+  """The kind of network of a config.json, as name tables call it.
 
   Raises:
     ConfigError: as `class_of`.
@@ -95,13 +95,13 @@ def build(config: Config, dtype: DTypeLike = "float32") -> Module:
   """The module of a config.json, which computes in `dtype`.
 
   Raises:
-    ConfigError: it asks for what we do not have.
+    ConfigError: it asks for something that is not supported.
   """
-  return computing(_BUILDERS[class_of(config)][1](config), dtype)
+  return with_dtype(_BUILDERS[class_of(config)][1](config), dtype)
 
 
-def computing(module: Module, dtype: DTypeLike) -> Module:
-  """The same module, in another format of computation."""
+def with_dtype(module: Module, dtype: DTypeLike) -> Module:
+  """The same module, computing in `dtype`."""
   name = jnp.dtype(dtype).name
   if isinstance(module, Autoencoder):
     return module.clone(trunk=dataclasses.replace(module.trunk, dtype=name))
@@ -111,24 +111,24 @@ def computing(module: Module, dtype: DTypeLike) -> Module:
 
 
 def load(
-  foreign: Foreign, dtype: DTypeLike = "float32"
+  network: ForeignNetwork, dtype: DTypeLike = "float32"
 ) -> tuple[Module, dict[str, Any]]:
-  """The module and its variables, each parameter cast and placed as it comes.
+  """The module and its variables; each parameter is cast as it is read.
 
   Raises:
-    ConfigError: the config asks for what we do not have.
-    WeightsError: the tensors are not those of the config's network.
+    ConfigError: the config asks for something that is not supported.
+    WeightsError: the tensors do not fit the config.
   """
-  module = build(foreign.config, dtype)
-  table = table_of(module, foreign)
-  tensors = foreign.tensors
-  if foreign.scheme == "diffusers":
+  module = build(network.config, dtype)
+  table = table_of(module, network)
+  tensors = network.tensors
+  if network.scheme == "diffusers":
     tensors = parameter_names.modern_names(tensors)
 
   def place(path: str, array: np.ndarray) -> jax.Array:
     if not np.issubdtype(array.dtype, np.number) and array.dtype.kind != "V":
       raise WeightsError(f"{path} holds {array.dtype}; numbers are needed")
-    # A copy of its own: the file may go away, and its pages are let go.
+    # A copy: the file may be deleted, and its pages are released.
     copy = np.array(array, jnp.dtype(dtype), order="C")
     mmap_files.release_pages(array)
     return jnp.asarray(copy)
@@ -136,16 +136,16 @@ def load(
   return module, {"params": convert.convert(table, tensors, place=place)}
 
 
-def table_of(module: Module, foreign: Foreign) -> convert.Table:
-  """The table of names between a module and its foreign form."""
-  shapes = convert.shapes(abstract(module, foreign.config)["params"])
+def table_of(module: Module, network: ForeignNetwork) -> convert.Table:
+  """The names and layouts of a network's parameters in its file."""
+  shapes = convert.shapes(abstract(module, network.config)["params"])
   return parameter_names.name_table(
-    foreign.network, foreign.scheme, shapes, geometry(module, foreign.config)
+    network.kind, network.scheme, shapes, geometry(module, network.config)
   )
 
 
 def geometry(module: Module, config: Config) -> parameter_names.Geometry:
-  """What names need beside paths and shapes."""
+  """The head counts and so on that names depend on."""
   if not isinstance(module, UNet):
     return parameter_names.Geometry()
   is_added = config.get("addition_embed_type") is not None
@@ -174,15 +174,16 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
     return module.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros(shape))
   if not isinstance(module, UNet):
     return module.init(key, tokens)
-  fed = unet_reader.inputs(config)
+  inputs = unet_reader.inputs(config)
   side = 2 ** (len(module.multipliers) - 1)
-  told = Condition(
-    context=None if fed.context is None else jnp.zeros((1, 1, fed.context)),
-    vector=None if fed.vector is None else jnp.zeros((1, fed.vector)),
+  context, vector = inputs.context, inputs.vector
+  condition = Condition(
+    context=None if context is None else jnp.zeros((1, 1, context)),
+    vector=None if vector is None else jnp.zeros((1, vector)),
   )
-  latents = jnp.zeros((1, side, side, fed.channels))
+  latents = jnp.zeros((1, side, side, inputs.channels))
   if isinstance(module, ControlNet):
     side *= 2 ** (len(module.hint_channels) - 1)
     hint = jnp.zeros((1, side, side, 3))
-    return module.init(key, latents, jnp.zeros((1,)), told, hint)
-  return module.init(key, latents, jnp.zeros((1,)), told)
+    return module.init(key, latents, jnp.zeros((1,)), condition, hint)
+  return module.init(key, latents, jnp.zeros((1,)), condition)

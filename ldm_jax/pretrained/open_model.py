@@ -1,203 +1,194 @@
-"""What --model may name: a run, or a model of Stable Diffusion's kind."""
+"""Opens a model for sampling: a run, a diffusers folder, a file, a repository.
 
-import argparse
+`open_model` reads whichever it is and applies textual inversions and LoRAs.
+"""
+
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.layout_tokens import LayoutTokens
-from ldm_jax.errors import ConfigError
+from ldm_jax.diffusion.prediction import Prediction
+from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.latents import image_shape
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
-from ldm_jax.pretrained import loading
-from ldm_jax.pretrained.assemble import assemble
+from ldm_jax.pretrained.assemble import assemble, with_tokenizer
 from ldm_jax.pretrained.components import Components
-from ldm_jax.pretrained.configs.unet_reader import CONTROL
-from ldm_jax.pretrained.lora.merge import merge_lora
-from ldm_jax.pretrained.networks import class_of, load
+from ldm_jax.pretrained.from_pretrained import Weights, find_components
+from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
-from ldm_jax.training.denoiser import DenoiserTask
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadOptions:
-  """How a model is to be read; see pretrained/loading.py.
+  """How `open_model` reads a model.
 
   Attributes:
-    lora: files of LoRAs to merge, each with :SCALE behind it or without.
+    dtype: of parameters and computation, "float32" or "bfloat16"; norms,
+      softmax and outputs stay float32.
+    variant: of a diffusers folder's weight files, such as "fp16".
+    prediction: "eps", "v" or "x0": what the U-Net of a single file predicts,
+      where the file does not say.
+    weights: "raw" or "ema": which of the two U-Nets a single file may hold.
+    config: a diffusers folder whose configs describe a single file.
+    tokenizer: a folder of CLIP's tokenizer, which single files lack.
+    lora: LoRA files to merge, in this order: FILE, FILE:SCALE or (file, scale).
     embedding: files of textual inversion.
+    trust: top-level packages that may be imported for classes which a run
+      names as package.module:Class; see `Run.open`.
+
+  All but the last three are for published weights; a run has its own.
   """
 
   dtype: str = "float32"
   variant: str | None = None
-  prediction: str | None = None
-  weights: str = "raw"
+  prediction: Prediction | None = None
+  weights: Weights = "raw"
   config: str | None = None
   tokenizer: str | None = None
-  lora: Sequence[str] = ()
+  lora: Sequence[str | tuple[str, float]] = ()
   embedding: Sequence[str] = ()
+  trust: Collection[str] = ()
 
-  @classmethod
-  def told(cls, flags: argparse.Namespace) -> "LoadOptions":
-    """What a command's flags say of it; not every command has all of them."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    return cls(
-      **{
-        name: value
-        for name, value in vars(flags).items()
-        if name in names and value is not None
-      }
-    )
+  def __post_init__(self):
+    if self.weights not in ("raw", "ema"):
+      raise ConfigError(f"weights={self.weights!r} must be 'raw' or 'ema'")
+    if self.prediction not in (None, "eps", "v", "x0"):
+      raise ConfigError(
+        f"prediction={self.prediction!r} must be 'eps', 'v' or 'x0'"
+      )
+    for name in ("lora", "embedding", "trust"):
+      if isinstance(getattr(self, name), str):
+        raise ConfigError(
+          f"{name}={getattr(self, name)!r} must be a list, not one string"
+        )
+
+  @property
+  def base(self) -> "LoadOptions":
+    """The options without LoRAs and textual inversions."""
+    return dataclasses.replace(self, lora=(), embedding=())
+
+  @property
+  def is_default(self) -> bool:
+    """Whether no option of published weights is given."""
+    return dataclasses.replace(self.base, trust=()) == LoadOptions()
 
 
-def open_denoising(folder: str) -> Run:
-  """The run of stage two in `folder`.
+def open_model(path: str, options: LoadOptions = LoadOptions()) -> LoadedModel:
+  """A model by its run folder, diffusers folder, single file or repository.
 
   Raises:
-    ConfigError: if it is none.
+    ConfigError: it is none of these, or the options do not fit it.
+    WeightsError: its weights, or those of a LoRA or a textual inversion, are
+      missing, malformed or of another network.
   """
-  run = Run.open(folder)
-  if not isinstance(run.experiment.task, DenoiserTask):
+  with config_errors():
+    loaded = _open_base(path, options.base)
+    for file in options.embedding:
+      loaded = load_inversion(loaded, file)
+    for item in options.lora:
+      file, scale = split_scale(item) if isinstance(item, str) else item
+      loaded = merge_lora(loaded, file, scale=scale)
+    return loaded
+
+
+def _open_base(path: str, options: LoadOptions) -> LoadedModel:
+  """The model without LoRAs and textual inversions."""
+  if not Run.exists(path):
+    return assemble_model(components_of(path, options), options)
+  if not options.is_default:
     raise ConfigError(
-      f"{folder!r} is a run of stage one, which reconstructs but cannot draw; "
-      "give --model a run of stage two"
+      f"{path!r} is a run, which has its own number format and tokenizer; "
+      "leave dtype, variant, prediction, weights, config and tokenizer out "
+      "(--dtype, --variant, --prediction, --weights, --config, --tokenizer)"
+    )
+  return open_run(open_denoiser_run(path, options.trust), MeshShape().build())
+
+
+def is_denoiser(task: Any) -> bool:
+  """Whether a task trains a `LatentDiffusion`, so that its run can sample."""
+  return isinstance(getattr(task, "model", None), LatentDiffusion)
+
+
+def open_denoiser_run(folder: str, trust: Collection[str] = ()) -> Run:
+  """The run of a denoiser (stage two) in `folder`.
+
+  Args:
+    trust: as of `Run.open`.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  run = Run.open(folder, trust)
+  if not is_denoiser(run.experiment.task):
+    raise ConfigError(
+      f"{folder!r} is a run of {type(run.experiment.task).__name__}, which "
+      "cannot sample; give the run of a denoiser (stage two)"
     )
   return run
 
 
 def open_run(run: Run, sharding: Sharding) -> LoadedModel:
-  """A run's model with its averaged parameters, on the devices."""
+  """A denoiser's run as a model, its averaged parameters on the devices."""
   task = run.experiment.task
   _, height, width, _ = image_shape(task.first_stage, run.batch)
   transforms = run.experiment.data.transforms
   return LoadedModel(
     model=task.model,
     params=task.parameters(run.trained(sharding), run.frozen(sharding)),
-    tokenizer=_words(run),
+    tokenizer=_run_tokenizer(run),
     height=height,
     width=width,
-    layout=next((v for v in transforms if isinstance(v, LayoutTokens)), None),
+    layout=next((t for t in transforms if isinstance(t, LayoutTokens)), None),
   )
 
 
-def _words(run: Run) -> Tokenizer | ClipPrompts | None:
-  """The run's tokenizer, as what it was trained on listens to it."""
-  words = run.tokenizer
-  for part in run.experiment.task.model.conditioners:
-    if isinstance(part, ClipEmbedder):
-      return ClipPrompts((PromptSyntax(words, part.paddings[0]),))
-  return words
+def _run_tokenizer(run: Run) -> Tokenizer | ClipPrompts | None:
+  """The run's tokenizer, padded as its text encoder was trained."""
+  tokenizer = run.tokenizer
+  for conditioner in run.experiment.task.model.conditioners:
+    if isinstance(conditioner, ClipEmbedder):
+      padding = conditioner.paddings[0]
+      return ClipPrompts((PromptSyntax(tokenizer, padding),))
+  return tokenizer
 
 
-def open_model(path: str, reading: LoadOptions = LoadOptions()) -> LoadedModel:
-  """A model by the name of its run, folder, file or repository.
-
-  Raises:
-    ConfigError: it is none of these.
-    WeightsError: its weights, or those of an adapter, are not what they should
-      be.
-  """
-  plain = dataclasses.replace(reading, lora=(), embedding=())
-  opened = _open(path, plain)
-  for file in reading.embedding:
-    opened = load_inversion(opened, file)
-  for text in reading.lora:
-    file, scale = split_scale(text)
-    opened = merge_lora(opened, file, scale=scale)
-  return opened
-
-
-def with_control(
-  opened: LoadedModel, path: str, dtype: str | None
-) -> LoadedModel:
-  """The model with a ControlNet, of diffusers' layout, beside its U-Net.
-
-  Raises:
-    ConfigError: there is none, or it was made for another U-Net.
-    WeightsError: its weights are not what they should be.
-  """
-  found = find_components(path, LoadOptions())
-  if found.lone is None or class_of(found.lone.config) != CONTROL:
-    raise ConfigError(
-      f"--controlnet {path!r} must be the folder of one ControlNetModel of "
-      "diffusers"
-    )
-  control, variables = load(found.lone, dtype or "float32")
-  unet = opened.model.unet
-  ours, needed = (
-    (net.channels, net.multipliers, net.blocks, net.attention.depths)
-    for net in (control, unet)
-  )
-  if ours != needed:
-    raise ConfigError(
-      f"--controlnet {path!r} was made for another U-Net: widths, levels, "
-      f"blocks and depths {ours}; the model has {needed}"
-    )
-  return dataclasses.replace(
-    opened,
-    model=dataclasses.replace(opened.model, control=control),
-    params=opened.params.replace(control=variables),
-  )
-
-
-def _open(path: str, reading: LoadOptions) -> LoadedModel:
-  """The model without adapters."""
-  if Run.exists(path):
-    if reading != LoadOptions():
-      raise ConfigError(
-        f"{path!r} is a run of ours, whose formats and words are its own; "
-        "leave --dtype, --variant, --prediction, --weights, --config and "
-        "--tokenizer out"
-      )
-    return open_run(open_denoising(path), MeshShape().build())
-  return assemble_model(find_components(path, reading), reading)
-
-
-def find_components(
-  path: str, reading: LoadOptions, subfolder: str | None = None
+def components_of(
+  path: str, options: LoadOptions, subfolder: str | None = None
 ) -> Components:
-  """The networks of a foreign model, not read yet.
+  """The networks of published weights; their tensors are not read yet.
 
   Raises:
     ConfigError, WeightsError: as `open_model`.
   """
-  return loading.find(
+  return find_components(
     path,
     subfolder=subfolder,
-    variant=reading.variant,
-    prediction=reading.prediction,
-    weights=reading.weights,
-    config=reading.config,
+    variant=options.variant,
+    prediction=options.prediction,
+    weights=options.weights,
+    config=options.config,
   )
 
 
-def assemble_model(found: Components, reading: LoadOptions) -> LoadedModel:
-  """A foreign model from its networks.
+def assemble_model(components: Components, options: LoadOptions) -> LoadedModel:
+  """A model from the networks of published weights; logs its warnings.
 
   Raises:
     ConfigError, WeightsError: as `open_model`.
   """
-  opened = assemble(found, reading.dtype)
-  for notice in opened.notices:
-    logger.warning(f"{notice}")
-  tokenizer = reading.tokenizer
-  return loading.with_tokenizer(opened, tokenizer) if tokenizer else opened
-
-
-def split_scale(text: str) -> tuple[str, float]:
-  """FILE:SCALE in two; without a number behind the last colon it is 1.
-
-  A colon may be part of a name, as that of a drive.
-  """
-  file, _, number = text.rpartition(":")
-  try:
-    return file, float(number)
-  except ValueError:
-    return text, 1.0
+  loaded = assemble(components, options.dtype)
+  for warning in loaded.warnings:
+    logger.warning(f"{warning}")
+  if options.tokenizer is None:
+    return loaded
+  return with_tokenizer(loaded, options.tokenizer)

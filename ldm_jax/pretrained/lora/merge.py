@@ -1,4 +1,14 @@
-"""LoRA: changes of low rank, merged into a model's matrices."""
+"""Loads LoRA files and adds them to a model's parameters.
+
+`load_lora` and `apply_loras` are for changing LoRAs at run time: keep the base
+parameters, and
+
+    lora = load_lora(loaded, "style.safetensors")
+    params = apply_loras(loaded.params, [(lora, 0.8)])
+
+Other scales are another call on the same base parameters, and unloading is to
+use them again, so nothing is lost to rounding.
+"""
 
 import dataclasses
 import math
@@ -6,15 +16,16 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldm_jax.errors import WeightsError
+from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.pretrained.lora.matrix_names import Pair, pairs
+from ldm_jax.pretrained.lora.matrix_names import Pair, Target, pairs
 from ldm_jax.weights import mmap_files
 from ldm_jax.weights.file_types import SAFETENSORS, START_LENGTH, file_type
 from ldm_jax.weights.files import read_tensors
@@ -22,62 +33,139 @@ from ldm_jax.weights.naming.layouts import LAYOUTS
 from ldm_jax.weights.safetensors_files import metadata
 from ldm_jax.weights.strict_json import parse_json
 
-_WORDS = "lora_adapter_metadata"  # diffusers/loaders/lora_base.py
-_PEFT = "adapter_model", "adapter_config.json"  # what peft's own folders hold
+_METADATA = "lora_adapter_metadata"  # diffusers/loaders/lora_base.py
+_PEFT = "adapter_model", "adapter_config.json"  # the files of a peft folder
+
+
+class LowRankUpdate(NamedTuple):
+  """The change of one matrix, factor * up @ down at scale 1.
+
+  Attributes:
+    down: float32 [r i ...], from features to the rank.
+    up: float32 [o r ...], from the rank to features.
+    factor: alpha / r.
+  """
+
+  target: Target
+  down: np.ndarray
+  up: np.ndarray
+  factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraWeights:
+  """A LoRA file, read for one model.
+
+  Attributes:
+    path: of the file.
+    updates: one for every matrix that it changes.
+  """
+
+  path: str
+  updates: tuple[LowRankUpdate, ...]
+
+
+def load_lora(loaded: LoadedModel, path: str | os.PathLike) -> LoraWeights:
+  """The low-rank updates of a LoRA file, for the matrices of a model.
+
+  Reads files of kohya's form, with the names of diffusers or of Stability's
+  sgm, of peft's, and of diffusers' older ones; convolutions too. Where neither
+  a tensor nor the metadata gives alpha, it is r.
+
+  Raises:
+    WeightsError: the file is unreadable, one of its tensors fits nothing in the
+      model, or it holds another kind of adapter.
+  """
+  tensors, config = dict(read_tensors(path)), _peft_config(path)
+  with mmap_files.error_context(path):
+    return LoraWeights(
+      str(path),
+      tuple(
+        LowRankUpdate(
+          pair.target,
+          pair.down.astype(np.float32),
+          pair.up.astype(np.float32),
+          _factor(pair, config),
+        )
+        for pair in pairs(tensors, loaded)
+      ),
+    )
+
+
+def apply_loras(
+  params: Parameters, loras: Sequence[tuple[LoraWeights, float]]
+) -> Parameters:
+  """W + scale (alpha / r) B A for each LoRA in turn  (Hu et al. 2021, 4.1).
+
+  Products and sums are made in float32 on the host. Parameters keep their
+  number formats and sharding; `params` itself is not changed, and leaves that
+  no LoRA changes are shared with it.
+
+  Args:
+    params: the base parameters of the model that the LoRAs were loaded for.
+    loras: (weights, scale); 0 adds nothing, negative scales subtract.
+
+  Raises:
+    ConfigError: a scale is not finite.
+  """
+  trees = {"unet": params.unet, "conditioners": params.conditioners}
+  for lora, scale in loras:
+    if not math.isfinite(scale):
+      raise ConfigError(f"the scale of a LoRA must be finite, got {scale}")
+    for update in lora.updates:
+      leaf = get_leaf(trees, update.target.path)
+      # float32: in bfloat16 most of so small a change would be lost.
+      wide = np.asarray(leaf).astype(np.float32)
+      wide = wide + np.float32(scale * update.factor) * _product(update)
+      trees = with_leaf(trees, update.target.path, like_leaf(wide, leaf))
+  return params.replace(**trees)
 
 
 def merge_lora(
-  opened: LoadedModel, path: str | os.PathLike, *, scale: float = 1.0
+  loaded: LoadedModel, path: str | os.PathLike, *, scale: float = 1.0
 ) -> LoadedModel:
-  """W + scale (alpha / r) B A for each pair of a file  (Hu et al. 2021, 4.1).
-
-  For files of kohya's form, with the names of diffusers or of Stability's sgm,
-  of peft's, and of diffusers' older ones; convolutions too. Where neither a
-  tensor nor the metadata tells alpha, it is r. Products and sums are made in
-  float32 on the host. Parameters keep their formats and places; those that the
-  file does not name are shared with the model that was given.
+  """The model with a LoRA file merged into its parameters.
 
   Raises:
-    ValueError: the scale is not finite.
-    WeightsError: the file is unreadable, a tensor of it fits nothing in the
-      model, or it holds another kind of adapter.
+    ConfigError: as `apply_loras`.
+    WeightsError: as `load_lora`.
   """
-  if not math.isfinite(scale):
-    raise ValueError(f"the scale of a LoRA must be finite, got {scale}")
-  tensors, told = dict(read_tensors(path)), _told(path)
-  params = {
-    "unet": opened.params.unet,
-    "conditioners": opened.params.conditioners,
-  }
-  with mmap_files.error_context(path):
-    for pair in pairs(tensors, opened):
-      leaf = take(params, pair.target.path)
-      # float32: in bfloat16 most of so small a change would be lost.
-      wide = np.asarray(leaf).astype(np.float32)
-      wide = wide + np.float32(scale * _factor(pair, told)) * _product(pair)
-      params = put(params, pair.target.path, placed(wide, leaf))
-  return dataclasses.replace(opened, params=opened.params.replace(**params))
+  lora = load_lora(loaded, path)
+  params = apply_loras(loaded.params, [(lora, scale)])
+  return dataclasses.replace(loaded, params=params)
 
 
-def take(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
-  """What lies at a path."""
+def split_scale(text: str) -> tuple[str, float]:
+  """(FILE, SCALE) of "FILE:SCALE"; the scale is 1 without a number.
+
+  A colon may be part of the file's name, as that of a drive.
+  """
+  file, _, number = text.rpartition(":")
+  try:
+    return file, float(number)
+  except ValueError:
+    return text, 1.0
+
+
+def get_leaf(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
+  """The leaf at a path of a nested dictionary."""
   for name in path:
     tree = tree[name]
   return tree
 
 
-def put(tree: Mapping[str, Any], path: Sequence[str], leaf: Any) -> Any:
+def with_leaf(tree: Mapping[str, Any], path: Sequence[str], leaf: Any) -> Any:
   """The tree with another leaf at a path; the rest is shared."""
   name, *rest = path
-  return {**tree, name: put(tree[name], rest, leaf) if rest else leaf}
+  return {**tree, name: with_leaf(tree[name], rest, leaf) if rest else leaf}
 
 
-def placed(array: np.ndarray, leaf: Any) -> Any:
-  """The array in the format of a leaf, and where that lies."""
+def like_leaf(array: np.ndarray, leaf: Any) -> Any:
+  """The array in the number format and with the sharding of a leaf."""
   array = array.astype(leaf.dtype)
   if not isinstance(leaf, jax.Array):
     return array
-  # What was put nowhere in particular may still join any mesh.
+  # An uncommitted array may still be used with any mesh.
   if not leaf.committed:
     return jnp.asarray(array)
   return jax.device_put(array, leaf.sharding)
@@ -93,29 +181,28 @@ def is_safetensors(path: str | os.PathLike) -> bool:
     return file_type(file.read(START_LENGTH)) == SAFETENSORS
 
 
-def _product(pair: Pair) -> np.ndarray:
+def _product(update: LowRankUpdate) -> np.ndarray:
   """B A in our layout; of a convolution A holds the window, B is 1 x 1."""
-  row = pair.target.row
-  down, up = (x.astype(np.float32) for x in (pair.down, pair.up))
-  rank = len(down)
-  product = up.reshape(-1, rank) @ down.reshape(rank, -1)
+  row, rank = update.target.row, len(update.down)
+  product = update.up.reshape(-1, rank) @ update.down.reshape(rank, -1)
   return LAYOUTS[row.layout].from_foreign(product.reshape(row.foreign_shape()))
 
 
-def _factor(pair: Pair, told: Mapping[str, Any]) -> float:
-  """alpha / r, or alpha / sqrt(r) where that is told  (Kalajdzievski 2023).
+def _factor(pair: Pair, config: Mapping[str, Any]) -> float:
+  """alpha / r, or alpha / sqrt(r) of a rank-stabilized LoRA.
+
+  The latter is Kalajdzievski 2023.
 
   Raises:
-    WeightsError: alpha is no finite number.
+    WeightsError: alpha is not a finite number.
   """
   rank = len(pair.down)
   alpha, power = pair.alpha, 1.0
   if alpha is None:
-    # What is told of a network stands behind its name ("unet.lora_alpha"), or
-    # alone where there is but one network.
+    # A key may have its network's name before it ("unet.lora_alpha").
     network = pair.module.partition(".")[0]
-    get = lambda key: told.get(f"{network}.{key}", told.get(key))
-    alpha = _told_alpha(pair.module, get("alpha_pattern"), get("lora_alpha"))
+    get = lambda key: config.get(f"{network}.{key}", config.get(key))
+    alpha = _config_alpha(pair.module, get("alpha_pattern"), get("lora_alpha"))
     power = 0.5 if get("use_rslora") else 1.0
   if alpha is None:
     return 1.0
@@ -126,8 +213,8 @@ def _factor(pair: Pair, told: Mapping[str, Any]) -> float:
   return alpha / rank**power
 
 
-def _told_alpha(module: str, patterns: Any, alpha: Any) -> Any:
-  """The module's own alpha if peft's alpha_pattern has one, or that of all.
+def _config_alpha(module: str, patterns: Any, alpha: Any) -> Any:
+  """The module's own alpha of peft's alpha_pattern, or that of all modules.
 
   Raises:
     WeightsError: a key is a regular expression, which peft allows, or there are
@@ -146,21 +233,21 @@ def _told_alpha(module: str, patterns: Any, alpha: Any) -> Any:
   return alpha
 
 
-def _told(path: str | os.PathLike) -> dict[str, Any]:
-  """What peft's config says, in the file's metadata or in a file beside it.
+def _peft_config(path: str | os.PathLike) -> dict[str, Any]:
+  """peft's config, from the file's metadata or from a file in its folder.
 
   Raises:
     WeightsError: it is malformed.
   """
   path = pathlib.Path(path)
-  stem, beside = _PEFT
-  if path.stem == stem and (path.parent / beside).is_file():
-    text = (path.parent / beside).read_bytes()
+  stem, config_file = _PEFT
+  if path.stem == stem and (path.parent / config_file).is_file():
+    text = (path.parent / config_file).read_bytes()
   else:
-    words = metadata(path) if is_safetensors(path) else {}
-    text = words.get(_WORDS, "{}").encode(errors="replace")
+    stored = metadata(path) if is_safetensors(path) else {}
+    text = stored.get(_METADATA, "{}").encode(errors="replace")
   with mmap_files.error_context(path):
-    told = parse_json(text)
-    if not isinstance(told, dict):
-      raise WeightsError("what it says of its LoRA is no JSON object")
-  return told
+    config = parse_json(text)
+    if not isinstance(config, dict):
+      raise WeightsError("the LoRA's config is not a JSON object")
+  return config

@@ -1,4 +1,4 @@
-"""The way out: our modules as a diffusers folder or as one file."""
+"""Writes models as diffusers folders or single files."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,18 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.pretrained import model_index
 from ldm_jax.pretrained.configs import scheduler_config
-from ldm_jax.pretrained.export import Network, lone, parts_of
+from ldm_jax.pretrained.export import (
+  ExportedNetwork,
+  export_network,
+  export_networks,
+)
 from ldm_jax.pretrained.networks import Module
 from ldm_jax.weights.folders import write_sharded
 from ldm_jax.weights.safetensors_files import write_safetensors
 
-MAX_BYTES = 10 * 2**30  # of a shard, as diffusers' save_pretrained has it
+MAX_SHARD_BYTES = 10 * 2**30  # as diffusers' save_pretrained has it
 
-FORMATS = {
+DTYPES = {
   "fp32": np.dtype(np.float32),
   "fp16": np.dtype(np.float16),
   "bf16": np.dtype(ml_dtypes.bfloat16),
@@ -38,32 +42,34 @@ def save_pretrained(
   folder: str,
   *,
   tokenizer: ClipPrompts | Tokenizer | None = None,
-  side: int = 512,
+  image_size: int = 512,
   dtype: str = "fp32",
-  max_bytes: int = MAX_BYTES,
+  max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
   """Writes a folder that diffusers and transformers load as it is.
 
-  A whole model becomes a pipeline with model_index.json, a scheduler and a
-  model card; a network by itself its config.json and weights.
+  A model becomes a pipeline with model_index.json, a scheduler and a model
+  card; a single network its config.json and weights.
 
   Args:
-    tokenizer: the tokenizers of a whole model.
-    side: of the images that diffusers draws unless asked for others, in pixels;
-      the latents of a U-Net by itself are taken to be an eighth of it.
+    tokenizer: of a model's prompts.
+    image_size: default side of the images that diffusers generates, in pixels;
+      the latents of a single U-Net are taken to be an eighth of it.
     dtype: of the tensors: "fp32", "fp16" or "bf16".
-    max_bytes: size from which weights are cut into shards.
+    max_shard_bytes: largest size of one file of weights.
 
   Raises:
-    ConfigError: the format cannot hold the model; the message says what of it.
-    FileExistsError: the folder is there and not empty.
+    ConfigError: the format cannot hold a part of the model, which is named.
+    FileExistsError: the folder exists and is not empty.
   """
-  cast = _format(dtype)
-  with _filling(folder) as path:
+  cast = _dtype(dtype)
+  with _atomic_folder(folder) as path:
     if isinstance(module, LatentDiffusion):
-      _write_pipeline(path, module, params, tokenizer, side, cast, max_bytes)
+      networks = export_networks(module, params, image_size)
+      _write_pipeline(path, module, networks, tokenizer, cast, max_shard_bytes)
     else:
-      _write_network(path, lone(module, params, side), cast, max_bytes)
+      network = export_network(module, params, image_size)
+      _write_network(path, network, cast, max_shard_bytes)
 
 
 def save_single_file(
@@ -76,54 +82,52 @@ def save_single_file(
   """Writes one .safetensors with the names of CompVis and Stability.
 
   Raises:
-    ConfigError: the format cannot hold the model; the message says what of it.
-    FileExistsError: the file is there.
+    ConfigError: the format cannot hold a part of the model, which is named.
+    FileExistsError: the file exists.
   """
-  cast = _format(dtype)
+  cast = _dtype(dtype)
   if os.path.exists(path):
-    raise FileExistsError(f"{path} is there already; choose another name")
+    raise FileExistsError(f"{path} exists already; choose another name")
   if isinstance(module, LatentDiffusion):
     prefixes = model_index.prefixes(module)
     tensors = {}
-    for network in parts_of(module, params):
+    for network in export_networks(module, params):
       prefix, kind = prefixes[network.name]
       network = dataclasses.replace(network, kind=kind)
       for name, tensor in network.tensors("compvis", cast).items():
         tensors[prefix + name] = tensor
-    if module.prediction == "v" and not _tells_v(module):
+    if module.prediction == "v" and not _implies_v(module):
       tensors["v_pred"] = np.zeros((0,), cast)
     if module.schedule.zero_terminal_snr:
       tensors["ztsnr"] = np.zeros((0,), cast)
   else:
-    tensors = lone(module, params).tensors("compvis", cast)
+    tensors = export_network(module, params).tensors("compvis", cast)
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
   write_safetensors(path, tensors)
 
 
-def _tells_v(module: LatentDiffusion) -> bool:
-  """Whether readers of single files take such a model for a v one anyway."""
+def _implies_v(module: LatentDiffusion) -> bool:
+  """Whether readers of single files assume v-prediction for such a model."""
   return module.unet.vector == "table"
 
 
 def _write_pipeline(
   path: pathlib.Path,
   model: LatentDiffusion,
-  params: Parameters,
-  words: ClipPrompts | Tokenizer | None,
-  side: int,
+  networks: list[ExportedNetwork],
+  tokenizer: ClipPrompts | Tokenizer | None,
   cast: np.dtype,
-  max_bytes: int,
+  max_shard_bytes: int,
 ) -> None:
-  networks = parts_of(model, params, side)
-  index = model_index.read_index(model, networks, words)
+  index = model_index.model_index(model, networks, tokenizer)
   renamed = model_index.old_names(index["_class_name"])
   for network in networks:
     name = renamed.get(network.name, network.name)
-    _write_network(path / name, network, cast, max_bytes)
+    _write_network(path / name, network, cast, max_shard_bytes)
   scheduler = scheduler_config.schedule_config(model.schedule, model.prediction)
   _write_json(path / "scheduler" / "scheduler_config.json", scheduler)
-  for name, tokenizer in model_index.tokenizers(model, words).items():
-    tokenizer.save_pretrained(str(path / name))
+  for name, library_one in model_index.tokenizers(model, tokenizer).items():
+    library_one.save_pretrained(str(path / name))
   (path / "README.md").write_text(
     model_index.model_card(index), encoding="utf-8"
   )
@@ -131,7 +135,10 @@ def _write_pipeline(
 
 
 def _write_network(
-  folder: pathlib.Path, network: Network, cast: np.dtype, max_bytes: int
+  folder: pathlib.Path,
+  network: ExportedNetwork,
+  cast: np.dtype,
+  max_shard_bytes: int,
 ) -> None:
   tensors = network.tensors("diffusers", cast)
   if network.kind == "clip":
@@ -144,7 +151,7 @@ def _write_network(
     }
   is_text = network.kind in ("clip", "open_clip", "text")
   stem = "model" if is_text else "diffusion_pytorch_model"
-  write_sharded(folder, stem, tensors=tensors, max_bytes=max_bytes)
+  write_sharded(folder, stem, tensors=tensors, max_bytes=max_shard_bytes)
   _write_json(folder / "config.json", network.config)
 
 
@@ -155,11 +162,11 @@ def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _filling(folder: str) -> Iterator[pathlib.Path]:
-  """A folder to write into, which takes its name only when it is complete."""
+def _atomic_folder(folder: str) -> Iterator[pathlib.Path]:
+  """A folder to write into, renamed to `folder` when it is complete."""
   path = pathlib.Path(folder).absolute()
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise FileExistsError(f"{folder} is there already; choose another folder")
+    raise FileExistsError(f"{folder} exists already; choose another folder")
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f"{path.name}.part")
   shutil.rmtree(part, ignore_errors=True)
@@ -171,9 +178,9 @@ def _filling(folder: str) -> Iterator[pathlib.Path]:
     shutil.rmtree(part, ignore_errors=True)
 
 
-def _format(word: str) -> np.dtype:
-  if word not in FORMATS:
+def _dtype(name: str) -> np.dtype:
+  if name not in DTYPES:
     raise ConfigError(
-      f"dtype {word!r} is not known; choose one of {', '.join(FORMATS)}"
+      f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}"
     )
-  return FORMATS[word]
+  return DTYPES[name]
