@@ -182,11 +182,11 @@ def drawing(name):
   from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
   from ldm_jax.diffusion.samplers import SamplerConfig
   from ldm_jax.evaluation.reconstruct import Reconstructor
-  from ldm_jax.pretrained.open_model import open_denoising
+  from ldm_jax.pretrained.open_model import open_denoiser_run
   from ldm_jax.runtime.devices.sharding import MeshShape
   from ldm_jax.sampling import SamplingConfig
 
-  run = open_denoising(os.path.join(RUNS, name))
+  run = open_denoiser_run(os.path.join(RUNS, name))
   settings = SamplingConfig(
     64, 64, SamplerConfig(STEPS), ClassifierFreeGuidance(GUIDANCE)
   )

@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 
 # Public names and where they live; none is imported before it is asked for.
 _PUBLIC = {
-  "from_pretrained": "ldm_jax.pretrained.loading",
-  "from_single_file": "ldm_jax.pretrained.loading",
-  "save_pretrained": "ldm_jax.pretrained.saving",
-  "save_single_file": "ldm_jax.pretrained.saving",
+  "from_pretrained": "ldm_jax.pretrained.from_pretrained",
+  "from_single_file": "ldm_jax.pretrained.from_pretrained",
+  "save_pretrained": "ldm_jax.pretrained.save_pretrained",
+  "save_single_file": "ldm_jax.pretrained.save_pretrained",
   "LatentDiffusion": "ldm_jax.latent_diffusion",
   "Autoencoder": "ldm_jax.nn.autoencoder",
   "UNet": "ldm_jax.nn.unet",

@@ -16,7 +16,7 @@ from ldm_jax.cli.sample import parser
 from ldm_jax.errors import WeightsError
 from ldm_jax.pretrained.lora.matrix_names import targets
 from ldm_jax.pretrained.lora.merge import merge_lora
-from ldm_jax.pretrained.open_model import split_scale
+from ldm_jax.pretrained.lora.merge import split_scale
 from ldm_jax.weights.naming.convert import shapes
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -292,7 +292,7 @@ def test_other_adapters_are_called_by_their_names(tmp_path, end, kind):
 @pytest.mark.parametrize(
   "words, message",
   [
-    ("[1]", "what it says of its LoRA is no JSON object"),
+    ("[1]", "config is not a JSON object"),
     ("{", "its JSON is malformed"),
     ('{"lora_alpha": "6"}', f"alpha of unet.{Q} is '6'; a finite number"),
     ('{"alpha_pattern": [3]}', "its alpha_pattern is a list"),

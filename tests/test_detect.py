@@ -67,20 +67,22 @@ def test_a_file_gives_back_the_modules_it_was_made_of(family):
 
 def test_text_encoders_are_found_where_they_lie():
   shapes = unet_file(SDXL, SIZES) | XL_PARTS
-  first, second = detect(shapes).texts
+  first, second = detect(shapes).text_encoders
   assert clip(first.config) == TINY_CLIP
   assert clip(second.config) == TINY_G
-  assert (first.name, first.network) == ("text_encoder", "clip")
-  assert (second.name, second.network) == ("text_encoder_2", "open_clip")
+  assert (first.name, first.kind) == ("text_encoder", "clip")
+  assert (second.name, second.kind) == ("text_encoder_2", "open_clip")
   assert second.prefix == f"{SECOND}model."
   shapes = unet_file(SDXL, (4, 128, 5 * 16 + 128))
   shapes |= text_file(f"{FIRST}model.", "open_clip", TINY_G)
-  assert [part.name for part in detect(shapes).texts] == ["text_encoder_2"]
+  assert [part.name for part in detect(shapes).text_encoders] == [
+    "text_encoder_2"
+  ]
   (encoder,) = detect(unet_file(*FAMILIES["ldm-text-f8"][:2])
-    | text_file(OLD, "text", LDM_TEXT)).texts  # fmt: skip
+    | text_file(OLD, "text", LDM_TEXT)).text_encoders  # fmt: skip
   assert text(encoder.config) == LDM_TEXT
   embedder = under(OLD, "classes", class_shapes(10, 24))
-  (part,) = detect(unet_file(tiny(out=3), (3, 24)) | embedder).texts
+  (part,) = detect(unet_file(tiny(out=3), (3, 24)) | embedder).text_encoders
   assert classes(part.config) == LDM_CLASSES
 
 
@@ -88,26 +90,26 @@ def test_text_encoders_are_found_where_they_lie():
 def test_sd1s_text_encoder_with_and_without_text_model(prefix):
   shapes = unet_file(SD1, (4, 64)) | text_file(prefix, "clip", TINY_CLIP)
   shapes |= {f"{prefix}embeddings.position_ids": (1, 9)}
-  (part,) = detect(shapes).texts
+  (part,) = detect(shapes).text_encoders
   assert part.prefix == prefix
   assert clip(part.config) == TINY_CLIP
 
 
 def test_sd2_leaves_out_the_last_block_of_a_whole_tower():
   unet_part = unet_file(SD2, (4, 128))
-  (part,) = detect(unet_part | H_PART).texts
+  (part,) = detect(unet_part | H_PART).text_encoders
   assert clip(part.config) == TINY_H
   # A file made from a folder lacks that block and the projection.
   made = text_file(OPEN, "open_clip", TINY_H)
-  assert clip(detect(unet_part | made).texts[0].config) == TINY_H
+  assert clip(detect(unet_part | made).text_encoders[0].config) == TINY_H
 
 
 @pytest.mark.parametrize("prefix", [UNET, ""])
 def test_a_lone_unet_is_taken_for_a_family_and_says_so(prefix):
   found = detect(unet_file(SD1, (4, 64), prefix))
   assert (found.family, found.unet.prefix) == ("sd1", prefix)
-  assert found.vae is None and found.texts == ()
-  no_vae, no_text = found.notices
+  assert found.vae is None and found.text_encoders == ()
+  no_vae, no_text = found.warnings
   assert "no autoencoder" in no_vae
   assert "no text encoder" in no_text and "sd1" in no_text
 
@@ -117,12 +119,12 @@ def test_half_of_sdxls_text_encoders():
   second = text_file(f"{SECOND}model.", "open_clip", TINY_G)
   found = detect(unet_file(SDXL, (4, 2048, 224)) | second)
   assert found.family == "sdxl"
-  assert "only text_encoder_2" in found.notices[1]
+  assert "only text_encoder_2" in found.warnings[1]
 
 
 def test_a_whole_model_says_nothing():
   shapes = unet_file(SD1, (4, 64)) | vae_file(TINY_VAE) | CLIP_PART
-  assert detect(shapes).notices == ()
+  assert detect(shapes).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -147,10 +149,10 @@ def test_a_lone_autoencoder(prefix):
   assert (found.family, found.unet, found.scheduler) == ("vae", None, None)
   assert autoencoder(found.vae.config) == (TINY_VAE, 0.18215)
   assert found.vae.prefix == prefix
-  assert "0.13025" in found.notices[0]
+  assert "0.13025" in found.warnings[0]
   told = {"vae": {"scaling_factor": 0.5}}
   found = detect(vae_file(TINY_VAE, prefix), config=told)
-  assert autoencoder(found.vae.config)[1] == 0.5 and not found.notices
+  assert autoencoder(found.vae.config)[1] == 0.5 and not found.warnings
   assert autoencoder(detect(vae_file(TINY_VQ)).vae.config) == (TINY_VQ, 1.0)
 
 
@@ -167,8 +169,8 @@ def test_sd2_is_told_by_the_length_of_its_training():
   base = {"global_step": 875_000}
   assert predicted(SD2_FILE, **base) == ("eps", "sd2")
   assert predicted(SD2_FILE, global_step=140_000) == ("v", "sd2-v")
-  assert detect(SD2_FILE, **base).notices == ()
-  assert "prediction=" in detect(SD2_FILE).notices[0]
+  assert detect(SD2_FILE, **base).warnings == ()
+  assert "prediction=" in detect(SD2_FILE).warnings[0]
 
 
 @pytest.mark.parametrize("spread, word", [(0.05, "eps"), (0.12, "v")])
@@ -177,9 +179,9 @@ def test_sd2_is_told_by_the_spread_of_a_bias(spread, word):
   read = {BIAS: values.astype(np.float16)}.__getitem__
   shapes = SD2_FILE | {BIAS: (320,)}
   assert predicted(shapes, read=read)[0] == word
-  notice = detect(shapes, read=read).notices[0]
+  notice = detect(shapes, read=read).warnings[0]
   assert repr(word) in notice and "0.09" in notice
-  assert detect(shapes, read=read, prediction="eps").notices == ()
+  assert detect(shapes, read=read, prediction="eps").warnings == ()
   # SD 2's other models predict noise, whatever that bias is.
   inpainting = unet_file(SD2, (9, 128)) | H_PART | {BIAS: (320,)}
   assert predicted(inpainting, read=read)[0] == "eps"
@@ -194,7 +196,7 @@ def test_marks_and_callers_go_before_guesses():
   told = {"scheduler": {"prediction_type": "epsilon", "beta_end": 0.5}}
   found = detect(SD2_FILE, config=told)
   assert schedule(found.scheduler) == (Schedule(end=0.5), "eps")
-  assert found.notices == ()
+  assert found.warnings == ()
 
 
 def test_the_size_of_sd2s_latents_follows_what_it_predicts():
@@ -241,7 +243,7 @@ def test_a_config_says_what_shapes_do_not():
   given["unet"] = {"attention_head_dim": 4, "norm_num_groups": 8}
   found = detect(shapes, config=given, prediction="eps")
   assert unet(found.unet.config) == small
-  assert clip(found.texts[0].config) == tower
+  assert clip(found.text_encoders[0].config) == tower
 
 
 def test_a_whole_folders_config_goes_before_the_family():

@@ -69,8 +69,10 @@ def test_a_published_file_has_the_config_of_its_folder(name):
   assert found.family == family
   same(found.unet.config, CONFIGS[name], ["sample_size"])
   same(found.vae.config, VQ_F4 if is_vq else KL_F8, ["sample_size"])
-  assert [part.name for part in found.texts] == [text[0] for text in texts]
-  for part, (_, prefix, config) in zip(found.texts, texts, strict=True):
+  assert [part.name for part in found.text_encoders] == [
+    text[0] for text in texts
+  ]
+  for part, (_, prefix, config) in zip(found.text_encoders, texts, strict=True):
     assert part.prefix == prefix
     # Of no use where nothing is projected.
     same(part.config, config, ["projection_dim"])

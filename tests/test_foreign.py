@@ -23,12 +23,12 @@ from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.diffusion.torch_noise import torch_normal
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.loaded_model import skip_blocks
+from ldm_jax.loaded_model import skip_last_blocks
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.unet import AttentionPlan, UNet
-from ldm_jax.pretrained import saving
+from ldm_jax.pretrained import save_pretrained as saving
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
 from ldm_jax.weights.files import read_tensors
@@ -96,7 +96,7 @@ def model(words):
 @pytest.fixture(scope="module")
 def folder(model, words, tmp_path_factory):
   path = str(tmp_path_factory.mktemp("saved") / "model")
-  ldm_jax.save_pretrained(*model, path, tokenizer=words[1], side=16)
+  ldm_jax.save_pretrained(*model, path, tokenizer=words[1], image_size=16)
   return path
 
 
@@ -147,7 +147,7 @@ def test_half_precision_is_rounded_once(model, tmp_path, dtype):
     made.unet, params.unet, str(tmp_path / "a"), dtype=dtype
   )
   unet, found = ldm_jax.from_pretrained(str(tmp_path / "a"), dtype="float32")
-  cast = saving.FORMATS[dtype]
+  cast = saving.DTYPES[dtype]
   rounded = jax.tree.map(
     lambda x: np.asarray(x).astype(cast).astype(np.float32), params.unet
   )
@@ -220,7 +220,7 @@ def test_a_folder_of_the_former_flax_models(model, folder, tmp_path):
 def test_shards_are_one_network(model, tmp_path):
   made, params = model
   path = str(tmp_path / "shards")
-  saving.save_pretrained(made.unet, params.unet, path, max_bytes=300_000)
+  saving.save_pretrained(made.unet, params.unet, path, max_shard_bytes=300_000)
   assert len(os.listdir(path)) > 3
   same(ldm_jax.from_pretrained(path)[1], params.unet)
 
@@ -371,7 +371,7 @@ def test_a_skipped_block_is_a_tower_with_one_less(folder):
   opened = open_model(folder)
   request = ConditionInputs(["a red fox"], [None], None, 16, 16)
   said, _ = encode_conditions(opened, request)
-  (ours,) = skip_blocks(opened, 1).model.conditioners
+  (ours,) = skip_last_blocks(opened, 1).model.conditioners
   (part,) = opened.model.conditioners
   (tower,) = part.encoders
   fewer = part.clone(encoders=(tower.clone(depth=tower.depth - 1),))

@@ -49,7 +49,7 @@ def test_a_repository_that_cannot_be_had_is_one_line(tmp_path):
   done = info(tmp_path, "owner/absent")
   assert done.returncode == 2
   assert done.stderr.count("\n") == 1
-  assert "'owner/absent' is not here and cannot be fetched" in done.stderr
+  assert "'owner/absent' does not exist and cannot be fetched" in done.stderr
   assert "give a local folder or file" in done.stderr
 
 
@@ -58,4 +58,4 @@ def test_a_repository_that_cannot_be_had_is_one_line(tmp_path):
 )
 def test_what_is_no_repository_is_not_looked_for(name):
   with pytest.raises(ConfigError, match="there is no run, file or folder"):
-    hub.local(name)
+    hub.local_path(name)

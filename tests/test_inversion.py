@@ -225,9 +225,9 @@ REFUSED = {
               "the tokenizer knows the word 'ca'"),
   "no word": ({"<a>": rows(1, 16)}, {"token": " "}, "'' is no word"),
   "deaf": ({"<a>": rows(1, 16)}, {"change": deaf},
-           "the model has no towers of CLIP"),
+           "the model has no CLIP text encoder"),
   "unread": ({"<a>": rows(1, 16)}, {"change": unread},
-             "the model has no tokenizer that could learn a word; give --tok"),
+             "the model has no tokenizer to which a token could be added"),
 }  # fmt: skip
 
 
@@ -254,5 +254,5 @@ def test_a_word_is_learned_once_and_towers_alike(tmp_path, folder):
   assert refused(third).startswith("'<a>_2' is no word of its own")
   uneven = {"clip_l": rows(2, 16), "clip_g": rows(3, 24)}
   error = refused(lambda: learned(tmp_path, listening(folder, 2), uneven))
-  assert error.endswith("2 and 3 vectors for the towers; as many for each "
+  assert error.endswith("2 and 3 vectors for the text encoders; as many for each "
                              "are needed")  # fmt: skip

@@ -56,7 +56,7 @@ WORDS = {
   "zoo": "tfds_source",
   "steadied": "skip_bad_updates",
   "wording": "prompt_cleaning",
-  "syntax syntaxes": "PromptSyntax",
+  "dialect dialects": "PromptSyntax",
   "redrawing": "reconstruct",
 }
 FORBIDDEN = {w: new for old, new in WORDS.items() for w in old.split()}

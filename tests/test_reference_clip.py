@@ -283,8 +283,10 @@ def test_scores_of_texts_and_pictures_equal_transformers(whole):
   ours = open_clip(folder)
   captions = ["a red fox", "fox", "a a a a a a a a a a a a a a a a"]
   images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), np.uint8)
-  seen = ours.seen(ours.variables, jnp.asarray(images))
-  read = ours.read(ours.variables, jnp.asarray(ours.tokenizer.encode(captions)))
+  seen = ours.image_embeddings(ours.variables, jnp.asarray(images))
+  read = ours.text_embeddings(
+    ours.variables, jnp.asarray(ours.tokenizer.encode(captions))
+  )
   found = clip_scores(seen, read)
   ids = tokenizer(
     captions,
@@ -321,8 +323,13 @@ def test_evaluate_scores_pictures_with_their_own_captions(
     assert evaluate.main([*flags, f"--clip={whole[0]}"]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-  seen = [np.asarray(clip.seen(clip.variables, jnp.asarray(x))) for x in images]
-  read = clip.read(clip.variables, jnp.asarray(clip.tokenizer.encode(captions)))
+  seen = [
+    np.asarray(clip.image_embeddings(clip.variables, jnp.asarray(x)))
+    for x in images
+  ]
+  read = clip.text_embeddings(
+    clip.variables, jnp.asarray(clip.tokenizer.encode(captions))
+  )
   found = told(drawn, real, "--paired")
   scores = [clip_scores(jnp.asarray(rows), read).mean() for rows in seen]
   assert abs(scores[0] - scores[1]) > 0.1

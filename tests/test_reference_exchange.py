@@ -22,7 +22,8 @@ from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
-from ldm_jax.pretrained import loading, saving
+from ldm_jax.pretrained import from_pretrained
+from ldm_jax.pretrained import save_pretrained as saving
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.sampling import SamplingConfig
 from ldm_jax.sampling.conditioning import ConditionInputs
@@ -51,7 +52,11 @@ def test_a_folder_comes_back_bit_for_bit(family, tmp_path):
     assert not back.exists()
     return
   saving.save_pretrained(
-    opened.model, opened.params, str(back), tokenizer=opened.tokenizer, side=32
+    opened.model,
+    opened.params,
+    str(back),
+    tokenizer=opened.tokenizer,
+    image_size=32,
   )
   again = type(pipe).from_pretrained(back)
   parts = ("unet", "vae", "vqvae", "bert", "text_encoder", "text_encoder_2")
@@ -80,7 +85,7 @@ def test_a_single_file_comes_back_bit_for_bit(family, tmp_path):
   _, _, folder, opened = family
   path = str(tmp_path / "model.safetensors")
   saving.save_single_file(opened.model, opened.params, path)
-  given = loading.configs_of(str(folder))
+  given = from_pretrained.read_configs(str(folder))
   model, params = ldm_jax.from_single_file(path, config=given)
   assert model.prediction == opened.model.prediction
   jax.tree.map(np.testing.assert_array_equal, params.unet, opened.params.unet)

@@ -24,7 +24,7 @@ from reference_families import (
 from ldm_jax.cli import sample
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
-from ldm_jax.loaded_model import skip_blocks
+from ldm_jax.loaded_model import skip_last_blocks
 from ldm_jax.nn.conditioners.embedders import Condition, SizeEmbedder
 from ldm_jax.nn.conditioners.spatial import DepthMap
 from ldm_jax.sampling import SamplingConfig
@@ -53,7 +53,7 @@ def agree(found, run, module, times=20):
 def test_the_unet_at_fractional_times_of_a_landscape(family):
   _, pipe, _, opened = family
   unet, config = opened.model.unet, pipe.unet.config
-  xt, t = draw(3, 8, 12, opened.inputs), jnp.float32([1, 500.25, 999])
+  xt, t = draw(3, 8, 12, opened.unet_channels), jnp.float32([1, 500.25, 999])
   width = config.get("cross_attention_dim")
   context = draw(3, 20, width) if width else None
   vector = added = labels = None
@@ -136,7 +136,7 @@ def test_what_prompts_say(family, negative):
   with torch.no_grad():
     expected = said_by_them(pipe, name, negative)
   said = encode_conditions(opened, asked_of(opened, negative))
-  beside = draw(2, 8, 8, max(opened.inputs - 4, 1))
+  beside = draw(2, 8, 8, max(opened.unet_channels - 4, 1))
   for side, (context, pooled) in zip(said, expected, strict=True):
     found = heard(opened, side, beside)
     np.testing.assert_allclose(found.context, ours(context), atol=2e-5)
@@ -192,8 +192,8 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
   if name not in CHANGES_IMAGES:
     pytest.skip("its pipeline begins with noise")
   noise, beside = draw(2, 8, 8, 4), None
-  if opened.inputs > 4:
-    beside = draw(2, 8, 8, opened.inputs - 4)
+  if opened.unet_channels > 4:
+    beside = draw(2, 8, 8, opened.unet_channels - 4)
   if name == "depth":  # their pipeline brings every picture to -1 ... 1
     low, high = (
       f(beside, (1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max)
@@ -265,7 +265,7 @@ def test_skipped_blocks_are_those_that_diffusers_skips(family):
       )[0]
   except AttributeError:
     pytest.skip("diffusers' own clip_skip is broken with this transformers")
-  skipped = skip_blocks(opened, 1)
+  skipped = skip_last_blocks(opened, 1)
   said, _ = encode_conditions(skipped, request_of([None] * 2))
   said = jax.tree.map(jnp.asarray, said)
   found = skipped.model.condition(skipped.params, said.raw, said.is_null)

@@ -15,7 +15,8 @@ from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.pretrained.configs.scheduler_config import (
   sampler_config as read_recipe,
 )
-from ldm_jax.pretrained.open_model import open_model, with_control
+from ldm_jax.pretrained.controlnet import with_controlnet
+from ldm_jax.pretrained.open_model import open_model
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.sampling import (
   GenerationInputs,
@@ -229,7 +230,7 @@ def test_a_controlnet(sd1, tmp_path, scale):
     width=WIDTH,
   )
   given = ImageInputs(hints=twice(PICTURE))
-  opened = with_control(opened, str(tmp_path / "control"), None)
+  opened = with_controlnet(opened, str(tmp_path / "control"))
   found = drawn(both, opened, noise, given, control=(scale, 0.0, 1.0))
   close(found, expected)
   silent = drawn(both, opened, noise, given, control=(0.0, 0.0, 1.0))

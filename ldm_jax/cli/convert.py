@@ -10,7 +10,7 @@ or with --single_file a .safetensors with the names of CompVis and Stability.
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import command, run_command
-from ldm_jax.cli.model_flags import add_loading, load_options
+from ldm_jax.cli.model_flags import add_reading, load_options
 from ldm_jax.cli.parser import Parser
 
 
@@ -44,7 +44,7 @@ def parser() -> Parser:
     metavar="N",
     help="largest size of one file of weights (default 10)",
   )
-  add_loading(flags)
+  add_reading(flags)
   return flags
 
 

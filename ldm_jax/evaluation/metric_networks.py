@@ -81,7 +81,7 @@ class MetricNetworks:
 
   def embeddings(self, album: ImageSet) -> Float[np.ndarray, "n p"]:
     """Of CLIP, the middle squares of pictures."""
-    apply, size = _exactly(self.clip.seen), self.clip.vision.size
+    apply, size = _exactly(self.clip.image_embeddings), self.clip.vision.size
     cut = Augment(size, crop="center", flip=False)
     fitted = ImageSet(album.name, _Cut(album, cut), range(len(album)))
     return self._rows(
@@ -94,7 +94,9 @@ class MetricNetworks:
   ) -> Float[np.ndarray, " n"]:
     """CLIP scores of pictures with their captions."""
     ids = self.clip.tokenizer.encode(captions)
-    apply = functools.partial(_exactly(self.clip.read), self.clip.variables)
+    apply = functools.partial(
+      _exactly(self.clip.text_embeddings), self.clip.variables
+    )
     blocks = (ids[i : i + BLOCK] for i in range(0, len(ids), BLOCK))
     read = jnp.asarray(self._rows(apply, blocks))
     return np.asarray(clip_scores.clip_scores(jnp.asarray(embeddings), read))

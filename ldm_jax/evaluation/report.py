@@ -41,7 +41,7 @@ from ldm_jax.nn.conditioners.spatial import (
   SegmentationEmbedder,
 )
 from ldm_jax.pixels import to_float
-from ldm_jax.pretrained.open_model import open_denoising
+from ldm_jax.pretrained.open_model import open_denoiser_run
 from ldm_jax.runtime import image_files
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.json_values import json_value
@@ -55,7 +55,7 @@ Images = UInt8[np.ndarray, "b h w 3"]
 def report(flags: argparse.Namespace) -> int:
   """Measures, writes report.html and prints one line of JSON."""
   with usage_errors():
-    run = open_denoising(flags.model)
+    run = open_denoiser_run(flags.model)
     data = run.experiment.data
     if flags.held_out:
       data = _unseen(data)

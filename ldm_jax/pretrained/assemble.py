@@ -53,24 +53,19 @@ def assemble(
   for name in ("unet", "vae"):
     if name not in components.networks:
       raise ConfigError(
-        f"the model has no {name}; it has {', '.join(components.networks)}. One "
-        "network by itself is loaded by giving its subfolder"
+        f"the model has no {name}; it has {', '.join(components.networks)}. "
+        "A single network is loaded by giving its subfolder"
       )
   networks = {
-    name: load(foreign, dtype) for name, foreign in components.networks.items()
+    name: load(network, dtype) for name, network in components.networks.items()
   }
   first_stage, first_params = networks.pop("vae")
   unet, unet_params = networks.pop("unet")
-  vae_config, inputs = (
-    components.networks["vae"].config,
-    _unet_inputs(components),
-  )
+  scale = autoencoder(components.networks["vae"].config)[1]
+  inputs = _unet_inputs(components)
   warnings = components.warnings
-  schedule, prediction, sampler_config = (
-    Schedule(),
-    "eps",
-    SamplerConfig(final_time=0.0),
-  )
+  schedule, prediction = Schedule(), "eps"
+  sampler_config = SamplerConfig(final_time=0.0)
   if components.scheduler is not None:
     schedule, prediction = scheduler_config.schedule(components.scheduler)
     sampler_config = scheduler_config.sampler_config(components.scheduler)
@@ -91,7 +86,7 @@ def assemble(
     model=model,
     params=Parameters(
       first_params,
-      jnp.float32(autoencoder(vae_config)[1]),
+      jnp.float32(scale),
       _variables(conditioners, networks),
       unet_params,
     ),

@@ -1,4 +1,4 @@
-"""Finds the networks of a diffusers folder or a single file, reading no tensor."""
+"""Finds the networks of a diffusers folder or a single file."""
 
 import dataclasses
 import json

@@ -149,9 +149,9 @@ def text_encoder_folders(model: LatentDiffusion) -> list[str]:
   for conditioner in model.conditioners:
     if isinstance(conditioner, ClassEmbedder):
       return ["class_embedder"]
-    if isinstance(conditioner, SizeEmbedder):
-      if conditioner.ends_with == "score":
-        return names[1:]
+    is_size = isinstance(conditioner, SizeEmbedder)
+    if is_size and conditioner.ends_with == "score":
+      return names[1:]
   clips = [c for c in model.conditioners if isinstance(c, ClipEmbedder)]
   if clips:
     return names[: len(clips[0].encoders)]

@@ -1,6 +1,7 @@
-"""Textual inversion: words that a model learns as vectors of its text towers.
+"""Textual inversion: tokens learned as embeddings of the text encoders.
 
-Gal et al. 2022. The networks stay as they are; the tables of tokens grow.
+Gal et al. 2022. Only the token embedding tables change: they grow by the
+learned vectors.
 """
 
 import dataclasses
@@ -17,82 +18,90 @@ from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
-from ldm_jax.pretrained.lora.merge import is_safetensors, placed, put, take
+from ldm_jax.pretrained.lora.merge import (
+  get_leaf,
+  is_safetensors,
+  like_leaf,
+  with_leaf,
+)
 from ldm_jax.weights import mmap_files
 from ldm_jax.weights.files import read_pickled, read_tensors
 
-Vectors = Shaped[np.ndarray, "_ _"]  # towers differ in their features
+Vectors = Shaped[np.ndarray, "_ _"]  # encoders differ in width
 
 _PARAM = "string_to_param"  # AUTOMATIC1111's, and of the paper's own code
-_TOWERS = ("clip_l", "clip_g")  # SDXL's
-_NAMELESS = {*_TOWERS, "emb_params", "*", ""}
+_ENCODERS = ("clip_l", "clip_g")  # SDXL's
+_NAMELESS = {*_ENCODERS, "emb_params", "*", ""}
 _NEEDED = (
-  "needed are the vectors of one word: {token: vectors}, string_to_param, "
+  "needed are the vectors of one token: {token: vectors}, string_to_param, "
   "emb_params, or clip_l and clip_g"
 )
 
 
 def load_inversion(
-  opened: LoadedModel, path: str | os.PathLike, token: str | None = None
+  loaded: LoadedModel, path: str | os.PathLike, token: str | None = None
 ) -> LoadedModel:
-  """The model with a word that stands for the vectors of a file.
+  """The model with a token that stands for the vectors of a file.
 
-  A prompt's word `token` becomes as many tokens as there are vectors, which
-  the tokenizers call token, token_1, ...; with two towers each has its own.
-  The file may be diffusers' {token: vectors}, AUTOMATIC1111's .pt, SDXL's
-  clip_l with clip_g, or a bare emb_params.
+  In prompts `token` becomes as many tokens as there are vectors, which the
+  tokenizers name token, token_1, ...; of two text encoders each has its own
+  vectors. The file may be diffusers' {token: vectors}, AUTOMATIC1111's .pt,
+  SDXL's clip_l with clip_g, or a bare emb_params.
 
   Args:
-    token: the word; by default the one the file gives, or else its name.
+    token: by default the one the file names, or else the file's name.
 
   Raises:
-    ConfigError: the model reads no prompts, or has no tokenizer.
-    ValueError: the tokenizer knows the word, or cannot learn it.
+    ConfigError: the model has no CLIP text encoder, or no tokenizer.
+    ValueError: the tokenizer has the token already, or cannot add it.
     WeightsError: the file is unreadable, or its vectors are not as wide as the
-      towers' or not for as many towers.
+      text encoders, or not for as many.
   """
-  part, words = _listener(opened)
+  embedder, tokenizer = _embedder(loaded)
   content = _read(path)
   with mmap_files.error_context(path):
     name, rows = _parse(content)
-    _check(rows, part.encoders)
-  given = name or pathlib.Path(path).stem
-  token = (given if token is None else token).strip()
-  syntaxes, towers = [], []
-  params = opened.params.conditioners
-  for i, syntax in enumerate(words.syntaxes):
+    _check(rows, embedder.encoders)
+  default = name or pathlib.Path(path).stem
+  token = (default if token is None else token).strip()
+  syntaxes, encoders = [], []
+  params = loaded.params.conditioners
+  for i, syntax in enumerate(tokenizer.syntaxes):
     syntaxes.append(syntax.taught(token, len(rows[i])))
-    at = (part.input_key, "params", f"encoders_{i}", "tokens", "embedding")
-    table = _grown(take(params, at), rows[i], syntaxes[i].ids(token))
-    params = put(params, at, table)
-    towers.append(_grown_tower(part.encoders[i], len(table), syntaxes[i]))
-  heard = tuple(
-    other.clone(encoders=tuple(towers)) if other is part else other
-    for other in opened.model.conditioners
+    at = (embedder.input_key, "params", f"encoders_{i}", "tokens", "embedding")
+    table = _grown_table(get_leaf(params, at), rows[i], syntaxes[i].ids(token))
+    params = with_leaf(params, at, table)
+    encoder = embedder.encoders[i]
+    encoders.append(_grown_encoder(encoder, len(table), syntaxes[i]))
+  conditioners = tuple(
+    other.clone(encoders=tuple(encoders)) if other is embedder else other
+    for other in loaded.model.conditioners
   )
   return dataclasses.replace(
-    opened,
-    model=dataclasses.replace(opened.model, conditioners=heard),
-    params=opened.params.replace(conditioners=params),
+    loaded,
+    model=dataclasses.replace(loaded.model, conditioners=conditioners),
+    params=loaded.params.replace(conditioners=params),
     tokenizer=ClipPrompts(tuple(syntaxes)),
   )
 
 
-def _listener(opened: LoadedModel) -> tuple[ClipEmbedder, ClipPrompts]:
-  """What reads the prompts, and their tokenizers."""
-  parts = opened.model.conditioners
-  part = next((p for p in parts if isinstance(p, ClipEmbedder)), None)
-  if part is None:
+def _embedder(loaded: LoadedModel) -> tuple[ClipEmbedder, ClipPrompts]:
+  """The conditioner of the prompts, and their tokenizers."""
+  conditioners = loaded.model.conditioners
+  embedder = next(
+    (c for c in conditioners if isinstance(c, ClipEmbedder)), None
+  )
+  if embedder is None:
     raise ConfigError(
-      "the model has no towers of CLIP, which textual inversion teaches words; "
-      "leave the embedding out"
+      "the model has no CLIP text encoder, which textual inversion needs; "
+      "leave embedding out (--embedding)"
     )
-  if not isinstance(opened.tokenizer, ClipPrompts):
+  if not isinstance(loaded.tokenizer, ClipPrompts):
     raise ConfigError(
-      "the model has no tokenizer that could learn a word; give --tokenizer "
-      "FOLDER (CLIP's)"
+      "the model has no tokenizer to which a token could be added; give the "
+      "folder of CLIP's as tokenizer (--tokenizer)"
     )
-  return part, opened.tokenizer
+  return embedder, loaded.tokenizer
 
 
 def _read(path: str | os.PathLike) -> Any:
@@ -103,7 +112,7 @@ def _read(path: str | os.PathLike) -> Any:
 
 
 def _parse(content: Any) -> tuple[str, list[Vectors]]:
-  """The word that a file gives, "" if none, and vectors for each tower."""
+  """The file's name of the token, or "", and vectors for each encoder."""
   if isinstance(content, np.ndarray):
     content = {"*": content}
   if not isinstance(content, Mapping) or not content:
@@ -112,8 +121,8 @@ def _parse(content: Any) -> tuple[str, list[Vectors]]:
   if isinstance(content.get(_PARAM), Mapping):
     name, tensors = content.get("name"), content[_PARAM]
   keys = set(tensors)
-  order = [key for key in _TOWERS if key in keys] or list(keys)
-  if len(order) < len(keys) or (len(keys) > 1 and keys != set(_TOWERS)):
+  order = [key for key in _ENCODERS if key in keys] or list(keys)
+  if len(order) < len(keys) or (len(keys) > 1 and keys != set(_ENCODERS)):
     raise WeightsError(f"it holds {_kinds(tensors)}; {_NEEDED}")
   if tensors is content:
     name = order[0]
@@ -138,40 +147,42 @@ def _vectors(key: str, array: Any) -> Vectors:
   return array.reshape(-1, array.shape[-1])
 
 
-def _check(rows: list[Vectors], towers: tuple[ClipText, ...]) -> None:
-  """One group of vectors for each tower, as wide as it is and as many."""
+def _check(rows: list[Vectors], encoders: tuple[ClipText, ...]) -> None:
+  """Checks that each encoder has vectors of its width, and as many each."""
   widths = [row.shape[-1] for row in rows]
-  needed = [tower.width for tower in towers]
+  needed = [encoder.width for encoder in encoders]
   if widths != needed:
     raise WeightsError(
       f"its vectors have {' and '.join(map(str, widths))} features; this "
-      f"model's text towers need {' and '.join(map(str, needed))}"
+      f"model's text encoders need {' and '.join(map(str, needed))}"
     )
   counts = [len(row) for row in rows]
   if len(set(counts)) > 1:
     raise WeightsError(
-      f"it has {' and '.join(map(str, counts))} vectors for the towers; as "
-      "many for each are needed"
+      f"it has {' and '.join(map(str, counts))} vectors for the text "
+      "encoders; as many for each are needed"
     )
 
 
-def _grown(table: Any, rows: Vectors, ids: list[int]) -> Any:
-  """The table of tokens with the rows at the ids, most of them behind it."""
+def _grown_table(table: Any, rows: Vectors, ids: list[int]) -> Any:
+  """The token embeddings with the rows at the ids, extended as needed."""
   old = np.asarray(table)
   size = max(len(old), max(ids) + 1)
   wide = np.zeros((size, old.shape[1]), np.float32)
   wide[: len(old)] = old
   wide[ids] = rows
-  return placed(wide, table)
+  return like_leaf(wide, table)
 
 
-def _grown_tower(tower: ClipText, size: int, syntax: PromptSyntax) -> ClipText:
-  """The tower with more tokens, pooled at the same one as before.
+def _grown_encoder(
+  encoder: ClipText, size: int, syntax: PromptSyntax
+) -> ClipText:
+  """The encoder with more tokens, pooled at the same token as before.
 
-  Where it is pooled at the largest id, that was the tokenizer's end; from now
-  on a learned word's would be larger.
+  An encoder pooled at the largest id is pooled at the end token, which the
+  learned tokens' ids exceed, so its end becomes explicit.
   """
-  end = tower.end
+  end = encoder.end
   if end is None:
     end = syntax.tokenizer.backend.eos_token_id
-  return tower.clone(vocabulary=size, end=end)
+  return encoder.clone(vocabulary=size, end=end)

@@ -9,7 +9,7 @@ from ldm_jax.pretrained.configs.defaults import ENCODER_BLOCKS, KL, VQ
 from ldm_jax.pretrained.configs.strict_config import (
   DIFFUSERS,
   Config,
-  attending,
+  attending_levels,
   class_name,
   is_count,
   read,
@@ -19,15 +19,15 @@ from ldm_jax.pretrained.configs.strict_config import (
 
 
 def autoencoder(config: Config) -> tuple[Autoencoder, float]:
-  """The first stage of AutoencoderKL or VQModel, and what scales its latents.
+  """The first stage of AutoencoderKL or VQModel, and the scale of its latents.
 
   Raises:
-    ConfigError: a key asks for what `Autoencoder` cannot do.
+    ConfigError: a key asks for something that `Autoencoder` does not support.
   """
   kind = class_name(config, (KL.kind, VQ.kind))
   values = read(config, KL if kind == KL.kind else VQ)
   channels, multipliers = widths(kind, values)
-  attends = attending(kind, values, *ENCODER_BLOCKS)
+  attends = attending_levels(kind, values, *ENCODER_BLOCKS)
   trunk = ConvStack(
     channels,
     multipliers,

@@ -1,7 +1,7 @@
-"""What diffusers' and transformers' classes say where a config is silent.
+"""Defaults of the classes of diffusers 0.42.1 and transformers 5.
 
-The defaults are those of diffusers 0.42.1 and transformers 5, read off their
-constructors. See `configs.Schema` for the meaning of the three groups.
+They are those of the classes' constructors. See `strict_config.Schema` for the
+meaning of the three groups.
 """
 
 from ldm_jax.pretrained.configs.strict_config import Schema
@@ -16,8 +16,8 @@ _UNET = {
   "time_embedding_type": ("positional",),
 }
 
-# Attention with a context. Softmax is float32 here, whatever upcast_attention
-# says; mid_block_only_cross_attention is for another block than we have.
+# Attention with a context. Softmax is float32, whatever upcast_attention says;
+# mid_block_only_cross_attention is for a block that is not supported.
 CONDITIONAL = Schema(
   "UNet2DConditionModel",
   defaults={
@@ -84,12 +84,12 @@ UNCONDITIONAL = Schema(
   passive=("num_train_timesteps",),
 )
 
-# Blocks on the way down and on the way up, and whether they attend.
+# Blocks of the encoder and of the decoder, and whether they attend.
 CROSS_BLOCKS = (
   {"CrossAttnDownBlock2D": True, "DownBlock2D": False},
   {"CrossAttnUpBlock2D": True, "UpBlock2D": False},
 )
-# Of UNet2DModel, by how we call its downsample_type.
+# Of UNet2DModel, by `UNet.resampling`.
 PLAIN_BLOCKS = {
   "conv": (
     {"AttnDownBlock2D": True, "DownBlock2D": False},
@@ -124,7 +124,7 @@ _IMAGES = {
   "out_channels": (3,),
 }
 
-# force_upcast keeps diffusers from computing in float16; we never do unasked.
+# force_upcast keeps diffusers from computing in float16.
 KL = Schema(
   "AutoencoderKL",
   defaults=_AUTOENCODER | {"latent_channels": 4},
@@ -200,7 +200,7 @@ BERT = Schema(
   passive=None,
 )
 
-# LDM's, which diffusers never had.
+# LDM's, which diffusers does not have.
 CLASSES = Schema(
   "ClassEmbedder",
   defaults={"n_classes": 1000, "embed_dim": 512},
@@ -218,7 +218,7 @@ _NOISE = {
 }
 _LDM = _NOISE | {"beta_start": 0.00085, "beta_end": 0.012}
 
-# Those that sample along a table of betas, with what they say when silent.
+# Schedulers with a table of betas, and their defaults.
 SCHEDULERS = {
   **dict.fromkeys(
     (

@@ -1,4 +1,4 @@
-"""The scheduler_config.json of diffusers: a `Schedule`, and how to sample."""
+"""diffusers' scheduler_config.json, to and from a `Schedule` and a sampler."""
 
 from typing import Any
 
@@ -24,9 +24,9 @@ _BETAS = {
 
 
 def schedule(config: Config) -> tuple[Schedule, Prediction]:
-  """The noise of a scheduler_config.json, and what its network predicts.
+  """The noise schedule of a scheduler_config.json, and what its model predicts.
 
-  All other keys are about how to sample.
+  All other keys are of the sampler; see `sampler_config`.
 
   Raises:
     ConfigError: a scheduler without a table of betas, or another table than
@@ -34,12 +34,12 @@ def schedule(config: Config) -> tuple[Schedule, Prediction]:
   """
   kind = class_name(config, SCHEDULERS)
   values = SCHEDULERS[kind] | dict(config)
-  for key, words in (
+  for key, known in (
     ("beta_schedule", _BETAS),
     ("prediction_type", PREDICTIONS),
   ):
-    if values[key] not in words:
-      raise refusal(kind, key, values[key], words)
+    if values[key] not in known:
+      raise refusal(kind, key, values[key], known)
   if values["trained_betas"] is not None:
     raise refusal(kind, "trained_betas", "...", (None,))
   try:
@@ -55,12 +55,12 @@ def schedule(config: Config) -> tuple[Schedule, Prediction]:
   return made, PREDICTIONS[values["prediction_type"]]
 
 
-# What diffusers has and we have not, and what comes nearest.
+# Schedulers that are not supported, and the nearest sampler.
 _NEAREST = {
   "SASolverScheduler": "dpmpp_2m_sde",
   "DPMSolverSDEScheduler": "dpmpp_2m_sde",
 }
-# What set_alpha_to_one is where a config is silent.
+# Defaults of set_alpha_to_one.
 _STOPS = {"ddim": True, "plms": False, "pndm_prk": False}
 _SPACED = (
   ("use_karras_sigmas", "karras"),
@@ -70,13 +70,13 @@ _SPACED = (
 
 
 def sampler_config(config: Config) -> SamplerConfig:
-  """The sampler of a scheduler_config.json with its grid and its end.
+  """The sampler of a scheduler_config.json with its timestep spacing and end.
 
-  Steps are the caller's. What the class leaves out is the class's default in
+  The number of steps is the caller's. Missing keys have the class's defaults of
   diffusers 0.42.
 
   Raises:
-    ConfigError: it is no scheduler that we know.
+    ConfigError: it is of an unknown class.
   """
   kind = class_name(config, SCHEDULERS)
   sampler = _NEAREST.get(kind) or parse_sampler_name(kind)[0]
@@ -93,10 +93,10 @@ def sampler_config(config: Config) -> SamplerConfig:
   if sampler in ("unipc", "unipc_bh1", "deis"):
     order = config.get("solver_order", 2)
   timestep_spacing = config.get("timestep_spacing")
-  for key, word in _SPACED:
+  for key, spacing in _SPACED:
     if config.get(key):
-      timestep_spacing = word
-  # Keys of other classes survive in configs and mean nothing to this one.
+      timestep_spacing = spacing
+  # Configs may keep keys of other classes, which this one ignores.
   if sampler in _STOPS:
     is_clean = config.get("set_alpha_to_one", _STOPS[sampler])
   else:
@@ -116,21 +116,23 @@ def sampler_config(config: Config) -> SamplerConfig:
 
 def unsupported_options(config: Config) -> tuple[str, ...]:
   """What a scheduler_config.json asks for that `sampler_config` does not do."""
-  kind, told = class_name(config, SCHEDULERS), []
+  kind, found = class_name(config, SCHEDULERS), []
   if kind in _NEAREST:
-    told.append(f"{kind} is not among the samplers; {_NEAREST[kind]} is used")
+    found.append(f"{kind} is not among the samplers; {_NEAREST[kind]} is used")
   algorithm = config.get("algorithm_type", "dpmsolver++")
   if kind.startswith("DPMSolver") and not algorithm.endswith("++"):
-    told.append(f"{kind}'s {algorithm!r} is sampled as {algorithm}++")
+    found.append(f"{kind}'s {algorithm!r} is sampled as {algorithm}++")
   order = config.get("solver_order", 2)
   if kind == "DPMSolverMultistepScheduler" and order != 2:
-    told.append(f"{kind} of order {order} is sampled with order 2")
+    found.append(f"{kind} of order {order} is sampled with order 2")
   if kind.startswith("DPMSolver") and config.get("solver_type") == "heun":
-    told.append(f"{kind}'s solver_type 'heun' is sampled as 'midpoint'")
+    found.append(f"{kind}'s solver_type 'heun' is sampled as 'midpoint'")
   for key in ("thresholding", "clip_sample"):
     if config.get(key):
-      told.append(f"{kind} says {key}, which latents are not; see --threshold")
-  return tuple(told)
+      found.append(
+        f"{kind} sets {key}, which is not applied to latents (see --threshold)"
+      )
+  return tuple(found)
 
 
 def schedule_config(
@@ -147,11 +149,11 @@ def schedule_config(
       f"diffusers has no schedule of kind {schedule.kind!r}; it has "
       f"{', '.join(betas)}"
     )
-  words = {ours: theirs for theirs, ours in PREDICTIONS.items()}
-  if prediction not in words:
+  predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+  if prediction not in predictions:
     raise ConfigError(
-      f"diffusers' schedulers know no prediction {prediction!r}; they know "
-      f"{', '.join(words)}"
+      f"diffusers' schedulers have no prediction {prediction!r}; they have "
+      f"{', '.join(predictions)}"
     )
   return {
     "_class_name": "DDIMScheduler",
@@ -161,7 +163,7 @@ def schedule_config(
     "beta_start": schedule.start,
     "clip_sample": False,
     "num_train_timesteps": schedule.steps,
-    "prediction_type": words[prediction],
+    "prediction_type": predictions[prediction],
     "rescale_betas_zero_snr": schedule.zero_terminal_snr,
     "set_alpha_to_one": False,
     "steps_offset": 1,

@@ -1,8 +1,8 @@
 """The config.json of a published network, read strictly.
 
 diffusers and transformers write a network's hyper-parameters as a flat
-dictionary. A key that is missing means the class's default; a key that asks
-for what our networks cannot do is refused by name.
+dictionary. A missing key means the class's default; a key that asks for
+something that is not supported is refused by name.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,10 +12,10 @@ from ldm_jax.errors import ConfigError
 
 Config = Mapping[str, Any]
 
-# Whose keys are written.
+# The version whose keys are written.
 DIFFUSERS = "0.42.1"
 
-# Formats of numbers: the file's tensors say their own.
+# Number formats: the tensors have their own.
 _FORMATS = ("dtype", "torch_dtype")
 
 
@@ -24,15 +24,13 @@ class Schema(NamedTuple):
 
   Attributes:
     kind: the class's name.
-    defaults: keys that say something about our module, with the values they
-      have where a config is silent.
-    demands: keys whose every other value would be another network, with the
-      values that we can do; the class's default is one of them.
-    passive: keys that change nothing in what is computed; None is all others,
+    defaults: keys that configure the module, with their defaults.
+    demands: keys that would make another network, with the supported values;
+      the class's default is one of them.
+    passive: keys that do not change what is computed; None means all others,
       since transformers' configs hold much that is not about the network.
 
-  Any other key must be null or false, which is how diffusers writes what a
-  network does not have.
+  Any other key must be null or false, as diffusers writes absent options.
   """
 
   kind: str
@@ -42,7 +40,7 @@ class Schema(NamedTuple):
 
 
 def class_name(config: Config, kinds: Collection[str]) -> str:
-  """The class the config names, less diffusers' old prefix Flax.
+  """The class that the config names, without diffusers' old prefix Flax.
 
   Raises:
     ConfigError: it names none of `kinds`.
@@ -57,10 +55,10 @@ def class_name(config: Config, kinds: Collection[str]) -> str:
 
 
 def read(config: Config, schema: Schema) -> dict[str, Any]:
-  """The schema's defaults with what the config says of them; lists as tuples.
+  """The schema's defaults, updated from the config; lists become tuples.
 
   Raises:
-    ConfigError: a key asks for what we do not have.
+    ConfigError: a key asks for something that is not supported.
   """
   values = dict(schema.defaults)
   for key, value in config.items():
@@ -76,7 +74,7 @@ def read(config: Config, schema: Schema) -> dict[str, Any]:
 
 
 def _is_asking(schema: Schema, key: str) -> bool:
-  """Whether a key that we do not know may be about the network."""
+  """Whether an unknown key may be about the network."""
   if schema.passive is None or key.startswith("_"):
     return False
   return key not in schema.passive + _FORMATS
@@ -85,7 +83,7 @@ def _is_asking(schema: Schema, key: str) -> bool:
 def refusal(
   kind: str, key: str, value: Any, needed: str | Collection[Any]
 ) -> ConfigError:
-  """The error that says which key is beyond us, and what it may be."""
+  """The error for a value that is not supported, with those that are."""
   if not isinstance(needed, str):
     needed = " or ".join("null" if v is None else repr(v) for v in needed)
   return ConfigError(
@@ -116,17 +114,17 @@ def widths(kind: str, values: Config) -> tuple[int, tuple[int, ...]]:
   return levels[0], tuple(level // levels[0] for level in levels)
 
 
-def attending(
+def attending_levels(
   kind: str, values: Config, down: Mapping[str, bool], up: Mapping[str, bool]
 ) -> tuple[bool, ...]:
   """Which levels attend, finest first, by the names of their blocks.
 
   Args:
-    down, up: whether a block of a name attends, on the way down and up.
+    down, up: whether a block of a name attends, in encoder and decoder.
 
   Raises:
-    ConfigError: another block, another number of them than levels, or a way
-      up that does not mirror the way down.
+    ConfigError: another block, another number of them than levels, or a
+      decoder that does not mirror the encoder.
   """
   levels = len(values["block_out_channels"])
   for key, kinds in (("down_block_types", down), ("up_block_types", up)):
@@ -148,7 +146,7 @@ def attending(
   return found
 
 
-def the_same(kind: str, values: Config, key: str) -> int:
+def one_for_all_levels(kind: str, values: Config, key: str) -> int:
   """A number that may be given once or once per level.
 
   Raises:

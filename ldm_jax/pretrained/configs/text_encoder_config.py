@@ -1,4 +1,4 @@
-"""The config.json of text encoders and their like, to and from ours."""
+"""The config.json of text, image and class encoders, to and from modules."""
 
 from typing import Any, get_args
 
@@ -19,14 +19,14 @@ _WITH_PROJECTION = "CLIPTextModelWithProjection"
 
 
 def clip(config: Config) -> ClipText:
-  """The text tower of a transformers CLIPTextConfig.
+  """The text encoder of a transformers CLIPTextConfig.
 
-  It projects what it pools only if `architectures` says so. An end of 2, which
-  is no end token, stands in configs of the time before the end was looked up;
-  transformers takes the largest id then, and so do we.
+  It projects the pooled vector only if `architectures` has the class that does.
+  An eos_token_id of 2 is in configs from before transformers used it; the state
+  at the largest id is pooled then, as in transformers.
 
   Raises:
-    ConfigError: a key asks for what `ClipText` cannot do.
+    ConfigError: a key asks for something that `ClipText` does not support.
   """
   values = read(config, CLIP)
   width, hidden = values["hidden_size"], values["intermediate_size"]
@@ -53,7 +53,7 @@ def clip(config: Config) -> ClipText:
 
 
 def clip_config(clip: ClipText) -> dict[str, Any]:
-  """The config.json of the same text tower in transformers."""
+  """The config.json of the same text encoder in transformers."""
   is_projected = clip.projection is not None
   return {
     "architectures": [_WITH_PROJECTION if is_projected else CLIP.kind],
@@ -74,14 +74,14 @@ def clip_config(clip: ClipText) -> dict[str, Any]:
 
 
 def clip_vision(config: Config) -> ClipVision:
-  """The image tower of a transformers CLIPVisionConfig, or of a whole CLIP's.
+  """The image encoder of a transformers CLIPVisionConfig or CLIPConfig.
 
   Raises:
-    ConfigError: a key asks for what `ClipVision` cannot do.
+    ConfigError: a key asks for something that `ClipVision` does not support.
   """
-  if "vision_config" in config:  # a CLIPModel: both towers in one folder
-    told = {"projection_dim": config.get("projection_dim", 512)}
-    config = {**config["vision_config"], **told}
+  if "vision_config" in config:  # a CLIPModel: both encoders in one folder
+    shared = {"projection_dim": config.get("projection_dim", 512)}
+    config = {**config["vision_config"], **shared}
   values = read(config, VISION)
   width, hidden = values["hidden_size"], values["intermediate_size"]
   activation = values["hidden_act"]
@@ -106,7 +106,7 @@ def text(config: Config) -> TextEncoder:
   """LDM's text encoder, which diffusers calls LDMBertModel.
 
   Raises:
-    ConfigError: a key asks for what `TextEncoder` cannot do.
+    ConfigError: a key asks for something that `TextEncoder` does not support.
   """
   values = read(config, BERT)
   width, hidden = values["d_model"], values["encoder_ffn_dim"]
@@ -140,7 +140,7 @@ def text_config(text: TextEncoder) -> dict[str, Any]:
 
 
 def classes(config: Config) -> ClassEmbedder:
-  """LDM's ClassEmbedder, as its own configs put it: the last class is none.
+  """LDM's ClassEmbedder, whose last class is the null class.
 
   Raises:
     ConfigError: another class, or an unknown key.

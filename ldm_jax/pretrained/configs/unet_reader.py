@@ -1,4 +1,4 @@
-"""From the config.json of diffusers' U-Nets to `UNet`."""
+"""Reads the config.json of diffusers' U-Nets and ControlNets."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from ldm_jax.pretrained.configs.defaults import (
 )
 from ldm_jax.pretrained.configs.strict_config import (
   Config,
-  attending,
+  attending_levels,
   class_name,
   is_count,
+  one_for_all_levels,
   read,
   refusal,
-  the_same,
   widths,
 )
 
@@ -36,10 +36,10 @@ _SCHEMAS = {schema.kind: schema for schema in (CONDITIONAL, UNCONDITIONAL)}
 
 
 class Inputs(NamedTuple):
-  """What a U-Net is fed, which the module itself counts from its arrays.
+  """The inputs of a U-Net, whose sizes the module takes from its arrays.
 
   Attributes:
-    channels: of x_t and of what lies beside it.
+    channels: of x_t and of what is concatenated with it.
     size: side of the latents it was trained on; nothing depends on it.
     context: features of a token, or None without cross-attention.
     vector: features of `Condition.vector`, or None if there is none.
@@ -55,19 +55,19 @@ class Inputs(NamedTuple):
 
 
 def inputs(config: Config) -> Inputs:
-  """What the config's network is fed.
+  """The inputs of the config's network.
 
   Raises:
     ConfigError: as `unet`.
   """
-  config = _whole(config)
+  config = _unet_config(config)
   kind = class_name(config, _SCHEMAS)
   values = read(config, _SCHEMAS[kind])
   is_sized = values.get("addition_embed_type") is not None
   return Inputs(
     values["in_channels"],
     values["sample_size"],
-    the_same(kind, values, "cross_attention_dim")
+    one_for_all_levels(kind, values, "cross_attention_dim")
     if kind == CONDITIONAL.kind
     else None,
     _vector(kind, values)[1],
@@ -80,13 +80,13 @@ def unet(config: Config) -> UNet:
 
   attention_head_dim is the number of heads in the former and their width in
   the latter. As one number per level, it becomes the width that all levels
-  share (SD 2, SDXL), or else the number; UNet2DModel admits no such list, and
-  to write one is our way of having LSUN churches' eight heads.
+  share (SD 2, SDXL), or else the number. UNet2DModel itself takes no such list;
+  one is written here for the eight heads of LDM's LSUN churches.
 
   Raises:
-    ConfigError: a key asks for what `UNet` cannot do.
+    ConfigError: a key asks for something that `UNet` does not support.
   """
-  config = _whole(config)
+  config = _unet_config(config)
   kind = class_name(config, _SCHEMAS)
   values = read(config, _SCHEMAS[kind])
   channels, multipliers = widths(kind, values)
@@ -100,7 +100,7 @@ def unet(config: Config) -> UNet:
     values["out_channels"],
     channels,
     multipliers,
-    the_same(kind, values, "layers_per_block"),
+    one_for_all_levels(kind, values, "layers_per_block"),
     plan,
     vector=_vector(kind, values)[0],
     modulation=MODULATION[values["resnet_time_scale_shift"]],
@@ -114,7 +114,7 @@ def controlnet(config: Config) -> ControlNet:
   """The ControlNet of diffusers' ControlNetModel.
 
   Raises:
-    ConfigError: a key asks for what `ControlNet` cannot do.
+    ConfigError: a key asks for something that `ControlNet` does not support.
   """
   for key, needed in _HINTS.items():
     if key in config and config[key] not in needed:
@@ -126,8 +126,8 @@ def controlnet(config: Config) -> ControlNet:
   return ControlNet(**kept, hint_channels=tuple(hints))
 
 
-def _whole(config: Config) -> Config:
-  """The config of the U-Net of which a ControlNet is the half; or as it is."""
+def _unet_config(config: Config) -> Config:
+  """The config of the U-Net that a ControlNet is for; others as they are."""
   if class_name(config, (*_SCHEMAS, CONTROL)) != CONTROL:
     return config
   down = config.get(
@@ -150,8 +150,8 @@ def attended(plan: AttentionPlan, levels: Sequence[int]) -> list[int]:
     ConfigError: the heads do not divide them.
   """
   depths = (*plan.depths, plan.mid_depth)
-  places = zip((*levels, levels[-1]), depths, strict=True)
-  found = [level for level, depth in places if depth]
+  pairs = zip((*levels, levels[-1]), depths, strict=True)
+  found = [level for level, depth in pairs if depth]
   try:
     for level in found:
       plan.split(level)
@@ -196,7 +196,7 @@ def _vector(kind: str, values: Config) -> tuple[str | None, int | None]:
 def _cross_plan(values: Config) -> AttentionPlan:
   """Where a UNet2DConditionModel attends, and how."""
   kind, levels = CONDITIONAL.kind, values["block_out_channels"]
-  attends = attending(kind, values, *CROSS_BLOCKS)
+  attends = attending_levels(kind, values, *CROSS_BLOCKS)
   depths = values["transformer_layers_per_block"]
   depths = depths if isinstance(depths, tuple) else (depths,) * len(levels)
   if len(depths) != len(levels) or not all(map(is_count, depths)):
@@ -219,10 +219,10 @@ def _cross_plan(values: Config) -> AttentionPlan:
 def _plain_plan(values: Config) -> AttentionPlan:
   """Where a UNet2DModel attends, and how."""
   kind, groups = UNCONDITIONAL.kind, values["norm_num_groups"]
-  attends = attending(kind, values, *PLAIN_BLOCKS[_resampling(values)])
-  # Without a word of its own, the middle's norm is left out by scale_shift.
-  is_silent = values["resnet_time_scale_shift"] == "default"
-  needed = (groups, None) if is_silent else (groups,)
+  attends = attending_levels(kind, values, *PLAIN_BLOCKS[_resampling(values)])
+  # By default scale_shift leaves out the norm of the middle.
+  is_default = values["resnet_time_scale_shift"] == "default"
+  needed = (groups, None) if is_default else (groups,)
   if values["add_attention"] and values["attn_norm_num_groups"] not in needed:
     raise _refused(kind, values, "attn_norm_num_groups", needed)
   return AttentionPlan(
@@ -238,20 +238,20 @@ def _heads(
 ) -> dict[str, int | None]:
   """`heads` and `head_width` of the levels that attend, and of the middle."""
   levels, given = values["block_out_channels"], values["attention_head_dim"]
-  words = ["heads", "head_width"]
+  fields = ["heads", "head_width"]
   if kind == UNCONDITIONAL.kind:
-    words.reverse()
+    fields.reverse()
     given = (*levels,) if given is None else given
   if is_count(given):
-    return dict(zip(words, (given, None), strict=True))
+    return dict(zip(fields, (given, None), strict=True))
   is_list = isinstance(given, tuple) and all(map(is_count, given))
   if is_list and len(given) == len(levels):
-    places = [i for i, a in enumerate(attends) if a] + [len(levels) - 1]
-    others = {divmod(levels[i], given[i]) for i in places}
+    attending = [i for i, a in enumerate(attends) if a] + [len(levels) - 1]
+    others = {divmod(levels[i], given[i]) for i in attending}
     if len(others) == 1 and (other := others.pop())[1] == 0:
-      return dict(zip(words, (None, other[0]), strict=True))
-    if len(same := {given[i] for i in places}) == 1:
-      return dict(zip(words, (same.pop(), None), strict=True))
+      return dict(zip(fields, (None, other[0]), strict=True))
+    if len(same := {given[i] for i in attending}) == 1:
+      return dict(zip(fields, (same.pop(), None), strict=True))
   raise _refused(
     kind,
     values,

@@ -1,4 +1,4 @@
-"""From `UNet` to the config.json of diffusers' U-Nets."""
+"""Writes the config.json of diffusers' U-Nets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +17,8 @@ from ldm_jax.pretrained.configs.strict_config import DIFFUSERS
 from ldm_jax.pretrained.configs.unet_reader import Inputs, attended
 
 
-def unet_config(unet: UNet, fed: Inputs) -> dict[str, Any]:
-  """The config.json from which diffusers makes this network, and `unet` ours.
+def unet_config(unet: UNet, inputs: Inputs) -> dict[str, Any]:
+  """The config.json from which diffusers makes this network.
 
   Raises:
     ConfigError: diffusers has no class that computes the same.
@@ -29,10 +29,10 @@ def unet_config(unet: UNet, fed: Inputs) -> dict[str, Any]:
       f"diffusers has no U-Net with octaves={unet.octaves} and multipliers="
       f"{unet.multipliers}; needed: octaves=0 and multipliers that start with 1"
     )
-  if (unet.vector is None) != (fed.vector is None):
+  if (unet.vector is None) != (inputs.vector is None):
     raise ConfigError(
-      f"the U-Net has vector={unet.vector!r}, but is said to be fed "
-      f"{fed.vector} features of it; give both or none"
+      f"the U-Net has vector={unet.vector!r}, but its inputs have "
+      f"vector={inputs.vector}; give both or none"
     )
   attended(plan, levels)
   is_conditional = plan.kind == "transformer"
@@ -48,16 +48,16 @@ def unet_config(unet: UNet, fed: Inputs) -> dict[str, Any]:
     "dropout": unet.dropout,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
-    "in_channels": fed.channels,
+    "in_channels": inputs.channels,
     "layers_per_block": unet.blocks,
     "mid_block_scale_factor": 1,
     "norm_eps": 1e-5,
     "norm_num_groups": unet.groups,
-    "num_class_embeds": fed.vector if unet.vector == "table" else None,
+    "num_class_embeds": inputs.vector if unet.vector == "table" else None,
     "out_channels": unet.out_channels,
     "resnet_time_scale_shift": modulation[unet.modulation],
-    "sample_size": fed.size,
-  } | write(unet, fed, levels)
+    "sample_size": inputs.size,
+  } | write(unet, inputs, levels)
 
 
 def _names(kinds, depths: Sequence[int]) -> dict[str, list[str]]:
@@ -69,33 +69,33 @@ def _names(kinds, depths: Sequence[int]) -> dict[str, list[str]]:
   }
 
 
-def _conditional_config(unet: UNet, fed: Inputs, levels: list[int]):
+def _conditional_config(unet: UNet, inputs: Inputs, levels: list[int]):
   plan, kind = unet.attention, CONDITIONAL.kind
   found = {*filter(None, plan.depths), plan.mid_depth}
-  if unet.resampling != "conv" or plan.mid_depth == 0 or fed.context is None:
+  if unet.resampling != "conv" or plan.mid_depth == 0 or inputs.context is None:
     raise ConfigError(
       f"diffusers has no {kind} with resampling={unet.resampling!r}, "
-      f"mid_depth={plan.mid_depth} and a context of {fed.context} features; "
+      f"mid_depth={plan.mid_depth} and a context of {inputs.context} features; "
       "needed: 'conv', attention in the middle, and a context"
     )
   if plan.depths[-1] not in (0, plan.mid_depth):
     raise ConfigError(
       f"the middle of a {kind} is as deep as the last level, "
-      f"{plan.depths[-1]}, ours has mid_depth={plan.mid_depth}"
+      f"{plan.depths[-1]}, this one has mid_depth={plan.mid_depth}"
     )
   depths = [depth or 1 for depth in plan.depths[:-1]] + [plan.mid_depth]
-  is_sized = unet.vector == "mlp" and fed.sinusoids is not None
+  is_sized = unet.vector == "mlp" and inputs.sinusoids is not None
   is_projected = unet.vector == "mlp" and not is_sized
   return _names(CROSS_BLOCKS, plan.depths) | {
     "addition_embed_type": "text_time" if is_sized else None,
-    "addition_time_embed_dim": fed.sinusoids if is_sized else None,
+    "addition_time_embed_dim": inputs.sinusoids if is_sized else None,
     "attention_head_dim": plan.heads
     or [max(1, level // plan.head_width) for level in levels],
     "class_embed_type": "projection" if is_projected else None,
-    "cross_attention_dim": fed.context,
+    "cross_attention_dim": inputs.context,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "only_cross_attention": list(plan.cross_only) or False,
-    "projection_class_embeddings_input_dim": fed.vector
+    "projection_class_embeddings_input_dim": inputs.vector
     if unet.vector == "mlp"
     else None,
     "transformer_layers_per_block": found.pop() if len(found) == 1 else depths,
@@ -103,12 +103,12 @@ def _conditional_config(unet: UNet, fed: Inputs, levels: list[int]):
   }
 
 
-def _unconditional_config(unet: UNet, fed: Inputs, levels: list[int]):
+def _unconditional_config(unet: UNet, inputs: Inputs, levels: list[int]):
   plan, kind = unet.attention, UNCONDITIONAL.kind
-  if unet.vector == "mlp" or fed.context is not None:
+  if unet.vector == "mlp" or inputs.context is not None:
     raise ConfigError(
       f"diffusers has no {kind} with vector={unet.vector!r} and a context of "
-      f"{fed.context} features; needed: a table or none, and no context"
+      f"{inputs.context} features; needed: a table or none, and no context"
     )
   resampling = {ours: theirs for theirs, ours in RESAMPLING.items()}
   return _names(PLAIN_BLOCKS[unet.resampling], plan.depths) | {
@@ -122,7 +122,7 @@ def _unconditional_config(unet: UNet, fed: Inputs, levels: list[int]):
 
 
 def _head_width(plan: AttentionPlan, levels: list[int]):
-  """UNet2DModel's word for the heads: null is one head, whatever its width."""
+  """attention_head_dim of a UNet2DModel; None is one head of any width."""
   if plan.heads == 1:
     return None
   each = {plan.split(level)[1] for level in attended(plan, levels)}

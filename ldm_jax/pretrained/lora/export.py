@@ -1,4 +1,4 @@
-"""A LoRA that was trained here, as other programs read it."""
+"""Writes a trained LoRA as other programs read it."""
 
 import json
 import os
@@ -15,16 +15,17 @@ from ldm_jax.weights.naming.convert import Row, list_names
 from ldm_jax.weights.naming.layouts import LAYOUTS
 from ldm_jax.weights.safetensors_files import write_safetensors
 
-Form = Literal["kohya", "peft"]
+LoraFormat = Literal["kohya", "peft"]
 Path = tuple[str, ...]
 
 
 class Factors(NamedTuple):
-  """A matrix' factors as torch lays them out.
+  """The factors of a matrix in torch's layout.
 
   Attributes:
-    kohya: its whole name in a file of kohya's.
+    kohya: its full name in a file of kohya's form.
     module: its name within the network.
+    down, up: [r i ...] and [o r ...].
   """
 
   kohya: str
@@ -34,11 +35,11 @@ class Factors(NamedTuple):
 
 
 def save_lora(
-  opened: LoadedModel,
+  loaded: LoadedModel,
   lora: LoRA,
   factors: Mapping[str, Any],
   path: str | os.PathLike,
-  form: Form = "kohya",
+  form: LoraFormat = "kohya",
 ) -> None:
   """Writes the factors as a .safetensors of kohya's form, or of peft's.
 
@@ -47,30 +48,30 @@ def save_lora(
   adapts.
 
   Raises:
-    WeightsError: a matrix has no name there; they are listed.
+    WeightsError: a matrix has no name in LoRA files; they are listed.
   """
-  left = dict(pairs_of(factors))
+  remaining = dict(pairs_of(factors))
   found: dict[str, list[Factors]] = {}  # by network
-  for starts, start, table in networks(opened, ("diffusers",)):
+  for starts, start, table in networks(loaded, ("diffusers",)):
     prefix = next(s for s in starts if s.startswith("lora_"))
     dotted = next(s for s in starts if s.endswith("."))
     network = dotted.removesuffix(".")
     for row in table.rows:
-      place = (*start, *row.path.split("/"))
-      if place in left:
-        down, up = _foreign(*left.pop(place), row)
+      path_in_model = (*start, *row.path.split("/"))
+      if path_in_model in remaining:
+        down, up = _torch_layout(*remaining.pop(path_in_model), row)
         module = row.foreign_name.removesuffix(".weight")
         found.setdefault(network, []).append(
           Factors(_kohya(prefix, module), module, down, up)
         )
-  if left:
-    names = ["/".join(place) for place in left]
+  if remaining:
+    names = ["/".join(kernel) for kernel in remaining]
     raise WeightsError(
-      f"no form of LoRA has names for {list_names(names, lambda _: ())}"
+      f"no format of LoRA has names for {list_names(names, lambda _: ())}"
     )
   write = {"kohya": _as_kohya, "peft": _as_peft}[form]
-  tensors, words = write(found, lora)
-  write_safetensors(path, tensors, metadata=words)
+  tensors, metadata = write(found, lora)
+  write_safetensors(path, tensors, metadata=metadata)
 
 
 def _kohya(prefix: str, name: str) -> str:
@@ -82,7 +83,7 @@ def _kohya(prefix: str, name: str) -> str:
 def _as_kohya(
   found: Mapping[str, list[Factors]], lora: LoRA
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """A tensor of alpha beside every pair."""
+  """With a tensor of alpha for every pair."""
   alpha = np.float32(lora.alpha).reshape(())
   tensors = {}
   for pair in (pair for pairs in found.values() for pair in pairs):
@@ -95,19 +96,19 @@ def _as_kohya(
 def _as_peft(
   found: Mapping[str, list[Factors]], lora: LoRA
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Alpha and the modules' names in the metadata, by network."""
-  tensors, told = {}, {}
+  """With alpha and the modules' names in the metadata, by network."""
+  tensors, config = {}, {}
   for network, pairs in found.items():
     for pair in pairs:
       name = f"{network}.{pair.module}"
       tensors[f"{name}.lora_A.weight"] = pair.down
       tensors[f"{name}.lora_B.weight"] = pair.up
-    told |= {
+    config |= {
       f"{network}.r": lora.rank,
       f"{network}.lora_alpha": lora.alpha,
       f"{network}.target_modules": [pair.module for pair in pairs],
     }
-  return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+  return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
 
 
 def pairs_of(
@@ -124,10 +125,10 @@ def pairs_of(
     yield from pairs_of(part, (*path, name))
 
 
-def _foreign(
+def _torch_layout(
   down: np.ndarray, up: np.ndarray, row: Row
 ) -> tuple[np.ndarray, np.ndarray]:
-  """[r i ...] and [o r ...] of ours [... i r] and [r o]."""
+  """[r i ...] and [o r ...] from Flax's [... i r] and [r o]."""
   back = LAYOUTS[row.layout].to_foreign
   window = (1,) * (down.ndim - 2)
   return (

@@ -1,4 +1,4 @@
-"""What the files of LoRAs call the matrices of a model."""
+"""The names of a model's matrices in LoRA files."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +10,13 @@ from ldm_jax.errors import WeightsError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.pretrained.assemble import split_variables
-from ldm_jax.pretrained.model_index import places
+from ldm_jax.pretrained.model_index import text_encoder_folders
 from ldm_jax.weights.naming.convert import Row, Table, list_names, shapes
 from ldm_jax.weights.naming.parameter_names import Geometry, name_table
 
 Tensors = Mapping[str, np.ndarray]
 
-# Ends of names: kohya's, peft's, and those of diffusers before it had peft.
+# Ends of names: kohya's, peft's, and those of diffusers before it used peft.
 _ROLES = {
   "down": re.compile(
     r"\.(lora_down|lora_A(\.default)?|((lora|lora_linear_layer)\.)?down)"
@@ -28,7 +28,7 @@ _ROLES = {
   "alpha": re.compile(r"\.alpha$"),
 }
 _PEFT = "base_model.model."
-# Layers of attention as diffusers' processors called them before it had peft.
+# Attention layers as diffusers' processors named them before it used peft.
 _PROCESSORS = {
   ".to_q": ".processor.to_q_lora",
   ".to_k": ".processor.to_k_lora",
@@ -39,7 +39,7 @@ _PROCESSORS = {
   ".v_proj": ".to_v_lora",
   ".out_proj": ".to_out_lora",
 }
-# LyCORIS' and peft's other adapters, by a part of their tensors' names.
+# LyCORIS' and peft's other adapters, by patterns of their tensors' names.
 _OTHERS = {
   "DoRA": r"dora_scale|lora_magnitude_vector",
   "LoHa": r"hada_\w+",
@@ -52,7 +52,7 @@ _OTHERS = {
   "set of differences of norms": r"[wb]_norm",
   "set of differences of whole weights": r"diff(_b)?|set_weight",
 }
-# Features of the text that a family's U-Net attends to.
+# Features of the context of a family's U-Net.
 _CONTEXTS = {768: "SD 1", 1024: "SD 2", 1280: "SDXL's refiner", 2048: "SDXL"}
 _CONTEXT = re.compile(r"attn2[._](processor\.)?to_[kv]")
 _MARKS = {
@@ -66,10 +66,11 @@ _MARKS = {
 
 
 class Target(NamedTuple):
-  """A matrix of a model: its network, its leaf, its foreign form.
+  """A matrix of a model.
 
   Attributes:
-    path: to the leaf, from `Parameters` on.
+    path: of its leaf, from `Parameters` on.
+    row: its name and layout in published files.
   """
 
   path: tuple[str, ...]
@@ -77,13 +78,13 @@ class Target(NamedTuple):
 
 
 class Pair(NamedTuple):
-  """What a file has for one matrix.
+  """The factors that a file has for one matrix.
 
   Attributes:
-    module: what the file calls the matrix.
+    module: the matrix's name in the file.
     down: [r i ...], from features to the rank.
     up: [o r ...], from the rank to features.
-    alpha: what the rank is measured by, or None if no tensor says it.
+    alpha: divided by the rank it scales the product; None without a tensor.
   """
 
   module: str
@@ -93,18 +94,18 @@ class Pair(NamedTuple):
   alpha: float | None
 
 
-def pairs(tensors: Tensors, opened: LoadedModel) -> list[Pair]:
+def pairs(tensors: Tensors, loaded: LoadedModel) -> list[Pair]:
   """The tensors of a LoRA, matched with the model's matrices by name.
 
-  Underscores in kohya's names stand for dots as well, so nothing is parsed: a
-  name is looked up among all that the model's own matrices may have.
+  kohya's names have underscores for dots too, so names are not parsed but
+  looked up among all names that the model's matrices may have.
 
   Raises:
     WeightsError: a tensor fits no matrix, two stand for the same, one lacks its
       counterpart, or they are of another kind of adapter.
   """
   _refuse_others(tensors)
-  known = targets(opened)
+  known = targets(loaded)
   groups, modules, unfit = {}, {}, []
   for name in tensors:
     role, module = _split(name)
@@ -123,19 +124,19 @@ def pairs(tensors: Tensors, opened: LoadedModel) -> list[Pair]:
   if not tensors:
     raise WeightsError("it holds no tensors; a LoRA is needed")
   if unfit:
-    raise WeightsError(_misfit(unfit, tensors, opened))
+    raise WeightsError(_misfit(unfit, tensors, loaded))
   return [
     _pair(*modules[path], tensors, group) for path, group in groups.items()
   ]
 
 
-def targets(opened: LoadedModel) -> dict[str, Target]:
-  """Every matrix of the U-Net and the towers of CLIP, by all its spellings.
+def targets(loaded: LoadedModel) -> dict[str, Target]:
+  """Every matrix of the U-Net and the CLIP text encoders, by all its names.
 
-  The spellings of two matrices are never the same.
+  No two matrices share a name.
   """
   found = {}
-  for starts, path, names in networks(opened):
+  for starts, path, names in networks(loaded):
     for row in names.rows:
       is_matrix = row.layout != "same" and row.part is None
       if not is_matrix or not row.foreign_name.endswith(".weight"):
@@ -148,10 +149,10 @@ def targets(opened: LoadedModel) -> dict[str, Target]:
 
 
 def networks(
-  opened: LoadedModel, schemes: Sequence[str] = ("diffusers", "compvis")
+  loaded: LoadedModel, schemes: Sequence[str] = ("diffusers", "compvis")
 ) -> Iterator[tuple[Sequence[str], tuple[str, ...], Table]]:
-  """How names of a network's modules start, its path and a table of names."""
-  unet, params = opened.model.unet, opened.params.unet["params"]
+  """(prefixes of module names, path, name table) of every network."""
+  unet, params = loaded.model.unet, loaded.params.unet["params"]
   starts = ("", "unet.", "diffusion_model.", "lora_unet_")
   vectors = {"mlp": ("add_embedding", "class_embedding")}
   for vector in vectors.get(unet.vector, ("add_embedding",)):
@@ -159,26 +160,27 @@ def networks(
     for scheme in schemes:
       names = name_table("unet", scheme, shapes(params), heads)
       yield starts, ("unet", "params"), names
-  for part in opened.model.conditioners:
-    if isinstance(part, ClipEmbedder):
-      yield from _towers(opened, part)
+  for conditioner in loaded.model.conditioners:
+    if isinstance(conditioner, ClipEmbedder):
+      yield from _text_encoders(loaded, conditioner)
 
 
-def _towers(opened, part):
-  """kohya numbers the text encoders where there are two."""
-  towers = split_variables(part, opened.params.conditioners[part.input_key])
-  for i, (_, variables) in enumerate(towers):
-    name = places(opened.model)[i]
+def _text_encoders(loaded: LoadedModel, embedder: ClipEmbedder):
+  """As `networks`; kohya numbers the text encoders where there are two."""
+  key = embedder.input_key
+  encoders = split_variables(embedder, loaded.params.conditioners[key])
+  for i, (_, variables) in enumerate(encoders):
+    name = text_encoder_folders(loaded.model)[i]
     number = 2 if name == "text_encoder_2" else 1
-    short = f"lora_te{number}_" if number * len(towers) > 1 else "lora_te_"
+    short = f"lora_te{number}_" if number * len(encoders) > 1 else "lora_te_"
     starts = (f"{name}.", short, f"{name}.text_model.", f"{short}text_model_")
     names = name_table("clip", "diffusers", shapes(variables["params"]))
-    path = ("conditioners", part.input_key, "params", f"encoders_{i}")
+    path = ("conditioners", key, "params", f"encoders_{i}")
     yield starts, path, names
 
 
 def _spellings(module: str, starts: Sequence[str]) -> Iterator[str]:
-  """A module's names: dotted ones, older ones, and kohya's."""
+  """A module's names: with dots, diffusers' older ones, and kohya's."""
   older = [
     module.removesuffix(end) + old
     for end, old in _PROCESSORS.items()
@@ -192,7 +194,7 @@ def _spellings(module: str, starts: Sequence[str]) -> Iterator[str]:
 
 
 def _split(name: str) -> tuple[str | None, str]:
-  """A tensor's role, if it has one, and the module it is for."""
+  """A tensor's role, if its name has one, and its module."""
   for role, pattern in _ROLES.items():
     if match := pattern.search(name):
       return role, name[: match.start()].replace(_PEFT, "", 1)
@@ -249,21 +251,21 @@ def _without_ones(shape):
   return shape
 
 
-def _misfit(unfit: list[str], tensors: Tensors, opened: LoadedModel) -> str:
-  """What does not fit, and whose it may be."""
-  theirs, ours = _family(tensors), _own_family(opened)
+def _misfit(unfit: list[str], tensors: Tensors, loaded: LoadedModel) -> str:
+  """The error's line: what does not fit, and which model it may be for."""
+  file_family, family = _family(tensors), _model_family(loaded)
   hint = "needed are two factors for matrices that it has"
-  if theirs not in (None, ours):
-    hint = f"the file seems to be for {theirs}"
+  if file_family not in (None, family):
+    hint = f"the file seems to be for {file_family}"
   return (
     f"{len(unfit)} of {len(tensors)} tensors do not fit the model, which is "
-    f"{ours}; {hint}; they are "
+    f"{family}; {hint}; they are "
     f"{list_names(unfit, lambda name: np.shape(tensors[name]))}"
   )
 
 
 def _family(tensors: Tensors) -> str | None:
-  """Whom a LoRA is for: told by the text that is attended to, or by a name."""
+  """The family a LoRA is for, by the width of its context or by a name."""
   for name, tensor in tensors.items():
     role, module = _split(name)
     if role == "down" and _CONTEXT.search(module) and tensor.ndim > 1:
@@ -272,8 +274,8 @@ def _family(tensors: Tensors) -> str | None:
   return next(marked, None)
 
 
-def _own_family(opened: LoadedModel) -> str:
-  sizes = shapes(opened.params.unet["params"])
+def _model_family(loaded: LoadedModel) -> str:
+  sizes = shapes(loaded.params.unet["params"])
   ends = "attention2/k/kernel"
   widths = (size[0] for name, size in sizes.items() if name.endswith(ends))
   width = next(widths, None)
@@ -281,5 +283,5 @@ def _own_family(opened: LoadedModel) -> str:
 
 
 def _named(width: int) -> str:
-  """The family whose U-Net attends to texts of so many features."""
+  """The family whose U-Net has a context of so many features."""
   return f"{_CONTEXTS.get(width, 'one')} with a context of {width}"

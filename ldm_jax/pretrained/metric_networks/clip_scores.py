@@ -1,6 +1,6 @@
-"""Both towers of a CLIP: how well words fit a picture, and pictures' likeness.
+"""CLIP's image and text encoders: embeddings and CLIP score.
 
-CLIP score is 100 max(cos, 0) of a picture's embedding and its caption's
+CLIP score is 100 max(cos, 0) of an image's embedding and its caption's
 (Hessel et al. 2021, with torchmetrics' factor).
 """
 
@@ -30,50 +30,56 @@ SOURCE = (
 
 @dataclasses.dataclass(frozen=True)
 class ClipScorer:
-  """Two towers that share a space, with their variables."""
+  """An image and a text encoder with one embedding space, and variables."""
 
   vision: ClipVision
   text: ClipText
   tokenizer: Tokenizer
   variables: dict[str, Any]
 
-  def seen(
+  def image_embeddings(
     self, variables: Any, images: UInt8[Array, "b s s 3"]
   ) -> Float[Array, "b p"]:
-    """Embeddings of pictures of the tower's size, of length 1."""
+    """Embeddings, of length 1, of images of the encoder's size."""
     return self.vision.apply(variables["vision"], to_float(images))
 
-  def read(self, variables: Any, ids: Int[Array, "b l"]) -> Float[Array, "b p"]:
+  def text_embeddings(
+    self, variables: Any, ids: Int[Array, "b l"]
+  ) -> Float[Array, "b p"]:
     """Embeddings of texts, of length 1."""
     rows = self.text.apply(variables["text"], ids).pooled
     return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def open_clip(folder: str) -> ClipScorer:
-  """Both towers and the tokenizer of one folder.
+  """The encoders and the tokenizer of a CLIPModel's folder.
 
   Raises:
-    ConfigError: it is no such folder.
-    WeightsError: its weights are not what they should be.
+    ConfigError: it is not such a folder.
+    WeightsError: its weights are missing, malformed or of another network.
   """
   found = open_network(folder)
   if class_of(found.config) != WHOLE:
     raise ConfigError(
       f"{folder} is a {class_of(found.config)}; needed is {SOURCE}"
     )
-  vision, eyes = load(found)
+  vision, image_variables = load(found)
   config = {
     **found.config.get("text_config", {}),
     "architectures": ["CLIPTextModelWithProjection"],
     "projection_dim": vision.projection,
   }
-  text, ears = load(open_network(folder, config=config))
-  words = tokenizers.load(folder, text.length)
-  return ClipScorer(vision, text, words, {"vision": eyes, "text": ears})
+  text, text_variables = load(open_network(folder, config=config))
+  return ClipScorer(
+    vision,
+    text,
+    tokenizers.load(folder, text.length),
+    {"vision": image_variables, "text": text_variables},
+  )
 
 
 def clip_scores(
-  seen: Float[Array, "b p"], read: Float[Array, "b p"]
+  images: Float[Array, "b p"], texts: Float[Array, "b p"]
 ) -> Float[Array, " b"]:
-  """Of pairs of embeddings of length 1."""
-  return 100 * jnp.maximum((seen * read).sum(-1), 0)
+  """The CLIP score of each pair of embeddings of length 1."""
+  return 100 * jnp.maximum((images * texts).sum(-1), 0)

@@ -1,4 +1,4 @@
-"""FID's Inception from the file that everybody uses."""
+"""FID's Inception from the file that FID implementations share."""
 
 import os
 from typing import Any

@@ -47,7 +47,7 @@ def _read(path: str, name: str, table: str) -> dict[str, Any]:
   if not os.path.isfile(path):
     raise ConfigError(
       f"perceptual.{name}: there is no file {path!r}; it should be "
-      f"{SOURCES[name]}. To train without it say so: "
+      f"{SOURCES[name]}. To train without it: "
       f"--config.perceptual.{name}=random"
     )
   return convert(read_table(table), read_torch(path))

@@ -1,4 +1,4 @@
-"""A single file's family and configurations, from its tensors' shapes."""
+"""Detects a single file's family and configs from its tensors' shapes."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ from ldm_jax.pretrained.configs import scheduler_config
 from ldm_jax.pretrained.single_file import submodules
 from ldm_jax.pretrained.single_file.families import FAMILIES, Family, family_of
 from ldm_jax.pretrained.single_file.submodules import (
-  Given,
+  PartialConfig,
   Submodule,
   SubmoduleLocation,
 )
@@ -31,21 +31,21 @@ class Detected:
   """What a file holds.
 
   Attributes:
-    family: a key of families.FAMILIES, or "vae" for a lone autoencoder.
-    texts: text encoders, or LDM's class embedder.
+    family: a key of families.FAMILIES, or "vae" for an autoencoder alone.
+    text_encoders: or LDM's class embedder.
     scheduler: what scheduler_config.json would hold; None without a U-Net.
-    notices: lines for the user: what is missing, and what was guessed.
+    warnings: what is missing or was guessed, a line each.
   """
 
   family: str
   unet: Submodule | None
   vae: Submodule | None
-  texts: tuple[Submodule, ...]
+  text_encoders: tuple[Submodule, ...]
   scheduler: dict[str, Any] | None
-  notices: tuple[str, ...]
+  warnings: tuple[str, ...]
 
 
-# Buffers, averages, and what was for training.
+# Buffers, averages, and tensors that only training used.
 _IGNORED = re.compile(
   r"(low_scale_model\.)?(betas|alphas_cumprod\w*|sqrt_\w+|log_one_minus\w+"
   r"|posterior_\w+|lvlb_weights|logvar|scale_factor)|denoiser\.sigmas"
@@ -55,11 +55,11 @@ _IGNORED = re.compile(
 )
 _SCALE = "scale_factor"
 _OF_TWO_TEXTS = ("sdxl", "sdxl-inpainting")
-_UNTOLD = ("ldm-unconditional", "ldm-churches")
+_UNCONDITIONAL = ("ldm-unconditional", "ldm-churches")
 _LISTED = 5  # names in a message
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
-# Parts of names, and what kind of file has them.
+# Parts of tensor names, and the kind of file that has them.
 _OTHERS = {
   "lora_": "an adapter (LoRA), to be applied to a model",
   "control_model.": "a ControlNet",
@@ -70,8 +70,8 @@ _OTHERS = {
   "config.json says what it is",
 }
 
-# diffusers and ComfyUI tell SD 2's two kinds apart so: by the length of the
-# base model's training, and by a bias that v-prediction drove further from 0.
+# diffusers and ComfyUI distinguish SD 2's eps and v models so: by the length of
+# the base model's training, and by a bias that v-prediction moved away from 0.
 _STEPS_OF_BASE = 875_000
 _BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _BIAS_OF_V = 0.09
@@ -83,53 +83,57 @@ def detect(
   read: Read | None = None,
   global_step: int | None = None,
   prediction: Prediction | None = None,
-  config: Mapping[str, Given] | None = None,
+  config: Mapping[str, PartialConfig] | None = None,
 ) -> Detected:
   """What a single file holds, from the names and shapes of its tensors.
 
   Args:
-    read: a tensor's values by its name. It is asked for the scale of latents
-      that some of LDM's files hold, and for one bias of SD 2.
-    global_step: which stood beside the tensors of a .ckpt.
-    prediction: what the U-Net answers, if the caller knows.
-    config: by a part's name, or "scheduler": keys of its config that go before
-      what the file and its family say.
+    read: a tensor's values by its name; used for the scale of latents that
+      some of LDM's files hold, and for one bias of SD 2.
+    global_step: of training, as a .ckpt may hold it.
+    prediction: what the U-Net predicts, if the caller knows.
+    config: by a component's name, or "scheduler": keys of its config that
+      override what the file and its family show.
 
   Raises:
-    WeightsError: it is nothing that we know, or lacks what only `config` can
-      say; the message tells which.
+    WeightsError: it is of no known family, or needs a key of `config`, which
+      the message names.
   """
-  given = config or {}
+  overrides = config or {}
   unet = submodules.find(shapes, submodules.UNETS)
   vae = submodules.find(shapes, submodules.VAES)
   texts = [s for s in submodules.TEXTS if s.prefix + s.tensor in shapes]
   _check(shapes, [site for site in (unet, vae, *texts) if site is not None])
-  get = lambda site: given.get(site.name, {})
-  told = tuple(submodules.text_part(site, shapes, get(site)) for site in texts)
+  get = lambda site: overrides.get(site.name, {})
+  text_encoders = tuple(
+    submodules.text_submodule(site, shapes, get(site)) for site in texts
+  )
   if unet is None:
-    return _lone_vae(shapes, vae, given, told)
-  module, fed = read_unet(Shapes(shapes, unet.prefix))
-  name = family_of(module, fed, [site.network for site in texts])
-  notices = _missing(name, vae, texts)
-  word = given.get("scheduler", {}).get("prediction_type")
-  prediction = prediction or scheduler_config.PREDICTIONS.get(word)
+    return _single_vae(shapes, vae, overrides, text_encoders)
+  module, inputs = read_unet(Shapes(shapes, unet.prefix))
+  name = family_of(module, inputs, [site.kind for site in texts])
+  warnings = _missing(name, vae, texts)
+  of_scheduler = overrides.get("scheduler", {})
+  prediction = prediction or scheduler_config.PREDICTIONS.get(
+    of_scheduler.get("prediction_type")
+  )
   if prediction is None:
-    prediction, notice = _predict(name, shapes, read, global_step)
-    notices += notice
+    prediction, guess = _prediction(name, shapes, read, global_step)
+    warnings += guess
   name = "sd2-v" if (name, prediction) == ("sd2", "v") else name
   family = _scaled(FAMILIES[name], shapes, read)
   return Detected(
     name,
-    submodules.unet_part(unet, shapes, family, get(unet)),
-    vae and submodules.vae_part(vae, shapes, family, get(vae)),
-    told,
-    _scheduler(family, shapes, prediction, given.get("scheduler", {})),
-    notices,
+    submodules.unet_submodule(unet, shapes, family, get(unet)),
+    vae and submodules.vae_submodule(vae, shapes, family, get(vae)),
+    text_encoders,
+    _scheduler(family, shapes, prediction, of_scheduler),
+    warnings,
   )
 
 
 def _check(shapes: Mapping[str, Shape], found: list[SubmoduleLocation]) -> None:
-  """Sees that there is a U-Net or autoencoder, and nothing unheard of."""
+  """Raises WeightsError without U-Net and autoencoder, or for other tensors."""
   if not {"unet", "vae"} & {site.name for site in found}:
     for key, kind in _OTHERS.items():
       if any(key in name for name in shapes):
@@ -140,8 +144,8 @@ def _check(shapes: Mapping[str, Shape], found: list[SubmoduleLocation]) -> None:
     )
   if marks := [name for name in _EDM if name in shapes]:
     raise WeightsError(
-      f"{_list(marks)}: the model is trained in EDM's way, which is not known "
-      "here; needed is one that predicts eps, v or x0"
+      f"{_list(marks)}: the model was trained as EDM, which is not "
+      "supported; needed is one that predicts eps, v or x0"
     )
   prefixes = tuple(site.prefix for site in found)
   unknown = [
@@ -163,49 +167,49 @@ def _list(names: Collection[str]) -> str:
   return f"{len(names)} tensors ({', '.join(first + more)})"
 
 
-def _lone_vae(
+def _single_vae(
   shapes: Mapping[str, Shape],
   site: SubmoduleLocation,
-  given: Mapping[str, Given],
-  texts: tuple[Submodule, ...],
+  overrides: Mapping[str, PartialConfig],
+  text_encoders: tuple[Submodule, ...],
 ) -> Detected:
-  """An autoencoder by itself, which does not say what scales its latents."""
+  """An autoencoder alone, which does not hold the scale of its latents."""
   is_vq = f"{site.prefix}quantize.embedding.weight" in shapes
   family = FAMILIES["ldm-unconditional" if is_vq else "sd1"]
-  told = given.get(site.name, {})
-  part = submodules.vae_part(site, shapes, family, told)
-  notice = (
+  own = overrides.get(site.name, {})
+  vae = submodules.vae_submodule(site, shapes, family, own)
+  warning = (
     "the autoencoder does not say what its latents are multiplied by; it is "
     f"taken to be {family.scale} (SDXL's is 0.13025)"
   )
-  notices = () if "scaling_factor" in told else (notice,)
-  return Detected("vae", None, part, texts, None, notices)
+  warnings = () if "scaling_factor" in own else (warning,)
+  return Detected("vae", None, vae, text_encoders, None, warnings)
 
 
 def _missing(
   name: str, vae: SubmoduleLocation | None, texts: list[SubmoduleLocation]
 ) -> tuple[str, ...]:
-  """What a whole model would have that the file has not."""
-  notices = []
+  """Warnings of what a complete model would have and the file lacks."""
+  warnings = []
   if vae is None:
-    notices.append(f"no autoencoder in the file: this {name} needs one")
-  if not texts and name not in _UNTOLD:
-    notices.append(
+    warnings.append(f"no autoencoder in the file: this {name} needs one")
+  if not texts and name not in _UNCONDITIONAL:
+    warnings.append(
       "no text encoder in the file: by the shapes of its U-Net it is taken to "
       f"be of family {name}"
     )
   if len(texts) == 1 and name in _OF_TWO_TEXTS:
-    notices.append(f"of two text encoders only {texts[0].name} in the file")
-  return tuple(notices)
+    warnings.append(f"of two text encoders only {texts[0].name} in the file")
+  return tuple(warnings)
 
 
-def _predict(
+def _prediction(
   name: str,
   shapes: Mapping[str, Shape],
   read: Read | None,
   global_step: int | None,
 ) -> tuple[Prediction, tuple[str, ...]]:
-  """What the U-Net predicts, and a notice if that is a guess."""
+  """What the U-Net predicts, and a warning if that is a guess."""
   if "v_pred" in shapes:
     return "v", ()
   if name != "sd2":
@@ -219,11 +223,11 @@ def _predict(
     spread = float(np.std(np.asarray(read(bias), np.float32)))
     guess = "v" if spread > _BIAS_OF_V else "eps"
     reason = f"the spread of one bias is {spread:.3f}, v's is over {_BIAS_OF_V}"
-  notice = (
+  warning = (
     f"no tensor says what the U-Net predicts; taken to be {guess!r} ({reason}),"
-    " say otherwise with prediction="
+    " set prediction= otherwise"
   )
-  return guess, (notice,)
+  return guess, (warning,)
 
 
 def _scaled(
@@ -239,14 +243,14 @@ def _scheduler(
   family: Family,
   shapes: Mapping[str, Shape],
   prediction: Prediction,
-  given: Given,
+  overrides: PartialConfig,
 ) -> dict[str, Any]:
-  """A scheduler_config.json; what the file marks goes before the family."""
+  """A scheduler_config.json; marks in the file override the family."""
   schedule = family.schedule
   if "ztsnr" in shapes and prediction == "v":
     schedule = dataclasses.replace(schedule, zero_terminal_snr=True)
   written = scheduler_config.schedule_config(schedule, prediction)
   predicted = {"prediction_type": written["prediction_type"]}
-  config = written | dict(given) | predicted
+  config = written | dict(overrides) | predicted
   scheduler_config.schedule(config)
   return config

@@ -1,4 +1,4 @@
-"""The families of published models, and what no tensor of theirs says."""
+"""The families of published models, and settings that no tensor shows."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from ldm_jax.pretrained.configs.unet_reader import Inputs
 
 
 class Family(NamedTuple):
-  """What must be known of a model beside its tensors.
+  """The settings of a family of models.
 
   Attributes:
     size: side of the latents it was trained on.
-    scale: of its latents; None if its file holds the number.
+    scale: what its latents are multiplied by; None if its file holds it.
     heads: of its U-Net, or None if their width is fixed.
     head_width: features of a head, or None if their number is fixed.
-    sizes: how many numbers a vector tells beside the pooled text.
+    sizes: number of sizes that the vector holds with the pooled text.
   """
 
   size: int
@@ -75,7 +75,7 @@ _BY_TEXT = {
   "text": "ldm-text",
   "classes": "ldm-classes",
 }
-# Where a U-Net stands alone and projects by convolutions.
+# Of a U-Net without a text encoder that projects by convolutions.
 _BY_CONTEXT = {
   768: "sd1",
   1280: "ldm-text",
@@ -84,51 +84,51 @@ _BY_CONTEXT = {
 }
 
 
-def family_of(unet: UNet, fed: Inputs, texts: Collection[str]) -> str:
-  """The key of FAMILIES; SD 2 is not yet told by what it predicts.
+def family_of(unet: UNet, inputs: Inputs, texts: Collection[str]) -> str:
+  """The key of FAMILIES; "sd2" whatever it predicts.
 
   Args:
-    texts: networks of the text encoders beside it, if there are any.
+    texts: kinds of the text encoders in the file.
 
   Raises:
-    WeightsError: it is of no family that we know.
+    WeightsError: it is of no known family.
   """
   plan, style = unet.attention, (unet.modulation, unet.resampling)
-  beside = fed.channels - unet.out_channels
+  extra = inputs.channels - unet.out_channels
   if plan.kind == "plain":
     name = _PLAIN.get(style, "") if unet.vector is None else ""
   else:
-    name = _base(unet, fed, texts) if style == ("add", "conv") else ""
+    name = _base(unet, inputs, texts) if style == ("add", "conv") else ""
   if name == "x4-upscaler":
-    beside -= 3  # the small image
+    extra -= 3  # the low-resolution image
   suffix = {0: "", 1: "-depth", unet.out_channels + 1: "-inpainting"}
-  name += suffix.get(beside, "-unknown")
+  name += suffix.get(extra, "-unknown")
   if name not in FAMILIES:
     raise WeightsError(
-      f"a U-Net of {fed.channels} channels in and {unet.out_channels} out, "
-      f"with {unet.attention.kind} attention, context {fed.context}, vector "
-      f"{unet.vector} of {fed.vector}, {unet.modulation} modulation and "
+      f"a U-Net of {inputs.channels} channels in and {unet.out_channels} out, "
+      f"with {unet.attention.kind} attention, context {inputs.context}, vector "
+      f"{unet.vector} of {inputs.vector}, {unet.modulation} modulation and "
       f"{unet.resampling} resampling is of no family known here; these are "
       f"{', '.join(FAMILIES)}"
     )
   return name
 
 
-def _base(unet: UNet, fed: Inputs, texts: Collection[str]) -> str:
-  """The family but for what lies beside the latents; "" if there is none."""
+def _base(unet: UNet, inputs: Inputs, texts: Collection[str]) -> str:
+  """The family, whatever is concatenated with the latents; "" if none."""
   if unet.vector == "table":
     return "x4-upscaler"
   if unet.vector == "mlp":
-    if fed.context == 1024:  # unCLIP, which hears images
+    if inputs.context == 1024:  # unCLIP, conditioned on images
       return ""
-    is_one = fed.context != 2048 if texts else fed.context == 1280
+    is_one = inputs.context != 2048 if texts else inputs.context == 1280
     is_refiner = is_one and "clip" not in texts
     return "sdxl-refiner" if is_refiner else "sdxl"
-  by_context = _BY_CONTEXT.get(fed.context, "sd1")
+  by_context = _BY_CONTEXT.get(inputs.context, "sd1")
   alone = "sd2" if unet.attention.is_linear else by_context
   name = next((_BY_TEXT[text] for text in texts), alone)
   if name.startswith("ldm"):
-    # Those that go through depths of transformers read layouts, not texts.
+    # Those with deeper transformers are conditioned on layouts, not texts.
     is_text = unet.attention.mid_depth == 1
     stride = {3: "-f4", 4: "-f8"}.get(unet.out_channels, "-unknown")
     return name + stride if is_text else ""

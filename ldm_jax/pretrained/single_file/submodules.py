@@ -1,4 +1,4 @@
-"""The networks of a single file: where they lie, and their configurations."""
+"""The networks of a single file: where they are, and their configs."""
 
 import contextlib
 import dataclasses
@@ -14,11 +14,11 @@ from ldm_jax.pretrained.configs.autoencoder_config import (
   autoencoder_config,
 )
 from ldm_jax.pretrained.configs.unet_writer import unet_config
-from ldm_jax.pretrained.single_file import tensor_shapes as seen
+from ldm_jax.pretrained.single_file import tensor_shapes
 from ldm_jax.pretrained.single_file.families import Family
 from ldm_jax.pretrained.single_file.tensor_shapes import Shape, Shapes
 
-Given = Mapping[str, Any]
+PartialConfig = Mapping[str, Any]  # some keys of a config.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,24 +26,24 @@ class Submodule:
   """One network of a file.
 
   Attributes:
-    name: what a folder of diffusers calls it: "unet", "vae", "text_encoder",
-      "text_encoder_2"; and "class_embedder", which it has not.
-    network: what weights/names.py calls it.
+    name: its subfolder in diffusers' layout: "unet", "vae", "text_encoder",
+      "text_encoder_2"; and "class_embedder", which diffusers does not have.
+    kind: what weights/names.py calls it.
     prefix: before the names of its tensors.
     config: what its config.json would hold.
   """
 
   name: str
-  network: str
+  kind: str
   prefix: str
   config: dict[str, Any]
 
 
 class SubmoduleLocation(NamedTuple):
-  """Where a network may lie, and a tensor by which it shows."""
+  """A prefix that a network may have, and a tensor by which it is found."""
 
   name: str
-  network: str
+  kind: str
   prefix: str
   tensor: str
 
@@ -85,7 +85,7 @@ TEXTS = [
   ),
 ]
 
-_HEAD = 64  # features of a head, in every tower of CLIP and in LDM's encoder
+_HEAD = 64  # features of a head, in all CLIP text encoders and LDM's
 _SINUSOIDS = 256  # features of each of SDXL's sizes
 _BLOCKS_OF_H = 24  # in OpenCLIP's ViT-H, of which SD 2 leaves out the last
 
@@ -93,52 +93,54 @@ _BLOCKS_OF_H = 24  # in OpenCLIP's ViT-H, of which SD 2 leaves out the last
 def find(
   shapes: Mapping[str, Shape], sites: list[SubmoduleLocation]
 ) -> SubmoduleLocation | None:
-  """The first of the sites that shows."""
-  shown = (site for site in sites if site.prefix + site.tensor in shapes)
-  return next(shown, None)
+  """The first of the locations whose tensor is present."""
+  found = (site for site in sites if site.prefix + site.tensor in shapes)
+  return next(found, None)
 
 
 @contextlib.contextmanager
-def _advising(site: SubmoduleLocation, key: str):
-  """Adds to a refusal what the caller can do."""
+def _hint_at_config(site: SubmoduleLocation, key: str):
+  """Adds to an error how the caller can give what shapes do not show."""
   try:
     yield
   except ValueError as error:
     raise WeightsError(
-      f"{site.name}: {error}; shapes do not tell this: give it, as in "
+      f"{site.name}: {error}; shapes do not show this: give it, as in "
       f"config={{{site.name!r}: {{{key!r}: ...}}}}, or name a folder of "
       "configs (--config=FOLDER)"
     ) from error
 
 
-def unet_part(
+def unet_submodule(
   site: SubmoduleLocation,
   shapes: Mapping[str, Shape],
   family: Family,
-  given: Given,
+  overrides: PartialConfig,
 ) -> Submodule:
-  """The U-Net; `given` goes before what shapes and family say.
+  """The U-Net; `overrides` overrides what follows from shapes and family.
 
   Raises:
     WeightsError: heads or groups do not divide its channels.
   """
-  module, fed = seen.read_unet(Shapes(shapes, site.prefix))
+  module, inputs = tensor_shapes.read_unet(Shapes(shapes, site.prefix))
   plan = module.attention
-  if "attention_head_dim" not in given:
+  if "attention_head_dim" not in overrides:
     heads = {"heads": family.heads, "head_width": family.head_width}
     plan = dataclasses.replace(plan, **heads)
-  groups = given.get("norm_num_groups", module.groups)
+  groups = overrides.get("norm_num_groups", module.groups)
   module = module.clone(attention=plan, groups=groups)
-  sinusoids = _sinusoids(shapes, fed.vector, family) if family.sizes else None
-  fed = fed._replace(size=family.size, sinusoids=sinusoids)
-  with _advising(site, "attention_head_dim"):
-    config = unet_config(module, fed) | given
+  sinusoids = (
+    _sinusoids(shapes, inputs.vector, family) if family.sizes else None
+  )
+  inputs = inputs._replace(size=family.size, sinusoids=sinusoids)
+  with _hint_at_config(site, "attention_head_dim"):
+    config = unet_config(module, inputs) | overrides
     unet_reader.unet(config)
-  return Submodule(site.name, site.network, site.prefix, config)
+  return Submodule(site.name, site.kind, site.prefix, config)
 
 
 def _sinusoids(shapes: Mapping[str, Shape], vector: int, family: Family) -> int:
-  """Features of a size: the vector's less the pooled text's, shared out."""
+  """Features of each size: the vector's less the pooled text's, divided."""
   for site in TEXTS:
     pooled = shapes.get(f"{site.prefix}text_projection")
     if site.name == "text_encoder_2" and pooled is not None:
@@ -146,83 +148,95 @@ def _sinusoids(shapes: Mapping[str, Shape], vector: int, family: Family) -> int:
   return _SINUSOIDS
 
 
-def vae_part(
+def vae_submodule(
   site: SubmoduleLocation,
   shapes: Mapping[str, Shape],
   family: Family,
-  given: Given,
+  overrides: PartialConfig,
 ) -> Submodule:
-  """The first stage; `given` goes before what shapes and family say.
+  """The first stage; `overrides` overrides what follows from shapes and family.
 
   Raises:
-    WeightsError: it is not laid out as ours, or groups do not divide.
+    WeightsError: its layout is not that of `Autoencoder`, or groups do not
+      divide its channels.
   """
-  module = seen.read_autoencoder(Shapes(shapes, site.prefix))
-  scale = given.get("scaling_factor", family.scale)
+  module = tensor_shapes.read_autoencoder(Shapes(shapes, site.prefix))
+  scale = overrides.get("scaling_factor", family.scale)
   if scale is None:
     raise WeightsError(
       "the latents of this model have a scale that its file holds as "
       "scale_factor and is not there to read; give it, as in "
       "config={'vae': {'scaling_factor': ...}}"
     )
-  with _advising(site, "norm_num_groups"):
+  with _hint_at_config(site, "norm_num_groups"):
     size = family.size * module.stride
     config = autoencoder_config(module, scaling_factor=scale, sample_size=size)
-    config |= given
+    config |= overrides
     autoencoder(config)
-  return Submodule(site.name, site.network, site.prefix, config)
+  return Submodule(site.name, site.kind, site.prefix, config)
 
 
-def text_part(
-  site: SubmoduleLocation, shapes: Mapping[str, Shape], given: Given
+def text_submodule(
+  site: SubmoduleLocation, shapes: Mapping[str, Shape], overrides: PartialConfig
 ) -> Submodule:
-  """A text encoder or class embedder; `given` goes before what shapes say.
+  """A text encoder or class embedder; `overrides` overrides what shapes show.
 
   Raises:
     WeightsError: heads do not divide its width.
   """
   tensors = Shapes(shapes, site.prefix)
-  is_ldm = site.network == "text"
+  is_ldm = site.kind == "text"
   key = "encoder_attention_heads" if is_ldm else "num_attention_heads"
-  with _advising(site, key):
-    if site.network == "classes":
+  with _hint_at_config(site, key):
+    if site.kind == "classes":
       config = (
-        text_encoder_config.classes_config(seen.read_classes(tensors)) | given
+        text_encoder_config.classes_config(tensor_shapes.read_classes(tensors))
+        | overrides
       )
       text_encoder_config.classes(config)
     elif is_ldm:
-      config = text_encoder_config.text_config(_text(tensors, given)) | given
+      config = (
+        text_encoder_config.text_config(_ldm_text_encoder(tensors, overrides))
+        | overrides
+      )
       text_encoder_config.text(config)
     else:
       config = (
-        text_encoder_config.clip_config(_tower(site, tensors, given)) | given
+        text_encoder_config.clip_config(
+          _clip_text_encoder(site, tensors, overrides)
+        )
+        | overrides
       )
       text_encoder_config.clip(config)
-  return Submodule(site.name, site.network, site.prefix, config)
+  return Submodule(site.name, site.kind, site.prefix, config)
 
 
-def _text(tensors: Shapes, given: Given) -> TextEncoder:
-  module = seen.read_text(tensors)
-  heads = _heads(module.head_width, given.get("encoder_attention_heads"))
+def _ldm_text_encoder(tensors: Shapes, overrides: PartialConfig) -> TextEncoder:
+  module = tensor_shapes.read_text(tensors)
+  heads = _heads(module.head_width, overrides.get("encoder_attention_heads"))
   return module.clone(heads=heads, head_width=module.head_width // heads)
 
 
-def _tower(site: SubmoduleLocation, tensors: Shapes, given: Given) -> ClipText:
-  """A tower; of SD 2's the last block and the projection are not used.
+def _clip_text_encoder(
+  site: SubmoduleLocation, tensors: Shapes, overrides: PartialConfig
+) -> ClipText:
+  """A CLIP text encoder, of SD 2 without its last block and projection.
 
-  Files made from folders lack both, and ViT-H's 24 blocks are told by their
-  number if only the projection is gone.
+  Those are not used, and files made from folders lack them. With only the
+  projection missing, ViT-H is recognised by its 24 blocks.
   """
-  is_open = site.network == "open_clip"
-  module = (seen.read_open_clip if is_open else seen.read_clip)(tensors)
-  heads = _heads(module.width, given.get("num_attention_heads"))
+  is_open = site.kind == "open_clip"
+  module = (
+    tensor_shapes.read_open_clip if is_open else tensor_shapes.read_clip
+  )(tensors)
+  heads = _heads(module.width, overrides.get("num_attention_heads"))
   if is_open and site.name == "text_encoder":
     is_whole = module.projection is not None or module.depth == _BLOCKS_OF_H
     module = module.clone(depth=module.depth - is_whole, projection=None)
   return module.clone(heads=heads)
 
 
-def _heads(width: int, given: int | None) -> int:
-  if given is None and width % _HEAD:
+def _heads(width: int, heads: int | None) -> int:
+  if heads is None and width % _HEAD:
     raise ValueError(f"{width} features do not divide into heads of {_HEAD}")
-  return given or width // _HEAD
+  return heads or width // _HEAD

@@ -1,8 +1,8 @@
-"""What the names and shapes of a single file's tensors say of its networks.
+"""Reads networks from the names and shapes of a single file's tensors.
 
-The names are CompVis's and OpenCLIP's, less each network's prefix. Shapes tell
-everything but the number of heads, of which every network here has one, and of
-norm groups, of which it has 32: the caller knows better.
+The names are CompVis's and OpenCLIP's, without each network's prefix. Shapes
+show everything but the number of heads, which is 1 here, and of norm groups,
+which is 32; the caller replaces both.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +21,9 @@ Shape = tuple[int, ...]
 
 
 class Shapes:
-  """Shapes by name of what lies under a prefix, the prefix taken off.
+  """Shapes by name of the tensors under a prefix, without the prefix.
 
-  A place, the part of a name before a dot, is among them as its tensors are.
+  Contains the names of modules (what is before a dot) as well as of tensors.
   """
 
   def __init__(self, shapes: Mapping[str, Shape], prefix: str):
@@ -32,34 +32,34 @@ class Shapes:
       for name, shape in shapes.items()
       if name.startswith(prefix)
     }
-    self._places = {
+    self._modules = {
       name[:end]
       for name in self._shapes
       for end, letter in enumerate(name)
       if letter == "."
     }
 
-  def __contains__(self, place: str) -> bool:
-    return place in self._places or place in self._shapes
+  def __contains__(self, name: str) -> bool:
+    return name in self._modules or name in self._shapes
 
   def __getitem__(self, name: str) -> Shape:
     """The shape of a weight.
 
     Raises:
-      WeightsError: there is none, or it is no weight.
+      WeightsError: there is none, or it is not a weight.
     """
     shape = self._shapes.get(name)
     if shape is None or len(shape) < 2:
       raise WeightsError(
         f"{name} has shape {shape}; needed is a weight of that name, without "
-        "which the file is cut short or of a kind that is not known here"
+        "which the file is truncated or of an unknown kind"
       )
     return shape
 
-  def count(self, place: str) -> int:
-    """How many of "PLACE.0", "PLACE.1", ... there are."""
+  def count(self, name: str) -> int:
+    """How many of "NAME.0", "NAME.1", ... there are."""
     number = 0
-    while f"{place}.{number}" in self:
+    while f"{name}.{number}" in self:
       number += 1
     return number
 
@@ -72,7 +72,7 @@ class _Grid(NamedTuple):
   resampling: str
 
   def sites(self, level: int) -> list[str]:
-    """Where attention of a level would be, going down and coming up."""
+    """Modules where a level's attention would be, in encoder and decoder."""
     below, above = level * self.rows, (self.levels - 1 - level) * self.rows
     return [f"input_blocks.{below + 1 + i}.1" for i in range(self.rows - 1)] + [
       f"output_blocks.{above + i}.1" for i in range(self.rows)
@@ -80,10 +80,10 @@ class _Grid(NamedTuple):
 
 
 def _grid(shapes: Shapes) -> _Grid:
-  """Every level coming up but the last ends with an entry that doubles."""
+  """Every level of the decoder but the last ends with an upsampling."""
   total = shapes.count("output_blocks")
-  place = lambda n, leaf: [f"output_blocks.{n}.{k}.{leaf}" for k in (1, 2)]
-  has = lambda n, leaf: any(name in shapes for name in place(n, leaf))
+  names = lambda n, leaf: [f"output_blocks.{n}.{k}.{leaf}" for k in (1, 2)]
+  has = lambda n, leaf: any(name in shapes for name in names(n, leaf))
   ends = [n for n in range(total) if has(n, "conv") or has(n, "in_layers")]
   rows, levels = ends[0] + 1 if ends else total, len(ends) + 1
   is_even = ends == [rows * (i + 1) - 1 for i in range(levels - 1)]
@@ -111,16 +111,16 @@ def _depth(shapes: Shapes, sites: Iterable[str], where: str) -> int:
 
 
 def read_unet(shapes: Shapes) -> tuple[UNet, Inputs]:
-  """A U-Net of one head and 32 groups, and what it is fed.
+  """A U-Net of one head and 32 groups, and its inputs.
 
   Raises:
-    WeightsError: its blocks are not laid out as any of ours.
+    WeightsError: its blocks are not those of a `UNet`.
   """
   grid = _grid(shapes)
   levels = range(grid.levels)
   block = lambda level: f"input_blocks.{level * grid.rows + 1}.0"
   widths = [shapes[f"{block(n)}.out_layers.3.weight"][0] for n in levels]
-  channels, fed, *_ = shapes["input_blocks.0.0.weight"]
+  channels, in_channels, *_ = shapes["input_blocks.0.0.weight"]
   depths = [_depth(shapes, grid.sites(n), f"level {n}") for n in levels]
   mid = "middle_block.1"
   is_plain = f"{mid}.qkv" in shapes
@@ -142,7 +142,9 @@ def read_unet(shapes: Shapes) -> tuple[UNet, Inputs]:
   )
   context = f"{mid}.transformer_blocks.0.attn2.to_k.weight"
   return unet, Inputs(
-    fed, context=None if is_plain else shapes[context][1], vector=features
+    in_channels,
+    context=None if is_plain else shapes[context][1],
+    vector=features,
   )
 
 
@@ -160,7 +162,7 @@ def _transformers(
   """A plan of one head.
 
   Where self-attention reads the context its keys have the context's width.
-  Of levels without attention nothing can be seen; they follow the others.
+  Levels without attention show nothing and follow the others.
   """
   mid = "middle_block.1"
   key = "transformer_blocks.0.attn1.to_k.weight"
@@ -191,15 +193,15 @@ def read_autoencoder(shapes: Shapes) -> Autoencoder:
   """A first stage of 32 groups.
 
   Raises:
-    WeightsError: it is not laid out as ours.
+    WeightsError: it is not laid out as `Autoencoder`.
   """
   levels = range(shapes.count("encoder.down"))
   first = lambda level: f"encoder.down.{level}.block.0.conv2.weight"
-  channels, colours, *_ = shapes["encoder.conv_in.weight"]
+  channels, colors, *_ = shapes["encoder.conv_in.weight"]
   inner, width, *_ = shapes["post_quant_conv.weight"]
-  if (colours, inner) != (3, width):
+  if (colors, inner) != (3, width):
     raise WeightsError(
-      f"an autoencoder of {colours} colours whose post_quant_conv makes "
+      f"an autoencoder of {colors} colours whose post_quant_conv makes "
       f"{inner} channels of {width}; needed are 3 colours and as many channels"
     )
   trunk = ConvStack(
@@ -216,7 +218,7 @@ def read_autoencoder(shapes: Shapes) -> Autoencoder:
 
 
 def read_clip(shapes: Shapes) -> ClipText:
-  """CLIP's own tower of one head, under transformers' names."""
+  """CLIP's own text encoder of one head, under transformers' names."""
   vocabulary, width, *_ = shapes["embeddings.token_embedding.weight"]
   hidden = shapes["encoder.layers.0.mlp.fc1.weight"][0]
   return ClipText(
@@ -230,7 +232,7 @@ def read_clip(shapes: Shapes) -> ClipText:
 
 
 def read_open_clip(shapes: Shapes) -> ClipText:
-  """A tower of OpenCLIP's of one head, projecting if the file has a matrix."""
+  """OpenCLIP's text encoder of one head; it projects if there is a matrix."""
   vocabulary, width, *_ = shapes["token_embedding.weight"]
   hidden = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
   is_projected = "text_projection" in shapes
