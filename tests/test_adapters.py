@@ -15,8 +15,7 @@ from torch_files import tensor, write
 from ldm_jax.cli.sample import parser
 from ldm_jax.errors import WeightsError
 from ldm_jax.pretrained.lora.matrix_names import targets
-from ldm_jax.pretrained.lora.merge import merge_lora
-from ldm_jax.pretrained.lora.merge import split_scale
+from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
 from ldm_jax.weights.naming.convert import shapes
 from ldm_jax.weights.safetensors_files import write_safetensors
 

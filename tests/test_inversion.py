@@ -254,5 +254,5 @@ def test_a_word_is_learned_once_and_towers_alike(tmp_path, folder):
   assert refused(third).startswith("'<a>_2' is no word of its own")
   uneven = {"clip_l": rows(2, 16), "clip_g": rows(3, 24)}
   error = refused(lambda: learned(tmp_path, listening(folder, 2), uneven))
-  assert error.endswith("2 and 3 vectors for the text encoders; as many for each "
-                             "are needed")  # fmt: skip
+  line = "2 and 3 vectors for the text encoders; as many for each are needed"
+  assert error.endswith(line)

@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Mapping
 
 from ldm_jax.errors import ConfigError, config_errors
-from ldm_jax.loaded_model import LoadedModel, skip_blocks
+from ldm_jax.loaded_model import LoadedModel, skip_last_blocks
+from ldm_jax.pretrained.controlnet import with_controlnet
 from ldm_jax.pretrained.lora.merge import merge_lora
-from ldm_jax.pretrained.open_model import with_control
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.sampling.engine import SamplingEngine
@@ -97,9 +97,9 @@ class AdaptedModel:
     if key not in self._engines:
       loaded, guide = self._loaded, None
       if request.clip_skip is not None:
-        loaded = skip_blocks(loaded, request.clip_skip - 1)
+        loaded = skip_last_blocks(loaded, request.clip_skip - 1)
       if network is not None:
-        loaded = with_control(loaded, network, self._dtype)
+        loaded = with_controlnet(loaded, network, self._dtype)
       if classifier is not None:
         scale = float(loaded.params.latent_scale)
         guide = open_classifier(classifier, scale, self._sharding)

@@ -9,12 +9,8 @@ from typing import Any
 from ldm_jax.diffusion.samplers.names import parse_sampler_name
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.pretrained.open_model import (
-  LoadOptions,
-  open_model,
-  open_run,
-  split_scale,
-)
+from ldm_jax.pretrained.lora.merge import split_scale
+from ldm_jax.pretrained.open_model import LoadOptions, open_model, open_run
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.sampling.adapters import AdaptedModel, Lora

@@ -51,11 +51,11 @@ def check_model(request: GenerationRequest, loaded: LoadedModel) -> None:
     )
   channels = loaded.model.first_stage.latent_channels
   is_known = concat or loaded.model.find_conditioner(DepthMap)
-  if loaded.inputs not in (None, channels) and not is_known:
+  if loaded.unet_channels not in (None, channels) and not is_known:
     raise ConfigError(
-      f"this model's U-Net reads {loaded.inputs} channels, {channels} of them "
-      "latents, and is not of the inpainting, upscaling or depth kind; use the "
-      "U-Net alone from Python (ldm_jax.from_pretrained)"
+      f"this model's U-Net reads {loaded.unet_channels} channels, {channels} "
+      "of them latents, and is not of the inpainting, upscaling or depth kind; "
+      "use the U-Net alone from Python (ldm_jax.from_pretrained)"
     )
 
 
