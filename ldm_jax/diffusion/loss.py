@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,34 @@ def sample_times(
   return jax.random.randint(key, (count,), 0, schedule.steps).astype(
     jnp.float32
   )
+
+
+@runtime_checkable
+class Loss(Protocol):
+  """The loss contract: any frozen dataclass with these members.
+
+  Attributes:
+    prediction: what the network predicts; as of the model.
+    density: of the training times; see `sample_times`.
+  """
+
+  prediction: Prediction
+  density: Density
+
+  def __call__(
+    self,
+    schedule: Schedule,
+    network: Network,
+    x0: Float[Array, "b *rest"],
+    t: Float[Array, " b"],
+    noise: Float[Array, "b *rest"],
+  ) -> Float[Array, " b"]:
+    """Loss of every example, in float32.
+
+    Args:
+      network: (x_t, t) -> prediction, of x_t's shape.
+    """
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

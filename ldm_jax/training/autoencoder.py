@@ -1,4 +1,4 @@
-"""Stage one: reconstruct, compress and fool the critic, in one step."""
+"""Stage one: the autoencoder and its patch discriminator, in one step."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from ldm_jax.nn.discriminator import (
   vanilla_loss,
 )
 from ldm_jax.nn.encoders.lpips import LPIPS
+from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.optimizer import Optimizer, ema_update
 
@@ -26,10 +27,10 @@ CRITIC_LOSSES = {"hinge": hinge_loss, "vanilla": vanilla_loss}
 
 
 class State(flax.struct.PyTreeNode):
-  """What learning changes.
+  """The training state.
 
   `params` holds "autoencoder" and the scalar "logvar"; `ema` is the
-  autoencoder's average or None; `critic` the discriminator's parameters.
+  autoencoder's moving average or None; `critic` the discriminator's parameters.
   """
 
   step: Any
@@ -41,7 +42,7 @@ class State(flax.struct.PyTreeNode):
 
 
 class Frozen(flax.struct.PyTreeNode):
-  """What learning leaves alone: LPIPS, or None."""
+  """Parameters that are not trained: those of LPIPS, or None."""
 
   perceptual: Any
 
@@ -54,29 +55,32 @@ class AutoencoderTask:
   one number per image and s is `logvar`; it is summed over pixels and averaged
   over images. The autoencoder descends
 
-    nll + bottleneck_weight price + disc_weight d g,   g = -mean D(r),
+    nll + bottleneck_weight b + disc_weight d g,   g = -mean D(r),
     d = clip(|dnll / dW| / (|dg / dW| + 1e-4), 0, 1e4)
 
-  with W the decoder's last kernel and d taken as a constant; g enters at
-  `disc_start`. The critic descends its own loss on the same r.
+  with b the bottleneck's loss, W the decoder's last kernel and d taken as a
+  constant; g enters at `disc_start`. The discriminator descends its own loss
+  on the same r.
 
   Attributes:
-    pixel_norm: p is 1 in LDM, 2 in the later sd-vae-ft-mse.
-    bottleneck_weight: 1e-6 for the KL price, 1 for vector quantisation.
-    reduction: "sum" over pixels (KL), or "mean" (VQ). The weights, the clip of
-      d and Adam's epsilon mean what they mean under it.
-    logvar: s; a constant in LDM, whose optimizer never saw it.
-    learns_logvar: train s as well (Stability's later configs).
-    disc_start: the step at which the adversarial game begins. Until then the
-      critic is not touched, nor paid for.
+    autoencoder: a first stage; `Autoencoder` where there is a discriminator.
+    discriminator: D, or None.
     optimizer: LDM's is Adam (0.5, 0.9) at 4.5e-6 times the batch.
-    ema_decay: of an average of the autoencoder, or None for none.
-    init_scale: factor on the autoencoder's first kernels. 1 is PyTorch's
-      draw, which LDM kept; 3^0.5 keeps the variance of activations through
-      the layers, and small runs learn faster from there.
+    pixel_norm: p is 1 in LDM, 2 in the later sd-vae-ft-mse.
+    bottleneck_weight: 1e-6 for the KL divergence, 1 for vector quantisation.
+    reduction: "sum" over pixels (KL), or "mean" (VQ). The weights, the clip of
+      d and Adam's epsilon depend on it.
+    logvar: s; a constant in LDM, where it is in no optimizer.
+    learns_logvar: train s as well (Stability's later configs).
+    disc_start: the step from which the adversarial terms count. Until then the
+      discriminator is not trained.
+    ema_decay: of a moving average of the autoencoder, or None for none.
+    init_scale: factor on the autoencoder's initial kernels. 1 is PyTorch's
+      initialisation, which LDM kept; 3^0.5 keeps the variance of activations
+      through the layers, and small runs learn faster from there.
   """
 
-  autoencoder: Autoencoder = Autoencoder()
+  autoencoder: FirstStage = Autoencoder()
   perceptual: LPIPS | None = LPIPS()
   discriminator: PatchDiscriminator | None = PatchDiscriminator()
   optimizer: Optimizer = Optimizer(4.5e-6, (0.5, 0.9), weight_decay=0.0)
@@ -94,7 +98,7 @@ class AutoencoderTask:
   init_scale: float = 1.0
 
   def frozen_shapes(self, batch: Batch) -> Frozen:
-    """Shapes of what `frozen` must hold for batches like this one."""
+    """Shapes of `frozen` for batches like this one."""
     if self.perceptual is None:
       return Frozen(None)
     images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
@@ -103,7 +107,7 @@ class AutoencoderTask:
     )
 
   def init(self, key: Array, batch: Batch, frozen: Frozen) -> State:
-    """A fresh state for batches like this one."""
+    """The initial state for batches like this one."""
     del frozen
     key_autoencoder, key_critic = jax.random.split(key)
     images = to_float(batch["image"][:1])
@@ -129,33 +133,36 @@ class AutoencoderTask:
   def step(
     self, state: State, frozen: Frozen, batch: Batch, key: Array
   ) -> tuple[State, dict[str, Array]]:
-    """One update of both players from one forward pass."""
+    """One update of autoencoder and discriminator, from one forward pass."""
     images = to_float(batch["image"])
     reconstruct = self._reconstruct(batch, key)
-    (recon, price), pullback = jax.vjp(
+    (recon, bottleneck_loss), pullback = jax.vjp(
       lambda variables: reconstruct(variables, images),
       state.params["autoencoder"],
     )
-    (nll, metrics), (towards, logvar_grad) = jax.value_and_grad(
+    (nll, metrics), (recon_grad, logvar_grad) = jax.value_and_grad(
       self._nll, (0, 1), has_aux=True
     )(recon, state.params["logvar"], images, frozen)
 
-    state, towards, game = self._play(state, images, recon, towards, pullback)
-    (grads,) = pullback((towards, jnp.float32(self.bottleneck_weight)))
-    # A constant has no share in the norm that clipping looks at.
+    state, recon_grad, adversarial = self._adversarial(
+      state, images, recon, recon_grad, pullback
+    )
+    (grads,) = pullback((recon_grad, jnp.float32(self.bottleneck_weight)))
+    # A constant does not count in the norm that is clipped.
     logvar_grad = jnp.where(self.learns_logvar, logvar_grad, 0.0)
     grads = {"autoencoder": grads, "logvar": logvar_grad}
-    metrics |= {"loss": nll + self.bottleneck_weight * price, "price": price}
-    metrics |= {"gradient_norm": optax.tree.norm(grads)} | game
+    loss = nll + self.bottleneck_weight * bottleneck_loss
+    metrics |= {"loss": loss, "price": bottleneck_loss}
+    metrics |= {"gradient_norm": optax.tree.norm(grads)} | adversarial
     return self._updated(state, grads), metrics
 
   def measure(
     self, state: State, frozen: Frozen, batch: Batch, key: Array
   ) -> dict[str, Array]:
-    """Held-out nll and mean PSNR [dB] of reconstructions through the mode."""
+    """Held-out nll, and mean PSNR [dB] of reconstructions of the mode."""
     del key
     images = to_float(batch["image"])
-    recon = self._restore(state, images)
+    recon = self._reconstruct_mode(state, images)
     nll, _ = self._nll(recon, state.params["logvar"], images, frozen)
     levels = to_uint8(recon).astype(jnp.float32)
     mse = jnp.square(levels - batch["image"]).mean((1, 2, 3))
@@ -167,7 +174,7 @@ class AutoencoderTask:
     """{"reconstructions"}: inputs left, their reconstructions right."""
     del frozen, key
     images = to_float(batch["image"])
-    pair = [images, self._restore(state, images)]
+    pair = [images, self._reconstruct_mode(state, images)]
     return {"reconstructions": jnp.concatenate(pair, axis=2)}
 
   def trained(self, state: State) -> Any:
@@ -178,7 +185,7 @@ class AutoencoderTask:
     return self.autoencoder.latent_shape(*batch["image"].shape[1:3])
 
   def _reconstruct(self, batch: Batch, key: Array):
-    """(variables, images) -> (reconstructions, price), randomness bound."""
+    """(variables, images) -> (reconstructions, bottleneck loss) of one key."""
     key_noise, key_drop = jax.random.split(key)
     shape = (len(batch["image"]), *self._latent_shape(batch))
     noise = jax.random.normal(key_noise, shape)
@@ -189,8 +196,8 @@ class AutoencoderTask:
 
     return reconstruct
 
-  def _restore(self, state: State, images: Array) -> Array:
-    """Images through the mode of their posterior."""
+  def _reconstruct_mode(self, state: State, images: Array) -> Array:
+    """Images decoded from the mode of their posterior."""
     variables = self.trained(state)
     posterior = self.autoencoder.apply(variables, images, method="encode")
     latents = posterior.mode()
@@ -211,45 +218,45 @@ class AutoencoderTask:
     total = each.sum() / len(images) if self.reduction == "sum" else each.mean()
     return total, metrics
 
-  def _play(
-    self, state: State, images: Array, recon: Array, towards: Array, pullback
+  def _adversarial(
+    self, state: State, images: Array, recon: Array, recon_grad: Array, pullback
   ) -> tuple[State, Array, dict[str, Array]]:
     """The adversarial part of a step, which counts from `disc_start` on.
 
-    Until then it is computed and masked, as LDM does: next to the autoencoder
-    the critic costs little, and XLA:CPU runs convolutions inside a branch
-    twenty times slower.
+    Until then it is computed and masked, as LDM does: compared with the
+    autoencoder the discriminator costs little, and XLA:CPU runs convolutions
+    inside a branch twenty times slower.
 
-    Returns the state with its critic updated, the cotangent of the
-    reconstructions with g's part added, and metrics.
+    Returns the state with its discriminator updated, the gradient at the
+    reconstructions with that of g added, and metrics.
     """
     if self.discriminator is None:
-      return state, towards, {}
+      return state, recon_grad, {}
     is_on = state.step >= self.disc_start
-    after, towards_g, metrics = self._game(state, images, recon)
-    weight = self._adaptive_weight(towards, towards_g, pullback)
+    after, g_grad, metrics = self._discriminate(state, images, recon)
+    weight = self._adaptive_weight(recon_grad, g_grad, pullback)
     metrics = {
       name: jnp.where(is_on, value, 0.0)
       for name, value in (metrics | {"d_weight": weight}).items()
     }
-    pull = jnp.where(is_on, self.disc_weight * weight, 0.0)
+    scale = jnp.where(is_on, self.disc_weight * weight, 0.0)
     state = jax.tree.map(lambda x, y: jnp.where(is_on, x, y), after, state)
-    return state, towards + pull * towards_g, metrics
+    return state, recon_grad + scale * g_grad, metrics
 
-  def _game(
+  def _discriminate(
     self, state: State, images: Array, recon: Array
   ) -> tuple[State, Array, dict[str, Array]]:
-    """One look of the critic at r serves both players.
+    """One forward pass of D at r serves both losses.
 
-    Returns the state with its critic updated, what g asks of the
+    Returns the state with its discriminator updated, the gradient of g at the
     reconstructions, and metrics.
     """
-    judge = self.discriminator.apply
-    fake, pull_fake = jax.vjp(judge, state.critic, recon)
-    real, pull_real = jax.vjp(lambda c: judge(c, images), state.critic)
+    apply = self.discriminator.apply
+    fake, pull_fake = jax.vjp(apply, state.critic, recon)
+    real, pull_real = jax.vjp(lambda c: apply(c, images), state.critic)
 
     g, at_fake = jax.value_and_grad(generator_loss)(fake)
-    _, towards_g = pull_fake(at_fake)
+    _, g_grad = pull_fake(at_fake)
 
     loss, (at_real, at_fake) = jax.value_and_grad(
       CRITIC_LOSSES[self.critic_loss], (0, 1)
@@ -261,10 +268,10 @@ class AutoencoderTask:
     state = state.replace(
       critic=optax.apply_updates(state.critic, updates), critic_opt=critic_opt
     )
-    return state, towards_g, {"g": g, "critic_loss": loss}
+    return state, g_grad, {"g": g, "critic_loss": loss}
 
   def _adaptive_weight(
-    self, towards: Array, towards_g: Array, pullback
+    self, recon_grad: Array, g_grad: Array, pullback
   ) -> Float[Array, ""]:
     """d of the class docstring (Esser et al. 2021, eq. 7).
 
@@ -277,13 +284,13 @@ class AutoencoderTask:
       (grads,) = pullback((cotangent, jnp.zeros(())))
       return grads["params"]["decoder"]["conv_out"]["kernel"]
 
-    ratio = jnp.linalg.norm(last_kernel(towards)) / (
-      jnp.linalg.norm(last_kernel(towards_g)) + 1e-4
+    ratio = jnp.linalg.norm(last_kernel(recon_grad)) / (
+      jnp.linalg.norm(last_kernel(g_grad)) + 1e-4
     )
     return jnp.clip(ratio, 0.0, 1e4)
 
   def _updated(self, state: State, grads: Any) -> State:
-    """The autoencoder one step further, and its average."""
+    """The state after an update of the autoencoder and of its average."""
     updates, opt = self.optimizer.build().update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     if not self.learns_logvar:  # nor may weight decay move it

@@ -1,4 +1,4 @@
-"""Whether data, tokenizer and network fit together, before anything begins."""
+"""Checks that data, tokenizer and network fit together."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import config_json
+from ldm_jax import config_json, run_format
 from ldm_jax.config import Experiment
 from ldm_jax.data.sources.cached_latents import CachedLatents
 from ldm_jax.data.text.tokenizers import Tokenizer
@@ -18,21 +18,24 @@ from ldm_jax.nn.conditioners.embedders import ClassEmbedder, TextEmbedder
 from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
 from ldm_jax.run import shapes_of
 from ldm_jax.runtime.devices import memory
-from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.classifier import ClassifierTask
 from ldm_jax.training.dataloading import example_batch
-from ldm_jax.training.denoiser import DenoiserTask
+
+
+def conditioners_of(task: Any) -> tuple[Any, ...]:
+  """The conditioners of a task's model; none without a model."""
+  return getattr(getattr(task, "model", None), "conditioners", ())
 
 
 def check_conditions(
   experiment: Experiment,
-  words: Tokenizer | None,
+  tokenizer: Tokenizer | None,
   example: dict[str, np.ndarray],
 ) -> None:
   """Raises ConfigError if data, tokenizer and network do not fit together."""
   task = experiment.task
-  parts = task.model.conditioners if isinstance(task, DenoiserTask) else ()
-  for part in parts:
+  conditioners = conditioners_of(task)
+  for part in conditioners:
     if part.input_key not in example:
       raise ConfigError(
         f"a conditioner reads {part.input_key!r}, but the examples have "
@@ -40,16 +43,16 @@ def check_conditions(
         + ("; set data.tokenizer" if part.input_key == "tokens" else "")
       )
   _check_shapes(task, shapes_of(example, 1))
-  for part in parts:
+  for part in conditioners:
     if isinstance(part, TextEmbedder | ClipEmbedder):
-      _check_text(part, words)
+      _check_text(part, tokenizer)
     elif isinstance(part, ClassEmbedder | SegmentationEmbedder):
       _check_labels(example[part.input_key], part.classes)
   if isinstance(task, ClassifierTask):
     _check_labels(example[task.input_key], task.classifier.classes)
 
 
-def check_buckets(experiment: Experiment, words: Tokenizer | None) -> None:
+def check_buckets(experiment: Experiment, tokenizer: Tokenizer | None) -> None:
   """Raises ConfigError unless the network takes every bucket's shape."""
   data = experiment.data
   if data.buckets and data.latents:
@@ -58,8 +61,8 @@ def check_buckets(experiment: Experiment, words: Tokenizer | None) -> None:
     )
   for shape in data.buckets:
     try:
-      example = example_batch(experiment, words, shape)
-      check_conditions(experiment, words, example)
+      example = example_batch(experiment, tokenizer, shape)
+      check_conditions(experiment, tokenizer, example)
     except (ConfigError, ValueError) as error:
       raise ConfigError(f"data.buckets {shape}: {error}") from error
 
@@ -69,53 +72,53 @@ def check_latents(experiment: Experiment) -> None:
   data = experiment.data
   if not data.latents:
     return
-  if isinstance(experiment.task, AutoencoderTask):
-    raise ConfigError(
-      "data.latents are of stage two; stage one learns from images"
-    )
-  told = CachedLatents(data.latents).manifest
+  if not hasattr(experiment.task, "with_first_stage"):
+    raise ConfigError("data.latents are of stage two; stage one needs images")
+  manifest = run_format.renamed(CachedLatents(data.latents).manifest)
   wanted = {
     "first_stage": experiment.first_stage_digest,
     "source": config_json.to_json(data.source),
     "augment": config_json.to_json(data.augment),
   }
   for name, value in wanted.items():
-    if told[name] != json.loads(json.dumps(value)):
+    if manifest[name] != json.loads(json.dumps(value)):
       raise ConfigError(
         f"the latents in {data.latents!r} were made with another {name}; make "
-        "them anew: python -m ldm_jax.cli.prepare"
+        "them anew: ldm-jax prepare"
       )
-  task = experiment.task
-  parts = task.model.conditioners if isinstance(task, DenoiserTask) else ()
   needs = [
-    v.output_key for v in data.transforms if not isinstance(v, LayoutTokens)
+    transform.output_key
+    for transform in data.transforms
+    if not isinstance(transform, LayoutTokens)
   ]
   needs += [
-    part.input_key for part in parts if isinstance(part, ConcatConditioner)
+    part.input_key
+    for part in conditioners_of(experiment.task)
+    if isinstance(part, ConcatConditioner)
   ]
   if needs:
     raise ConfigError(
-      f"{needs[0]!r} is made of images, which cached latents have none of; "
-      "leave data.latents out"
+      f"{needs[0]!r} is made of images, and cached latents have none; leave "
+      "data.latents out"
     )
 
 
 def check_memory(example: dict[str, np.ndarray], batch: int) -> None:
   """Raises TooLarge if a batch of such examples is."""
   size = batch * sum(array.nbytes for array in example.values())
-  share = -(-size // jax.device_count())
-  memory.check_fits(f"a batch of {batch}", share, "a smaller data.batch")
+  per_device = -(-size // jax.device_count())
+  memory.check_fits(f"a batch of {batch}", per_device, "a smaller data.batch")
 
 
 def _check_shapes(task: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> None:
-  """Raises ConfigError unless the network can be laid out for such batches."""
+  """Raises ConfigError unless the network takes such batches."""
   frozen = task.frozen_shapes(shapes)
   try:
     jax.eval_shape(task.init, jax.random.key(0), shapes, frozen)
-  except TypeError as error:  # of jax, where arrays do not lie side by side
+  except TypeError as error:  # jax's, where shapes do not match
     first, *_ = str(error).splitlines()
     raise ConfigError(
-      f"what the conditioners say does not fit beside the latents: {first}; "
+      f"the conditioners' outputs do not fit the latents: {first}; "
       "look at their sizes (halvings, cell, size) and widths"
     ) from error
 
@@ -129,19 +132,21 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
     )
 
 
-def _check_text(part: TextEmbedder | ClipEmbedder, words: Tokenizer) -> None:
+def _check_text(
+  part: TextEmbedder | ClipEmbedder, tokenizer: Tokenizer
+) -> None:
   is_clip = isinstance(part, ClipEmbedder)
   encoder = part.encoders[0] if is_clip else part.encoder
-  if words.size > encoder.vocabulary:
+  if tokenizer.size > encoder.vocabulary:
     raise ConfigError(
-      f"the tokenizer has {words.size} ids, the text encoder "
+      f"the tokenizer has {tokenizer.size} ids, the text encoder "
       f"vocabulary={encoder.vocabulary}; raise it"
     )
-  length = words.length
+  length = tokenizer.length
   null = np.asarray(part.empty_prompt_ids(length))
-  if not np.array_equal(null, words.empty):
+  if not np.array_equal(null, tokenizer.empty):
     raise ConfigError(
-      f"the tokenizer writes the empty prompt as {words.empty.tolist()}, the "
-      f"conditioner as {null.tolist()}; set the ids it begins, ends and is "
+      f"the tokenizer writes the empty prompt as {tokenizer.empty.tolist()}, "
+      f"the conditioner as {null.tolist()}; set the ids it begins, ends and is "
       "padded with"
     )

@@ -1,4 +1,4 @@
-"""A classifier of noisy latents, to guide a diffusion by."""
+"""A classifier of noisy latents, for classifier guidance."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,14 +30,16 @@ Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 class ClassifierTask:
   """Descends -log p(y | x_t, t) on a frozen first stage's latents.
 
-  For classifier guidance (Dhariwal and Nichol 2021, section 4) in the space of
-  latents, as LDM-8-G has it (Rombach et al. 2022, table 10 in the appendix).
+  Classifier guidance (Dhariwal and Nichol 2021, section 4) on latents, as in
+  LDM-8-G (Rombach et al. 2022, table 10 in the appendix).
 
   Attributes:
     first_stage: filled in from the first stage's run.
+    classifier: (x_t, t) -> logits.
     schedule: that of the diffusion to be guided.
-    reads: the batch's labels.
-    ema_decay: of the average that guides.
+    optimizer: of the classifier.
+    input_key: name of the labels in a batch.
+    ema_decay: of the moving average that guides.
     latents: as of the diffusion to be guided.
     latent_scale: as of the diffusion to be guided; None measures 1 / std on
       the first batches, which gives the same for the same data.
@@ -57,7 +59,7 @@ class ClassifierTask:
     return dataclasses.replace(self, first_stage=stage)
 
   def frozen_shapes(self, batch: Batch) -> Frozen:
-    """Shapes of what `frozen` must hold for batches like this one."""
+    """Shapes of `frozen` for batches like this one."""
     if self.input_key not in batch:
       raise ValueError(
         f"the classifier reads {self.input_key!r}, but the examples have "
@@ -73,7 +75,7 @@ class ClassifierTask:
     return Frozen(stage, jax.ShapeDtypeStruct((), jnp.float32), {})
 
   def init(self, key: Array, batch: Batch, frozen: Frozen) -> State:
-    """A fresh state for batches like this one."""
+    """The initial state for batches like this one."""
     del frozen
     shape = self._latent_shape(batch)
     params = self.classifier.init(key, jnp.zeros(shape), jnp.zeros(shape[:1]))
@@ -86,8 +88,8 @@ class ClassifierTask:
     """One update from one global batch."""
 
     def loss(params: Any):
-      losses, rights = self._told(params, frozen, batch, key)
-      return losses.mean(), rights.mean()
+      losses, hits = self._losses(params, frozen, batch, key)
+      return losses.mean(), hits.mean()
 
     (loss_now, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(
       state.params
@@ -104,19 +106,19 @@ class ClassifierTask:
     self, state: State, frozen: Frozen, batch: Batch, key: Array
   ) -> dict[str, Array]:
     """The averaged classifier's loss and accuracy at random times."""
-    losses, rights = self._told(state.ema, frozen, batch, key)
-    return {"loss": losses.mean(), "accuracy": rights.mean()}
+    losses, hits = self._losses(state.ema, frozen, batch, key)
+    return {"loss": losses.mean(), "accuracy": hits.mean()}
 
   def preview(
     self, state: State, frozen: Frozen, batch: Batch, key: Array
   ) -> dict[str, Array]:
-    """Nothing: a classifier draws no pictures."""
+    """Nothing: a classifier generates no images."""
     return {}
 
-  def _told(
+  def _losses(
     self, params: Any, frozen: Frozen, batch: Batch, key: Array
   ) -> tuple[Array, Array]:
-    """Cross-entropy of every example, and whether its class is first."""
+    """Cross-entropy of every example, and whether its class is the first."""
     key_post, key_noise, key_t = jax.random.split(key, 3)
     shape, labels = self._latent_shape(batch), batch[self.input_key]
     posterior = encode_batch(self.first_stage, frozen.first_stage, batch)

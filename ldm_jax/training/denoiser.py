@@ -1,4 +1,4 @@
-"""Stage two: add noise to latents, name it, descend, and average."""
+"""Stage two: a denoiser of the first stage's latents."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from jaxtyping import Array
 from ldm_jax.concat_conditioning import NoiseAugmentation, prepare_inputs
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
-from ldm_jax.diffusion.loss import DenoisingLoss, sample_times
+from ldm_jax.diffusion.loss import DenoisingLoss, Loss, sample_times
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.latents import (
   LatentChoice,
@@ -34,8 +34,11 @@ Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
 
 class State(flax.struct.PyTreeNode):
-  """What learning changes. `params` and `ema` hold U-Net and conditioners, or a
-  LoRA's factors."""
+  """The training state.
+
+  `params` and `ema` hold the parameters of U-Net and conditioners, or the
+  factors of a LoRA.
+  """
 
   step: Any
   params: Any
@@ -44,9 +47,9 @@ class State(flax.struct.PyTreeNode):
 
 
 class Frozen(flax.struct.PyTreeNode):
-  """What learning leaves alone: the first stage, the scale of its latents, and
-  conditioners that were trained before (by what each reads); under a LoRA
-  `base`, the U-Net and the other conditioners."""
+  """Parameters that are not trained: of the first stage, the factor on its
+  latents, and of frozen conditioners, by `input_key`; with a LoRA `base`, U-Net
+  and the other conditioners."""
 
   first_stage: Any
   latent_scale: Any
@@ -61,9 +64,9 @@ class StepNoise(NamedTuple):
     posterior: standard normal [b h w c], for the first stage's posterior.
     noise: standard normal [b h w c], eps.
     t: times [b].
-    drop: per conditioner, where its null is said instead, bool [b].
-    grain: noise of the small pictures that are given, or None.
+    drop: per conditioner, where it gives its unconditional output, bool [b].
     dropout: a key [b] per example; a slice uses its first.
+    noise_augmentation: of low-resolution inputs, or None.
   """
 
   posterior: Array
@@ -76,31 +79,34 @@ class StepNoise(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserTask:
-  """Learns eps_theta on a frozen first stage's latents.
+  """Trains eps_theta on a frozen first stage's latents.
 
-  Rombach et al. 2022, eq. 2 and 3, with the condition dropped now and then
-  (Ho and Salimans 2022, algorithm 1).
+  Rombach et al. 2022, eq. 2 and 3, with random dropping of conditions (Ho and
+  Salimans 2022, algorithm 1).
 
   Attributes:
-    ema_decay: of the average that is sampled from.
+    model: first stage, U-Net, conditioners and noise schedule.
+    optimizer: of U-Net and conditioners, or of the LoRA.
+    loss: per example; its `prediction` must be the model's.
+    ema_decay: of the exponential moving average that is sampled from.
     accumulate: slices of the batch, one after another, per update.
     latent_scale: latents are multiplied by it, or None to measure
       1 / std on the first batches and store it with the run.
     latents: x0 is a "sample" of the first stage's posterior, as in LDM, or its
-      "mode". Where the bottleneck's price is high, most of a sample is noise
-      that nothing can foretell.
+      "mode". With a large KL weight most of a sample is noise, which cannot be
+      predicted.
     preview_steps: of DDIM, for previews.
-    preview_guidance: scale of guidance in previews.
-    offset_noise: eps has so much of a further normal, one per channel, so that
-      what is learned reaches the mean of an image (Podell et al. 2023, 2.5,
+    preview_guidance: guidance scale in previews.
+    offset_noise: scale of additional noise that is constant over each channel
+      of an image, so that its mean is learned too (Podell et al. 2023, 2.5,
       who use 0.05).
-    lora: train changes of low rank instead of the parameters themselves; the
-      run must begin from a model (`Experiment.start`).
+    lora: train low-rank updates instead of the parameters themselves; the run
+      must begin from a model (`Experiment.start`).
   """
 
   model: LatentDiffusion = LatentDiffusion()
   optimizer: Optimizer = Optimizer()
-  loss: DenoisingLoss = DenoisingLoss()
+  loss: Loss = DenoisingLoss()
   ema_decay: float = 0.9999
   accumulate: int = 1
   latent_scale: float | None = None
@@ -113,9 +119,9 @@ class DenoiserTask:
   def __post_init__(self):
     if self.loss.prediction != self.model.prediction:
       raise ValueError(
-        f"the loss asks for {self.loss.prediction!r} but the model answers "
+        f"the loss is of {self.loss.prediction!r} but the model predicts "
         f"{self.model.prediction!r}; set loss.prediction and "
-        "model.prediction alike"
+        "model.prediction to the same"
       )
 
   @property
@@ -129,7 +135,7 @@ class DenoiserTask:
     return dataclasses.replace(self, model=model)
 
   def frozen_shapes(self, batch: Batch) -> Frozen:
-    """Shapes of what `frozen` must hold for batches like this one."""
+    """Shapes of `frozen` for batches like this one."""
     images = jax.ShapeDtypeStruct(
       image_shape(self.first_stage, batch), jnp.float32
     )
@@ -141,16 +147,16 @@ class DenoiserTask:
     )
     if not self.model.frozen_conditioners and self.lora is None:
       return frozen
-    base = jax.eval_shape(self.fresh, key, batch, frozen)
+    base = jax.eval_shape(self.init_params, key, batch, frozen)
     parts = base["conditioners"]
     held = {name: parts.pop(name) for name in self.model.frozen_conditioners}
     base = None if self.lora is None else base
     return frozen.replace(conditioners=held, base=base)
 
   def init(self, key: Array, batch: Batch, frozen: Frozen) -> State:
-    """A fresh state for batches like this one."""
+    """The initial state for batches like this one."""
     if self.lora is None:
-      params = self.fresh(key, batch, frozen)
+      params = self.init_params(key, batch, frozen)
       for name in self.model.frozen_conditioners:
         del params["conditioners"][name]
     else:
@@ -158,13 +164,13 @@ class DenoiserTask:
     opt = self.optimizer.build().init(params)
     return State(jnp.zeros((), jnp.int32), params, params, opt)
 
-  def fresh(self, key: Array, batch: Batch, frozen: Frozen) -> dict:
-    """Parameters of U-Net and all conditioners, as they are drawn."""
+  def init_params(self, key: Array, batch: Batch, frozen: Frozen) -> dict:
+    """Initial parameters of U-Net and all conditioners."""
     params = Parameters(frozen.first_stage, frozen.latent_scale, None, None)
-    still = jax.tree.map(
+    no_noise = jax.tree.map(
       jnp.zeros_like, self.draw(key, batch).noise_augmentation
     )
-    raw = prepare_inputs(self.model, params, batch, still)
+    raw = prepare_inputs(self.model, params, batch, no_noise)
     return self.model.init(key, raw, self._latent_shape(batch))
 
   def step(
@@ -188,7 +194,7 @@ class DenoiserTask:
   def measure(
     self, state: State, frozen: Frozen, batch: Batch, key: Array
   ) -> dict[str, Array]:
-    """The averaged model's loss on held-out images, nothing dropped."""
+    """The averaged model's loss on held-out images, no condition dropped."""
     draws = self.draw(key, batch)
     kept = jax.tree.map(jnp.zeros_like, draws.drop)
     losses = self._loss(state.ema, frozen, batch, draws._replace(drop=kept))
@@ -197,25 +203,27 @@ class DenoiserTask:
   def preview(
     self, state: State, frozen: Frozen, batch: Batch, key: Array
   ) -> dict[str, Array]:
-    """{"samples"}: images drawn for the batch's conditions."""
+    """{"samples"}: images generated for the batch's conditions."""
     model = self.model
     count, *shape = self._latent_shape(batch)
     params = self.parameters(state.ema, frozen)
     raw = prepare_inputs(
       model, params, batch, self.draw(key, batch).noise_augmentation
     )
-    says = lambda is_null: model.condition(
+    condition = lambda is_dropped: model.condition(
       params,
       raw,
       {
-        part.input_key: jnp.full((count,), is_null and part.has_unconditional)
+        part.input_key: jnp.full(
+          (count,), is_dropped and part.has_unconditional
+        )
         for part in model.conditioners
       },
     )
     denoise = model.guided_denoiser(
       params,
-      says(True),
-      says(False),
+      condition(True),
+      condition(False),
       ClassifierFreeGuidance(self.preview_guidance),
     )
     keys = samplers.image_keys(key, jnp.arange(count))
@@ -226,7 +234,7 @@ class DenoiserTask:
     return {"samples": model.decode(params, x0)}
 
   def parameters(self, trained: Any, frozen: Frozen) -> Parameters:
-    """Trained and frozen parts as the model's parameters."""
+    """The model's parameters, from trained and frozen ones."""
     if self.lora is not None:
       trained = self.lora.merge(frozen.base, trained)
     return Parameters(
@@ -239,14 +247,14 @@ class DenoiserTask:
   def draw(self, key: Array, batch: Batch) -> StepNoise:
     """All random numbers of a step, from one key."""
     shape = self._latent_shape(batch)
-    parts = self.model.conditioners
+    conditioners = self.model.conditioners
     key_post, key_noise, key_t, key_out, *key_drop = jax.random.split(
-      key, 4 + len(parts)
+      key, 4 + len(conditioners)
     )
     noise = jax.random.normal(key_noise, shape)
     if self.offset_noise:
-      apart = jax.random.fold_in(key_noise, 1)
-      means = jax.random.normal(apart, (shape[0], 1, 1, shape[-1]))
+      key_mean = jax.random.fold_in(key_noise, 1)
+      means = jax.random.normal(key_mean, (shape[0], 1, 1, shape[-1]))
       noise += self.offset_noise * means
     return StepNoise(
       posterior=jax.random.normal(key_post, shape),
@@ -254,14 +262,18 @@ class DenoiserTask:
       t=sample_times(key_t, self.model.schedule, shape[0], self.loss.density),
       drop={
         part.input_key: jax.random.bernoulli(k, part.drop_rate, shape[:1])
-        for part, k in zip(parts, key_drop, strict=True)
+        for part, k in zip(conditioners, key_drop, strict=True)
       },
       dropout=jax.random.split(key_out, shape[0]),
-      noise_augmentation=self._grain(jax.random.fold_in(key, 1), batch),
+      noise_augmentation=self._noise_augmentation(
+        jax.random.fold_in(key, 1), batch
+      ),
     )
 
-  def _grain(self, key: Array, batch: Batch) -> NoiseAugmentation | None:
-    """Noise of small pictures, at levels that training draws."""
+  def _noise_augmentation(
+    self, key: Array, batch: Batch
+  ) -> NoiseAugmentation | None:
+    """Noise of low-resolution inputs, at random levels."""
     part = self.model.find_conditioner(LowResolution)
     if part is None or not part.levels:
       return None

@@ -1,4 +1,4 @@
-"""Where training of stage two begins, if not from nothing."""
+"""Initialising stage two from a trained model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,47 +17,46 @@ CONV_IN = ("unet", "params", "conv_in", "kernel")
 
 
 def tokenizer_of(start: LoadedModel) -> Tokenizer | None:
-  """The words it listens to."""
+  """The tokenizer of its (first) text encoder, or None."""
   if isinstance(start.tokenizer, ClipPrompts):
     return start.tokenizer.syntaxes[0].tokenizer
   return start.tokenizer
 
 
-def initial_params(task: DenoiserTask, fresh: Any, start: LoadedModel) -> Any:
-  """U-Net and conditioners of `start`, as `task` would have them.
+def initial_params(task: DenoiserTask, initial: Any, start: LoadedModel) -> Any:
+  """Parameters of `start` in the architecture of `task`.
 
-  An input convolution that reads more channels than it did gets zeros for the
-  new ones, so that the widened network answers as before. Conditioners that
-  the start lacks stay fresh.
+  An input convolution with more input channels than before gets zeros for the
+  new ones, so that the widened network computes the same as before.
+  Conditioners that the start lacks keep their random initialisation.
 
   Args:
-    fresh: U-Net and conditioners as they are drawn.
+    initial: randomly initialised parameters of U-Net and conditioners.
 
   Raises:
     WeightsError: the start is another network than the config's.
   """
   params = start.params
-  known = set(params.conditioners)
-  parts = {
-    name: params.conditioners[name] if name in known else drawn
-    for name, drawn in fresh["conditioners"].items()
+  conditioners = {
+    name: params.conditioners.get(name, random)
+    for name, random in initial["conditioners"].items()
   }
-  found = {"unet": params.unet, "conditioners": parts}
-  coordinates = 4 * task.model.unet.octaves
-  kernel = _at(found, CONV_IN)
-  wide = _at(fresh, CONV_IN).shape[2]
-  found = _with(found, CONV_IN, widened(kernel, wide, coordinates))
-  _check_same(found, fresh)
+  found = {"unet": params.unet, "conditioners": conditioners}
+  coordinates = 4 * getattr(task.model.unet, "octaves", 0)
+  if _has(initial, CONV_IN) and _has(found, CONV_IN):
+    kernel, channels = _at(found, CONV_IN), _at(initial, CONV_IN).shape[2]
+    found = _with(found, CONV_IN, widened(kernel, channels, coordinates))
+  _check_same(found, initial)
   return found
 
 
 def widened(kernel: Any, channels: int, last: int = 0) -> Any:
-  """A kernel [h w in out] that reads `channels`, the new ones times zero.
+  """A kernel [h w in out] widened to `channels` inputs, zeros for the new ones.
 
-  They come behind what was read before, but before the `last` of it.
+  They are inserted before the `last` of the present inputs.
 
   Raises:
-    WeightsError: it reads more already.
+    WeightsError: it has more already.
   """
   new = channels - kernel.shape[2]
   if new < 0:
@@ -71,6 +70,13 @@ def widened(kernel: Any, channels: int, last: int = 0) -> Any:
   return jnp.concatenate([first, zeros, rest], axis=2)
 
 
+def _has(tree: Any, path: tuple[str, ...]) -> bool:
+  try:
+    return _at(tree, path) is not None
+  except (KeyError, TypeError):
+    return False
+
+
 def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
   for name in path:
     tree = tree[name]
@@ -82,7 +88,7 @@ def _with(tree: Mapping[str, Any], path: tuple[str, ...], leaf: Any) -> Any:
   return {**tree, name: _with(tree[name], tuple(rest), leaf) if rest else leaf}
 
 
-def _check_same(found: Any, fresh: Any) -> None:
+def _check_same(found: Any, initial: Any) -> None:
   """Raises WeightsError unless both trees have the same names and shapes."""
 
   def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -90,7 +96,7 @@ def _check_same(found: Any, fresh: Any) -> None:
     name = lambda path: "/".join(entry.key for entry in path)
     return {name(path): np.shape(leaf) for path, leaf in leaves}
 
-  theirs, ours = shapes(found), shapes(fresh)
+  theirs, ours = shapes(found), shapes(initial)
   odd = sorted(
     name
     for name in theirs.keys() | ours.keys()

@@ -206,8 +206,10 @@ def _started(
   """
   task, key = experiment.task, jax.random.key(experiment.seed)
   example = example_of(experiment, tokenizer)
-  fresh = jax.jit(task.fresh)(jax.random.fold_in(key, INIT), example, frozen)
-  params = initialize_from.initial_params(task, fresh, start)
+  initial = jax.jit(task.init_params)(
+    jax.random.fold_in(key, INIT), example, frozen
+  )
+  params = initialize_from.initial_params(task, initial, start)
   for name in task.model.frozen_conditioners:
     del params["conditioners"][name]
   params = jax.device_put(params, sharding.tree_shardings(params))

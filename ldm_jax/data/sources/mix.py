@@ -7,11 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.data.glyphs.source import Glyphs
-from ldm_jax.data.sources.folder import Folder
-from ldm_jax.data.sources.shards import Shards
-from ldm_jax.data.sources.tfds_source import TfdsSource
-
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
@@ -28,7 +23,7 @@ class Mix:
   Raises (at first use): what the sources raise.
   """
 
-  sources: tuple[Glyphs | Folder | TfdsSource | Shards, ...]
+  sources: tuple[Any, ...]
   weights: tuple[float, ...]
 
   def __post_init__(self):

@@ -8,12 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from ldm_jax.data.glyphs.source import Glyphs
-from ldm_jax.data.sources.folder import Folder
-from ldm_jax.data.sources.mix import Mix
-from ldm_jax.data.sources.shards import Shards
-from ldm_jax.data.sources.tfds_source import TfdsSource
-
 ROWS = "database.npy"
 
 
@@ -34,7 +28,7 @@ class Neighbours:
       fewer examples.
   """
 
-  source: Glyphs | Folder | TfdsSource | Shards | Mix
+  source: Any
   folder: str
   part: Literal["train", "validation"] = "train"
   k: int = 4
