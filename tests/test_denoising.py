@@ -97,7 +97,7 @@ def test_a_fresh_network_answers_zero_and_pays_one():
   drop = {"tokens": jnp.zeros(8, bool), "label": jnp.zeros(8, bool)}
   condition = TASK.model.condition(params, batch, drop)
   xt = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
-  network = jax.jit(TASK.model.network)
+  network = jax.jit(TASK.model.predict)
   out = network(params, xt, jnp.arange(8.0), condition)
   assert np.all(out == 0)
   _, metrics = stepping(TASK)(state, frozen, batch, jax.random.key(3))
@@ -268,7 +268,7 @@ def test_bytes_and_floats():
 
 
 def test_contradictions_are_refused():
-  with pytest.raises(ValueError, match="asks for 'v'"):
+  with pytest.raises(ValueError, match="the loss is of 'v'"):
     DenoiserTask(loss=DenoisingLoss("v"))
   with pytest.raises(ValueError, match="zero_terminal_snr"):
     LatentDiffusion(schedule=Schedule(zero_terminal_snr=True))

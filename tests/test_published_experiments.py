@@ -175,7 +175,7 @@ def test_second_stages_have_their_size(name):
     ),
     jnp.float32(1.0),
   )
-  shapes = jax.eval_shape(task.fresh, jax.random.key(0), given, frozen)
+  shapes = jax.eval_shape(task.init_params, jax.random.key(0), given, frozen)
   found = count(shapes["unet"]), count(shapes["conditioners"])
   assert found == DIFFUSIONS[name]
   tensors = len(jax.tree.leaves(shapes["unet"]))

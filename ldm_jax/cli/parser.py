@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ldm_jax.cli import logging_setup
 from ldm_jax.cli.exit_codes import USAGE, CommandError
@@ -33,9 +33,17 @@ class Parser(argparse.ArgumentParser):
     raise CommandError(f"{self.prog}: {message} (see --help)", USAGE)
 
   def read(
-    self, arguments: Sequence[str], prefix: str | None = None
+    self,
+    arguments: Sequence[str],
+    prefix: str | None = None,
+    hint: Callable[[argparse.Namespace, str], str] = lambda known, name: "",
   ) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Parses; flags that begin with --`prefix`. come back by their path."""
+    """Parses; flags that begin with --`prefix`. come back by their path.
+
+    Args:
+      hint: from the known flags and the name of an unknown one to what may have
+        been meant, or "".
+    """
     ours, paths = [], {}
     for argument in arguments:
       name, equals, value = argument.partition("=")
@@ -49,11 +57,14 @@ class Parser(argparse.ArgumentParser):
         ours.append(argument)
     known, unknown = self.parse_known_args(ours)
     if unknown:
-      self.error(self._unknown(unknown[0].partition("=")[0]))
+      name = unknown[0].partition("=")[0]
+      meant = hint(known, name.removeprefix("--")) if prefix else ""
+      self.error(self._unknown(name, meant))
     logging_setup.configure(known.verbose - known.quiet)
     return known, paths
 
-  def _unknown(self, name: str) -> str:
+  def _unknown(self, name: str, meant: str) -> str:
     close = difflib.get_close_matches(name, self._option_string_actions, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    meant = meant or (close[0] if close else "")
+    hint = f"; did you mean {meant}?" if meant else ""
     return f"unknown argument {name}{hint}"

@@ -12,6 +12,7 @@ import json
 import logging
 import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import USAGE, CommandError, command, run_command
@@ -57,7 +58,7 @@ def parser() -> Parser:
 @command
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags and trains; returns the exit code."""
-  flags, overrides = parser().read(arguments, "config")
+  flags, overrides = parser().read(arguments, "config", _config_field)
   if flags.help_config:
     return _print_fields(flags.config, overrides)
   if flags.workdir is None:
@@ -74,13 +75,21 @@ def main(arguments: Sequence[str]) -> int:
     trust=flags.trust,
   )
   if result.interrupted:
-    logger.info(f"resume with: python {shlex.join(sys.argv)}")
+    logger.info(f"resume with: {_command_line()}")
   if processes.is_first():
     line = {"workdir": result.workdir} | dict(result.metrics)
     if result.bad_samples:
       line["bad_samples"] = result.bad_samples
     print(json.dumps(line))
   return exit_code(result.interrupted)
+
+
+def _command_line() -> str:
+  """This process's command, to run again."""
+  script, *rest = sys.argv
+  if script.endswith("__main__.py"):
+    return f"python -m ldm_jax {shlex.join(rest)}"
+  return f"python {shlex.join(sys.argv)}"
 
 
 def _print_fields(path: str, overrides: dict[str, str]) -> int:
@@ -93,6 +102,19 @@ def _print_fields(path: str, overrides: dict[str, str]) -> int:
     if row.doc:
       print(f"    {row.doc}")
   return 0
+
+
+def _config_field(flags: Namespace, name: str) -> str:
+  """The --config. flag whose last name is `name`, or ""."""
+  from ldm_jax import config
+  from ldm_jax.config_help import paths_named
+  from ldm_jax.errors import ConfigError
+
+  try:
+    paths = paths_named(config.load(flags.config), name)
+  except ConfigError:
+    return ""
+  return f"--config.{paths[0]}" if paths else ""
 
 
 def _steps(text: str) -> tuple[int, int]:

@@ -27,11 +27,8 @@ CRITIC_LOSSES = {"hinge": hinge_loss, "vanilla": vanilla_loss}
 
 
 class State(flax.struct.PyTreeNode):
-  """The training state.
-
-  `params` holds "autoencoder" and the scalar "logvar"; `ema` is the
-  autoencoder's moving average or None; `critic` the discriminator's parameters.
-  """
+  """The training state; `params` holds "autoencoder" and "logvar", `ema` the
+  autoencoder's moving average or None, `critic` the discriminator."""
 
   step: Any
   params: Any

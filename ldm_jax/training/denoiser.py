@@ -34,11 +34,8 @@ Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
 
 class State(flax.struct.PyTreeNode):
-  """The training state.
-
-  `params` and `ema` hold the parameters of U-Net and conditioners, or the
-  factors of a LoRA.
-  """
+  """The training state; `params` and `ema` are of U-Net and conditioners, or the
+  factors of a LoRA."""
 
   step: Any
   params: Any
@@ -87,7 +84,6 @@ class DenoiserTask:
   Attributes:
     model: first stage, U-Net, conditioners and noise schedule.
     optimizer: of U-Net and conditioners, or of the LoRA.
-    loss: per example; its `prediction` must be the model's.
     ema_decay: of the exponential moving average that is sampled from.
     accumulate: slices of the batch, one after another, per update.
     latent_scale: latents are multiplied by it, or None to measure
@@ -95,8 +91,7 @@ class DenoiserTask:
     latents: x0 is a "sample" of the first stage's posterior, as in LDM, or its
       "mode". With a large KL weight most of a sample is noise, which cannot be
       predicted.
-    preview_steps: of DDIM, for previews.
-    preview_guidance: guidance scale in previews.
+    preview_steps, preview_guidance: DDIM steps and guidance in previews.
     offset_noise: scale of additional noise that is constant over each channel
       of an image, so that its mean is learned too (Podell et al. 2023, 2.5,
       who use 0.05).
