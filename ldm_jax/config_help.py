@@ -29,6 +29,10 @@ class FieldRow:
   doc: str
   file: str
 
+  def __str__(self) -> str:
+    line = f"--config.{self.path}={self.value}  ({self.type})  [{self.file}]"
+    return f"{line}\n    {self.doc}" if self.doc else line
+
 
 def field_rows(node: Any, prefix: str = "") -> list[FieldRow]:
   """The fields of a config node and of all nodes in it, parents first."""

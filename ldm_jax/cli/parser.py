@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ldm_jax.cli import logging_setup
 from ldm_jax.cli.exit_codes import USAGE, CommandError
@@ -33,17 +33,9 @@ class Parser(argparse.ArgumentParser):
     raise CommandError(f"{self.prog}: {message} (see --help)", USAGE)
 
   def read(
-    self,
-    arguments: Sequence[str],
-    prefix: str | None = None,
-    hint: Callable[[argparse.Namespace, str], str] = lambda known, name: "",
+    self, arguments: Sequence[str], prefix: str | None = None
   ) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Parses; flags that begin with --`prefix`. come back by their path.
-
-    Args:
-      hint: from the known flags and the name of an unknown one to what may have
-        been meant, or "".
-    """
+    """Parses; flags that begin with --`prefix`. come back by their path."""
     ours, paths = [], {}
     for argument in arguments:
       name, equals, value = argument.partition("=")
@@ -58,13 +50,26 @@ class Parser(argparse.ArgumentParser):
     known, unknown = self.parse_known_args(ours)
     if unknown:
       name = unknown[0].partition("=")[0]
-      meant = hint(known, name.removeprefix("--")) if prefix else ""
-      self.error(self._unknown(name, meant))
+      field = _config_flag(known.config, name[2:]) if prefix else None
+      self.error(self._unknown(name, field))
     logging_setup.configure(known.verbose - known.quiet)
     return known, paths
 
-  def _unknown(self, name: str, meant: str) -> str:
+  def _unknown(self, name: str, field: str | None) -> str:
     close = difflib.get_close_matches(name, self._option_string_actions, 1)
-    meant = meant or (close[0] if close else "")
+    meant = field or (close[0] if close else None)
     hint = f"; did you mean {meant}?" if meant else ""
     return f"unknown argument {name}{hint}"
+
+
+def _config_flag(config: str, name: str) -> str | None:
+  """The --config. flag of the config's field whose last name is `name`."""
+  from ldm_jax import config as configs
+  from ldm_jax.config_help import paths_named
+  from ldm_jax.errors import ConfigError
+
+  try:
+    paths = paths_named(configs.load(config), name)
+  except ConfigError:
+    return None
+  return f"--config.{paths[0]}" if paths else None

@@ -12,7 +12,6 @@ import json
 import logging
 import shlex
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import USAGE, CommandError, command, run_command
@@ -58,7 +57,7 @@ def parser() -> Parser:
 @command
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags and trains; returns the exit code."""
-  flags, overrides = parser().read(arguments, "config", _config_field)
+  flags, overrides = parser().read(arguments, "config")
   if flags.help_config:
     return _print_fields(flags.config, overrides)
   if flags.workdir is None:
@@ -93,28 +92,12 @@ def _command_line() -> str:
 
 
 def _print_fields(path: str, overrides: dict[str, str]) -> int:
-  """One line per field: path, type, value, meaning, source file."""
   from ldm_jax import config
   from ldm_jax.config_help import field_rows
 
   for row in field_rows(config.resolve(path, overrides)):
-    print(f"--config.{row.path}={row.value}  ({row.type})  [{row.file}]")
-    if row.doc:
-      print(f"    {row.doc}")
+    print(row)
   return 0
-
-
-def _config_field(flags: Namespace, name: str) -> str:
-  """The --config. flag whose last name is `name`, or ""."""
-  from ldm_jax import config
-  from ldm_jax.config_help import paths_named
-  from ldm_jax.errors import ConfigError
-
-  try:
-    paths = paths_named(config.load(flags.config), name)
-  except ConfigError:
-    return ""
-  return f"--config.{paths[0]}" if paths else ""
 
 
 def _steps(text: str) -> tuple[int, int]:

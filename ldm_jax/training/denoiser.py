@@ -34,8 +34,8 @@ Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
 
 class State(flax.struct.PyTreeNode):
-  """The training state; `params` and `ema` are of U-Net and conditioners, or the
-  factors of a LoRA."""
+  """The training state; `params` and `ema` are of U-Net and conditioners, or of
+  a LoRA."""
 
   step: Any
   params: Any
