@@ -7,13 +7,15 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ldm_jax import config_files, config_json, config_tree
+from ldm_jax.data.batching import Source
+from ldm_jax.data.collate import Transform
 from ldm_jax.data.sources.cached_latents import CachedLatents
 from ldm_jax.data.text.tokenizers import TokenizerConfig
 from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.errors import ConfigError
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices.sharding import MeshShape
-from ldm_jax.runtime.monitoring.trackers import TensorBoard
+from ldm_jax.runtime.monitoring.trackers import TensorBoard, Tracker
 
 __all__ = [
   "Data",
@@ -56,12 +58,12 @@ class Data:
       them.
   """
 
-  source: Any
-  validation: Any
+  source: Source
+  validation: Source
   augment: Augment | None = None
   validation_augment: Augment | None = None
   tokenizer: TokenizerConfig | None = None
-  transforms: tuple[Any, ...] = ()
+  transforms: tuple[Transform, ...] = ()
   latents: str = ""
   buckets: tuple[tuple[int, int], ...] = ()
   batch: int = 64
@@ -81,7 +83,7 @@ class Data:
       )
 
   @property
-  def training(self) -> tuple[Any, Augment | None]:
+  def training(self) -> tuple[Source, Augment | None]:
     """The source that is trained on, and its crop."""
     if self.latents:
       return CachedLatents(self.latents), None
@@ -147,8 +149,8 @@ class Experiment:
       unless `first_stage` names another.
     text_encoders: folders of the text encoders of a frozen ClipEmbedder, in
       their order, such as model/text_encoder; read once, when the run starts.
-    trackers: each a runtime.monitoring.trackers.Tracker, which receives metrics
-      and previews in addition to metrics.jsonl.
+    trackers: of runtime.monitoring.trackers or of the user's own; metrics and
+      previews go there in addition to metrics.jsonl and previews/.
   """
 
   task: Any
@@ -163,7 +165,7 @@ class Experiment:
   first_stage_digest: str = ""
   start: str = ""
   text_encoders: tuple[str, ...] = ()
-  trackers: tuple[Any, ...] = (TensorBoard(),)
+  trackers: tuple[Tracker, ...] = (TensorBoard(),)
 
 
 def load(name: str) -> Experiment:

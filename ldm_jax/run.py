@@ -165,7 +165,8 @@ class Run:
 
     Replaces what a start that was killed before `write` has left.
     """
-    tree_io.save_tree(self._path("frozen"), frozen)
+    # Orbax refuses trees without nodes, which a task may have.
+    tree_io.save_tree(self._path("frozen"), frozen or {"frozen": None})
 
   def frozen(self, sharding: Sharding) -> Any:
     """The parameters that are not trained, on the devices.
@@ -174,6 +175,8 @@ class Run:
       DamagedFile: they are not what was written.
     """
     shapes = self.experiment.task.frozen_shapes(self.batch)
+    if not shapes:
+      return shapes
     return tree_io.load_tree(self._path("frozen"), _placed(shapes, sharding))
 
   def trained(self, sharding: Sharding) -> Any:

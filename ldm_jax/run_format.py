@@ -30,10 +30,10 @@ FIELDS = {
   "*": {
     "road": "attention_backend",
     "reads": "input_key",
-    "adds": "output_key",
   },
   "LowResolution": {"most": "max_train_level"},
   "LatentDiffusion": {"low_noise": "noise_augmentation_schedule"},
+  "Augment": {"tells": "size_conditioning"},
   "Data": {"views": "transforms"},
 }
 # By new field, of any class: {old value: new value}.
