@@ -167,5 +167,5 @@ def _told(
     "guidance": settings.guidance.scale,
     "eta": settings.sampler_config.eta,
     "seed": settings.seed,
-    "dtype": str(task.model.unet.dtype),
+    "dtype": str(getattr(task.model.unet, "dtype", "float32")),
   }

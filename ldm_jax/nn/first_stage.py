@@ -60,6 +60,19 @@ class FirstStage(Protocol):
     """Images of latents, about [-1, 1]; called through `apply`."""
     ...
 
+  def __call__(
+    self, images: Float[Array, "b H W 3"], noise: Float[Array, "b h w c"]
+  ) -> tuple[Float[Array, "b H W 3"], Float[Array, ""]]:
+    """Reconstructions from sampled latents, and the bottleneck's loss.
+
+    Its `init` gives the parameters of `encode` and `decode`.
+    """
+    ...
+
+  def init(self, key: Array, *args: Any, **options: Any) -> Any:
+    """As of every Linen module."""
+    ...
+
   def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
     """As of every Linen module."""
     ...

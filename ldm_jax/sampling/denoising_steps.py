@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import (
-  ClassifierFreeGuidance,
+  Guidance,
   with_classifier_guidance,
 )
 from ldm_jax.diffusion.prediction import Denoiser, with_thresholding
@@ -38,7 +38,7 @@ class StepInputs(NamedTuple):
 
   positive: Condition
   negative: Condition | None
-  guidance: ClassifierFreeGuidance
+  guidance: Guidance
   threshold: tuple[float, float] | None
   known: KnownRegion | None
   classifier: tuple[Any, Array, float] | None = None

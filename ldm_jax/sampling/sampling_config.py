@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
 
-from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance, Guidance
 from ldm_jax.diffusion.samplers import SamplerConfig
 
 
@@ -85,7 +85,7 @@ class SamplingConfig:
   height: int
   width: int
   sampler_config: SamplerConfig = SamplerConfig()
-  guidance: ClassifierFreeGuidance = ClassifierFreeGuidance(3.0)
+  guidance: Guidance = ClassifierFreeGuidance(3.0)
   seed: int = 0
   strength: float = 1.0
   threshold: tuple[float, float] | None = None
