@@ -25,6 +25,7 @@ from ldm_jax.pretrained.configs.scheduler_config import (
   sampler_config,
   unsupported_options,
 )
+from ldm_jax.sampling.inputs.resolve_request import resolve_sampler
 
 SCHEDULE = Schedule()
 NO_PARAMS = Parameters(None, None, None, None)

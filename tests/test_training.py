@@ -248,7 +248,7 @@ def test_what_the_model_does_not_know_is_said(runs, tmp_path, capsys):
   long = "a small red zebra " + "circle " * 40
   assert draw(runs / "two", tmp_path, "--prompt", long) == 0
   said = capsys.readouterr().err
-  assert "does not know zebra" in said and "beyond its length" in said
+  assert "does not know zebra" in said and "beyond the length" in said
 
 
 def test_pictures_are_filled_in_and_extended(runs, tmp_path, capsys):

@@ -7,19 +7,16 @@ makes the value optional, V without one.
 """
 
 import argparse
-import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 
-def numbers(
-  text: str, kind: Callable[[str], float] = float
-) -> tuple[float, ...]:
+def numbers(text: str) -> tuple[float, ...]:
   """Numbers between commas."""
   try:
-    found = tuple(kind(word) for word in text.split(",") if word.strip())
+    found = tuple(float(word) for word in text.split(",") if word.strip())
   except ValueError:
     found = ()
   if not found or not all(map(math.isfinite, found)):
@@ -29,13 +26,18 @@ def numbers(
   return found
 
 
-TYPES = {
-  "int": int,
-  "float": float,
-  "text": str,
-  "numbers": numbers,
-  "integers": functools.partial(numbers, kind=int),
-}
+def integers(text: str) -> tuple[int, ...]:
+  """Whole numbers between commas."""
+  try:
+    return tuple(int(word) for word in text.split(","))
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f"takes whole numbers between commas, such as 0,0,64,0, got {text!r}"
+    ) from None
+
+
+TYPES = {"int": int, "float": float, "text": str}
+TYPES |= {"numbers": numbers, "integers": integers}
 
 
 def add_flags(parser: argparse.ArgumentParser, title: str, table: str) -> None:

@@ -54,9 +54,12 @@ class AdaptedModel:
     self, file: str | os.PathLike, scale: float, name: str | None
   ) -> str:
     """Merges a LoRA; returns its name. See `Pipeline.load_lora`."""
-    name = pathlib.Path(file).stem if name is None else name
+    stem = pathlib.Path(file).stem
+    free = (stem, *(f"{stem}_{i}" for i in range(1, len(self.loras) + 1)))
+    if name is None:
+      name = next(each for each in free if each not in self.loras)
     if name in self.loras:
-      raise ConfigError(f"a LoRA {name!r} is loaded already; give another name")
+      raise ConfigError(f"a LoRA {name!r} is loaded; give another name")
     self._merge(self.loras | {name: Lora(os.fspath(file), scale)})
     return name
 
