@@ -1,13 +1,13 @@
-"""Three claims about latent diffusion, weighed on the built-in glyphs.
+"""Three claims about latent diffusion, measured on the built-in glyphs.
 
   python benchmarks/claims.py one     compress before you denoise
   python benchmarks/claims.py two     what a bottleneck loses for good
   python benchmarks/claims.py three   the price of the bottleneck, the scale
 
-Each takes less than half an hour on two CPU cores, goes on where it stopped,
-prints one line of JSON for each thing weighed, and writes a picture into
-benchmarks/claims/. What was found is in benchmarks/claims.md. `make claim-one`
-sets up what it needs.
+Each takes less than half an hour on two CPU cores, resumes after a stop,
+prints one line of JSON for each measurement, and writes a figure into
+benchmarks/claims/. Results are in benchmarks/claims.md. `make claim-one`
+installs what it needs.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import sys
 
 RUNS = os.path.join("runs", "claims")
 CACHE = os.path.join(RUNS, "compiled")
-PICTURES = os.path.join("benchmarks", "claims")
+FIGURES = os.path.join("benchmarks", "claims")
 FACTORS = {1: "(1,)", 2: "(1, 2)", 4: "(1, 2, 2)", 8: "(1, 2, 2, 2)"}
-# Levels of the U-Net, and transformers in each: at 8 x 8 places and below.
+# Levels of the U-Net, and transformers in each: at 8 x 8 positions and below.
 LEVELS = {
   1: ("(1, 1, 1, 2)", "(0, 0, 0, 1)"),
   2: ("(1, 1, 2)", "(0, 0, 1)"),
@@ -30,9 +30,9 @@ LEVELS = {
   8: ("(1, 2)", "(1, 1)"),
 }
 
-# How samples are drawn that are judged, and how many, of pixels and of latents.
+# Sampling of the evaluated images, and their number in pixels and in latents.
 STEPS, GUIDANCE, FEW, MANY = 15, 4.0, 64, 128
-# Claim one: seconds of training that are judged after.
+# Claim one: seconds of training before each evaluation.
 TIMES = (90, 180)
 # What is learned first, and its chance: in so little time pixels learn no more.
 FIRST, CHANCE = "colour_accuracy", 1 / 8
@@ -52,17 +52,17 @@ LEARNED = {
 # Claim three: the price of a nat, and the scale, None for 1 / std.
 PRICES = [(0.0, None), (1e-6, None), (1e-3, None), (1.0, None), (1e-6, 1.0)]
 ONE, TWO = 600, 350  # steps of its stages
-JUDGED = ("legal", "class_accuracy")
+QUALITY = ("valid_fraction", "class_accuracy")
 SHOWN = (
   ("psnr",),
   ("nats",),
   ("std_least", "std_most", "posterior_std"),
-  JUDGED,
+  QUALITY,
 )
 
 
 def call(*flags):
-  """The last line of a command of ours, as JSON."""
+  """The last line of a command, as JSON."""
   print("$", *flags, file=sys.stderr)
   command = [sys.executable, *flags]
   cache = {"JAX_COMPILATION_CACHE_DIR": os.path.abspath(CACHE)}
@@ -92,25 +92,25 @@ def median(log):
   return found[-1]
 
 
-def judged(name, count):
-  """What the judge says of samples."""
+def evaluated(name, count):
+  """The report on samples of a run."""
   folder = os.path.join(RUNS, name)
   return call(
-    *("-m", "ldm_jax.cli.report", f"--model={folder}"),
+    *("-m", "ldm_jax", "report", f"--model={folder}"),
     *(f"--out={folder}/report", f"--num={count}", f"--steps={STEPS}"),
     f"--guidance={GUIDANCE}",
   )
 
 
-def kept(claim, name, weigh):
-  """What was found of one thing; it is weighed once."""
+def cached(claim, name, measure):
+  """A measurement by name; it is made once and kept in runs/claims."""
   path = os.path.join(RUNS, f"{claim}.json")
   found = {}
   if os.path.exists(path):
     with open(path) as file:
       found = json.load(file)
   if name not in found:
-    found[name] = weigh()
+    found[name] = measure()
     os.makedirs(RUNS, exist_ok=True)
     with open(path + ".part", "w") as file:
       json.dump(found, file, indent=1)
@@ -136,7 +136,10 @@ def price(factor):
   """Claim one: what a step and a sample of one f cost."""
   config, name, fields = second_stage(factor)
   step = median(train(config, name, steps=20, **fields))
-  return {"step_seconds": round(step, 4), "samples_per_second": drawing(name)}
+  return {
+    "step_seconds": round(step, 4),
+    "samples_per_second": sampling_speed(name),
+  }
 
 
 def second_stage(factor):
@@ -151,37 +154,37 @@ def second_stage(factor):
 
 
 def quality(factor, step, seconds):
-  """Claim one: what the judge says after so many seconds of training."""
+  """Claim one: the report after a number of seconds of training."""
   config, name, fields = second_stage(factor)
   steps = max(20, round(seconds / step))
   log = train(config, name, steps=steps, **fields)
-  # Of pixels few are drawn: their samples cost as much as they do.
-  found = judged(name, FEW if factor == 1 else MANY)
-  told = {"steps": steps, "seconds": round(steps * median(log))}
-  told |= {"first_stage_seconds": round(found.get("seconds_stage_one", 0))}
-  return told | {n: v for n, v in found.items() if "seconds" not in n}
+  # Fewer in pixel space, where samples are expensive.
+  found = evaluated(name, FEW if factor == 1 else MANY)
+  result = {"steps": steps, "seconds": round(steps * median(log))}
+  result |= {"first_stage_seconds": round(found.get("seconds_stage_one", 0))}
+  return result | {n: v for n, v in found.items() if "seconds" not in n}
 
 
-def reached(curve, level):
-  """Seconds until it is right so often, or None; straight lines between."""
+def time_to_reach(curve, level):
+  """Seconds until an accuracy, interpolated linearly; None if never."""
   before = (0.0, CHANCE)
   for point in curve:
     here = (point["seconds"], point[FIRST])
     if here[1] >= level:
-      share = (level - before[1]) / max(1e-9, here[1] - before[1])
-      return before[0] + share * (here[0] - before[0])
+      fraction = (level - before[1]) / max(1e-9, here[1] - before[1])
+      return before[0] + fraction * (here[0] - before[0])
     before = here
   return None
 
 
-def drawing(name):
-  """Samples a second, of 15 guided steps, compilation left out."""
+def sampling_speed(name):
+  """Samples a second, of 15 guided steps, without compilation."""
   import time
 
   from ldm_jax.data import batching
   from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
   from ldm_jax.diffusion.samplers import SamplerConfig
-  from ldm_jax.evaluation.reconstruct import Reconstructor
+  from ldm_jax.evaluation.condition_sampler import ConditionSampler
   from ldm_jax.pretrained.open_model import open_denoiser_run
   from ldm_jax.runtime.devices.sharding import MeshShape
   from ldm_jax.sampling import SamplingConfig
@@ -190,37 +193,41 @@ def drawing(name):
   settings = SamplingConfig(
     64, 64, SamplerConfig(STEPS), ClassifierFreeGuidance(GUIDANCE)
   )
-  artist = Reconstructor(run, settings, MeshShape().build())
+  sampler = ConditionSampler(run, settings, MeshShape().build())
   examples = batching.first(run.experiment.data.validation, 16)
-  artist.draw(examples)
+  sampler.generate(examples)
   begun = time.monotonic()
-  artist.draw(examples)
+  sampler.generate(examples)
   return round(16 / (time.monotonic() - begun), 3)
 
 
 def one():
-  """Quality of the same U-Net, in equal time, by f."""
+  """Quality of the same U-Net after equal training time, by f."""
   prices, curves = {}, {}
   for f in FACTORS:
-    told = kept("one", f"f{f}", functools.partial(price, f))
-    prices[f], step = told, told["step_seconds"]
+    result = cached("one", f"f{f}", functools.partial(price, f))
+    prices[f], step = result, result["step_seconds"]
     curves[f] = [
-      kept("one", f"f{f} {t} s", functools.partial(quality, f, step, t))
+      cached("one", f"f{f} {t} s", functools.partial(quality, f, step, t))
       for t in TIMES
     ]
   for slow, fast in itertools.combinations(FACTORS, 2):
     last = curves[slow][-1]
     level = last[FIRST]
-    told = {"claim": "one", "what": f"f{fast} against f{slow}", "level": level}
+    result = {
+      "claim": "one",
+      "what": f"f{fast} against f{slow}",
+      "level": level,
+    }
     if level > 2 * CHANCE:
-      found = reached(curves[fast], level)
-      told["times"] = found and round(last["seconds"] / found, 1)
+      found = time_to_reach(curves[fast], level)
+      result["times"] = found and round(last["seconds"] / found, 1)
       spent = curves[fast][-1]["first_stage_seconds"]
       spent -= last["first_stage_seconds"]
-      told["times_with_first_stage"] = found and round(
+      result["times_with_first_stage"] = found and round(
         last["seconds"] / max(1, found + spent), 1
       )
-    print(json.dumps(told))
+    print(json.dumps(result))
   plot = canvas(3, "seconds of training the second stage")
   plot[2].set_xlabel("f")
   for f, curve in curves.items():
@@ -237,7 +244,7 @@ def one():
     ("step_seconds", "seconds of a step"),
     ("samples_per_second", "samples a second"),
   ):
-    values = [told[name] for told in prices.values()]
+    values = [result[name] for result in prices.values()]
     plot[2].semilogy(names, values, "s--", label=label)
   for axes in plot[:2]:
     axes.set_ylabel(FIRST.replace("_", " "))
@@ -246,7 +253,7 @@ def one():
 
 
 def bottleneck(factor, channels, config):
-  """Claim two: what comes back through one bottleneck."""
+  """Claim two: what one bottleneck preserves."""
   name = f"{config}_f{factor}_c{channels}"
   fields = dict(LEARNED)
   if config == "vq":
@@ -264,20 +271,20 @@ def bottleneck(factor, channels, config):
   )
   folder = os.path.join(RUNS, name)
   found = call(
-    *("-m", "ldm_jax.cli.evaluate", folder, "--num=256"),
+    *("-m", "ldm_jax", "evaluate", folder, "--num=256"),
     *(f"--out={folder}/evaluation", *lpips()),
   )
-  told = {n: found[n] for n in ("psnr", "ssim", "lpips")}
-  places = (64 // factor) ** 2
+  result = {n: found[n] for n in ("psnr", "ssim", "lpips")}
+  positions = (64 // factor) ** 2
   if config == "vq":
-    told |= {"bits": 9 * places, "codes_used": codes_used(folder)}
+    result |= {"bits": 9 * positions, "codes_used": codes_used(folder)}
   else:
-    told |= {"numbers": places * channels}
-  return told | finest(folder) | {"step_seconds": median(log)}
+    result |= {"numbers": positions * channels}
+  return result | finest(folder) | {"step_seconds": median(log)}
 
 
 def codes_used(folder):
-  """How many of the 512 codes 256 held-out pictures need."""
+  """How many of the 512 codes 256 held-out images use."""
   import jax
   import numpy as np
 
@@ -306,59 +313,59 @@ def opened(folder):
 
 
 def lpips():
-  """Its files, where the surroundings name them."""
-  told = {n: os.environ.get(f"LPIPS_{n.upper()}") for n in ("trunk", "heads")}
-  return [f"--lpips_{name}={path}" for name, path in told.items() if path]
+  """LPIPS's files, where environment variables name them."""
+  files = {n: os.environ.get(f"LPIPS_{n.upper()}") for n in ("trunk", "heads")}
+  return [f"--lpips_{name}={path}" for name, path in files.items() if path]
 
 
-def restored(folder, count):
-  """Level 1's first held-out examples, their scenes, and what comes back."""
+def reconstructed(folder, count):
+  """Level 1's first held-out examples, their scenes and reconstructions."""
   import numpy as np
 
   from ldm_jax.data.glyphs.source import Glyphs
-  from ldm_jax.evaluation.reconstruct import restorer
+  from ldm_jax.evaluation.reconstruct import reconstruction_function
   from ldm_jax.run import Run
   from ldm_jax.runtime.devices.sharding import MeshShape
 
   source = Glyphs(1, "validation", count)
   images = np.stack([each["image"] for each in source])
   scenes = [source.scene(i) for i in range(count)]
-  back = restorer(Run.open(folder), MeshShape().build())(images)
-  return images, scenes, back
+  reconstruct = reconstruction_function(Run.open(folder), MeshShape().build())
+  return images, scenes, reconstruct(images)
 
 
 def finest(folder):
   """Numbers read, gratings' contrast, textures kept, of 256 images."""
   from ldm_jax.evaluation.glyphs import fine_detail
 
-  _, scenes, back = restored(folder, 256)
+  _, scenes, decoded = reconstructed(folder, 256)
   measures = (
     fine_detail.numbers_read,
     fine_detail.grating_contrast,
     fine_detail.texture_kept,
   )
-  return {m.__name__: round(m(back, scenes), 4) for m in measures}
+  return {m.__name__: round(m(decoded, scenes), 4) for m in measures}
 
 
 def two():
-  """What each bottleneck loses, and a sheet of it."""
+  """What each bottleneck loses, and a sheet of reconstructions."""
   import numpy as np
 
   from ldm_jax.runtime import image_files
 
-  found, shown, words = {}, [], []
+  found, shown, labels = {}, [], []
   for factor, channels, config in BOTTLENECKS:
     name = f"{config}_f{factor}_c{channels}"
-    weigh = functools.partial(bottleneck, factor, channels, config)
-    found[name] = kept("two", name, weigh)
-    images, _, back = restored(os.path.join(RUNS, name), 4)
+    measure = functools.partial(bottleneck, factor, channels, config)
+    found[name] = cached("two", name, measure)
+    images, _, decoded = reconstructed(os.path.join(RUNS, name), 4)
     kind = "KL" if config == "autoencoder" else "VQ"
-    shown.append(np.concatenate(list(back), axis=1))
-    words.append(f"{kind}, f = {factor}, {channels} channels")
+    shown.append(np.concatenate(list(decoded), axis=1))
+    labels.append(f"{kind}, f = {factor}, {channels} channels")
   shown.insert(0, np.concatenate(list(images), axis=1))
   large = np.stack(shown).repeat(2, 1).repeat(2, 2)
-  sheet = image_files.image_grid(large, ["as it was", *words], columns=2)
-  image_files.write_png(os.path.join(PICTURES, "two_images.png"), sheet)
+  sheet = image_files.image_grid(large, ["original", *labels], columns=2)
+  image_files.write_png(os.path.join(FIGURES, "two_images.png"), sheet)
   names = ("psnr", "numbers_read", "grating_contrast", "texture_kept")
   plot = canvas(4, "f")
   for kind in ("autoencoder_f{}_c4", "autoencoder_f{}_c16", "vq_f{}_c4"):
@@ -374,7 +381,7 @@ def two():
 def priced(price, scale):
   """Claim three at one price: both stages."""
   name = f"price_{price:g}"
-  told = {}
+  result = {}
   train(
     "glyphs_autoencoder",
     name,
@@ -384,7 +391,7 @@ def priced(price, scale):
     task__bottleneck_weight=price,
     checkpoints__every=ONE,
   )
-  told |= statistics(os.path.join(RUNS, name))
+  result |= statistics(os.path.join(RUNS, name))
   second = name + ("" if scale is None else f"_scale_{scale:g}")
   train(
     "glyphs_class",
@@ -395,13 +402,13 @@ def priced(price, scale):
     checkpoints__every=TWO,
     task__latent_scale="none" if scale is None else scale,
   )
-  found = judged(f"{second}_two", MANY)
-  names = ("psnr", "legal", "class_accuracy", "diversity")
-  return told | {n: found[n] for n in names}
+  found = evaluated(f"{second}_two", MANY)
+  names = ("psnr", "valid_fraction", "class_accuracy", "diversity")
+  return result | {n: found[n] for n in names}
 
 
 def statistics(folder):
-  """Of the posterior of 256 held-out examples."""
+  """Statistics of the posterior of 256 held-out examples."""
   import jax
   import numpy as np
 
@@ -409,12 +416,15 @@ def statistics(folder):
 
   model, params, images = opened(folder)
   encode = jax.jit(lambda p, x: model.apply(p, to_float(x), method="encode"))
-  seen = encode(params, images)
-  mean, width = np.asarray(seen.mean), np.exp(np.asarray(seen.logvar) / 2)
+  posterior = encode(params, images)
+  mean, width = (
+    np.asarray(posterior.mean),
+    np.exp(np.asarray(posterior.logvar) / 2),
+  )
   each = mean.reshape(-1, mean.shape[-1])
   centred = (each - each.mean(0)) / each.std(0)
   return {
-    "nats": float(seen.kl().mean()),
+    "nats": float(posterior.kl().mean()),
     "std": float(mean.std()),
     "std_least": float(each.std(0).min()),
     "std_most": float(each.std(0).max()),
@@ -428,18 +438,18 @@ def three():
   found = {}
   for price, scale in PRICES:
     name = f"{price:g}" + ("" if scale is None else f", scale {scale:g}")
-    weigh = functools.partial(priced, price, scale)
-    found[name] = kept("three", name, weigh)
+    measure = functools.partial(priced, price, scale)
+    found[name] = cached("three", name, measure)
   names = [n for n in found if "scale" not in n]
-  bare = next(n for n in found if "scale" in n)
+  unscaled = next(n for n in found if "scale" in n)
   plot = canvas(4, "price of a nat")
   for axes, shown in zip(plot, SHOWN, strict=True):
     for what in shown:
       values = [found[n][what] for n in names]
       line = axes.plot(names, values, "o-", label=what.replace("_", " "))[0]
-      if what in JUDGED:  # the same first stage, its latents as they are
-        place, value = bare.partition(",")[0], found[bare][what]
-        axes.plot([place], [value], "x", color=line.get_color())
+      if what in QUALITY:  # the same first stage, latents not scaled
+        x, value = unscaled.partition(",")[0], found[unscaled][what]
+        axes.plot([x], [value], "x", color=line.get_color())
     axes.legend()
   plot[1].set_yscale("log")
   plot[2].set_yscale("log")
@@ -462,12 +472,12 @@ def canvas(count, label):
 
 
 def finish(plot, name):
-  """Writes the picture."""
+  """Writes the figure."""
   plot[-1].legend()
   figure = plot[0].figure
   figure.tight_layout()
-  os.makedirs(PICTURES, exist_ok=True)
-  path = os.path.join(PICTURES, name)
+  os.makedirs(FIGURES, exist_ok=True)
+  path = os.path.join(FIGURES, name)
   figure.savefig(path, dpi=100)
   print(path)
 

@@ -1,12 +1,12 @@
-"""Stable Diffusion 1.5's parts on a CPU, beside torch and diffusers.
+"""Stable Diffusion 1.5's parts on a CPU, compared with torch and diffusers.
 
   python benchmarks/cpu.py [--rounds 5]
 
 Two processes, one of jax and one of torch, hold the same networks (random
-weights, float32) and take turns, so that a noisy machine is noisy to both.
+weights, float32) and take turns, so that load on the machine affects both.
 Prints a line of JSON per job: medians in seconds, their ratio, and each
 process's peak memory in GB. Needs torch and diffusers (pip install torch
-diffusers). What is kept is in benchmarks/cpu.md.
+diffusers). Results are in benchmarks/cpu.md.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def normal(seed, *shape):
 
 
 def jax_job(name):
-  """A function of nothing that does a job and waits for it."""
+  """A function without arguments that does a job and waits for it."""
   import jax
   import jax.numpy as jnp
   import optax
@@ -55,7 +55,7 @@ def jax_job(name):
     target = jnp.asarray(normal(3, 2, side, side, 4))
     loss = lambda p: ((network.apply(p, *inputs) - target) ** 2).mean()
     shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
-    answer = lambda p: network.apply(p, *inputs)
+    apply = lambda p: network.apply(p, *inputs)
   else:
     network = Autoencoder(bottleneck=GaussianBottleneck())
     image = jnp.asarray(normal(1, 1, 128, 128, 3)).clip(-1, 1)
@@ -63,18 +63,18 @@ def jax_job(name):
     noise = jnp.asarray(normal(3, 1, 16, 16, 4))
 
     def loss(p):
-      seen, price = network.apply(p, image, noise)
-      return jnp.abs(seen - image).mean() + 1e-6 * price
+      decoded, kl = network.apply(p, image, noise)
+      return jnp.abs(decoded - image).mean() + 1e-6 * kl
 
     shapes = jax.eval_shape(network.init, jax.random.key(0), image, noise)
-    answer = lambda p: network.apply(p, latents, method="decode")
-  # Drawn by numpy: what is measured is the job, not a fresh network's init.
+    apply = lambda p: network.apply(p, latents, method="decode")
+  # Random numbers by numpy: the job is measured, not the initialization.
   leaves, tree = jax.tree.flatten(shapes)
-  drawn = [0.02 * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)]
-  params = jax.tree.unflatten(tree, [jnp.asarray(each) for each in drawn])
-  del drawn
+  values = [0.02 * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)]
+  params = jax.tree.unflatten(tree, [jnp.asarray(each) for each in values])
+  del values
   if name in ("unet", "decode"):
-    forward = jax.jit(answer)
+    forward = jax.jit(apply)
     return lambda: forward(params).block_until_ready()
   optimizer = optax.adamw(1e-4)
 
@@ -110,10 +110,10 @@ def torch_job(name):
     network = UNet2DConditionModel(
       block_out_channels=widths, cross_attention_dim=768, attention_head_dim=8
     )
-    xt, words = tensor(1, 2, 4, side, side), tensor(2, 2, 77, 768)
+    xt, context = tensor(1, 2, 4, side, side), tensor(2, 2, 77, 768)
     target, t = tensor(3, 2, 4, side, side), torch.full((2,), 500)
-    loss = lambda: ((network(xt, t, words).sample - target) ** 2).mean()
-    answer = lambda: network(xt, t, words).sample
+    loss = lambda: ((network(xt, t, context).sample - target) ** 2).mean()
+    apply = lambda: network(xt, t, context).sample
   else:
     network = AutoencoderKL(
       down_block_types=("DownEncoderBlock2D",) * 4,
@@ -129,13 +129,13 @@ def torch_job(name):
 
     def loss():
       posterior = network.encode(image).latent_dist
-      seen = network.decode(posterior.mean + posterior.std * noise).sample
-      return (seen - image).abs().mean() + 1e-6 * posterior.kl().mean()
+      decoded = network.decode(posterior.mean + posterior.std * noise).sample
+      return (decoded - image).abs().mean() + 1e-6 * posterior.kl().mean()
 
-    answer = lambda: network.decode(latents).sample
+    apply = lambda: network.decode(latents).sample
   if name in ("unet", "decode"):
     network.eval()
-    return torch.no_grad()(answer)
+    return torch.no_grad()(apply)
   optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
 
   def run():
@@ -147,7 +147,7 @@ def torch_job(name):
 
 
 def work(library, name):
-  """Does the job whenever a line comes in, and says how long it took."""
+  """Does the job for each line of stdin, and prints its duration."""
   run = {"jax": jax_job, "torch": torch_job}[library](name)
   began = time.perf_counter()
   run()
@@ -165,11 +165,11 @@ def main():
   flags.add_argument("--rounds", type=int, default=5)
   flags.add_argument("--jobs", nargs="*", default=list(JOBS), choices=JOBS)
   flags.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
-  told = flags.parse_args()
-  if told.work:
-    work(*told.work)
+  options = flags.parse_args()
+  if options.work:
+    work(*options.work)
     return
-  for name in told.jobs:
+  for name in options.jobs:
     sides = {}
     for library in ("jax", "torch"):
       sides[library] = subprocess.Popen(
@@ -180,12 +180,12 @@ def main():
       )
       sides[library].stdout.readline()  # ready, and compiled
     seconds, peaks = {library: [] for library in sides}, {}
-    for _ in range(told.rounds):
+    for _ in range(options.rounds):
       for library, side in sides.items():
         print("go", file=side.stdin, flush=True)
-        said = json.loads(side.stdout.readline())
-        seconds[library].append(said["seconds"])
-        peaks[library] = said["peak"]
+        line = json.loads(side.stdout.readline())
+        seconds[library].append(line["seconds"])
+        peaks[library] = line["peak"]
     for side in sides.values():
       side.stdin.close()
       side.wait()

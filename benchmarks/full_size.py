@@ -23,7 +23,7 @@ GIGABYTE = 2**30
 
 
 def write(path: str) -> None:
-  """The file, without any weights of ours in memory."""
+  """Writes the file, without a model in memory."""
   import jax
   import jax.numpy as jnp
 
@@ -35,11 +35,11 @@ def write(path: str) -> None:
   from ldm_jax.weights.safetensors_files import write_safetensors
 
   key, latents = jax.random.key(0), jnp.zeros((1, 64, 64, 4))
-  told = Condition(context=jnp.zeros((1, 77, 768)))
+  condition = Condition(context=jnp.zeros((1, 77, 768)))
   ids, image = jnp.zeros((1, 77), jnp.int32), jnp.zeros((1, 64, 64, 3))
   parts = {
     ("model.diffusion_model.", "unet"): lambda: UNet().init(
-      key, latents, jnp.zeros((1,)), told
+      key, latents, jnp.zeros((1,)), condition
     ),
     ("first_stage_model.", "autoencoder"): lambda: Autoencoder().init(
       key, image, latents[:, :8, :8]
@@ -54,13 +54,13 @@ def write(path: str) -> None:
     for row in parameter_names.name_table(network, "compvis", shapes).rows:
       shape = row.foreign_shape()
       fan = math.prod(shape[1:]) or 1
-      drawn = rng.standard_normal(shape, np.float32) / math.sqrt(fan)
-      tensors[prefix + row.foreign_name] = drawn.astype(np.float16)
+      values = rng.standard_normal(shape, np.float32) / math.sqrt(fan)
+      tensors[prefix + row.foreign_name] = values.astype(np.float16)
   write_safetensors(path, tensors)
 
 
 def measure(path: str, dtype: str) -> None:
-  """Loads the file and uses it; prints what that took."""
+  """Loads the file and uses it; prints time and memory."""
   import jax
   import jax.numpy as jnp
 
@@ -68,22 +68,22 @@ def measure(path: str, dtype: str) -> None:
   from ldm_jax.diffusion import samplers
   from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 
-  told, clock = {"dtype": dtype}, time.perf_counter()
+  report, clock = {"dtype": dtype}, time.perf_counter()
 
   def note(name: str) -> None:
     nonlocal clock
-    told[f"{name}_seconds"] = round(time.perf_counter() - clock, 1)
+    report[f"{name}_seconds"] = round(time.perf_counter() - clock, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    told[f"{name}_peak_gigabytes"] = round(peak / GIGABYTE, 2)
+    report[f"{name}_peak_gigabytes"] = round(peak / GIGABYTE, 2)
     clock = time.perf_counter()
 
   model, params = ldm_jax.from_single_file(path, dtype=dtype)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  told["parameter_gigabytes"] = round(size / GIGABYTE, 2)
+  report["parameter_gigabytes"] = round(size / GIGABYTE, 2)
   note("load")
   ids = jnp.full((1, 1, 77), 49407, jnp.int32).at[:, :, 0].set(49406)
-  say = jax.jit(model.condition)
-  word = say(params, {"tokens": ids}, {"tokens": jnp.zeros((1,), bool)})
+  encode = jax.jit(model.condition)
+  condition = encode(params, {"tokens": ids}, {"tokens": jnp.zeros((1,), bool)})
   program = samplers.SamplerConfig(final_time=0.0).plan(model.schedule).program
   row = jax.tree.map(lambda x: x[:1], program)
   keys = jax.random.split(jax.random.key(1), 1)
@@ -91,20 +91,20 @@ def measure(path: str, dtype: str) -> None:
   @jax.jit
   def step(params, xt):
     denoise = model.guided_denoiser(
-      params, word, word, ClassifierFreeGuidance(7.5)
+      params, condition, condition, ClassifierFreeGuidance(7.5)
     )
     return samplers.sample(denoise, xt, row, keys)
 
   xt = step(params, jax.random.normal(jax.random.key(0), (1, 64, 64, 4)))
-  told["step_is_finite"] = bool(jnp.isfinite(xt).all())
+  report["step_is_finite"] = bool(jnp.isfinite(xt).all())
   note("guided_step_with_compilation")
   step(params, xt).block_until_ready()
   note("guided_step")
   image = jax.jit(model.decode)(params, xt)
-  told["image"] = list(image.shape)
-  told["image_is_finite"] = bool(jnp.isfinite(image).all())
+  report["image"] = list(image.shape)
+  report["image_is_finite"] = bool(jnp.isfinite(image).all())
   note("decode_with_compilation")
-  print(json.dumps(told))
+  print(json.dumps(report))
 
 
 def main() -> None:

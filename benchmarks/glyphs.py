@@ -1,10 +1,9 @@
-"""Trains one condition on the built-in glyphs and lets the judge say how it is
-obeyed.
+"""Trains one condition on the built-in glyphs and reports how samples meet it.
 
   python benchmarks/glyphs.py class
 
 trains configs/glyphs_class.py into runs/glyphs_class, and the first stage into
-runs/glyphs_autoencoder if it is not there; goes on where it stopped. It prints
+runs/glyphs_autoencoder if it does not exist; resumes after a stop. It prints
 one line of JSON and writes benchmarks/sheets/class.png. On two CPU cores set
 XLA_FLAGS=--xla_force_host_platform_device_count=2, as `make show-class` does.
 """
@@ -22,10 +21,11 @@ SHEETS = os.path.join("benchmarks", "sheets")
 STAGE = os.path.join(RUNS, "glyphs_autoencoder")
 TEXT = os.path.join(RUNS, "glyphs_text")
 
-# Without guidance, noise added on the way mends what a step did wrong.
+# Without guidance, noise added at each step corrects the errors of earlier
+# steps.
 UNGUIDED = ["--guidance=1", "--steps=100", "--eta=1"]
 
-# show: config, and by what name and flags it is reported.
+# By condition: the config, and names and flags of its reports.
 SHOWS = {
   "text": ("text", {"": [], "unseen": ["--held_out"]}),
   "class": (
@@ -59,7 +59,7 @@ SHOWS = {
   "finetune": ("finetune", {"": []}),
   "lora": ("lora", {"": []}),
 }
-NEEDS = {  # what is trained before
+NEEDS = {  # configs that are trained first
   "classifier": ["classifier"],
   "finetune": ["text"],
   "lora": ["text"],
@@ -67,7 +67,7 @@ NEEDS = {  # what is trained before
 
 
 def call(module, *flags):
-  """The last line of a command's stdout; its stderr is shown."""
+  """The last line of a command's stdout; stderr is passed through."""
   done = subprocess.run(
     [sys.executable, *module, *flags], stdout=subprocess.PIPE, text=True
   )
@@ -77,23 +77,23 @@ def call(module, *flags):
 
 
 def train(config):
-  """Seconds that training a config took, and the run."""
+  """Seconds of training a config, and the run."""
   folder = os.path.join(RUNS, f"glyphs_{config}")
   flags = [f"--config=configs/glyphs_{config}.py", f"--workdir={folder}"]
   if config in ("finetune", "lora"):
     flags.append(f"--config.start={TEXT}")
   elif config != "autoencoder":
     flags.append(f"--config.first_stage={STAGE}")
-  told = json.loads(call(["train.py"], *flags))
-  return round(told["seconds"]), folder
+  result = json.loads(call(["train.py"], *flags))
+  return round(result["seconds"]), folder
 
 
 def search():
-  """The neighbours of all examples, once."""
+  """Finds the neighbours of all examples, once."""
   folder = os.path.join(RUNS, "neighbours")
   if not os.path.exists(os.path.join(folder, "validation.npy")):
     call(
-      ["-m", "ldm_jax.cli.retrieve"],
+      ["-m", "ldm_jax", "retrieve"],
       "--config=configs/glyphs_neighbours.py",
       f"--encoder={STAGE}",
       f"--out={folder}",
@@ -106,34 +106,37 @@ def main():
   flags.add_argument("--num", type=int, default=512)
   flags.add_argument("--steps", type=int, default=25)
   flags.add_argument("--guidance", type=float, default=2.5)
-  told = flags.parse_args()
-  config, reports = SHOWS[told.show]
+  options = flags.parse_args()
+  config, reports = SHOWS[options.show]
   train("autoencoder")
   if config == "neighbours":
     search()
-  for needed in NEEDS.get(told.show, []):
+  for needed in NEEDS.get(options.show, []):
     train(needed)
   seconds, run = train(config)
-  line = {"show": told.show, "seconds": seconds, "samples": told.num}
+  line = {"show": options.show, "seconds": seconds, "samples": options.num}
   for name, extra in reports.items():
     out = os.path.join(run, "report" + (name and f"_{name}"))
     begun = time.monotonic()
     found = call(
-      ["-m", "ldm_jax.cli.report"],
+      ["-m", "ldm_jax", "report"],
       f"--model={run}",
       f"--out={out}",
-      f"--num={told.num}",
-      f"--steps={told.steps}",
-      f"--guidance={told.guidance}",
+      f"--num={options.num}",
+      f"--steps={options.steps}",
+      f"--guidance={options.guidance}",
       *extra,
     )
-    found = json.loads(found) | {"judged": round(time.monotonic() - begun)}
+    found = json.loads(found) | {
+      "report_seconds": round(time.monotonic() - begun)
+    }
     line |= found if not name else {name: found}
   os.makedirs(SHEETS, exist_ok=True)
   shown = "" if "" in reports else list(reports)[-1]
   out = os.path.join(run, "report" + (shown and f"_{shown}"))
   shutil.copy(
-    os.path.join(out, "samples.png"), os.path.join(SHEETS, f"{told.show}.png")
+    os.path.join(out, "samples.png"),
+    os.path.join(SHEETS, f"{options.show}.png"),
   )
   print(json.dumps(line))
 

@@ -5,10 +5,10 @@
 Ours and diffusers' with torch.compile, on the same device in the same run, one
 after the other in processes of their own: a training step of the U-Net on
 cached latents of 512 x 512 with AdamW, and 50 guided steps of DDIM decoded to
-pictures. Random weights; words come as finished states. Prints a line of JSON
+images. Random weights; the text encoder is left out. Prints a line of JSON
 per library and job: images a second, model FLOPs utilisation where the device's
 peak is known, and peak memory. --tiny is for CPUs, which say nothing of speed.
-What is kept is in benchmarks/gpu.md.
+Results are in benchmarks/gpu.md.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def timed(run, repeats):
   return (time.perf_counter() - began) / repeats
 
 
-def jax_jobs(told):
+def jax_jobs(options):
   """(job, images a second, mfu, peak bytes) of ours."""
   import jax
   import jax.numpy as jnp
@@ -59,7 +59,7 @@ def jax_jobs(told):
   from ldm_jax.training.compiled_steps import CompiledTask
   from ldm_jax.training.denoiser import DenoiserTask
 
-  wide, narrow, side = sizes(told.tiny)
+  wide, narrow, side = sizes(options.tiny)
   device = jax.devices()[0]
   model = LatentDiffusion(
     first_stage=Autoencoder(ConvStack(narrow, dtype="bfloat16")),
@@ -72,13 +72,13 @@ def jax_jobs(told):
   normal = lambda *shape: rng.standard_normal(shape, np.float32)
   batch = sharding.put_batch(
     {
-      "moments": normal(told.batch, side, side, 8),
-      "neighbours": normal(told.batch, 77, 768),
+      "moments": normal(options.batch, side, side, 8),
+      "neighbours": normal(options.batch, 77, 768),
     }
   )
   shapes = task.frozen_shapes(batch)
-  drawn = jax.tree.map(lambda s: 0.02 * normal(*s.shape), shapes)
-  frozen = jax.device_put(drawn, sharding.replicated)
+  values = jax.tree.map(lambda s: 0.02 * normal(*s.shape), shapes)
+  frozen = jax.device_put(values, sharding.replicated)
   frozen = frozen.replace(latent_scale=jnp.float32(0.18215))
   programs = CompiledTask(task, sharding, 0, frozen, batch)
   state = [programs.init(batch)]
@@ -89,9 +89,9 @@ def jax_jobs(told):
 
   peak = flops.peak(device.device_kind)
   used = lambda: (device.memory_stats() or {}).get("peak_bytes_in_use")
-  seconds = timed(train, told.repeats)
+  seconds = timed(train, options.repeats)
   mfu = programs.work() / seconds / peak if peak else None
-  yield "train", told.batch / seconds, mfu, used()
+  yield "train", options.batch / seconds, mfu, used()
   params = task.parameters(state[0].ema, frozen)
   params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
   params = params.replace(latent_scale=frozen.latent_scale)
@@ -103,26 +103,28 @@ def jax_jobs(told):
     SamplerConfig(steps=STEPS),
     guidance=ClassifierFreeGuidance(SCALE),
   )
-  raw = {"neighbours": normal(told.batch, 77, 768)}
-  say = lambda is_null: Conditioning(
-    raw, {"neighbours": np.full(told.batch, is_null)}
+  raw = {"neighbours": normal(options.batch, 77, 768)}
+  conditioning = lambda is_null: Conditioning(
+    raw, {"neighbours": np.full(options.batch, is_null)}
   )
-  studio = SamplingEngine(model, params, sharding)
-  order = GenerationInputs(count=told.batch, batch=told.batch)
+  engine = SamplingEngine(model, params, sharding)
+  inputs = GenerationInputs(count=options.batch, batch=options.batch)
 
   def sample():
-    list(studio.generate(settings, say(False), say(True), order))
+    list(
+      engine.generate(settings, conditioning(False), conditioning(True), inputs)
+    )
 
-  seconds = timed(sample, max(1, told.repeats // 5))
-  yield "sample", told.batch / seconds, None, used()
+  seconds = timed(sample, max(1, options.repeats // 5))
+  yield "sample", options.batch / seconds, None, used()
 
 
-def torch_jobs(told):
+def torch_jobs(options):
   """The same of diffusers."""
   import torch
   from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-  wide, narrow, side = sizes(told.tiny)
+  wide, narrow, side = sizes(options.tiny)
   device = "cuda" if torch.cuda.is_available() else "cpu"
   widths = lambda width: tuple(width * n for n in (1, 2, 4, 4))
   unet = UNet2DConditionModel(
@@ -138,7 +140,10 @@ def torch_jobs(told):
   )
   optimizer = torch.optim.AdamW(unet.parameters(), 1e-4, fused=device == "cuda")
   normal = lambda *shape: torch.randn(shape, device=device)
-  x0, words = normal(told.batch, 4, side, side), normal(told.batch, 77, 768)
+  x0, context = (
+    normal(options.batch, 4, side, side),
+    normal(options.batch, 77, 768),
+  )
   scheduler = DDIMScheduler(
     beta_start=0.00085,
     beta_end=0.012,
@@ -149,37 +154,37 @@ def torch_jobs(told):
   half = lambda: torch.autocast(device, torch.bfloat16)
   wait = torch.cuda.synchronize if device == "cuda" else lambda: None
   used = lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None
-  fast = unet if told.tiny else torch.compile(unet)
+  fast = unet if options.tiny else torch.compile(unet)
 
   def train():
-    noise, t = torch.randn_like(x0), torch.randint(1000, (told.batch,))
+    noise, t = torch.randn_like(x0), torch.randint(1000, (options.batch,))
     xt = scheduler.add_noise(x0, noise, t.to(device))
     with half():
-      answer = fast(xt, t.to(device), words).sample
-    ((answer.float() - noise) ** 2).mean().backward()
+      output = fast(xt, t.to(device), context).sample
+    ((output.float() - noise) ** 2).mean().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     wait()
 
-  yield "train", told.batch / timed(train, told.repeats), None, used()
+  yield "train", options.batch / timed(train, options.repeats), None, used()
   del optimizer
-  drawing = unet.to(torch.bfloat16).eval()
-  drawing = drawing if told.tiny else torch.compile(drawing)
+  sampler = unet.to(torch.bfloat16).eval()
+  sampler = sampler if options.tiny else torch.compile(sampler)
   decode = first_stage.to(device, torch.bfloat16).eval().decode
-  decode = decode if told.tiny else torch.compile(decode)
+  decode = decode if options.tiny else torch.compile(decode)
 
   @torch.no_grad()
   def sample():
     scheduler.set_timesteps(STEPS)
     x = torch.randn_like(x0).to(torch.bfloat16)
-    both = torch.cat([torch.zeros_like(words), words]).to(torch.bfloat16)
+    both = torch.cat([torch.zeros_like(context), context]).to(torch.bfloat16)
     for t in scheduler.timesteps:
-      no, yes = drawing(torch.cat([x, x]), t, both).sample.chunk(2)
+      no, yes = sampler(torch.cat([x, x]), t, both).sample.chunk(2)
       x = scheduler.step(no + SCALE * (yes - no), t, x).prev_sample
     decode(x / 0.18215).sample.float().cpu()
 
-  seconds = timed(sample, max(1, told.repeats // 5))
-  yield "sample", told.batch / seconds, None, used()
+  seconds = timed(sample, max(1, options.repeats // 5))
+  yield "sample", options.batch / seconds, None, used()
 
 
 def main():
@@ -187,16 +192,16 @@ def main():
   flags.add_argument("--batch", type=int, default=8)
   flags.add_argument("--repeats", type=int, default=20)
   flags.add_argument("--tiny", action="store_true")
-  flags.add_argument("--only", choices=("jax", "torch"), help="no process more")
-  told = flags.parse_args()
-  if told.only is None:
+  flags.add_argument("--only", choices=("jax", "torch"), help="in this process")
+  options = flags.parse_args()
+  if options.only is None:
     for library in ("jax", "torch"):
       more = [*sys.argv[1:], f"--only={library}"]
       subprocess.run([sys.executable, __file__, *more], check=True)
     return
-  jobs = {"jax": jax_jobs, "torch": torch_jobs}[told.only]
-  for job, speed, mfu, peak in jobs(told):
-    line = {"library": told.only, "job": job, "batch": told.batch}
+  jobs = {"jax": jax_jobs, "torch": torch_jobs}[options.only]
+  for job, speed, mfu, peak in jobs(options):
+    line = {"library": options.only, "job": job, "batch": options.batch}
     line["images_per_second"] = round(speed, 3)
     line["mfu"] = mfu and round(mfu, 3)
     line["peak_gib"] = peak and round(peak / 2**30, 2)

@@ -1,11 +1,11 @@
-"""How fast the input is: pictures, packed pictures, cached latents.
+"""Speed of the input: image files, packed images, cached latents.
 
   python benchmarks/input.py [--threads 2]
 
 Prints one line of JSON. JPEGs are 640 x 480 of quality 90, made from the
 photographs that ship with scikit-image (pip install -e ".[test]"), cut to
-256 x 256; latents are [32, 32, 4] with their variances, half precision. What is
-kept is in benchmarks/input.md.
+256 x 256; latents are [32, 32, 4] with their variances, half precision. Results
+are in benchmarks/input.md.
 """
 
 import argparse
@@ -29,27 +29,25 @@ from ldm_jax.data.sources.shards import Shards, write_record
 from ldm_jax.data.transforms.augment import Augment
 
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
-PICTURES, LATENTS, BATCH = 512, 20_000, 256
+IMAGES, LATENTS, BATCH = 512, 20_000, 256
 AUGMENT = Augment(256, scale=(0.8, 1.0))
 
 
 def jpegs():
-  """Different files that a camera could have made."""
+  """Different files of the size that a camera makes."""
   root, rng = (
     pathlib.Path(skimage.__file__).parent / "data",
     np.random.default_rng(0),
   )
   whole = [Image.open(root / name).convert("RGB") for name in NAMES]
-  for i in range(PICTURES):
-    picture = whole[i % len(whole)]
+  for i in range(IMAGES):
+    photo = whole[i % len(whole)]
     part = 0.7 + 0.3 * rng.random()
-    width, height = (int(part * side) for side in picture.size)
+    width, height = (int(part * side) for side in photo.size)
     left, top = rng.integers(
-      0, [picture.width - width + 1, picture.height - height + 1]
+      0, [photo.width - width + 1, photo.height - height + 1]
     )
-    cut = picture.resize(
-      (640, 480), box=(left, top, left + width, top + height)
-    )
+    cut = photo.resize((640, 480), box=(left, top, left + width, top + height))
     file = io.BytesIO()
     cut.save(file, "JPEG", quality=90)
     yield file.getvalue()
@@ -65,10 +63,10 @@ def speed(stream, batches, rows):
 
 
 def one_core(files):
-  """Pictures decoded and cut a second by one thread, nothing around it."""
+  """Images decoded and cropped a second by one thread alone."""
   rng = np.random.default_rng(0)
   make = lambda data: AUGMENT.random(
-    {"image": decode_image(io.BytesIO(data), "a picture")}, rng
+    {"image": decode_image(io.BytesIO(data), "an image")}, rng
   )
   make(files[0])
   began = time.perf_counter()
@@ -78,7 +76,7 @@ def one_core(files):
 
 
 def all_cores(files, count):
-  """The same by as many processes at once: cores share what they share."""
+  """The same by several processes at once, which share caches and memory."""
   with multiprocessing.get_context("fork").Pool(count) as pool:
     return sum(pool.map(one_core, [files] * count))
 
@@ -109,15 +107,15 @@ def cache(folder):
 def main():
   flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   flags.add_argument("--threads", type=int, default=2)
-  told = flags.parse_args()
+  options = flags.parse_args()
   files = list(jpegs())
-  found = {"cores": os.cpu_count(), "threads": told.threads}
+  found = {"cores": os.cpu_count(), "threads": options.threads}
   found["jpeg_kilobytes"] = round(sum(map(len, files)) / len(files) / 1e3, 1)
-  cores = min(told.threads, os.cpu_count())
+  cores = min(options.threads, os.cpu_count())
   found["decode_and_cut_one_core"] = one_core(files)
   found["decode_and_cut_all_cores"] = all_cores(files, cores)
   stream = lambda source, augment: batching.batches(
-    source, batch=BATCH, seed=0, augment=augment, threads=told.threads
+    source, batch=BATCH, seed=0, augment=augment, threads=options.threads
   )
   with tempfile.TemporaryDirectory() as root:
     os.mkdir(f"{root}/folder")
@@ -132,7 +130,7 @@ def main():
     os.mkdir(f"{root}/latents")
     latents = cache(f"{root}/latents")
     found["latents"] = speed(stream(latents, None), 200, BATCH)
-  found["folder_share"] = found["folder"] / found["decode_and_cut_all_cores"]
+  found["folder_fraction"] = found["folder"] / found["decode_and_cut_all_cores"]
   print(json.dumps({n: round(value, 3) for n, value in found.items()}))
 
 

@@ -2,7 +2,7 @@
 
   python benchmarks/latents.py [--steps 60]
 
-Stage one has kl-f8's shape at a quarter of its width, fresh, on pictures of
+Stage one has kl-f8's shape at a quarter of its width, fresh, on images of
 128 x 128 (scikit-image's, packed small); stage two is a U-Net of the glyphs'
 width on its 16 x 16 latents, batch 16. Both run through train.py. Prints one
 line of JSON.
@@ -55,7 +55,7 @@ def call(*flags):
 
 
 def steps_a_second(folder):
-  """The median of what the journal says, the first lines left out."""
+  """The median of metrics.jsonl, without the first lines."""
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   rates = [json.loads(line).get("images_per_second") for line in lines]
   return statistics.median([rate for rate in rates if rate][2:]) / 16
@@ -64,16 +64,16 @@ def steps_a_second(folder):
 def main():
   flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   flags.add_argument("--steps", type=int, default=80)
-  told = flags.parse_args()
+  options = flags.parse_args()
   with tempfile.TemporaryDirectory() as name:
     root = pathlib.Path(name)
-    for stage, steps in (("one", 1), ("two", told.steps)):
+    for stage, steps in (("one", 1), ("two", options.steps)):
       text = CONFIG.format(is_first=stage == "one", steps=steps)
       (root / f"{stage}.py").write_text(text)
     two = f"--config={root / 'two.py'}"
     call("train.py", f"--config={root / 'one.py'}", f"--workdir={root / 'one'}")
     prepare = [f"--first_stage={root / 'one'}", f"--out={root / 'latents'}"]
-    call("-m", "ldm_jax.cli.prepare", two, *prepare, "--copies=100")
+    call("-m", "ldm_jax", "prepare", two, *prepare, "--copies=100")
     found = {}
     for run, more in (
       ("without", []),

@@ -1,11 +1,11 @@
-"""Whether full-size training steps fit on TPUs that are not here.
+"""Whether full-size training steps fit on TPUs that are not present.
 
   pip install libtpu
   python benchmarks/plans.py [NAME ...]
 
 Each plan compiles the real step and takes a quarter of an hour or more on two
-CPU cores; without a name all are made, one after another. Prints the table of
-each and its line of JSON. What is kept is in benchmarks/plans.md.
+CPU cores; without a name all are made in turn. Prints the table of each and its
+line of JSON. Results are in benchmarks/plans.md.
 """
 
 import argparse
@@ -18,7 +18,7 @@ UNET = "--config.task.model.unet."
 HALF = f"{UNET}dtype=bfloat16"
 REMAT = f"{UNET}remat=full"
 
-# What is trained, where, with how many images, and how it is cut.
+# The config, the TPU, the batch and the mesh.
 PLANS = {
   "kl_f8": [
     *("--config=configs/ldm/kl_f8.py", "--topology=v5e:4x4", "--batch=64"),
@@ -57,7 +57,7 @@ def main():
     if name not in PLANS:
       sys.exit(f"no plan {name!r}; there are {', '.join(PLANS)}")
   for name in names:
-    command = [sys.executable, "-m", "ldm_jax.cli.plan", *PLANS[name]]
+    command = [sys.executable, "-m", "ldm_jax", "plan", *PLANS[name]]
     print(f"## {name}\n\n{' '.join(['python', *command[1:]])}\n", flush=True)
     done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     print(flush=True)

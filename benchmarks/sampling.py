@@ -26,7 +26,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.unet import AttentionPlan, UNet
 
-STEPS, SCALE, WORDS, WIDTH = 50, 7.5, 77, 256
+STEPS, SCALE, TOKENS, WIDTH = 50, 7.5, 77, 256
 
 
 def timed(function, repeats=3):
@@ -41,18 +41,18 @@ def timed(function, repeats=3):
 
 
 def network(channels, side):
-  """A U-Net of three levels with every number drawn."""
+  """A U-Net of three levels, all parameters random."""
   unet = UNet(
     4, channels, (1, 2, 4), 1, AttentionPlan((1, 1, 0), heads=4), groups=16
   )
-  told = Condition(context=jnp.zeros((1, WORDS, WIDTH)))
+  condition = Condition(context=jnp.zeros((1, TOKENS, WIDTH)))
   variables = jax.jit(unet.init)(
-    jax.random.key(0), jnp.zeros((1, side, side, 4)), jnp.zeros((1,)), told
+    jax.random.key(0), jnp.zeros((1, side, side, 4)), jnp.zeros((1,)), condition
   )
   leaves, tree = jax.tree.flatten(variables)
   rng = np.random.default_rng(1)
-  drawn = [x + 0.02 * rng.standard_normal(x.shape, np.float32) for x in leaves]
-  return unet, jax.tree.unflatten(tree, drawn)
+  values = [x + 0.02 * rng.standard_normal(x.shape, np.float32) for x in leaves]
+  return unet, jax.tree.unflatten(tree, values)
 
 
 def ours(model, params, noise, contexts):
@@ -110,8 +110,8 @@ def theirs(unet, variables, noise, contexts):
     scheduler.set_timesteps(STEPS)
     x = start
     for t in scheduler.timesteps:
-      answer = module(torch.cat([x, x]), t, both).sample
-      no, yes = answer.chunk(2)
+      output = module(torch.cat([x, x]), t, both).sample
+      no, yes = output.chunk(2)
       x = scheduler.step(no + SCALE * (yes - no), t, x).prev_sample
     return x.movedim(1, -1).numpy()
 
@@ -123,30 +123,30 @@ def main():
   flags.add_argument("--batch", type=int, default=4)
   flags.add_argument("--side", type=int, default=32)
   flags.add_argument("--channels", type=int, default=64)
-  asked = flags.parse_args()
-  unet, variables = network(asked.channels, asked.side)
+  options = flags.parse_args()
+  unet, variables = network(options.channels, options.side)
   model = dataclasses.replace(LatentDiffusion(), unet=unet)
   params = Parameters(None, jnp.float32(1), {}, variables)
   rng = np.random.default_rng(2)
-  shape = (asked.batch, asked.side, asked.side, 4)
+  shape = (options.batch, options.side, options.side, 4)
   noise = jnp.asarray(rng.standard_normal(shape, np.float32))
-  contexts = rng.standard_normal((2, asked.batch, WORDS, WIDTH), np.float32)
-  told, results = {**vars(asked), "steps": STEPS}, {}
+  contexts = rng.standard_normal((2, options.batch, TOKENS, WIDTH), np.float32)
+  report, results = {**vars(options), "steps": STEPS}, {}
   runs = ours(model, params, noise, contexts)
   if (run := theirs(unet, variables, noise, contexts)) is not None:
     runs["diffusers"] = run
   for name, run in runs.items():
     seconds, results[name] = timed(run)
-    told[f"{name}_images_per_second"] = round(asked.batch / seconds, 4)
-  whole = asked.batch / told["one_scan_images_per_second"]
-  chunks = asked.batch / told["chunks_images_per_second"]
-  told["host_overhead_percent"] = round(100 * (chunks / whole - 1), 2)
-  told["dispatches"] = -(-STEPS // samplers.CHUNK_ROWS)
+    report[f"{name}_images_per_second"] = round(options.batch / seconds, 4)
+  whole = options.batch / report["one_scan_images_per_second"]
+  chunks = options.batch / report["chunks_images_per_second"]
+  report["host_overhead_percent"] = round(100 * (chunks / whole - 1), 2)
+  report["dispatches"] = -(-STEPS // samplers.CHUNK_ROWS)
   scale = np.abs(results["chunks"]).max()
   for name, result in results.items():
-    apart = np.abs(result - results["chunks"]).max() / scale
-    told[f"{name}_apart"] = float(f"{apart:.1e}")
-  print(json.dumps(told))
+    error = np.abs(result - results["chunks"]).max() / scale
+    report[f"{name}_difference"] = float(f"{error:.1e}")
+  print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weak scaling on paper: the same step for more and more chips.
+"""Weak scaling by plans: the same step for increasing numbers of chips.
 
   pip install libtpu
   python benchmarks/weak.py [--only v5e:2x2 ...]
@@ -7,7 +7,7 @@ Plans LDM-8's training step on ImageNet at a narrow width for TPUs from 4 to 256
 chips, with the same number of images per chip, and over two slices. Each plan
 compiles the real program (minutes). Prints a line of JSON per plan and then a
 table: operations, memory and sent bytes per chip, and their ratios to the
-first. What is kept is in benchmarks/plans.md.
+first. Results are in benchmarks/plans.md.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 # Topology of a slice, and slices.
-PLACES = (
+TOPOLOGIES = (
   ("v5e:2x2", 1),
   ("v5e:4x4", 1),
   ("v5e:8x8", 1),
@@ -36,7 +36,7 @@ CONFIG = [
 
 
 def chips(topology, slices):
-  """How many there are in all."""
+  """Number of chips in all slices."""
   sides = [int(side) for side in topology.partition(":")[2].split("x")]
   count = slices
   for side in sides:
@@ -45,19 +45,19 @@ def chips(topology, slices):
 
 
 def plan(topology, slices):
-  """What the plan command says of a place."""
+  """The plan for a topology and a number of slices."""
   flags = [f"--topology={topology}", f"--slices={slices}"]
   flags.append(f"--batch={EACH * chips(topology, slices)}")
-  command = [sys.executable, "-m", "ldm_jax.cli.plan", *CONFIG, *flags]
+  command = [sys.executable, "-m", "ldm_jax", "plan", *CONFIG, *flags]
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def sent(told):
-  """Bytes that a chip's collectives make, each program line counted once."""
-  if told["collectives"] is None:
+def sent(result):
+  """Bytes of a chip's collectives, each line of the program counted once."""
+  if result["collectives"] is None:
     sys.exit("libtpu cannot print this program; its collectives are unknown")
-  return sum(size for _, size in told["collectives"].values())
+  return sum(size for _, size in result["collectives"].values())
 
 
 def main():
@@ -65,28 +65,28 @@ def main():
   flags.add_argument("--only", nargs="*", help="topologies, such as v5e:2x2")
   only = flags.parse_args().only
   rows = []
-  for topology, slices in PLACES:
+  for topology, slices in TOPOLOGIES:
     if only and topology not in only:
       continue
-    told = plan(topology, slices)
-    print(json.dumps(told), flush=True)
-    rows.append(told)
+    result = plan(topology, slices)
+    print(json.dumps(result), flush=True)
+    rows.append(result)
   print("| chips | slices | flops a chip | memory | sent | compiled in |")
   print("|---|---|---|---|---|---|")
   first = rows[0]
-  for told in rows:
+  for result in rows:
     values = (
-      (told["flops_per_device"], first["flops_per_device"], 1e9, "G"),
-      (told["total"], first["total"], 2**20, " MiB"),
-      (sent(told), sent(first), 2**20, " MiB"),
+      (result["flops_per_device"], first["flops_per_device"], 1e9, "G"),
+      (result["total"], first["total"], 2**20, " MiB"),
+      (sent(result), sent(first), 2**20, " MiB"),
     )
     cells = [
       f"{value / unit:.1f}{name} ({value / start:.2f})"
       for value, start, unit, name in values
     ]
-    seconds = f"{told['compile_seconds']:.0f} s"
-    place = f"{told['devices']} | {told['slices']}"
-    print(f"| {place} | {' | '.join(cells)} | {seconds} |")
+    seconds = f"{result['compile_seconds']:.0f} s"
+    devices = f"{result['devices']} | {result['slices']}"
+    print(f"| {devices} | {' | '.join(cells)} | {seconds} |")
 
 
 if __name__ == "__main__":

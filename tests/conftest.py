@@ -37,12 +37,12 @@ LONGEST = (
 # `make everything` runs them, and faults in full.
 RARE = re.compile(
   r"one_device\[\w+-(1x8|2x4|4x1x2x1)|"
-  r"to_judge\[(?!class)|"
+  r"to_report\[(?!class)|"
   r"learns\[(?!ldm/kl_f8\]|sd/(sd1|sdxl_base)\])|"
   r"begins_from_a_folder(\[False|_of_text)|"
   r"killed_at_random|a_hundred_steps|three_thousand|five_hundred|"
   r"devices_that_are_here|statistics_agree|"
-  r"digits_are_drawn|learned_by_heart|eight_hills|scores_of_pictures"
+  r"digits_are_drawn|learned_by_heart|eight_hills|scores_of_images"
 )
 
 # Shapes in signatures are checked here, and only here.

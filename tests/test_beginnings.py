@@ -235,7 +235,7 @@ WANTED = {
   "layout": "layout_iou",
   "inpainting": "changed_outside",
   "upscaling": "consistency",
-  "unconditional": "legal",
+  "unconditional": "valid_fraction",
   "velocity": "all",
   "neighbours": "agreement",
 }
@@ -266,7 +266,7 @@ def files(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("show", SHOWS)
-def test_every_condition_from_config_to_judge(
+def test_every_condition_from_config_to_report(
   runs, files, tmp_path, monkeypatch, capsys, show
 ):
   monkeypatch.chdir(tmp_path)
@@ -298,7 +298,7 @@ def test_every_condition_from_config_to_judge(
   told = [f"--model={folder}", f"--out={tmp_path / 'r'}", "--num=8"]
   assert report.main([*told, "--steps=2"]) == 0
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
-  assert WANTED[show] in found and "legal" in found
+  assert WANTED[show] in found and "valid_fraction" in found
   if show == "inpainting":
     assert found["changed_outside"] == 0
 

@@ -1,4 +1,4 @@
-"""The verdict as a user asks for it: runs, folders, statistics, mistakes."""
+"""`ldm-jax evaluate` of runs, folders and statistics, and its errors."""
 
 import json
 
@@ -53,7 +53,7 @@ def get_config():
 
 
 def run(folder, name, *flags):
-  """An untrained run, of a stage by its name."""
+  """An untrained run: "one", "two" or "pixels"."""
   path = folder / f"{name}.py"
   path.write_text(CONFIG.format(task=name.upper()))
   untrained(path, folder / name, flags)
@@ -71,12 +71,12 @@ def two(one, tmp_path_factory):
   return run(folder, "two", f"--config.first_stage={one}")
 
 
-def asked(capsys, *flags):
+def evaluated(capsys, *flags):
   assert evaluate.main([str(flag) for flag in flags]) == 0
   return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def refused(*flags):
+def error_of(*flags):
   with pytest.raises(CommandError) as stop:
     evaluate.main([str(flag) for flag in flags])
   return stop.value.code, str(stop.value)
@@ -89,62 +89,67 @@ def pixels(folder):
 
 
 @pytest.mark.slow
-def test_a_run_is_drawn_goes_on_and_is_its_seed_and_index(
+def test_samples_of_a_run_resume_and_depend_on_seed_and_index_alone(
   two, tmp_path, capsys
 ):
   flags = [two, "--steps=2", "--train=30", "--seed=3"]
-  whole = asked(capsys, *flags, f"--out={tmp_path / 'a'}", "--num=10")
+  whole = evaluated(capsys, *flags, f"--out={tmp_path / 'a'}", "--num=10")
   assert whole["n"] == whole["n_against"] == 10
   assert whole["what"] == "samples" and whole["steps"] == 2
   assert whole["fid"] == whole["clip_score"] == "unavailable"
-  assert whole["memorisation_ratio"] > 1  # noise is like nothing
+  assert whole["memorisation_ratio"] > 1  # untrained: noise
   kept = json.loads((tmp_path / "a" / "evaluation.json").read_text())
   assert kept == whole
   for name in ("best", "worst", "nearest"):
     sheet = np.asarray(Image.open(tmp_path / "a" / f"{name}.png"))
     assert sheet.std() > 10
-  # Cut after three, it goes on.
-  there = tmp_path / "b" / "samples"
-  asked(capsys, *flags, f"--out={tmp_path / 'b'}", "--num=3")
-  first = (there / "000000.png").stat().st_mtime_ns
-  again = asked(capsys, *flags, f"--out={tmp_path / 'b'}", "--num=10")
-  assert (there / "000000.png").stat().st_mtime_ns == first
-  apart = np.abs(pixels(there).astype(int) - pixels(tmp_path / "a" / "samples"))
-  assert apart.max() <= 1
+  # Stopped after three, it resumes.
+  folder = tmp_path / "b" / "samples"
+  evaluated(capsys, *flags, f"--out={tmp_path / 'b'}", "--num=3")
+  first = (folder / "000000.png").stat().st_mtime_ns
+  again = evaluated(capsys, *flags, f"--out={tmp_path / 'b'}", "--num=10")
+  assert (folder / "000000.png").stat().st_mtime_ns == first
+  difference = np.abs(
+    pixels(folder).astype(int) - pixels(tmp_path / "a" / "samples")
+  )
+  assert difference.max() <= 1
   assert again["n"] == 10
   other = [*flags[:-1], "--seed=4", "--num=10"]
-  assert refused(*other, f"--out={tmp_path / 'b'}") == (
+  assert error_of(*other, f"--out={tmp_path / 'b'}") == (
     2,
-    f"{tmp_path / 'b'} holds pictures of another seed; choose another --out",
+    f"{tmp_path / 'b'} holds images of another seed; choose another out folder "
+    "(--out)",
   )
 
 
 @pytest.mark.slow
-def test_pixels_are_diffused_without_a_first_stage(tmp_path, capsys):
+def test_a_run_in_pixel_space_is_evaluated(tmp_path, capsys):
   folder = run(tmp_path, "pixels")
-  told = asked(
+  found = evaluated(
     capsys, folder, f"--out={tmp_path / 'out'}", "--num=4", "--steps=2"
   )
-  assert told["n"] == 4 and told["what"] == "samples"
+  assert found["n"] == 4 and found["what"] == "samples"
   made = pixels(tmp_path / "out" / "samples")
   assert made.shape == (4, 32, 32, 3) and made.std() > 10
 
 
-def test_reconstructions_are_compared_with_what_they_are_of(
+def test_reconstructions_are_compared_with_their_originals(
   one, tmp_path, capsys
 ):
   out = tmp_path / "out"
-  told = asked(capsys, one, f"--out={out}", "--num=6")
-  assert told["what"] == "reconstructions" and "memorisation_ratio" not in told
+  found = evaluated(capsys, one, f"--out={out}", "--num=6")
+  assert (
+    found["what"] == "reconstructions" and "memorisation_ratio" not in found
+  )
   from ldm_jax.data.glyphs.source import Glyphs
 
   source = Glyphs(level=0, split="validation", size=40)
   real = np.stack([source[i]["image"] for i in range(6)])
   made = pixels(out / "samples")
   levels = [np.asarray(to_float(jax.numpy.asarray(x))) for x in (made, real)]
-  np.testing.assert_allclose(told["psnr"], psnr(*levels).mean(), rtol=1e-5)
-  likeness = ssim(jax.numpy.asarray(made), jax.numpy.asarray(real))
-  np.testing.assert_allclose(told["ssim"], likeness.mean(), rtol=1e-5)
+  np.testing.assert_allclose(found["psnr"], psnr(*levels).mean(), rtol=1e-5)
+  similarity = ssim(jax.numpy.asarray(made), jax.numpy.asarray(real))
+  np.testing.assert_allclose(found["ssim"], similarity.mean(), rtol=1e-5)
 
 
 def write(folder, images, names=None):
@@ -155,61 +160,65 @@ def write(folder, images, names=None):
   return folder
 
 
-def test_two_folders_pair_by_name(tmp_path, capsys):
+def test_images_of_two_folders_are_paired_by_name(tmp_path, capsys):
   rng = np.random.default_rng(0)
   one = rng.integers(0, 256, (5, 20, 24, 3), np.uint8)
   two = np.clip(one.astype(int) + rng.integers(-9, 10, one.shape), 0, 255)
   write(tmp_path / "a", one)
-  Image.fromarray(one[0]).save(tmp_path / "a" / "grid.png")  # not one of them
+  Image.fromarray(one[0]).save(
+    tmp_path / "a" / "grid.png"
+  )  # a grid of samples is left out
   write(tmp_path / "b", two.astype(np.uint8))
-  told = asked(capsys, tmp_path / "a", tmp_path / "b", "--paired")
-  assert told["n"] == 5 and 30 < told["psnr"] < 36 and 0.9 < told["ssim"] < 1
-  assert told["lpips"] == "unavailable"
-  same = asked(capsys, tmp_path / "a", tmp_path / "a", "--paired")
+  found = evaluated(capsys, tmp_path / "a", tmp_path / "b", "--paired")
+  assert found["n"] == 5 and 30 < found["psnr"] < 36 and 0.9 < found["ssim"] < 1
+  assert found["lpips"] == "unavailable"
+  same = evaluated(capsys, tmp_path / "a", tmp_path / "a", "--paired")
   assert same["psnr"] == "inf" and abs(same["ssim"] - 1) < 1e-6
   write(tmp_path / "c", one[:4])
-  code, line = refused(tmp_path / "a", tmp_path / "c")
-  assert code == 2 and "5 pictures beside 4" in line and "--num=4" in line
+  code, line = error_of(tmp_path / "a", tmp_path / "c")
+  assert code == 2 and "5 samples but 4 images" in line and "--num=4" in line
   write(tmp_path / "d", one, "abcde")
-  code, line = refused(tmp_path / "a", tmp_path / "d", "--paired")
+  code, line = error_of(tmp_path / "a", tmp_path / "d", "--paired")
   assert code == 2 and "the same names" in line
   write(tmp_path / "e", one[:, :10])
-  code, line = refused(tmp_path / "a", tmp_path / "e", "--paired")
+  code, line = error_of(tmp_path / "a", tmp_path / "e", "--paired")
   assert code == 2 and "(20, 24) and (10, 24)" in line
 
 
-def test_what_cannot_be_measured_is_said(one, tmp_path, capsys):
+def test_what_cannot_be_measured_is_an_error_or_unavailable(
+  one, tmp_path, capsys
+):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
   folder = write(tmp_path / "a", images)
   absent = "--inception=nowhere.pth", "--allow_small"
-  assert "needed is torch-fidelity's" in refused(folder, folder, *absent)[1]
-  assert "go together" in refused(folder, folder, "--lpips_trunk=x.pth")[1]
-  assert "to be compared with" in refused(folder)[1]
-  assert "give --out" in refused(one)[1]
+  assert "needed is torch-fidelity's" in error_of(folder, folder, *absent)[1]
+  assert "go together" in error_of(folder, folder, "--lpips_trunk=x.pth")[1]
+  assert "to be compared with" in error_of(folder)[1]
+  assert "give out (--out)" in error_of(one)[1]
   assert (
-    "must be 1 to 40" in refused(one, f"--out={tmp_path / 'b'}", "--num=41")[1]
+    "must be 1 to 40" in error_of(one, f"--out={tmp_path / 'b'}", "--num=41")[1]
   )
   np.savez(tmp_path / "x.npz", a=np.zeros(3))
-  assert "needed are mu" in refused(folder, tmp_path / "x.npz")[1]
-  # Pictures of 8 x 8 are too small for a window of 11.
+  assert "needed are mu" in error_of(folder, tmp_path / "x.npz")[1]
+  # Images of 8 x 8 are too small for a window of 11.
   assert evaluate.main([str(folder), str(folder), "--paired"]) == 0
-  told = json.loads(capsys.readouterr().out.splitlines()[-1])
-  assert told["ssim"] == "unavailable" and told["psnr"] == "inf"
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert found["ssim"] == "unavailable" and found["psnr"] == "inf"
   (folder / "bad.png").write_bytes(b"nothing")
-  code, line = refused(folder, folder, "--paired")
+  code, line = error_of(folder, folder, "--paired")
   assert code == 4 and "bad.png" in line
   assert not (tmp_path / "b").exists()
 
 
 def adms(path, rng):
-  """Statistics of no picture that ever was, which do not name their world."""
+  """Made-up statistics in ADM's format, which has no resizing mode."""
   mu, sigma = rng.standard_normal(2048), np.eye(2048)
   np.savez(path, mu=mu, sigma=sigma)
   return path
 
 
-def test_statistics_that_do_not_name_their_world_must_be_told(
+def test_statistics_without_a_resizing_mode_need_the_flag(
   weights,  # noqa: F811
   tmp_path,
 ):
@@ -217,13 +226,13 @@ def test_statistics_that_do_not_name_their_world_must_be_told(
   folder = write(tmp_path / "a", rng.integers(0, 256, (3, 8, 8, 3), np.uint8))
   kept = adms(tmp_path / "adm.npz", rng)
   given = [f"--inception={weights}", "--allow_small"]
-  code, line = refused(folder, kept, *given, f"--out={tmp_path / 'out'}")
+  code, line = error_of(folder, kept, *given, f"--out={tmp_path / 'out'}")
   assert code == 2 and "give --resize=legacy" in line
   assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_a_run_beside_statistics_has_its_copies_looked_for(
+def test_a_run_against_statistics_has_a_memorisation_ratio(
   two,
   weights,  # noqa: F811
   tmp_path,
@@ -232,15 +241,15 @@ def test_a_run_beside_statistics_has_its_copies_looked_for(
   kept = adms(tmp_path / "adm.npz", np.random.default_rng(0))
   flags = [f"--inception={weights}", "--allow_small", "--resize=legacy"]
   flags += ["--num=4", "--steps=2", "--train=6", f"--out={tmp_path / 'out'}"]
-  told = asked(capsys, two, kept, *flags)
-  assert told["fid_legacy"] > 0 and "sfid_legacy" not in told
-  assert told["memorisation_ratio"] > 0
+  found = evaluated(capsys, two, kept, *flags)
+  assert found["fid_legacy"] > 0 and "sfid_legacy" not in found
+  assert found["memorisation_ratio"] > 0
   assert (tmp_path / "out" / "nearest.png").exists()
   out = tmp_path / "folder"
-  again = asked(
+  again = evaluated(
     capsys, tmp_path / "out" / "samples", kept, *flags[:3], f"--out={out}"
   )
-  assert again["fid_legacy"] == told["fid_legacy"]
+  assert again["fid_legacy"] == found["fid_legacy"]
   assert (out / "evaluation.json").exists()
 
 
@@ -254,17 +263,17 @@ def test_distances_of_folders_and_of_their_statistics_agree(
   images = rng.integers(0, 256, (8, 20, 24, 3), np.uint8)
   one, two = write(tmp_path / "a", images), write(tmp_path / "b", images // 2)
   given = [f"--inception={weights}", "--allow_small"]
-  told = asked(capsys, one, two, *given, "--resize=clean")
-  assert told["fid_clean"] > 0 and told["sfid_clean"] > 0
-  assert told["is_clean"] >= 1 and told["kid_clean"] > 0
-  assert 0 <= told["recall_clean"] <= 1 and "fid_legacy" not in told
+  found = evaluated(capsys, one, two, *given, "--resize=clean")
+  assert found["fid_clean"] > 0 and found["sfid_clean"] > 0
+  assert found["is_clean"] >= 1 and found["kid_clean"] > 0
+  assert 0 <= found["recall_clean"] <= 1 and "fid_legacy" not in found
   kept = tmp_path / "b.npz"
   flags = [*given, "--resize=clean", f"--write_statistics={kept}"]
-  asked(capsys, two, *flags)
-  again = asked(capsys, one, kept, *given, "--resize=clean")
-  np.testing.assert_allclose(again["fid_clean"], told["fid_clean"], rtol=1e-6)
+  evaluated(capsys, two, *flags)
+  again = evaluated(capsys, one, kept, *given, "--resize=clean")
+  np.testing.assert_allclose(again["fid_clean"], found["fid_clean"], rtol=1e-6)
   assert again["n"] == again["n_against"] == 8
-  code, line = refused(one, kept, *given, "--resize=legacy")
+  code, line = error_of(one, kept, *given, "--resize=legacy")
   assert code == 2 and "--resize=clean" in line
 
 
@@ -277,6 +286,6 @@ def test_reconstructions_have_an_rfid(
 ):
   flags = [f"--inception={weights}", f"--out={tmp_path / 'out'}", "--num=5"]
   flags.append("--allow_small")
-  told = asked(capsys, one, *flags, "--resize=legacy")
-  assert told["rfid_legacy"] > 0 and "fid_legacy" not in told
-  assert told["resize"] == "legacy" and told["n"] == 5
+  found = evaluated(capsys, one, *flags, "--resize=legacy")
+  assert found["rfid_legacy"] > 0 and "fid_legacy" not in found
+  assert found["resize"] == "legacy" and found["n"] == 5

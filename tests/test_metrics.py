@@ -1,4 +1,4 @@
-"""Distances between sets of pictures, against closed forms and definitions."""
+"""Distances between sets of images, against closed forms and definitions."""
 
 import itertools
 
@@ -13,12 +13,12 @@ from ldm_jax.evaluation.metrics.frechet import Moments, frechet_distance
 from ldm_jax.evaluation.metrics.ssim import ssim
 
 
-def drawn(seed, *shape):
+def normal(seed, *shape):
   return np.random.default_rng(seed).standard_normal(shape)
 
 
 def test_moments_are_those_of_all_rows_in_whatever_order():
-  rows = 5 + drawn(0, 300, 12) @ drawn(1, 12, 12)
+  rows = 5 + normal(0, 300, 12) @ normal(1, 12, 12)
   parts = [rows[:7], rows[7:100], rows[100:101], rows[101:]]
   for order in itertools.permutations(parts):
     found = Moments.of(order[0])
@@ -67,7 +67,7 @@ def test_the_distance_of_two_by_two_covariances():
 
 def test_few_rows_of_many_features():
   """Rank 63 in 256 dimensions: the same as in the space that they span."""
-  x, y = drawn(4, 64, 256), 1 + 2 * drawn(5, 64, 256)
+  x, y = normal(4, 64, 256), 1 + 2 * normal(5, 64, 256)
   found = frechet_distance(Moments.of(x), Moments.of(y))
   basis, _ = np.linalg.qr(np.concatenate([x, y]).T)
   small = frechet_distance(Moments.of(x @ basis), Moments.of(y @ basis))
@@ -75,33 +75,33 @@ def test_few_rows_of_many_features():
   assert abs(frechet_distance(Moments.of(x), Moments.of(x))) < 1e-6
 
 
-def test_fewer_pictures_look_farther_away():
+def test_the_frechet_distance_of_fewer_images_is_larger():
   """Two halves of one distribution: the bias falls as 1 / N."""
   found = []
   for count in (500, 1000, 2000):
-    x, y = drawn(count, 2, count, 64)
+    x, y = normal(count, 2, count, 64)
     found.append(frechet_distance(Moments.of(x), Moments.of(y)))
   ratios = np.divide(found[:-1], found[1:])
   np.testing.assert_allclose(ratios, 2, rtol=0.15)
 
 
-def test_what_cannot_be_compared_is_refused():
-  with pytest.raises(ValueError, match="of one width"):
-    frechet_distance(Moments.of(drawn(0, 9, 4)), Moments.of(drawn(0, 9, 5)))
+def test_sets_that_cannot_be_compared_are_refused():
+  with pytest.raises(ValueError, match="of the same width"):
+    frechet_distance(Moments.of(normal(0, 9, 4)), Moments.of(normal(0, 9, 5)))
   with pytest.raises(ValueError, match="subsets of 1000"):
-    distribution_distances.kernel_distance(drawn(0, 9, 4), drawn(1, 9, 4))
+    distribution_distances.kernel_distance(normal(0, 9, 4), normal(1, 9, 4))
   with pytest.raises(ValueError, match="k is 3"):
-    distribution_distances.reach(drawn(0, 3, 4), drawn(1, 9, 4))
-  with pytest.raises(ValueError, match="no 10 splits"):
-    distribution_distances.inception_score(drawn(0, 3, 4))
+    distribution_distances.precision_recall(normal(0, 3, 4), normal(1, 9, 4))
+  with pytest.raises(ValueError, match="cannot make 10 splits"):
+    distribution_distances.inception_score(normal(0, 3, 4))
 
 
 def test_kid_is_unbiased_and_that_of_a_shift():
   """Of the same distribution it is 0 on average; by its definition else."""
-  x, y = drawn(6, 2, 4000, 8)
+  x, y = normal(6, 2, 4000, 8)
   found = distribution_distances.kernel_distance(x, y, 200, 500)
   assert abs(found.mean) < 3 * found.std / 200**0.5 + 0.002
-  small, other = drawn(7, 20, 5), 1 + drawn(8, 20, 5)
+  small, other = normal(7, 20, 5), 1 + normal(8, 20, 5)
   kernel = lambda a, b: (np.dot(a, b) / 5 + 1) ** 3
   pairs = [(i, j) for i in range(20) for j in range(20)]
   apart = [(i, j) for i, j in pairs if i != j]
@@ -115,7 +115,7 @@ def test_kid_is_unbiased_and_that_of_a_shift():
 
 
 def test_cmmd_by_its_definition():
-  x, y = drawn(9, 30, 6), 0.5 + drawn(10, 20, 6)
+  x, y = normal(9, 30, 6), 0.5 + normal(10, 20, 6)
   unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
   kernel = lambda a, b: np.exp(
     -np.square(a[:, None] - b[None]).sum(-1) / 200
@@ -128,8 +128,8 @@ def test_cmmd_by_its_definition():
   assert distribution_distances.cmmd(x, x) == pytest.approx(0, abs=1e-9)
 
 
-def test_the_inception_score_of_what_is_known():
-  """Certain and evenly spread over ten classes: 10; never sure of any: 1."""
+def test_the_inception_score_of_known_distributions():
+  """Certain and uniform over ten classes: 10; uniform predictions: 1."""
   sure = np.tile(100 * np.eye(10), (50, 1))
   assert distribution_distances.inception_score(sure, 1).mean == pytest.approx(
     10, rel=1e-6
@@ -139,29 +139,29 @@ def test_the_inception_score_of_what_is_known():
   )
   found = distribution_distances.inception_score(
     sure + 7
-  )  # a constant tells nothing
+  )  # a constant changes nothing
   np.testing.assert_allclose(
     found, distribution_distances.inception_score(sure)
   )
 
 
-def test_precision_and_recall_tell_collapse_from_noise():
-  real = drawn(11, 400, 8)
-  few = distribution_distances.reach(
-    real, 0.1 * drawn(12, 400, 8)
+def test_precision_and_recall_distinguish_collapse_from_noise():
+  real = normal(11, 400, 8)
+  few = distribution_distances.precision_recall(
+    real, 0.1 * normal(12, 400, 8)
   )  # all of one kind
   assert few.precision > 0.9 and few.recall < 0.1 and few.coverage < 0.5
-  wild = distribution_distances.reach(
-    real, 5 * drawn(13, 400, 8)
+  wild = distribution_distances.precision_recall(
+    real, 5 * normal(13, 400, 8)
   )  # much of it nothing
   assert wild.precision < 0.2 and wild.recall > 0.9
-  same = distribution_distances.reach(real, drawn(14, 400, 8))
+  same = distribution_distances.precision_recall(real, normal(14, 400, 8))
   assert min(same.precision, same.recall, same.coverage) > 0.6
   np.testing.assert_allclose(same.density, 1, atol=0.15)
 
 
-def test_reach_by_its_definition(monkeypatch):
-  real, samples = drawn(15, 23, 3), 0.7 * drawn(16, 31, 3)
+def test_precision_and_recall_by_their_definitions(monkeypatch):
+  real, samples = normal(15, 23, 3), 0.7 * normal(16, 31, 3)
   far = lambda a, b: np.linalg.norm(a[:, None] - b[None], axis=-1)
   radii = lambda a: np.sort(far(a, a), 1)[:, 2]
   inside = far(real, samples) <= radii(real)[:, None]
@@ -174,7 +174,7 @@ def test_reach_by_its_definition(monkeypatch):
   for block in (5, 2048):
     monkeypatch.setattr(distribution_distances, "BLOCK", block)
     np.testing.assert_allclose(
-      distribution_distances.reach(real, samples, 2), wanted
+      distribution_distances.precision_recall(real, samples, 2), wanted
     )
 
 
@@ -199,12 +199,12 @@ def test_ssim_is_scikit_images(size):
       for a, b in zip(x, other, strict=True)
     ]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-  with pytest.raises(ValueError, match="11 is the least"):
+  with pytest.raises(ValueError, match="each side must be 11"):
     ssim(jnp.zeros((1, 8, 8, 3), jnp.uint8), jnp.zeros((1, 8, 8, 3), jnp.uint8))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (300, 200), (512, 512)])
-def test_the_clean_world_is_pillows(size):
+def test_clean_resizing_is_pillows(size):
   """clean-fid asks Pillow for every channel in floats, and clips."""
   rng = np.random.default_rng(19)
   images = rng.integers(0, 256, (2, *size, 3), np.uint8)
@@ -217,16 +217,16 @@ def test_the_clean_world_is_pillows(size):
   np.testing.assert_allclose(found, wanted.clip(0, 255), atol=0.02)
 
 
-def test_two_worlds_of_resizing():
+def test_legacy_and_clean_resizing():
   rng = np.random.default_rng(18)
   images = jnp.asarray(rng.integers(0, 256, (2, 7, 9, 3), np.uint8))
-  for world in ("legacy", "clean"):
-    same = resizing.resized(images[:, :7, :7], 7, world)
+  for mode in ("legacy", "clean"):
+    same = resizing.resized(images[:, :7, :7], 7, mode)
     np.testing.assert_array_equal(same, images[:, :7, :7])
     flat = jnp.full((1, 30, 50, 3), 77, jnp.uint8)
-    found = resizing.resized(flat, 12, world)
+    found = resizing.resized(flat, 12, mode)
     np.testing.assert_allclose(found, np.full((1, 12, 12, 3), 77), atol=1e-4)
-  # TensorFlow 1: every second pixel of a picture twice as large, untouched.
+  # TensorFlow 1: every second pixel of an image twice as large, unchanged.
   large = jnp.asarray(rng.integers(0, 256, (1, 24, 24, 3), np.uint8))
   half = resizing.legacy(large, 12)
   np.testing.assert_array_equal(half, large[:, ::2, ::2])

@@ -1,4 +1,4 @@
-"""Plans say what the compiled program says, and that is what is there."""
+"""Plans report the memory, operations and collectives of the real program."""
 
 import dataclasses
 import json
@@ -15,7 +15,8 @@ from ldm_jax.cli import plan
 from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.config import override
 from ldm_jax.nn.conditioners.embedders import Condition
-from ldm_jax.planning import plan as plan_library
+from ldm_jax.planning.memory_needs import largest_batch
+from ldm_jax.planning.request import LargestBatch
 from ldm_jax.runtime.devices import aot
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.monitoring import flops
@@ -48,7 +49,7 @@ PROGRAM = """
 """
 
 
-def test_collectives_are_read_with_the_bytes_of_their_results():
+def test_collectives_are_counted_with_the_bytes_of_their_results():
   assert aot.count_collectives(PROGRAM) == {
     "all-gather": (3, 2 * 8 * 4 * 2 + 16 * 8 * 4),
     "all-reduce": (2, 64 + 16 + 8),
@@ -56,26 +57,26 @@ def test_collectives_are_read_with_the_bytes_of_their_results():
   }
 
 
-def test_bytes_are_those_of_the_arrays():
+def test_memory_analysis_counts_the_bytes_of_the_arrays():
   sharding = MeshShape(1, 8).build()
-  cut = jax.sharding.NamedSharding(sharding.mesh, P("fsdp"))
-  state = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=cut)
+  split = jax.sharding.NamedSharding(sharding.mesh, P("fsdp"))
+  state = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=split)
   other = jax.ShapeDtypeStruct((32,), jnp.float32, sharding=sharding.replicated)
   found = aot.memory_analysis(
     lambda x, y: (x + y, (x * y).sum()),
     (state, other),
     donate_argnums=0,
-    out_shardings=(cut, sharding.replicated),
+    out_shardings=(split, sharding.replicated),
   )
   eighth = 64 * 32 * 4 // 8
   assert found.arguments == eighth + 32 * 4
   assert found.reused == eighth  # the donated state
-  # A number beside it, and the addresses of both.
+  # And a number, and the addresses of both.
   assert eighth + 4 <= found.outputs <= eighth + 64
   assert found.collectives["all-reduce"][0] >= 1 and found.refusal is None
 
 
-def told(capsys, *flags):
+def planned(capsys, *flags):
   assert plan.main([*CLASSES, *SMALL, *flags]) == 0
   *table, line = capsys.readouterr().out.splitlines()
   return table, json.loads(line)
@@ -83,25 +84,25 @@ def told(capsys, *flags):
 
 @pytest.mark.slow
 def test_a_plan_for_the_devices_that_are_here(capsys):
-  table, whole = told(capsys, "--batch=8")
+  table, whole = planned(capsys, "--batch=8")
   assert whole["devices"] == 8 and whole["fits"] is True
   assert whole["mesh"]["data"] == 8 and whole["images_per_device"] == 1
-  # What a device holds is the state, the frozen first stage and its images.
+  # A device holds the state, the frozen first stage and its images.
   assert whole["total"] >= whole["arguments"] > 3e6
   assert whole["collectives"]["all-reduce"][0] >= 1
-  assert any(row.startswith("verdict") for row in table)
+  assert any(row.split() == ["fits", "yes"] for row in table)
   parts = whole["parts"]
   assert parts["params"] == parts["ema"] > 0 and parts["frozen"] > 0
   assert 2 * parts["params"] <= parts["opt"] < 2.01 * parts["params"]
   assert sum(parts.values()) == pytest.approx(whole["arguments"], rel=1e-3)
   assert whole["compiled_flops"] > 0
-  # Cut into eight, every device holds an eighth of nearly all of it.
-  _, cut = told(capsys, "--batch=8", "--config.mesh.fsdp=8")
-  assert 1 / 8 < cut["arguments"] / whole["arguments"] < 1 / 6
-  assert cut["collectives"]["all-gather"][0] > 10
-  assert cut["flops"] == whole["flops"]
+  # Sharded eightfold, each device holds an eighth of nearly all of it.
+  _, sharded = planned(capsys, "--batch=8", "--config.mesh.fsdp=8")
+  assert 1 / 8 < sharded["arguments"] / whole["arguments"] < 1 / 6
+  assert sharded["collectives"]["all-gather"][0] > 10
+  assert sharded["flops"] == whole["flops"]
   # Twice the images are twice the operations.
-  _, twice = told(capsys, "--batch=16")
+  _, twice = planned(capsys, "--batch=16")
   ratio = twice["flops"] / whole["flops"]
   np.testing.assert_allclose(ratio, 2, rtol=1e-3)
 
@@ -146,7 +147,7 @@ def test_shapes_follow_from_the_config(name, expected):
     ),
   ],
 )
-def test_impossible_plans_are_one_line(flags, message):
+def test_an_impossible_plan_is_one_line(flags, message):
   with pytest.raises(CommandError, match=message) as caught:
     plan.main(flags)
   assert caught.value.code == 2 and "\n" not in str(caught.value)
@@ -154,34 +155,34 @@ def test_impossible_plans_are_one_line(flags, message):
 
 def test_the_largest_batch_is_on_a_line_through_two_that_fit():
   refused = aot.MemoryAnalysis(refusal="too much")
-  asked = []
+  compiled = []
 
   def need(batch):
-    asked.append(batch)
+    compiled.append(batch)
     if batch > 64:
       return refused
     return aot.MemoryAnalysis(temporaries=100 + 10 * batch)
 
-  largest = lambda batch, room: plan_library._largest(
-    need, batch, 8, need(batch), room and float(room)
+  largest = lambda batch, limit: largest_batch(
+    need, batch, 8, need(batch), limit and float(limit)
   )
   found = largest(32, 1200)
-  assert found == {"largest": 104, "largest_by": "a line through 32 and 64"}
-  assert asked == [32, 64]
-  assert largest(64, 500)["largest"] == 40  # though twice as many are refused
-  assert largest(128, 500)["largest"] == 40
-  asked.clear()
-  assert largest(8, 500)["largest_by"] == "a line through 8 and 16"
-  assert largest(512, 500)["largest_by"] == "no two batches compile"
-  assert largest(8, None)["largest_by"] == "unknown room"
+  assert found == LargestBatch(104, "a line through 32 and 64")
+  assert compiled == [32, 64]
+  assert largest(64, 500).images == 40  # though twice as many do not compile
+  assert largest(128, 500).images == 40
+  compiled.clear()
+  assert largest(8, 500).basis == "a line through 8 and 16"
+  assert largest(512, 500).basis == "no two batches compile"
+  assert largest(8, None).basis == "unknown memory of the device"
 
 
 @pytest.mark.slow
 def test_a_plan_to_sample(capsys):
-  table, few = told(capsys, "--batch=8", "--sample=4")
-  _, more = told(capsys, "--batch=8", "--sample=9")
-  assert "samples in 4 steps" in table[0] and few["total"] > few["arguments"]
-  # Guided: two answers of the network a step, and the sampler's own sums.
+  table, few = planned(capsys, "--batch=8", "--sample=4")
+  _, more = planned(capsys, "--batch=8", "--sample=9")
+  assert "a sampler of 4 steps" in table[0] and few["total"] > few["arguments"]
+  # Guided: two evaluations of the network a step, and the sampler's sums.
   experiment = override(
     config.load(CLASSES[0].partition("=")[2]),
     {
@@ -196,20 +197,20 @@ def test_a_plan_to_sample(capsys):
     Condition(jnp.zeros((16, 1, 64))),
   )
   params = jax.eval_shape(unet.init, jax.random.key(0), *raw)
-  answer = flops.count(unet.apply, params, *raw)
-  assert (more["flops"] - few["flops"]) / 5 == pytest.approx(answer, rel=1e-3)
-  with pytest.raises(
-    CommandError, match="--sample needs a config of stage two"
-  ):
+  evaluation = flops.count(unet.apply, params, *raw)
+  assert (more["flops"] - few["flops"]) / 5 == pytest.approx(
+    evaluation, rel=1e-3
+  )
+  with pytest.raises(CommandError, match="needs the config of a denoiser"):
     stage = f"--config={CONFIGS / 'ldm' / 'kl_f8.py'}"
     plan.main([stage, "--batch=8", "--sample=4"])
-  with pytest.raises(CommandError, match="--sample takes a number of steps"):
-    told(capsys, "--sample=0")
+  with pytest.raises(CommandError, match="sampler_steps must be 1 or more"):
+    planned(capsys, "--sample=0")
 
 
 @pytest.mark.slow
 def test_a_plan_for_a_tpu_that_is_not_here(capsys):
   pytest.importorskip("libtpu")
-  _, found = told(capsys, "--batch=16", "--topology=v5e:2x2", "--largest")
+  _, found = planned(capsys, "--batch=16", "--topology=v5e:2x2", "--largest")
   assert found["fits"] is True and found["devices"] == 4
-  assert found["largest"] > 16 and found["largest"] % 4 == 0
+  assert found["largest_batch"] > 16 and found["largest_batch"] % 4 == 0

@@ -21,7 +21,7 @@ def to_float(levels):
 
 @pytest.mark.parametrize("noise", [1, 10, 100])
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
-def test_it_equals_scikit_image_per_image(noise, convert):
+def test_psnr_equals_scikit_images_for_each_image(noise, convert):
   metrics = pytest.importorskip("skimage.metrics")
   expected = [
     metrics.peak_signal_noise_ratio(*pair)
@@ -31,7 +31,7 @@ def test_it_equals_scikit_image_per_image(noise, convert):
   np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
-def test_all_256_levels_survive_rounding():
+def test_all_256_levels_are_rounded_exactly():
   levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
   nudged = to_float(levels) + np.float32(0.49 / 127.5)
   assert psnr(to_float(levels), nudged) == np.inf
@@ -47,7 +47,7 @@ def test_values_outside_the_range_count_as_black_or_white():
   assert psnr(white, -3 * white) == 0
 
 
-def test_jit_equals_numpy():
+def test_jitted_psnr_equals_numpys():
   images, others = (to_float(levels) for levels in pairs(10))
   np.testing.assert_allclose(
     jax.jit(psnr)(images, others), psnr(images, others), rtol=1e-6

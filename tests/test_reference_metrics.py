@@ -31,7 +31,7 @@ TAPS = {"64": 0, "192": 1, "768": 2, "2048": 3, "logits_unbiased": 5}
 
 @pytest.fixture(scope="module")
 def fidelity():
-  """The package, with torchvision, of which it needs nothing here, left out."""
+  """The package without torchvision, which it does not need here."""
   absent = [
     "torchvision",
     "torchvision.datasets",
@@ -66,23 +66,23 @@ def file(tmp_path_factory, fidelity):
   finally:
     torch.nn.Module.load_state_dict = whole
   for name, shape in loaded["names"].items():
-    draw = torch.randn(shape, generator=generator)
+    values = torch.randn(shape, generator=generator)
     if name.endswith("conv.weight") or name == "fc.weight":
-      draw *= (2 / np.prod(shape[1:])) ** 0.5
+      values *= (2 / np.prod(shape[1:])) ** 0.5
     elif name.endswith("running_var"):
-      draw = 0.5 + torch.rand(shape, generator=generator)
+      values = 0.5 + torch.rand(shape, generator=generator)
     elif name.endswith("bn.weight"):
-      draw = 1 + 0.1 * draw
+      values = 1 + 0.1 * values
     elif name.endswith("num_batches_tracked"):
-      draw = torch.tensor(7)
+      values = torch.tensor(7)
     else:
-      draw *= 0.1
-    tensors[name] = draw
+      values *= 0.1
+    tensors[name] = values
   torch.save(tensors, path, _use_new_zipfile_serialization=False)
   return str(path)
 
 
-def pictures(size, count=4, seed=0):
+def image_batch(size, count=4, seed=0):
   rng = np.random.default_rng([seed, size])
   small = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
   large = np.kron(small, np.ones((1, size // 8, size // 8, 1), np.uint8))
@@ -109,35 +109,38 @@ def theirs(file, fidelity):
   )
 
   network = FeatureExtractorInceptionV3("x", list(TAPS), file).eval()
-  seen = []
+  activations = []
   network.Mixed_6d.branch1x1.register_forward_hook(
-    lambda *told: seen.append(told[-1])
+    lambda *arguments: activations.append(arguments[-1])
   )
 
   @torch.no_grad()
   def features(images):
-    seen.clear()
-    told = network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
-    # Of sFID, which torch-fidelity does not have: 7 channels at 17 x 17 places.
-    return [*told, seen[0][:, :7].permute(0, 2, 3, 1).reshape(len(images), -1)]
+    activations.clear()
+    outputs = network(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
+    # For sFID, which torch-fidelity lacks: 7 channels at 17 x 17 positions.
+    return [
+      *outputs,
+      activations[0][:, :7].permute(0, 2, 3, 1).reshape(len(images), -1),
+    ]
 
   return lambda images: [np.asarray(f) for f in features(images)]
 
 
 @pytest.mark.parametrize("size", [32, 64, 256, 512])
 def test_features_are_torch_fidelitys(ours, theirs, size):
-  images = pictures(size)
+  images = image_batch(size)
   found = ours(images)
   taps = [*TAPS.items(), ("spatial", 4)]
-  for (name, place), wanted in zip(taps, theirs(images), strict=True):
+  for (name, index), wanted in zip(taps, theirs(images), strict=True):
     wanted = wanted.reshape(len(images), -1)
-    away = np.abs(found[place] - wanted).max() / wanted.std()
-    # Single places, where the others are means over a picture.
-    assert away < (2e-5 if name == "spatial" else 1e-5), (name, away)
+    error = np.abs(found[index] - wanted).max() / wanted.std()
+    # Single positions; the others are means over an image.
+    assert error < (2e-5 if name == "spatial" else 1e-5), (name, error)
 
 
-def test_scores_of_pictures_are_torch_fidelitys(file, theirs, fidelity):
-  """256 pictures a set, through both networks: fewer than features."""
+def test_scores_of_images_are_torch_fidelitys(file, theirs, fidelity):
+  """256 images a set, through both networks: fewer than features."""
   from torch_fidelity.metric_fid import (
     fid_features_to_statistics,
     fid_statistics_to_metric,
@@ -146,7 +149,7 @@ def test_scores_of_pictures_are_torch_fidelitys(file, theirs, fidelity):
   from torch_fidelity.metric_kid import kid_features_to_metric
   from torch_fidelity.metric_prc import prc_features_to_metric
 
-  sets = [pictures(32, 256, seed) for seed in (1, 2)]
+  sets = [image_batch(32, 256, seed) for seed in (1, 2)]
   sets[1] = sets[1] // 2 + 60
   variables = convert(read_table("inception"), read_torch(file))
   extract = Extractor(variables, MeshShape().build(jax.devices()[:1]))
@@ -155,7 +158,7 @@ def test_scores_of_pictures_are_torch_fidelitys(file, theirs, fidelity):
   found |= comparison.distribution_metrics(
     ours[0], Statistics.of(ours[1], "legacy"), "legacy"
   )
-  found |= comparison.paired_metrics(ours[0], ours[1], "legacy")
+  found |= comparison.two_set_metrics(ours[0], ours[1], "legacy")
   blocks = [
     [theirs(images[i : i + 64]) for i in range(0, 256, 64)] for images in sets
   ]
@@ -166,8 +169,8 @@ def test_scores_of_pictures_are_torch_fidelitys(file, theirs, fidelity):
     ]
     for k in (3, 4)
   )
-  told = [fid_features_to_statistics(rows) for rows in pooled]
-  wanted = fid_statistics_to_metric(*told, verbose=False)
+  moments = [fid_features_to_statistics(rows) for rows in pooled]
+  wanted = fid_statistics_to_metric(*moments, verbose=False)
   np.testing.assert_allclose(
     found["fid_legacy"], wanted["frechet_inception_distance"], rtol=1e-4
   )
@@ -189,7 +192,7 @@ def test_resizing_is_torch_fidelitys(fidelity, size):
 
   board = np.indices((size, size)).sum(0) % 2 * 255
   board = np.repeat(board[None, ..., None], 3, -1).astype(np.uint8)
-  for images in (board, pictures(size // 8 * 8)):
+  for images in (board, image_batch(size // 8 * 8)):
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     wanted = theirs(x, size=(IMAGE_SIZE, IMAGE_SIZE), align_corners=False)
     found = resizing.legacy(jnp.asarray(images), IMAGE_SIZE)
@@ -211,8 +214,8 @@ def test_scores_are_torch_fidelitys(fidelity):
   x, y = (rng.normal(size=(256, 64)) @ mix + 0.3 * k for k in (0, 1))
   x, y = x.astype(np.float32), y.astype(np.float32)
   tensors = [torch.from_numpy(rows) for rows in (x, y)]
-  told = [fid_features_to_statistics(rows) for rows in tensors]
-  wanted = fid_statistics_to_metric(*told, verbose=False)
+  moments = [fid_features_to_statistics(rows) for rows in tensors]
+  wanted = fid_statistics_to_metric(*moments, verbose=False)
   found = frechet_distance(Moments.of(x), Moments.of(y))
   wanted = wanted["frechet_inception_distance"]
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
@@ -228,6 +231,6 @@ def test_scores_are_torch_fidelitys(fidelity):
 
   # What is generated comes first there.
   wanted = prc_features_to_metric(*tensors[::-1], verbose=False)
-  found = distribution_distances.reach(x, y)
+  found = distribution_distances.precision_recall(x, y)
   names = ("precision", "recall")
   assert [getattr(found, n) for n in names] == [wanted[n] for n in names]

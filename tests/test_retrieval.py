@@ -1,4 +1,4 @@
-"""Exact search, and examples with what it found."""
+"""Exact nearest neighbours, their files, and sources that read them."""
 
 import json
 import pathlib
@@ -22,7 +22,7 @@ def unit(*shape):
 
 
 @pytest.mark.parametrize("block", [7, 32, 1000])
-def test_the_search_is_exact_however_it_is_cut(monkeypatch, block):
+def test_the_search_is_exact_for_any_block_size(monkeypatch, block):
   """Against float64 products of all pairs."""
   monkeypatch.setattr(nearest_neighbours, "BLOCK", block)
   monkeypatch.setattr(nearest_neighbours, "QUERIES", 5)
@@ -41,27 +41,27 @@ def test_a_row_is_its_own_neighbour_unless_left_out():
   np.testing.assert_array_equal(found[:, :2], nearest(rows, rows, 3)[:, 1:])
 
 
-def test_what_cannot_be_found_is_refused():
+def test_impossible_searches_are_refused():
   with pytest.raises(ValueError, match="k=6 neighbours of 5 rows"):
     nearest(unit(2, 4), unit(5, 4), 6)
   with pytest.raises(ValueError, match="one encoder"):
     nearest(unit(2, 4), unit(5, 3), 1)
 
 
-def test_examples_bring_their_neighbours(tmp_path):
+def test_examples_hold_their_neighbours(tmp_path):
   rows, near = unit(6, 4), np.array([[1, 2, 3], [5, 0, 1]])
   np.save(tmp_path / "database.npy", rows)
   np.save(tmp_path / "train.npy", near)
   source = Neighbours(Glyphs(size=2), str(tmp_path), k=2)
   np.testing.assert_array_equal(source[1]["neighbours"], rows[[5, 0]])
   assert source[1]["caption"] == Glyphs(size=2)[1]["caption"]
-  for odd in (
+  for wrong in (
     Neighbours(Glyphs(size=3), str(tmp_path), k=2),
     Neighbours(Glyphs(size=2), str(tmp_path), k=4),
     Neighbours(Glyphs(size=2), str(tmp_path), "validation"),
   ):
     with pytest.raises(ValueError, match="retrieve"):
-      _ = odd[0]
+      _ = wrong[0]
 
 
 CONFIG = """
@@ -82,7 +82,7 @@ def get_config():
 
 
 class _Thumbnails:
-  """An encoder for the test: four by four means, centred, of length 1."""
+  """An encoder for the test: four by four means, centred, of unit length."""
 
   def __call__(self, images):
     rows = images.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).reshape(-1, 48)
@@ -96,15 +96,15 @@ def test_the_command_searches_for_a_config(tmp_path, monkeypatch, capsys):
   from ldm_jax.evaluation import retrieval
 
   monkeypatch.setattr(
-    retrieval, "encoder_of", lambda folder: (_Thumbnails(), None)
+    retrieval, "encoder_of", lambda folder, trust: (_Thumbnails(), None)
   )
   config = tmp_path / "near.py"
   config.write_text('"""A search."""\n' + CONFIG)
   out = tmp_path / "found"
   flags = ["--encoder=any", f"--out={out}", "--batch=8", "--k=3"]
   assert retrieve.main([f"--config={config}", *flags]) == 0
-  told = [pathlib.Path(line).name for line in capsys.readouterr().out.split()]
-  assert told == ["database.npy", "train.npy", "validation.npy"]
+  names = [pathlib.Path(line).name for line in capsys.readouterr().out.split()]
+  assert names == ["database.npy", "train.npy", "validation.npy"]
   rows = np.load(out / "database.npy")
   source = Glyphs(size=30)
   images = np.stack([source[i]["image"] for i in range(30)])
@@ -115,13 +115,13 @@ def test_the_command_searches_for_a_config(tmp_path, monkeypatch, capsys):
     3,
   )
   assert not (near == np.arange(30)[:, None]).any()
-  # The picture itself is the first of its own neighbours.
+  # An image of the database is its own nearest neighbour.
   from PIL import Image
 
   Image.fromarray(images[4]).save(tmp_path / "one.png")
-  asked = [f"--image={tmp_path / 'one.png'}", f"--database={out}"]
+  flags = [f"--image={tmp_path / 'one.png'}", f"--database={out}"]
   target = tmp_path / "rows.npy"
-  assert retrieve.main([*asked, "--encoder=any", f"--out={target}"]) == 0
+  assert retrieve.main([*flags, "--encoder=any", f"--out={target}"]) == 0
   np.testing.assert_array_equal(np.load(target)[0], rows[4])
 
 
@@ -133,13 +133,13 @@ def test_the_command_searches_for_a_config(tmp_path, monkeypatch, capsys):
     (["--image=b"], "nowhere"),
   ],
 )
-def test_wrong_searches_are_one_line(tmp_path, flags, line):
+def test_a_wrong_request_is_one_line(tmp_path, flags, line):
   with pytest.raises(CommandError, match=line) as stop:
     retrieve.main([*flags, "--encoder=nowhere", f"--out={tmp_path / 'x'}"])
   assert stop.value.code == 2 and "\n" not in str(stop.value)
 
 
-def test_an_encoder_must_be_an_image_tower(tmp_path):
+def test_an_encoder_must_be_an_image_encoder(tmp_path):
   config = {"_class_name": "AutoencoderKL"}
   (tmp_path / "config.json").write_text(json.dumps(config))
   flags = [f"--encoder={tmp_path}", f"--out={tmp_path / 'x'}", "--image=a"]

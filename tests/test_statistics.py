@@ -1,4 +1,4 @@
-"""Statistics on disk: ours, ADM's, and what is neither."""
+"""Files of feature statistics: ours, ADM's, torch-fidelity's, and others."""
 
 import pickle
 
@@ -24,12 +24,12 @@ def features():
   return Features(None, None, None, rows["pooled"], rows["spatial"], None)
 
 
-def test_ours_come_back_as_they_were(features, tmp_path):
+def test_our_file_is_read_as_it_was_written(features, tmp_path):
   path = str(tmp_path / "set.npz")
   whole = Statistics.of(features, "clean")
   whole.write(path)
   found = read_statistics(path)
-  assert (found.count, found.world) == (9, "clean")
+  assert (found.count, found.mode) == (9, "clean")
   for name in WIDTHS:
     ours, theirs = getattr(found, name), getattr(whole, name)
     np.testing.assert_array_equal(ours.mean, theirs.mean)
@@ -37,24 +37,24 @@ def test_ours_come_back_as_they_were(features, tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["set.npz"]
 
 
-def test_adms_have_covariances_and_no_number(features, tmp_path):
+def test_adms_file_has_covariances_and_no_count(features, tmp_path):
   path = tmp_path / "adm.npz"
   rows = features.pooled.astype(np.float64)
   mu, sigma = rows.mean(0), np.cov(rows, rowvar=False)
   np.savez(path, arr_0=np.zeros((1, 8, 8, 3), np.uint8), mu=mu, sigma=sigma)
   found = read_statistics(str(path))
-  assert found.count is found.world is found.spatial is None
+  assert found.count is found.mode is found.spatial is None
   np.testing.assert_allclose(found.pooled.mean, mu, rtol=1e-12)
   np.testing.assert_allclose(found.pooled.covariance, sigma, atol=1e-12)
 
 
-def test_torch_fidelitys_are_of_the_legacy_world(features, tmp_path):
+def test_torch_fidelitys_file_is_of_the_legacy_mode(features, tmp_path):
   path = tmp_path / "set-inception-v3-compat-stat-fid-2048.pt"
   rows = features.pooled.astype(np.float64)
   mu, sigma = rows.mean(0), np.cov(rows, rowvar=False)
   write("zip", path, {"mu": mu, "sigma": sigma})
   found = read_statistics(str(path))
-  assert (found.count, found.world, found.spatial) == (None, "legacy", None)
+  assert (found.count, found.mode, found.spatial) == (None, "legacy", None)
   np.testing.assert_array_equal(found.pooled.mean, mu)
   np.testing.assert_allclose(found.pooled.covariance, sigma, atol=1e-12)
   write("zip", path, ["mu"])
@@ -62,7 +62,7 @@ def test_torch_fidelitys_are_of_the_legacy_world(features, tmp_path):
     read_statistics(str(path))
 
 
-def test_damaged_files_are_one_line(features, tmp_path):
+def test_a_damaged_file_is_one_line(features, tmp_path):
   path = tmp_path / "set.npz"
   Statistics.of(features, "clean").write(str(path))
   whole = path.read_bytes()
@@ -80,7 +80,7 @@ def test_damaged_files_are_one_line(features, tmp_path):
 
 
 class Attack:
-  """Would leave a file behind if it were loaded."""
+  """Creates a file if it is unpickled."""
 
   def __init__(self, path):
     self.path = path
@@ -90,7 +90,7 @@ class Attack:
 
 
 @pytest.mark.parametrize(
-  "arrays, words",
+  "arrays, message",
   [
     ({"arr_0": np.zeros(3)}, "needed are mu"),
     ({"mu": np.zeros(5), "sigma": np.zeros((5, 5))}, "of another network"),
@@ -101,13 +101,13 @@ class Attack:
     ({"kind": "ldm_jax statistics 1", "count": 1, "world": "clean"}, "damaged"),
   ],
 )
-def test_what_is_neither_is_refused(arrays, words, tmp_path):
+def test_other_arrays_are_refused(arrays, message, tmp_path):
   np.savez(tmp_path / "x.npz", **arrays)
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(ValueError, match=message):
     read_statistics(str(tmp_path / "x.npz"))
 
 
-def test_no_code_is_run(tmp_path):
+def test_no_code_in_a_file_is_executed(tmp_path):
   sentinel, path = tmp_path / "sentinel", tmp_path / "x.npz"
   attack = np.empty(1, object)
   attack[0] = Attack(sentinel)

@@ -1,65 +1,87 @@
-"""Measures a run, or pictures beside others or beside statistics.
+"""Computes metrics of a run, or of images against images or statistics.
 
-  python -m ldm_jax.cli.evaluate runs/X --out runs/X/evaluation
-  python -m ldm_jax.cli.evaluate SAMPLES REAL
-  python -m ldm_jax.cli.evaluate SAMPLES VIRTUAL_imagenet256_labeled.npz \\
-    --resize=legacy
+  ldm-jax evaluate runs/X --out runs/X/evaluation
+  ldm-jax evaluate SAMPLES REAL
+  ldm-jax evaluate SAMPLES VIRTUAL_imagenet256_labeled.npz --resize=legacy
 
-A run of stage two draws a picture for what it is told of each held-out example,
-one of stage one reconstructs them; both are compared with the examples, or with
-what is named beside them. Stopped, it goes on where it was. A table and one
-line of JSON end it. Metrics whose network was not given are "unavailable".
+A run of a denoiser generates an image for the conditions of each held-out
+example, a run of an autoencoder reconstructs the examples; both are compared
+with the examples, or with the given reference. A stopped evaluation resumes.
+Prints a table and one line of JSON; metrics whose network is not given are
+"unavailable".
 
-Weights are files on this machine: --inception for FID, sFID, KID, IS, precision
-and recall; --clip for CLIP score and CMMD; --lpips_trunk and --lpips_heads.
+Weights are local files: --inception for FID, sFID, KID, IS, precision and
+recall; --clip for CLIP score and CMMD; --lpips_trunk and --lpips_heads.
 """
 
+import json
 from collections.abc import Sequence
 
-from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.exit_codes import command, run_command
 from ldm_jax.cli.parser import Parser
+
+SMALL = "permit Frechet distances of fewer than 2048 images"
+TRAIN = "training images to search for near copies (default 10000; 0: none)"
 
 
 def parser() -> Parser:
   """The flags of evaluate."""
-  flags = Parser("python -m ldm_jax.cli.evaluate", __doc__)
+  flags = Parser("ldm-jax evaluate", __doc__)
   add = flags.add_argument
-  add("samples", help="a run, or a folder of pictures")
+  add("samples", help="a run, or a folder of images")
   add(
-    "against", nargs="?", help="a folder of pictures, or statistics (.npz, .pt)"
+    "reference",
+    nargs="?",
+    metavar="against",
+    help="a folder of images, or statistics (.npz, .pt)",
   )
-  add("--out", metavar="DIR", help="gets what a run draws, and sheets")
-  add("--num", type=int, help="the first N (default all; 1000 of a run)")
+  add("--out", metavar="DIR", help="for images of a run and contact sheets")
+  add("--num", type=int, help="the first N (default: all; of a run 1000)")
   add("--inception", metavar="FILE", help="weights-inception-2015-12-05")
-  add("--clip", metavar="DIR", help="of transformers' CLIPModel")
+  add("--clip", metavar="DIR", help="a CLIPModel of transformers")
   add("--lpips_trunk", metavar="FILE", help="vgg16-397923af.pth")
   add("--lpips_heads", metavar="FILE", help="the lpips package's vgg.pth")
   add("--resize", choices=("legacy", "clean", "both"), default="both")
-  add("--paired", action="store_true", help="pictures of one name are compared")
-  add("--write_statistics", metavar="FILE", help="of SAMPLES, to compare with")
+  add("--paired", action="store_true", help="compare images of the same name")
+  add("--write_statistics", metavar="FILE", help="of SAMPLES, as a reference")
   add("--allow_small", action="store_true", help=SMALL)
   add("--train", type=int, default=10_000, metavar="N", help=TRAIN)
-  draw = flags.add_argument_group("what a run of stage two draws")
-  add = draw.add_argument
+  add(
+    "--metric",
+    action="append",
+    default=[],
+    metavar="PACKAGE.MODULE:NAME",
+    help="a metric of your own (needs --trust); may be repeated",
+  )
+  add("--trust", action="append", default=[], metavar="PACKAGE")
+  add = flags.add_argument_group("sampling from a run").add_argument
   add("--steps", type=int, default=50, help="default 50")
   add("--sampler", help="default ddim")
   add("--guidance", type=float, default=1.0, help="scale (default 1: none)")
-  add("--eta", type=float, help="noise that is added (default the sampler's)")
+  add("--eta", type=float, help="noise of DDIM (default: the sampler's)")
   add("--seed", type=int, default=0)
-  add("--null", action="store_true", help="say nothing")
+  add("--unconditional", "--null", action="store_true", help="no conditions")
   return flags
 
 
-SMALL = "take Frechet distances of fewer than 2048 pictures"
-TRAIN = "training pictures to look for copies of (default 10000; 0 for none)"
-
-
+@command
 def main(arguments: Sequence[str]) -> int:
-  """Reads the flags and evaluates; returns the exit code."""
+  """Reads the flags, evaluates and prints; returns the exit code."""
   flags, _ = parser().read(arguments)
-  from ldm_jax.evaluation import evaluate  # brings jax
+  from ldm_jax.evaluation.evaluate import evaluate  # imports jax
+  from ldm_jax.evaluation.request import EvaluationRequest
+  from ldm_jax.runtime.devices import processes
 
-  return evaluate.evaluate(flags)
+  fields = vars(flags)
+  fields.pop("verbose"), fields.pop("quiet")
+  fields["train_images"] = fields.pop("train")
+  fields["metrics"] = tuple(fields.pop("metric"))
+  fields["trust"] = tuple(fields["trust"])
+  result = evaluate(EvaluationRequest(**fields))
+  if processes.is_first():
+    for line in (*result.files, result.table(), json.dumps(result.to_json())):
+      print(line)
+  return 0
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
-"""Says whether training or sampling fits on a machine that is not here.
+"""Plans training or sampling: memory and cost on devices that need not be here.
 
-  python -m ldm_jax.cli.plan --config=configs/sd/sd1.py \\
-    --first_stage=configs/ldm/kl_f8.py --topology=v5e:4x4 --batch=128
+  ldm-jax plan --config=sd/sd1 --first_stage=ldm/kl_f8 --topology=v5e:4x4 \\
+    --batch=128
 
-compiles the real step for that TPU (pip install libtpu) and prints what every
-device needs, what is sent between devices, and how many operations a step has.
-Without --topology it does so for the devices that are here. Full-size models
-take many minutes to compile; nothing is computed and no data is read.
+compiles the real step for that TPU (pip install libtpu) and prints the memory
+each device needs, the collectives between devices, and the operations of a
+step. Without --topology it plans for the present devices. Full-size models take
+many minutes to compile; nothing is computed and no data is read.
 """
 
+import json
 from collections.abc import Sequence
 
-from ldm_jax.cli.exit_codes import USAGE, CommandError, run_command
+from ldm_jax.cli.exit_codes import command, run_command
 from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:
   """The flags of plan."""
-  flags = Parser("python -m ldm_jax.cli.plan", __doc__)
+  flags = Parser("ldm-jax plan", __doc__)
   add = flags.add_argument
   add(
     "--config",
@@ -28,39 +29,44 @@ def parser() -> Parser:
   add(
     "--first_stage",
     metavar="CONFIG|RUN",
-    help="of stage two: a config or a run of stage one",
+    help="of a denoiser: a config or a run of an autoencoder",
   )
   add(
     "--topology",
     metavar="NAME",
-    help="of a TPU, such as v5e:4x4 (default: the devices that are here)",
+    help="of a TPU, such as v5e:4x4 (default: the present devices)",
   )
   add("--slices", type=int, default=1, help="of that TPU (default 1)")
   add("--batch", type=int, help="images over all devices (default: config's)")
   add(
     "--sample",
+    dest="sampler_steps",
     type=int,
     metavar="STEPS",
-    help="a guided sampler of so many steps (of DDIM) in place of training",
+    help="plan a guided DDIM sampler of so many steps instead of training",
   )
   add(
     "--largest",
     action="store_true",
-    help="compile for twice the batch too, and estimate the largest that fits",
+    help="estimate the largest batch that fits; compiles once or twice more",
   )
   return flags
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
-  """Reads the flags and plans; returns the exit code."""
+  """Reads the flags, plans and prints; returns the exit code."""
   flags, overrides = parser().read(arguments, "config")
-  if flags.sample is not None and flags.sample < 1:
-    raise CommandError(
-      f"--sample takes a number of steps, got {flags.sample}", USAGE
-    )
-  from ldm_jax.planning import plan  # brings jax
+  from ldm_jax.planning.plan import plan  # imports jax
+  from ldm_jax.planning.request import PlanRequest
+  from ldm_jax.planning.table import plan_table
 
-  return plan.plan(flags, overrides)
+  fields = vars(flags)
+  fields.pop("verbose"), fields.pop("quiet")
+  result = plan(PlanRequest(overrides=overrides, **fields))
+  print(plan_table(result))
+  print(json.dumps(result.to_json()))
+  return 0
 
 
 if __name__ == "__main__":

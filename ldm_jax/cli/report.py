@@ -1,26 +1,27 @@
-"""Judges a run of stage two and writes a report with pictures.
+"""Measures a run of a denoiser and writes an HTML report.
 
-  python -m ldm_jax.cli.report --model=runs/X --out=runs/report
+  ldm-jax report --model=runs/X --out=runs/report
 
-The report is one HTML file: loss curves, reconstructions of held-out images,
-captioned samples, and, for the built-in glyphs, what the judge reads in them:
-whether every condition the model is told is obeyed.
-One line of JSON on stdout ends it.
+The report is one HTML file: metrics, loss curves, reconstructions of held-out
+images and samples with their captions. Of the built-in glyphs it measures how
+well samples match their conditions. Prints the report's path and one line of
+JSON.
 """
 
+import json
 from collections.abc import Sequence
 
-from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.exit_codes import command, run_command
 from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:
-  """The flags of the report."""
-  flags = Parser("python -m ldm_jax.cli.report", __doc__)
+  """The flags of report."""
+  flags = Parser("ldm-jax report", __doc__)
   add = flags.add_argument
-  add("--model", required=True, metavar="RUN", help="a run of stage two")
-  add("--out", required=True, metavar="DIR", help="gets report.html")
-  add("--num", type=int, default=256, help="samples to judge (default 256)")
+  add("--model", required=True, metavar="RUN", help="a run of a denoiser")
+  add("--out", required=True, metavar="DIR", help="for report.html")
+  add("--num", type=int, default=256, help="samples (default 256)")
   add("--steps", type=int, default=15, help="of DDIM (default 15)")
   add("--guidance", type=float, default=2.0, help="scale (default 2)")
   add("--eta", type=float, default=0.0, help="noise of DDIM (default 0)")
@@ -28,22 +29,28 @@ def parser() -> Parser:
   add(
     "--held_out",
     action="store_true",
-    help="judge by shapes and colours that training never paired",
+    help="shapes and colours that training never saw together (glyphs)",
   )
   add("--classifier", metavar="RUN", help="guides to the examples' labels")
   add("--classifier_scale", type=float, default=1.0, help="default 1")
-  add(
-    "--null", action="store_true", help="say nothing: samples of no condition"
-  )
+  add("--unconditional", "--null", action="store_true", help="no conditions")
+  add("--trust", action="append", default=[], metavar="PACKAGE")
   return flags
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
-  """Reads the flags and reports; returns the exit code."""
+  """Reads the flags, reports and prints; returns the exit code."""
   flags, _ = parser().read(arguments)
-  from ldm_jax.evaluation import report  # brings jax
+  from ldm_jax.evaluation.report import ReportRequest, report  # imports jax
 
-  return report.report(flags)
+  fields = vars(flags)
+  fields.pop("verbose"), fields.pop("quiet")
+  fields["trust"] = tuple(fields["trust"])
+  result = report(ReportRequest(**fields))
+  print(result.page)
+  print(json.dumps(result.to_json()))
+  return 0
 
 
 if __name__ == "__main__":

@@ -1,46 +1,53 @@
-"""Embeds pictures and finds the nearest of them: what RDM conditions on.
+"""Embeds images and finds nearest neighbours, which RDM is conditioned on.
 
-  python -m ldm_jax.cli.retrieve --config=configs/X.py \\
+  ldm-jax retrieve --config=configs/X.py \\
     --encoder=models/clip-vit-large-patch14 --out=runs/neighbours
 
-writes the embeddings of the config's training source, and which of them are
-nearest to each of its training and validation examples. Without --config,
+writes the embeddings of the config's training source, and the indices of the
+neighbours of each training and validation example. With --image,
 
-  python -m ldm_jax.cli.retrieve --image=cat.png --out=rows.npy \\
+  ldm-jax retrieve --image=cat.png --out=rows.npy \\
     --database=runs/neighbours --encoder=models/clip-vit-large-patch14
 
-writes the embeddings nearest to a picture, for sample.py --neighbours.
+writes the embeddings nearest to an image, for `ldm-jax sample --neighbours`.
 
-The encoder is CLIP's image tower, as a folder of transformers, or a run of
-stage one, whose latents are the embedding.
+The encoder is CLIP's image encoder (a folder of transformers), or a run of an
+autoencoder, whose latents are the embedding.
 """
 
 from collections.abc import Sequence
 
-from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.exit_codes import command, run_command
 from ldm_jax.cli.parser import Parser
 
 
 def parser() -> Parser:
-  """The flags of the search."""
-  flags = Parser("python -m ldm_jax.cli.retrieve", __doc__)
+  """The flags of retrieve."""
+  flags = Parser("ldm-jax retrieve", __doc__)
   add = flags.add_argument
-  add("--encoder", required=True, metavar="FOLDER", help="what embeds pictures")
+  add("--encoder", required=True, metavar="FOLDER", help="embeds the images")
   add("--out", required=True, metavar="PATH", help="a folder, or an .npy file")
   add("--config", metavar="FILE", help="whose examples to search for")
-  add("--database", metavar="DIR", help="what an earlier search wrote")
-  add("--image", metavar="FILE", help="the picture to search for")
+  add("--database", metavar="DIR", help="written by an earlier search")
+  add("--image", metavar="FILE", help="an image to search for")
   add("--k", type=int, default=4, help="neighbours (default 4)")
-  add("--batch", type=int, default=64, help="pictures at a time (default 64)")
+  add("--batch", type=int, default=64, help="images at a time (default 64)")
+  add("--trust", action="append", default=[], metavar="PACKAGE")
   return flags
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
-  """Reads the flags and searches; returns the exit code."""
+  """Reads the flags, searches and prints the files; returns the exit code."""
   flags, _ = parser().read(arguments)
-  from ldm_jax.evaluation import retrieval  # brings jax
+  from ldm_jax.evaluation.retrieval import RetrievalRequest, retrieve
 
-  return retrieval.retrieve(flags)
+  fields = vars(flags)
+  fields.pop("verbose"), fields.pop("quiet")
+  fields["trust"] = tuple(fields["trust"])
+  for path in retrieve(RetrievalRequest(**fields)).files:
+    print(path)
+  return 0
 
 
 if __name__ == "__main__":

@@ -1,276 +1,217 @@
-"""Behind evaluate: pictures found or made, measured, and laid out."""
+"""Evaluation of a run, or of folders of images."""
 
-import argparse
-import dataclasses
 import json
 import logging
 import os
-import re
-from collections.abc import Sequence
-from typing import Any
 
-from ldm_jax.cli.exit_codes import DATA, usage_errors
 from ldm_jax.data.bad_images import SkipBadImages
-from ldm_jax.errors import ConfigError
-from ldm_jax.evaluation import contact_sheets
+from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.evaluation.contact_sheets import ContactSheets, FeaturesByMode
+from ldm_jax.evaluation.custom_metrics import load_metrics, takes_features
 from ldm_jax.evaluation.generate_samples import SampleWriter
 from ldm_jax.evaluation.image_sets import ImageSet, evenly_spaced, folder_images
-from ldm_jax.evaluation.metric_networks import Each, MetricNetworks
-from ldm_jax.evaluation.metrics import comparison
-from ldm_jax.evaluation.metrics.distribution_distances import cmmd
+from ldm_jax.evaluation.measure import Comparison, measure
+from ldm_jax.evaluation.metric_networks import MetricNetworks
 from ldm_jax.evaluation.metrics.statistics import (
   SUFFIXES,
   Statistics,
   read_statistics,
 )
+from ldm_jax.evaluation.request import EvaluationRequest, EvaluationResult
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import MeshShape
-from ldm_jax.runtime.json_values import json_value
 from ldm_jax.training.dataloading import bad_image_log
 
 logger = logging.getLogger(__name__)
 
-LEAST = 2048  # pictures, as many as features
 
+def evaluate(request: EvaluationRequest) -> EvaluationResult:
+  """Metrics of a run's samples or reconstructions, or of a folder of images.
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """What is measured.
+  Writes images of a run, contact sheets and evaluation.json to `request.out`.
+  Metrics whose network is not given are "unavailable".
 
-  Attributes:
-    against: pictures, or what is known of some, or nothing.
-    is_paired: whether a picture and that of its number are the same one.
-    is_restored: whether samples are reconstructions.
-    captions: of the samples, if all have one.
-    learned: examples that were not trained on, and pictures that were and may
-      have been learned by heart.
-    told: of how it came about.
+  Raises:
+    ConfigError: the request cannot be fulfilled.
+    ImageError: an image cannot be read.
+    WeightsError: a file of weights cannot be used.
   """
-
-  samples: ImageSet
-  against: ImageSet | Statistics | None
-  is_paired: bool
-  told: dict[str, Any]
-  is_restored: bool = False
-  captions: Sequence[str] = ()
-  learned: tuple[ImageSet, ImageSet] | None = None
-
-
-def evaluate(flags: argparse.Namespace) -> int:
-  """Measures, prints a table and one line of JSON; returns the exit code."""
-  with usage_errors(DATA):
+  with config_errors():
     processes.initialize()
     sharding = MeshShape().build()
-    if Run.exists(flags.samples):
-      maker = SampleWriter(flags, sharding)
-      count = maker.count
-      against = _against(flags, count) or maker.held
+    custom = load_metrics(request.metrics, request.trust)
+    if any(map(takes_features, custom)) and not request.inception:
+      raise ConfigError("a metric takes features; give inception (--inception)")
+    if Run.exists(request.samples):
+      writer = SampleWriter(request, sharding)
+      count = writer.count
+      reference = _reference(request, count) or writer.held_out
     else:
-      maker, case = None, _folders(flags)
-      count, against = len(case.samples), case.against
-    _check(flags, count, against)
-    critics = MetricNetworks(flags, sharding)
-    if flags.out:
-      os.makedirs(flags.out, exist_ok=True)
-    if maker:
-      maker.begin()
-  if maker:
-    with usage_errors(DATA):
-      case = _of_run(flags, maker, against)
-  with usage_errors(DATA):
-    measured = _measured(flags, critics, case)
-  _tell(flags, critics, case, measured)
-  return 0
+      writer, case = None, _folder_comparison(request)
+      count, reference = len(case.samples), case.reference
+    _check(request, count, reference)
+    networks = MetricNetworks(request, sharding)
+    if request.out:
+      os.makedirs(request.out, exist_ok=True)
+    if writer:
+      writer.begin()
+      case = _run_comparison(request, writer, reference)
+    features, sheets = (
+      networks.features(case.samples),
+      ContactSheets(request.out),
+    )
+    files = _write_statistics(request, features)
+    metrics = measure(case, networks, features, sheets, custom)
+  metrics |= dict.fromkeys(_unavailable(networks, case), "unavailable")
+  files += sheets.files
+  result = EvaluationResult(_settings(request, case), metrics, tuple(files))
+  if request.out and processes.is_first():
+    _write_json(os.path.join(request.out, "evaluation.json"), result)
+  return result
 
 
 def _check(
-  flags: argparse.Namespace, count: int, against: ImageSet | Statistics | None
+  request: EvaluationRequest,
+  count: int,
+  reference: ImageSet | Statistics | None,
 ) -> None:
-  """Raises ConfigError for what would be found out at the end."""
-  if flags.inception and count < LEAST and not flags.allow_small:
-    raise ConfigError(
-      f"Frechet distances of {count} pictures are biased upwards and are not "
-      f"those of 50,000 that are published; give {LEAST} or more, or "
-      "--allow_small"
-    )
-  if isinstance(against, Statistics) and against.world != flags.resize:
-    world = against.world
-    if world is not None:
+  """Raises ConfigError early for what would be found only at the end."""
+  request.check_count(count)
+  if isinstance(reference, Statistics) and reference.mode != request.resize:
+    mode = reference.mode
+    if mode is not None:
       raise ConfigError(
-        f"{flags.against} is of the {world} world of resizing; give "
-        f"--resize={world}"
+        f"{request.reference} holds statistics of the resizing mode {mode!r}; "
+        f"give resize={mode!r} (--resize={mode})"
       )
-    if flags.resize == "both":
+    if request.resize == "both":
       raise ConfigError(
-        f"{flags.against} does not say how its pictures were resized; give "
-        "--resize=legacy (ADM's are) or --resize=clean"
+        f"{request.reference} does not say how its images were resized; give "
+        "--resize=legacy (as ADM's) or --resize=clean"
       )
-  if flags.write_statistics and (not flags.inception or flags.resize == "both"):
-    raise ConfigError(
-      "statistics are of one world and need Inception; give --inception and "
-      "--resize=legacy or --resize=clean"
-    )
 
 
-def _folders(flags: argparse.Namespace) -> Case:
-  """Of pictures that are there."""
-  samples = folder_images(flags.samples, flags.num)
-  against = _against(flags, len(samples))
-  is_album = isinstance(against, ImageSet)
-  if against is None and not (flags.write_statistics or flags.clip):
+def _folder_comparison(request: EvaluationRequest) -> Comparison:
+  """The comparison of a folder of images."""
+  samples = folder_images(request.samples, request.num)
+  reference = _reference(request, len(samples))
+  is_alone = not (request.write_statistics or request.clip or request.metrics)
+  if reference is None and is_alone:
     raise ConfigError(
-      f"what is {flags.samples} to be compared with? Name a folder or "
-      "statistics, or give --write_statistics"
+      f"what is {request.samples} to be compared with? Give a folder or "
+      "statistics as the reference, or write_statistics (--write_statistics)"
     )
-  if flags.paired and not is_album:
-    raise ConfigError("--paired is of two folders; name the second")
-  if flags.paired and samples.names != against.names:
-    odd = sorted(set(samples.names) ^ set(against.names))
+  is_paired = request.paired
+  if is_paired and not isinstance(reference, ImageSet):
+    raise ConfigError("paired compares two folders; give the second (--paired)")
+  if is_paired and samples.names != reference.names:
+    odd = sorted(set(samples.names) ^ set(reference.names))
     raise ConfigError(
-      f"--paired needs the same names in both folders; {odd[0]!r} is in one"
+      f"paired needs the same names in both folders; {odd[0]!r} is in one of "
+      "them (--paired)"
     )
   captions = samples.captions()
-  if flags.paired and not captions:
-    captions = against.captions()
-  told = {"what": "pictures"}
-  return Case(samples, against, flags.paired, told, flags.paired, captions)
-
-
-def _of_run(
-  flags: argparse.Namespace, maker: SampleWriter, against: ImageSet | Statistics
-) -> Case:
-  """Of pictures that a run makes now."""
-  samples, is_restored = maker.make(), maker.is_restoring
-  captions, learned = [] if flags.null else maker.held.captions(), None
-  if not is_restored and flags.train > 0:
-    data = maker.run.experiment.data
-    sound = SkipBadImages(data.source, bad_image_log(maker.run.experiment))
-    learned = maker.held, evenly_spaced(sound, data.centred, flags.train)
-  is_paired = is_restored and against is maker.held
-  return Case(
-    *(samples, against, is_paired, maker.told),
-    *(is_restored, captions, learned),
+  if is_paired and not captions:
+    captions = reference.captions()
+  settings = {"what": "images"}
+  return Comparison(
+    samples, reference, is_paired, settings, is_paired, captions
   )
 
 
-def _against(
-  flags: argparse.Namespace, count: int
+def _run_comparison(
+  request: EvaluationRequest,
+  writer: SampleWriter,
+  reference: ImageSet | Statistics,
+) -> Comparison:
+  """The comparison of the images that a run generates now."""
+  samples, memorisation = writer.write(), None
+  captions = [] if request.unconditional else writer.held_out.captions()
+  if not writer.is_reconstruction and request.train_images > 0:
+    experiment = writer.run.experiment
+    source = SkipBadImages(experiment.data.source, bad_image_log(experiment))
+    train = evenly_spaced(source, experiment.data.centred, request.train_images)
+    memorisation = writer.held_out, train
+  is_paired = writer.is_reconstruction and reference is writer.held_out
+  return Comparison(
+    samples,
+    reference,
+    is_paired,
+    writer.settings,
+    writer.is_reconstruction,
+    captions,
+    memorisation,
+  )
+
+
+def _reference(
+  request: EvaluationRequest, count: int
 ) -> ImageSet | Statistics | None:
-  """What is named beside the samples.
+  """What the request names as the reference.
 
   Raises:
-    ConfigError: it is a folder of another number of pictures.
+    ConfigError: it is a folder of another number of images.
   """
-  if flags.against is None:
+  if request.reference is None:
     return None
-  if flags.against.endswith(SUFFIXES):
-    return read_statistics(flags.against)
-  found = folder_images(flags.against, flags.num)
+  if request.reference.endswith(SUFFIXES):
+    return read_statistics(request.reference)
+  found = folder_images(request.reference, request.num)
   if len(found) != count:
     raise ConfigError(
-      f"{count} pictures beside {len(found)} of {flags.against}: distances "
-      "depend on the number and cannot be compared; give --num="
-      f"{min(count, len(found))} for the first of both, or the statistics of "
-      "a whole set (--write_statistics)"
+      f"{count} samples but {len(found)} images in {request.reference}: "
+      "distances depend on the number and cannot be compared; give "
+      f"num={min(count, len(found))} (--num={min(count, len(found))}) for the "
+      "first of both, or statistics of a whole set (--write_statistics)"
     )
   return found
 
 
-def _measured(
-  flags: argparse.Namespace, critics: MetricNetworks, case: Case
-) -> dict[str, Any]:
-  """Every metric that can be had; sheets are laid beside."""
-  features, told = critics.features(case.samples), {}
-  if flags.write_statistics:
-    ((world, seen),) = features.items()
-    if processes.is_first():
-      Statistics.of(seen, world).write(flags.write_statistics)
-      print(flags.write_statistics)
-  real = None
-  if isinstance(case.against, ImageSet):
-    real = critics.features(case.against)
-  for world, seen in features.items():
-    told |= comparison.single_set_metrics(seen, world)
-    if real:
-      other = Statistics.of(real[world], world)
-      told |= comparison.paired_metrics(seen, real[world], world)
-      told |= comparison.distribution_metrics(seen, other, world)
-    elif case.against is not None:
-      told |= comparison.distribution_metrics(seen, case.against, world)
-  if critics.clip is not None:
-    told |= _clip(critics, case)
-  each: Each = {}
-  if case.is_paired:
-    each = critics.pairs(case.samples, case.against)
-    told |= {name: values.mean() for name, values in each.items()}
-  if case.is_restored:
-    told = {re.sub(r"^s?fid", r"r\g<0>", n): v for n, v in told.items()}
-  if real is not None:
-    seen = [features, real]
-    contact_sheets.extremes(flags.out, case.samples, case.against, seen, each)
-  if case.learned is not None:
-    unseen, train = case.learned
-    theirs = real if unseen is case.against else critics.features(unseen)
-    seen = [features, theirs, critics.features(train)]
-    albums = case.samples, unseen, train
-    told["memorisation_ratio"] = contact_sheets.memorisation(
-      flags.out, albums, seen
-    )
-  return {name: float(value) for name, value in told.items()}
+def _write_statistics(
+  request: EvaluationRequest, features: FeaturesByMode
+) -> list[str]:
+  """Writes the samples' statistics, if the request asks for them."""
+  if not request.write_statistics or not processes.is_first():
+    return []
+  ((mode, found),) = features.items()
+  Statistics.of(found, mode).write(request.write_statistics)
+  return [request.write_statistics]
 
 
-def _clip(critics: MetricNetworks, case: Case) -> dict[str, float]:
-  """CLIP score where there are captions, CMMD where there are two sets."""
-  seen, told = critics.embeddings(case.samples), {}
-  if isinstance(case.against, ImageSet):
-    told["cmmd"] = cmmd(seen, critics.embeddings(case.against))
-  if case.captions:
-    told["clip_score"] = critics.scores(seen, case.captions).mean()
-  else:
-    critics.missing["clip_score"] = "captions of the samples"
-  return told
+def _unavailable(networks: MetricNetworks, case: Comparison) -> list[str]:
+  """Metrics that cannot be computed; logs what is needed for them."""
+  pairwise = ("ssim", "lpips")
+  missing = networks.missing
+  absent = [n for n in missing if n not in pairwise or case.is_paired]
+  if processes.is_first():
+    for needed in sorted({missing[name] for name in absent}):
+      names = ", ".join(n for n in absent if missing[n] == needed)
+      logger.info(f"unavailable: {names}; give {needed}")
+  return absent
 
 
-def _tell(
-  flags: argparse.Namespace,
-  critics: MetricNetworks,
-  case: Case,
-  measured: dict[str, float],
-) -> None:
-  """A table, and a line of JSON, which --out keeps too."""
-  against = case.against
-  count = against.count if isinstance(against, Statistics) else None
-  if isinstance(against, ImageSet):
-    count = len(against)
-  told = {
-    "samples": flags.samples,
-    "against": flags.against or (against and "held-out examples"),
+def _settings(request: EvaluationRequest, case: Comparison) -> dict:
+  """What was compared and how, by name."""
+  reference, images = case.reference, case.reference_images
+  count = reference.count if isinstance(reference, Statistics) else None
+  settings = {
+    "samples": request.samples,
+    "against": request.reference or (reference and "held-out examples"),
     "n": len(case.samples),
-    "n_against": count,
-    **case.told,
-    "resize": flags.resize,
+    "n_against": count if images is None else len(images),
+    **case.settings,
+    "resize": request.resize,
   }
-  if flags.clip:
-    told["clip"] = os.path.basename(os.path.normpath(flags.clip))
-  if isinstance(against, ImageSet) or case.learned:
-    told["neighbours_by"] = "inception" if flags.inception else "pixels"
-  pairs = ("ssim", "lpips")
-  absent = [n for n in critics.missing if n not in pairs or case.is_paired]
-  told |= measured | dict.fromkeys(absent, "unavailable")
-  told = {name: json_value(value) for name, value in told.items()}
-  if not processes.is_first():
-    return
-  for need in sorted({critics.missing[name] for name in absent}):
-    names = ", ".join(n for n in absent if critics.missing[n] == need)
-    logger.info(f"unavailable: {names}; give {need}")
-  width = max(map(len, told))
-  for name, value in told.items():
-    print(f"{name:{width}}  {value}")
-  line = json.dumps(told)
-  if flags.out:
-    path = os.path.join(flags.out, "evaluation.json")
-    with open(path + ".part", "w") as file:
-      file.write(line + "\n")
-    os.replace(path + ".part", path)
-  print(line)
+  if request.clip:
+    settings["clip"] = os.path.basename(os.path.normpath(request.clip))
+  if images is not None or case.memorisation:
+    by = "inception" if request.inception else "pixels"
+    settings["neighbours_by"] = by
+  return settings
+
+
+def _write_json(path: str, result: EvaluationResult) -> None:
+  with open(path + ".part", "w") as file:
+    file.write(json.dumps(result.to_json()) + "\n")
+  os.replace(path + ".part", path)

@@ -1,6 +1,7 @@
-"""A report as one HTML file, pictures inside."""
+"""A report as one HTML file with embedded images."""
 
 import base64
+import dataclasses
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -15,41 +16,57 @@ from ldm_jax.runtime import image_files
 Images = UInt8[np.ndarray, "b h w 3"]
 
 
-def write_page(
-  told: Mapping[str, float],
-  logs: Mapping[str, list[dict[str, Any]]],
-  pairs: UInt8[np.ndarray, "b h w2 3"],
-  drawn: Images,
-  captions: Sequence[str],
-) -> str:
-  """The whole report as HTML, pictures inside."""
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """The contents of a report.
+
+  Attributes:
+    metrics: numbers by name.
+    logs: lines of metrics.jsonl, by the name of the stage.
+    pairs: held-out images, each with its reconstruction on the right.
+    samples: generated images.
+    captions: of the samples.
+  """
+
+  metrics: Mapping[str, float]
+  logs: Mapping[str, list[dict[str, Any]]]
+  pairs: UInt8[np.ndarray, "b h w2 3"]
+  samples: Images
+  captions: Sequence[str]
+
+
+def html_page(page: Page) -> str:
+  """The report as HTML."""
   rows = "".join(
     f"<tr><td>{html.escape(name.replace('_', ' '))}</td><td>{value:g}</td></tr>"
-    for name, value in told.items()
+    for name, value in page.metrics.items()
   )
   curves = "".join(
-    f"<figure>{_curve(log)}<figcaption>Stage {name}: loss over steps"
+    f"<figure>{_loss_curve(log)}<figcaption>Stage {name}: loss over steps"
     "</figcaption></figure>"
-    for name, log in logs.items()
+    for name, log in page.logs.items()
     if len(log) > 1
   )
   return _TEMPLATE.format(
     rows=rows,
     curves=curves,
-    pairs=_picture(image_files.image_grid(pairs, columns=4)),
-    drawn=_picture(image_files.image_grid(drawn, captions, columns=4)),
+    pairs=_image(image_files.image_grid(page.pairs, columns=4)),
+    samples=_image(
+      image_files.image_grid(page.samples, page.captions, columns=4)
+    ),
   )
 
 
-def _picture(image: UInt8[np.ndarray, "h w 3"]) -> str:
+def _image(image: UInt8[np.ndarray, "h w 3"]) -> str:
+  """An image as an element with a data URL."""
   file = io.BytesIO()
   Image.fromarray(image).save(file, "PNG")
   text = base64.b64encode(file.getvalue()).decode()
   return f'<img src="data:image/png;base64,{text}">'
 
 
-def _curve(log: Sequence[Mapping[str, Any]]) -> str:
-  """A line over a logarithmic axis, as SVG."""
+def _loss_curve(log: Sequence[Mapping[str, Any]]) -> str:
+  """The loss over steps on a logarithmic axis, as SVG."""
   points = [
     (line["step"], np.log10(line["loss"]))
     for line in log
@@ -75,7 +92,7 @@ def _curve(log: Sequence[Mapping[str, Any]]) -> str:
 
 _TEMPLATE = """<!doctype html>
 <meta charset="utf-8">
-<title>Latent diffusion: a report</title>
+<title>Latent diffusion report</title>
 <style>
   body {{ font: 15px/1.5 sans-serif; max-width: 62em; margin: 2em auto;
     padding: 0 1em; color: #222 }}
@@ -84,16 +101,16 @@ _TEMPLATE = """<!doctype html>
   figure {{ margin: 1em 0 }} img {{ max-width: 100% }} svg text {{
     font-size: 12px; fill: #555 }}
 </style>
-<h1>Latent diffusion: a report</h1>
-<h2>Measured</h2>
-<p>Fidelity of the first stage on held-out images (PSNR, dB), the share of
-samples in which each attribute of the caption is found, and the seconds each
-stage took.</p>
+<h1>Latent diffusion report</h1>
+<h2>Metrics</h2>
+<p>PSNR of the first stage's reconstructions of held-out images in dB, how well
+samples match their conditions (accuracies and other fractions, from 0 to 1),
+and the training time of each stage in seconds.</p>
 <table>{rows}</table>
-<h2>Learning</h2>
+<h2>Training loss</h2>
 {curves}
-<h2>Samples, and what was asked for</h2>
-{drawn}
+<h2>Samples and their captions</h2>
+{samples}
 <h2>Held-out images and their reconstructions</h2>
 {pairs}
 """

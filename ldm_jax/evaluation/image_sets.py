@@ -1,4 +1,4 @@
-"""Sets of pictures that are looked through a block at a time."""
+"""Sets of images that are read a block at a time."""
 
 import dataclasses
 import os
@@ -16,47 +16,48 @@ from ldm_jax.errors import ConfigError
 
 Images = UInt8[np.ndarray, "b h w 3"]
 
-GRID = re.compile(r"grid(_\d+)?\.png")  # what sample.py lays beside pictures
-SIDE = 32  # of pictures that are compared by their pixels
+GRID = re.compile(r"grid(_\d+)?\.png")  # the overview that sample.py writes
+SIDE = 32  # of images whose pixels are compared
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-  """Some pictures of a source.
+  """A sequence of images, uint8 [h w 3], some of the examples of a source.
 
   Attributes:
-    name: to the user.
-    source: examples with an image.
-    places: which of them.
-    augment: how they are cut, or None.
-    names: of files, where pictures are such.
+    name: for progress bars.
+    source: examples with an "image".
+    indices: which of them.
+    augment: how they are cropped, or None.
+    names: file names, where the images are files.
   """
 
   name: str
   source: Any
-  places: Sequence[int]
+  indices: Sequence[int]
   augment: Augment | None = None
   names: Sequence[str] = ()
 
   def __len__(self) -> int:
-    return len(self.places)
+    return len(self.indices)
 
   def __getitem__(self, i: int) -> UInt8[np.ndarray, "h w 3"]:
-    item = {"image": self.source[self.places[i]]["image"]}
+    item = {"image": self.source[self.indices[i]]["image"]}
     return (self.augment.center(item) if self.augment else item)["image"]
 
   def captions(self) -> list[str]:
-    """Of all pictures; empty if one has none."""
+    """The captions of all images; empty if one has none."""
     found = []
-    for i in self.places:
+    for i in self.indices:
       caption = self.source[i].get("caption")
-      if caption is None:  # the first one tells, and the rest is not read
+      if caption is None:
         return []
       found.append(caption)
     return found
 
   def blocks(self, size: int) -> Iterator[Images]:
-    """All pictures in order, of one size in a block, `size` at most."""
+    """All images in order; a block has at most `size`, of one height and
+    width."""
     block: list[np.ndarray] = []
     for i in range(len(self)):
       image = self[i]
@@ -68,30 +69,32 @@ class ImageSet:
       yield np.stack(block)
 
   def pixels(self) -> np.ndarray:
-    """Every picture as a row of 32 x 32 x 3 numbers in [0, 1]."""
+    """Each image as a row of 32 x 32 x 3 numbers in [0, 1]."""
     small = (resize(self[i], SIDE, SIDE) for i in range(len(self)))
     return np.stack([image.reshape(-1) for image in small]) / np.float32(255)
 
 
 def folder_images(path: str, count: int | None) -> ImageSet:
-  """The first pictures of a folder, but for the grids that we lay there.
+  """The first `count` images of a folder (None: all), without grids of samples.
 
   Raises:
-    ConfigError: there are not so many.
-    DataError: there are none.
+    ConfigError: there are fewer.
+    DataError: the folder has no images.
   """
   everything = Folder(path)
   is_grid = lambda name: GRID.fullmatch(os.path.basename(name))
   names = [n for n in everything.names if not is_grid(n)]
   if not names or (count is not None and not 1 <= count <= len(names)):
-    raise ConfigError(f"--num is {count}, but {path} has {len(names)} pictures")
+    raise ConfigError(
+      f"num is {count}, but {path} has {len(names)} images (--num)"
+    )
   names = names[:count]
   source = Folder(path, only=tuple(names))
   return ImageSet(path, source, range(len(names)), names=names)
 
 
 def evenly_spaced(source: Any, augment: Augment | None, count: int) -> ImageSet:
-  """`count` pictures of a source, from all over it."""
+  """`count` images of a source, at evenly spaced indices."""
   count = min(count, len(source))
-  places = np.linspace(0, len(source) - 1, count).round().astype(int)
-  return ImageSet("training pictures", source, places.tolist(), augment)
+  indices = np.linspace(0, len(source) - 1, count).round().astype(int)
+  return ImageSet("training images", source, indices.tolist(), augment)

@@ -1,47 +1,37 @@
-"""Behind the report: measure both stages, and lay the pictures out."""
+"""A report on a run of a denoiser: metrics, samples and loss curves."""
 
-import argparse
 import dataclasses
 import functools
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from ldm_jax.cli.exit_codes import usage_errors
 from ldm_jax.config import Data
 from ldm_jax.data import batching
-from ldm_jax.data.glyphs.source import SHAPES, Glyphs
+from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.data.sources.neighbours import Neighbours
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.samplers import SamplerConfig
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.evaluation.condition_sampler import ConditionSampler
 from ldm_jax.evaluation.glyphs import condition_accuracy
-from ldm_jax.evaluation.glyphs.glyph_classifier import (
-  GlyphReading,
-  read_glyphs,
-  score,
+from ldm_jax.evaluation.glyphs.condition_metrics import (
+  condition_metrics,
+  reconstruction_metrics,
+  retrieval_metrics,
 )
-from ldm_jax.evaluation.html_report import write_page
+from ldm_jax.evaluation.glyphs.glyph_classifier import read_glyphs
+from ldm_jax.evaluation.html_report import Page, html_page
 from ldm_jax.evaluation.metrics.psnr import psnr
-from ldm_jax.evaluation.reconstruct import Reconstructor, restorer
-from ldm_jax.latent_diffusion import LatentDiffusion
-from ldm_jax.nn.conditioners.embedders import (
-  ClassEmbedder,
-  LayoutEmbedder,
-  TextEmbedder,
-)
-from ldm_jax.nn.conditioners.spatial import (
-  LowResolution,
-  MaskedImage,
-  SegmentationEmbedder,
-)
+from ldm_jax.evaluation.reconstruct import reconstruction_function
 from ldm_jax.pixels import to_float
 from ldm_jax.pretrained.open_model import open_denoiser_run
+from ldm_jax.run import Run
 from ldm_jax.runtime import image_files
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.json_values import json_value
@@ -52,148 +42,190 @@ SHOWN = 16
 Images = UInt8[np.ndarray, "b h w 3"]
 
 
-def report(flags: argparse.Namespace) -> int:
-  """Measures, writes report.html and prints one line of JSON."""
-  with usage_errors():
-    run = open_denoiser_run(flags.model)
+@dataclasses.dataclass(frozen=True)
+class ReportRequest:
+  """What is reported.
+
+  Attributes:
+    model: a run folder of a denoiser.
+    out: folder for report.html and samples.png.
+    num: number of held-out examples and samples, 1 or more; at most all are
+      taken.
+    steps: of DDIM, 1 or more.
+    guidance: scale of classifier-free guidance; 1 is none.
+    eta: noise of DDIM, 0 to 1.
+    seed: of the samples.
+    held_out: take pairs of shape and colour that training never saw (of the
+      built-in glyphs).
+    classifier: a run of a classifier of noisy latents that guides to the
+      examples' labels; or None.
+    classifier_scale: of its gradient.
+    unconditional: whether conditions take their unconditional values.
+    trust: packages whose classes the run may name; as of `Run.open`.
+  """
+
+  model: str
+  out: str
+  num: int = 256
+  steps: int = 15
+  guidance: float = 2.0
+  eta: float = 0.0
+  seed: int = 0
+  held_out: bool = False
+  classifier: str | None = None
+  classifier_scale: float = 1.0
+  unconditional: bool = False
+  trust: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if self.num < 1:
+      raise ConfigError(f"num must be 1 or more, got {self.num} (--num)")
+    if self.steps < 1:
+      raise ConfigError(f"steps must be 1 or more, got {self.steps} (--steps)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportResult:
+  """What was measured, and where it was written.
+
+  Attributes:
+    metrics: numbers by name, rounded to four digits.
+    page: path of report.html.
+    samples: path of the sheet of samples.
+  """
+
+  metrics: dict[str, float]
+  page: str
+  samples: str
+
+  def to_json(self) -> dict[str, Any]:
+    """The metrics as JSON values."""
+    return {name: json_value(value) for name, value in self.metrics.items()}
+
+
+def report(request: ReportRequest) -> ReportResult:
+  """Generates samples for held-out examples and measures both stages.
+
+  Writes report.html (metrics, loss curves, samples, reconstructions) and
+  samples.png. Of the built-in glyphs it measures how well samples meet their
+  conditions.
+
+  Raises:
+    ConfigError: the request cannot be fulfilled.
+  """
+  with config_errors():
+    run = open_denoiser_run(request.model, request.trust)
     data = run.experiment.data
-    if flags.held_out:
-      data = _unseen(data)
-    count = min(flags.num, len(data.validation))
-    if count < 1:
-      raise ConfigError(f"--num must be 1 or more, got {flags.num}")
-    held_out = batching.first(
-      data.validation,
-      count,
-      augment=data.centred,
-      tokenizer=run.tokenizer,
-      transforms=data.transforms,
-    )
-    captions = [data.validation[i].get("caption", "") for i in range(count)]
-    settings = _settings(flags, held_out["image"])
+    if request.held_out:
+      data = _held_out_pairs(data)
+    examples, captions = _examples(run, data, request.num)
+    config = _sampling_config(request, examples["image"])
     sharding = MeshShape().build()
-    artist = Reconstructor(
-      run, settings, sharding, flags.classifier, flags.null
+    sampler = ConditionSampler(
+      run, config, sharding, request.classifier, request.unconditional
     )
-    artist.check(held_out)
-  restored = restorer(run, sharding)(held_out["image"])
-  with tqdm(total=artist.questions(count), unit="step") as bar:
-    drawn = artist.draw(held_out, progress=bar.update)
-  told = {"psnr": _psnr(held_out["image"], restored)}
-  source = data.validation
-  bare = source.source if isinstance(source, Neighbours) else source
-  if isinstance(bare, Glyphs) and bare.level == 0:
-    seen = functools.partial(read_glyphs, palette=int(bare.palette == "soft"))
-    told |= condition_accuracy_of(
-      run.experiment.task.model, drawn, held_out, seen
-    )
-    if flags.classifier:
-      told |= condition_accuracy.class_accuracy(seen(drawn), held_out["label"])
-    if isinstance(source, Neighbours):
-      told |= _likeness(run.experiment.data.source, source, drawn)
-    told |= {
-      f"first_stage_{name}": value
-      for name, value in _preserved(seen(restored), held_out).items()
-    }
-  stages = {"one": run.experiment.first_stage, "two": flags.model}
+    sampler.check(examples)
+  reconstructions = reconstruction_function(run, sharding)(examples["image"])
+  count = len(examples["image"])
+  with tqdm(total=sampler.network_calls(count), unit="step") as bar:
+    samples = sampler.generate(examples, progress=bar.update)
+  metrics = {"psnr": _mean_psnr(examples["image"], reconstructions)}
+  metrics |= _glyph_metrics(
+    request, run, data.validation, samples, reconstructions, examples
+  )
+  stages = {"one": run.experiment.first_stage, "two": request.model}
   logs = {
     name: metric_writer.read_metrics(folder) for name, folder in stages.items()
   }
   for name, log in logs.items():
     if log:
-      told[f"seconds_stage_{name}"] = log[-1]["seconds"]
-  told = {name: round(float(value), 4) for name, value in told.items()}
-  pairs = np.concatenate([held_out["image"], restored], axis=2)
-  os.makedirs(flags.out, exist_ok=True)
-  path = os.path.join(flags.out, "report.html")
-  text = write_page(told, logs, pairs[:SHOWN], drawn[:SHOWN], captions[:SHOWN])
+      metrics[f"seconds_stage_{name}"] = log[-1]["seconds"]
+  metrics = {name: round(float(value), 4) for name, value in metrics.items()}
+  pairs = np.concatenate([examples["image"], reconstructions], axis=2)
+  page = Page(metrics, logs, pairs[:SHOWN], samples[:SHOWN], captions[:SHOWN])
+  return ReportResult(metrics, *_write(request.out, page))
+
+
+def _write(folder: str, page: Page) -> tuple[str, str]:
+  """Writes the page and a sheet of its samples; returns their paths."""
+  os.makedirs(folder, exist_ok=True)
+  path = os.path.join(folder, "report.html")
   with open(path + ".part", "w") as file:
-    file.write(text)
+    file.write(html_page(page))
   os.replace(path + ".part", path)
-  print(path)
-  sheet = image_files.image_grid(drawn[:SHOWN], captions[:SHOWN], columns=8)
-  image_files.write_png(os.path.join(flags.out, "samples.png"), sheet)
-  print(json.dumps({name: json_value(value) for name, value in told.items()}))
-  return 0
+  sheet = image_files.image_grid(page.samples, page.captions, columns=8)
+  sheet_path = os.path.join(folder, "samples.png")
+  image_files.write_png(sheet_path, sheet)
+  return path, sheet_path
 
 
-def _unseen(data: Data) -> Data:
-  """The same, to be judged by the pairs that training never showed."""
+def _held_out_pairs(data: Data) -> Data:
+  """The same data with the pairs that training never saw as validation."""
   if not isinstance(data.validation, Glyphs):
-    raise ConfigError("--held_out is of the built-in glyphs; leave it out")
-  unseen = dataclasses.replace(data.validation, split="held_out")
-  return dataclasses.replace(data, validation=unseen)
+    raise ConfigError(
+      "held_out is of the built-in glyphs; leave it out (--held_out)"
+    )
+  held_out = dataclasses.replace(data.validation, split="held_out")
+  return dataclasses.replace(data, validation=held_out)
 
 
-def _preserved(
-  verdict: GlyphReading, held_out: Mapping[str, np.ndarray]
-) -> dict[str, float]:
-  """What the judge still reads in reconstructions."""
-  iou = condition_accuracy.mean_iou(
-    verdict.segmap, held_out["segmap"], 1 + len(SHAPES)
+def _examples(
+  run: Run, data: Data, num: int
+) -> tuple[dict[str, np.ndarray], Sequence[str]]:
+  """The first held-out examples, and their captions."""
+  count = min(num, len(data.validation))
+  if count < 1:
+    raise ConfigError("the run's data has no validation examples")
+  examples = batching.first(
+    data.validation,
+    count,
+    augment=data.centred,
+    tokenizer=run.tokenizer,
+    transforms=data.transforms,
   )
-  return iou | {"all": score(verdict, held_out["attributes"])["all"]}
+  captions = [data.validation[i].get("caption", "") for i in range(count)]
+  return examples, captions
 
 
-def _likeness(
-  database: Neighbours, source: Neighbours, drawn: Images
+def _glyph_metrics(
+  request: ReportRequest,
+  run: Run,
+  source: Any,
+  samples: Images,
+  reconstructions: Images,
+  examples: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
-  """How like their neighbours samples are."""
-  places = np.stack([source.places(i) for i in range(len(drawn))])
-  seen = [
-    read_glyphs(np.stack([database.source[int(i)]["image"] for i in column]))
-    for column in places.T
-  ]
-  return condition_accuracy.caption_accuracy(read_glyphs(drawn), seen)
+  """Metrics of the built-in glyphs of level 0; of other data none."""
+  glyphs = source.source if isinstance(source, Neighbours) else source
+  if not isinstance(glyphs, Glyphs) or glyphs.level != 0:
+    return {}
+  read = functools.partial(read_glyphs, palette=int(glyphs.palette == "soft"))
+  model = run.experiment.task.model
+  metrics = condition_metrics(model, samples, examples, read)
+  if request.classifier:
+    metrics |= condition_accuracy.class_accuracy(
+      read(samples), examples["label"]
+    )
+  if isinstance(source, Neighbours):
+    metrics |= retrieval_metrics(run.experiment.data.source, source, samples)
+  found = reconstruction_metrics(read(reconstructions), examples)
+  return metrics | {f"first_stage_{n}": value for n, value in found.items()}
 
 
-def _psnr(images: Images, restored: Images) -> float:
-  each = psnr(
-    *(np.asarray(to_float(jnp.asarray(x))) for x in (images, restored))
+def _mean_psnr(images: Images, reconstructions: Images) -> float:
+  both = images, reconstructions
+  return float(
+    np.mean(psnr(*(np.asarray(to_float(jnp.asarray(x))) for x in both)))
   )
-  return float(np.mean(each))
 
 
-def _settings(flags: argparse.Namespace, images: Images) -> SamplingConfig:
-  """How to draw pictures of the size of the held-out ones."""
+def _sampling_config(request: ReportRequest, images: Images) -> SamplingConfig:
+  """How images of the size of the held-out ones are generated."""
   return SamplingConfig(
     height=images.shape[1],
     width=images.shape[2],
-    sampler_config=SamplerConfig(flags.steps, eta=flags.eta),
-    guidance=ClassifierFreeGuidance(flags.guidance),
-    seed=flags.seed,
-    classifier=flags.classifier_scale,
+    sampler_config=SamplerConfig(request.steps, eta=request.eta),
+    guidance=ClassifierFreeGuidance(request.guidance),
+    seed=request.seed,
+    classifier_scale=request.classifier_scale,
   )
-
-
-def condition_accuracy_of(
-  model: LatentDiffusion,
-  drawn: Images,
-  held_out: Mapping[str, np.ndarray],
-  seen: Callable[[Images], GlyphReading] = read_glyphs,
-) -> dict[str, float]:
-  """What the judge says of samples, by what the model is told."""
-  verdict = seen(drawn)
-  told = condition_accuracy.valid_fraction(verdict)
-  for part in model.conditioners:
-    if isinstance(part, ClassEmbedder):
-      told |= condition_accuracy.class_accuracy(
-        verdict, held_out[part.input_key]
-      )
-      told |= condition_accuracy.diversity(verdict)
-    elif isinstance(part, TextEmbedder):
-      told |= score(verdict, held_out["attributes"])
-    elif isinstance(part, SegmentationEmbedder):
-      wanted = held_out[part.input_key]
-      told |= condition_accuracy.mean_iou(verdict.segmap, wanted, part.classes)
-    elif isinstance(part, LayoutEmbedder):
-      told |= condition_accuracy.box_iou(verdict.segmap, held_out["boxes"])
-    elif isinstance(part, MaskedImage):
-      masks = held_out[part.input_key]
-      told |= condition_accuracy.inpainting_accuracy(
-        drawn, held_out["image"], masks, verdict
-      )
-    elif isinstance(part, LowResolution):
-      small = held_out[part.input_key]
-      told |= condition_accuracy.upscaling_psnr(drawn, held_out["image"], small)
-  return told

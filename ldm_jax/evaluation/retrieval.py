@@ -1,9 +1,12 @@
-"""Behind the search: pictures to embeddings, embeddings to neighbours."""
+"""Nearest neighbours of images by embeddings, as RDM is conditioned on.
 
-import argparse
+Blattmann et al. 2022, "Semi-Parametric Neural Image Synthesis".
+"""
+
+import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -13,12 +16,12 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from ldm_jax import config
-from ldm_jax.cli.exit_codes import usage_errors
+from ldm_jax.config import Experiment
 from ldm_jax.data.batching import Source
 from ldm_jax.data.images import read_image
 from ldm_jax.data.sources.neighbours import ROWS, Neighbours
 from ldm_jax.data.transforms.augment import Augment
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, ImageError, config_errors
 from ldm_jax.evaluation.metrics.nearest_neighbours import nearest
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.pixels import to_float
@@ -31,92 +34,160 @@ from ldm_jax.weights.mmap_files import replace_file
 Encoder = Callable[[UInt8[np.ndarray, "b h w 3"]], Float[np.ndarray, "b d"]]
 
 
-def retrieve(flags: argparse.Namespace) -> int:
-  """Searches, and writes what it finds; returns the exit code."""
-  with usage_errors():
-    if (flags.config is None) == (flags.image is None):
-      raise ConfigError("give --config to search for examples, or --image")
-    encode, size = encoder_of(flags.encoder)
-    if flags.image is not None:
-      return _ask(flags, encode, size)
-    data = config.load(flags.config).data
-    parts = {"train": data.source, "validation": data.validation}
-    parts = {name: _bare(source) for name, source in parts.items()}
-  with usage_errors():
-    found = {
-      name: _embed(encode, size, source, flags.batch)
-      for name, source in parts.items()
+@dataclasses.dataclass(frozen=True)
+class RetrievalRequest:
+  """What is searched for: the examples of a config, or one image.
+
+  Attributes:
+    encoder: folder of CLIP's image encoder (transformers), or a run of an
+      autoencoder, whose latents are the embedding.
+    out: with `config` a folder for the embeddings and neighbours; with `image`
+      an .npy file for the embeddings of its neighbours.
+    config: an experiment, or its file or name. Embeds its training source, and
+      finds the neighbours of its training and validation examples there.
+    image: an image file to find the neighbours of.
+    database: with `image`: a folder that an earlier search wrote.
+    k: number of neighbours, 1 or more.
+    batch: images that are embedded at a time, 1 or more.
+    trust: packages whose classes the encoder's run may name; as of `Run.open`.
+  """
+
+  encoder: str
+  out: str
+  config: str | Experiment | None = None
+  image: str | None = None
+  database: str | None = None
+  k: int = 4
+  batch: int = 64
+  trust: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if (self.config is None) == (self.image is None):
+      raise ConfigError(
+        "give --config to search for its examples, or --image for one image"
+      )
+    if self.k < 1 or self.batch < 1:
+      raise ConfigError(
+        f"k is {self.k} and batch {self.batch}; both must be 1 or more"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalResult:
+  """The files written.
+
+  Attributes:
+    files: with a config database.npy (embeddings [n d], float32), train.npy
+      and validation.npy (indices of neighbours [m k]); with an image `out`
+      (embeddings [k d]).
+  """
+
+  files: tuple[str, ...]
+
+
+def retrieve(request: RetrievalRequest) -> RetrievalResult:
+  """Embeds images, finds their nearest neighbours, and writes both.
+
+  Raises:
+    ConfigError: the request cannot be fulfilled.
+    ImageError: an image of the data cannot be read.
+    WeightsError: the encoder's weights cannot be used.
+  """
+  with config_errors():
+    encode, size = encoder_of(request.encoder, request.trust)
+    if request.image is not None:
+      return RetrievalResult((_search_image(request, encode, size),))
+    experiment = request.config
+    if isinstance(experiment, str):
+      experiment = config.load(experiment)
+    data = experiment.data
+    sources = {"train": data.source, "validation": data.validation}
+    embeddings = {
+      name: _embed(encode, size, _images_of(source), request.batch)
+      for name, source in sources.items()
     }
-    rows = found["train"]
+    rows = embeddings["train"]
     itself = np.arange(len(rows))
-    near = {
-      name: nearest(each, rows, flags.k, itself if name == "train" else None)
-      for name, each in found.items()
+    indices = {
+      f"{name}.npy": nearest(
+        each, rows, request.k, itself if name == "train" else None
+      )
+      for name, each in embeddings.items()
     }
-  os.makedirs(flags.out, exist_ok=True)
-  for name, array in {ROWS: rows, **_files(near)}.items():
-    path = os.path.join(flags.out, name)
-    with replace_file(path) as file:
+  return RetrievalResult(_write(request.out, {ROWS: rows, **indices}))
+
+
+def _write(folder: str, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+  os.makedirs(folder, exist_ok=True)
+  paths = []
+  for name, array in arrays.items():
+    paths.append(os.path.join(folder, name))
+    with replace_file(paths[-1]) as file:
       np.save(file, array)
-    print(path)
-  return 0
+  return tuple(paths)
 
 
-def _files(near: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  return {f"{name}.npy": array for name, array in near.items()}
-
-
-def _ask(flags: argparse.Namespace, encode: Encoder, size: int | None) -> int:
-  """Writes the rows nearest to one picture."""
-  if flags.database is None:
-    raise ConfigError("--image needs --database, what an earlier search wrote")
-  path = os.path.join(flags.database, ROWS)
+def _search_image(
+  request: RetrievalRequest, encode: Encoder, size: int | None
+) -> str:
+  """Writes the embeddings nearest to that of one image; returns the path."""
+  if request.database is None:
+    raise ConfigError(
+      "image needs a database that an earlier search wrote (--database)"
+    )
+  path = os.path.join(request.database, ROWS)
   try:
     rows = np.load(path, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError) as error:
-    raise ConfigError(f"--database: no embeddings in {path}: {error}") from None
-  image = _fitted(read_image(flags.image), size)
-  (places,) = nearest(encode(image[None]), rows, flags.k)
-  with replace_file(flags.out) as file:
-    np.save(file, np.asarray(rows[places], np.float32))
-  print(flags.out)
-  return 0
+    raise ConfigError(f"no embeddings in {path}: {error}") from None
+  try:
+    image = _fitted(read_image(request.image), size)
+  except ImageError as error:
+    raise ConfigError(str(error)) from error
+  (indices,) = nearest(encode(image[None]), rows, request.k)
+  with replace_file(request.out) as file:
+    np.save(file, np.asarray(rows[indices], np.float32))
+  return request.out
 
 
-def _bare(source: Any) -> Source:
+def _images_of(source: Any) -> Source:
+  """A source without its neighbours, which may not be written yet."""
   return source.source if isinstance(source, Neighbours) else source
 
 
-def encoder_of(folder: str) -> tuple[Encoder, int | None]:
-  """What embeds pictures, and the side it needs (None: any).
+def encoder_of(
+  folder: str, trust: Collection[str] = ()
+) -> tuple[Encoder, int | None]:
+  """A function from images to embeddings, and the side it needs (None: any).
 
   Raises:
-    ConfigError: the folder is neither an image tower nor a run of stage one.
-    WeightsError: its weights are not what they should be.
+    ConfigError: the folder is neither CLIP's image encoder nor a run of an
+      autoencoder.
+    WeightsError: its weights cannot be used.
   """
   if Run.exists(folder):
-    return _first_stage(folder), None
-  tower, variables = load(open_network(folder))
-  if not isinstance(tower, ClipVision):
+    return _first_stage_encoder(folder, trust), None
+  network, variables = load(open_network(folder))
+  if not isinstance(network, ClipVision):
     raise ConfigError(
-      f"--encoder {folder!r} is a {type(tower).__name__}; needed is CLIP's "
-      "image tower (CLIPVisionModelWithProjection or CLIPModel) or a run of "
-      "stage one"
+      f"encoder {folder!r} is a {type(network).__name__}; needed is CLIP's "
+      "image encoder (CLIPVisionModelWithProjection or CLIPModel) or a run of "
+      "an autoencoder (--encoder)"
     )
-  apply = jax.jit(lambda images: tower.apply(variables, to_float(images)))
-  return lambda images: np.asarray(apply(jnp.asarray(images))), tower.size
+  apply = jax.jit(lambda images: network.apply(variables, to_float(images)))
+  return lambda images: np.asarray(apply(jnp.asarray(images))), network.size
 
 
-def _first_stage(folder: str) -> Encoder:
-  """A run's latents, flat and of length 1."""
-  run = open_first_stage(folder)
+def _first_stage_encoder(folder: str, trust: Collection[str]) -> Encoder:
+  """The latents of a run's autoencoder, flattened and of unit length."""
+  run = open_first_stage(folder, trust)
   params = run.trained(MeshShape().build())
   model = run.experiment.task.autoencoder
 
   @jax.jit
   def embed(images: jax.Array) -> jax.Array:
-    seen = model.apply(params, to_float(images), method="encode").mode()
-    rows = seen.reshape(len(images), -1)
+    latents = model.apply(params, to_float(images), method="encode").mode()
+    rows = latents.reshape(len(images), -1)
     return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 
   return lambda images: np.asarray(embed(jnp.asarray(images)))
@@ -126,21 +197,20 @@ def _embed(
   encode: Encoder, size: int | None, source: Source, batch: int
 ) -> Float[np.ndarray, "n d"]:
   """The embeddings of a whole source, in its order."""
-  pictures = (_fitted(source[i]["image"], size) for i in range(len(source)))
-  bar = tqdm(total=len(source), unit="image")
+  images = (_fitted(source[i]["image"], size) for i in range(len(source)))
   found = []
-  for block in _blocks(pictures, batch):
-    count = len(block)
-    # One shape, one compilation.
-    block = np.concatenate([block, np.repeat(block[-1:], batch - count, 0)])
-    found.append(encode(block)[:count])
-    bar.update(count)
-  bar.close()
+  with tqdm(total=len(source), unit="image") as bar:
+    for block in _blocks(images, batch):
+      count = len(block)
+      # Padded to one shape, so that it compiles once.
+      block = np.concatenate([block, np.repeat(block[-1:], batch - count, 0)])
+      found.append(encode(block)[:count])
+      bar.update(count)
   return np.concatenate(found)
 
 
 def _fitted(image: np.ndarray, size: int | None) -> np.ndarray:
-  """The middle square, as an encoder needs it."""
+  """The central square at the size of the encoder."""
   if size is None:
     return image
   return Augment(size).center({"image": image})["image"]

@@ -1,1 +1,1 @@
-"""Memory and cost of a program on a machine that is not here."""
+"""Memory and cost of training or sampling, from a compiled program alone."""

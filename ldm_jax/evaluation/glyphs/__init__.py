@@ -1,1 +1,1 @@
-"""Automatic scoring of samples of the built-in glyphs."""
+"""Metrics of images of the built-in glyphs data set."""

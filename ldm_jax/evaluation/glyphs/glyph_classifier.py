@@ -1,7 +1,8 @@
-"""Read an image of `Glyphs` level 0 by synthesis: which legal image is nearest?
+"""Classifies images of `Glyphs` level 0 by the nearest image of the data set.
 
-No part of it is learned, so nothing a generator does can please it but the
-right pixels. Levels above 0 have too many legal images, and are not judged.
+An image is compared with every image that the data set can generate (analysis
+by synthesis). Nothing is learned, so there is no classifier that samples could
+exploit. Levels above 0 have too many possible images and are not supported.
 """
 
 import functools
@@ -25,22 +26,26 @@ from ldm_jax.data.glyphs.scenes import (
 )
 from ldm_jax.data.glyphs.source import ATTRIBUTES
 
-# RMSE of 255: noise of this sigma leaves every attribute readable, and blurring
-# by two cells or blending two images goes beyond it.
-LEGAL = 12.0
+# RMSE in grey levels up to which an image counts as valid: noise of this sigma
+# leaves every attribute readable; a blur over two pixels or a blend of two
+# images exceeds it.
+MAX_VALID_RESIDUAL = 12.0
 
-# In the order of the table of results, easiest first.
-_REPORT = ("colour", "background", "size", "position", "texture", "shape")
+# In the order of the report, easiest first.
+_REPORTED = ("colour", "background", "size", "position", "texture", "shape")
 _PIXELS = LEVELS[0].pixels
 _CHUNK = 32  # images at a time: 93,312 distances each, 12 MB in all
 
 
 class GlyphReading(NamedTuple):
-  """What the nearest legal images show, and how far away they are.
+  """The nearest images of the data set, and the distances to them.
 
-  `attributes` has the data set's order, and `residual` is the root mean square
-  difference in 0..255: at most `LEGAL` for an image that could be of the set.
-  It is infinite where a blank picture is nearer: there is nothing in it.
+  Attributes:
+    attributes: indices of shape, colour, ..., in the data set's order.
+    residual: root mean square difference in grey levels, 0 to 255; at most
+      `MAX_VALID_RESIDUAL` for a valid image, and infinite where an image of
+      the background alone is nearer.
+    segmap: classes of the pixels, 0 for the background.
   """
 
   attributes: Int32[np.ndarray, "b 6"]
@@ -49,9 +54,9 @@ class GlyphReading(NamedTuple):
 
 
 class _Templates(NamedTuple):
-  """Every legal object without colours, k of them: coverage in 256ths.
+  """All k possible objects, without colours: coverage of pixels in 256ths.
 
-  `attributes` are shape, texture, size, position.
+  `attributes` are shape, texture, size and position.
   """
 
   attributes: Int32[np.ndarray, "k 4"]
@@ -83,7 +88,7 @@ def _templates() -> _Templates:
 
 
 class _Terms(NamedTuple):
-  """What |x - ground * bare - colour * ink|^2 - |x|^2 is made of.
+  """The terms of |x - ground * bare - colour * ink|^2 - |x|^2.
 
   bare = 1 - lit - dark and ink = lit + dark / 2. `squares` holds |bare|^2,
   <bare, ink> and |ink|^2. `weights` multiplies <x, bare> and <x, ink> (three
@@ -108,53 +113,53 @@ def _terms(palette: int) -> _Terms:
   weights = np.concatenate(
     [-2 * ground, -2 * colour, np.stack(products).sum(2).T], axis=1
   )
-  # float32 errs by some tens in a squared distance; two legal images with
-  # different attributes are 31,000 apart (177 squared) or more.
+  # float32 errs by some tens in a squared distance; two images of the data set
+  # with different attributes differ by 31,000 (177 squared) or more.
   return _Terms(*(a.astype(np.float32) for a in (bare, ink, squares, weights)))
 
 
 def _nearest(
   images: UInt8[np.ndarray, "b 32 32 3"], palette: int
 ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
-  """Template, ground and colour of the nearest of all legal images."""
+  """Template, background and colour of the nearest image of the data set."""
   terms = _terms(palette)
   b, k = len(images), terms.bare.shape[1]
   # One flat product: numpy is twelve times slower on a stack of strided ones.
   x = images.transpose(0, 3, 1, 2).astype(np.float32, "C").reshape(3 * b, -1)
   bare, ink = ((x @ a).reshape(b, 3, k) for a in (terms.bare, terms.ink))
   squares = np.broadcast_to(terms.squares, (b, 3, k))
-  seen = np.concatenate([bare, ink, squares], axis=1)
-  distances = terms.weights @ seen
+  products = np.concatenate([bare, ink, squares], axis=1)
+  distances = terms.weights @ products
   pair, template = np.divmod(distances.reshape(b, -1).argmin(1), k)
   ground, colour = np.divmod(pair, len(PALETTES[palette]))
   return template, ground, colour
 
 
-def _judge_chunk(
+def _read_chunk(
   images: UInt8[np.ndarray, "b 32 32 3"], palette: int
 ) -> GlyphReading:
   template, ground, colour = _nearest(images, palette)
   names, lit, dark = (plane[template] for plane in _templates())
   flat = images.reshape(len(images), -1, 3)
   empty = np.broadcast_to(GROUND[ground][:, None], flat.shape)
-  legal = blend(empty, PALETTES[palette][colour][:, None], lit, dark)
-  away = lambda y: np.square(flat.astype(np.float32) - y).mean((1, 2))
-  error = away(legal)
+  nearest = blend(empty, PALETTES[palette][colour][:, None], lit, dark)
+  mean_square = lambda y: np.square(flat.astype(np.float32) - y).mean((1, 2))
+  error = mean_square(nearest)
   shape, texture, size, position = names.T
-  inside = (covers(Stamp(lit, dark)) * (1 + shape[:, None])).astype(np.uint8)
+  segmap = (covers(Stamp(lit, dark)) * (1 + shape[:, None])).astype(np.uint8)
   return GlyphReading(
     np.stack(
       [shape, colour, texture, size, position, ground], 1, dtype=np.int32
     ),
-    np.where(away(empty) < error, np.inf, np.sqrt(error)),
-    inside.reshape(images.shape[:3]),
+    np.where(mean_square(empty) < error, np.inf, np.sqrt(error)),
+    segmap.reshape(images.shape[:3]),
   )
 
 
-def _mean(
+def _downsample(
   images: UInt8[np.ndarray, "b h w 3"], detail: int
 ) -> UInt8[np.ndarray, "b h2 w2 3"]:
-  """Over detail x detail pixels, rounded half up."""
+  """Means over detail x detail pixels, rounded half up."""
   b, side = len(images), images.shape[1] // detail
   blocks = images.reshape(b, side, detail, side, detail, 3)
   return np.floor(blocks.mean((2, 4)) + 0.5).astype(np.uint8)
@@ -163,15 +168,18 @@ def _mean(
 def read_glyphs(
   images: Shaped[np.ndarray, "b h w c"], palette: int = 0
 ) -> GlyphReading:
-  """argmin |x - y| over all 93,312 legal images y (with the jitter) of level 0.
+  """argmin |x - y| over all 93,312 images y (with the jitter) of level 0.
 
-  Under white noise this is the most likely image. No colour is guessed before
-  the shape: all are compared. Held-out pairs are as legal as the others.
+  Under white noise this is the maximum likelihood estimate. All colours and
+  shapes are compared jointly; pairs that training holds out are included.
 
   Args:
-    images: uint8 [b, 32, 32, 3], at least one; or of more detail, 64 or 128
-      pixels along a side, whose means are judged.
-    palette: of the paints, see scenes.PALETTES.
+    images: uint8 [b, 32, 32, 3], b >= 1; or of a side of 64 or 128 pixels,
+      which are downsampled to 32.
+    palette: index of the colours, see scenes.PALETTES.
+
+  Raises:
+    ValueError: the images are of another shape or type.
   """
   detail = images.shape[1] // _PIXELS
   wanted = (_PIXELS * detail, _PIXELS * detail, 3)
@@ -179,32 +187,37 @@ def read_glyphs(
   if not is_fit or images.dtype != np.uint8 or not len(images):
     raise ValueError(
       f"images are {images.dtype} {list(images.shape)} and must be uint8"
-      f" [b, {_PIXELS}, {_PIXELS}, 3], b >= 1: only Glyphs level 0 is judged"
+      f" [b, {_PIXELS}, {_PIXELS}, 3], b >= 1: only Glyphs level 0 is supported"
     )
-  images = _mean(images, detail)
+  images = _downsample(images, detail)
   chunks = range(0, len(images), _CHUNK)
-  verdicts = [_judge_chunk(images[i : i + _CHUNK], palette) for i in chunks]
+  readings = [_read_chunk(images[i : i + _CHUNK], palette) for i in chunks]
   whole = GlyphReading(
-    *(np.concatenate(part) for part in zip(*verdicts, strict=True))
+    *(np.concatenate(part) for part in zip(*readings, strict=True))
   )
-  # As large as the images, whatever their detail.
+  # At the resolution of the images that were given.
   segmap = whole.segmap.repeat(detail, 1).repeat(detail, 2)
   return whole._replace(segmap=segmap)
 
 
-def score(
-  verdict: GlyphReading, attributes: Shaped[np.ndarray, "b 6"]
+def attribute_accuracy(
+  reading: GlyphReading, attributes: Shaped[np.ndarray, "b 6"]
 ) -> dict[str, float]:
-  """The share of images in which each attribute is right, and in which all are.
+  """Accuracy of each attribute, and "all": the fraction with all six right.
 
   Args:
-    attributes: what the captions asked for, in the data set's order.
+    attributes: those of the captions, in the data set's order.
+
+  Raises:
+    ValueError: the numbers of images differ.
   """
-  if attributes.shape != verdict.attributes.shape:
+  if attributes.shape != reading.attributes.shape:
     raise ValueError(
-      f"attributes are {list(attributes.shape)} and the verdict is about"
-      f" {list(verdict.attributes.shape)}; pass one row of six for each image"
+      f"attributes are {list(attributes.shape)} and those that were read are"
+      f" {list(reading.attributes.shape)}; pass one row of six for each image"
     )
-  right = verdict.attributes == attributes
-  scores = {n: float(right[:, ATTRIBUTES.index(n)].mean()) for n in _REPORT}
-  return scores | {"all": float(right.all(1).mean())}
+  is_right = reading.attributes == attributes
+  scores = {
+    n: float(is_right[:, ATTRIBUTES.index(n)].mean()) for n in _REPORTED
+  }
+  return scores | {"all": float(is_right.all(1).mean())}

@@ -1,4 +1,4 @@
-"""How alike two sets of features are, beyond their first two moments."""
+"""Distances between two sets of features, beyond their first two moments."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,12 +10,12 @@ Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
 
 SEED = 2020  # torch-fidelity's
-BLOCK = 2048  # rows of distances at a time
+BLOCK = 2048  # rows of a distance matrix that are computed at a time
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 
 
 class MeanAndStd(NamedTuple):
-  """A mean over parts, and its standard deviation over them."""
+  """A mean over subsets or splits, and the standard deviation over them."""
 
   mean: float
   std: float
@@ -33,23 +33,24 @@ def kernel_distance(
   if min(len(one), len(other)) < size:
     raise ValueError(
       f"{len(one)} and {len(other)} features; KID takes subsets of {size}: "
-      "give more pictures or a smaller subset"
+      "give more images or a smaller subset"
     )
   rng = np.random.RandomState(SEED)
   found = []
   for _ in range(subsets):
     x = one[rng.choice(len(one), size, replace=False)].astype(np.float64)
     y = other[rng.choice(len(other), size, replace=False)].astype(np.float64)
-    found.append(_unbiased(x, y))
+    found.append(_unbiased_mmd(x, y))
   return MeanAndStd(float(np.mean(found)), float(np.std(found)))
 
 
-def _unbiased(x: np.ndarray, y: np.ndarray) -> float:
+def _unbiased_mmd(x: np.ndarray, y: np.ndarray) -> float:
   """MMD^2 without the pairs of a row with itself."""
   kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
   n = len(x)
-  apart = lambda k: (k.sum() - np.trace(k)) / (n * (n - 1))
-  return apart(kernel(x, x)) + apart(kernel(y, y)) - 2 * kernel(x, y).mean()
+  off_diagonal = lambda k: (k.sum() - np.trace(k)) / (n * (n - 1))
+  within = off_diagonal(kernel(x, x)) + off_diagonal(kernel(y, y))
+  return within - 2 * kernel(x, y).mean()
 
 
 def cmmd(one: Features, other: Others) -> float:
@@ -60,7 +61,8 @@ def cmmd(one: Features, other: Others) -> float:
 
   def kernel(a: np.ndarray, b: np.ndarray) -> float:
     sums = (
-      np.exp(-square / (2 * CMMD_SIGMA**2)).sum() for square in _squares(a, b)
+      np.exp(-square / (2 * CMMD_SIGMA**2)).sum()
+      for square in _squared_distances(a, b)
     )
     return sum(sums) / (len(a) * len(b))
 
@@ -72,28 +74,30 @@ def inception_score(
 ) -> MeanAndStd:
   """exp E KL(p(y|x) || p(y)) over shuffled splits (Salimans et al. 2016)."""
   if len(logits) < splits:
-    raise ValueError(f"{len(logits)} pictures make no {splits} splits")
+    raise ValueError(f"{len(logits)} images cannot make {splits} splits")
   rng = np.random.RandomState(SEED)
   rows = np.asarray(logits, np.float64)[rng.permutation(len(logits))]
   rows = rows - rows.max(1, keepdims=True)
-  told = rows - np.log(np.exp(rows).sum(1, keepdims=True))
+  log_p = rows - np.log(np.exp(rows).sum(1, keepdims=True))
   scores = []
   for i in range(splits):
-    part = told[i * len(told) // splits : (i + 1) * len(told) // splits]
-    mean = np.log(np.exp(part).mean(0, keepdims=True))
-    each = (np.exp(part) * (part - mean)).sum(1)
-    scores.append(np.exp(each.mean()))
+    part = log_p[i * len(log_p) // splits : (i + 1) * len(log_p) // splits]
+    marginal = np.log(np.exp(part).mean(0, keepdims=True))
+    divergence = (np.exp(part) * (part - marginal)).sum(1)
+    scores.append(np.exp(divergence.mean()))
   return MeanAndStd(float(np.mean(scores)), float(np.std(scores)))
 
 
-class Coverage(NamedTuple):
-  """Two pairs that say how good and how varied samples are.
+class PrecisionRecall(NamedTuple):
+  """Fidelity and diversity by nearest neighbours, two measures of each.
 
   Attributes:
-    precision, recall: the share of samples that lie within the real ones'
-      reach, and of real ones within the samples' (Kynkaanniemi et al. 2019).
-    density, coverage: how many real ones reach a sample, over k; the share of
-      real ones that reach one (Naeem et al. 2020).
+    precision: fraction of samples within the k-th neighbour distance of a
+      real image (Kynkaanniemi et al. 2019, eq. 3).
+    recall: fraction of real images within that of a sample (eq. 4).
+    density: mean number of real neighbourhoods that contain a sample, over k
+      (Naeem et al. 2020, eq. 4).
+    coverage: fraction of real neighbourhoods that contain a sample (eq. 5).
   """
 
   precision: float
@@ -102,26 +106,33 @@ class Coverage(NamedTuple):
   coverage: float
 
 
-def reach(real: Features, samples: Others, k: int = 3) -> Coverage:
-  """Every picture reaches as far as its k-th neighbour of its own set.
+def precision_recall(
+  real: Features, samples: Others, k: int = 3
+) -> PrecisionRecall:
+  """Precision, recall, density and coverage.
+
+  The neighbourhood of an image is the ball whose radius is the distance to
+  its k-th nearest neighbour in its own set.
 
   Raises:
     ValueError: a set has no k-th neighbours.
   """
   if min(len(real), len(samples)) <= k:
-    raise ValueError(f"{len(real)} and {len(samples)} features; k is {k}")
-  near, far = (_radii(rows, k) for rows in (real, samples))
+    raise ValueError(
+      f"{len(real)} and {len(samples)} features, but k is {k}; give more images"
+    )
+  real_radii, sample_radii = (_squared_radii(r, k) for r in (real, samples))
   hits = np.zeros(len(samples))
   recalled = covered = 0
   begin = 0
-  for square in _squares(real, samples):
+  for square in _squared_distances(real, samples):
     rows = slice(begin, begin + len(square))
-    inside = square <= near[rows, None]
+    inside = square <= real_radii[rows, None]
     hits += inside.sum(0)
     covered += int(inside.any(1).sum())
-    recalled += int((square <= far[None]).any(1).sum())
+    recalled += int((square <= sample_radii[None]).any(1).sum())
     begin += len(square)
-  return Coverage(
+  return PrecisionRecall(
     precision=float((hits > 0).mean()),
     recall=recalled / len(real),
     density=float(hits.mean() / k),
@@ -129,26 +140,29 @@ def reach(real: Features, samples: Others, k: int = 3) -> Coverage:
   )
 
 
-def closest(
+def nearest_distances(
   rows: Features, others: Others
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-  """How far each row is from the nearest of the others, and which that is."""
-  places, squares = [], []
-  for square in _squares(rows, others):
-    places.append(square.argmin(1))
+  """For each row the distance to the nearest of the others, and its index."""
+  indices, squares = [], []
+  for square in _squared_distances(rows, others):
+    indices.append(square.argmin(1))
     squares.append(square.min(1))
-  return np.sqrt(np.concatenate(squares)), np.concatenate(places)
+  return np.sqrt(np.concatenate(squares)), np.concatenate(indices)
 
 
-def _radii(rows: Features, k: int) -> Float[np.ndarray, " n"]:
-  """Squared distances to the k-th neighbour; a row is none of its own."""
+def _squared_radii(rows: Features, k: int) -> Float[np.ndarray, " n"]:
+  """Squared distances to the k-th neighbour, the row itself not counted."""
   return np.concatenate(
-    [np.partition(square, k, axis=1)[:, k] for square in _squares(rows, rows)]
+    [
+      np.partition(square, k, axis=1)[:, k]
+      for square in _squared_distances(rows, rows)
+    ]
   )
 
 
-def _squares(a: Features, b: Others) -> Iterator[np.ndarray]:
-  """Squared distances of some rows of a from all of b, block by block."""
+def _squared_distances(a: Features, b: Others) -> Iterator[np.ndarray]:
+  """Squared distances of the rows of a to all rows of b, block by block."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   lengths = np.square(b).sum(1)
   for begin in range(0, len(a), BLOCK):

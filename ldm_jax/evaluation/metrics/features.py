@@ -1,4 +1,4 @@
-"""Inception's features of any number of pictures, on all devices."""
+"""Inception's features of any number of images, on all devices."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from ldm_jax.evaluation.metrics.resizing import World, resized
+from ldm_jax.evaluation.metrics.resizing import ResizeMode, resized
 from ldm_jax.nn.encoders.inception import IMAGE_SIZE, Features, Inception
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
@@ -16,11 +16,11 @@ Images = UInt8[np.ndarray, "_ _ _ 3"]  # each block of its own size
 
 
 class Extractor:
-  """Pictures to features, a batch at a time.
+  """Images to features, a batch at a time.
 
   Args:
     variables: of `Inception`.
-    world: how pictures are brought to its size.
+    mode: how images are resized to 299 x 299.
     batch: rounded up to a multiple of the devices.
   """
 
@@ -28,7 +28,7 @@ class Extractor:
     self,
     variables: Any,
     sharding: Sharding,
-    world: World = "legacy",
+    mode: ResizeMode = "legacy",
     batch: int = 64,
   ):
     self._sharding = sharding
@@ -37,32 +37,34 @@ class Extractor:
 
     @jax.jit
     def features(variables: Any, images: jax.Array) -> Features:
-      levels = resized(images, IMAGE_SIZE, world)
+      levels = resized(images, IMAGE_SIZE, mode)
       return Inception().apply(variables, (levels - 128) / 128)
 
     self._features = features
 
   def __call__(self, blocks: Iterable[Images]) -> Features:
-    """Features of all pictures of all blocks, in their order, on the host.
+    """Features of all images of all blocks, in their order, on the host.
 
-    Pictures of one block have one size; each size compiles once.
+    Images of one block have one size; each size compiles once.
 
     Raises:
-      ValueError: there is no picture.
+      ValueError: there are no images.
     """
     found = [
-      self._of(block[begin : begin + self.batch])
+      self._batch_features(block[begin : begin + self.batch])
       for block in blocks
       for begin in range(0, len(block), self.batch)
     ]
     if not found:
-      raise ValueError("no pictures to take features of")
+      raise ValueError("no images to take features of")
     return Features(*map(np.concatenate, zip(*found, strict=True)))
 
-  def _of(self, images: Images) -> Features:
-    """Of one batch, filled up to its size by its last picture."""
+  def _batch_features(self, images: Images) -> Features:
+    """Features of one batch, padded to its size with its last image."""
     count = len(images)
-    last = np.repeat(images[-1:], self.batch - count, axis=0)
-    whole = self._sharding.distribute({"image": np.concatenate([images, last])})
-    told = self._features(self._variables, whole["image"])
-    return jax.tree.map(lambda rows: processes.gather(rows)[:count], told)
+    padding = np.repeat(images[-1:], self.batch - count, axis=0)
+    batch = self._sharding.distribute(
+      {"image": np.concatenate([images, padding])}
+    )
+    features = self._features(self._variables, batch["image"])
+    return jax.tree.map(lambda rows: processes.gather(rows)[:count], features)

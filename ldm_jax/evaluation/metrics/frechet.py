@@ -15,7 +15,7 @@ BLOCK = 4096  # rows
 class Moments:
   """Number, mean, and sum of outer products about the mean, of some rows.
 
-  They add up: whatever is merged in whatever order is told the same.
+  Moments of parts add up to those of the whole, in any order.
   """
 
   count: int
@@ -24,7 +24,7 @@ class Moments:
 
   @classmethod
   def of(cls, features: Float[np.ndarray, "n d"]) -> "Moments":
-    """Of all rows, in two passes, of which no more than a block is copied."""
+    """Moments of all rows, in two passes; one block is copied at a time."""
     if not len(features):
       raise ValueError("no features to take moments of")
     mean = features.mean(0, dtype=np.float64)
@@ -35,7 +35,7 @@ class Moments:
     return cls(len(features), mean, scatter)
 
   def __add__(self, other: "Moments") -> "Moments":
-    """Both together (Chan et al. 1983, eq. 1.5)."""
+    """Moments of both sets together (Chan et al. 1983, eq. 1.5)."""
     count = self.count + other.count
     shift = other.mean - self.mean
     weight = self.count * other.count / count
@@ -47,7 +47,7 @@ class Moments:
 
   @property
   def covariance(self) -> Float[np.ndarray, "d d"]:
-    """Unbiased, as np.cov has it."""
+    """The unbiased covariance, as of np.cov."""
     return self.scatter / (self.count - 1)
 
 
@@ -55,7 +55,8 @@ def frechet_distance(one: Moments, other: Moments) -> float:
   """|m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^1/2)  (Dowson and Landau 1982).
 
   With symmetric roots R1 and R2 of both covariances, the trace of the root is
-  the sum of the singular values of R1 R2, which no square has robbed of digits.
+  the sum of the singular values of R1 R2; computed so, no digits are lost by
+  squaring.
 
   Raises:
     ValueError: the features are of different widths, or fewer than two.
@@ -63,7 +64,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
   if one.mean.shape != other.mean.shape or min(one.count, other.count) < 2:
     raise ValueError(
       f"{one.count} features of width {len(one.mean)} and {other.count} of "
-      f"{len(other.mean)}; needed are two or more of one width"
+      f"{len(other.mean)}; needed are two or more of the same width"
     )
   first, second = one.covariance, other.covariance
   product = _root(first) @ _root(second)
@@ -73,6 +74,6 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
 
 def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-  """Symmetric; eigenvalues below zero are rounding."""
+  """The symmetric square root; eigenvalues below 0 are rounding errors."""
   values, vectors = np.linalg.eigh(covariance)
   return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

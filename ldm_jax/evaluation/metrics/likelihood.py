@@ -1,4 +1,4 @@
-"""How likely data are under a denoiser: the flow of equal probabilities."""
+"""Likelihood of data under a denoiser, by the probability flow ODE."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -26,15 +26,15 @@ def log_likelihood(
   """ln p(x) of every example, in nats  (Song et al. 2021, eq. 39).
 
   With y = x / signal and r = sigma / signal the flow is dy / dr = eps, and
-  ln p(y_r) falls along it by the divergence of eps. It is followed from the
-  first time's noise to the last one's by the classical method of Runge and
-  Kutta in steps of equal ln r. The data are taken to be what the first time
-  makes of them, and what the last one leaves to be a standard normal.
+  ln p(y_r) falls along it by the divergence of eps. It is integrated from the
+  noise of the first time to that of the last by the classical Runge-Kutta
+  method in steps of equal ln r. The data are taken as x at the first time, and
+  x at the last time is taken to be standard normal.
 
   Args:
-    key: of Rademacher probes that estimate the divergence (Hutchinson 1990);
-      None sums it exactly, at the price of a pass for every number.
-    probes: how many for each example.
+    key: of the Rademacher probes that estimate the divergence (Hutchinson
+      1990); None sums it exactly, with one pass for every dimension of x.
+    probes: number of probes for each example.
   """
   path = _path(schedule, steps)
   size = x0[0].size
@@ -50,32 +50,32 @@ def log_likelihood(
     """dy / d ln r, and its divergence."""
     field = lambda y: level.ratio * denoise(level.signal * y, level).eps
     one = lambda v: jax.jvp(field, (y,), (v,))
-    slopes, ways = jax.vmap(one, out_axes=(None, 0))(basis)
-    products = (basis * ways).reshape(len(basis), len(y), -1).sum((0, 2))
+    slopes, tangents = jax.vmap(one, out_axes=(None, 0))(basis)
+    products = (basis * tangents).reshape(len(basis), len(y), -1).sum((0, 2))
     return slopes, products / count
 
   first, last = (jnp.asarray(path.signal[end], kind) for end in (0, -1))
   start = x0 / first, jnp.zeros(len(x0), kind)
-  y, change = _followed(flow, start, path)
+  y, change = _integrate(flow, start, path)
   left = (last * y).reshape(len(x0), -1)
   normal = -0.5 * (jnp.square(left) + jnp.log(2 * jnp.pi)).sum(1)
   # The density of y is that of x = signal y, times signal for every number.
   return normal + change + size * (jnp.log(last) - jnp.log(first))
 
 
-def _followed(
+def _integrate(
   flow: Callable[[Array, Level], tuple[Array, Array]],
   start: tuple[Array, Array],
   path: Level,
 ) -> tuple[Array, Array]:
-  """Where a flow of ln r leads along a path, by Runge and Kutta."""
+  """Integrates a flow in ln r along a path (Runge-Kutta, fourth order)."""
 
   def advance(carry: tuple[Array, Array], triple: tuple[Level, Level, Level]):
     """One step, from the first of three levels to the last."""
     begin, middle, end = triple
     h = jnp.log(end.ratio / begin.ratio)
-    move = lambda way, share: jax.tree.map(
-      lambda at, slope: at + share * h * slope, carry, way
+    move = lambda slopes, fraction: jax.tree.map(
+      lambda at, slope: at + fraction * h * slope, carry, slopes
     )
     one = flow(carry[0], begin)
     two = flow(move(one, 0.5)[0], middle)
@@ -98,15 +98,17 @@ def bits_per_dimension(
   size: int,
   unit: Literal["pixel", "number"] = "pixel",
 ) -> Float[Array, " b"]:
-  """-ln p in bits for each of `size` numbers; for pixels in [-1, 1], of a
-  level out of 256."""
+  """-ln p in bits per dimension, of `size` dimensions.
+
+  With unit "pixel", of pixels in [-1, 1] with 256 levels.
+  """
   bits = -nats / (size * jnp.log(2.0))
   return bits + (LEVELS if unit == "pixel" else 0.0)
 
 
 def _path(schedule: Schedule, steps: int) -> Level:
-  """The levels between steps from the first time to the last, and those half
-  way, equally far apart in ln r."""
+  """The levels between steps from the first time to the last, and the
+  midpoints, equally spaced in ln r."""
   first, last = (
     schedule.level_at(t, least=1e-7) for t in (0, schedule.steps - 1)
   )

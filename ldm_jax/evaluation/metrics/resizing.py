@@ -1,6 +1,7 @@
-"""Two ways to bring pictures to the size that Inception reads.
+"""The two resizing modes of images for Inception.
 
-Numbers made in one of them mean nothing beside numbers made in the other.
+Numbers of one mode cannot be compared with numbers of the other
+(Parmar et al. 2022, "On Aliased Resizing").
 """
 
 from typing import Literal
@@ -10,35 +11,35 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-World = Literal["legacy", "clean"]
+ResizeMode = Literal["legacy", "clean"]
 
 
 def resized(
-  images: UInt8[Array, "b h w 3"], side: int, world: World
+  images: UInt8[Array, "b h w 3"], side: int, mode: ResizeMode
 ) -> Float[Array, "b side side 3"]:
-  """Pictures of `side` x `side`, grey levels from 0 to 255, not rounded."""
-  return legacy(images, side) if world == "legacy" else clean(images, side)
+  """Images of `side` x `side`, grey levels from 0 to 255, not rounded."""
+  return legacy(images, side) if mode == "legacy" else clean(images, side)
 
 
 def legacy(
   images: UInt8[Array, "b h w 3"], side: int
 ) -> Float[Array, "b side side 3"]:
-  """TensorFlow 1's bilinear interpolation, as inside the graph of 2015.
+  """TensorFlow 1's bilinear interpolation, as in the Inception graph of 2015.
 
-  Pixel i of n lies at i h / n, without the half pixel, and nothing is averaged
-  where pictures shrink. So did ADM, DiT and torch-fidelity.
+  Pixel i of n lies at i h / n, without the half pixel, and there is no
+  antialiasing. ADM, DiT and torch-fidelity use this mode.
   """
   x = images.astype(jnp.float32)
   for axis in (2, 1):
     size = x.shape[axis]
-    places = np.arange(side, dtype=np.float32) * np.float32(size / side)
-    low = np.floor(places).astype(int)
+    positions = np.arange(side, dtype=np.float32) * np.float32(size / side)
+    low = np.floor(positions).astype(int)
     high = np.minimum(low + 1, size - 1)
     shape = [1] * x.ndim
     shape[axis] = side
-    part = (places - low).astype(np.float32).reshape(shape)
+    fraction = (positions - low).astype(np.float32).reshape(shape)
     first, second = (jnp.take(x, rows, axis) for rows in (low, high))
-    x = first + (second - first) * part
+    x = first + (second - first) * fraction
   return x
 
 

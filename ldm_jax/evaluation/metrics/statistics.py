@@ -1,7 +1,7 @@
-"""What is kept of a set of pictures to compare others with, on disk.
+"""Files of feature statistics: means and covariances of Inception's features.
 
-Read are our own files, ADM's (mu, sigma, mu_s, sigma_s), each an .npz of plain
-arrays, and torch-fidelity's .pt of mu and sigma; no code in them is run.
+Three formats are read: this package's .npz, ADM's .npz (mu, sigma, mu_s,
+sigma_s), and torch-fidelity's .pt (mu, sigma). No code in them is executed.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.evaluation.metrics.frechet import Moments
-from ldm_jax.evaluation.metrics.resizing import World
+from ldm_jax.evaluation.metrics.resizing import ResizeMode
 from ldm_jax.nn.encoders.inception import Features
 from ldm_jax.weights.torch.torch_files import read_pickled
 
 WIDTHS = {"pooled": 2048, "spatial": 2023}
 KIND = "ldm_jax statistics 1"
 SUFFIXES = (".npz", ".pt")
-# What numpy raises for files that are no .npz, or no whole one.
-DAMAGES = (OSError, ValueError, EOFError, TypeError, KeyError)
-DAMAGES += (zipfile.BadZipFile, zlib.error)
+# What numpy raises for files that are not an .npz, or a truncated one.
+READ_ERRORS = (OSError, ValueError, EOFError, TypeError, KeyError)
+READ_ERRORS += (zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,32 +30,33 @@ class Statistics:
   """Moments of Inception's features of one set.
 
   Attributes:
-    count: of pictures, or None where a file does not say.
-    world: how they were resized, or None where a file does not say.
-    spatial: for sFID, or None where a file has none.
+    count: number of images, or None where a file does not say.
+    mode: how they were resized, or None where a file does not say.
+    pooled: 2,048 features of pool3, for FID.
+    spatial: 2,023 features of mixed_6d, for sFID; None where a file has none.
   """
 
   count: int | None
-  world: World | None
+  mode: ResizeMode | None
   pooled: Moments
   spatial: Moments | None = None
 
   @classmethod
-  def of(cls, features: Features, world: World) -> "Statistics":
-    """Of a set that is here."""
+  def of(cls, features: Features, mode: ResizeMode) -> "Statistics":
+    """Statistics of a set whose features are given."""
     return cls(
       len(features.pooled),
-      world,
+      mode,
       Moments.of(features.pooled),
       Moments.of(features.spatial),
     )
 
   def write(self, path: str) -> None:
-    """As an .npz; never half of it."""
+    """Writes an .npz, which replaces `path` only once it is whole."""
     arrays: dict[str, Any] = {
       "kind": KIND,
       "count": self.count,
-      "world": self.world,
+      "world": self.mode,  # the key of this file format
     }
     for name in WIDTHS:
       moments = getattr(self, name)
@@ -68,31 +69,31 @@ class Statistics:
 
 
 def read_statistics(path: str) -> Statistics:
-  """Of an .npz, ours or ADM's, or of torch-fidelity's .pt.
+  """Reads this package's or ADM's .npz, or torch-fidelity's .pt.
 
   Raises:
-    ValueError: it is none of them, or damaged.
-    WeightsError: the same of a .pt.
+    ValueError: the file is none of these, or damaged.
+    WeightsError: a .pt cannot be read.
   """
   if path.endswith(".pt"):
-    held = read_pickled(path)
-    arrays = {} if not isinstance(held, dict) else held
+    content = read_pickled(path)
+    arrays = content if isinstance(content, dict) else {}
     arrays = {n: a for n, a in arrays.items() if isinstance(a, np.ndarray)}
-    return _foreign(path, arrays, "legacy")  # its only world
+    return _from_mu_sigma(path, arrays, "legacy")  # its only mode
   try:
     with np.load(path, allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
-  except DAMAGES as error:
+  except READ_ERRORS as error:
     raise ValueError(f"{path} holds no statistics: {error}") from None
   if str(arrays.get("kind")) == KIND:
-    return _ours(path, arrays)
-  return _foreign(path, arrays, None)
+    return _from_moments(path, arrays)
+  return _from_mu_sigma(path, arrays, None)
 
 
-def _foreign(
-  path: str, arrays: dict[str, np.ndarray], world: World | None
+def _from_mu_sigma(
+  path: str, arrays: dict[str, np.ndarray], mode: ResizeMode | None
 ) -> Statistics:
-  """From mu and sigma, and mu_s and sigma_s where they are."""
+  """Statistics from mu and sigma, and mu_s and sigma_s where present."""
   found = {}
   for name, mean, covariance in (
     ("pooled", "mu", "sigma"),
@@ -103,18 +104,21 @@ def _foreign(
   if "pooled" not in found:
     raise ValueError(
       f"{path} has {', '.join(sorted(map(str, arrays))) or 'no array'}; needed "
-      "are mu and sigma, or what this package writes"
+      "are mu and sigma, or a file of this package"
     )
-  return Statistics(None, world, found["pooled"], found.get("spatial"))
+  return Statistics(None, mode, found["pooled"], found.get("spatial"))
 
 
-def _ours(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
+def _from_moments(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
+  """Statistics from this package's file."""
   parts = [f"{n}_{part}" for n in WIDTHS for part in ("mean", "scatter")]
   if absent := {"count", "world", *parts} - arrays.keys():
     raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(absent))}")
-  count, world = int(arrays["count"]), str(arrays["world"])
-  if world not in ("legacy", "clean") or count < 2:
-    raise ValueError(f"{path} is damaged: {count} pictures, world {world!r}")
+  count, mode = int(arrays["count"]), str(arrays["world"])
+  if mode not in ("legacy", "clean") or count < 2:
+    raise ValueError(
+      f"{path} is damaged: {count} images, resizing mode {mode!r}"
+    )
   found = {
     name: _moments(
       path,
@@ -125,7 +129,7 @@ def _ours(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
     )
     for name in WIDTHS
   }
-  return Statistics(count, world, **found)
+  return Statistics(count, mode, **found)
 
 
 def _moments(

@@ -1,4 +1,4 @@
-"""Numbers, gratings and textures: kept whole, and lost to blur by degrees."""
+"""Numbers, gratings and textures are preserved, and blur removes them."""
 
 import numpy as np
 import pytest
@@ -15,36 +15,36 @@ ALL = (numbers_read, grating_contrast, texture_kept)
 
 
 @pytest.fixture(scope="module")
-def shown():
+def examples():
   images = np.stack([each["image"] for each in SOURCE])
   return images, [SOURCE.scene(i) for i in range(len(SOURCE))]
 
 
-def shrunk(images, factor):
-  """The mean over factor x factor pixels, as large as before."""
+def blurred(images, factor):
+  """Means over factor x factor pixels, at the same size."""
   n, side = len(images), 64 // factor
   small = images.reshape(n, side, factor, side, factor, 3).mean((2, 4))
   return small.repeat(factor, 1).repeat(factor, 2).round().astype(np.uint8)
 
 
-def test_what_is_whole_is_kept(shown):
-  assert [measure(*shown) for measure in ALL] == pytest.approx([1, 1, 1])
+def test_originals_score_1(examples):
+  assert [measure(*examples) for measure in ALL] == pytest.approx([1, 1, 1])
 
 
-def test_the_scene_is_the_samples(shown):
-  for sample, scene in zip(SOURCE, shown[1], strict=True):
+def test_a_scene_has_its_examples_number(examples):
+  for sample, scene in zip(SOURCE, examples[1], strict=True):
     assert sample["number"] == scene.number
 
 
-def test_numbers_of_others_are_not_read(shown):
-  images, scenes = shown
+def test_another_number_is_not_read(examples):
+  images, scenes = examples
   wrong = [s._replace(number=10 + (s.number + 7) % 90) for s in scenes]
   assert numbers_read(images, wrong) == 0
 
 
-def test_blur_takes_the_finest_first(shown):
-  images, scenes = shown
-  half, quarter = shrunk(images, 2), shrunk(images, 4)
+def test_blur_removes_the_finest_detail_first(examples):
+  images, scenes = examples
+  half, quarter = blurred(images, 2), blurred(images, 4)
   assert abs(grating_contrast(half, scenes)) < 0.1
   assert numbers_read(images, scenes) > numbers_read(half, scenes)
   assert numbers_read(half, scenes) > numbers_read(quarter, scenes)
@@ -52,8 +52,8 @@ def test_blur_takes_the_finest_first(shown):
   assert 0.9 > texture_kept(half, scenes) > texture_kept(quarter, scenes)
 
 
-def test_half_the_contrast_is_half(shown):
-  images, scenes = shown
+def test_half_the_contrast_measures_half(examples):
+  images, scenes = examples
   pale = (images // 2 + 64).astype(np.uint8)
   assert grating_contrast(pale, scenes) == pytest.approx(0.5, abs=0.02)
   assert texture_kept(pale, scenes) == pytest.approx(1, abs=0.01)
