@@ -33,6 +33,7 @@ FIELDS = {
   },
   "LowResolution": {"most": "max_train_level"},
   "LatentDiffusion": {"low_noise": "noise_augmentation_schedule"},
+  "Augment": {"tells": "size_conditioning"},
   "Data": {"views": "transforms"},
 }
 # By new field, of any class: {old value: new value}.

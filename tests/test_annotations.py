@@ -1,4 +1,4 @@
-"""Maps, masks, depths and boxes: beside pictures, and of known data sets."""
+"""Maps, masks, depths and boxes, of files and of tensorflow-datasets."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_jax.data.annotations import padded, read_boxes
+from ldm_jax.data.annotations import pad_boxes, read_boxes
 from ldm_jax.data.sources.folder import Folder
 from ldm_jax.data.sources.tfds_source import KNOWN, TfdsSource, tfds_source
 from ldm_jax.data.transforms.augment import Augment
@@ -22,7 +22,7 @@ def save(path, array):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Two pictures of 12 x 8 with everything beside them."""
+  """Two images of 12 x 8 with every kind of annotation."""
   made = {}
   for name in ("a", "b"):
     image = RNG.integers(0, 256, (12, 8, 3)).astype(np.uint8)
@@ -44,7 +44,7 @@ def folder(tmp_path):
   return tmp_path, made
 
 
-def test_what_lies_beside_a_picture_is_read(folder):
+def test_annotations_of_an_image_are_read(folder):
   path, made = folder
   source = Folder(str(path), objects=3)
   assert len(source) == 2
@@ -77,7 +77,7 @@ def spoil_colour(path):
   save(path / "a.map.png", np.zeros((12, 8, 3), np.uint8))
 
 
-def spoil_picture(path):
+def spoil_mask(path):
   (path / "a.mask.png").write_bytes(b"nothing")
 
 
@@ -98,15 +98,15 @@ def spoil_box(path):
 @pytest.mark.parametrize(
   "spoil, line",
   [
-    (spoil_size, "a.map.png is 8 x 8, its picture 12 x 8"),
+    (spoil_size, "a.map.png is 8 x 8, its image 12 x 8"),
     (spoil_colour, "a.map.png has colours"),
-    (spoil_picture, "a.mask.png is no picture"),
+    (spoil_mask, "a.mask.png is no image"),
     (spoil_one, "b.depth.png is the first that is missing"),
     (spoil_json, "a.boxes.json must hold a list"),
-    (spoil_box, "rising within 0 to 1"),
+    (spoil_box, "increasing within 0 to 1"),
   ],
 )
-def test_what_is_wrong_is_named_by_its_path(folder, spoil, line):
+def test_an_error_names_the_annotations_path(folder, spoil, line):
   path, _ = folder
   spoil(path)
   with pytest.raises(ValueError, match=line) as error:
@@ -114,26 +114,26 @@ def test_what_is_wrong_is_named_by_its_path(folder, spoil, line):
   assert "\n" not in str(error.value)
 
 
-def test_boxes_are_padded_and_cut():
+def test_boxes_are_padded_or_truncated():
   boxes = np.arange(10.0).reshape(2, 5)
-  assert (padded(boxes, 1) == boxes[:1]).all()
-  assert (padded(boxes, 3)[2] == -1).all()
+  assert (pad_boxes(boxes, 1) == boxes[:1]).all()
+  assert (pad_boxes(boxes, 3)[2] == -1).all()
   with pytest.raises(ValueError, match="No such file"):
     read_boxes("/nowhere.json")
 
 
-def test_maps_follow_the_crop_and_sizes_tell_of_it(folder):
+def test_maps_are_cropped_and_sizes_describe_the_crop(folder):
   path, _ = folder
   item = Folder(str(path))[0]
-  cut = Augment(8, flip=False, tells="target").center(item)
+  cut = Augment(8, flip=False, size_conditioning="target").center(item)
   np.testing.assert_array_equal(cut["segmap"], item["segmap"][2:10])
   np.testing.assert_array_equal(cut["mask"], item["mask"][2:10])
   assert cut["sizes"].tolist() == [12, 8, 2, 0, 8, 8]
-  score = Augment(16, flip=False, tells="score").center(item)
+  score = Augment(16, flip=False, size_conditioning="score").center(item)
   assert score["sizes"].tolist() == [12, 8, 4, 0, 6.5]
   del item["score"]
   with pytest.raises(ValueError, match="needs examples with a score"):
-    Augment(16, tells="score").center(item)
+    Augment(16, size_conditioning="score").center(item)
 
 
 # tensorflow-datasets: the features of each data set, as its code declares them.
@@ -208,7 +208,7 @@ def leaves(tree, path=""):
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_every_mapping_reads_its_data_set(name):
+def test_every_known_mapping_reads_its_data_set(name):
   source, record = tfds_source(name), RECORDS[name]
   vars(source)["_data"] = [record]
   there = leaves(record)
@@ -230,7 +230,7 @@ def test_every_mapping_reads_its_data_set(name):
       np.testing.assert_array_equal(segmap, MAP)
 
 
-# Those whose code runs without TensorFlow say themselves what they have.
+# Builders that run without TensorFlow; they list their own features.
 LIVE = (
   "imagenet2012",
   "imagenette",
@@ -245,7 +245,7 @@ LIVE = (
 
 
 @pytest.mark.parametrize("name", LIVE)
-def test_mappings_name_features_that_are_there(name, tmp_path):
+def test_mappings_name_features_of_the_builder(name, tmp_path):
   import tensorflow_datasets as tfds
 
   features = tfds.builder(name, data_dir=str(tmp_path)).info.features

@@ -1,4 +1,4 @@
-"""Batches of one shape: the nearest in ratio, every picture in its turn."""
+"""Aspect-ratio buckets: batches of one shape, the nearest to their images'."""
 
 import collections
 import pathlib
@@ -22,7 +22,7 @@ SHAPES = (SQUARE, WIDE, TALL)
 
 
 class Numbers:
-  """A source that only knows sizes."""
+  """A source that has only sizes."""
 
   def __init__(self, sizes):
     self.sizes = np.asarray(sizes)
@@ -53,7 +53,7 @@ def test_shapes_are_those_of_sdxl():
     shapes(1000, multiple=64)
 
 
-def test_every_batch_has_one_shape_and_its_nearest_pictures():
+def test_every_batch_has_one_shape_and_its_nearest_images():
   source = Numbers(random_sizes(300))
   buckets = Buckets(source, SHAPES, 8, seed=1)
   ratios = np.log([height / width for height, width in SHAPES])
@@ -64,13 +64,13 @@ def test_every_batch_has_one_shape_and_its_nearest_pictures():
     assert len({item[SHAPE] for item in batch}) == 1
     for item in batch:
       height, width = source.sizes[item["number"]]
-      away = np.abs(np.log(height / width) - ratios)
-      assert SHAPES[int(np.argmin(away))] == item[SHAPE]
+      distances = np.abs(np.log(height / width) - ratios)
+      assert SHAPES[int(np.argmin(distances))] == item[SHAPE]
       seen[item["number"]] += 1
   # Nothing twice in an epoch, less than a batch of each shape left over.
   assert set(seen.values()) == {1} and len(seen) > 300 - 3 * 8
   # Which comes in another epoch, in another order.
-  more = {buckets[place]["number"] for place in range(total * 8 * 6)}
+  more = {buckets[position]["number"] for position in range(total * 8 * 6)}
   assert more == set(range(300))
   first, second = (
     [buckets[epoch * total * 8 + i]["number"] for i in range(64)]
@@ -81,7 +81,7 @@ def test_every_batch_has_one_shape_and_its_nearest_pictures():
   assert first == [again[i]["number"] for i in range(64)]
 
 
-def test_a_shape_with_few_pictures_gives_them_away():
+def test_images_of_a_rare_shape_go_to_the_next_nearest():
   sizes = [(10, 20)] * 3 + [(20, 20)] * 20 + [(20, 10)] * 9
   buckets = Buckets(Numbers(sizes), SHAPES, 8, seed=0)
   found = {SHAPES[n]: len(members) for n, members in buckets.members.items()}
@@ -98,7 +98,7 @@ def fill(root, sizes):
 
 @pytest.fixture
 def folder(tmp_path):
-  root = tmp_path / "pictures"
+  root = tmp_path / "images"
   root.mkdir()
   return fill(root, [(40, 90), (50, 45), (90, 40), (64, 128)] * 8)
 
@@ -116,7 +116,7 @@ def take(folder, count, **options):
   return [next(stream) for _ in range(count)]
 
 
-def test_batches_are_cut_to_their_shapes(folder):
+def test_batches_are_cropped_to_their_shapes(folder):
   assert folder.sizes[:3].tolist() == [[40, 90], [50, 45], [90, 40]]
   whole = take(folder, 6)
   found = {batch["image"].shape for batch in whole}
@@ -131,7 +131,7 @@ def test_batches_are_cut_to_their_shapes(folder):
 
 
 def test_a_crop_has_the_ratio_of_its_shape():
-  """A picture of gradients: pixels stay as far apart both ways."""
+  """An image of gradients: both axes are scaled alike."""
   rows, columns = np.mgrid[0:120, 0:200]
   image = np.stack([rows, columns, 0 * rows], -1).astype(np.uint8)
   augment, rng = (
@@ -147,12 +147,12 @@ def test_a_crop_has_the_ratio_of_its_shape():
       np.testing.assert_allclose(down, across, rtol=0.1)
 
 
-def test_what_cannot_be_is_told(folder):
-  with pytest.raises(ValueError, match="need a Folder or Shards"):
+def test_impossible_buckets_are_refused(folder):
+  with pytest.raises(ValueError, match="Folder or Shards; Glyphs has none"):
     Buckets(Glyphs(), SHAPES, 8, 0).check()
   with pytest.raises(ValueError, match="32 examples make no batch of 33"):
     Buckets(folder, SHAPES, 33, 0).check()
-  with pytest.raises(ValueError, match="an augment to cut them"):
+  with pytest.raises(ValueError, match="an augment to crop them"):
     next(batching.batches(folder, batch=4, seed=0, buckets=SHAPES))
 
 
@@ -177,7 +177,7 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_a_shape_is_compiled_once_and_said(folder, tmp_path, capsys):
+def test_a_shape_is_compiled_once_and_logged(folder, tmp_path, capsys):
   path = tmp_path / "config.py"
   base = str(CONFIGS / "glyphs_autoencoder.py")
   path.write_text(CONFIG.format(base=base, path=folder.path))
@@ -197,10 +197,10 @@ def test_a_shape_is_compiled_once_and_said(folder, tmp_path, capsys):
     train.main([*flags, "--config.data.buckets=((16, 17),)"])
   assert not (tmp_path / "run").exists()
   assert train.main(flags) == 0
-  said = capsys.readouterr().err
-  assert said.count("compiling the training step") == 1
-  assert said.count("compiling step 2, for") == 1
-  assert said.count("compiling step 3, for") == 1
-  assert "compiling step 4" not in said
+  lines = capsys.readouterr().err
+  assert lines.count("compiling the training step") == 1
+  assert lines.count("compiling step 2, for") == 1
+  assert lines.count("compiling step 3, for") == 1
+  assert "compiling step 4" not in lines
   lines = metric_writer.read_metrics(str(tmp_path / "run"))
   assert [line["step"] for line in lines if "loss" in line] == [*range(1, 10)]

@@ -1,4 +1,4 @@
-"""A folder is what is in it: pictures in order, labels, captions."""
+"""A folder of images: their order, labels and captions."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ PHOTOGRAPHS = {  # height and width, from scikit-image's documentation
 
 
 def fill(root, names):
-  """Flat pictures whose grey value is their place in `names`."""
+  """Flat images whose grey value is their index in `names`."""
   for value, name in enumerate(names):
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def test_photographs_that_ship_with_scikit_image(tmp_path):
 
 
 def test_the_whole_of_scikit_images_folder_can_be_read():
-  # The planes of one are stored apart, which Pillow does not read; one moves.
+  # Pillow does not read the separate planes of one; the other is animated.
   odd = ("multipage_rgb.tif", "no_time_for_that_tiny.gif")
   folder = Folder(str(SHIPPED), without=odd)
   assert {"camera.png", "multipage.tif", "logo.png"} <= set(folder.names)
@@ -65,11 +65,11 @@ def test_the_whole_of_scikit_images_folder_can_be_read():
       Folder(str(SHIPPED), only=(name,))[0]
 
 
-def test_order_is_that_of_the_names_and_strangers_are_passed_over(tmp_path):
+def test_images_are_in_the_order_of_names_and_other_files_are_skipped(tmp_path):
   path = fill(tmp_path, ["b.png", "a.JPG", "c.webp"])
   for name in "notes.md", ".hidden.png", "thumbs.db", ".cache/x.png":
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_bytes(b"no picture")
+    (tmp_path / name).write_bytes(b"no image")
   assert Folder(path).names == ("a.JPG", "b.png", "c.webp")
   assert values(Folder(path)) == [1, 0, 2]
 
@@ -90,12 +90,12 @@ def test_labels_do_not_depend_on_what_is_kept(tmp_path):
   assert Folder(path, without=("cat/1.png",))[0]["label"] == 1
 
 
-def test_a_picture_outside_the_class_folders_ends_them(tmp_path):
+def test_an_image_outside_the_class_folders_means_no_labels(tmp_path):
   folder = Folder(fill(tmp_path, ["cat/1.png", "stray.png"]))
   assert folder.classes == () and "label" not in folder[0]
 
 
-def test_captions_from_three_places_in_this_order(tmp_path):
+def test_captions_come_from_three_files_in_this_order(tmp_path):
   names = ["own.png", "folder/x.png", "folder/y.jpg", "meta.png", "none.png"]
   path = fill(tmp_path, names)
   (tmp_path / "own.txt").write_text(" a red\n circle \n", encoding="utf-8")
@@ -119,13 +119,13 @@ def test_captions_from_three_places_in_this_order(tmp_path):
   }
 
 
-def test_captions_are_there_for_every_part_or_for_none(tmp_path):
+def test_every_subset_of_a_folder_with_captions_has_captions(tmp_path):
   path = fill(tmp_path, ["a.png", "b.png"])
   (tmp_path / "a.txt").write_text("text", encoding="utf-8")
   assert Folder(path, without=("a.png",))[0]["caption"] == ""
 
 
-def test_only_and_without_share_a_folder_out(tmp_path):
+def test_only_and_without_divide_a_folder(tmp_path):
   path = fill(tmp_path, [f"{i}.png" for i in range(6)])
   held = ("4.png", "1.png")
   assert values(Folder(path, only=held)) == [1, 4]
@@ -133,7 +133,7 @@ def test_only_and_without_share_a_folder_out(tmp_path):
   assert values(Folder(path, only=held, without=("4.png", "gone.png"))) == [1]
   with pytest.raises(ValueError, match=r"lacks 1 of the 2 .*'9\.png'"):
     len(Folder(path, only=("9.png", "1.png")))
-  with pytest.raises(ValueError, match=r"no picture of .* is left"):
+  with pytest.raises(ValueError, match=r"no image of .* is left"):
     len(Folder(path, only=held, without=held))
 
 
@@ -147,7 +147,7 @@ def test_links_are_followed_and_cannot_loop(tmp_path):
   assert Folder(str(root)).names == ("cat/1.png", "dog/1.png")
 
 
-def test_no_folder_and_no_pictures_are_told_in_one_line(tmp_path):
+def test_a_missing_or_empty_folder_is_an_error_of_one_line(tmp_path):
   (tmp_path / "notes.md").write_text("text", encoding="utf-8")
   cases = {
     str(tmp_path / "absent"): "does not exist",
@@ -177,16 +177,16 @@ def test_captions_that_are_not_utf8_are_named(tmp_path):
     Folder(path)[0]
 
 
-def test_a_bad_picture_is_named(tmp_path):
+def test_the_error_of_a_bad_image_names_it(tmp_path):
   path = fill(tmp_path, ["a.png", "b.png"])
   (tmp_path / "b.png").write_bytes(b"nothing")
   with pytest.raises(ImageError, match=r"b\.png"):
     Folder(path)[1]
 
 
-def test_it_is_a_value(tmp_path):
+def test_a_folder_is_hashable_and_can_be_pickled(tmp_path):
   folder = Folder(fill(tmp_path, ["a.png", "b.png"]), only=("b.png",))
-  assert len(folder) == 1  # and what is remembered changes nothing:
+  assert len(folder) == 1  # and what is cached changes nothing:
   assert folder == dataclasses.replace(folder) and hash(folder)
   assert values(pickle.loads(pickle.dumps(folder))) == [1]
   with pytest.raises(IndexError):

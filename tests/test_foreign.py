@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-import clip_words
+import clip_tokenizer
 import flax
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def stirred(variables, seed):
 def words(tmp_path_factory):
   """CLIP's kind of tokenizer, in a folder, and as prompts."""
   folder = tmp_path_factory.mktemp("tokenizer")
-  clip_words.tokenizer(folder).save_pretrained(folder)
+  clip_tokenizer.tokenizer(folder).save_pretrained(folder)
   loaded = tokenizers.load(folder, 77)
   syntax = PromptSyntax(loaded, loaded.backend.pad_token_id)
   return str(folder), ClipPrompts((syntax,))

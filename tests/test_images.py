@@ -1,4 +1,4 @@
-"""Every kind of picture file becomes the pixels a person would see."""
+"""Every kind of image file is decoded to the pixels a viewer shows."""
 
 import io
 import pickle
@@ -64,34 +64,36 @@ def test_big_endian_sixteen_bits(tmp_path):
 
 
 def test_palette_colours_and_transparent_index(tmp_path):
-  picture = Image.new("P", (3, 1))
-  picture.putpalette([255, 0, 0, 0, 128, 0, 0, 0, 255])
+  image = Image.new("P", (3, 1))
+  image.putpalette([255, 0, 0, 0, 128, 0, 0, 0, 255])
   for column in range(3):
-    picture.putpixel((column, 0), column)
-  opaque = read_image(save(tmp_path / "a.png", picture))
+    image.putpixel((column, 0), column)
+  opaque = read_image(save(tmp_path / "a.png", image))
   np.testing.assert_array_equal(
     opaque, [[[255, 0, 0], [0, 128, 0], [0, 0, 255]]]
   )
   for suffix in "png", "gif":
-    path = save(tmp_path / f"b.{suffix}", picture, transparency=1)
+    path = save(tmp_path / f"b.{suffix}", image, transparency=1)
     np.testing.assert_array_equal(
       read_image(path), [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
     )
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_laid_over_white(tmp_path, mode):
+def test_alpha_is_composited_over_white(tmp_path, mode):
   alpha = np.array([[0, 51, 128, 255]], np.uint8)
   colour = np.full((1, 4, 3), 40, np.uint8)
   rgba = Image.fromarray(np.concatenate([colour, alpha[..., None]], -1))
   got = read_image(save(tmp_path / "x.png", rgba.convert(mode)))
-  part = alpha[..., None] / 255.0
-  np.testing.assert_allclose(got, part * colour + (1 - part) * 255, atol=1)
+  opacity = alpha[..., None] / 255.0
+  np.testing.assert_allclose(
+    got, opacity * colour + (1 - opacity) * 255, atol=1
+  )
 
 
 def test_one_transparent_colour_of_a_png_without_alpha(tmp_path):
-  picture = Image.fromarray(np.array([[[9, 9, 9], [10, 0, 0]]], np.uint8))
-  got = read_image(save(tmp_path / "x.png", picture, transparency=(9, 9, 9)))
+  image = Image.fromarray(np.array([[[9, 9, 9], [10, 0, 0]]], np.uint8))
+  got = read_image(save(tmp_path / "x.png", image, transparency=(9, 9, 9)))
   np.testing.assert_array_equal(got, [[[255, 255, 255], [10, 0, 0]]])
 
 
@@ -107,7 +109,7 @@ def test_cmyk_colours(tmp_path):
   )
 
 
-STORED = {  # EXIF: what a camera held that way writes for an upright picture
+STORED = {  # EXIF: what a camera held that way writes for an upright image
   1: lambda x: x,
   2: lambda x: x[:, ::-1],
   3: lambda x: x[::-1, ::-1],
@@ -122,7 +124,9 @@ STORED = {  # EXIF: what a camera held that way writes for an upright picture
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_exif_turns_the_picture_upright(tmp_path, orientation, suffix):
+def test_images_are_transposed_by_their_exif_orientation(
+  tmp_path, orientation, suffix
+):
   exif = Image.Exif()
   exif[0x0112] = orientation
   stored = np.ascontiguousarray(STORED[orientation](PHOTO))
@@ -130,7 +134,7 @@ def test_exif_turns_the_picture_upright(tmp_path, orientation, suffix):
   np.testing.assert_array_equal(read_image(path), PHOTO)
 
 
-def test_exif_of_a_jpeg_and_nonsense_in_its_place(tmp_path):
+def test_exif_of_a_jpeg_is_applied_and_damaged_exif_ignored(tmp_path):
   exif = Image.Exif()
   exif[0x0112] = 6
   stored = np.ascontiguousarray(np.rot90(SMOOTH, 1))
@@ -141,7 +145,7 @@ def test_exif_of_a_jpeg_and_nonsense_in_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
-def test_animations_are_none_and_pages_give_their_first(tmp_path, suffix):
+def test_animations_are_refused_and_the_first_page_is_read(tmp_path, suffix):
   flat = [Image.new("RGB", (8, 8), (c, c, c)) for c in (0, 120, 240)]
   path = tmp_path / f"x.{suffix}"
   flat[0].save(path, save_all=True, append_images=flat[1:])
@@ -189,7 +193,7 @@ def encoded(suffix):
 
 @pytest.mark.parametrize("suffix", ["jpeg", "png"])
 @pytest.mark.parametrize("part", [0.4, 0.9])
-def test_half_a_file_is_truncated(tmp_path, suffix, part):
+def test_an_incomplete_file_is_truncated(tmp_path, suffix, part):
   path, data = tmp_path / "half", encoded(suffix)
   path.write_bytes(data[: int(len(data) * part)])
   with pytest.raises(ImageError) as caught:
@@ -208,7 +212,7 @@ def test_half_a_file_is_truncated(tmp_path, suffix, part):
     (None, "unreadable"),
   ],
 )
-def test_what_is_no_picture_is_named_by_kind(tmp_path, content, kind):
+def test_files_that_are_no_images_are_errors_by_kind(tmp_path, content, kind):
   path = tmp_path / "x.jpg"
   if content is not None:
     path.write_bytes(content)
@@ -252,8 +256,8 @@ def test_random_damage_raises_nothing_but_image_errors():
     whole = np.frombuffer(encoded(suffix), np.uint8)
     for _ in range(30):
       data = whole.copy()
-      places = rng.integers(0, min(len(data), 400), 3)
-      data[places] = rng.integers(0, 256, 3)
+      positions = rng.integers(0, min(len(data), 400), 3)
+      data[positions] = rng.integers(0, 256, 3)
       try:
         pixels = decode_image(io.BytesIO(data.tobytes()), "x")
       except ImageError:
@@ -261,13 +265,13 @@ def test_random_damage_raises_nothing_but_image_errors():
       assert pixels.shape[-1] == 3
 
 
-def test_image_errors_travel_between_processes():
+def test_image_errors_can_be_pickled():
   error = pickle.loads(pickle.dumps(ImageError("a b", "corrupt", "why\nso")))
   assert (error.path, error.kind, error.detail) == ("a b", "corrupt", "why\nso")
   assert str(error) == "a b: corrupt image: why so"
 
 
-def test_resize_is_antialiased_and_keeps_what_fits():
+def test_resize_is_antialiased_and_returns_an_image_of_the_size():
   stripes = np.zeros((256, 256, 3), np.uint8)
   stripes[:, ::2] = 255  # finer than 32 pixels can show: they must turn grey
   assert np.abs(resize(stripes, 32, 32).astype(int)[:, 2:-2] - 127).max() <= 2
@@ -296,7 +300,7 @@ def test_arrays_of_other_shapes_are_refused():
 
 
 def test_a_plain_jpeg_is_what_pillow_reads(tmp_path):
-  """Both decode by libjpeg-turbo; ours takes the other road there."""
+  """Both decode by libjpeg-turbo; ours by OpenCV."""
   noise = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
   for name, options in (("a", {}), ("b", {"subsampling": 0, "quality": 95})):
     path = tmp_path / f"{name}.jpg"
@@ -305,7 +309,7 @@ def test_a_plain_jpeg_is_what_pillow_reads(tmp_path):
       np.testing.assert_array_equal(read_image(path), np.asarray(image))
 
 
-def test_smaller_is_the_mean_of_what_a_pixel_covers():
+def test_shrinking_averages_areas():
   noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
   means = noise.reshape(8, 3, 8, 3, 3).mean((1, 3))
   np.testing.assert_allclose(resize(noise, 8, 8), means, atol=0.51)

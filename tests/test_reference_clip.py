@@ -2,7 +2,7 @@
 
 import json
 
-import clip_words
+import clip_tokenizer
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -257,7 +257,7 @@ def test_a_published_image_tower_has_its_exact_size():
 def whole(tmp_path):
   """Both towers of a small model in a folder, and transformers' of them."""
   torch.manual_seed(2)
-  tokenizer = clip_words.tokenizer(tmp_path)
+  tokenizer = clip_tokenizer.tokenizer(tmp_path)
   tokenizer.save_pretrained(tmp_path)
   vision = {"image_size": 12, "patch_size": 4}
   text = {

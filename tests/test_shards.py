@@ -36,7 +36,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-  """Noisy pictures of two classes with all that may lie beside them."""
+  """Noisy images of two classes with every kind of annotation."""
   root, rng = tmp_path_factory.mktemp("insects"), np.random.default_rng(0)
   plane = lambda *shape: rng.integers(0, 256, shape, np.uint8)
   for i, name in enumerate(NAMES):
@@ -59,7 +59,7 @@ def root(tmp_path_factory):
 
 
 def pack_tars(root, out, endings=None):
-  """WebDataset: files of a name beside each other, labels as text."""
+  """WebDataset: files of one name next to each other, labels as text."""
   out.mkdir()
   for part in range(2):
     with tarfile.open(out / f"{part}.tar", "w") as tar:
@@ -107,7 +107,7 @@ def test_records_hold_what_the_folder_holds(root, tmp_path, monkeypatch):
   same(Shards(str(out)), Folder(str(root)))
   files = sorted(out.glob("*.array_record"))
   assert len(files) == 3  # of at most four examples
-  # Stopped before the end, it goes on; what is there stays.
+  # Stopped before the end, it is resumed; existing files are kept.
   times = [file.stat().st_mtime_ns for file in files]
   files[1].unlink()
   manifest = json.loads((out / "manifest.json").read_text())
@@ -125,7 +125,7 @@ def test_records_hold_what_the_folder_holds(root, tmp_path, monkeypatch):
     len(CachedLatents(str(out)))
 
 
-def test_images_are_packed_small(root, tmp_path):
+def test_images_are_packed_at_the_size_that_crops_need(root, tmp_path):
   """Shorter side 16, what a crop of 8 from half of it needs; JPEG nearly."""
   out = tmp_path / "small"
   assert prepare.main([config(root, tmp_path), f"--out={out}"]) == 0
@@ -156,19 +156,19 @@ def test_batches_are_the_same_from_either(root, tmp_path):
       np.testing.assert_array_equal(one[key], other[key])
 
 
-PICTURE = b"\x89PNG nothing"
+DAMAGED = b"\x89PNG nothing"
 
 
 @pytest.mark.parametrize(
   ("files", "error", "message"),
   [
-    ({"txt": b"a"}, ValueError, "x:0 has no picture among txt"),
-    ({"png": PICTURE}, ImageError, "x:0.png: not_an_image"),
+    ({"txt": b"a"}, ValueError, "x:0 has no image among txt"),
+    ({"png": DAMAGED}, ImageError, "x:0.png: not_an_image"),
     ({"cls": b"seven"}, ValueError, "cls a whole number"),
     ({"txt": b"\xff"}, ValueError, "txt must be UTF-8"),
     ({"json": b"{"}, ValueError, "json an object"),
     ({"json": b"[1]"}, ValueError, "json an object"),
-    ({"map.png": PICTURE}, ValueError, "x:0.map.png is no picture"),
+    ({"map.png": DAMAGED}, ValueError, "x:0.map.png is no image"),
     ({"boxes.json": b"{}x"}, ValueError, "x:0.boxes.json must hold a list"),
   ],
 )
@@ -180,20 +180,20 @@ def test_a_bad_example_is_named(root, files, error, message):
     shards.example(files, "x:0")
 
 
-def test_json_tells_what_text_files_tell(root):
+def test_json_replaces_the_text_files(root):
   png = (root / f"{NAMES[0]}.png").read_bytes()
-  told = {"text": "a  b", "label": 3, "score": 5.5, "url": "x"}
-  item = shards.example({"png": png, "json": json.dumps(told).encode()}, "x")
+  entry = {"text": "a  b", "label": 3, "score": 5.5, "url": "x"}
+  item = shards.example({"png": png, "json": json.dumps(entry).encode()}, "x")
   assert (item["caption"], item["label"], item["score"]) == ("a b", 3, 5.5)
   assert item.keys() == {"image", "caption", "label", "score"}
 
 
-def test_what_is_no_shard_is_told(root, tmp_path):
+def test_files_that_are_no_shards_are_refused(root, tmp_path):
   for path in (tmp_path / "none", root, tmp_path / "*.tar"):
     with pytest.raises(ValueError, match="has no shards"):
       len(Shards(str(path)))
   (tmp_path / "bad.tar").write_bytes(b"junk" * 500)
-  with pytest.raises(ValueError, match="is no tar that can be read"):
+  with pytest.raises(ValueError, match="is no uncompressed tar"):
     len(Shards(str(tmp_path / "bad.tar")))
   (tmp_path / "bad.array_record").write_bytes(b"junk")
   with pytest.raises(ValueError, match="cannot be read"):
@@ -205,9 +205,9 @@ def test_what_is_no_shard_is_told(root, tmp_path):
     Shards(str(tmp_path / "odd.array_record"))[0]
 
 
-def test_what_cannot_be_packed_is_told(root, tmp_path):
+def test_examples_that_cannot_be_packed_are_an_error(root, tmp_path):
   flags = [config(root, tmp_path), f"--out={tmp_path / 'out'}"]
-  with pytest.raises(CommandError, match="--size must be 1 or more") as stop:
+  with pytest.raises(CommandError, match="size must be 1 or more") as stop:
     prepare.main([*flags, "--size=0"])
   assert stop.value.code == USAGE
   with pytest.raises(CommandError, match="holds other files"):
@@ -215,7 +215,7 @@ def test_what_cannot_be_packed_is_told(root, tmp_path):
   broken = tmp_path / "broken"
   broken.mkdir()
   Image.new("RGB", (9, 9)).save(broken / "0.png")
-  (broken / "1.png").write_bytes(PICTURE)
+  (broken / "1.png").write_bytes(DAMAGED)
   more = tmp_path / "more"
   more.mkdir()
   with pytest.raises(CommandError, match=r"1\.png: not_an_image") as stop:
@@ -224,7 +224,7 @@ def test_what_cannot_be_packed_is_told(root, tmp_path):
   assert not list((more / "out").glob("*.array_record"))
 
 
-def test_a_mix_has_every_source_in_its_weight(root, tmp_path):
+def test_a_mix_holds_every_source_in_proportion_to_its_weight(root, tmp_path):
   ants, bees = (Folder(str(root / name)) for name in ("ants", "bees"))
   whole = Folder(str(root))
   mix = Mix((ants, whole), (3.0, 1.0))
@@ -245,8 +245,8 @@ def test_a_mix_has_every_source_in_its_weight(root, tmp_path):
   assert "image" in next(stream)
 
 
-def test_a_buckets_tars_are_those_of_a_folder(root, tmp_path):
-  """The bucket is a folder that epath is told to look into."""
+def test_tars_in_a_storage_bucket_read_as_in_a_folder(root, tmp_path):
+  """The bucket is a folder that epath reads in its place."""
   bucket = tmp_path / "bucket"
   pack_tars(root, bucket)
   here = lambda path: str(path).replace("gs://bucket", str(bucket))

@@ -2,7 +2,7 @@
 
 import pathlib
 
-import clip_words
+import clip_tokenizer
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +52,7 @@ def get_config():
 def parts(tmp_path_factory):
   """A first stage's run, a tower's folder, and a config that joins them."""
   root = tmp_path_factory.mktemp("towers")
-  words = clip_words.tokenizer(root / "words")
+  words = clip_tokenizer.tokenizer(root / "words")
   words.save_pretrained(root / "words")
   tower = ClipText(len(words), 16, 2, 2, hidden=24, end=words.eos_token_id)
   variables = tower.init(jax.random.key(7), jnp.zeros((1, 77), jnp.int32))

@@ -3,7 +3,7 @@
 import pathlib
 
 import torch
-from clip_words import tokenizer
+from clip_tokenizer import tokenizer
 from diffusers import (
   AutoencoderKL,
   DDIMScheduler,

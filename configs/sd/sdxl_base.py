@@ -32,7 +32,7 @@ def get_config():
   )
   return diffusion(
     unet,
-    captioned("laion5b_1024", 1024, tells="target"),
+    captioned("laion5b_1024", 1024, size_conditioning="target"),
     (embedder, SizeEmbedder()),
     batch=2048,
     steps=200_000,

@@ -25,7 +25,7 @@ def get_config():
   )
   return diffusion(
     unet,
-    captioned("laion5b_1024", 1024, tells="score"),
+    captioned("laion5b_1024", 1024, size_conditioning="score"),
     (embedder, SizeEmbedder("score")),
     batch=2048,
     steps=200_000,

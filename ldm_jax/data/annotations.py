@@ -1,4 +1,4 @@
-"""What lies beside a picture: maps of classes, masks, depths, boxes."""
+"""Annotation files of an image: class maps, masks, depth maps, boxes."""
 
 import io
 import json
@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
-# Endings of the files beside a picture, by the name of the array they become.
+from ldm_jax.errors import DataError
+
+# File name endings, by the name of the array that is read from the file.
 ENDINGS = {
   "segmap": ".map.png",
   "mask": ".mask.png",
@@ -18,7 +20,7 @@ ENDINGS = {
 
 
 class Member(io.BytesIO):
-  """A file inside another one, for the readers here; errors call it `name`."""
+  """A file inside an archive; `str` gives the name for error messages."""
 
   def __init__(self, data: bytes, name: str):
     super().__init__(data)
@@ -32,28 +34,28 @@ File = str | pathlib.Path | Member
 
 
 def read_plane(path: File, size: tuple[int, int] | None = None) -> np.ndarray:
-  """The numbers of a picture of one channel, whole.
+  """The values of a one-channel image, [h, w].
 
   Args:
-    size: height and width that it must have.
+    size: the height and width that it must have.
 
   Raises:
-    ValueError: it is no such picture, or of another size.
+    DataError: it is no image, has several channels, or is of another size.
   """
   try:
     with Image.open(path) as image:
       mode = image.mode
       plane = np.array(image)
   except (OSError, UnidentifiedImageError) as error:
-    raise ValueError(f"{path} is no picture: {error}") from error
+    raise DataError(f"{path} is no image: {error}") from error
   if plane.ndim != 2:
-    raise ValueError(
+    raise DataError(
       f"{path} has colours ({mode}); needed is one channel: grey values or "
       "palette indices"
     )
   if size is not None and plane.shape != size:
-    raise ValueError(
-      f"{path} is {plane.shape[0]} x {plane.shape[1]}, its picture "
+    raise DataError(
+      f"{path} is {plane.shape[0]} x {plane.shape[1]}, its image "
       f"{size[0]} x {size[1]}; they must be of one size"
     )
   return plane
@@ -62,17 +64,17 @@ def read_plane(path: File, size: tuple[int, int] | None = None) -> np.ndarray:
 def read_map(
   path: File, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "h w"]:
-  """A map of classes, 0 to 255; raises as `read_plane`."""
+  """A segmentation map, classes 0 to 255; raises as `read_plane`."""
   plane = read_plane(path, size)
   if plane.max(initial=0) > 255:
-    raise ValueError(f"{path} has class {plane.max()}; 255 is the most")
+    raise DataError(f"{path} has class {plane.max()}; the largest is 255")
   return plane.astype(np.uint8)
 
 
 def read_mask(
   path: File, size: tuple[int, int] | None = None
 ) -> Bool[np.ndarray, "h w"]:
-  """True where it is lighter than half; raises as `read_plane`."""
+  """True where a pixel is 128 or more; raises as `read_plane`."""
   plane = read_plane(path, size)
   return plane >= (1 if plane.dtype == bool else 128)
 
@@ -80,10 +82,10 @@ def read_mask(
 def read_depth(
   path: File, size: tuple[int, int] | None = None
 ) -> Float32[np.ndarray, "h w"]:
-  """From -1 to 1, the least to the most of the picture; the most is nearest.
+  """Inverse depth scaled to [-1, 1] per image; 1 is nearest.
 
-  As Stable Diffusion 2's depth model was trained on MiDaS. Raises as
-  `read_plane`.
+  The convention of MiDaS, with which Stable Diffusion 2's depth model was
+  trained. Raises as `read_plane`.
   """
   plane = read_plane(path, size).astype(np.float32)
   low, high = plane.min(), plane.max()
@@ -91,12 +93,12 @@ def read_depth(
 
 
 def read_boxes(path: File) -> Float[np.ndarray, "k 5"]:
-  """x0, y0, x1, y1 in [0, 1] and a class, of a JSON list of objects.
+  """x0, y0, x1, y1 in [0, 1] and a class, from a JSON list of objects.
 
   Such as [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}]: left, top, right, bottom.
 
   Raises:
-    ValueError: it is no such list.
+    DataError: it is no such list.
   """
   try:
     is_member = isinstance(path, Member)
@@ -105,42 +107,46 @@ def read_boxes(path: File) -> Float[np.ndarray, "k 5"]:
     rows = [[*entry["box"], entry["class"]] for entry in entries]
     boxes = np.asarray(rows, np.float64).reshape(-1, 5)
   except OSError as error:
-    raise ValueError(f"{path}: {error}") from error
+    raise DataError(f"{path}: {error}") from error
   except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(
+    raise DataError(
       f"{path} must hold a list such as "
       '[{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}]'
     ) from error
   low, high = boxes[:, :2], boxes[:, 2:4]
   is_inside = (low >= 0).all() and (high <= 1).all() and (low < high).all()
   if not is_inside or (boxes[:, 4] < 0).any():
-    raise ValueError(
-      f"{path}: every box is left, top, right, bottom, rising within 0 to 1, "
-      "and every class 0 or more"
+    raise DataError(
+      f"{path}: every box is left, top, right, bottom, increasing within 0 to "
+      "1, and every class 0 or more"
     )
   return boxes
 
 
-def padded(
+def pad_boxes(
   boxes: Float[np.ndarray, "k 5"], objects: int
 ) -> Float32[np.ndarray, "objects 5"]:
-  """So many rows: the first ones, and rows of -1."""
+  """The first `objects` boxes, padded with rows of -1 to that number."""
   rows = np.full((objects, 5), -1, np.float32)
-  few = boxes[:objects]
-  rows[: len(few)] = few
+  first = boxes[:objects]
+  rows[: len(first)] = first
   return rows
 
 
 READERS = {"segmap": read_map, "mask": read_mask, "depth": read_depth}
 
 
-def read_beside(
+def read_annotation(
   key: str, path: File, size: tuple[int, int], objects: int
 ) -> np.ndarray:
-  """The array `key` of ENDINGS, of a picture of so many rows and columns.
+  """The array `key` of ENDINGS, for an image of this height and width.
 
-  Raises ValueError as the reader of its kind does.
+  Args:
+    objects: rows of "boxes"; see `pad_boxes`.
+
+  Raises:
+    DataError: see `read_plane` and `read_boxes`.
   """
   if key == "boxes":
-    return padded(read_boxes(path), objects)
+    return pad_boxes(read_boxes(path), objects)
   return READERS[key](path, size)

@@ -1,49 +1,52 @@
-"""Bad pictures of a source: replaced, counted by kind, within a budget."""
+"""Bad images of a data set: replaced, logged, and limited to a fraction."""
 
 import collections
 import dataclasses
 import json
+import logging
 import os
-import sys
 import threading
 from typing import Any
 
+from ldm_jax.data.protocols import Source
 from ldm_jax.errors import DataError, ImageError
+
+logger = logging.getLogger(__name__)
 
 
 class BadImageLog:
-  """The bad pictures that a process has met, each written down once.
+  """The bad images that a process has found, each logged once.
 
   Args:
-    path: a file of JSON lines to add them to, or None.
-    fraction: of all examples, how many may be bad.
+    path: a file of JSON lines they are appended to, or None.
+    fraction: of all examples, how many may be bad; in [0, 1].
   """
 
   def __init__(self, path: str | None = None, fraction: float = 0.0):
     self._path, self._fraction = path, fraction
     self._lock = threading.Lock()
-    self._met: dict[int, ImageError] = {}
+    self._errors: dict[int, ImageError] = {}
     self._written = _written(path)
 
   def __len__(self) -> int:
-    return len(self._met)
+    return len(self._errors)
 
-  def note(self, index: int, count: int, error: ImageError) -> None:
-    """Remembers that example `index` of `count` is bad.
+  def add(self, index: int, count: int, error: ImageError) -> None:
+    """Records that example `index` of `count` is bad.
 
     Raises:
-      DataError: that is one too many.
+      DataError: more than the allowed fraction is bad.
     """
     with self._lock:
-      if index in self._met:
+      if index in self._errors:
         return
-      self._met[index] = error
+      self._errors[index] = error
       self._write(index, error)
-      if len(self._met) > self._fraction * count:
+      if len(self._errors) > self._fraction * count:
         raise DataError(self._summary(count))
 
   def _write(self, index: int, error: ImageError) -> None:
-    print(f"warning: replaced: {error}", file=sys.stderr, flush=True)
+    logger.warning("replaced: %s", error)
     if self._path is None or error.path in self._written:
       return
     self._written.add(error.path)
@@ -51,30 +54,34 @@ class BadImageLog:
     try:
       with open(self._path, "a") as file:
         file.write(json.dumps(line | {"detail": error.detail}) + "\n")
-    except OSError as refused:
-      print(f"warning: {refused}", file=sys.stderr, flush=True)
+    except OSError as write_error:
+      logger.warning("%s", write_error)
 
   def _summary(self, count: int) -> str:
-    errors = list(self._met.values())
+    errors = list(self._errors.values())
     kinds = collections.Counter(error.kind for error in errors)
-    told = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
+    counts = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())
     return (
-      f"{len(errors)} of {count} pictures are bad ({told}), and "
+      f"{len(errors)} of {count} images are bad ({counts}), and "
       f"data.max_bad_fraction is {self._fraction:g}; the first: {errors[0]}; "
-      "mend them, take them away, or allow more"
+      "repair them, remove them, or allow more"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class SkipBadImages:
-  """A source in whose place of a bad picture stands the next good one.
+  """A source that replaces a bad image by the next good one.
 
-  Which one that is depends on the source alone, so a batch is the same whenever
-  it is read.
+  Which one that is depends on the source alone, so a batch is the same however
+  often it is read.
+
+  Attributes:
+    source: raises ImageError where an image is bad.
+    log: records them, and raises DataError if there are too many.
   """
 
-  source: Any
-  ledger: BadImageLog
+  source: Source
+  log: BadImageLog
 
   def __len__(self) -> int:
     return len(self.source)
@@ -86,8 +93,8 @@ class SkipBadImages:
       try:
         return self.source[number]
       except ImageError as error:
-        self.ledger.note(number, count, error)
-    raise DataError(f"none of {count} pictures is good")
+        self.log.add(number, count, error)
+    raise DataError(f"none of {count} images is good")
 
   @property
   def sizes(self) -> Any:
@@ -96,14 +103,14 @@ class SkipBadImages:
 
 
 def _written(path: str | None) -> set[str]:
-  """The paths that a file of JSON lines names already.
+  """The image paths that a file of JSON lines lists already.
 
-  What a killed process left half written at its end is cut off.
+  An incomplete last line, left by a killed process, is cut off.
   """
   if path is None or not os.path.exists(path):
     return set()
   with open(path, "r+b") as file:
-    told = file.read()
-    end = told.rfind(b"\n") + 1
+    content = file.read()
+    end = content.rfind(b"\n") + 1
     file.truncate(end)
-  return {json.loads(line)["path"] for line in told[:end].splitlines()}
+  return {json.loads(line)["path"] for line in content[:end].splitlines()}

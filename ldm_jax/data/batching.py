@@ -1,32 +1,33 @@
-"""A source to batches: number n is a pure function of (source, seed, n)."""
+"""Batches of a source: batch n is a pure function of (source, seed, n)."""
 
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from ldm_jax.data.buckets import Buckets, Shape
 from ldm_jax.data.collate import (
+  BatchTransforms,
   ExampleProcessor,
-  Transform,
-  Transformed,
   check_alike,
   stack,
 )
+from ldm_jax.data.protocols import Source, Transform
 from ldm_jax.data.sources.cached_latents import CachedLatents
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.errors import ConfigError, DataError
 
-
-@runtime_checkable
-class Source(Protocol):
-  """Numbered examples: arrays, an image among them, perhaps a caption."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+__all__ = [
+  "Source",
+  "Transform",
+  "batches",
+  "example_indices",
+  "first",
+  "ordered",
+]
 
 
 def batches(
@@ -44,57 +45,65 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Global batches start, start + 1, ... of `batch` rows, without end.
 
-  The source is shuffled anew every epoch; a batch may reach into the next one.
-  Each process yields the rows that its devices hold; put together they are the
-  same for any number of processes. Captions become "tokens" if there is a
-  tokenizer; other text is dropped.
+  The source is shuffled anew every epoch; a batch may span two epochs. Each
+  process yields the rows that its devices hold; together they are the same for
+  any number of processes. Captions become "tokens" if there is a tokenizer;
+  other text is dropped.
 
   Args:
-    rows: which of every batch, rising; None makes all of them.
-    buckets: shapes that whole batches are cut to; see `Buckets`.
+    batch: rows of a global batch, over all processes.
+    seed: of the order, the crops and the transforms.
+    augment: random crop and mirroring; None leaves images as they are.
+    rows: rows of every batch to yield, in increasing order; None yields all.
+    threads: that read and decode; 0 reads in the calling thread.
+    buckets: shapes that whole batches are cropped to; see `Buckets`.
 
   Raises:
-    ValueError: there are no such rows, the source is empty, or (later) its
-      items do not fit into one batch.
-    ImageError: (later) a picture is bad; it names the path.
+    ConfigError: there are no such rows, or buckets without images.
+    DataError: the source is empty, or (while iterating) its examples do not
+      fit into one batch.
+    ImageError: (while iterating) an image is bad; it names the path.
   """
   rows = _rows(batch, start, rows)
   if len(source) == 0:
-    raise ValueError("the source has no examples to make batches")
+    raise DataError("the source has no examples to make batches")
   import grain
 
   if buckets and (augment is None or isinstance(source, CachedLatents)):
-    raise ValueError("buckets need images, and an augment to cut them")
+    raise ConfigError("buckets need images, and an augment to crop them")
   examples = _numbered(source, batch, seed, buckets).random_map(
     ExampleProcessor(augment, tokenizer, tuple(transforms))
   )
   count = len(rows)
   if isinstance(source, CachedLatents):
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    blocks = Blocks(order, batch, tuple(rows.tolist()), source, tokenizer)
-    whole = grain.MapDataset.source(blocks).seed(seed)
-    whole = whole.random_map(Transformed(tuple(transforms)))
+    latents = LatentBatches(
+      order, batch, tuple(rows.tolist()), source, tokenizer
+    )
+    whole = grain.MapDataset.source(latents).seed(seed)
+    whole = whole.random_map(BatchTransforms(tuple(transforms)))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
     return iter(whole[start:].to_iter_dataset(options))
-  shard = grain.MapDataset.source(Share(examples, batch, tuple(rows.tolist())))
-  ahead = max(threads, 2 * count)
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-  found = shard[start * count :].to_iter_dataset(options)
-  return _stream(found, count, bool(buckets))
+  local = BatchRows(examples, batch, tuple(rows.tolist()))
+  shard = grain.MapDataset.source(local)
+  buffer = max(threads, 2 * count)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+  stream = shard[start * count :].to_iter_dataset(options)
+  return _stacked(stream, count, bool(buckets))
 
 
 def _rows(
   batch: int, start: int, rows: Sequence[int] | np.ndarray | None
 ) -> np.ndarray:
-  """Which of every batch; raises ValueError as `batches` does."""
+  """The rows of every batch to yield; raises ConfigError as `batches` does."""
   rows = np.arange(batch) if rows is None else np.asarray(rows)
   if start < 0 or batch < 1:
-    raise ValueError(
+    raise ConfigError(
       f"start must be 0 or more and batch 1 or more, got {start} and {batch}"
     )
   if not len(rows) or rows[0] < 0 or rows[-1] >= batch:
-    raise ValueError(
-      f"rows {rows.tolist()} must be of a batch, 0 to {batch - 1}"
+    raise ConfigError(
+      f"rows {rows.tolist()} must be rows of a batch, 0 to {batch - 1}"
     )
   return rows
 
@@ -106,9 +115,9 @@ def _numbered(
   import grain
 
   if buckets:
-    placed = Buckets(source, tuple(buckets), batch, seed)
-    placed.check()
-    return grain.MapDataset.source(placed).seed(seed)
+    bucketed = Buckets(source, tuple(buckets), batch, seed)
+    bucketed.check()
+    return grain.MapDataset.source(bucketed).seed(seed)
   return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
 
 
@@ -120,15 +129,15 @@ def example_indices(
   number: int,
   buckets: Sequence[Shape] = (),
 ) -> list[int]:
-  """The examples of `batches`' batch of that number, row by row."""
+  """Indices into the source of the rows of batch `number` of `batches`."""
   import grain
 
-  places = range(number * batch, (number + 1) * batch)
+  positions = range(number * batch, (number + 1) * batch)
   if buckets:
-    placed = Buckets(source, tuple(buckets), batch, seed)
-    return [placed.index(place)[0] for place in places]
+    bucketed = Buckets(source, tuple(buckets), batch, seed)
+    return [bucketed.index(position)[0] for position in positions]
   order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-  return [int(order[place]) for place in places]
+  return [int(order[position]) for position in positions]
 
 
 def ordered(
@@ -141,12 +150,16 @@ def ordered(
 ) -> dict[str, np.ndarray]:
   """These examples as one batch: cropped at the centre, never mirrored.
 
-  What views draw depends on an example's index alone.
+  The random numbers of transforms depend on an example's index alone.
+
+  Raises:
+    ConfigError: there is no such index, or `indices` is empty.
+    DataError: the examples do not fit into one batch.
   """
   beyond = [index for index in indices if not 0 <= index < len(source)]
   if beyond or not len(indices):
     got = f"index {beyond[0]}" if beyond else "no index"
-    raise ValueError(
+    raise ConfigError(
       f"got {got}; {type(source).__name__} has {len(source)} examples, "
       f"0 to {len(source) - 1}"
     )
@@ -173,11 +186,16 @@ def first(
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class BatchRows:
   """The same rows of every global batch, one after another.
 
-  Grain's own shards take every P-th example, so that the order of the rows
-  would change with the number of processes.
+  (grain.ShardOptions takes every P-th example, so that the order of the rows
+  would depend on the number of processes.)
+
+  Attributes:
+    examples: in the order of all batches.
+    batch: rows of a global batch.
+    rows: those of this process.
   """
 
   examples: Source
@@ -188,16 +206,20 @@ class Share:
     return len(self.examples) // self.batch * len(self.rows)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    number, place = divmod(index, len(self.rows))
-    return self.examples[number * self.batch + self.rows[place]]
+    number, position = divmod(index, len(self.rows))
+    return self.examples[number * self.batch + self.rows[position]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
-  """Whole batches of cached latents: one gather each, no example by itself.
+class LatentBatches:
+  """Whole batches of cached latents, one gather each.
 
   Attributes:
-    order: the numbers of examples, shuffled, again and again.
+    order: indices of examples, shuffled every epoch, without end.
+    batch: rows of a global batch.
+    rows: those of this process.
+    source: the cached latents.
+    tokenizer: for their captions, or None.
   """
 
   order: Source
@@ -212,20 +234,20 @@ class Blocks:
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     begin = index * self.batch
     chosen = np.array([self.order[begin + row] for row in self.rows])
-    found = self.source.rows(chosen)
+    arrays = self.source.rows(chosen)
     if self.tokenizer is not None:
       captions = self.source.captions(chosen)
-      found["tokens"] = self.tokenizer.encode(captions)
-    return found
+      arrays["tokens"] = self.tokenizer.encode(captions)
+    return arrays
 
 
-def _stream(
+def _stacked(
   examples: Any, rows: int, may_differ: bool
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Blocks of so many rows; batches may differ in shape if they may."""
+  """Batches of `rows` examples; of several shapes only if they may differ."""
   iterator = iter(examples)
   try:
-    example = None  # what later batches must look like
+    example = None  # whose arrays' names and shapes later batches must have
     while True:
       block = list(itertools.islice(iterator, rows))
       example = block[0] if may_differ or example is None else example

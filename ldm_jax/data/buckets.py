@@ -1,8 +1,8 @@
-"""Batches of one shape each, for pictures of many (NovelAI 2022).
+"""Aspect-ratio buckets: batches of one shape each (NovelAI 2022).
 
-Every picture goes to the shape whose sides are most nearly in its own ratio. A
-batch is of one shape, so a step is compiled once per shape. Which shape batch n
-has, and which pictures, is a function of (the pictures' sizes, seed, n).
+Every image is cropped to the shape nearest to its own aspect ratio. A batch is
+of one shape, so a step is compiled once per shape. Which shape batch n has, and
+which images, is a function of (the images' sizes, seed, n).
 """
 
 import dataclasses
@@ -14,22 +14,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from ldm_jax.errors import ConfigError, DataError
+
 Shape = tuple[int, int]  # height and width, in pixels
 
-SHAPE = "bucket"  # of an example: the shape it is to be cut to
+SHAPE = "bucket"  # key of an example: the shape it is to be cropped to
 
 
 def shapes(
   area: int, multiple: int = 64, most: float = 2.0
 ) -> tuple[Shape, ...]:
-  """Shapes of about `area` pixels, squarest first, tall and wide in turn.
+  """Shapes of about `area` pixels, squarest first, portrait and landscape.
 
   Args:
     multiple: divides every side.
     most: the longer side over the shorter one, at most.
 
   Raises:
-    ValueError: no such shape.
+    ConfigError: there is no such shape.
   """
   found = set()
   side = multiple
@@ -39,7 +41,7 @@ def shapes(
       found |= {(side, other), (other, side)}
     side += multiple
   if not found:
-    raise ValueError(
+    raise ConfigError(
       f"no shape of {area} pixels has sides that {multiple} divides; try a "
       "smaller multiple"
     )
@@ -48,15 +50,16 @@ def shapes(
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-  """Examples in the order in which batches take them, each with its shape.
+  """The endless stream of examples that batches are cut from, with shapes.
 
-  A shape that has less than a batch of pictures gives them to the next one in
-  ratio that has more. In an epoch, each shape's pictures are shuffled and their
-  full batches taken; what is left over comes in another epoch. The batches of
-  all shapes are shuffled.
+  In an epoch each shape's images are shuffled and its full batches taken; the
+  remainder comes in another epoch. The batches of all shapes are shuffled.
 
   Attributes:
-    source: whose `sizes` are heights and widths.
+    source: a Source with `sizes`, heights and widths.
+    shapes: heights and widths of the buckets.
+    batch: examples of a batch.
+    seed: of the order.
   """
 
   source: Any
@@ -67,13 +70,13 @@ class Buckets:
   def __len__(self) -> int:
     return sys.maxsize // self.batch * self.batch
 
-  def __getitem__(self, place: int) -> dict[str, Any]:
-    index, shape = self.index(place)
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    index, shape = self.index(position)
     return {**self.source[index], SHAPE: shape}
 
-  def index(self, place: int) -> tuple[int, Shape]:
-    """Which example comes at a place, and the shape it is to be cut to."""
-    number, row = divmod(int(place), self.batch)
+  def index(self, position: int) -> tuple[int, Shape]:
+    """The example at a position of the stream, and the shape to crop it to."""
+    number, row = divmod(int(position), self.batch)
     epoch, number = divmod(number, self._total)
     order, members = self._epoch(epoch)
     bucket, block = order[number]
@@ -84,40 +87,44 @@ class Buckets:
     """Reads the sizes.
 
     Raises:
-      ValueError: there is not one batch of examples, or the source does not
-        know its sizes.
+      ConfigError: there are no shapes, or the source has no `sizes`.
+      DataError: there are fewer examples than a batch.
     """
     if not self.shapes:
-      raise ValueError("buckets need shapes; see data.buckets.shapes")
+      raise ConfigError("buckets need shapes; see data.buckets.shapes")
     _ = self.members
 
   @functools.cached_property
   def members(self) -> dict[int, Int[np.ndarray, " n"]]:
-    """The examples of every shape that has a batch of them, by its number.
+    """Indices of the examples of every shape, by the number of the shape.
+
+    A shape with fewer examples than a batch is left out, and its examples go
+    to the next nearest one.
 
     Raises as `check` does.
     """
     sizes = getattr(self.source, "sizes", None)
     if sizes is None:
-      raise ValueError(
-        "the source does not know how large its pictures are; buckets need a "
-        "Folder or Shards"
+      raise ConfigError(
+        f"buckets need a source with `sizes`, the heights and widths of its "
+        f"images, such as Folder or Shards; {type(self.source).__name__} has "
+        "none"
       )
     if len(sizes) < self.batch:
-      raise ValueError(
+      raise DataError(
         f"{len(sizes)} examples make no batch of {self.batch}; try a smaller "
         "data.batch"
       )
-    away = _distances(np.asarray(sizes), self.shapes)
-    left = set(range(len(self.shapes)))
+    distances = _distances(np.asarray(sizes), self.shapes)
+    kept = set(range(len(self.shapes)))
     while True:
-      allowed = np.array(sorted(left))
-      nearest = allowed[np.argmin(away[:, allowed], axis=1)]
-      counts = {n: int((nearest == n).sum()) for n in left}
-      few = [n for n in left if counts[n] < self.batch]
-      if not few:
-        return {n: np.flatnonzero(nearest == n) for n in sorted(left)}
-      left.discard(min(few, key=lambda n: (counts[n], n)))
+      allowed = np.array(sorted(kept))
+      nearest = allowed[np.argmin(distances[:, allowed], axis=1)]
+      counts = {n: int((nearest == n).sum()) for n in kept}
+      small = [n for n in kept if counts[n] < self.batch]
+      if not small:
+        return {n: np.flatnonzero(nearest == n) for n in sorted(kept)}
+      kept.discard(min(small, key=lambda n: (counts[n], n)))
 
   @property
   def _total(self) -> int:
@@ -127,7 +134,7 @@ class Buckets:
   def _epoch(
     self, number: int
   ) -> tuple[Sequence[tuple[int, int]], dict[int, np.ndarray]]:
-    """(bucket, block) of every batch, and each bucket's shuffled examples."""
+    """(bucket, batch of it) in order, and each bucket's shuffled examples."""
     return _shuffled(self, number)
 
 
@@ -147,6 +154,6 @@ def _shuffled(buckets: Buckets, epoch: int):
 def _distances(
   sizes: Int[np.ndarray, "n 2"], shapes: Sequence[Shape]
 ) -> Float[np.ndarray, "n k"]:
-  """Between ratios of sides, as logarithms."""
+  """Absolute differences of log aspect ratios."""
   ratio = lambda pairs: np.log(pairs[:, 0] / pairs[:, 1])
   return np.abs(ratio(sizes)[:, None] - ratio(np.asarray(shapes))[None, :])

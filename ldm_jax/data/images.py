@@ -1,4 +1,4 @@
-"""Any picture file to pixels, uint8 [h, w, 3], or to a reason why not."""
+"""Image files to pixels, uint8 [h, w, 3]; errors say why one cannot be read."""
 
 import io
 import pathlib
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ldm_jax.errors import ImageError
 
-# EPS would start Ghostscript; the rest of Pillow's readers are little tested.
+# EPS would start Ghostscript; Pillow's other readers are little tested.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset((
   ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
@@ -18,25 +18,17 @@ EXTENSIONS = frozenset((
 ))  # fmt: skip
 MAX_PIXELS = 64_000_000  # an 11 KB PNG can hold 90 MP; Pillow only warns
 WHITE = (255, 255, 255, 255)
-
-# The EXIF 2.32 table of tag 0x0112: what turns the stored picture upright.
-ORIENTATION = 0x0112
-UPRIGHT = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
+ORIENTATION = ExifTags.Base.Orientation
 
 
 def read_image(path: str | pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-  """Upright, in RGB, over white where it is transparent; a TIFF's first page.
+  """Upright by its EXIF orientation, RGB, transparency over white.
 
-  Raises ImageError if the file is missing, damaged, no picture, animated, or
-  larger than MAX_PIXELS.
+  Of a TIFF of several pages the first is read.
+
+  Raises:
+    ImageError: the file is missing, damaged, no image, animated, or larger
+      than MAX_PIXELS.
   """
   return decode_image(path, str(path))
 
@@ -44,7 +36,11 @@ def read_image(path: str | pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
 def decode_image(
   file: str | pathlib.Path | io.BytesIO, name: str
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """`read_image` for an open file, too; `name` is what errors call it."""
+  """`read_image` for a path or the bytes of a file.
+
+  Args:
+    name: of the image in error messages.
+  """
   try:
     if not isinstance(file, io.BytesIO):
       file = io.BytesIO(pathlib.Path(file).read_bytes())
@@ -53,26 +49,26 @@ def decode_image(
       if pixels > MAX_PIXELS:
         raise ImageError(name, "too_large", _too_large(image.size))
       if image.format != "TIFF" and getattr(image, "is_animated", False):
-        raise ImageError(name, "animated", "a picture that stands is needed")
-      swift = _swiftly(image, file)
-      if swift is not None:
-        return swift
+        raise ImageError(name, "animated", "a still image is needed")
+      pixels = _decode_plain_jpeg(image, file)
+      if pixels is not None:
+        return pixels
       image.load()
-      return np.asarray(_upright(image, _to_rgb(image, name)))
+      return _upright(_to_rgb(image, name), _orientation(image))
   except ImageError:
     raise
   # On hostile bytes Pillow's readers raise a dozen types, SyntaxError among
-  # them; whatever it is, the picture is bad and the type tells the kind.
+  # them; whatever it is, the image is bad, and its type gives the kind.
   except Exception as error:
     raise ImageError(name, _kind(error), _detail(error)) from error
 
 
-def _swiftly(
+def _decode_plain_jpeg(
   image: Image.Image, file: io.BytesIO
 ) -> UInt8[np.ndarray, "h w 3"] | None:
-  """A plain upright JPEG by OpenCV, which copies it less often.
+  """An upright RGB JPEG by OpenCV, which copies less; None for others.
 
-  What ends early is left to Pillow, which says so.
+  A truncated file is left to Pillow, which reports it.
   """
   data = file.getbuffer()
   is_plain = image.format == "JPEG" and image.mode == "RGB"
@@ -85,7 +81,7 @@ def _swiftly(
 
 
 def _cv2() -> Any:
-  """OpenCV, on the thread that calls it: examples are read by many."""
+  """OpenCV without threads of its own: many threads read examples already."""
   import cv2
 
   if cv2.getNumThreads() > 1:
@@ -94,9 +90,10 @@ def _cv2() -> Any:
 
 
 def rgb(values: Shaped[np.ndarray, "..."], name: str) -> np.ndarray:
-  """An array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] as uint8 [h, w, 3].
+  """A uint8 array [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] as [h, w, 3].
 
-  Four channels are laid over white. Raises ImageError for any other array.
+  Four channels are RGBA, composited over white. Raises ImageError for any
+  other array.
   """
   if values.ndim == 3 and values.shape[-1] == 1:
     values = values[..., 0]
@@ -108,21 +105,22 @@ def rgb(values: Shaped[np.ndarray, "..."], name: str) -> np.ndarray:
 
 
 def image_size(file: str | pathlib.Path | io.BytesIO) -> tuple[int, int]:
-  """Height and width of a picture, upright, by its header alone.
+  """Height and width of the upright image, from the file's header alone.
 
-  Raises ImageError as `read_image` does.
+  Raises:
+    ImageError: the header cannot be read.
   """
   try:
     with Image.open(file, formats=FORMATS) as image:
       width, height = image.size
-      is_turned = _orientation(image) >= 5
+      is_transposed = _orientation(image) >= 5
   except Exception as error:  # see decode_image
     raise ImageError(str(file), _kind(error), _detail(error)) from error
-  return (width, height) if is_turned else (height, width)
+  return (width, height) if is_transposed else (height, width)
 
 
 def header_size(file: str | pathlib.Path | io.BytesIO) -> tuple[int, int]:
-  """`image_size`; 1 x 1 of a bad picture, which is told of when it is read."""
+  """`image_size`; 1 x 1 of a bad image, which is reported when it is read."""
   try:
     return image_size(file)
   except ImageError:
@@ -132,22 +130,22 @@ def header_size(file: str | pathlib.Path | io.BytesIO) -> tuple[int, int]:
 def resize(
   image: UInt8[np.ndarray, "h w 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """The mean of what a pixel covers, or bicubic where an image grows.
+  """Area averaging when both sides shrink or stay, bicubic otherwise.
 
-  One that has the size is returned as it is.
+  An image that has the size already is returned as it is.
   """
   if image.shape[:2] == (height, width):
     return image
   cv2 = _cv2()
   is_smaller = height <= image.shape[0] and width <= image.shape[1]
-  how = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
-  return cv2.resize(image, (width, height), interpolation=how)
+  method = cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC
+  return cv2.resize(image, (width, height), interpolation=method)
 
 
 def resize_map(
   values: Shaped[np.ndarray, "h w ..."], height: int, width: int
 ) -> np.ndarray:
-  """By nearest neighbour: class numbers must not be averaged."""
+  """Nearest neighbour, for class maps, which must not be averaged."""
   rows, columns = values.shape[:2]
   down = ((np.arange(height) + 0.5) / height * rows).astype(int)
   across = ((np.arange(width) + 0.5) / width * columns).astype(int)
@@ -157,19 +155,19 @@ def resize_map(
 def shrink(
   image: UInt8[np.ndarray, "h w 3"], side: int
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-  """The shorter side `side`, as `resize` does it; a smaller image as it is."""
+  """Resizes the shorter side to `side`; a smaller image is left as it is."""
   return resize(image, *_shrunk(image.shape, side))
 
 
 def shrink_map(values: Shaped[np.ndarray, "h w ..."], side: int) -> np.ndarray:
-  """The same for what belongs to pixels, by nearest neighbour."""
+  """`shrink` for maps of the pixels, by nearest neighbour."""
   return resize_map(values, *_shrunk(values.shape, side))
 
 
 def _shrunk(shape: tuple[int, ...], side: int) -> tuple[int, int]:
   height, width = shape[:2]
-  part = min(1.0, side / min(height, width))
-  return round(height * part), round(width * part)
+  factor = min(1.0, side / min(height, width))
+  return round(height * factor), round(width * factor)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -182,8 +180,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
   if not image.has_transparency_data:
     return image.convert("RGB")
   image = image.convert("LA" if image.mode == "La" else image.mode)
-  paper = Image.new("RGBA", image.size, WHITE)
-  return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
+  background = Image.new("RGBA", image.size, WHITE)
+  return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
 
 
 def _eight_bits(values: np.ndarray, name: str) -> UInt8[np.ndarray, "h w"]:
@@ -196,18 +194,25 @@ def _eight_bits(values: np.ndarray, name: str) -> UInt8[np.ndarray, "h w"]:
 
 
 def _orientation(image: Image.Image) -> int:
-  """What EXIF says, 1 being upright; nonsense is upright."""
+  """EXIF orientation, 1 to 8; 1 (upright) if it is missing or damaged."""
   try:
     found = image.getexif().get(ORIENTATION, 1)
   except (SyntaxError, ValueError, TypeError, OSError, KeyError):
     return 1
-  return found if found in UPRIGHT else 1
+  return found if found in range(1, 9) else 1
 
 
-def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
-  """`pixels` turned as the loaded image's EXIF asks."""
-  turn = UPRIGHT.get(_orientation(image))
-  return pixels if turn is None else pixels.transpose(turn)
+def _upright(image: Image.Image, orientation: int) -> np.ndarray:
+  """The pixels, transposed as EXIF asks.
+
+  Pillow rewrites the whole EXIF block of what it transposes, and so refuses a
+  damaged one: it gets a copy with the orientation alone.
+  """
+  if orientation == 1:
+    return np.asarray(image)
+  plain = Image.fromarray(np.asarray(image))
+  plain.getexif()[ORIENTATION] = orientation
+  return np.asarray(ImageOps.exif_transpose(plain))
 
 
 def _kind(error: Exception) -> str:

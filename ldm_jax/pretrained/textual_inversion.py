@@ -67,7 +67,7 @@ def load_inversion(
   syntaxes, encoders = [], []
   params = loaded.params.conditioners
   for i, syntax in enumerate(tokenizer.syntaxes):
-    syntaxes.append(syntax.taught(token, len(rows[i])))
+    syntaxes.append(syntax.with_token(token, len(rows[i])))
     at = (embedder.input_key, "params", f"encoders_{i}", "tokens", "embedding")
     table = _grown_table(get_leaf(params, at), rows[i], syntaxes[i].ids(token))
     params = with_leaf(params, at, table)

@@ -201,7 +201,7 @@ def _clip(loaded, part, inputs):
     )
   texts, negatives = _texts(inputs)
   ids = loaded.tokenizer.encode([*texts, *negatives])
-  chunk = loaded.tokenizer.room + 2  # begin and end
+  chunk = loaded.tokenizer.tokens_per_chunk + 2  # begin and end
   if (missing := inputs.chunks - ids.shape[2] // chunk) > 0:
     empty = loaded.tokenizer.empty_like(ids)[:, :, :chunk]
     ids = np.concatenate([ids, *[empty] * missing], axis=2)

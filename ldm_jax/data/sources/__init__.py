@@ -1,1 +1,1 @@
-"""Data sets: folders, tfds, shards, mixtures, cached latents."""
+"""Sources: folders, tensorflow-datasets, shards, mixtures, latents."""

@@ -1,14 +1,14 @@
-"""Cached posterior moments: a source that needs no first stage any more.
+"""Cached latents: the posterior moments of a data set, encoded once.
 
-One folder holds what `python -m ldm_jax.cli.prepare` wrote:
+One folder, written by `ldm-jax prepare`, holds
 
-  manifest.json   whose latents they are, and of what
-  moments.npy     [n, h, w, k], mean and log-variance of every example
-  NAME.npy        what else the examples have, labels and maps among it
+  manifest.json   the first stage and the data set they were made from
+  moments.npy     [n, h, w, 2 c], mean and log variance of every example
+  NAME.npy        the other arrays of the examples, such as labels
   captions.npy, captions_ends.npy   the captions as one string of UTF-8
 
-Crop and mirror were fixed when it was written; noise is drawn anew whenever an
-example is seen.
+Crop and mirroring are fixed; the noise of the posterior is drawn anew for every
+batch.
 """
 
 import dataclasses
@@ -21,15 +21,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 
+from ldm_jax.errors import ConfigError, DataError
+
 MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedLatents:
-  """Examples with "moments" in place of an image.
+  """A source with "moments" in place of "image".
+
+  Attributes:
+    folder: see above.
 
   Raises (at first use):
-    ValueError: the folder holds no cache, or one that is not complete.
+    ConfigError: the folder holds no cached latents, or incomplete ones.
+    DataError: a file of it cannot be read.
   """
 
   folder: str
@@ -43,11 +49,11 @@ class CachedLatents:
     return item if caption is None else item | {"caption": caption}
 
   def rows(self, indices: Integer[np.ndarray, " b"]) -> dict[str, Any]:
-    """Many examples at once, without their captions."""
+    """The arrays of many examples at once, without their captions."""
     return {name: array[indices] for name, array in self._arrays.items()}
 
   def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
-    """Of these examples; empty if none has one."""
+    """Captions of these examples; [] if the data set has none."""
     if not self.manifest["has_captions"]:
       return []
     text, ends = self._captions
@@ -57,17 +63,16 @@ class CachedLatents:
 
   @functools.cached_property
   def manifest(self) -> dict[str, Any]:
-    """What manifest.json says."""
+    """The content of manifest.json."""
     manifest = read_manifest(self.folder)
     if manifest is None or "arrays" not in manifest:
-      raise ValueError(
-        f"{self.folder!r} holds no latents; write them first: python -m "
-        "ldm_jax.cli.prepare"
+      raise ConfigError(
+        f"{self.folder!r} holds no latents; write them first: ldm-jax prepare"
       )
     if not manifest["is_complete"]:
-      raise ValueError(
+      raise ConfigError(
         f"the latents in {self.folder!r} are not complete; run the command "
-        "that wrote them again, it goes on where it stopped"
+        "that wrote them again, it resumes"
       )
     return manifest
 
@@ -84,18 +89,16 @@ class CachedLatents:
     try:
       return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-      raise ValueError(
-        f"the latents' {path} cannot be read: {error}"
-      ) from error
+      raise DataError(f"the latents' {path} cannot be read: {error}") from error
 
 
 def read_manifest(folder: str) -> dict[str, Any] | None:
-  """What a cache says of itself; None where there is none.
+  """The manifest.json of a folder; None where there is none.
 
   Raises:
-    ValueError: it is damaged.
+    DataError: it cannot be read.
   """
-  from etils import epath  # a set of tars may lie in a bucket
+  from etils import epath  # shards may be in a storage bucket
 
   path = epath.Path(folder) / MANIFEST
   try:
@@ -103,11 +106,11 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
   except FileNotFoundError:
     return None
   except (OSError, ValueError) as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
+    raise DataError(f"{path} is damaged: {error}") from error
 
 
 def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
-  """Never half of it."""
+  """Writes manifest.json, atomically."""
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, MANIFEST)
   with open(path + ".part", "w", encoding="utf-8") as file:
@@ -116,7 +119,7 @@ def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
 
 
 def write_captions(folder: str, captions: Sequence[str]) -> None:
-  """All of them, as `CachedLatents` reads them."""
+  """Writes the captions of all examples, as `CachedLatents` reads them."""
   encoded = [caption.encode() for caption in captions]
   text = np.frombuffer(b"".join(encoded), np.uint8)
   ends = np.cumsum([len(each) for each in encoded], dtype=np.int64)

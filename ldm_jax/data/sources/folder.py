@@ -1,4 +1,4 @@
-"""A folder of pictures: class folders become labels, text files captions."""
+"""A folder of images: subfolders become labels, text files captions."""
 
 import concurrent.futures
 import dataclasses
@@ -12,41 +12,42 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ldm_jax.data.annotations import ENDINGS, READERS, read_beside
+from ldm_jax.data.annotations import ENDINGS, READERS, read_annotation
 from ldm_jax.data.images import EXTENSIONS, header_size, read_image
-from ldm_jax.errors import DataError
+from ldm_jax.errors import ConfigError, DataError
 
-CAPTION = "caption.txt"  # one caption for all pictures of its folder
-_PLANES = tuple(ENDINGS[key] for key in READERS)
+CAPTION = "caption.txt"  # one caption for all images of its folder
 METADATA = "metadata.jsonl"  # Hugging Face's ImageFolder with captions
+_PLANES = tuple(ENDINGS[key] for key in READERS)  # endings that are no images
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-  """Every picture below `path`, in the sorted order of its relative name.
+  """Every image below `path`, in the sorted order of its relative name.
 
-  "label" is the index of a picture's first-level folder among `classes`; it is
-  there if every picture lies in such a folder. "score" is metadata.jsonl's
-  number of that name. "caption" is `<stem>.txt` beside
-  the picture, else caption.txt in its folder, else metadata.jsonl in the root,
-  else ""; it is there if one picture has one. Neither depends on `only` and
-  `without`, so that two parts of a folder agree. Names that begin with a dot
-  are passed over, links to folders are followed.
+  "label" is the index of an image's first-level folder among `classes`; it is
+  there if every image is in such a folder. "caption" is `<stem>.txt` next to
+  the image, else caption.txt in its folder, else metadata.jsonl in the root,
+  else ""; it is there if one image has one. "score" is the number of that name
+  in metadata.jsonl. None of them depends on `only` and `without`, so two
+  subsets of a folder agree. Names that begin with a dot are skipped, links to
+  folders are followed.
 
-  Beside a picture name.jpg may lie, for every picture or for none: name.map.png
-  ("segmap", one channel of classes), name.mask.png ("mask", white is a hole),
-  name.depth.png ("depth"), each of the picture's size, and name.boxes.json
+  Annotations of an image name.jpg, for every image or for none: name.map.png
+  ("segmap", one channel of classes), name.mask.png ("mask", white is masked),
+  name.depth.png ("depth"), each of the image's size, and name.boxes.json
   ("boxes", see `read_boxes`, padded to `objects` rows).
 
   Attributes:
+    path: the folder.
     only: relative names to keep, such as "cats/1.jpg"; all if empty.
     without: relative names to leave out, whether they exist or not.
     objects: rows of "boxes"; objects beyond them are left out.
 
   Raises (all at first use):
-    ValueError: there is no such folder, or no picture of `only`.
-    DataError: there is no picture, or what is told of them does not fit.
-    ImageError: a picture is bad; see `read_image`.
+    ConfigError: there is no such folder, or an image of `only` is missing.
+    DataError: there are no images, or annotations that do not fit them.
+    ImageError: an image is bad; see `read_image`.
   """
 
   path: str
@@ -65,44 +66,42 @@ class Folder:
     score = self._metadata.get(name, ("", None))[1]
     if score is not None:
       item["score"] = np.float32(score)
-    item |= self._beside(name, item["image"].shape[:2])
+    item |= self._annotations(name, item["image"].shape[:2])
     if self.classes:
       item["label"] = np.int32(self._labels[_first_folder(name)])
     return item
 
-  def _beside(self, name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """What is told of a picture by the files beside it."""
-    stem = str(pathlib.PurePosixPath(name).with_suffix(""))
-    found = {}
-    for key in self._told:
-      path = self._root / (stem + ENDINGS[key])
-      try:
-        found[key] = read_beside(key, path, size, self.objects)
-      except ValueError as error:
-        raise DataError(str(error)) from error
-    return found
+  def _annotations(self, name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """The arrays of an image's annotation files."""
+    stem = _stem(name)
+    return {
+      key: read_annotation(
+        key, self._root / (stem + ENDINGS[key]), size, self.objects
+      )
+      for key in self._kinds
+    }
 
   @functools.cached_property
-  def _told(self) -> tuple[str, ...]:
-    """Which kinds of files lie beside every picture.
+  def _kinds(self) -> tuple[str, ...]:
+    """The keys of ENDINGS of which every image has a file.
 
     Raises:
-      DataError: one lies beside some pictures only.
+      DataError: some images have one and others do not.
     """
-    told = []
-    stems = [str(pathlib.PurePosixPath(n).with_suffix("")) for n in self.names]
+    kinds = []
+    stems = [_stem(name) for name in self.names]
     files = frozenset(self._files)
     for key, ending in ENDINGS.items():
       missing = [stem for stem in stems if stem + ending not in files]
       if not missing:
-        told.append(key)
+        kinds.append(key)
       elif len(missing) < len(stems):
         raise DataError(
-          f"{self.path} has {ending} files beside {len(stems) - len(missing)} "
-          f"of {len(stems)} pictures; {missing[0] + ending} is the first that "
-          "is missing"
+          f"{self.path} has {ending} files for {len(stems) - len(missing)} of "
+          f"{len(stems)} images; {missing[0] + ending} is the first that is "
+          "missing"
         )
-    return tuple(told)
+    return tuple(kinds)
 
   @functools.cached_property
   def sizes(self) -> Int[np.ndarray, "n 2"]:
@@ -113,25 +112,25 @@ class Folder:
 
   @functools.cached_property
   def names(self) -> tuple[str, ...]:
-    """The relative names of the pictures kept; index i is picture i."""
-    missing = sorted(set(self.only) - set(self._pictures))
+    """The relative names of the images kept; index i is image i."""
+    missing = sorted(set(self.only) - set(self._images))
     if missing:
-      raise ValueError(
-        f"{self.path} lacks {len(missing)} of the {len(self.only)} pictures "
+      raise ConfigError(
+        f"{self.path} lacks {len(missing)} of the {len(self.only)} images "
         f"named in only, {missing[0]!r} first; names are relative, with /"
       )
-    keep = set(self.only or self._pictures) - set(self.without)
+    keep = set(self.only or self._images) - set(self.without)
     if not keep:
       raise DataError(
-        f"no picture of {self.path} is left: it has {len(self._pictures)}, "
+        f"no image of {self.path} is left: it has {len(self._images)}, "
         f"and without names {len(self.without)}; shorten without"
       )
-    return tuple(name for name in self._pictures if name in keep)
+    return tuple(name for name in self._images if name in keep)
 
   @functools.cached_property
   def classes(self) -> tuple[str, ...]:
-    """The sorted first-level folders, or () if a picture lies in none."""
-    folders = {_first_folder(name) for name in self._pictures}
+    """The sorted first-level folders, or () if an image is in none."""
+    folders = {_first_folder(name) for name in self._images}
     return () if "" in folders else tuple(sorted(folders))
 
   @functools.cached_property
@@ -145,20 +144,20 @@ class Folder:
   @functools.cached_property
   def _files(self) -> tuple[str, ...]:
     if "://" in self.path:
-      raise ValueError(
+      raise ConfigError(
         f"{self.path} is not on this machine, where folders are read; mount "
-        "it, or pack its pictures into tars, which are read from buckets"
+        "it, or pack its images into tars, which are read from buckets"
       )
     if not self._root.is_dir():
-      what = "is not a folder" if self._root.exists() else "does not exist"
-      raise ValueError(
-        f"{self.path} {what}; needed is a folder of images; "
+      problem = "is not a folder" if self._root.exists() else "does not exist"
+      raise ConfigError(
+        f"{self.path} {problem}; needed is a folder of images; "
         f"relative paths start from {os.getcwd()}"
       )
     return tuple(sorted(_walk(self._root)))
 
   @functools.cached_property
-  def _pictures(self) -> tuple[str, ...]:
+  def _images(self) -> tuple[str, ...]:
     names = tuple(
       name
       for name in self._files
@@ -182,13 +181,13 @@ class Folder:
   @functools.cached_property
   def _has_captions(self) -> bool:
     return any(
-      self._text_of(name) or name in self._metadata for name in self._pictures
+      self._text_of(name) or name in self._metadata for name in self._images
     )
 
   def _text_of(self, name: str) -> str | None:
-    """The relative name of the text file that captions a picture."""
-    picture = pathlib.PurePosixPath(name)
-    for text in picture.with_suffix(".txt"), picture.with_name(CAPTION):
+    """The relative name of the text file that captions an image."""
+    image = pathlib.PurePosixPath(name)
+    for text in image.with_suffix(".txt"), image.with_name(CAPTION):
       if str(text) in self._texts:
         return str(text)
     return None
@@ -202,6 +201,10 @@ class Folder:
 
 def _first_folder(name: str) -> str:
   return name.partition("/")[0] if "/" in name else ""
+
+
+def _stem(name: str) -> str:
+  return str(pathlib.PurePosixPath(name).with_suffix(""))
 
 
 def _suffix(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Several sources as one."""
+"""A weighted mixture of sources."""
 
 import dataclasses
 import functools
@@ -7,20 +7,24 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.errors import DataError
+
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-  """Examples of several sources, so many of each.
+  """Examples of several sources in proportion to their weights.
 
-  An epoch is as long as it takes to see every example once; the examples of
-  sources that are done earlier are seen again, in their order. Shuffled as any
-  source, a long stretch holds each source in its weight.
+  An epoch is as long as it takes to see every example once; examples of
+  sources that end earlier are repeated, in their order. After shuffling, a long
+  run of batches holds each source in proportion to its weight.
 
   Attributes:
+    sources: each a data.protocols.Source.
     weights: one per source, in any unit; examples of source k are in
       proportion to weights[k], whatever its size.
 
-  Raises (at first use): what the sources raise.
+  Raises (at first use):
+    DataError: a source is empty; or what the sources raise.
   """
 
   sources: tuple[Any, ...]
@@ -48,11 +52,11 @@ class Mix:
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
-    """Behind each source's part of an epoch."""
+    """Where each source's part of an epoch ends."""
     sizes = [len(source) for source in self.sources]
     if 0 in sizes:
-      raise ValueError(f"source {sizes.index(0)} of the mix has no examples")
+      raise DataError(f"source {sizes.index(0)} of the mix has no examples")
     pairs = list(zip(sizes, self.weights, strict=True))
     unit = max(size / weight for size, weight in pairs)
-    parts = [max(size, round(unit * weight)) for size, weight in pairs]
-    return np.cumsum(parts)
+    counts = [max(size, round(unit * weight)) for size, weight in pairs]
+    return np.cumsum(counts)

@@ -1,4 +1,4 @@
-"""Examples with what a search found to be like them."""
+"""Retrieval augmentation: a source with the nearest neighbours' embeddings."""
 
 import dataclasses
 import functools
@@ -8,23 +8,27 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from ldm_jax.errors import ConfigError
+
 ROWS = "database.npy"
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-  """A source whose examples have "neighbours" [k, d] too.
+  """Adds "neighbours" [k, d] to the examples of a source (Blattmann 2022).
 
-  The folder is written by `python -m ldm_jax.cli.retrieve`: database.npy
-  holds the embeddings of the training source, train.npy and validation.npy
-  which of its rows are nearest to each example, itself left out.
+  The folder is written by `ldm-jax retrieve`: database.npy holds the CLIP
+  embeddings of the training source; train.npy and validation.npy hold, for each
+  example, the rows of its nearest neighbours, itself left out.
 
   Attributes:
-    part: whose neighbours these are.
-    k: how many of them.
+    source: a data.protocols.Source.
+    folder: see above.
+    part: which split `source` is.
+    k: neighbours per example.
 
   Raises (all at first use):
-    ValueError: the folder lacks a file, or has fewer neighbours, or those of
+    ConfigError: the folder lacks a file, or has fewer neighbours, or those of
       fewer examples.
   """
 
@@ -42,7 +46,7 @@ class Neighbours:
     return item
 
   def places(self, index: int) -> np.ndarray:
-    """Which rows of the database are nearest to an example, best first."""
+    """Rows of the database that are nearest to an example, nearest first."""
     return self._nearest[index, : self.k]
 
   @functools.cached_property
@@ -53,10 +57,10 @@ class Neighbours:
   def _nearest(self) -> np.ndarray:
     found = self._read(f"{self.part}.npy")
     if len(found) < len(self.source) or found.shape[1] < self.k:
-      raise ValueError(
+      raise ConfigError(
         f"{self.folder} has {found.shape[1]} neighbours of {len(found)} "
         f"{self.part} examples; needed are {self.k} of {len(self.source)}; "
-        "search again (python -m ldm_jax.cli.retrieve)"
+        "search again (ldm-jax retrieve)"
       )
     return found
 
@@ -65,7 +69,7 @@ class Neighbours:
     try:
       return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-      raise ValueError(
-        f"no neighbours in {path} ({error}); search for them first: python -m "
-        "ldm_jax.cli.retrieve"
+      raise ConfigError(
+        f"no neighbours in {path} ({error}); search for them first: ldm-jax "
+        "retrieve"
       ) from error

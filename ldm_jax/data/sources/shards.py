@@ -1,10 +1,10 @@
 """Data sets packed into few large files: WebDataset tars, array records.
 
-An example is a handful of small files that share a name: in a tar its members
+An example is a set of small files of one name: in a tar its members
 "a/0001.jpg", "a/0001.txt", ...; in an array record one msgpack map from endings
-to bytes, {"jpg": ..., "txt": ...}. The endings are a folder's: a picture; "txt"
-a caption; "cls" a label in digits; "json" an object with any of caption (or
-text), label and score; and what may lie beside a picture, such as "map.png".
+to bytes, {"jpg": ..., "txt": ...}. Endings are: those of images; "txt", a
+caption; "cls", a label in digits; "json", an object with any of caption (or
+text), label and score; and those of annotations, such as "map.png".
 """
 
 import concurrent.futures
@@ -20,33 +20,35 @@ import msgpack
 import numpy as np
 from jaxtyping import Int
 
-from ldm_jax.data.annotations import ENDINGS, Member, read_beside
+from ldm_jax.data.annotations import ENDINGS, Member, read_annotation
 from ldm_jax.data.images import EXTENSIONS, decode_image, header_size
 from ldm_jax.data.sources.cached_latents import MANIFEST, read_manifest
+from ldm_jax.errors import ConfigError, DataError
 
 TAR, RECORD = ".tar", ".array_record"
-PICTURES = frozenset(ending.removeprefix(".") for ending in EXTENSIONS)
-BESIDE = {ending.removeprefix("."): key for key, ending in ENDINGS.items()}
+IMAGES = frozenset(ending.removeprefix(".") for ending in EXTENSIONS)
+ANNOTATIONS = {ending.removeprefix("."): key for key, ending in ENDINGS.items()}
 
-Files = Mapping[str, bytes]  # ending: content
+Files = Mapping[str, bytes]  # of an example: {ending: content}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-  """Every example of some tars or array records, in the order of their names.
+  """The examples of tars or array records, in the order of the files' names.
 
-  Files are read at random, as little of them as an example needs; a tar's
-  headers are all read once, at first use.
+  Access is random and reads the bytes of one example; the headers of a tar are
+  read once, at first use.
 
   Attributes:
     path: a file, a pattern such as "data/*.tar", or a folder of files of one
-      kind; on this machine or, for tars, wherever etils' epath reads, such as
+      kind; local or, for tars, any URL that etils.epath reads, such as
       gs://bucket/data.
     objects: rows of "boxes"; objects beyond them are left out.
 
   Raises (all at first use):
-    ValueError: there are no such files, or an example is none.
-    ImageError: a picture is bad; see `decode_image`.
+    ConfigError: there are no such files.
+    DataError: a file or an example of it is malformed.
+    ImageError: an image is bad; see `decode_image`.
   """
 
   path: str
@@ -62,13 +64,13 @@ class Shards:
 
   @functools.cached_property
   def sizes(self) -> Int[np.ndarray, "n 2"]:
-    """Heights and widths, see `header_size`; every example is read for it."""
+    """Heights and widths, see `header_size`; this reads every example."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
       return np.array(list(pool.map(self._size, range(len(self)))))
 
   def _size(self, index: int) -> tuple[int, int]:
     files, name = self._files(index)
-    return header_size(_picture(files, name))
+    return header_size(_image(files, name))
 
   def _files(self, index: int) -> "tuple[Files, str]":
     shard = int(np.searchsorted(self._ends, index, side="right"))
@@ -77,21 +79,21 @@ class Shards:
 
   @functools.cached_property
   def _shards(self) -> "list[_Shard]":
-    names = found(self.path)
+    names = shard_files(self.path)
     kind = _Tar if names[0].endswith(TAR) else _Record
     return [kind(name) for name in names]
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
-    """Behind the last example of every shard, in numbers of the whole."""
+    """Cumulative number of examples up to and with each shard."""
     return np.cumsum([len(shard) for shard in self._shards])
 
 
-def found(path: str) -> list[str]:
+def shard_files(path: str) -> list[str]:
   """The shards of a file, folder or pattern, sorted.
 
   Raises:
-    ValueError: there are none, or of both kinds, or not all yet.
+    ConfigError: there are none, or of both kinds, or they are incomplete.
   """
   from etils import epath
 
@@ -102,19 +104,19 @@ def found(path: str) -> list[str]:
     names = place.iterdir()
     manifest = read_manifest(path) if (place / MANIFEST).exists() else None
     if manifest and not manifest["is_complete"]:
-      raise ValueError(
-        f"{path} is not complete; run the command that wrote it again, it goes "
-        "on where it stopped"
+      raise ConfigError(
+        f"{path} is not complete; run the command that wrote it again, it "
+        "resumes"
       )
   else:
     names = [place] if place.exists() else []
   names = sorted(str(n) for n in names if str(n).endswith((TAR, RECORD)))
   kinds = {name.endswith(TAR) for name in names}
   if len(kinds) != 1:
-    what = "no" if not kinds else "both kinds of"
-    raise ValueError(
-      f"{path} has {what} shards; needed are files {TAR} or files {RECORD}, by "
-      'a folder or a pattern such as "data/*.tar"'
+    number = "no" if not kinds else "both kinds of"
+    raise ConfigError(
+      f"{path} has {number} shards; needed are files {TAR} or files {RECORD}, "
+      'by a folder or a pattern such as "data/*.tar"'
     )
   return names
 
@@ -122,68 +124,74 @@ def found(path: str) -> list[str]:
 def example(files: Files, name: str, objects: int = 30) -> dict[str, Any]:
   """The arrays of an example, and its caption.
 
+  Args:
+    name: of the example in error messages.
+    objects: rows of "boxes".
+
   Raises:
-    ValueError, ImageError: a file is bad, or there is no picture; `name` says
-      of which example.
+    DataError: a file is malformed, or there is no image.
+    ImageError: the image is bad.
   """
-  picture = _picture(files, name)
-  item: dict[str, Any] = {"image": decode_image(picture, str(picture))}
-  told = _told(files, name)
-  if "caption" in told:
-    item["caption"] = " ".join(str(told["caption"]).split())
+  image = _image(files, name)
+  item: dict[str, Any] = {"image": decode_image(image, str(image))}
+  metadata = _metadata(files, name)
+  if "caption" in metadata:
+    item["caption"] = " ".join(str(metadata["caption"]).split())
   for key, kind in (("label", np.int32), ("score", np.float32)):
-    if key in told:
-      item[key] = kind(told[key])
+    if key in metadata:
+      item[key] = kind(metadata[key])
   size = item["image"].shape[:2]
-  for ending, key in BESIDE.items():
+  for ending, key in ANNOTATIONS.items():
     if ending in files:
       member = Member(files[ending], f"{name}.{ending}")
-      item[key] = read_beside(key, member, size, objects)
+      item[key] = read_annotation(key, member, size, objects)
   return item
 
 
-def _picture(files: Files, name: str) -> Member:
-  pictures = sorted(files.keys() & PICTURES)
-  if not pictures:
-    raise ValueError(
-      f"{name} has no picture among {', '.join(sorted(files)) or 'nothing'}; "
-      f"needed is one of {' '.join(sorted(PICTURES))}"
+def _image(files: Files, name: str) -> Member:
+  images = sorted(files.keys() & IMAGES)
+  if not images:
+    raise DataError(
+      f"{name} has no image among {', '.join(sorted(files)) or 'nothing'}; "
+      f"needed is one of {' '.join(sorted(IMAGES))}"
     )
-  return Member(files[pictures[0]], f"{name}.{pictures[0]}")
+  return Member(files[images[0]], f"{name}.{images[0]}")
 
 
-def _told(files: Files, name: str) -> dict[str, Any]:
-  """Caption, label and score, whichever way they are told."""
-  told: dict[str, Any] = {}
+def _metadata(files: Files, name: str) -> dict[str, Any]:
+  """Caption, label and score, of json, txt and cls files."""
+  metadata: dict[str, Any] = {}
   try:
     if "json" in files:
       entry = dict(json.loads(files["json"]))
-      told = {
+      metadata = {
         key: entry[key] for key in ("caption", "label", "score") if key in entry
       }
       if "text" in entry:
-        told.setdefault("caption", entry["text"])
+        metadata.setdefault("caption", entry["text"])
     if "txt" in files:
-      told["caption"] = files["txt"].decode("utf-8-sig")
+      metadata["caption"] = files["txt"].decode("utf-8-sig")
     if "cls" in files:
-      told["label"] = int(files["cls"])
+      metadata["label"] = int(files["cls"])
   except (ValueError, TypeError) as error:
-    raise ValueError(
+    raise DataError(
       f"{name}: txt must be UTF-8, cls a whole number and json an object: "
       f"{error}"
     ) from error
-  return told
+  return metadata
 
 
 class _Shard(Protocol):
+  """A file of examples."""
+
   def __len__(self) -> int: ...
 
   def read(self, index: int) -> tuple[Files, str]:
-    """An example's files, and what to call it."""
+    """An example's files, and its name in error messages."""
 
 
-class _Place(NamedTuple):
-  """Where a member's bytes lie in a tar."""
+class _Extent(NamedTuple):
+  """The bytes of a member within a tar."""
 
   ending: str
   offset: int
@@ -191,9 +199,9 @@ class _Place(NamedTuple):
 
 
 class _Tar:
-  """A tar whose members are examples' files, neighbours if they share a name.
+  """A WebDataset tar: files of one name follow each other.
 
-  As in WebDataset a name ends at the first dot of its last part.
+  A name ends at the first dot after the last slash.
   """
 
   def __init__(self, path: str):
@@ -205,22 +213,22 @@ class _Tar:
   def read(self, index: int) -> tuple[Files, str]:
     from etils import epath
 
-    stem, places = self._examples[index]
+    stem, extents = self._examples[index]
     files = {}
     with epath.Path(self._path).open("rb") as file:
-      for ending, offset, size in places:
+      for ending, offset, size in extents:
         file.seek(offset)
         files[ending] = file.read(size)
         if len(files[ending]) < size:
-          raise ValueError(f"{self._path} ends within {stem}.{ending}")
+          raise DataError(f"{self._path} ends within {stem}.{ending}")
     return files, f"{self._path}:{stem}"
 
   @functools.cached_property
-  def _examples(self) -> list[tuple[str, list[_Place]]]:
-    """(name, places) of every example, in the order of the file."""
+  def _examples(self) -> list[tuple[str, list[_Extent]]]:
+    """(name, extents) of every example, in the order of the file."""
     from etils import epath
 
-    found: list[tuple[str, list[_Place]]] = []
+    found: list[tuple[str, list[_Extent]]] = []
     try:
       with (
         epath.Path(self._path).open("rb") as file,
@@ -234,12 +242,13 @@ class _Tar:
           name = folder + slash + stem
           if not found or found[-1][0] != name:
             found.append((name, []))
-          place = _Place(ending.lower(), member.offset_data, member.size)
-          found[-1][1].append(place)
+          size = member.size
+          extent = _Extent(ending.lower(), member.offset_data, size)
+          found[-1][1].append(extent)
     except (tarfile.TarError, OSError, EOFError) as error:
-      raise ValueError(
-        f"{self._path} is no tar that can be read (compressed ones cannot, "
-        f"being read at random): {error}"
+      raise DataError(
+        f"{self._path} is no uncompressed tar, which random access needs: "
+        f"{error}"
       ) from error
     return found
 
@@ -259,9 +268,9 @@ class _Record:
       files = msgpack.unpackb(self._data[index])
       is_map = all(isinstance(value, bytes) for value in files.values())
     except (ValueError, AttributeError, msgpack.UnpackException) as error:
-      raise ValueError(f"{name} is no msgpack map: {error}") from error
+      raise DataError(f"{name} is no msgpack map: {error}") from error
     if not is_map:
-      raise ValueError(f"{name} must map endings to bytes, such as 'jpg'")
+      raise DataError(f"{name} must map endings to bytes, such as 'jpg'")
     return files, name
 
   @functools.cached_property
@@ -272,12 +281,12 @@ class _Record:
       source = array_record_data_source.ArrayRecordDataSource([self._path])
       len(source)
     except (RuntimeError, ValueError) as error:
-      raise ValueError(f"{self._path} cannot be read: {error}") from error
+      raise DataError(f"{self._path} cannot be read: {error}") from error
     return source
 
 
 def write_record(path: str, examples: list[Files]) -> None:
-  """An array record of examples, each readable by itself; never half of it."""
+  """Writes an array record for random access, atomically."""
   from array_record.python import array_record_module
 
   writer = array_record_module.ArrayRecordWriter(

@@ -1,4 +1,4 @@
-"""tensorflow-datasets by name, without TensorFlow."""
+"""Data sets of tensorflow-datasets, read without TensorFlow."""
 
 import dataclasses
 import functools
@@ -10,35 +10,35 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from ldm_jax.data.annotations import padded
+from ldm_jax.data.annotations import pad_boxes
 from ldm_jax.data.images import decode_image, rgb
-from ldm_jax.errors import ImageError
+from ldm_jax.errors import ConfigError, ImageError
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-  """A prepared data set of tensorflow-datasets, read at random.
+  """A prepared data set of tensorflow-datasets, with random access.
 
-  It must lie in `data_dir` already, in the array_record format: TensorFlow's
-  own tfrecord cannot be read at random. Nothing is downloaded.
+  It must be in `data_dir` already, in the array_record format: tfrecord has no
+  random access. Nothing is downloaded.
 
-  `known` gives the features of common data sets.
+  `tfds_source` knows the features of common data sets.
 
   Attributes:
     name: such as "tfds:mnist"; the prefix, a config and a version are optional.
-    split: also a part, such as "train[:90%]".
-    data_dir: where it was prepared; tfds' own folder if None.
+    split: a split or a part of one, such as "train[:90%]".
+    data_dir: where it was prepared; tfds' default folder if None.
     image, caption, label: the features to read, with / between levels. The
-      usual names may be absent from the data set, others may not; None leaves
-      one out. Of several captions the first is taken.
+      default caption and label may be missing in the data set, others may not;
+      None leaves one out. Of several captions the first is taken.
     segmap: a feature of one channel of classes; or of COCO's panoptic colours,
-      with "panoptic_objects" beside it.
+      together with the feature "panoptic_objects".
     boxes: a sequence with bbox and label, such as "objects".
     objects: rows of "boxes"; objects beyond them are left out.
 
   Raises (all at first use):
-    ValueError: not prepared, not readable at random, or no such feature.
-    ImageError: a picture is bad; see `decode_image`.
+    ConfigError: not prepared, no random access, or no such split or feature.
+    ImageError: an image is bad; see `decode_image`.
   """
 
   name: str
@@ -65,12 +65,13 @@ class TfdsSource:
     if self.segmap is not None:
       item["segmap"] = self._map(record, where)
     if self.boxes is not None:
-      told = _at(record, self.boxes)
-      item["boxes"] = padded(_boxes(told["bbox"], told["label"]), self.objects)
+      objects = _at(record, self.boxes)
+      boxes = _boxes(objects["bbox"], objects["label"])
+      item["boxes"] = pad_boxes(boxes, self.objects)
     return item
 
   def _map(self, record: Any, where: str) -> UInt8[np.ndarray, "h w"]:
-    """Classes of pixels; 0 is what is not told, in COCO's panoptic maps."""
+    """Classes of pixels; in COCO's panoptic maps 0 is unlabelled."""
     value = _at(record, self.segmap)
     if isinstance(value, bytes):
       value = _plane(value, where)
@@ -79,21 +80,21 @@ class TfdsSource:
       value = value[:, :, 0]
     if value.ndim == 2:
       return value.astype(np.uint8)
-    told = _at(record, "panoptic_objects")
+    objects = _at(record, "panoptic_objects")
     ids = value.astype(np.uint32) @ np.uint32([1, 256, 65536])
     segmap = np.zeros(ids.shape, np.uint8)
-    for number, label in zip(told["id"], told["label"], strict=True):
+    for number, label in zip(objects["id"], objects["label"], strict=True):
       segmap[ids == number] = label + 1
     return segmap
 
   @functools.cached_property
   def classes(self) -> tuple[str, ...]:
-    """The names of the labels, as far as the data set knows them."""
+    """The names of the labels, or () if the data set has none."""
     return tuple(getattr(self._features.get(self.label), "names", None) or ())
 
   @functools.cached_property
   def _features(self) -> dict[str, Any]:
-    """{path: feature} of those of our three that the data set has."""
+    """{path: feature} of the features to read that the data set has."""
     features = _leaves(self._builder.info.features)
     ours = self.image, self.caption, self.label, self.segmap
     return {path: features[path] for path in ours if path in features}
@@ -106,11 +107,11 @@ class TfdsSource:
       builder = tfds.builder(self._plain_name, data_dir=self.data_dir)
     except Exception as error:  # tfds raises its own, import and value errors
       detail = " ".join(str(error).partition("\nAvail")[0].split())[:200]
-      raise ValueError(
+      raise ConfigError(
         f"tensorflow-datasets cannot open {self.name!r}: {detail}"
       ) from error
     if not builder.data_path.exists():
-      raise ValueError(
+      raise ConfigError(
         f"{self.name} is not prepared in {builder.data_path}, and nothing is "
         f"downloaded here; {self._recipe}"
       )
@@ -122,8 +123,8 @@ class TfdsSource:
     import tensorflow_datasets as tfds
 
     builder, images = self._builder, tfds.features.Image
-    # Our own decoder knows transparency, and names the record that is bad;
-    # images that nobody asked for stay undecoded.
+    # decode_image handles transparency and names the bad record; features that
+    # are not read stay undecoded.
     decoders = {
       name: tfds.decode.SkipDecoding()
       for name, feature in builder.info.features.items()
@@ -132,21 +133,21 @@ class TfdsSource:
     try:
       return builder.as_data_source(split=self.split, decoders=decoders)
     except NotImplementedError as error:
-      raise ValueError(
-        f"{self.name} was prepared in a format that cannot be read at random; "
+      raise ConfigError(
+        f"{self.name} was prepared in a format without random access; "
         f"{self._recipe}"
       ) from error
     except ValueError as error:
-      raise ValueError(
+      raise ConfigError(
         f"{self.name} has no split {self.split!r}; "
         f"it has {', '.join(sorted(builder.info.splits))}"
       ) from error
 
   @property
   def _recipe(self) -> str:
-    place = f", data_dir={self.data_dir!r}" if self.data_dir else ""
+    folder = f", data_dir={self.data_dir!r}" if self.data_dir else ""
     return (
-      f"prepare it by tfds.builder({self._plain_name!r}{place}, "
+      f"prepare it by tfds.builder({self._plain_name!r}{folder}, "
       'file_format="array_record").download_and_prepare()'
     )
 
@@ -183,15 +184,18 @@ def tfds_source(
   data_dir: str | None = None,
   **features: Any,
 ) -> TfdsSource:
-  """A data set of KNOWN with its features' names; `features` go before.
+  """A data set of KNOWN, with the names of its features.
+
+  Args:
+    features: fields of TfdsSource that replace those of the table.
 
   Raises:
-    ValueError: it is not in the table.
+    ConfigError: it is not in the table.
   """
   plain = name.removeprefix("tfds:").partition(":")[0]
   fields = KNOWN.get(plain) or KNOWN.get(plain.partition("/")[0])
   if fields is None:
-    raise ValueError(
+    raise ConfigError(
       f"{name!r} is none of {', '.join(KNOWN)}; name its features with "
       "TfdsSource"
     )
@@ -199,7 +203,7 @@ def tfds_source(
 
 
 def _boxes(bbox: Any, labels: Any) -> Float[np.ndarray, "k 5"]:
-  """tensorflow-datasets has top, left, bottom, right."""
+  """From tensorflow-datasets' order: top, left, bottom, right."""
   corners = np.asarray(bbox, np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
   labels = np.asarray(labels, np.float64).reshape(-1, 1)
   return np.concatenate([corners, labels], axis=1)
@@ -210,20 +214,20 @@ def _plane(value: bytes, where: str) -> np.ndarray:
     with Image.open(io.BytesIO(value)) as image:
       return np.array(image)
   except (OSError, UnidentifiedImageError) as error:
-    raise ImageError(f"{where}: the map is no picture: {error}") from error
+    raise ImageError(where, "not_an_image", f"its map: {error}") from error
 
 
-def _check_features(zoo: TfdsSource, features: dict[str, Any]) -> None:
-  """Only the usual caption and label may be absent; others were asked for."""
+def _check_features(source: TfdsSource, features: dict[str, Any]) -> None:
+  """Only the default caption and label may be missing in the data set."""
   names = {"image", "caption", "label", "segmap", "boxes"}
-  for field in (f for f in dataclasses.fields(zoo) if f.name in names):
-    wanted = getattr(zoo, field.name)
+  for field in (f for f in dataclasses.fields(source) if f.name in names):
+    wanted = getattr(source, field.name)
     if field.name == "boxes" and wanted is not None:
       wanted = f"{wanted}/bbox"
-    usual = wanted == field.default and field.name != "image"
-    if wanted not in features and wanted is not None and not usual:
-      raise ValueError(
-        f"{zoo.name} has no feature {wanted!r} for {field.name}; "
+    is_default = wanted == field.default and field.name != "image"
+    if wanted not in features and wanted is not None and not is_default:
+      raise ConfigError(
+        f"{source.name} has no feature {wanted!r} for {field.name}; "
         f"it has {', '.join(sorted(features))}"
       )
 

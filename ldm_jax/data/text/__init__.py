@@ -1,1 +1,1 @@
-"""Tokenizers and prompts."""
+"""Tokenizers, prompt weighting, and prompts as token ids."""

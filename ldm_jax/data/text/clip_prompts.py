@@ -1,4 +1,4 @@
-"""Prompts to ids, as towers of fixed length want them: chunk by chunk."""
+"""Prompts to token ids for CLIP text encoders, in chunks of fixed length."""
 
 import copy
 import dataclasses
@@ -13,16 +13,17 @@ from jaxtyping import Float32, Int32
 
 from ldm_jax.data.text.prompt_weighting import WeightedPrompt
 from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptSyntax:
-  """One tower's tokenizer and how it fills a chunk.
+  """The tokenizer of one text encoder, and how it pads a chunk.
 
   Attributes:
-    tokenizer: its `length` is the tower's, begin and end included.
-    padding: the id behind the end token; CLIP ViT-L/14 repeats its end token,
-      OpenCLIP's towers have 0.
+    tokenizer: its `length` is the encoder's, begin and end tokens included.
+    padding: the id after the end token; CLIP ViT-L/14 repeats its end token,
+      OpenCLIP's text encoders have 0.
   """
 
   tokenizer: Tokenizer
@@ -30,7 +31,7 @@ class PromptSyntax:
 
   @functools.cached_property
   def _backend(self) -> Any:
-    """A copy that neither cuts nor pads; see `Tokenizer`."""
+    """A copy that neither truncates nor pads; see `Tokenizer.fixed`."""
     import tokenizers
 
     backend = self.tokenizer.backend.backend_tokenizer
@@ -41,25 +42,25 @@ class PromptSyntax:
 
   @property
   def fixed(self) -> Any:
-    """One of the tokenizers library that fills a chunk by itself.
+    """A tokenizers.Tokenizer that adds begin and end, truncates and pads.
 
-    It knows no words of several vectors, and texts of one chunk alone.
+    For exported programs. It encodes one chunk.
 
     Raises:
-      ValueError: a word of several vectors was learned.
+      ConfigError: a token of several vectors was added (textual inversion),
+        which needs `ids`.
     """
     import tokenizers
 
-    many = [i for i, row in self._learned.items() if len(row) > 1]
-    if many:
-      word = self.tokenizer.backend.convert_ids_to_tokens(many[0])
-      raise ValueError(
-        f"the learned word {word!r} is of several vectors, which a tokenizer "
-        "by itself cannot say; leave the embedding out"
+    several = [i for i, row in self._added.items() if len(row) > 1]
+    if several:
+      token = self.tokenizer.backend.convert_ids_to_tokens(several[0])
+      raise ConfigError(
+        f"the added token {token!r} stands for several vectors, which a "
+        "tokenizer file cannot express; leave the embedding out"
       )
     inner, length = self.tokenizer.backend, self.tokenizer.length
-    backend = self._backend.to_str()
-    copy = tokenizers.Tokenizer.from_str(backend)
+    copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
     begin, end = inner.bos_token, inner.eos_token
     copy.post_processor = tokenizers.processors.TemplateProcessing(
       single=f"{begin} $A {end}",
@@ -70,34 +71,35 @@ class PromptSyntax:
     return copy
 
   @functools.cached_property
-  def _learned(self) -> dict[int, tuple[int, ...]]:
-    """What an added word w stands for: itself, w_1, w_2 and so on.
+  def _added(self) -> dict[int, tuple[int, ...]]:
+    """The ids that an added token stands for: of itself, token_1, token_2, ...
 
-    So diffusers' load_textual_inversion names a word of several vectors.
+    The names that diffusers' load_textual_inversion gives the vectors of one
+    token.
     """
     added = self.tokenizer.backend.added_tokens_encoder
     rows = {}
-    for word, number in added.items():
-      more = (added.get(f"{word}_{i}") for i in itertools.count(1))
-      whole = itertools.takewhile(lambda i: i is not None, more)
-      rows[number] = (number, *whole)
+    for token, number in added.items():
+      more = (added.get(f"{token}_{i}") for i in itertools.count(1))
+      known = itertools.takewhile(lambda i: i is not None, more)
+      rows[number] = (number, *known)
     return rows
 
   def ids(self, text: str) -> list[int]:
     """Ids of the whole text, without begin and end."""
-    return [j for i in self._tokens(text) for j in self._learned.get(i, [i])]
+    return [j for i in self._tokens(text) for j in self._added.get(i, [i])]
 
   def token_weights(self, weighted: WeightedPrompt) -> list[float]:
-    """The weight of each of `ids`: that of the first letter it stands for."""
+    """The weight of each of `ids`: that of its first character."""
     row = self._backend.encode(weighted.text, add_special_tokens=False)
     return [
       weighted.weights[begin]
       for i, (begin, _) in zip(row.ids, row.offsets, strict=True)
-      for _ in self._learned.get(i, [i])
+      for _ in self._added.get(i, [i])
     ]
 
   def _tokens(self, text: str) -> list[int]:
-    """Ids of what stands there: of an added word but the first."""
+    """Ids as the tokenizer gives them: one for an added token."""
     return self._backend.encode(text, add_special_tokens=False).ids
 
   def chunk(self, ids: Sequence[int]) -> list[int]:
@@ -106,88 +108,92 @@ class PromptSyntax:
     row = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     return row + [self.padding] * (length - len(row))
 
-  def taught(self, word: str, count: int) -> "PromptSyntax":
-    """A copy to which the word is so many tokens, new ones: w, w_1, ...
+  def with_token(self, token: str, count: int) -> "PromptSyntax":
+    """A copy with new tokens token, token_1, ..., `count` in all.
 
-    A word of letters is one only where none stands beside it: "cat" is not to
-    be found in "catalog".
+    A token of letters matches whole words only: "cat" not within "catalog".
 
     Raises:
-      ValueError: it is known already, is no word to the tokenizer, or would be
-        part of another one.
+      ConfigError: the tokenizer has it already, normalizes it to another text,
+        or would find it within another added token.
     """
     import tokenizers
 
-    names = [word, *(f"{word}_{i}" for i in range(1, count))]
+    names = [token, *(f"{token}_{i}" for i in range(1, count))]
     known = self.tokenizer.backend.get_vocab()
     for name in names:
-      # As a piece of words, or as the one token of a text.
+      # As a part of words, or as the one token of a text.
       if name in known or len(self._tokens(name)) == 1:
-        raise ValueError(
-          f"the tokenizer knows the word {name!r}; choose another one (a file "
-          "of vectors that does not name its word is known by its file name)"
+        raise ConfigError(
+          f"the tokenizer has the token {name!r} already; choose another one "
+          "(an embedding file without a token is named by its file name)"
         )
-    tokenizer = copy.deepcopy(self.tokenizer.backend)
-    is_whole = re.fullmatch(r"\w(.*\w)?", word) is not None
-    tokenizer.add_tokens(
+    backend = copy.deepcopy(self.tokenizer.backend)
+    is_whole = re.fullmatch(r"\w(.*\w)?", token) is not None
+    backend.add_tokens(
       [tokenizers.AddedToken(name, single_word=is_whole) for name in names]
     )
-    taught = PromptSyntax(
-      Tokenizer(tokenizer, self.tokenizer.length), self.padding
+    extended = PromptSyntax(
+      Tokenizer(backend, self.tokenizer.length), self.padding
     )
-    is_found = taught.ids(word) == tokenizer.convert_tokens_to_ids(names)
-    if not is_found or not self._learned.items() <= taught._learned.items():
-      raise ValueError(
-        f"{word!r} is no word of its own to the tokenizer; choose another one"
+    is_found = extended.ids(token) == backend.convert_tokens_to_ids(names)
+    if not is_found or not self._added.items() <= extended._added.items():
+      raise ConfigError(
+        f"the tokenizer does not find {token!r} as a token of its own; choose "
+        "another one"
       )
-    return taught
+    return extended
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipPrompts:
-  """Texts as ids for every tower of a model.
+  """Prompts as ids for every text encoder of a model.
 
-  A text that is longer than a tower is cut into chunks with a begin and an end
-  of their own, the way AUTOMATIC1111's and ComfyUI's users know it.
+  A prompt that is longer than a text encoder is split into chunks, each with
+  its own begin and end token, as in AUTOMATIC1111 and ComfyUI.
+
+  Attributes:
+    syntaxes: one per text encoder.
   """
 
   syntaxes: tuple[PromptSyntax, ...]
 
   @property
-  def room(self) -> int:
-    """Ids of a text in one chunk."""
+  def tokens_per_chunk(self) -> int:
+    """Ids of a text in one chunk, without begin and end."""
     return self.syntaxes[0].tokenizer.length - 2
 
   def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "b e l"]:
-    """Ids per text and tower; all texts get the chunks the longest needs."""
+    """Ids per text and encoder; all get as many chunks as the longest text."""
     ids = [[syntax.ids(text) for text in texts] for syntax in self.syntaxes]
     longest = max(len(row) for rows in ids for row in rows)
-    starts = range(0, max(longest, 1), self.room)
-    towers = [
-      [
-        [i for s in starts for i in syntax.chunk(row[s : s + self.room])]
-        for row in rows
-      ]
+    chunks = self._chunks(longest)
+    encoders = [
+      [[i for part in chunks for i in syntax.chunk(row[part])] for row in rows]
       for syntax, rows in zip(self.syntaxes, ids, strict=True)
     ]
-    return np.asarray(towers, np.int32).swapaxes(0, 1)
+    return np.asarray(encoders, np.int32).swapaxes(0, 1)
+
+  def _chunks(self, length: int) -> list[slice]:
+    """The parts of so many ids that become chunks; one at least."""
+    size = self.tokens_per_chunk
+    return [slice(s, s + size) for s in range(0, max(length, 1), size)]
 
   def token_weights(
     self, texts: Sequence[WeightedPrompt]
   ) -> Float32[np.ndarray, "b l"]:
-    """The weight of every id that `encode` gives the first tower; 1 beside."""
+    """The weight of each id of the first text encoder; 1 for special tokens."""
     rows = [self.syntaxes[0].token_weights(text) for text in texts]
-    starts = range(0, max(1, *map(len, rows)), self.room)
-    chunk = lambda part: [1.0, *part, *[1.0] * (self.room + 1 - len(part))]
-    weights = [
-      [w for s in starts for w in chunk(row[s : s + self.room])] for row in rows
-    ]
+    chunks = self._chunks(max(map(len, rows)))
+    size = self.tokens_per_chunk
+    chunk = lambda part: [1.0, *part, *[1.0] * (size + 1 - len(part))]
+    weights = [[w for part in chunks for w in chunk(row[part])] for row in rows]
     return np.asarray(weights, np.float32)
 
   def empty_like(
     self, like: Int32[np.ndarray, "b e l"]
   ) -> Int32[np.ndarray, "b e l"]:
-    """Ids of the empty text in as many chunks."""
-    count = like.shape[2] // (self.room + 2)
+    """Ids of the empty prompt in as many chunks: the unconditional input."""
+    count = like.shape[2] // (self.tokens_per_chunk + 2)
     rows = [syntax.chunk([]) * count for syntax in self.syntaxes]
     return np.broadcast_to(np.asarray(rows, np.int32), like.shape)

@@ -1,35 +1,37 @@
-"""Prompts as users give them, made fit to be read."""
+"""Prompts as users give them, cleaned for tokenizers."""
 
 import unicodedata
 from collections.abc import Callable
 
-MOST = 10_000  # characters; the longest encoders hear a few hundred words
+from ldm_jax.errors import ConfigError
+
+MAX_CHARACTERS = 10_000  # the longest text encoders read a few hundred tokens
 KEPT = "\n\t"
 
 
-def clean_prompt(text: str, say: Callable[[str], None]) -> str:
-  """A prompt without characters that no tokenizer should see.
+def clean_prompt(text: str, warn: Callable[[str], None]) -> str:
+  """The prompt in Unicode's form NFC, without control characters.
 
-  Control characters are left out, which `say` is told of, and what can be
-  written in two ways is written in one (Unicode's form NFC).
+  Args:
+    warn: called with a line if characters are left out.
 
   Raises:
-    ValueError: it is too long, or not Unicode text.
+    ConfigError: it is too long, or not Unicode text.
   """
-  if len(text) > MOST:
-    raise ValueError(
-      f"a prompt of {len(text)} characters; {MOST} are the most, and models "
-      "hear far fewer"
+  if len(text) > MAX_CHARACTERS:
+    raise ConfigError(
+      f"a prompt of {len(text)} characters; the limit is {MAX_CHARACTERS}, and "
+      "models read far fewer"
     )
   try:
     text.encode()
   except UnicodeEncodeError as error:
-    raise ValueError(
+    raise ConfigError(
       f"a prompt is no Unicode text: {error.reason} at character {error.start}"
     ) from None
   kept = "".join(
     c for c in text if c in KEPT or unicodedata.category(c) != "Cc"
   )
   if len(kept) < len(text):
-    say(f"note: {len(text) - len(kept)} control characters are left out")
+    warn(f"note: {len(text) - len(kept)} control characters are left out")
   return unicodedata.normalize("NFC", kept)

@@ -1,10 +1,10 @@
-"""Weights within prompts, as web UIs write them: (word:1.3) and [word]."""
+"""Prompt weighting in AUTOMATIC1111's syntax: (word:1.3), (word), [word]."""
 
 import re
 from typing import NamedTuple
 
-STEP = 1.1  # of a bare pair of brackets
-_PIECES = re.compile(
+STEP = 1.1  # of a pair of brackets without a number
+_TOKENS = re.compile(
   r"\\[()\[\]\\]|[()\[\]]|:\s*[+-]?\d*\.?\d+\s*(?=\))|.", re.S
 )
 
@@ -17,25 +17,25 @@ class WeightedPrompt(NamedTuple):
 
 
 def parse_prompt_weights(text: str) -> WeightedPrompt:
-  """What a prompt says once its weights are taken out.
+  """Splits a prompt into its text and its weights.
 
-  (word) counts 1.1 times, [word] one 1.1th, (word:1.3) 1.3 times; brackets
-  within brackets multiply, a backslash makes a bracket a letter. Brackets
-  that nothing closes are letters too.
+  (word) has weight 1.1, [word] 1 / 1.1, (word:1.3) 1.3; nested brackets
+  multiply. A backslash before a bracket makes it a character of the text, and
+  so is a bracket without its counterpart.
   """
   letters, weights, opened = [], [], []
-  for match in _PIECES.finditer(text):
-    piece = match[0]
-    if piece in "([":
-      opened.append((piece, len(letters)))
-    elif opened and (opened[-1][0] + piece) in ("()", "[]"):
+  for match in _TOKENS.finditer(text):
+    token = match[0]
+    if token in "([":
+      opened.append((token, len(letters)))
+    elif opened and (opened[-1][0] + token) in ("()", "[]"):
       _, start = opened.pop()
-      _scale(weights, start, STEP if piece == ")" else 1 / STEP)
-    elif piece[0] == ":" and len(piece) > 1 and opened and opened[-1][0] == "(":
+      _scale(weights, start, STEP if token == ")" else 1 / STEP)
+    elif token[0] == ":" and len(token) > 1 and opened and opened[-1][0] == "(":
       # The closing bracket will multiply by STEP again.
-      _scale(weights, opened[-1][1], float(piece[1:]) / STEP)
+      _scale(weights, opened[-1][1], float(token[1:]) / STEP)
     else:
-      plain = piece[1:] if piece[0] == "\\" and len(piece) > 1 else piece
+      plain = token[1:] if token[0] == "\\" and len(token) > 1 else token
       letters += plain
       weights += [1.0] * len(plain)
   for bracket, start in reversed(opened):

@@ -1,4 +1,4 @@
-"""Pictures of any size to one, with what belongs to their pixels."""
+"""Random crop, resize and mirroring, of images and their annotations."""
 
 import dataclasses
 from typing import Any, Literal
@@ -7,43 +7,47 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
 from ldm_jax.data.images import resize, resize_map
+from ldm_jax.errors import DataError
 
-Place = tuple[float, float, float]  # part of the largest box, top, left
+Place = tuple[float, float, float]  # fraction of the largest box, top, left
 Box = tuple[int, int, int, int]  # top, left, rows, columns
 CENTRE: Place = (1.0, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """A square crop, resized with antialiasing, perhaps mirrored.
+  """A square crop, resized with antialiasing, mirrored at random.
 
-  Arrays as high and wide as the image (segmentation maps) follow it, by nearest
-  neighbour. Boxes stay those of the whole image and are mirrored with it, and
-  "crop" tells which part of it is left: x0, y0, x1, y1 in [0, 1]. A crop that
-  has `size` already is not resampled, a smaller one is enlarged.
+  Arrays as high and wide as the image (segmentation maps) are cropped with it
+  and resized by nearest neighbour. Boxes stay in coordinates of the whole image
+  and are mirrored with it; "crop" is the part of it that is kept: x0, y0, x1,
+  y1 in [0, 1]. A crop that has `size` already is not resampled, a smaller one
+  is enlarged.
 
   Attributes:
-    size: pixels of the result, both ways.
+    size: side of the result in pixels.
     crop: "center" takes the whole shorter side; "random" takes shorter side x
       U(scale), anywhere.
-    flip: mirror every other image. Set it to False where captions tell left
-      from right, or pictures hold text.
-    tells: add "sizes", the numbers of SDXL (Podell et al. 2023, section 2.2),
-      heights first: the picture's own, the crop's top and left in pixels of the
-      result, and the result's; or the picture's aesthetic "score" at the end.
+    scale: low and high, fractions of the shorter side.
+    flip: mirror with probability 1/2. Set it to False where captions
+      distinguish left and right, or images hold text.
+    size_conditioning: add "sizes", SDXL's micro-conditioning (Podell et al.
+      2023, section 2.2), heights first: of the original image, top and left of
+      the crop in pixels of the result, and of the result ("target") or the
+      example's aesthetic "score".
   """
 
   size: int
   crop: Literal["random", "center"] = "random"
   scale: tuple[float, float] = (1.0, 1.0)
   flip: bool = True
-  tells: Literal["target", "score"] | None = None
+  size_conditioning: Literal["target", "score"] | None = None
 
   def __post_init__(self):
     low, high = self.scale
     if not 0.0 < low <= high <= 1.0:
       raise ValueError(
-        f"scale {self.scale} must be two parts of the shorter side, "
+        f"scale {self.scale} must be two fractions of the shorter side, "
         "0 < low <= high <= 1; try (0.8, 1.0)"
       )
     if self.size < 1:
@@ -57,10 +61,16 @@ class Augment:
     rng: np.random.Generator,
     shape: tuple[int, int] | None = None,
   ) -> dict[str, Any]:
-    """As the fields say. Always four draws, so that crops keep their flips.
+    """A random crop; always four random numbers, whatever the fields say.
+
+    So the order of crops does not depend on `flip`, nor that of flips on
+    `crop`.
 
     Args:
-      shape: height and width of the result in place of `size` twice.
+      shape: height and width of the result in place of a square.
+
+    Raises:
+      DataError: the example has no image, or no score where it is needed.
     """
     zoom, top, left, flip = rng.random(4)
     low, high = self.scale
@@ -70,7 +80,7 @@ class Augment:
     return self._cut(item, place, bool(self.flip and flip < 0.5), shape)
 
   def center(self, item: dict[str, Any]) -> dict[str, Any]:
-    """The whole shorter side, never mirrored: for validation."""
+    """The largest centred crop, never mirrored: for validation."""
     return self._cut(item, CENTRE, False)
 
   def _cut(
@@ -81,7 +91,7 @@ class Augment:
     shape: tuple[int, int] | None = None,
   ) -> dict[str, Any]:
     if "image" not in item:
-      raise ValueError(
+      raise DataError(
         f"nothing to augment: examples have {', '.join(sorted(item))}, but no "
         "image; set augment to None"
       )
@@ -94,7 +104,7 @@ class Augment:
         value = _crop(value, box, shape, is_image=key == "image")
         value = value[:, ::-1] if flip else value
       cut[key] = value
-    if self.tells is not None:
+    if self.size_conditioning is not None:
       cut["sizes"] = self._sizes(item, box, shape)
     if "boxes" in item:
       top, left, rows, columns = box
@@ -107,28 +117,29 @@ class Augment:
   def _sizes(
     self, item: dict[str, Any], box: Box, shape: tuple[int, int]
   ) -> Float32[np.ndarray, " k"]:
-    """What SDXL is told of a crop."""
+    """SDXL's size and crop conditioning; see `size_conditioning`."""
     height, width = item["image"].shape[:2]
     top, left, rows, _ = box
     scale = shape[0] / rows
     ends = [*shape]
-    if self.tells == "score":
+    if self.size_conditioning == "score":
       if "score" not in item:
-        raise ValueError(
-          "tells='score' needs examples with a score; give a folder's "
-          "metadata.jsonl a number `score` for every picture"
+        raise DataError(
+          "size_conditioning='score' needs examples with a score; give a "
+          "folder's metadata.jsonl a number `score` for every image"
         )
       ends = [item["score"]]
-    told = [height, width, round(top * scale), round(left * scale), *ends]
-    return np.float32(told)
+    corner = round(top * scale), round(left * scale)
+    return np.float32([height, width, *corner, *ends])
 
 
 def _box(height: int, width: int, place: Place, shape: tuple[int, int]) -> Box:
-  """The part of the largest box in the ratio of `shape`, and where."""
-  part, top, left = place
-  most = min(height, width * shape[0] / shape[1])
-  rows = max(1, round(part * most))
-  columns = max(1, min(width, round(part * most * shape[1] / shape[0])))
+  """The crop box of the aspect ratio of `shape`, in pixels of the image."""
+  fraction, top, left = place
+  largest = min(height, width * shape[0] / shape[1])
+  rows = max(1, round(fraction * largest))
+  columns = round(fraction * largest * shape[1] / shape[0])
+  columns = max(1, min(width, columns))
   across, down = width - columns, height - rows
   if place == CENTRE:
     return down // 2, across // 2, rows, columns
@@ -136,7 +147,7 @@ def _box(height: int, width: int, place: Place, shape: tuple[int, int]) -> Box:
 
 
 def _mirrored(boxes: Shaped[np.ndarray, "*k n"]) -> np.ndarray:
-  """x0, y0, x1, y1, ... seen in a mirror; rows of -1 stay."""
+  """x0, y0, x1, y1, ... mirrored left to right; rows of -1 stay."""
   x0, y0, x1, y1, *rest = np.moveaxis(np.asarray(boxes), -1, 0)
   is_there = x1 >= 0
   left, right = np.where(is_there, 1 - x1, x0), np.where(is_there, 1 - x0, x1)

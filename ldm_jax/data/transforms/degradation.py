@@ -1,4 +1,4 @@
-"""Small and spoilt copies of pictures, for a model that learns to undo it."""
+"""Degraded low-resolution copies of images, for super-resolution."""
 
 import dataclasses
 import io
@@ -10,6 +10,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
+from ldm_jax.errors import DataError
+
 _FILTERS = (
   Image.Resampling.BILINEAR,
   Image.Resampling.BICUBIC,
@@ -19,21 +21,25 @@ _FILTERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Degradation:
-  """Reads "image" and writes "low", `factor` times smaller each way.
+  """Reads "image" and writes "low", smaller by `factor` along both axes.
 
   "area": the mean of every factor x factor pixels. "bicubic": with
   antialiasing. "bsrgan": a light form of BSRGAN's pipeline (Zhang et al. 2021,
-  section 3), which LDM's super-resolution model learned from (Rombach et al.
-  2022, appendix D.6): in random order
+  section 3), with which LDM's super-resolution model was trained (Rombach et
+  al. 2022, appendix D.6): in random order
 
     two blurs, each isotropic or not, of a standard deviation to
       0.1 + factor / 10 (isotropic) or 1 + factor / 4 (each axis),
-    a first reduction by U(1, 2 factor), or by dropping pixels after a blur,
+    a first downsampling by U(1, 2 factor), or by striding after a blur,
     Gaussian noise, grey or coloured, of sigma 1 or 2 of 255,
-    JPEG of quality 80 to 95, nine times in ten,
+    JPEG of quality 80 to 95 with probability 0.9,
 
-  then the reduction to the final size by a random filter, and JPEG once more.
-  The first reduction is never smaller than the final size.
+  then downsampling to the final size by a random filter, and JPEG once more.
+  The first downsampling never goes below the final size.
+
+  Attributes:
+    factor: of each side; the image must divide by it.
+    kind: see above.
   """
 
   factor: int = 4
@@ -48,15 +54,15 @@ class Degradation:
   def __call__(
     self, item: Mapping[str, Any], rng: np.random.Generator
   ) -> UInt8[np.ndarray, "h w 3"]:
-    """The small copy.
+    """The low-resolution copy.
 
     Raises:
-      ValueError: the image does not divide by the factor.
+      DataError: the image does not divide by the factor.
     """
     image = item["image"]
     height, width = image.shape[:2]
     if height % self.factor or width % self.factor:
-      raise ValueError(
+      raise DataError(
         f"an image of {height} x {width} does not divide by the degradation's "
         f"factor {self.factor}; set augment to a size that does"
       )
@@ -65,23 +71,23 @@ class Degradation:
       return area(image, self.factor)
     if self.kind == "bicubic":
       return _bytes(_resized(image, size, Image.Resampling.BICUBIC))
-    return self._spoilt(image.astype(np.float32), size, rng)
+    return self._bsrgan(image.astype(np.float32), size, rng)
 
-  def _spoilt(
+  def _bsrgan(
     self,
     image: Float[np.ndarray, "h w 3"],
     size: tuple[int, int],
     rng: np.random.Generator,
   ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    deeds = [
+    steps = [
       self._blurred,
       self._blurred,
-      lambda x, rng: self._reduced(x, size, rng),
+      lambda x, rng: self._downsampled(x, size, rng),
       _noisy,
       _compressed,
     ]
-    for number in rng.permutation(len(deeds)):
-      image = deeds[number](image, rng)
+    for number in rng.permutation(len(steps)):
+      image = steps[number](image, rng)
     last = _FILTERS[rng.integers(len(_FILTERS))]
     image = _resized(image, size, last)
     return _bytes(_jpeg(image, int(rng.integers(80, 96))))
@@ -95,18 +101,18 @@ class Degradation:
       angle = rng.uniform(0, np.pi)
     return _convolved(image, _gaussian(sigmas, angle))
 
-  def _reduced(self, image, size, rng):
+  def _downsampled(self, image, size, rng):
     height, width = image.shape[:2]
     if rng.random() < 0.8:
-      share = rng.uniform(1, 2 * self.factor)
+      scale = rng.uniform(1, 2 * self.factor)
       smaller = (
-        max(size[0], round(height / share)),
-        max(size[1], round(width / share)),
+        max(size[0], round(height / scale)),
+        max(size[1], round(width / scale)),
       )
       return _resized(image, smaller, _FILTERS[rng.integers(len(_FILTERS))])
     sigma = rng.uniform(0.1, 0.6 * self.factor)
     blurred = _convolved(image, _gaussian(np.full(2, sigma), 0.0))
-    # The pixel that is kept stands for its cell: for the middle of it.
+    # The pixel that is kept represents its cell: sample at the cell's middle.
     middle = (self.factor - 1) / 2
     moved = ndimage.shift(
       blurred, (-middle, -middle, 0), order=1, mode="nearest"
@@ -117,7 +123,7 @@ class Degradation:
 def area(
   image: UInt8[np.ndarray, "h w 3"], factor: int
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-  """The mean of every factor x factor pixels, rounded."""
+  """Area downsampling: the mean of every factor x factor pixels, rounded."""
   height, width = image.shape[0] // factor, image.shape[1] // factor
   cells = image.reshape(height, factor, width, factor, 3)
   return _bytes(cells.astype(np.float32).mean((1, 3)))
@@ -126,7 +132,7 @@ def area(
 def _gaussian(
   sigmas: Float[np.ndarray, "2"], angle: float
 ) -> Float[np.ndarray, "k k"]:
-  """A normalised Gaussian with these deviations along turned axes."""
+  """A normalised Gaussian kernel with these deviations along rotated axes."""
   reach = max(1, int(np.ceil(3 * sigmas.max())))
   v, u = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float64)
   along = u * np.cos(angle) + v * np.sin(angle)
@@ -158,12 +164,12 @@ def _jpeg(image, quality):
   return np.asarray(Image.open(file), np.float32)
 
 
-def _resized(image, size, how):
-  """To (height, width), in float, a channel at a time."""
+def _resized(image, size, method):
+  """Resizes to (height, width) in float32, one channel at a time."""
   planes = [
     np.asarray(
       Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(
-        (size[1], size[0]), how
+        (size[1], size[0]), method
       )
     )
     for plane in np.moveaxis(image, -1, 0)

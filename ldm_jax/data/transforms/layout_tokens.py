@@ -1,4 +1,4 @@
-"""Boxes as words: a layout becomes a sequence of ids."""
+"""Layouts as tokens: boxes and their classes become a sequence of ids."""
 
 import dataclasses
 import math
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
+
+from ldm_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,14 +19,14 @@ class LayoutTokens:
   tokens are taming-transformers'): an object is its class, its top left corner
   and its bottom right one. A corner is round(y (S - 1)) S + round(x (S - 1)),
   x and y in [0, 1] of the whole image and S = floor(sqrt(vocabulary)); 8,192
-  ids give S = 90. Objects come in random order; what is missing is id
-  vocabulary - 1. The last two ids are the corners of the part of the image
-  that is seen. Classes and corners share one vocabulary.
+  ids give S = 90. Objects come in random order; id vocabulary - 1 is padding.
+  The last two ids are the corners of the crop. Classes and corners have one
+  vocabulary in common.
 
   Attributes:
-    vocabulary: ids in all.
-    objects: most of them; of more, a random choice.
-    has_crop: whether the last two ids are there.
+    vocabulary: number of ids.
+    objects: the largest number of objects; of more, a random subset is taken.
+    has_crop: whether the two ids of the crop are appended.
   """
 
   vocabulary: int = 8192
@@ -42,12 +44,12 @@ class LayoutTokens:
 
   @property
   def side(self) -> int:
-    """S, of the grid of corners."""
+    """S, the side of the grid of corners."""
     return math.isqrt(self.vocabulary)
 
   @property
   def length(self) -> int:
-    """Ids of a layout."""
+    """Number of ids of a layout."""
     return 3 * self.objects + 2 * self.has_crop
 
   def __call__(
@@ -56,8 +58,8 @@ class LayoutTokens:
     """The ids of an example with "boxes" [k, 5] and perhaps "crop" [4]."""
     boxes = np.asarray(item["boxes"], np.float64)
     boxes = boxes[boxes[:, 4] >= 0]
-    chosen = rng.permutation(len(boxes))[: self.objects]
-    return self.encode(boxes[chosen], item.get("crop"))
+    order = rng.permutation(len(boxes))[: self.objects]
+    return self.encode(boxes[order], item.get("crop"))
 
   def encode(
     self,
@@ -67,17 +69,17 @@ class LayoutTokens:
     """The ids of boxes in this order: x0, y0, x1, y1 in [0, 1], class.
 
     Raises:
-      ValueError: there are too many, or a class has no id.
+      DataError: there are too many, or a class has no id.
     """
     if len(boxes) > self.objects:
-      raise ValueError(f"{len(boxes)} boxes; {self.objects} are the most")
-    none = self.vocabulary - 1
-    if len(boxes) and not 0 <= boxes[:, 4].max() < none:
-      raise ValueError(
-        f"class {boxes[:, 4].max():g} of a box; the vocabulary has room for 0 "
-        f"to {none - 1}"
+      raise DataError(f"{len(boxes)} boxes; the limit is {self.objects}")
+    padding = self.vocabulary - 1
+    if len(boxes) and not 0 <= boxes[:, 4].max() < padding:
+      raise DataError(
+        f"class {boxes[:, 4].max():g} of a box; the vocabulary has ids for "
+        f"0 to {padding - 1}"
       )
-    ids = np.full(self.length, none, np.int32)
+    ids = np.full(self.length, padding, np.int32)
     triples = np.concatenate([boxes[:, 4:], self.corners(boxes[:, :4])], axis=1)
     ids[: triples.size] = triples.astype(np.int32).reshape(-1)
     if self.has_crop:
@@ -87,14 +89,14 @@ class LayoutTokens:
 
   def corners(self, boxes: Float[np.ndarray, "k 4"]) -> Int[np.ndarray, "k 2"]:
     """Ids of the top left and the bottom right corner."""
-    places = np.round(boxes.clip(0, 1) * (self.side - 1)).astype(np.int64)
-    x, y = places[:, ::2], places[:, 1::2]
+    points = np.round(boxes.clip(0, 1) * (self.side - 1)).astype(np.int64)
+    x, y = points[:, ::2], points[:, 1::2]
     return y * self.side + x
 
   def decode(self, ids: Int[np.ndarray, " l"]) -> Float[np.ndarray, "k 5"]:
-    """The boxes of a sequence, to the nearest point of the grid."""
+    """The boxes of a sequence, rounded to the grid."""
     triples = np.asarray(ids)[: 3 * self.objects].reshape(-1, 3)
     triples = triples[triples[:, 0] != self.vocabulary - 1]
     y, x = np.divmod(triples[:, 1:], self.side)
-    places = np.stack([x, y], axis=-1).reshape(-1, 4) / (self.side - 1)
-    return np.concatenate([places, triples[:, :1]], axis=1)
+    corners = np.stack([x, y], axis=-1).reshape(-1, 4) / (self.side - 1)
+    return np.concatenate([corners, triples[:, :1]], axis=1)

@@ -1,4 +1,4 @@
-"""Holes in pictures, for a model that learns to fill them."""
+"""Random inpainting masks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,19 +13,21 @@ Kind = Literal["box", "strokes", "object"]
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-  """Draws a mask for each image: true where it is to be filled.
+  """A random mask for each image: true where it is to be inpainted.
 
-  "box": one rectangle. "strokes": broken lines with round ends, as of a thick
+  "box": one rectangle. "strokes": polylines with round ends, as of a thick
   brush (after Yu et al. 2019, section 3.4). "object": the rectangle of one of
-  the example's boxes, somewhat enlarged; of its segmentation map's objects if
-  it has no boxes; a box of the first kind if it shows none.
+  the example's boxes, enlarged by a margin; of an object of its segmentation
+  map if it has no boxes; a random rectangle if it has neither.
 
   Attributes:
-    kinds: one of them is drawn, each as likely.
-    sides: of a rectangle, least and most, in parts of the image's.
-    strokes: fewest and most of them.
-    brush: thinnest and thickest, in parts of the image's shorter side.
-    margin: of pixels around an object, in parts of the image's shorter side.
+    kinds: one is chosen at random, all equally likely.
+    sides: smallest and largest side of a rectangle, as fractions of the
+      image's.
+    strokes: smallest and largest number of strokes.
+    brush: smallest and largest width of a stroke, as fractions of the image's
+      shorter side.
+    margin: around an object, as a fraction of the image's shorter side.
   """
 
   kinds: tuple[Kind, ...] = ("box", "strokes", "object")
@@ -43,10 +45,10 @@ class Masks:
       low, high = getattr(self, name)
       if not 0 < low <= high <= 1:
         raise ValueError(
-          f"Masks.{name}=({low}, {high}) must rise within 0 to 1"
+          f"Masks.{name}=({low}, {high}) must increase within 0 to 1"
         )
     if not 1 <= self.strokes[0] <= self.strokes[1]:
-      raise ValueError(f"Masks.strokes={self.strokes} must rise from 1 on")
+      raise ValueError(f"Masks.strokes={self.strokes} must increase, from 1 on")
 
   def __call__(
     self, item: Mapping[str, Any], rng: np.random.Generator
@@ -73,22 +75,22 @@ class Masks:
 
   def _strokes(self, height, width, rng) -> Bool[np.ndarray, "h w"]:
     canvas = Image.new("1", (width, height))
-    pen, shorter = ImageDraw.Draw(canvas), min(height, width)
+    brush, shorter = ImageDraw.Draw(canvas), min(height, width)
     for _ in range(rng.integers(self.strokes[0], self.strokes[1] + 1)):
       thick = max(1, round(rng.uniform(*self.brush) * shorter))
-      at = rng.uniform((0, 0), (width, height))
-      points = [at]
+      point = rng.uniform((0, 0), (width, height))
+      points = [point]
       angle = rng.uniform(0, 2 * np.pi)
       for _ in range(rng.integers(1, 5)):
         angle += rng.uniform(-np.pi / 2, np.pi / 2)
-        reach = rng.uniform(0.1, 0.4) * shorter
-        at = at + reach * np.array([np.cos(angle), np.sin(angle)])
-        at = np.clip(at, 0, (width - 1, height - 1))
-        points.append(at)
-      pen.line([tuple(p) for p in points], fill=1, width=thick)
+        length = rng.uniform(0.1, 0.4) * shorter
+        point = point + length * np.array([np.cos(angle), np.sin(angle)])
+        point = np.clip(point, 0, (width - 1, height - 1))
+        points.append(point)
+      brush.line([tuple(p) for p in points], fill=1, width=thick)
       for x, y in points:
         r = thick / 2
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=1)
+        brush.ellipse((x - r, y - r, x + r, y + r), fill=1)
     return np.array(canvas)
 
   def _around(self, box, height, width) -> Bool[np.ndarray, "h w"]:

@@ -1,4 +1,4 @@
-"""A tokenizer of CLIP's kind, over letters and a few words."""
+"""A small CLIP tokenizer, of letters and a few words, by transformers."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def tokenizer(folder: pathlib.Path, pad: str = END) -> CLIPTokenizer:
-  """CLIP's kind of tokenizer over letters and a few words."""
+  """Writes vocab.json and merges.txt; returns transformers' CLIPTokenizer."""
   letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
   vocabulary = letters + [f"{c}</w>" for c in letters]
   merges = []

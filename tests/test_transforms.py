@@ -1,4 +1,4 @@
-"""What is made of examples for conditioners: masks, layouts, small copies."""
+"""Transforms: masks, layout tokens, degraded low-resolution copies."""
 
 import numpy as np
 import pytest
@@ -12,61 +12,70 @@ from ldm_jax.data.transforms.layout_tokens import LayoutTokens
 from ldm_jax.data.transforms.masks import Masks
 
 GLYPHS = Glyphs(size=64)
-VIEWS = (Masks(), LayoutTokens(1100, 1), Degradation())
+TRANSFORMS = (Masks(), LayoutTokens(1100, 1), Degradation())
 
 
 def rng(seed=0):
   return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.output_key)
-def test_views_are_views(view):
-  assert isinstance(view, Transform)
-  a, b = (view(GLYPHS[3], rng(7)) for _ in range(2))
+@pytest.mark.parametrize(
+  "transform", TRANSFORMS, ids=lambda each: each.output_key
+)
+def test_transforms_follow_the_protocol(transform):
+  assert isinstance(transform, Transform)
+  a, b = (transform(GLYPHS[3], rng(7)) for _ in range(2))
   np.testing.assert_array_equal(a, b)
 
 
-def test_held_out_views_depend_on_the_index_alone():
-  many = first(GLYPHS, 4, transforms=VIEWS)
-  few = first(GLYPHS, 2, transforms=VIEWS)
-  for view in VIEWS:
+def test_validation_transforms_depend_on_the_index_alone():
+  many = first(GLYPHS, 4, transforms=TRANSFORMS)
+  few = first(GLYPHS, 2, transforms=TRANSFORMS)
+  for transform in TRANSFORMS:
     np.testing.assert_array_equal(
-      many[view.output_key][:2], few[view.output_key]
+      many[transform.output_key][:2], few[transform.output_key]
     )
   assert not np.array_equal(many["mask"][0], many["mask"][1])
 
 
-def test_training_draws_views_anew_and_repeats_them_on_resume():
+def test_training_transforms_differ_by_epoch_and_repeat_on_resume():
   stream = lambda start: batches(
-    Glyphs(size=2), batch=2, seed=3, transforms=VIEWS, start=start, threads=1
+    Glyphs(size=2),
+    batch=2,
+    seed=3,
+    transforms=TRANSFORMS,
+    start=start,
+    threads=1,
   )
   a = stream(0)
   one, two = next(a), next(a)
   again = next(stream(1))
-  for view in VIEWS:
-    np.testing.assert_array_equal(two[view.output_key], again[view.output_key])
+  for transform in TRANSFORMS:
+    np.testing.assert_array_equal(
+      two[transform.output_key], again[transform.output_key]
+    )
   assert not np.array_equal(np.sort(one["mask"]), np.sort(two["mask"]))
 
 
 @pytest.mark.parametrize("kind", ["box", "strokes", "object"])
 def test_masks_hide_something_but_not_everything(kind):
-  view = Masks((kind,))
+  transform = Masks((kind,))
   for i in range(50):
-    mask = view(GLYPHS[i], rng(i))
+    mask = transform(GLYPHS[i], rng(i))
     assert mask.dtype == bool and mask.shape == (32, 32)
     assert 0 < mask.mean() < 0.9
 
 
 def test_a_mask_of_an_object_covers_it():
-  view = Masks(("object",))
+  transform = Masks(("object",))
   for i in range(20):
     item = GLYPHS[i]
-    covered = view(item, rng())[item["segmap"] > 0]
+    covered = transform(item, rng())[item["segmap"] > 0]
     assert covered.all()
     without = {name: item[name] for name in ("image", "segmap")}
-    assert view(without, rng())[item["segmap"] > 0].all()
+    assert transform(without, rng())[item["segmap"] > 0].all()
   blank = {"image": GLYPHS[0]["image"]}
-  assert view(blank, rng()).any()
+  assert transform(blank, rng()).any()
 
 
 @pytest.mark.parametrize(
@@ -85,40 +94,40 @@ def test_impossible_masks_are_refused(fields):
 
 def test_layout_ids_are_those_of_the_paper():
   """8,192 ids give a grid of 90 (LDM's config), 92 of them to an image."""
-  view = LayoutTokens()
-  assert view.side == 90 and view.length == 92
+  transform = LayoutTokens()
+  assert transform.side == 90 and transform.length == 92
   boxes = np.array([[0.0, 0.0, 1.0, 1.0, 17], [0.5, 0.25, 0.75, 1.0, 3]])
-  ids = view.encode(boxes)
+  ids = transform.encode(boxes)
   # round(0.25 * 89) = 22, round(0.5 * 89) = 44, round(0.75 * 89) = 67
   assert ids[:6].tolist() == [17, 0, 8099, 3, 22 * 90 + 44, 89 * 90 + 67]
   assert (ids[6:90] == 8191).all()
   assert ids[90:].tolist() == [0, 8099]
-  found = view.decode(ids)
+  found = transform.decode(ids)
   np.testing.assert_allclose(found, boxes, atol=0.5 / 89 + 1e-9)
 
 
-def test_layouts_are_shuffled_cut_and_told_their_crop():
-  view = LayoutTokens(8192, 2)
+def test_layouts_are_shuffled_truncated_and_hold_their_crop():
+  transform = LayoutTokens(8192, 2)
   boxes = np.array([[0, 0, 0.5, 0.5, k] for k in range(4)] + [[-1] * 5])
   item = {"boxes": boxes, "crop": np.array([0.1, 0.2, 0.6, 0.7])}
   seen = set()
   for seed in range(100):
-    ids = view(item, rng(seed))
+    ids = transform(item, rng(seed))
     seen.add((ids[0], ids[3]))
   assert len(seen) == 12  # ordered pairs of four
   assert ids[-2:].tolist() == [18 * 90 + 9, 62 * 90 + 53]
 
 
-def test_layouts_that_cannot_be_are_refused():
+def test_impossible_layouts_are_refused():
   with pytest.raises(ValueError, match="class 8191"):
     LayoutTokens().encode(np.array([[0, 0, 1, 1, 8191.0]]))
-  with pytest.raises(ValueError, match="are the most"):
+  with pytest.raises(ValueError, match="the limit is"):
     LayoutTokens(objects=1).encode(np.zeros((2, 5)))
   with pytest.raises(ValueError, match="vocabulary of 3"):
     LayoutTokens(3)
 
 
-def test_boxes_are_mirrored_with_their_picture():
+def test_boxes_are_mirrored_with_their_image():
   boxes = np.array([[0.1, 0.2, 0.3, 0.9, 5], [-1] * 5], np.float32)
   item = {"image": np.zeros((8, 16, 3), np.uint8), "boxes": boxes}
   augment = Augment(8, "random", flip=True)
@@ -136,8 +145,8 @@ def test_boxes_are_mirrored_with_their_picture():
   np.testing.assert_allclose(centre["crop"], [0.25, 0, 0.75, 1])
 
 
-def test_a_crop_tells_what_is_left():
-  """The crop's rectangle holds the very pixels that were cut."""
+def test_crop_is_the_part_of_the_image_that_is_kept():
+  """The pixels in the crop's rectangle are those of the result."""
   ramp = np.arange(64, dtype=np.uint8)
   image = np.broadcast_to(ramp[None, :, None], (64, 64, 3))
   item = {"image": image, "boxes": np.zeros((1, 5), np.float32)}
@@ -151,7 +160,7 @@ def test_a_crop_tells_what_is_left():
     assert shown.min() == round(left)
 
 
-def test_degradations_are_small_alike_and_random():
+def test_only_bsrgan_is_random_and_all_have_the_same_size():
   photo = np.asarray(
     Image.effect_noise((64, 48), 80).convert("RGB").resize((64, 48))
   )
@@ -168,8 +177,8 @@ def test_degradations_are_small_alike_and_random():
     assert differ == (kind == "bsrgan")
 
 
-def test_what_is_spoilt_is_still_the_picture():
-  """A smooth picture survives: no shift, no change of brightness."""
+def test_bsrgan_keeps_position_and_brightness():
+  """Of a smooth image: no shift, no change of brightness."""
   v, u = np.mgrid[:64, :64] / 64
   smooth = np.stack([u, v, 0.5 * u + 0.5 * v], axis=-1)
   image = np.round(60 + 130 * smooth).astype(np.uint8)
@@ -180,7 +189,7 @@ def test_what_is_spoilt_is_still_the_picture():
     assert abs(inner.mean()) < 3 and np.abs(inner).mean() < 6, seed
 
 
-def test_degradation_says_what_it_needs():
+def test_degradation_refuses_sizes_and_factors():
   with pytest.raises(ValueError, match="does not divide"):
     Degradation(4)({"image": np.zeros((30, 32, 3), np.uint8)}, rng())
   with pytest.raises(ValueError, match="must be 2 or more"):

@@ -1,6 +1,6 @@
-"""Weights within prompts, as web UIs read them."""
+"""Prompt weighting follows AUTOMATIC1111's syntax."""
 
-import clip_words
+import clip_tokenizer
 import numpy as np
 import pytest
 
@@ -9,8 +9,8 @@ from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.data.text.prompt_weighting import parse_prompt_weights
 
 
-def spoken(text):
-  """(piece, weight) of every stretch of one weight."""
+def stretches(text):
+  """(text, weight) of every stretch of one weight."""
   found = parse_prompt_weights(text)
   assert len(found.text) == len(found.weights)
   pieces = []
@@ -41,44 +41,61 @@ def spoken(text):
   ],
 )
 def test_weights_are_read(text, expected):
-  assert spoken(text) == expected
+  assert stretches(text) == expected
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory):
+def tokenizer(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tokenizer")
-  clip_words.tokenizer(folder).save_pretrained(folder)
+  clip_tokenizer.tokenizer(folder).save_pretrained(folder)
   return tokenizers.load(folder, 12)
 
 
-def test_every_token_has_the_weight_of_its_word(words):
-  prompts = ClipPrompts((PromptSyntax(words, words.backend.pad_token_id),))
-  told = [
+def prompts_of(tokenizer):
+  padding = tokenizer.backend.pad_token_id
+  return ClipPrompts((PromptSyntax(tokenizer, padding),))
+
+
+def test_every_token_has_the_weight_of_its_word(tokenizer):
+  prompts = ClipPrompts(
+    (PromptSyntax(tokenizer, tokenizer.backend.pad_token_id),)
+  )
+  weighted = [
     parse_prompt_weights("a (red:1.5) fox"),
     parse_prompt_weights("a cat"),
   ]
-  ids = prompts.encode([each.text for each in told])
-  weights = prompts.token_weights(told)
+  ids = prompts.encode([each.text for each in weighted])
+  weights = prompts.token_weights(weighted)
   assert weights.shape == ids[:, 0].shape
   heavy = prompts.syntaxes[0].ids(" red")
   marked = ids[0, 0][weights[0] == 1.5].tolist()
   assert marked == heavy and np.all(weights[1] == 1)
 
 
-def test_long_prompts_keep_their_weights_over_chunks(words):
-  prompts = ClipPrompts((PromptSyntax(words, words.backend.pad_token_id),))
-  told = [parse_prompt_weights("a cat " * 9 + "(fox:2)")]
-  ids, weights = prompts.encode([told[0].text]), prompts.token_weights(told)
+def test_long_prompts_keep_their_weights_over_chunks(tokenizer):
+  prompts = ClipPrompts(
+    (PromptSyntax(tokenizer, tokenizer.backend.pad_token_id),)
+  )
+  weighted = [parse_prompt_weights("a cat " * 9 + "(fox:2)")]
+  ids, weights = (
+    prompts.encode([weighted[0].text]),
+    prompts.token_weights(weighted),
+  )
   assert weights.shape == ids[:, 0].shape == (1, 36) or weights.shape[1] > 12
   heavy = prompts.syntaxes[0].ids(" fox")
   assert ids[0, 0][weights[0] == 2].tolist() == heavy
-  silence = prompts.empty_like(ids)
-  assert silence.shape == ids.shape
-  np.testing.assert_array_equal(silence[0, 0, :12], prompts.encode([""])[0, 0])
+  empty = prompts.empty_like(ids)
+  assert empty.shape == ids.shape
+  np.testing.assert_array_equal(empty[0, 0, :12], prompts.encode([""])[0, 0])
 
 
-def test_words_that_are_trained_along_have_weights_too(words):
-  told = [parse_prompt_weights("a (red:1.5) fox")]
-  ids, weights = words.encode([told[0].text]), words.token_weights(told)
+def test_tokenizers_of_trained_text_encoders_have_weights_too(tokenizer):
+  weighted = [parse_prompt_weights("a (red:1.5) fox")]
+  ids, weights = (
+    tokenizer.encode([weighted[0].text]),
+    tokenizer.token_weights(weighted),
+  )
   assert weights.shape == ids.shape and (weights == 1.5).any()
-  np.testing.assert_array_equal(words.empty_like(ids), words.encode([""]))
+  np.testing.assert_array_equal(
+    tokenizer.empty_like(ids), tokenizer.encode([""])
+  )

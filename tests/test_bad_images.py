@@ -1,4 +1,4 @@
-"""Bad pictures are replaced, counted and budgeted; nothing else changes."""
+"""Bad images are replaced, logged and limited; nothing else changes."""
 
 import io
 import json
@@ -45,8 +45,8 @@ def animated():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Sixty pictures, six of them bad in six ways."""
-  root = tmp_path_factory.mktemp("pictures")
+  """Sixty images, six of them bad in six ways."""
+  root = tmp_path_factory.mktemp("images")
   rng = np.random.default_rng(0)
   for number in range(COUNT):
     image = rng.integers(0, 256, (24, 32, 3), np.uint8)
@@ -73,15 +73,15 @@ BAD = {
 }
 
 
-def stand_in(number):
+def replacement(number):
   while number in (*BAD, 33):
     number = (number + 1) % COUNT
   return number
 
 
-def taken(folder, ledger, start=0, count=30, threads=4, **options):
+def taken(folder, log, start=0, count=30, threads=4, **options):
   stream = batches(
-    SkipBadImages(Folder(str(folder)), ledger),
+    SkipBadImages(Folder(str(folder)), log),
     batch=8,
     seed=1,
     augment=Augment(16),
@@ -92,30 +92,31 @@ def taken(folder, ledger, start=0, count=30, threads=4, **options):
   return [next(stream)["image"] for _ in range(count)]
 
 
-def test_the_next_good_picture_stands_in(folder, capsys):
-  ledger = BadImageLog(fraction=0.1)
-  source = SkipBadImages(Folder(str(folder)), ledger)
+def test_a_bad_image_is_replaced_by_the_next_good_one(folder, caplog):
+  log = BadImageLog(fraction=0.1)
+  source = SkipBadImages(Folder(str(folder)), log)
   for number in range(COUNT):
-    found, wanted = source[number]["image"], stand_in(number)
+    found, wanted = source[number]["image"], replacement(number)
     np.testing.assert_array_equal(found, Folder(str(folder))[wanted]["image"])
-  assert len(ledger) == 6
-  assert capsys.readouterr().err.count("warning: replaced: ") == 6
+  assert len(log) == 6
+  lines = [record.getMessage() for record in caplog.records]
+  assert sum(line.startswith("replaced: ") for line in lines) == 6
 
 
-def test_every_kind_is_written_down_once(folder, tmp_path):
+def test_every_bad_image_is_logged_once_with_its_kind(folder, tmp_path):
   path = tmp_path / "bad.jsonl"
-  for _ in range(2):  # as by a run that goes on
+  for _ in range(2):  # as by a run that is resumed
     taken(folder, BadImageLog(str(path), 0.1))
-  told = [json.loads(line) for line in path.read_text().splitlines()]
-  assert sorted(line["example"] for line in told) == [7, 8, 21, 33, 40, 59]
-  kinds = {line["example"]: line["kind"] for line in told}
+  logged = [json.loads(line) for line in path.read_text().splitlines()]
+  assert sorted(line["example"] for line in logged) == [7, 8, 21, 33, 40, 59]
+  kinds = {line["example"]: line["kind"] for line in logged}
   assert {n: kinds[n] for n in BAD} == BAD
   assert all(
-    line["path"].endswith(f"{line['example']:02d}.png") for line in told
+    line["path"].endswith(f"{line['example']:02d}.png") for line in logged
   )
 
 
-def test_half_a_line_of_a_killed_run_is_cut_off(folder, tmp_path):
+def test_an_incomplete_line_of_a_killed_run_is_cut_off(folder, tmp_path):
   path = tmp_path / "bad.jsonl"
   taken(folder, BadImageLog(str(path), 0.1))
   whole = path.read_text()
@@ -125,7 +126,7 @@ def test_half_a_line_of_a_killed_run_is_cut_off(folder, tmp_path):
   assert sorted(path.read_text()) == sorted(whole)
 
 
-def test_batches_are_the_same_wherever_and_however_they_are_read(folder):
+def test_batches_do_not_depend_on_start_threads_or_rows(folder):
   whole = taken(folder, BadImageLog(fraction=0.1))
   assert {batch.shape for batch in whole} == {(8, 16, 16, 3)}
   for start, threads in ((0, 1), (11, 8), (29, 0)):
@@ -138,24 +139,24 @@ def test_batches_are_the_same_wherever_and_however_they_are_read(folder):
   np.testing.assert_array_equal(np.concatenate(halves, axis=1), whole)
 
 
-def test_buckets_hold_stand_ins_too(folder):
+def test_buckets_hold_replacements_too(folder):
   found = taken(folder, BadImageLog(fraction=0.1), buckets=((16, 16), (12, 16)))
   assert {batch.shape[1:3] for batch in found} <= {(16, 16), (12, 16)}
 
 
-def test_more_than_the_budget_is_an_error_that_lists_kinds(folder):
+def test_more_bad_images_than_allowed_are_an_error_that_lists_kinds(folder):
   with pytest.raises(
-    DataError, match=r"6 of 60 pictures are bad \(.*truncated 1.*0\.09"
+    DataError, match=r"6 of 60 images are bad \(.*truncated 1.*0\.09"
   ):
     taken(folder, BadImageLog(fraction=0.09))
-  with pytest.raises(DataError, match="of 60 pictures are bad"):
+  with pytest.raises(DataError, match="of 60 images are bad"):
     taken(folder, BadImageLog())
 
 
-def test_nothing_good_is_an_error(tmp_path):
+def test_a_source_without_a_good_image_is_an_error(tmp_path):
   for number in range(3):
-    (tmp_path / f"{number}.png").write_bytes(b"no picture")
-  with pytest.raises(DataError, match="none of 3 pictures is good"):
+    (tmp_path / f"{number}.png").write_bytes(b"no image")
+  with pytest.raises(DataError, match="none of 3 images is good"):
     _ = SkipBadImages(Folder(str(tmp_path)), BadImageLog(fraction=1.0))[1]
 
 
@@ -172,7 +173,7 @@ def trained(config, workdir, *flags):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
+def test_a_run_over_bad_images_is_resumed_exactly(folder, tmp_path, capsys):
   config = tmp_path / "config.py"
   (tmp_path / "good").mkdir()
   shutil.copy(folder / "00.png", tmp_path / "good")
@@ -181,8 +182,8 @@ def test_a_run_goes_on_over_bad_pictures_exactly(folder, tmp_path, capsys):
   nine = "--config.steps=9"
   allow = "--config.data.max_bad_fraction=0.1"
   assert trained(config, tmp_path / "whole", allow, nine) == 0
-  told = json.loads(capsys.readouterr().out.splitlines()[-1])
-  assert told["bad_samples"] == 6
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert result["bad_samples"] == 6
   assert trained(config, tmp_path / "cut", allow, "--config.steps=4") == 0
   assert (
     trained(config, tmp_path / "cut", allow, nine, "--config.data.threads=1")

@@ -21,7 +21,7 @@ AUGMENT = Augment(8, scale=(0.5, 1.0))
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-  """Random pictures, each with its number as label and in its caption."""
+  """Random images, each with its number as label and in its caption."""
 
   count: int = 10
   height: int = 12
@@ -36,12 +36,12 @@ class Noise:
     return {
       "image": rng.integers(0, 256, shape, np.uint8),
       "label": np.int32(index),
-      "caption": f"picture {index}",
+      "caption": f"image {index}",
     }
 
 
 class Coordinates:
-  """A picture of its own coordinates, with the same as a map."""
+  """An image of its own coordinates, with the same as a map."""
 
   def __init__(self, height, width, count=512):
     rows, columns = np.mgrid[:height, :width]
@@ -73,14 +73,14 @@ def assert_equal(one, other):
 
 
 @pytest.fixture(scope="module")
-def words():
-  return TokenizerConfig(length=6).build([f"picture {i}" for i in range(10)])
+def tokenizer():
+  return TokenizerConfig(length=6).build([f"image {i}" for i in range(10)])
 
 
-def test_a_start_at_n_continues_as_if_there_had_been_no_stop(words):
-  whole = take(9, augment=AUGMENT, tokenizer=words)
-  for start in 1, 3, 7:  # the third batch reaches into the second epoch
-    rest = take(9 - start, augment=AUGMENT, tokenizer=words, start=start)
+def test_a_start_at_n_continues_as_if_there_had_been_no_stop(tokenizer):
+  whole = take(9, augment=AUGMENT, tokenizer=tokenizer)
+  for start in 1, 3, 7:  # the third batch spans two epochs
+    rest = take(9 - start, augment=AUGMENT, tokenizer=tokenizer, start=start)
     assert_equal(rest, whole[start:])
 
 
@@ -91,8 +91,8 @@ def test_a_start_far_ahead_is_reached_at_once():
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_put_together_are_one_global_batch(processes, words):
-  options = {"augment": AUGMENT, "tokenizer": words, "batch": 8, "start": 2}
+def test_processes_put_together_are_one_global_batch(processes, tokenizer):
+  options = {"augment": AUGMENT, "tokenizer": tokenizer, "batch": 8, "start": 2}
   held = np.split(np.arange(8), processes)
   parts = [take(4, rows=rows, **options) for rows in held]
   together = [
@@ -106,8 +106,8 @@ def test_processes_put_together_are_one_global_batch(processes, words):
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3, 16])
-def test_threads_do_not_change_anything(threads, words):
-  options = {"augment": AUGMENT, "tokenizer": words}
+def test_threads_do_not_change_anything(threads, tokenizer):
+  options = {"augment": AUGMENT, "tokenizer": tokenizer}
   assert_equal(take(6, threads=threads, **options), take(6, **options))
 
 
@@ -126,32 +126,32 @@ def test_seeds_differ_in_order_and_in_augmentation():
   left = take(1, single, augment=AUGMENT)[0]["image"]
   right = take(1, single, augment=AUGMENT, seed=1)[0]["image"]
   assert (left != right).any()
-  assert (left[0] != left[1]).any()  # one picture, two epochs, two crops
+  assert (left[0] != left[1]).any()  # one image, two epochs, two crops
 
 
-def test_every_place_of_an_example_is_as_likely():
-  """Chi squared of (place, example) counts over 100 epochs, 49 degrees."""
+def test_an_example_is_equally_likely_at_every_position():
+  """Chi squared of (position, example) counts over 100 epochs, 49 degrees."""
   labels = np.concatenate([b["label"] for b in take(100, Noise(8), batch=8)])
   counts = np.zeros((8, 8))
-  for place, label in enumerate(labels):
-    counts[place % 8, label] += 1
+  for position, label in enumerate(labels):
+    counts[position % 8, label] += 1
   assert ((counts - 12.5) ** 2 / 12.5).sum() < 94  # 99.99 % of a fair shuffle
 
 
-def test_without_augment_an_example_comes_as_it_is(words):
+def test_without_augment_an_example_is_unchanged(tokenizer):
   source = Noise()
-  for batch in take(3, tokenizer=words):
+  for batch in take(3, tokenizer=tokenizer):
     assert batch.keys() == {"image", "label", "tokens"}
     assert batch["tokens"].dtype == np.int32
     for row, label in enumerate(batch["label"]):
       item = source[int(label)]
       np.testing.assert_array_equal(batch["image"][row], item["image"])
-      expected = words.encode([item["caption"]])[0]
+      expected = tokenizer.encode([item["caption"]])[0]
       np.testing.assert_array_equal(batch["tokens"][row], expected)
   assert "tokens" not in take(1)[0]
 
 
-def test_half_of_the_pictures_are_mirrored_and_otherwise_untouched():
+def test_half_of_the_images_are_mirrored_and_otherwise_unchanged():
   source = Coordinates(8, 8)
   images = np.concatenate(
     [b["image"] for b in take(16, source, batch=32, augment=Augment(8))]
@@ -208,15 +208,15 @@ def test_maps_follow_the_image():
     assert np.abs(columns - batch["segmap"])[:, :, 1:-1].max() <= 2
 
 
-def test_first_and_ordered_are_neither_shuffled_nor_mirrored(words):
+def test_first_and_ordered_are_neither_shuffled_nor_mirrored(tokenizer):
   source = Noise(height=8, width=8)
-  got = first(source, 3, augment=Augment(8), tokenizer=words)
+  got = first(source, 3, augment=Augment(8), tokenizer=tokenizer)
   np.testing.assert_array_equal(got["label"], [0, 1, 2])
   np.testing.assert_array_equal(
     got["image"], [source[i]["image"] for i in range(3)]
   )
   np.testing.assert_array_equal(
-    got["tokens"], words.encode([f"picture {i}" for i in range(3)])
+    got["tokens"], tokenizer.encode([f"image {i}" for i in range(3)])
   )
   back = ordered(source, [2, 0])
   np.testing.assert_array_equal(back["label"], [2, 0])
@@ -224,7 +224,7 @@ def test_first_and_ordered_are_neither_shuffled_nor_mirrored(words):
     first(source, 11)
 
 
-def test_what_does_not_fit_into_one_batch_is_named():
+def test_examples_that_do_not_fit_into_one_batch_are_an_error():
   items = [Noise()[i] for i in range(6)]
   items[4].pop("label")
   with pytest.raises(ValueError, match="some examples have 'label' and others"):
@@ -239,7 +239,7 @@ def test_what_does_not_fit_into_one_batch_is_named():
     first([{"moments": np.zeros((4, 4, 8))}], 1, augment=Augment(4))
 
 
-def test_bad_pictures_are_named_through_the_threads(tmp_path):
+def test_threads_raise_the_error_of_a_bad_image(tmp_path):
   for name in "abc":
     Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
   (tmp_path / "b.png").write_bytes(b"nothing")
@@ -251,14 +251,14 @@ def test_bad_pictures_are_named_through_the_threads(tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"batch": 6, "rows": (5, 6)}, "must be of a batch, 0 to 5"),
-    ({"batch": 6, "rows": ()}, "must be of a batch"),
+    ({"batch": 6, "rows": (5, 6)}, "must be rows of a batch, 0 to 5"),
+    ({"batch": 6, "rows": ()}, "must be rows of a batch"),
     ({"batch": 0}, "batch 1 or more, got 0 and 0"),
     ({"start": -1}, "start must be 0 or more and batch 1 or more, got -1"),
     ({"source": []}, "the source has no examples"),
   ],
 )
-def test_wrong_numbers_are_refused_at_the_call(options, message):
+def test_wrong_arguments_are_refused_at_the_call(options, message):
   options = {"source": Noise(), "batch": 4, "seed": 0} | options
   with pytest.raises(ValueError, match=message):
     batches(options.pop("source"), **options)
@@ -272,14 +272,16 @@ def test_wrong_scales_are_refused(scale):
     Augment(0)
 
 
-def test_importing_is_cheap_and_an_unfinished_stream_ends_quietly():
+def test_imports_are_light_and_an_unfinished_stream_ends_without_output():
   code = """
 import sys
-from ldm_jax.data import folder, images, pipeline, tokens, zoo
+from ldm_jax.data import batching, images
+from ldm_jax.data.sources import folder, tfds_source
+from ldm_jax.data.text import tokenizers
 heavy = {"jax", "grain", "transformers", "tokenizers", "tensorflow_datasets"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 import numpy as np
-stream = pipeline.batches(
+stream = batching.batches(
   [{"image": np.zeros((4, 4, 3), np.uint8)}] * 9, batch=4, seed=0)
 print(next(stream)["image"].shape)
 """
@@ -290,7 +292,7 @@ print(next(stream)["image"].shape)
   assert done.stdout == "(4, 4, 4, 3)\n"
 
 
-def test_the_numbers_of_a_batch_are_those_of_its_examples():
+def test_example_indices_are_those_of_the_batch():
   source = Noise(10)
   stream = batches(source, batch=4, seed=3)
   for number in range(6):

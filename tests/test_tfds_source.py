@@ -24,7 +24,7 @@ def png(mode, value):
   file.seek(0)
   return file
 
-class TinyZoo(tfds.core.GeneratorBasedBuilder):
+class TinyAnimals(tfds.core.GeneratorBasedBuilder):
   """Seven animals."""
   VERSION = tfds.core.Version("1.0.0")
 
@@ -60,35 +60,37 @@ class TinyZoo(tfds.core.GeneratorBasedBuilder):
 PREPARE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from tiny_zoo.tiny_zoo_dataset_builder import TinyZoo
-TinyZoo(data_dir=sys.argv[2], file_format="array_record").download_and_prepare()
+from tiny_animals.tiny_animals_dataset_builder import TinyAnimals
+builder = TinyAnimals(data_dir=sys.argv[2], file_format="array_record")
+builder.download_and_prepare()
 """
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   """Prepared by another process: this one has the files, but no builder."""
-  root = tmp_path_factory.mktemp("zoo")
-  package = root / "code" / "tiny_zoo"
+  root = tmp_path_factory.mktemp("tfds")
+  package = root / "code" / "tiny_animals"
   package.mkdir(parents=True)
   (package / "__init__.py").write_text("", encoding="utf-8")
   code = textwrap.dedent(BUILDER)
-  (package / "tiny_zoo_dataset_builder.py").write_text(code, encoding="utf-8")
+  module = package / "tiny_animals_dataset_builder.py"
+  module.write_text(code, encoding="utf-8")
   command = [sys.executable, "-c", PREPARE, root / "code", root / "data"]
   subprocess.run(command, check=True, capture_output=True, timeout=120)
   return str(root / "data")
 
 
-def numbers(zoo):
-  return sorted(int(zoo[i]["image"][0, 0, 0]) for i in range(len(zoo)))
+def numbers(source):
+  return sorted(int(source[i]["image"][0, 0, 0]) for i in range(len(source)))
 
 
 def test_images_captions_and_labels(data_dir):
-  zoo = TfdsSource("tfds:tiny_zoo", data_dir=data_dir)
-  assert len(zoo) == 7 and zoo.classes == ("cat", "dog")
-  assert numbers(zoo) == list(range(7))
-  for index in range(7):  # tfds has shuffled them; what is in one belongs there
-    item = zoo[index]
+  source = TfdsSource("tfds:tiny_animals", data_dir=data_dir)
+  assert len(source) == 7 and source.classes == ("cat", "dog")
+  assert numbers(source) == list(range(7))
+  for index in range(7):  # tfds has shuffled them
+    item = source[index]
     assert item.keys() == {"image", "caption", "label"}
     number = int(item["image"][0, 0, 0])
     np.testing.assert_array_equal(
@@ -100,14 +102,14 @@ def test_images_captions_and_labels(data_dir):
 
 
 def test_splits(data_dir):
-  assert numbers(TfdsSource("tiny_zoo", "test", data_dir)) == [100, 101]
-  assert len(TfdsSource("tiny_zoo:1.0.0", "train[:3]", data_dir)) == 3
-  assert len(TfdsSource("tiny_zoo", "train+test", data_dir)) == 9
+  assert numbers(TfdsSource("tiny_animals", "test", data_dir)) == [100, 101]
+  assert len(TfdsSource("tiny_animals:1.0.0", "train[:3]", data_dir)) == 3
+  assert len(TfdsSource("tiny_animals", "train+test", data_dir)) == 9
 
 
 def test_other_features(data_dir):
   def item(**features):
-    return TfdsSource("tiny_zoo", "train", data_dir, **features)[0]
+    return TfdsSource("tiny_animals", "train", data_dir, **features)[0]
 
   number = int(item()["image"][0, 0, 0])
   grey = item(image="grey", label=None)
@@ -119,10 +121,10 @@ def test_other_features(data_dir):
   assert item(image="glass")["image"].min() == 255  # transparent over white
 
 
-def test_a_bad_picture_is_named_by_its_record(data_dir):
-  zoo = TfdsSource("tiny_zoo", data_dir=data_dir, image="bad")
-  with pytest.raises(ImageError, match=r"tiny_zoo\[train\] 3"):
-    zoo[3]
+def test_the_error_of_a_bad_image_names_its_record(data_dir):
+  source = TfdsSource("tiny_animals", data_dir=data_dir, image="bad")
+  with pytest.raises(ImageError, match=r"tiny_animals\[train\] 3"):
+    source[3]
 
 
 @pytest.mark.parametrize(
@@ -136,8 +138,8 @@ def test_a_bad_picture_is_named_by_its_record(data_dir):
     ({"name": "no_such_thing"}, "cannot open 'no_such_thing'"),
   ],
 )
-def test_what_is_wrong_is_told_in_one_line(data_dir, fields, message):
-  fields = {"name": "tiny_zoo", "data_dir": data_dir} | fields
+def test_errors_are_of_one_line(data_dir, fields, message):
+  fields = {"name": "tiny_animals", "data_dir": data_dir} | fields
   with pytest.raises(ValueError, match=message) as caught:
     len(TfdsSource(**fields))
   assert "\n" not in str(caught.value)
@@ -145,10 +147,10 @@ def test_what_is_wrong_is_told_in_one_line(data_dir, fields, message):
 
 def test_a_format_that_cannot_be_read_at_random(data_dir, tmp_path):
   shutil.copytree(data_dir, tmp_path / "data")
-  info = tmp_path / "data/tiny_zoo/1.0.0/dataset_info.json"
-  told = json.loads(info.read_text(encoding="utf-8"))
-  told["fileFormat"] = "tfrecord"
-  info.write_text(json.dumps(told), encoding="utf-8")
-  with pytest.raises(ValueError, match=r"at random.*array_record") as caught:
-    len(TfdsSource("tiny_zoo", data_dir=str(tmp_path / "data")))
+  info = tmp_path / "data/tiny_animals/1.0.0/dataset_info.json"
+  stored = json.loads(info.read_text(encoding="utf-8"))
+  stored["fileFormat"] = "tfrecord"
+  info.write_text(json.dumps(stored), encoding="utf-8")
+  with pytest.raises(ValueError, match=r"access.*array_record") as caught:
+    len(TfdsSource("tiny_animals", data_dir=str(tmp_path / "data")))
   assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Text to ids and back, by our own tokenizers and by transformers'."""
+"""Tokenizers: ids equal transformers', trained or read from a folder."""
 
 import concurrent.futures
 import json
@@ -39,7 +39,7 @@ def clip(tmp_path):
 def bert(tmp_path):
   folder = tmp_path / "bert"
   folder.mkdir()
-  words = [
+  tokenizer = [
     "[PAD]",
     "[UNK]",
     "[CLS]",
@@ -50,7 +50,7 @@ def bert(tmp_path):
     "cat",
     "##s",
   ]
-  (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+  (folder / "vocab.txt").write_text("\n".join(tokenizer), encoding="utf-8")
   return folder
 
 
@@ -61,61 +61,64 @@ def trained(kind, **fields):
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
 def test_trained_ids_begin_end_and_pad(kind):
-  words = trained(kind)
-  ids = words.encode(["a red circle", ""])
+  tokenizer = trained(kind)
+  ids = tokenizer.encode(["a red circle", ""])
   assert ids.dtype == np.int32 and ids.shape == (2, 16)
   row = ids[0].tolist()
   end = row.index(3)
   assert row[0] == 2 and not any(row[end + 1 :]) and min(row[1:end]) > 3
   np.testing.assert_array_equal(ids[1], [2, 3] + [0] * 14)
-  np.testing.assert_array_equal(words.empty, ids[1])
-  assert words.encode([]).shape == (0, 16)
+  np.testing.assert_array_equal(tokenizer.empty, ids[1])
+  assert tokenizer.encode([]).shape == (0, 16)
 
 
 def test_every_word_of_the_captions_has_one_id():
-  words = trained("word", length=32)
+  tokenizer = trained("word", length=32)
   distinct = set(" ".join(CAPTIONS).lower().replace(",", " ,").split())
   distinct = (distinct - {"circle."}) | {"circle", "."}
-  assert words.size == 4 + len(distinct)
-  assert not (words.encode(CAPTIONS) == 1).any()
+  assert tokenizer.size == 4 + len(distinct)
+  assert not (tokenizer.encode(CAPTIONS) == 1).any()
   np.testing.assert_array_equal(
-    words.encode(["a zebra"])[0, :4], [2, words.encode(["a"])[0, 1], 1, 3]
+    tokenizer.encode(["a zebra"])[0, :4],
+    [2, tokenizer.encode(["a"])[0, 1], 1, 3],
   )
 
 
-def test_bytes_know_every_text():
-  words = trained("bpe", length=64)
+def test_byte_level_bpe_encodes_every_text():
+  tokenizer = trained("bpe", length=64)
   text = "zebra 🦓 naïve ñ"
-  assert words.decode(words.encode([text])[0]) == text
-  assert words.size <= 400
+  assert tokenizer.decode(tokenizer.encode([text])[0]) == text
+  assert tokenizer.size <= 400
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
 def test_decode_inverts_encode_up_to_case(kind):
-  words = trained(kind, length=64)
-  for caption, ids in zip(CAPTIONS, words.encode(CAPTIONS), strict=True):
-    assert words.decode(ids) == caption.lower()
-  assert words.decode(words.empty) == ""
+  tokenizer = trained(kind, length=64)
+  for caption, ids in zip(CAPTIONS, tokenizer.encode(CAPTIONS), strict=True):
+    assert tokenizer.decode(ids) == caption.lower()
+  assert tokenizer.decode(tokenizer.empty) == ""
 
 
 @pytest.mark.parametrize(("kind", "length"), [("word", 5), ("bpe", 5)])
-def test_long_texts_are_cut_before_the_end(kind, length):
-  words, whole = trained(kind, length=length), trained(kind, length=64)
+def test_long_texts_are_truncated_before_the_end_token(kind, length):
+  tokenizer, whole = trained(kind, length=length), trained(kind, length=64)
   for text in CAPTIONS:
     used = int((whole.encode([text]) != 0).sum())
-    row = words.encode([text])[0]
+    row = tokenizer.encode([text])[0]
     assert row[0] == 2 and row[-1] == 3
     np.testing.assert_array_equal(
       row[:-1], whole.encode([text])[0, : length - 1]
     )
-    assert words.cut([text]).tolist() == [used - length]
-  assert words.cut(["", "a"]).tolist() == [0, 0]
+    assert tokenizer.cut([text]).tolist() == [used - length]
+  assert tokenizer.cut(["", "a"]).tolist() == [0, 0]
 
 
 def test_a_small_vocabulary_keeps_the_frequent_words():
-  words = TokenizerConfig(vocabulary=6, length=8).build(["b b b", "a a", "c"])
-  assert words.size == 6
-  assert (words.encode(["a b c"])[0, 1:4] == [5, 4, 1]).all()
+  tokenizer = TokenizerConfig(vocabulary=6, length=8).build(
+    ["b b b", "a a", "c"]
+  )
+  assert tokenizer.size == 6
+  assert (tokenizer.encode(["a b c"])[0, 1:4] == [5, 4, 1]).all()
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
@@ -130,13 +133,15 @@ def test_training_does_not_depend_on_order(kind):
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])
-def test_saved_ones_load_here_and_in_transformers(kind, tmp_path):
-  words = trained(kind)
-  words.encode(CAPTIONS)  # what it sets up to cut and pad must not be saved
-  words.save(tmp_path / "saved")
+def test_a_saved_tokenizer_loads_here_and_in_transformers(kind, tmp_path):
+  tokenizer = trained(kind)
+  tokenizer.encode(CAPTIONS)  # truncation and padding are not saved
+  tokenizer.save(tmp_path / "saved")
   again = load(tmp_path / "saved", 16)
-  np.testing.assert_array_equal(again.encode(CAPTIONS), words.encode(CAPTIONS))
-  assert again.size == words.size
+  np.testing.assert_array_equal(
+    again.encode(CAPTIONS), tokenizer.encode(CAPTIONS)
+  )
+  assert again.size == tokenizer.size
   assert again.decode(again.encode(CAPTIONS)[1]) == CAPTIONS[1]
   theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
   assert (theirs.pad_token_id, theirs.unk_token_id) == (0, 1)
@@ -144,26 +149,26 @@ def test_saved_ones_load_here_and_in_transformers(kind, tmp_path):
   long = "a large red circle " * 9
   rows = theirs([*CAPTIONS, long], padding="max_length", max_length=16,
                 truncation=True).input_ids  # fmt: skip
-  np.testing.assert_array_equal(rows, words.encode([*CAPTIONS, long]))
+  np.testing.assert_array_equal(rows, tokenizer.encode([*CAPTIONS, long]))
   assert len(theirs(long).input_ids) > 16
 
 
 def test_clip_from_its_bare_files_and_saved(clip, tmp_path):
-  words = load(clip, 8)
+  tokenizer = load(clip, 8)
   cat, begin, end = 513, 514, 515
   bang = json.loads((clip / "vocab.json").read_text(encoding="utf-8"))["!</w>"]
   expected = [begin, cat, cat, bang, end, end, end, end]  # padded by its end
-  np.testing.assert_array_equal(words.encode(["Cat cat!"])[0], expected)
-  assert words.size == 516
-  assert words.decode(np.array(expected)) == "cat cat !"
-  assert words.cut(["cat " * 9]).tolist() == [3]
-  words.save(tmp_path / "saved")
+  np.testing.assert_array_equal(tokenizer.encode(["Cat cat!"])[0], expected)
+  assert tokenizer.size == 516
+  assert tokenizer.decode(np.array(expected)) == "cat cat !"
+  assert tokenizer.cut(["cat " * 9]).tolist() == [3]
+  tokenizer.save(tmp_path / "saved")
   again = load(tmp_path / "saved", 8)
   np.testing.assert_array_equal(again.encode(["Cat cat!"])[0], expected)
 
 
 def test_clip_as_stable_diffusion_ships_it(clip):
-  told = {
+  stored = {
     "tokenizer_class": "CLIPTokenizer",
     "model_max_length": 77,
     "pad_token": "!",
@@ -172,18 +177,20 @@ def test_clip_as_stable_diffusion_ships_it(clip):
     "unk_token": "<|endoftext|>",
   }
   path = clip / "tokenizer_config.json"
-  path.write_text(json.dumps(told), encoding="utf-8")
+  path.write_text(json.dumps(stored), encoding="utf-8")
   row = TokenizerConfig(path=str(clip), length=6).build([]).encode(["cat"])[0]
   np.testing.assert_array_equal(row, [514, 513, 515, 0, 0, 0])  # "!" is id 0
 
 
 def test_bert_from_its_bare_file_and_saved(bert, tmp_path):
-  words = load(bert, 7)
+  tokenizer = load(bert, 7)
   expected = [2, 5, 6, 7, 8, 1, 3]
-  np.testing.assert_array_equal(words.encode(["A red cats dog"])[0], expected)
-  np.testing.assert_array_equal(words.empty, [2, 3, 0, 0, 0, 0, 0])
-  assert words.decode(words.encode(["a Red cats"])[0]) == "a red cats"
-  words.save(tmp_path / "saved")
+  np.testing.assert_array_equal(
+    tokenizer.encode(["A red cats dog"])[0], expected
+  )
+  np.testing.assert_array_equal(tokenizer.empty, [2, 3, 0, 0, 0, 0, 0])
+  assert tokenizer.decode(tokenizer.encode(["a Red cats"])[0]) == "a red cats"
+  tokenizer.save(tmp_path / "saved")
   again = load(tmp_path / "saved", 7)
   np.testing.assert_array_equal(again.encode(["A red cats dog"])[0], expected)
 
@@ -213,7 +220,9 @@ def test_a_cased_vocabulary_keeps_its_case(bert):
     ({"tokenizer.json": "cut of"}, "no tokenizer loads from"),
   ],
 )  # fmt: skip
-def test_no_vocabulary_is_an_error_in_one_line(tmp_path, files, message):
+def test_a_folder_without_a_vocabulary_is_an_error_of_one_line(
+  tmp_path, files, message
+):
   folder = tmp_path / "x"
   if files is not None:
     folder.mkdir()
@@ -225,9 +234,9 @@ def test_no_vocabulary_is_an_error_in_one_line(tmp_path, files, message):
 
 
 def test_code_in_a_folder_is_not_run(bert, tmp_path):
-  told = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+  stored = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
   path = bert / "tokenizer_config.json"
-  path.write_text(json.dumps(told), encoding="utf-8")
+  path.write_text(json.dumps(stored), encoding="utf-8")
   sentinel = tmp_path / "sentinel"
   code = f"open({str(sentinel)!r}, 'w')"
   (bert / "evil.py").write_text(code, encoding="utf-8")
@@ -236,7 +245,7 @@ def test_code_in_a_folder_is_not_run(bert, tmp_path):
   assert not sentinel.exists()
 
 
-def test_what_cannot_be_trained_is_refused():
+def test_impossible_training_is_refused():
   with pytest.raises(ValueError, match="no words to train"):
     TokenizerConfig().build(["", "  "])
   with pytest.raises(ValueError, match="needs 260"):
@@ -245,12 +254,12 @@ def test_what_cannot_be_trained_is_refused():
     TokenizerConfig(length=2)
 
 
-def test_threads_share_one(clip):
-  words = load(clip, 12)
+def test_threads_can_share_a_tokenizer(clip):
+  tokenizer = load(clip, 12)
   texts = [f"cat {i}" for i in range(200)]
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    rows = list(pool.map(lambda text: words.encode([text])[0], texts))
-  np.testing.assert_array_equal(np.stack(rows), words.encode(texts))
+    rows = list(pool.map(lambda text: tokenizer.encode([text])[0], texts))
+  np.testing.assert_array_equal(np.stack(rows), tokenizer.encode(texts))
 
 
 def test_loading_prints_nothing(tmp_path):
