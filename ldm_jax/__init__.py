@@ -1,30 +1,57 @@
-"""Latent diffusion in JAX and Flax, both stages, from a laptop to a pod.
+"""Latent diffusion in JAX and Flax: both stages, on a laptop, GPUs or a pod.
 
-`diffusion/` is the mathematics and `nn/` the networks; they have never met.
-`latent_diffusion.py` introduces them. `tasks/` says what a training step is,
-`data/` feeds it, `runtime/` places it on a machine, `training/` repeats it.
-`sampling/` makes pictures. `config.py` describes an experiment, `run.py` opens
-a finished one, `pretrained/` speaks with Stable Diffusion's files through
-`weights/`, and `commands/` are the doors.
+Generate:
+  Pipeline           images from a run, a diffusers folder or a single file
+  GenerationRequest  what to generate, validated
+
+Train and measure:
+  train, evaluate, report, prepare, plan, verify, retrieve
+
+Weights:
+  from_pretrained, from_single_file, save_pretrained, save_single_file
+  convert, inspect, export
+
+Folders: `nn` networks, `diffusion` schedules and samplers, `data` sources and
+transforms, `weights` foreign files, `runtime` meshes and checkpoints;
+`training`, `sampling`, `evaluation`, `planning` and `pretrained` are the
+library behind the commands in `cli`. Exceptions are in `errors`.
 """
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# Public names and where they live; none is imported before it is asked for.
+# Public names and their modules; none is imported before it is used.
 _PUBLIC = {
+  "Pipeline": "ldm_jax.sampling.pipeline",
+  "GenerationRequest": "ldm_jax.sampling.request",
+  "SamplerConfig": "ldm_jax.diffusion.samplers",
+  "export": "ldm_jax.sampling.export.export",
+  "ExportRequest": "ldm_jax.sampling.export.export",
+  "Experiment": "ldm_jax.config",
+  "train": "ldm_jax.training.train",
+  "prepare": "ldm_jax.training.preparation.prepare",
+  "PrepareRequest": "ldm_jax.training.preparation.request",
+  "verify": "ldm_jax.training.verify",
+  "evaluate": "ldm_jax.evaluation.evaluate",
+  "EvaluationRequest": "ldm_jax.evaluation.request",
+  "report": "ldm_jax.evaluation.report",
+  "ReportRequest": "ldm_jax.evaluation.report",
+  "retrieve": "ldm_jax.evaluation.retrieval",
+  "RetrievalRequest": "ldm_jax.evaluation.retrieval",
+  "plan": "ldm_jax.planning.plan",
+  "PlanRequest": "ldm_jax.planning.request",
   "from_pretrained": "ldm_jax.pretrained.from_pretrained",
   "from_single_file": "ldm_jax.pretrained.from_pretrained",
   "save_pretrained": "ldm_jax.pretrained.save_pretrained",
   "save_single_file": "ldm_jax.pretrained.save_pretrained",
+  "LoadOptions": "ldm_jax.pretrained.open_model",
+  "convert": "ldm_jax.pretrained.convert",
+  "ConvertRequest": "ldm_jax.pretrained.convert",
+  "inspect": "ldm_jax.pretrained.inspect",
   "LatentDiffusion": "ldm_jax.latent_diffusion",
   "Autoencoder": "ldm_jax.nn.autoencoder",
   "UNet": "ldm_jax.nn.unet",
-  "Recipe": "ldm_jax.diffusion.samplers",
-  "Studio": "ldm_jax.sampling",
-  "Settings": "ldm_jax.sampling",
-  "Order": "ldm_jax.sampling",
 }
 __all__ = list(_PUBLIC)
 
