@@ -282,4 +282,4 @@ def prompt_chunks(loaded: LoadedModel, positive: Conditioning) -> int:
   if part is None:
     return 1
   ids = positive.raw[part.input_key]
-  return ids.shape[2] // (loaded.tokenizer.room + 2)
+  return ids.shape[2] // (loaded.tokenizer.tokens_per_chunk + 2)
