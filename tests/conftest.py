@@ -28,7 +28,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 # The longest first, so that no worker is left with one of them at the end.
 LONGEST = (
-  *("training", "meshes", "bad_inputs", "beginnings", "foreign", "sampling"),
+  *("training", "meshes", "bad_inputs", "beginnings", "pretrained", "sampling"),
   *("denoising", "autoencoding", "faults", "latents", "towers"),
   *("published_experiments", "processes"),
 )

@@ -60,7 +60,7 @@ UNET = {
   "conv_out/kernel": ("conv_out", "out.2"),
 }
 VECTOR = {"vector_2/kernel": ("add_embedding.linear_2", "label_emb.0.2")}
-TOWER = {
+TEXT_ENCODER = {
   "block_0/attention/q/kernel": "text_model.encoder.layers.0.self_attn.q_proj",
   "block_1/attention/out/kernel": (
     "text_model.encoder.layers.1.self_attn.out_proj"
@@ -71,25 +71,25 @@ PROJECTION = {"projection/kernel": "text_projection"}
 RANK, ALPHA = 3, 6.0  # a ratio that leaves every bit where it is
 
 
-def assembled(unet, fed, towers, sizes=(), tokenizer=None):
+def assembled(unet, inputs, encoders, sizes=(), tokenizer=None):
   """A model of random parameters, with everything that no adapter needs."""
   conditioners = {
     "tokens": {
       "params": {
-        f"encoders_{i}": draw_params(text_shapes(tower), i)
-        for i, tower in enumerate(towers)
+        f"encoders_{i}": draw_params(text_shapes(encoder), i)
+        for i, encoder in enumerate(encoders)
       }
     }
   }
-  count = len(towers)
-  embedder = ClipEmbedder(towers, (0,) * count, (39,) * count)
+  count = len(encoders)
+  embedder = ClipEmbedder(encoders, (0,) * count, (39,) * count)
   return LoadedModel(
     model=LatentDiffusion(TINY_VAE, unet, (embedder, *sizes)),
     params=Parameters(
       {"params": {"encoder": np.ones(3)}},
       np.float32(0.2),
       conditioners | {part.input_key: {} for part in sizes},
-      {"params": draw_params(unet_shapes(unet, *fed), 9)},
+      {"params": draw_params(unet_shapes(unet, *inputs), 9)},
     ),
     tokenizer=tokenizer,
     height=16,
@@ -99,20 +99,20 @@ def assembled(unet, fed, towers, sizes=(), tokenizer=None):
 
 @functools.cache
 def family(name):
-  """(model, U-Net's names, towers' names)."""
+  """(model, U-Net's names, text encoders' names)."""
   if name == "sd1":
-    return assembled(SD1, (4, 64), (TINY_CLIP,)), UNET, [TOWER]
-  towers, sizes = (TINY_CLIP, TINY_G), (SizeEmbedder(width=16),)
-  model = assembled(SDXL, SIZES, towers, sizes)
-  return model, UNET | VECTOR, [TOWER, TOWER | PROJECTION]
+    return assembled(SD1, (4, 64), (TINY_CLIP,)), UNET, [TEXT_ENCODER]
+  encoders, sizes = (TINY_CLIP, TINY_G), (SizeEmbedder(width=16),)
+  model = assembled(SDXL, SIZES, encoders, sizes)
+  return model, UNET | VECTOR, [TEXT_ENCODER, TEXT_ENCODER | PROJECTION]
 
 
 def leaf(opened, place):
   node = {
     "unet": opened.params.unet["params"],
     **{
-      f"text_encoder{'_2' * i}": tower
-      for i, tower in enumerate(
+      f"text_encoder{'_2' * i}": encoder
+      for i, encoder in enumerate(
         opened.params.conditioners["tokens"]["params"].values()
       )
     },
@@ -124,11 +124,11 @@ def leaf(opened, place):
 
 def spelled(name):
   """(network, ours): diffusers' and sgm's names."""
-  _, unet, towers = family(name)
+  _, unet, encoders = family(name)
   found = {("unet", ours): theirs for ours, theirs in unet.items()}
-  for i, tower in enumerate(towers):
+  for i, encoder in enumerate(encoders):
     part = f"text_encoder{'_2' * i}"
-    found |= {(part, ours): (theirs,) * 2 for ours, theirs in tower.items()}
+    found |= {(part, ours): (theirs,) * 2 for ours, theirs in encoder.items()}
   return found
 
 
@@ -180,7 +180,7 @@ def bare(*module):
   return tuple(name.removeprefix("unet.") for name in names)
 
 
-# form: (names, which spelling, where alpha is told)
+# form: (names, which spelling, where alpha is)
 FORMS = {
   "kohya": (kohya, 0, "tensor"),
   "sgm": (kohya, 1, "tensor"),
@@ -193,17 +193,17 @@ FORMS = {
 
 def file_of(name, form, scale=ALPHA / RANK):
   """Tensors and metadata of a LoRA in that form."""
-  make, which, told = FORMS[form]
-  tensors, words, places = {}, {}, spelled(name)
+  make, which, alpha_in = FORMS[form]
+  tensors, config, places = {}, {}, spelled(name)
   count = len({part for part, _ in places})
   for (part, ours), theirs in places.items():
     down, up = factors(name)[part, ours]
     names = make(part, theirs[which], count)
-    factor = scale if told is None else 1.0
+    factor = scale if alpha_in is None else 1.0
     tensors |= {names[0]: down, names[1]: up * np.float32(factor)}
-    if told == "tensor":
+    if alpha_in == "tensor":
       alpha = names[0].replace("lora_down.weight", "alpha")
       tensors[alpha] = np.float16(scale * RANK)
-    elif told == "metadata":
-      words[f"{part}.lora_alpha"] = scale * RANK
-  return tensors, {"lora_adapter_metadata": json.dumps(words)} if words else {}
+    elif alpha_in == "metadata":
+      config[f"{part}.lora_alpha"] = scale * RANK
+  return tensors, {"lora_adapter_metadata": json.dumps(config)} if config else {}

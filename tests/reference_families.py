@@ -95,33 +95,33 @@ def said_by_them(pipe, name, negative):
 def drawn(opened, settings, request, noise):
   """Latents of a request by us."""
   positive, away = encode_conditions(opened, request)
-  studio = SamplingEngine(opened.model, opened.params, MeshShape().build())
+  engine = SamplingEngine(opened.model, opened.params, MeshShape().build())
   order = GenerationInputs(len(noise), len(noise), noise, output="latents")
-  (found,) = studio.generate(settings, positive, away, order)
+  (found,) = engine.generate(settings, positive, away, order)
   return found
 
 
-def heard(opened, said, beside=None):
-  """The condition of a side; `beside` are its channels next to x_t."""
+def condition_of(opened, conditioning, concat=None):
+  """The condition of a side; `concat` are its channels next to x_t."""
   model, seen = opened.model, {}
   if part := model.find_conditioner(MaskedImage):
-    seen = {part.input_key: MaskedLatents(beside[..., 1:], beside[..., :1])}
+    seen = {part.input_key: MaskedLatents(concat[..., 1:], concat[..., :1])}
   elif part := model.find_conditioner(LowResolution):
     seen = {
-      part.input_key: NoisyLowResolution(beside, jnp.full(len(beside), 20))
+      part.input_key: NoisyLowResolution(concat, jnp.full(len(concat), 20))
     }
   elif part := model.find_conditioner(DepthMap):
-    pixels = jnp.kron(beside[..., 0], jnp.ones((1, part.cell, part.cell)))
+    pixels = jnp.kron(concat[..., 0], jnp.ones((1, part.cell, part.cell)))
     seen = {part.input_key: pixels}
-  said = jax.tree.map(jnp.asarray, said).seeing(seen)
-  return model.condition(opened.params, said.raw, said.is_null)
+  conditioning = jax.tree.map(jnp.asarray, conditioning).seeing(seen)
+  return model.condition(opened.params, conditioning.raw, conditioning.is_null)
 
 
-def by_hand(pipe, noise, sides, scale=4.0, beside=None):
+def by_hand(pipe, noise, sides, scale=4.0, concat=None):
   """DDIM with their U-Net and scheduler, where no pipeline gives latents."""
   pipe.scheduler.set_timesteps(10)
   xt = theirs(noise)
-  more = [] if beside is None else [theirs(beside)]
+  more = [] if concat is None else [theirs(concat)]
   with torch.no_grad():
     for t in pipe.scheduler.timesteps:
       read = torch.cat([xt, *more], 1)

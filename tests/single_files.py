@@ -57,7 +57,7 @@ def text_file(prefix, network, module):
 
 
 def open_clip_file(prefix, module):
-  """A whole tower: one block more than is used, a projection, a scale."""
+  """A complete text encoder: one block more than is used, a projection, a scale."""
   more = module.clone(depth=module.depth + 1, projection=module.width)
   scale = {f"{prefix}logit_scale": ()}
   return text_file(prefix, "open_clip", more) | scale
@@ -104,7 +104,7 @@ LDM_TEXT = TextEncoder(50, 32, 2, 2, 64, 9)
 LDM_CLASSES = ClassEmbedder(10, 24)
 
 
-# family: (U-Net, what it is fed, tensors beside it, its VAE, scale, noise)
+# family: (U-Net, its inputs, other tensors, its VAE, scale, noise)
 FAMILIES = {
   "sd1": (SD1, (4, 64), CLIP_PART, TINY_VAE, 0.18215, Schedule()),
   "sd1-inpainting": (SD1, (9, 64), CLIP_PART, TINY_VAE, 0.18215, Schedule()),

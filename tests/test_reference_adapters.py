@@ -153,7 +153,7 @@ def peft_file(pipe, folder):
   """What diffusers itself saves of a pipeline that was given layers by peft."""
   import peft
 
-  told = peft.LoraConfig(
+  unet_config = peft.LoraConfig(
     r=RANK,
     lora_alpha=5,
     target_modules=["to_q", "to_out.0", "conv1", "proj_in", "ff.net.0.proj"],
@@ -168,7 +168,7 @@ def peft_file(pipe, folder):
     use_rslora=True,
   )
   layers = {}
-  for part, config in (("unet", told), ("text_encoder", text)):
+  for part, config in (("unet", unet_config), ("text_encoder", text)):
     network = peft.inject_adapter_in_model(config, getattr(pipe, part))
     state = peft.get_peft_model_state_dict(network)
     layers[f"{part}_lora_layers"] = state
@@ -220,7 +220,7 @@ def test_diffusers_with_peft_merges_the_same(tmp_path, form):
 @pytest.mark.parametrize("form", ["kohya", "peft"])
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_what_was_trained_here_is_loaded_by_diffusers(name, form, tmp_path):
-  """Both stages of a LoRA on towers and U-Net are the sums that we say."""
+  """Both stages of a LoRA on text encoders and U-Net are the documented sums."""
   pytest.importorskip("peft")
   torch.manual_seed(0)
   pipe = torch_models.FAMILIES[name](tmp_path / "words")
@@ -253,7 +253,7 @@ PROMPTS = (
 )
 
 
-def told(opened, prompts):
+def condition_of(opened, prompts):
   """Context and vector, in numpy."""
   part = next(
     p for p in opened.model.conditioners if isinstance(p, ClipEmbedder)
@@ -283,7 +283,7 @@ def encoded(pipe, prompts):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_learned_words_are_heard_as_diffusers_hears_them(pipe, tmp_path, count):
+def test_learned_tokens_condition_as_in_diffusers(pipe, tmp_path, count):
   names = [p for p in KOHYA if p != "unet" and getattr(pipe, p, None)]
   widths = [getattr(pipe, name).config.hidden_size for name in names]
   vectors = {
@@ -307,15 +307,15 @@ def test_learned_words_are_heard_as_diffusers_hears_them(pipe, tmp_path, count):
     (rows,) = vectors.values()
     torch.save({"<toy>": rows}, path)
   found = load_inversion(opened, path)
-  context, vector = told(found, PROMPTS)
+  context, vector = condition_of(found, PROMPTS)
   theirs, pooled = encoded(pipe, PROMPTS)
   np.testing.assert_allclose(context, theirs, atol=2e-5)
   if pooled is not None:
     np.testing.assert_allclose(vector, pooled, atol=2e-5)
-  # The word is heard, and said in vain to the model that has not learned it.
-  assert np.abs(told(opened, PROMPTS)[0] - theirs)[:2].max() > 1e-2
+  # The token changes the condition, which a model without it does not know.
+  assert np.abs(condition_of(opened, PROMPTS)[0] - theirs)[:2].max() > 1e-2
   said = LoadOptions(embedding=[str(path)])
-  again, _ = told(open_model(str(tmp_path / "base"), said), PROMPTS)
+  again, _ = condition_of(open_model(str(tmp_path / "base"), said), PROMPTS)
   np.testing.assert_array_equal(again, context)
 
 
@@ -338,5 +338,5 @@ def test_files_of_automatic1111_are_those_that_torch_writes(tmp_path):
   theirs, _ = encoded(made, PROMPTS)
   for name in ("other.pt", "older.pt"):
     opened = open_model(str(tmp_path / "base"))
-    context, _ = told(load_inversion(opened, tmp_path / name), PROMPTS)
+    context, _ = condition_of(load_inversion(opened, tmp_path / name), PROMPTS)
     np.testing.assert_allclose(context, theirs, atol=2e-5)

@@ -119,21 +119,21 @@ def conditional(seed, kind):
 
 def answer(model, config, xt, t, context, labels):
   """diffusers' answer, and the vector that our U-Net takes instead."""
-  told, vector = {}, None
+  extra, vector = {}, None
   if config["_class_name"] == "UNet2DConditionModel":
-    told["encoder_hidden_states"] = torch.tensor(context)
+    extra["encoder_hidden_states"] = torch.tensor(context)
   if config.get("num_class_embeds"):
     vector = np.eye(config["num_class_embeds"], dtype=np.float32)[labels]
-    told["class_labels"] = torch.tensor(labels)
+    extra["class_labels"] = torch.tensor(labels)
   if config.get("addition_embed_type"):
     pooled = torch.randn(len(xt), 5)
     sizes = torch.randint(1, 99, (len(xt), 6))
-    told["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
+    extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
     waves = model.add_time_proj(sizes.flatten()).reshape(len(xt), -1)
     vector = torch.cat([pooled, waves], -1).numpy()
   nchw = torch.tensor(xt.transpose(0, 3, 1, 2))
   with torch.no_grad():
-    out = model(nchw, torch.tensor(t), **told).sample
+    out = model(nchw, torch.tensor(t), **extra).sample
   return out.numpy().transpose(0, 2, 3, 1), vector
 
 
@@ -236,7 +236,7 @@ def test_autoencoders(kind, seed):
 
 
 @pytest.mark.parametrize("projection", [None, 9])
-def test_text_towers(projection):
+def test_text_encoders(projection):
   name = "CLIPTextModelWithProjection" if projection else "CLIPTextModel"
   theirs = transformers.CLIPTextConfig(
     vocab_size=64,
@@ -250,12 +250,12 @@ def test_text_towers(projection):
     eos_token_id=5,
     architectures=[name],
   )
-  tower = clip(theirs.to_dict())
+  encoder = clip(theirs.to_dict())
   model = getattr(transformers, name)
-  assert size(text_shapes(tower)) == count(model(theirs))
-  read = transformers.CLIPTextConfig.from_dict(to_json(clip_config(tower)))
+  assert size(text_shapes(encoder)) == count(model(theirs))
+  read = transformers.CLIPTextConfig.from_dict(to_json(clip_config(encoder)))
   model(read).load_state_dict(model(theirs).state_dict())
-  assert clip(read.to_dict()) == tower
+  assert clip(read.to_dict()) == encoder
 
 
 def test_ldms_text_encoder():

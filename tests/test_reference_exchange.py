@@ -136,7 +136,7 @@ def test_other_files_of_torch_are_the_same_model(family, tmp_path):
 def test_diffusers_reads_our_single_file(family, tmp_path):
   name, pipe, folder, opened = family
   if name not in ("sd1", "sdxl"):
-    pytest.skip("diffusers' reader drops block 23 of SD 2's tower by number")
+    pytest.skip("diffusers' reader drops block 23 of SD 2's text encoder by number")
   path = str(tmp_path / "model.safetensors")
   saving.save_single_file(opened.model, opened.params, path)
   unet = type(pipe.unet).from_single_file(
@@ -156,12 +156,12 @@ def test_class_conditional_ldm_from_a_single_file(tmp_path):
     ldm_jax.from_pretrained(str(tmp_path), subfolder=name)
     for name in ("unet", "vae")
   )
-  told = {"table": {"embedding": jnp.asarray(table.weight.detach().numpy())}}
+  table_params = {"table": {"embedding": jnp.asarray(table.weight.detach().numpy())}}
   path = str(tmp_path / "cin.safetensors")
   saving.save_single_file(
     LatentDiffusion(vq, unet_of_ours, (ClassEmbedder(10, 32),)),
     Parameters(
-      vq_params, jnp.float32(1), {"label": {"params": told}}, unet_params
+      vq_params, jnp.float32(1), {"label": {"params": table_params}}, unet_params
     ),
     path,
   )

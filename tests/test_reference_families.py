@@ -14,7 +14,7 @@ from reference_families import (
   by_hand,
   draw,
   drawn,
-  heard,
+  condition_of,
   ours,
   request_of,
   said_by_them,
@@ -67,9 +67,9 @@ def test_the_unet_at_fractional_times_of_a_landscape(family):
       p for p in opened.model.conditioners if isinstance(p, SizeEmbedder)
     )
     numbers = jnp.asarray(sizes, jnp.float32)
-    told = embedder.apply({}, numbers, jnp.zeros(3, bool)).vector
+    size_vector = embedder.apply({}, numbers, jnp.zeros(3, bool)).vector
     pooled = draw(3, 40)
-    vector = jnp.concatenate([pooled, told], -1)
+    vector = jnp.concatenate([pooled, size_vector], -1)
     added = {"text_embeds": pooled, "time_ids": np.float32(sizes)}
 
   def run(module, dtype):
@@ -121,7 +121,7 @@ def test_moments_and_decoding(family):
 
 
 def asked_of(opened, negative):
-  """A request of every family; the map is what `heard` puts in its place."""
+  """A request of every family; the depth map is what `condition_of` concatenates."""
   request = request_of([negative] * 2)
   if opened.model.find_conditioner(DepthMap) is None:
     return request
@@ -132,13 +132,13 @@ def asked_of(opened, negative):
 def test_what_prompts_say(family, negative):
   name, pipe, _, opened = family
   if name == "ldm":
-    pytest.skip("it hears nothing")
+    pytest.skip("it is unconditional")
   with torch.no_grad():
     expected = said_by_them(pipe, name, negative)
   said = encode_conditions(opened, asked_of(opened, negative))
-  beside = draw(2, 8, 8, max(opened.unet_channels - 4, 1))
+  concat = draw(2, 8, 8, max(opened.unet_channels - 4, 1))
   for side, (context, pooled) in zip(said, expected, strict=True):
-    found = heard(opened, side, beside)
+    found = condition_of(opened, side, concat)
     np.testing.assert_allclose(found.context, ours(context), atol=2e-5)
     if pooled is not None:
       np.testing.assert_allclose(
@@ -187,18 +187,18 @@ def test_ten_steps_of_guided_ddim(family, negative):
 
 
 def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
-  """The refiner from noise alone, the others with channels beside it."""
+  """The refiner from noise alone, the others with concatenated channels."""
   name, pipe, _, opened = family
   if name not in CHANGES_IMAGES:
     pytest.skip("its pipeline begins with noise")
-  noise, beside = draw(2, 8, 8, 4), None
+  noise, concat = draw(2, 8, 8, 4), None
   if opened.unet_channels > 4:
-    beside = draw(2, 8, 8, opened.unet_channels - 4)
-  if name == "depth":  # their pipeline brings every picture to -1 ... 1
+    concat = draw(2, 8, 8, opened.unet_channels - 4)
+  if name == "depth":  # their pipeline scales every image to -1 ... 1
     low, high = (
-      f(beside, (1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max)
+      f(concat, (1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max)
     )
-    beside = 2 * (beside - low) / (high - low) - 1
+    concat = 2 * (concat - low) / (high - low) - 1
   with torch.no_grad():
     expected = said_by_them(pipe, name, "a cat")
   sides = []
@@ -211,14 +211,14 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
     if name == "upscaler":
       side["class_labels"] = torch.tensor([20, 20])
     sides.append(side)
-  expected = by_hand(pipe, noise, sides, beside=beside)
+  expected = by_hand(pipe, noise, sides, concat=concat)
 
   model, params = opened.model, opened.params
-  told = []
+  conditions = []
   for side in encode_conditions(opened, asked_of(opened, "a cat")):
-    told.append(heard(opened, side, beside))
+    conditions.append(condition_of(opened, side, concat))
   denoise = model.guided_denoiser(
-    params, told[1], told[0], ClassifierFreeGuidance(4.0)
+    params, conditions[1], conditions[0], ClassifierFreeGuidance(4.0)
   )
   plan = dataclasses.replace(opened.sampler_config, steps=10).plan(
     model.schedule
@@ -230,7 +230,7 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
   )
 
 
-def test_a_seed_of_torch_is_their_picture(family, tmp_path):
+def test_a_seed_of_torch_is_their_image(family, tmp_path):
   name, pipe, folder, _ = family
   if name not in ("sd1", "sd2", "sdxl"):
     pytest.skip("no pipeline of theirs begins with a seed's noise alone")
@@ -247,9 +247,9 @@ def test_a_seed_of_torch_is_their_picture(family, tmp_path):
     width=48,
   ).images
   for i, image in enumerate(expected):
-    with Image.open(tmp_path / f"{i:05d}.png") as picture:
-      found = np.asarray(picture, np.int32)
-    assert found.std() > 5  # no empty picture agrees with another
+    with Image.open(tmp_path / f"{i:05d}.png") as stored:
+      found = np.asarray(stored, np.int32)
+    assert found.std() > 5  # no blank image agrees with another
     assert np.abs(found - np.asarray(image, np.int32)).max() <= 1
 
 

@@ -24,29 +24,29 @@ LENGTH = 12
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """CLIP's kind of tokenizer: every byte, inside words and at their ends."""
+  """CLIP's kind of tokenizer: every byte, inside each_tokenizer and at their ends."""
   letters = sorted(pre_tokenizers.ByteLevel.alphabet())
   vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
   vocabulary += ["ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
-  folder = tmp_path_factory.mktemp("words")
+  folder = tmp_path_factory.mktemp("each_tokenizer")
   ids = {token: i for i, token in enumerate(vocabulary)}
   (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
   (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
   return folder
 
 
-def listening(folder, count=1, end=None):
-  """A model with so many towers, each with a tokenizer of its own."""
-  words = [load(folder, LENGTH) for _ in range(count)]
-  last = words[0].backend.eos_token_id
-  towers = tuple(
-    ClipText(words[0].size, 16 + 8 * i, 2, 2, LENGTH, end=end)
+def with_tokenizers(folder, count=1, end=None):
+  """A model with `count` text encoders, each with its own tokenizer."""
+  each_tokenizer = [load(folder, LENGTH) for _ in range(count)]
+  last = each_tokenizer[0].backend.eos_token_id
+  encoders = tuple(
+    ClipText(each_tokenizer[0].size, 16 + 8 * i, 2, 2, LENGTH, end=end)
     for i in range(count)
   )
-  syntaxes = tuple(PromptSyntax(each, last) for each in words)
-  opened = assembled(SD1, (4, 64), towers, tokenizer=ClipPrompts(syntaxes))
+  syntaxes = tuple(PromptSyntax(each, last) for each in each_tokenizer)
+  opened = assembled(SD1, (4, 64), encoders, tokenizer=ClipPrompts(syntaxes))
   embedder = ClipEmbedder(
-    towers,
+    encoders,
     (0,) * count,
     (last,) * count,
     is_pooled=True,
@@ -61,7 +61,7 @@ def rows(*shape):
   return np.random.default_rng(5).normal(size=shape).astype(np.float32)
 
 
-def learned(tmp_path, opened, content, name="x.safetensors", **told):
+def learned(tmp_path, opened, content, name="x.safetensors", **options):
   """The model with a file's word; .pt is torch's older layout."""
   path = tmp_path / name
   if name.endswith("safetensors"):
@@ -71,12 +71,12 @@ def learned(tmp_path, opened, content, name="x.safetensors", **told):
     layout = "legacy" if name.endswith(".pt") else "zip"
     content = jax.tree.map(lambda x: tensor(x) if is_array(x) else x, content)
     write(layout, path, content)
-  return load_inversion(opened, path, **told)
+  return load_inversion(opened, path, **options)
 
 
 def table(opened, i=0):
-  towers = opened.params.conditioners["tokens"]["params"]
-  return np.asarray(towers[f"encoders_{i}"]["tokens"]["embedding"])
+  encoders = opened.params.conditioners["tokens"]["params"]
+  return np.asarray(encoders[f"encoders_{i}"]["tokens"]["embedding"])
 
 
 THREE = rows(3, 16)
@@ -99,9 +99,9 @@ NAMED = {
 
 
 @pytest.mark.parametrize("word", NAMED)
-def test_a_word_becomes_its_vectors_tokens(tmp_path, folder, word):
+def test_a_token_becomes_one_token_per_vector(tmp_path, folder, word):
   name, content = NAMED[word]
-  opened = listening(folder)
+  opened = with_tokenizers(folder)
   before = opened.tokenizer.encode([f"a {word} b"])
   found = learned(tmp_path, opened, content, name)
   size = len(table(opened))
@@ -112,8 +112,8 @@ def test_a_word_becomes_its_vectors_tokens(tmp_path, folder, word):
   assert ids == [a, *new, b, comma, *new]
   np.testing.assert_array_equal(table(found)[size:], THREE)
   np.testing.assert_array_equal(table(found)[:size], table(opened))
-  (tower,) = found.model.conditioners[0].encoders
-  assert tower.vocabulary == size + 3
+  (encoder,) = found.model.conditioners[0].encoders
+  assert encoder.vocabulary == size + 3
   added = found.tokenizer.syntaxes[0].tokenizer.backend.added_tokens_encoder
   assert [added[f"{word}{end}"] for end in ("", "_1", "_2")] == new
   # The caller's own model has learned nothing.
@@ -124,7 +124,7 @@ def test_a_word_becomes_its_vectors_tokens(tmp_path, folder, word):
 
 
 def test_a_word_is_found_as_a_word_only(tmp_path, folder):
-  opened = listening(folder)
+  opened = with_tokenizers(folder)
   found = learned(tmp_path, opened, {"zap": rows(2, 16)})
   ids = lambda model, text: model.tokenizer.syntaxes[0].ids(text)
   for text in ("zaps", "a zap_ b", "bizap", "a fox"):
@@ -137,7 +137,7 @@ def test_a_word_is_found_as_a_word_only(tmp_path, folder):
 
 
 def test_words_add_up_and_survive_saving(tmp_path, folder):
-  opened = listening(folder)
+  opened = with_tokenizers(folder)
   found = learned(tmp_path, opened, {"<one>": rows(16)})
   found = learned(tmp_path, found, {"<two>": rows(2, 16)}, token="<2>")
   syntax = found.tokenizer.syntaxes[0]
@@ -150,8 +150,8 @@ def test_words_add_up_and_survive_saving(tmp_path, folder):
     assert again.ids(text) == syntax.ids(text)
 
 
-def test_each_tower_has_its_own_vectors(tmp_path, folder):
-  opened = listening(folder, 2)
+def test_each_text_encoder_has_its_own_vectors(tmp_path, folder):
+  opened = with_tokenizers(folder, 2)
   ours = {"clip_l": rows(2, 16), "clip_g": rows(2, 24)}
   found = learned(tmp_path, opened, ours, "thing.safetensors")
   size = len(table(opened))
@@ -169,12 +169,12 @@ def said(opened, ids):
 
 
 @pytest.mark.parametrize("has_end", [False, True])
-def test_a_learned_word_is_heard_like_an_old_one_of_its_vector(
+def test_a_learned_token_conditions_as_a_token_of_its_embedding(
   tmp_path, folder, has_end
 ):
   """Contexts and pooled vectors, also where the largest id is pooled."""
   end = load(folder, LENGTH).backend.eos_token_id if has_end else None
-  opened = listening(folder, end=end)
+  opened = with_tokenizers(folder, end=end)
   (cat,) = opened.tokenizer.syntaxes[0].ids("cat")
   found = learned(tmp_path, opened, {"<new>": table(opened)[cat]})
   texts = ["a <new> b", "a fox"]
@@ -210,11 +210,11 @@ def unread(opened):
 
 REFUSED = {
   "width": ({"<a>": rows(2, 768)}, {}, "its vectors have 768 features; this "
-            "model's text towers need 16"),
-  "towers": ({"clip_l": rows(2, 16), "clip_g": rows(2, 24)}, {},
-             "its vectors have 16 and 24 features; this model's text towers "
+            "model's text encoders need 16"),
+  "encoders": ({"clip_l": rows(2, 16), "clip_g": rows(2, 24)}, {},
+             "its vectors have 16 and 24 features; this model's text encoders "
              "need 16"),
-  "words": ({"<a>": rows(2, 16), "<b>": rows(2, 16)}, {},
+  "each_tokenizer": ({"<a>": rows(2, 16), "<b>": rows(2, 16)}, {},
             "it holds 2 entries (<a>, <b>); needed are the vectors of one"),
   "nothing": ({}, {}, "it holds 0 entries (); needed are the vectors of one"),
   "no floats": ({"<a>": np.ones((2, 16), np.int32)}, {}, "<a> is (2, 16)"),
@@ -233,15 +233,15 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_vectors_that_do_not_fit_are_refused(tmp_path, folder, case):
-  content, told, message = REFUSED[case]
-  told = dict(told)
-  opened = told.pop("change", lambda x: x)(listening(folder))
-  error = refused(lambda: learned(tmp_path, opened, content, **told))
+  content, options, message = REFUSED[case]
+  options = dict(options)
+  opened = options.pop("change", lambda x: x)(with_tokenizers(folder))
+  error = refused(lambda: learned(tmp_path, opened, content, **options))
   assert error.removeprefix(f"{tmp_path}/x.safetensors: ").startswith(message)
 
 
-def test_a_word_is_learned_once_and_towers_alike(tmp_path, folder):
-  opened = listening(folder)
+def test_a_token_is_learned_once_and_by_all_encoders(tmp_path, folder):
+  opened = with_tokenizers(folder)
   found = learned(tmp_path, opened, {"<a>": rows(2, 16)})
   for token in ("<a>", "<a>_1", "<A>"):
     error = refused(
@@ -253,6 +253,6 @@ def test_a_word_is_learned_once_and_towers_alike(tmp_path, folder):
   third = lambda: learned(tmp_path, found, {"<b>": rows(16)}, token="<a>_2")
   assert refused(third).startswith("'<a>_2' is no word of its own")
   uneven = {"clip_l": rows(2, 16), "clip_g": rows(3, 24)}
-  error = refused(lambda: learned(tmp_path, listening(folder, 2), uneven))
+  error = refused(lambda: learned(tmp_path, with_tokenizers(folder, 2), uneven))
   line = "2 and 3 vectors for the text encoders; as many for each are needed"
   assert error.endswith(line)

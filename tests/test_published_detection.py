@@ -43,10 +43,10 @@ PUBLISHED = {
 
 
 def text_part(prefix, config):
-  tower = clip(config)
+  encoder = clip(config)
   if config is VIT_H:
-    return open_clip_file(prefix, tower)
-  return text_file(prefix, "clip" if config is CLIP_L else "open_clip", tower)
+    return open_clip_file(prefix, encoder)
+  return text_file(prefix, "clip" if config is CLIP_L else "open_clip", encoder)
 
 
 def same(found, published, but):

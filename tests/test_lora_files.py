@@ -15,16 +15,21 @@ from torch_files import tensor, write
 from ldm_jax.cli.sample import parser
 from ldm_jax.errors import WeightsError
 from ldm_jax.pretrained.lora.matrix_names import targets
-from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
+from ldm_jax.pretrained.lora.merge import (
+  apply_loras,
+  load_lora,
+  merge_lora,
+  split_scale,
+)
 from ldm_jax.weights.naming.convert import shapes
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 
-def merged(tmp_path, opened, file, **told):
-  tensors, words = file if isinstance(file, tuple) else (file, {})
+def merged(tmp_path, opened, file, **options):
+  tensors, metadata = file if isinstance(file, tuple) else (file, {})
   path = tmp_path / "x.safetensors"
-  write_safetensors(path, tensors, metadata=words)
-  return merge_lora(opened, path, **told)
+  write_safetensors(path, tensors, metadata=metadata)
+  return merge_lora(opened, path, **options)
 
 
 def summed(weight, down, up, factor):
@@ -79,7 +84,7 @@ def test_scales_add_up_and_nothing_is_nothing(tmp_path):
 
 PLACE = "unet", "down_0_attention_0/block_0/attention1/q/kernel"
 Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-TOLD = {
+CONFIGS = {
   "alpha": ({"unet.lora_alpha": 6}, 2.0),
   "nothing": ({}, 1.0),
   "another network's": ({"text_encoder.lora_alpha": 6}, 1.0),
@@ -96,21 +101,21 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("case", TOLD)
-@pytest.mark.parametrize("is_beside", [False, True])
-def test_metadata_tells_alpha(tmp_path, case, is_beside):
-  told, factor = TOLD[case]
+@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_alpha_may_be_in_metadata(tmp_path, case, in_folder):
+  config, factor = CONFIGS[case]
   opened, *_ = family("sd1")
   down, up = factors("sd1")[PLACE]
   start = f"unet.{Q}.lora_"
   file = {f"{start}A.weight": down, f"{start}B.weight": up}
-  if is_beside:  # peft's own folder
-    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+  if in_folder:  # peft's own folder
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     write_safetensors(tmp_path / "adapter_model.safetensors", file)
     found = merge_lora(opened, tmp_path / "adapter_model.safetensors")
   else:
-    words = {"lora_adapter_metadata": json.dumps(told)}
-    found = merged(tmp_path, opened, (file, words))
+    metadata = {"lora_adapter_metadata": json.dumps(config)}
+    found = merged(tmp_path, opened, (file, metadata))
   expected = summed(leaf(opened, PLACE), down, up, factor)
   np.testing.assert_allclose(leaf(found, PLACE), expected, atol=2e-5)
 
@@ -232,7 +237,7 @@ BAD = {
     "2 of 2 tensors do not fit the model, which is one with a context of 64; "
     "the file seems to be for SD 1 with a context of 768",
   ),
-  "SDXL's tower": (
+  "SDXL's text encoder": (
     {
       "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": DOWN,
       "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": UP,
@@ -298,12 +303,12 @@ def test_other_adapters_are_called_by_their_names(tmp_path, end, kind):
     ('{"alpha_pattern": {".*": 3}}', "its alpha_pattern has '.*'; needed are"),
   ],
 )
-def test_metadata_that_says_nothing_is_refused(tmp_path, words, message):
+def test_malformed_metadata_is_refused(tmp_path, text, message):
   opened, *_ = family("sd1")
   start = f"unet.{Q}.lora_"
   file = {f"{start}A.weight": DOWN, f"{start}B.weight": UP}
-  words = {"lora_adapter_metadata": words}
-  error = refused(lambda: merged(tmp_path, opened, (file, words)))
+  metadata = {"lora_adapter_metadata": text}
+  error = refused(lambda: merged(tmp_path, opened, (file, metadata)))
   assert f"x.safetensors: {message}" in str(error)
 
 
@@ -336,3 +341,29 @@ def test_adapters_are_repeated_on_the_command_line():
   assert (flags.lora, flags.embedding) == (["a:0.5", "b"], ["c"])
   flags, _ = parser().read(["--model=x"])
   assert (flags.lora, flags.embedding) == (None, None)
+
+
+def test_unloading_a_lora_gives_back_the_same_bits(tmp_path):
+  """Scales are set on the base parameters, so nothing is rounded twice."""
+  opened, path = family("sd1")[0], tmp_path / "x.safetensors"
+  tensors, metadata = file_of("sd1", "kohya")
+  write_safetensors(path, tensors, metadata=metadata)
+  base = opened.params
+  before = jax.tree.map(np.array, base)
+  lora = load_lora(opened, path)
+  once = apply_loras(base, [(lora, 0.7)])
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    once,
+    merge_lora(opened, path, scale=0.7).params,
+  )
+  assert any(
+    (np.asarray(a) != np.asarray(b)).any()
+    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(base), strict=True)
+  )
+  jax.tree.map(np.testing.assert_array_equal, apply_loras(base, []), before)
+  jax.tree.map(np.testing.assert_array_equal, base, before)
+  path.unlink()  # the factors are copies
+  again = apply_loras(base, [(lora, 0.3), (lora, 0.7)])
+  first = apply_loras(apply_loras(base, [(lora, 0.3)]), [(lora, 0.7)])
+  jax.tree.map(np.testing.assert_array_equal, again, first)

@@ -125,7 +125,7 @@ def test_a_tensor_of_another_rank_is_refused():
 
 
 @pytest.mark.parametrize(
-  "text, words",
+  "text, message",
   [
     ("a\tb\tsame\na\tc\tsame", "repeats a"),
     ("a\tc\tsame\nb\tc\tsame", "repeats c"),
@@ -134,8 +134,8 @@ def test_a_tensor_of_another_rank_is_refused():
     ("a\tb\tignore", "ignore"),
   ],
 )
-def test_a_faulty_table_is_refused(text, words):
-  with pytest.raises(WeightsError, match=words):
+def test_a_faulty_table_is_refused(text, message):
+  with pytest.raises(WeightsError, match=message):
     parse_table(text)
 
 

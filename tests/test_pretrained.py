@@ -1,4 +1,4 @@
-"""Whole models in foreign files: written, read, drawn from, refused."""
+"""Models in published formats: written, read, sampled, refused."""
 
 import dataclasses
 import json
@@ -22,6 +22,7 @@ from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.diffusion.torch_noise import torch_normal
+from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.loaded_model import skip_last_blocks
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
@@ -29,6 +30,9 @@ from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.pretrained import save_pretrained as saving
+from ldm_jax.pretrained.convert import ConvertRequest, ConvertResult
+from ldm_jax.pretrained.convert import convert as convert_model
+from ldm_jax.pretrained.inspect import inspect
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
 from ldm_jax.weights.files import read_tensors
@@ -42,7 +46,7 @@ PROMPT = "a red fox in the snow"
 
 
 def stirred(variables, seed):
-  """Every number drawn: fresh networks are full of zeros."""
+  """Adds noise to every parameter: new networks are full of zeros."""
   leaves, tree = jax.tree.flatten(variables)
   rng = np.random.default_rng(seed)
   drawn = [
@@ -53,8 +57,8 @@ def stirred(variables, seed):
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory):
-  """CLIP's kind of tokenizer, in a folder, and as prompts."""
+def clip_tokenizer(tmp_path_factory):
+  """A tokenizer of CLIP's kind: its folder, and as `ClipPrompts`."""
   folder = tmp_path_factory.mktemp("tokenizer")
   clip_tokenizer.tokenizer(folder).save_pretrained(folder)
   loaded = tokenizers.load(folder, 77)
@@ -63,14 +67,14 @@ def words(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(words):
+def model(clip_tokenizer):
   """Stable Diffusion 1 in small: eight heads, 32 groups, two levels."""
-  tokenizer = words[1].syntaxes[0].tokenizer.backend
-  tower = ClipText(
+  tokenizer = clip_tokenizer[1].syntaxes[0].tokenizer.backend
+  encoder = ClipText(
     len(tokenizer), 64, 2, 1, hidden=80, end=tokenizer.eos_token_id
   )
   embedder = ClipEmbedder(
-    (tower,),
+    (encoder,),
     paddings=(tokenizer.pad_token_id,),
     begin=tokenizer.bos_token_id,
     end=tokenizer.eos_token_id,
@@ -81,7 +85,7 @@ def model(words):
     (embedder,),
   )
   key = jax.random.key(0)
-  ids = jnp.asarray(words[1].encode([PROMPT]))
+  ids = jnp.asarray(clip_tokenizer[1].encode([PROMPT]))
   trained = jax.jit(lambda: made.init(key, {"tokens": ids}, (1, 8, 8, 4)))()
   image, noise = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8, 8, 4))
   first = jax.jit(made.first_stage.init)(key, image, noise)
@@ -94,9 +98,9 @@ def model(words):
 
 
 @pytest.fixture(scope="module")
-def folder(model, words, tmp_path_factory):
+def folder(model, clip_tokenizer, tmp_path_factory):
   path = str(tmp_path_factory.mktemp("saved") / "model")
-  ldm_jax.save_pretrained(*model, path, tokenizer=words[1], image_size=16)
+  ldm_jax.save_pretrained(*model, path, tokenizer=clip_tokenizer[1], image_size=16)
   return path
 
 
@@ -120,7 +124,7 @@ def test_a_folder_is_read_as_it_was_written(model, folder):
   same(params, expected)
 
 
-def test_a_lone_autoencoder_is_one_line(model, folder):
+def test_a_single_autoencoder_is_one_line(model, folder):
   vae, params = ldm_jax.from_pretrained(folder, subfolder="vae")
   images = jax.random.uniform(jax.random.key(4), (2, 16, 24, 3), minval=-1)
   encode = jax.jit(lambda p, x: vae.apply(p, x, method="encode"))
@@ -128,15 +132,15 @@ def test_a_lone_autoencoder_is_one_line(model, folder):
   same(encode(params, images), jax.jit(made.encode)(expected, images))
 
 
-def test_a_single_file_is_read_as_it_was_written(model, file, words):
+def test_a_single_file_is_read_as_it_was_written(model, file, clip_tokenizer):
   found, params = ldm_jax.from_single_file(file)
   same(params, model[1])
   assert found.unet == model[0].unet
-  opened = open_model(file, LoadOptions(tokenizer=words[0]))
+  opened = open_model(file, LoadOptions(tokenizer=clip_tokenizer[0]))
   (part,) = opened.model.conditioners
-  # That the end token is the largest id is all that such a file says.
-  towers = tuple(t.clone(end=None) for t in model[0].conditioners[0].encoders)
-  assert part == model[0].conditioners[0].clone(encoders=towers)
+  # Such a file does not hold the end token, which is then the largest id.
+  encoders = tuple(e.clone(end=None) for e in model[0].conditioners[0].encoders)
+  assert part == model[0].conditioners[0].clone(encoders=encoders)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -181,7 +185,7 @@ def test_the_average_of_a_single_file_is_asked_for(model, file, tmp_path):
 
 
 def test_a_folder_of_the_former_flax_models(model, folder, tmp_path):
-  """What diffusers' Flax classes saved: their names, our layouts."""
+  """diffusers' Flax classes wrote their own names with Flax's layouts."""
   shutil.copytree(folder, tmp_path / "model")
   made, params = model
   parts = {
@@ -225,18 +229,99 @@ def test_shards_are_one_network(model, tmp_path):
   same(ldm_jax.from_pretrained(path)[1], params.unet)
 
 
-def test_what_is_there_is_not_overwritten(model, folder, file):
+def test_existing_files_are_not_overwritten(model, folder, file):
   with pytest.raises(FileExistsError, match="choose another"):
     saving.save_pretrained(*model, folder)
   with pytest.raises(FileExistsError, match="choose another"):
     saving.save_single_file(*model, file)
 
 
-def test_what_the_format_cannot_hold_is_said(model, tmp_path):
+def test_what_the_format_cannot_hold_is_refused_by_name(model, tmp_path):
   made, params = model
   octaves = dataclasses.replace(made, unet=made.unet.clone(octaves=2))
   with pytest.raises(ValueError, match="octaves=2"):
     saving.save_pretrained(octaves, params, str(tmp_path / "x"))
+
+
+class OtherUNet(UNet):
+  """A backbone of a user's own."""
+
+
+class OtherEmbedder(ClipEmbedder):
+  """A conditioner of a user's own."""
+
+
+class OtherFirstStage(Autoencoder):
+  """A first stage of a user's own."""
+
+
+def other_classes(made):
+  """A model with one class of a user's own, by that class's name."""
+  fields = {"parent", "name"}
+  values = lambda m: {
+    f.name: getattr(m, f.name)
+    for f in dataclasses.fields(m)
+    if f.name not in fields
+  }
+  replaced = lambda **parts: dataclasses.replace(made, **parts)
+  embedder = OtherEmbedder(**values(made.conditioners[0]))
+  return {
+    "OtherUNet": replaced(unet=OtherUNet(**values(made.unet))),
+    "OtherEmbedder": replaced(conditioners=(embedder,)),
+    "OtherFirstStage": replaced(
+      first_stage=OtherFirstStage(**values(made.first_stage))
+    ),
+  }
+
+
+@pytest.mark.parametrize(
+  "name", ["OtherUNet", "OtherEmbedder", "OtherFirstStage"]
+)
+def test_a_users_own_class_is_not_exported_but_named(model, tmp_path, name):
+  other = other_classes(model[0])[name]
+  path = tmp_path / "x"
+  for save in (saving.save_pretrained, saving.save_single_file):
+    with pytest.raises(ConfigError, match=name) as stop:
+      save(other, model[1], str(path))
+    assert "\n" not in str(stop.value) and not path.exists()
+
+
+def test_convert_is_one_call(folder, tmp_path):
+  request = ConvertRequest(
+    folder, str(tmp_path / "x.safetensors"), dtype="fp16", single_file=True
+  )
+  result = convert_model(request)
+  assert result == ConvertResult(request.target, "single_file")
+  assert inspect(result.path)["family"] == "sd1"
+  with pytest.raises(ConfigError, match="exists already"):
+    convert_model(request)
+
+
+@pytest.mark.parametrize(
+  ("options", "line"),
+  [
+    ({"dtype": "fp8"}, "must be one of fp32, fp16, bf16"),
+    ({"lora": "sgm"}, "must be one of kohya, peft"),
+    ({"shard_gigabytes": 0}, "must be above 0, got 0"),
+    ({"options": LoadOptions(lora=("a",))}, "merges no LoRAs"),
+  ],
+)
+def test_wrong_convert_requests_are_refused(options, line):
+  with pytest.raises(ConfigError, match=line):
+    ConvertRequest("a", "b", **options)
+
+
+@pytest.mark.parametrize(
+  ("options", "line"),
+  [
+    ({"weights": "best"}, "'raw' or 'ema'"),
+    ({"prediction": "noise"}, "'eps', 'v' or 'x0'"),
+    ({"lora": "style.safetensors"}, "must be a list"),
+  ],
+)
+def test_wrong_load_options_are_refused(options, line):
+  with pytest.raises(ConfigError, match=line):
+    LoadOptions(**options)
 
 
 def test_long_prompts_are_chunks_and_both_sides_have_as_many(folder):
@@ -252,14 +337,14 @@ def test_long_prompts_are_chunks_and_both_sides_have_as_many(folder):
   assert (row[[0, 77]] == begin).all() and (row[[76, 153]] == end).all()
   fox = tokenizer.convert_tokens_to_ids("fox</w>")
   assert (row == fox).sum() == 100
-  tower = jax.tree.map(jnp.asarray, positive)
-  told = jax.jit(opened.model.condition)(
-    opened.params, tower.raw, tower.is_null
+  arrays = jax.tree.map(jnp.asarray, positive)
+  condition = jax.jit(opened.model.condition)(
+    opened.params, arrays.raw, arrays.is_null
   )
-  assert told.context.shape == (2, 154, 64)
+  assert condition.context.shape == (2, 154, 64)
 
 
-def draw(capsys, *flags):
+def generate(capsys, *flags):
   code = sample.main([*flags, "--steps", "3", "-H", "16", "-W", "16"])
   assert code == 0
   return capsys.readouterr().out.split()
@@ -268,13 +353,13 @@ def draw(capsys, *flags):
 def test_latents_of_torch_are_those_given_as_a_file(folder, tmp_path, capsys):
   common = [f"--model={folder}", "--prompt", PROMPT, "--num", "3"]
   common += ["--output", "latent", "--guidance", "2"]
-  (one,) = draw(
+  (one,) = generate(
     capsys, *common, "--rng=torch", "--seed=5", "--out", str(tmp_path / "a")
   )
   noise = torch_normal(5, (3, 4, 8, 8)).transpose(0, 2, 3, 1)
   np.save(tmp_path / "noise.npy", noise)
   given = f"--initial_latents={tmp_path / 'noise.npy'}"
-  (two,) = draw(
+  (two,) = generate(
     capsys, *common, given, "--batch=2", "--out", str(tmp_path / "b")
   )
   first, second = np.load(one), np.load(two)
@@ -283,24 +368,25 @@ def test_latents_of_torch_are_those_given_as_a_file(folder, tmp_path, capsys):
   assert np.abs(first - noise).max() > 0.1
 
 
-def test_pictures_from_a_folder(folder, tmp_path, capsys):
-  paths = draw(
+def test_images_from_a_folder(folder, tmp_path, capsys):
+  paths = generate(
     capsys, f"--model={folder}", "--prompt", PROMPT, "--out", str(tmp_path)
   )
   assert [os.path.basename(p) for p in paths] == ["00000.png", "grid.png"]
   assert info.main([paths[0]]) == 0
-  told = json.loads(capsys.readouterr().out)
-  assert told["prompt"] == PROMPT and told["guidance"] == 7.5
+  found = json.loads(capsys.readouterr().out)
+  assert found["kind"] == "image" and found["size"] == [16, 16]
+  assert found["prompt"] == PROMPT and found["guidance"] == 7.5
 
 
-def test_a_picture_tells_other_programs_how_it_was_made(
+def test_an_image_holds_its_settings_as_other_programs_read_them(
   folder, tmp_path, capsys
 ):
-  asked = [f"--model={folder}", "--prompt", PROMPT, "--out", str(tmp_path)]
-  asked += ["--seed=0", "--guidance=3.5", "--clip_skip=2"]
-  asked += ["--negative_prompt", "blue, wet"]
-  drawn = Image.open(draw(capsys, *asked)[0])
-  first, second, settings = drawn.text["parameters"].split("\n")
+  flags = [f"--model={folder}", "--prompt", PROMPT, "--out", str(tmp_path)]
+  flags += ["--seed=0", "--guidance=3.5", "--clip_skip=2"]
+  flags += ["--negative_prompt", "blue, wet"]
+  image = Image.open(generate(capsys, *flags)[0])
+  first, second, settings = image.text["parameters"].split("\n")
   assert first == PROMPT and second == "Negative prompt: blue, wet"
   pairs = dict(pair.split(": ") for pair in settings.split(", "))
   assert pairs.pop("Version").startswith("ldm_jax ")
@@ -315,21 +401,21 @@ def test_a_picture_tells_other_programs_how_it_was_made(
   }
 
 
-def test_info_tells_a_folder_and_a_file(model, folder, file, capsys):
+def test_info_describes_a_folder_and_a_file(model, folder, file, capsys):
   count = sum(x.size for x in jax.tree.leaves(model[1].unet))
   for path in (folder, file):
     assert info.main([path]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["prediction"] == "eps"
-    assert told["networks"]["unet"]["parameters"] == count
-    assert told["networks"]["unet"]["dtype"] == {"float32": count}
-  assert told["family"] == "sd1"
+    found = json.loads(capsys.readouterr().out)
+    assert found["prediction"] == "eps"
+    assert found["networks"]["unet"]["parameters"] == count
+    assert found["networks"]["unet"]["dtype"] == {"float32": count}
+  assert found["family"] == "sd1"
 
 
-def test_folder_file_folder_is_the_same_bytes(folder, words, tmp_path, capsys):
+def test_folder_file_folder_is_the_same_bytes(folder, clip_tokenizer, tmp_path, capsys):
   middle, end = str(tmp_path / "x.safetensors"), str(tmp_path / "end")
   assert convert.main([folder, middle, "--single_file"]) == 0
-  back = [middle, end, f"--tokenizer={words[0]}", f"--config={folder}"]
+  back = [middle, end, f"--tokenizer={clip_tokenizer[0]}", f"--config={folder}"]
   assert convert.main(back) == 0
   for part in ("unet", "vae"):
     name = f"{part}/diffusion_pytorch_model.safetensors"
@@ -352,7 +438,7 @@ def test_folder_file_folder_is_the_same_bytes(folder, words, tmp_path, capsys):
     (["--model={folder}", "--clip_skip=0"], "cannot be skipped"),
     (["--model={folder}", "--clip_skip=99"], "cannot be skipped"),
     (["--model={file}", "--variant=fp16"], "is a single file"),
-    (["--model={folder}", "--weights=ema"], "says itself what it holds"),
+    (["--model={folder}", "--weights=ema"], "own configs say what it holds"),
     (["--model={folder}/vae"], "has no unet"),
   ],
 )
@@ -367,24 +453,27 @@ def test_wrong_requests_are_one_line(flags, line, folder, file, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def test_a_skipped_block_is_a_tower_with_one_less(folder):
+def test_skipping_a_block_equals_an_encoder_with_one_less(folder):
   opened = open_model(folder)
   request = ConditionInputs(["a red fox"], [None], None, 16, 16)
-  said, _ = encode_conditions(opened, request)
+  conditioning, _ = encode_conditions(opened, request)
   (ours,) = skip_last_blocks(opened, 1).model.conditioners
   (part,) = opened.model.conditioners
-  (tower,) = part.encoders
-  fewer = part.clone(encoders=(tower.clone(depth=tower.depth - 1),))
+  (encoder,) = part.encoders
+  fewer = part.clone(encoders=(encoder.clone(depth=encoder.depth - 1),))
   variables = opened.params.conditioners["tokens"]
-  told = [jnp.asarray(x["tokens"]) for x in (said.raw, said.is_null)]
+  arrays = [
+    jnp.asarray(x["tokens"])
+    for x in (conditioning.raw, conditioning.is_null)
+  ]
   found, expected, whole = (
-    module.apply(variables, *told).context for module in (ours, fewer, part)
+    module.apply(variables, *arrays).context for module in (ours, fewer, part)
   )
   np.testing.assert_allclose(found, expected, atol=1e-6)
   assert np.abs(found - whole).max() > 1e-3
 
 
-def test_the_package_itself_brings_no_jax():
+def test_importing_the_package_does_not_import_jax():
   code = "import ldm_jax, sys; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code]).returncode == 0
   assert "from_pretrained" in dir(ldm_jax)

@@ -50,22 +50,22 @@ from ldm_jax.pretrained.single_file.detect import detect
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_gives_back_the_modules_it_was_made_of(family):
-  module, fed, beside, vae, scale, noise = FAMILIES[family]
-  shapes = unet_file(module, fed) | vae_file(vae) | beside
+  module, fed, others, vae, scale, noise = FAMILIES[family]
+  shapes = unet_file(module, fed) | vae_file(vae) | others
   found = detect(shapes, read=lambda name: np.float32(0.7))
   assert found.family == family
   assert unet(found.unet.config) == module
-  told = inputs(found.unet.config)
-  assert (told.channels, told.context, told.vector) == (*fed, None, None)[:3]
+  sizes = inputs(found.unet.config)
+  assert (sizes.channels, sizes.context, sizes.vector) == (*fed, None, None)[:3]
   assert found.unet.prefix == UNET
-  made, told_scale = autoencoder(found.vae.config)
+  made, found_scale = autoencoder(found.vae.config)
   assert (made, found.vae.prefix) == (vae, VAE)
-  assert told_scale == pytest.approx(scale)
+  assert found_scale == pytest.approx(scale)
   prediction = "v" if family in ("sd2-v", "x4-upscaler") else "eps"
   assert schedule(found.scheduler) == (noise, prediction)
 
 
-def test_text_encoders_are_found_where_they_lie():
+def test_text_encoders_are_found_by_their_prefixes():
   shapes = unet_file(SDXL, SIZES) | XL_PARTS
   first, second = detect(shapes).text_encoders
   assert clip(first.config) == TINY_CLIP
@@ -95,7 +95,7 @@ def test_sd1s_text_encoder_with_and_without_text_model(prefix):
   assert clip(part.config) == TINY_CLIP
 
 
-def test_sd2_leaves_out_the_last_block_of_a_whole_tower():
+def test_sd2_leaves_out_the_last_block_of_a_complete_text_encoder():
   unet_part = unet_file(SD2, (4, 128))
   (part,) = detect(unet_part | H_PART).text_encoders
   assert clip(part.config) == TINY_H
@@ -105,7 +105,7 @@ def test_sd2_leaves_out_the_last_block_of_a_whole_tower():
 
 
 @pytest.mark.parametrize("prefix", [UNET, ""])
-def test_a_lone_unet_is_taken_for_a_family_and_says_so(prefix):
+def test_a_single_unet_is_of_a_guessed_family_with_a_warning(prefix):
   found = detect(unet_file(SD1, (4, 64), prefix))
   assert (found.family, found.unet.prefix) == ("sd1", prefix)
   assert found.vae is None and found.text_encoders == ()
@@ -137,7 +137,7 @@ def test_a_whole_model_says_nothing():
     (tiny(out=3, heads=1), (3, 512), "ldm-classes-f4"),
   ],
 )
-def test_a_lone_unet_is_told_by_its_context(module, fed, family):
+def test_a_single_unet_is_recognised_by_its_context(module, fed, family):
   found = detect(unet_file(module, fed, ""))
   assert found.family == family
   assert unet(found.unet.config) == module
@@ -150,8 +150,8 @@ def test_a_lone_autoencoder(prefix):
   assert autoencoder(found.vae.config) == (TINY_VAE, 0.18215)
   assert found.vae.prefix == prefix
   assert "0.13025" in found.warnings[0]
-  told = {"vae": {"scaling_factor": 0.5}}
-  found = detect(vae_file(TINY_VAE, prefix), config=told)
+  config = {"vae": {"scaling_factor": 0.5}}
+  found = detect(vae_file(TINY_VAE, prefix), config=config)
   assert autoencoder(found.vae.config)[1] == 0.5 and not found.warnings
   assert autoencoder(detect(vae_file(TINY_VQ)).vae.config) == (TINY_VQ, 1.0)
 
@@ -165,7 +165,7 @@ SD2_FILE = unet_file(SD2, (4, 128)) | H_PART | vae_file(TINY_VAE)
 BIAS = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
-def test_sd2_is_told_by_the_length_of_its_training():
+def test_sd2_is_recognised_by_the_length_of_its_training():
   base = {"global_step": 875_000}
   assert predicted(SD2_FILE, **base) == ("eps", "sd2")
   assert predicted(SD2_FILE, global_step=140_000) == ("v", "sd2-v")
@@ -174,7 +174,7 @@ def test_sd2_is_told_by_the_length_of_its_training():
 
 
 @pytest.mark.parametrize("spread, word", [(0.05, "eps"), (0.12, "v")])
-def test_sd2_is_told_by_the_spread_of_a_bias(spread, word):
+def test_sd2_is_recognised_by_the_spread_of_a_bias(spread, word):
   values = np.random.default_rng(1).normal(scale=spread, size=320)
   read = {BIAS: values.astype(np.float16)}.__getitem__
   shapes = SD2_FILE | {BIAS: (320,)}
@@ -193,8 +193,8 @@ def test_marks_and_callers_go_before_guesses():
   assert schedule(detect(marked).scheduler) == (noise, "v")
   assert predicted(marked, prediction="eps")[0] == "eps"
   assert predicted(SD2_FILE, prediction="eps") == ("eps", "sd2")
-  told = {"scheduler": {"prediction_type": "epsilon", "beta_end": 0.5}}
-  found = detect(SD2_FILE, config=told)
+  config = {"scheduler": {"prediction_type": "epsilon", "beta_end": 0.5}}
+  found = detect(SD2_FILE, config=config)
   assert schedule(found.scheduler) == (Schedule(end=0.5), "eps")
   assert found.warnings == ()
 
@@ -229,12 +229,12 @@ def test_what_is_of_no_use_is_passed_over():
   assert detect(shapes | more) == detect(shapes)
 
 
-def test_a_config_says_what_shapes_do_not():
+def test_a_config_adds_what_shapes_do_not_show():
   """Heads of 64 do not divide 32 channels; 32 groups do not divide 16."""
   plan = transformer((1, 0), 1, 4, None, True)
   small = UNet(4, 16, (1, 2), 1, plan, groups=8)
-  tower = ClipText(40, 48, 2, 4, 9, activation="gelu")
-  shapes = unet_file(small, (4, 48)) | open_clip_file(OPEN, tower)
+  encoder = ClipText(40, 48, 2, 4, 9, activation="gelu")
+  shapes = unet_file(small, (4, 48)) | open_clip_file(OPEN, encoder)
   with pytest.raises(WeightsError, match=r"48 features.*'num_attention_heads'"):
     detect(shapes)
   given = {"text_encoder": {"num_attention_heads": 4}}
@@ -243,7 +243,7 @@ def test_a_config_says_what_shapes_do_not():
   given["unet"] = {"attention_head_dim": 4, "norm_num_groups": 8}
   found = detect(shapes, config=given, prediction="eps")
   assert unet(found.unet.config) == small
-  assert clip(found.text_encoders[0].config) == tower
+  assert clip(found.text_encoders[0].config) == encoder
 
 
 def test_a_whole_folders_config_goes_before_the_family():
