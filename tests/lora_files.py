@@ -5,7 +5,7 @@ import json
 import re
 
 import numpy as np
-from networks import draw_params, text_shapes, unet_shapes
+from networks import random_params, text_shapes, unet_shapes
 from single_files import SD1, SDXL, SIZES, TINY_CLIP, TINY_G, TINY_VAE
 
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
@@ -76,7 +76,7 @@ def assembled(unet, inputs, encoders, sizes=(), tokenizer=None):
   conditioners = {
     "tokens": {
       "params": {
-        f"encoders_{i}": draw_params(text_shapes(encoder), i)
+        f"encoders_{i}": random_params(text_shapes(encoder), i)
         for i, encoder in enumerate(encoders)
       }
     }
@@ -89,7 +89,7 @@ def assembled(unet, inputs, encoders, sizes=(), tokenizer=None):
       {"params": {"encoder": np.ones(3)}},
       np.float32(0.2),
       conditioners | {part.input_key: {} for part in sizes},
-      {"params": draw_params(unet_shapes(unet, *inputs), 9)},
+      {"params": random_params(unet_shapes(unet, *inputs), 9)},
     ),
     tokenizer=tokenizer,
     height=16,
@@ -107,13 +107,13 @@ def family(name):
   return model, UNET | VECTOR, [TEXT_ENCODER, TEXT_ENCODER | PROJECTION]
 
 
-def leaf(opened, place):
+def leaf(loaded, place):
   node = {
-    "unet": opened.params.unet["params"],
+    "unet": loaded.params.unet["params"],
     **{
       f"text_encoder{'_2' * i}": encoder
       for i, encoder in enumerate(
-        opened.params.conditioners["tokens"]["params"].values()
+        loaded.params.conditioners["tokens"]["params"].values()
       )
     },
   }
@@ -206,4 +206,6 @@ def file_of(name, form, scale=ALPHA / RANK):
       tensors[alpha] = np.float16(scale * RANK)
     elif alpha_in == "metadata":
       config[f"{part}.lora_alpha"] = scale * RANK
-  return tensors, {"lora_adapter_metadata": json.dumps(config)} if config else {}
+  return tensors, {
+    "lora_adapter_metadata": json.dumps(config)
+  } if config else {}

@@ -47,7 +47,7 @@ def foreign(names):
   return {row.foreign_name: row.foreign_shape() for row in names.rows}
 
 
-def draw(sizes, seed=0):
+def random_tensors(sizes, seed=0):
   """Flat arrays, normal, of the shapes by name."""
   rng = np.random.default_rng(seed)
   return {
@@ -68,6 +68,6 @@ def nest(flat):
   return params
 
 
-def draw_params(sizes, seed=0):
+def random_params(sizes, seed=0):
   """A nested dict of normal arrays."""
-  return nest(draw(sizes, seed))
+  return nest(random_tensors(sizes, seed))

@@ -1,4 +1,4 @@
-"""The families of torch's world, the same opened by us, and how to compare."""
+"""The families of torch's world, the same loaded by us, and how to compare."""
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,14 @@ PROMPTS = ["a red fox in the snow", "painting of a cat"]
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-  """(name, their pipeline, its folder, the same opened by us)."""
+  """(name, their pipeline, its folder, the same loaded by us)."""
   folder = tmp_path_factory.mktemp(request.param)
   torch.manual_seed(FAMILIES.index(request.param))
   pipe = torch_models.FAMILIES[request.param](folder)
   pipe.save_pretrained(folder / "model")
   pipe.set_progress_bar_config(disable=True)
-  opened = open_model(str(folder / "model"))
-  return request.param, pipe, folder / "model", opened
+  loaded = open_model(str(folder / "model"))
+  return request.param, pipe, folder / "model", loaded
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def highest():
     yield
 
 
-def draw(*shape):
+def normal(*shape):
   rng = np.random.default_rng(sum(shape))
   return jnp.asarray(rng.standard_normal(shape, np.float32))
 
@@ -92,18 +92,18 @@ def said_by_them(pipe, name, negative):
   return (context, None), (away, None)
 
 
-def drawn(opened, settings, request, noise):
+def generate_latents(loaded, settings, request, noise):
   """Latents of a request by us."""
-  positive, away = encode_conditions(opened, request)
-  engine = SamplingEngine(opened.model, opened.params, MeshShape().build())
+  positive, away = encode_conditions(loaded, request)
+  engine = SamplingEngine(loaded.model, loaded.params, MeshShape().build())
   order = GenerationInputs(len(noise), len(noise), noise, output="latents")
   (found,) = engine.generate(settings, positive, away, order)
   return found
 
 
-def condition_of(opened, conditioning, concat=None):
+def condition_of(loaded, conditioning, concat=None):
   """The condition of a side; `concat` are its channels next to x_t."""
-  model, seen = opened.model, {}
+  model, seen = loaded.model, {}
   if part := model.find_conditioner(MaskedImage):
     seen = {part.input_key: MaskedLatents(concat[..., 1:], concat[..., :1])}
   elif part := model.find_conditioner(LowResolution):
@@ -114,7 +114,7 @@ def condition_of(opened, conditioning, concat=None):
     pixels = jnp.kron(concat[..., 0], jnp.ones((1, part.cell, part.cell)))
     seen = {part.input_key: pixels}
   conditioning = jax.tree.map(jnp.asarray, conditioning).seeing(seen)
-  return model.condition(opened.params, conditioning.raw, conditioning.is_null)
+  return model.condition(loaded.params, conditioning.raw, conditioning.is_null)
 
 
 def by_hand(pipe, noise, sides, scale=4.0, concat=None):

@@ -57,7 +57,7 @@ def text_file(prefix, network, module):
 
 
 def open_clip_file(prefix, module):
-  """A complete text encoder: one block more than is used, a projection, a scale."""
+  """A complete text encoder: a block more than is used, projection, scale."""
   more = module.clone(depth=module.depth + 1, projection=module.width)
   scale = {f"{prefix}logit_scale": ()}
   return text_file(prefix, "open_clip", more) | scale

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-import test_foreign
+import test_pretrained
 
 from ldm_jax.cli import train
 from ldm_jax.cli.exit_codes import CommandError
@@ -13,9 +13,9 @@ from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.training import train as train_library
 
 folder, model, words = (
-  test_foreign.folder,
-  test_foreign.model,
-  test_foreign.words,
+  test_pretrained.folder,
+  test_pretrained.model,
+  test_pretrained.clip_tokenizer,
 )
 
 CONFIG = """
@@ -55,7 +55,7 @@ def get_config():
 """
 
 
-def flags_of(tmp_path, folder, words, **told):
+def flags_of(tmp_path, folder, clip_tokenizer, **told):
   """A run's flags: two steps from the folder."""
   told = {
     "is_frozen": True,
@@ -64,13 +64,15 @@ def flags_of(tmp_path, folder, words, **told):
     "rate": 1e-3,
   } | told
   config = tmp_path / "config.py"
-  config.write_text(CONFIG.format(folder=folder, words=words[0], **told))
+  config.write_text(
+    CONFIG.format(folder=folder, words=clip_tokenizer[0], **told)
+  )
   return [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
 
 
-def trained(tmp_path, folder, words, **told):
+def trained(tmp_path, folder, clip_tokenizer, **told):
   """The parameters after it, averaged."""
-  assert train.main(flags_of(tmp_path, folder, words, **told)) == 0
+  assert train.main(flags_of(tmp_path, folder, clip_tokenizer, **told)) == 0
   return open_model(str(tmp_path / "run")).params
 
 
@@ -86,11 +88,11 @@ def same(found, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("is_frozen", [True, False])
 def test_training_begins_from_a_folder(
-  tmp_path, folder, model, words, is_frozen
+  tmp_path, folder, model, clip_tokenizer, is_frozen
 ):
   """First stage and scale are the folder's; its text encoder is trained along
   if the config says so."""
-  found = trained(tmp_path, folder, words, is_frozen=is_frozen)
+  found = trained(tmp_path, folder, clip_tokenizer, is_frozen=is_frozen)
   _, start = model
   same(found.first_stage, start.first_stage)
   assert found.latent_scale == start.latent_scale
@@ -106,7 +108,7 @@ def test_inpainting_begins_from_a_folder_of_text(
   found = trained(
     tmp_path,
     folder,
-    words,
+    clip_tokenizer,
     beside="(MaskedImage(),)",
     transforms="(Masks(),)",
     rate=1e-12,
@@ -121,10 +123,13 @@ def test_inpainting_begins_from_a_folder_of_text(
 
 @pytest.mark.slow
 def test_a_run_that_never_saved_begins_again(
-  tmp_path, folder, words, monkeypatch
+  tmp_path, folder, clip_tokenizer, monkeypatch
 ):
   """Stopped before its first checkpoint, the start is read once more."""
-  flags, run = flags_of(tmp_path, folder, words, rate=1e-12), tmp_path / "run"
+  flags, run = (
+    flags_of(tmp_path, folder, clip_tokenizer, rate=1e-12),
+    tmp_path / "run",
+  )
   with monkeypatch.context() as stop, pytest.raises(KeyboardInterrupt):
     stop.setattr(train_library, "_run", _interrupted)
     train.main(flags)
@@ -142,8 +147,8 @@ def _interrupted(*_, **__):
 
 
 @pytest.mark.slow
-def test_another_architecture_is_one_line(tmp_path, folder, words):
-  flags = flags_of(tmp_path, folder, words)
+def test_another_architecture_is_one_line(tmp_path, folder, clip_tokenizer):
+  flags = flags_of(tmp_path, folder, clip_tokenizer)
   with pytest.raises(
     CommandError, match="another one than the config's"
   ) as stop:

@@ -25,11 +25,11 @@ from ldm_jax.weights.naming.convert import shapes
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 
-def merged(tmp_path, opened, file, **options):
+def merged(tmp_path, loaded, file, **options):
   tensors, metadata = file if isinstance(file, tuple) else (file, {})
   path = tmp_path / "x.safetensors"
   write_safetensors(path, tensors, metadata=metadata)
-  return merge_lora(opened, path, **options)
+  return merge_lora(loaded, path, **options)
 
 
 def summed(weight, down, up, factor):
@@ -42,43 +42,43 @@ def summed(weight, down, up, factor):
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_every_form_of_file_makes_the_same_sums(tmp_path, name):
-  opened, *_ = family(name)
-  whole = [merged(tmp_path, opened, file_of(name, form)) for form in FORMS]
+  loaded, *_ = family(name)
+  whole = [merged(tmp_path, loaded, file_of(name, form)) for form in FORMS]
   tensors, _ = file_of(name, "processors")
   write("zip", tmp_path / "x.bin", {k: tensor(v) for k, v in tensors.items()})
-  whole.append(merge_lora(opened, tmp_path / "x.bin"))
+  whole.append(merge_lora(loaded, tmp_path / "x.bin"))
   for place, (down, up) in factors(name).items():
     sums = [leaf(model, place) for model in whole]
-    expected = summed(leaf(opened, place), down, up, ALPHA / RANK)
+    expected = summed(leaf(loaded, place), down, up, ALPHA / RANK)
     np.testing.assert_allclose(sums[0], expected, atol=2e-5)
     for other in sums[1:]:
       np.testing.assert_array_equal(sums[0], other)
 
 
 def test_only_what_is_named_changes(tmp_path):
-  opened, *_ = family("sd1")
-  before = jax.tree.map(np.copy, opened.params)
-  changed = merged(tmp_path, opened, file_of("sd1", "kohya"))
-  jax.tree.map(np.testing.assert_array_equal, opened.params, before)
+  loaded, *_ = family("sd1")
+  before = jax.tree.map(np.copy, loaded.params)
+  changed = merged(tmp_path, loaded, file_of("sd1", "kohya"))
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, before)
   pairs = zip(
-    jax.tree.leaves(opened.params), jax.tree.leaves(changed.params), strict=True
+    jax.tree.leaves(loaded.params), jax.tree.leaves(changed.params), strict=True
   )
   moved = [a is not b for a, b in pairs]
   assert sum(moved) == len(factors("sd1"))
-  assert changed.model is opened.model
+  assert changed.model is loaded.model
 
 
 def test_scales_add_up_and_nothing_is_nothing(tmp_path):
-  opened, *_ = family("sd1")
+  loaded, *_ = family("sd1")
   file = file_of("sd1", "kohya")
-  still = merged(tmp_path, opened, file, scale=0.0)
-  jax.tree.map(np.testing.assert_array_equal, still.params, opened.params)
-  there = merged(tmp_path, opened, file, scale=0.75)
+  still = merged(tmp_path, loaded, file, scale=0.0)
+  jax.tree.map(np.testing.assert_array_equal, still.params, loaded.params)
+  there = merged(tmp_path, loaded, file, scale=0.75)
   back = merged(tmp_path, there, file, scale=-0.75)
   close = functools.partial(np.testing.assert_allclose, atol=2e-5)
-  jax.tree.map(close, back.params, opened.params)
+  jax.tree.map(close, back.params, loaded.params)
   for place, (down, up) in factors("sd1").items():
-    expected = summed(leaf(opened, place), down, up, 0.75 * ALPHA / RANK)
+    expected = summed(leaf(loaded, place), down, up, 0.75 * ALPHA / RANK)
     close(leaf(there, place), expected)
 
 
@@ -105,18 +105,18 @@ CONFIGS = {
 @pytest.mark.parametrize("in_folder", [False, True])
 def test_alpha_may_be_in_metadata(tmp_path, case, in_folder):
   config, factor = CONFIGS[case]
-  opened, *_ = family("sd1")
+  loaded, *_ = family("sd1")
   down, up = factors("sd1")[PLACE]
   start = f"unet.{Q}.lora_"
   file = {f"{start}A.weight": down, f"{start}B.weight": up}
   if in_folder:  # peft's own folder
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     write_safetensors(tmp_path / "adapter_model.safetensors", file)
-    found = merge_lora(opened, tmp_path / "adapter_model.safetensors")
+    found = merge_lora(loaded, tmp_path / "adapter_model.safetensors")
   else:
     metadata = {"lora_adapter_metadata": json.dumps(config)}
-    found = merged(tmp_path, opened, (file, metadata))
-  expected = summed(leaf(opened, PLACE), down, up, factor)
+    found = merged(tmp_path, loaded, (file, metadata))
+  expected = summed(leaf(loaded, PLACE), down, up, factor)
   np.testing.assert_allclose(leaf(found, PLACE), expected, atol=2e-5)
 
 
@@ -124,7 +124,7 @@ def test_matrices_and_convolutions_of_one_pixel_are_the_same(tmp_path):
   place = "unet", "down_0_attention_0/proj_in/kernel"
   start = "lora_unet_down_blocks_0_attentions_0_proj_in"
   for name in ("sd1", "sdxl"):
-    opened, *_ = family(name)
+    loaded, *_ = family(name)
     down, up = factors(name)[place]
     found = []
     for ones in ((), (1, 1)):
@@ -132,20 +132,20 @@ def test_matrices_and_convolutions_of_one_pixel_are_the_same(tmp_path):
         f"{start}.lora_down.weight": down.reshape(RANK, -1, *ones),
         f"{start}.lora_up.weight": up.reshape(-1, RANK, *ones),
       }
-      found.append(leaf(merged(tmp_path, opened, tensors), place))
+      found.append(leaf(merged(tmp_path, loaded, tensors), place))
     np.testing.assert_array_equal(*found)
-    assert (found[0] != leaf(opened, place)).any()
+    assert (found[0] != leaf(loaded, place)).any()
 
 
 def test_sums_are_made_in_float32_and_lie_where_they_lay(tmp_path):
-  opened, *_ = family("sd1")
+  loaded, *_ = family("sd1")
   device = jax.devices()[3]
   to_bfloat16 = lambda x: jnp.asarray(x, jnp.bfloat16)
-  unet = jax.tree.map(to_bfloat16, opened.params.unet)
+  unet = jax.tree.map(to_bfloat16, loaded.params.unet)
   half = dataclasses.replace(
-    opened,
-    params=opened.params.replace(
-      unet=unet, conditioners=jax.device_put(opened.params.conditioners, device)
+    loaded,
+    params=loaded.params.replace(
+      unet=unet, conditioners=jax.device_put(loaded.params.conditioners, device)
     ),
   )
   file = file_of("sd1", "peft", 2.0)
@@ -166,12 +166,12 @@ def test_sums_are_made_in_float32_and_lie_where_they_lay(tmp_path):
 
 def test_every_matrix_has_names_and_no_two_share_one():
   for name in ("sd1", "sdxl"):
-    opened, *_ = family(name)
-    known = targets(opened)  # it compares whatever is spelled alike
+    loaded, *_ = family(name)
+    known = targets(loaded)  # it compares whatever is spelled alike
     sizes = shapes(
       {
-        "unet": opened.params.unet,
-        "conditioners": opened.params.conditioners,
+        "unet": loaded.params.unet,
+        "conditioners": loaded.params.conditioners,
       }
     )
     kernels = {path for path in sizes if path.endswith("/kernel")}
@@ -264,8 +264,8 @@ def refused(call):
 @pytest.mark.parametrize("case", BAD)
 def test_files_that_do_not_fit_are_refused(tmp_path, case):
   tensors, message = BAD[case]
-  opened, *_ = family("sd1")
-  error = refused(lambda: merged(tmp_path, opened, tensors))
+  loaded, *_ = family("sd1")
+  error = refused(lambda: merged(tmp_path, loaded, tensors))
   assert isinstance(error, WeightsError)
   assert str(error).startswith(f"{tmp_path / 'x.safetensors'}: {message}")
 
@@ -287,14 +287,14 @@ def test_files_that_do_not_fit_are_refused(tmp_path, case):
   ],
 )
 def test_other_adapters_are_called_by_their_names(tmp_path, end, kind):
-  opened, *_ = family("sd1")
+  loaded, *_ = family("sd1")
   tensors = GOOD | {f"{UNDER}.{end}": np.ones((5, 7), np.float32)}
-  error = refused(lambda: merged(tmp_path, opened, tensors))
+  error = refused(lambda: merged(tmp_path, loaded, tensors))
   assert f"{UNDER}.{end} (5, 7) is of a {kind}, which cannot" in str(error)
 
 
 @pytest.mark.parametrize(
-  "words, message",
+  "text, message",
   [
     ("[1]", "config is not a JSON object"),
     ("{", "its JSON is malformed"),
@@ -304,20 +304,20 @@ def test_other_adapters_are_called_by_their_names(tmp_path, end, kind):
   ],
 )
 def test_malformed_metadata_is_refused(tmp_path, text, message):
-  opened, *_ = family("sd1")
+  loaded, *_ = family("sd1")
   start = f"unet.{Q}.lora_"
   file = {f"{start}A.weight": DOWN, f"{start}B.weight": UP}
   metadata = {"lora_adapter_metadata": text}
-  error = refused(lambda: merged(tmp_path, opened, (file, metadata)))
+  error = refused(lambda: merged(tmp_path, loaded, (file, metadata)))
   assert f"x.safetensors: {message}" in str(error)
 
 
 def test_scales_are_finite_and_files_are_there(tmp_path):
-  opened, *_ = family("sd1")
-  error = refused(lambda: merged(tmp_path, opened, GOOD, scale=math.inf))
+  loaded, *_ = family("sd1")
+  error = refused(lambda: merged(tmp_path, loaded, GOOD, scale=math.inf))
   assert str(error) == "the scale of a LoRA must be finite, got inf"
   missing = tmp_path / "none.safetensors"
-  error = refused(lambda: merge_lora(opened, missing))
+  error = refused(lambda: merge_lora(loaded, missing))
   assert str(error).startswith(f"{missing}: no such file")
 
 
@@ -345,17 +345,17 @@ def test_adapters_are_repeated_on_the_command_line():
 
 def test_unloading_a_lora_gives_back_the_same_bits(tmp_path):
   """Scales are set on the base parameters, so nothing is rounded twice."""
-  opened, path = family("sd1")[0], tmp_path / "x.safetensors"
+  loaded, path = family("sd1")[0], tmp_path / "x.safetensors"
   tensors, metadata = file_of("sd1", "kohya")
   write_safetensors(path, tensors, metadata=metadata)
-  base = opened.params
+  base = loaded.params
   before = jax.tree.map(np.array, base)
-  lora = load_lora(opened, path)
+  lora = load_lora(loaded, path)
   once = apply_loras(base, [(lora, 0.7)])
   jax.tree.map(
     np.testing.assert_array_equal,
     once,
-    merge_lora(opened, path, scale=0.7).params,
+    merge_lora(loaded, path, scale=0.7).params,
   )
   assert any(
     (np.asarray(a) != np.asarray(b)).any()

@@ -8,9 +8,9 @@ import pytest
 from networks import (
   autoencoder_shapes,
   class_shapes,
-  draw,
-  draw_params,
   foreign,
+  random_params,
+  random_tensors,
   text_shapes,
   unet_shapes,
 )
@@ -94,11 +94,11 @@ def assert_equal(one, other):
 
 
 def assert_inverse(names, sizes):
-  params = draw_params(sizes)
+  params = random_params(sizes)
   tensors = revert(names, params)
   assert shapes(tensors) == foreign(names)
   assert_equal(convert(names, tensors), params)
-  tensors = draw(foreign(names), seed=1)
+  tensors = random_tensors(foreign(names), seed=1)
   back = revert(names, convert(names, tensors))
   assert back.keys() == tensors.keys()
   assert_equal(back, tensors)
@@ -133,7 +133,7 @@ def test_stacked_projections_split_into_those_of_every_head(name, heads):
   """LDM's AttentionBlock: [heads, (q, k, v), width] of what it projects to."""
   network, sizes, geometry = small(name)
   names = name_table(network, "compvis", sizes, geometry)
-  tensors = draw(foreign(names))
+  tensors = random_tensors(foreign(names))
   ours = convert(names, tensors)["mid_attention"]
   x = np.random.default_rng(2).normal(size=16).astype(np.float32)
   weight = tensors["middle_block.1.qkv.weight"][:, :, 0]
@@ -151,7 +151,7 @@ def test_stacked_projections_split_into_those_of_every_head(name, heads):
 def test_open_clips_stacked_projections_lie_one_after_another():
   """torch.nn.MultiheadAttention: q of every head, then k, then v."""
   names = name_table("open_clip", "compvis", clip_shapes())
-  tensors = draw(foreign(names))
+  tensors = random_tensors(foreign(names))
   layers = convert(names, tensors)["block_1"]["attention"]
   x = np.random.default_rng(2).normal(size=8).astype(np.float32)
   place = "transformer.resblocks.1.attn.in_proj"
@@ -162,7 +162,7 @@ def test_open_clips_stacked_projections_lie_one_after_another():
 
 def test_open_clips_projection_is_ours():
   names = name_table("open_clip", "compvis", clip_shapes())
-  tensors = draw(foreign(names))
+  tensors = random_tensors(foreign(names))
   np.testing.assert_array_equal(
     convert(names, tensors)["projection"]["kernel"], tensors["text_projection"]
   )
@@ -172,18 +172,22 @@ def test_open_clips_projection_is_ours():
 def test_the_last_block_of_sd2s_tower_may_be_there():
   """Its file has 24 blocks and a projection, of which SD 2 uses 23."""
   names = name_table("open_clip", "compvis", clip_shapes(2, None))
-  whole = draw(foreign(name_table("open_clip", "compvis", clip_shapes(3, 5))))
+  whole = random_tensors(
+    foreign(name_table("open_clip", "compvis", clip_shapes(3, 5)))
+  )
   whole["logit_scale"] = np.ones(())
   params = convert(names, whole)
   assert shapes(params) == clip_shapes(2, None)
-  longer = draw(foreign(name_table("open_clip", "compvis", clip_shapes(4, 5))))
+  longer = random_tensors(
+    foreign(name_table("open_clip", "compvis", clip_shapes(4, 5)))
+  )
   with pytest.raises(WeightsError, match=r"resblocks\.3\.attn\.in_proj_bias"):
     convert(names, longer)
 
 
 def test_transformers_buffers_may_be_there():
   names = name_table("clip", "diffusers", clip_shapes())
-  tensors = draw(foreign(names))
+  tensors = random_tensors(foreign(names))
   params = convert(names, tensors)
   tensors["embeddings.position_ids"] = np.arange(7)[None]
   assert_equal(convert(names, tensors), params)
@@ -191,7 +195,7 @@ def test_transformers_buffers_may_be_there():
 
 def test_the_logits_of_text_may_be_there():
   names = name_table("text", "compvis", small("text")[1])
-  tensors = draw(foreign(names))
+  tensors = random_tensors(foreign(names))
   params = convert(names, tensors)
   tensors["transformer.to_logits.weight"] = np.ones((11, 8))
   assert_equal(convert(names, tensors), params)
@@ -202,7 +206,7 @@ def test_the_logits_of_text_may_be_there():
 def test_missing_unexpected_and_misshapen_tensors_are_named(name, scheme):
   network, sizes, geometry = small(name)
   names = name_table(network, scheme, sizes, geometry)
-  tensors = draw(foreign(names))
+  tensors = random_tensors(foreign(names))
   row = names.rows[len(sizes) // 2]
   lost = {k: v for k, v in tensors.items() if k != row.foreign_name}
   with pytest.raises(WeightsError) as error:
@@ -216,7 +220,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(name, scheme):
     convert(names, {**tensors, row.foreign_name: np.ones((5, 7))})
   assert f"{row.foreign_name} has shape (5, 7)" in str(error.value)
   assert f"our {row.path} {row.shape}" in str(error.value)
-  params = draw_params(sizes)
+  params = random_params(sizes)
   params["scales"] = np.ones((2, 3))
   with pytest.raises(WeightsError, match=r"unexpected scales \(2, 3\)$"):
     revert(names, params)
@@ -269,7 +273,7 @@ def test_unknown_networks_and_dialects_are_refused(network, scheme, words):
 
 def test_attention_of_old_diffusers_is_respelled():
   names = name_table("autoencoder", "diffusers", small("vq")[1])
-  tensors = draw(foreign(names))
+  tensors = random_tensors(foreign(names))
   old = {
     "to_q": "query",
     "to_k": "key",

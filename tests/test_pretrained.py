@@ -10,6 +10,7 @@ import sys
 
 import clip_tokenizer
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,9 +31,11 @@ from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.pretrained import save_pretrained as saving
+from ldm_jax.pretrained.controlnet import with_controlnet
 from ldm_jax.pretrained.convert import ConvertRequest, ConvertResult
 from ldm_jax.pretrained.convert import convert as convert_model
 from ldm_jax.pretrained.inspect import inspect
+from ldm_jax.pretrained.lora.matrix_names import targets
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
 from ldm_jax.weights.files import read_tensors
@@ -49,11 +52,11 @@ def stirred(variables, seed):
   """Adds noise to every parameter: new networks are full of zeros."""
   leaves, tree = jax.tree.flatten(variables)
   rng = np.random.default_rng(seed)
-  drawn = [
+  stirred_leaves = [
     leaf + jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32)
     for leaf in leaves
   ]
-  return jax.tree.unflatten(tree, drawn)
+  return jax.tree.unflatten(tree, stirred_leaves)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,9 @@ def model(clip_tokenizer):
 @pytest.fixture(scope="module")
 def folder(model, clip_tokenizer, tmp_path_factory):
   path = str(tmp_path_factory.mktemp("saved") / "model")
-  ldm_jax.save_pretrained(*model, path, tokenizer=clip_tokenizer[1], image_size=16)
+  ldm_jax.save_pretrained(
+    *model, path, tokenizer=clip_tokenizer[1], image_size=16
+  )
   return path
 
 
@@ -136,8 +141,8 @@ def test_a_single_file_is_read_as_it_was_written(model, file, clip_tokenizer):
   found, params = ldm_jax.from_single_file(file)
   same(params, model[1])
   assert found.unet == model[0].unet
-  opened = open_model(file, LoadOptions(tokenizer=clip_tokenizer[0]))
-  (part,) = opened.model.conditioners
+  loaded = open_model(file, LoadOptions(tokenizer=clip_tokenizer[0]))
+  (part,) = loaded.model.conditioners
   # Such a file does not hold the end token, which is then the largest id.
   encoders = tuple(e.clone(end=None) for e in model[0].conditioners[0].encoders)
   assert part == model[0].conditioners[0].clone(encoders=encoders)
@@ -243,6 +248,15 @@ def test_what_the_format_cannot_hold_is_refused_by_name(model, tmp_path):
     saving.save_pretrained(octaves, params, str(tmp_path / "x"))
 
 
+class OtherBackbone(nn.Module):
+  """A network that is not a U-Net."""
+
+  size_multiple: int = 1
+
+  def __call__(self, xt, t, condition):
+    return xt
+
+
 class OtherUNet(UNet):
   """A backbone of a user's own."""
 
@@ -286,6 +300,16 @@ def test_a_users_own_class_is_not_exported_but_named(model, tmp_path, name):
     assert "\n" not in str(stop.value) and not path.exists()
 
 
+def test_loras_and_controlnets_are_refused_for_other_backbones(folder):
+  loaded = open_model(folder)
+  model = dataclasses.replace(loaded.model, unet=OtherBackbone())
+  other = dataclasses.replace(loaded, model=model)
+  with pytest.raises(ConfigError, match="backbone of class OtherBackbone"):
+    targets(other)
+  with pytest.raises(ConfigError, match="this model has a OtherBackbone"):
+    with_controlnet(other, "control")
+
+
 def test_convert_is_one_call(folder, tmp_path):
   request = ConvertRequest(
     folder, str(tmp_path / "x.safetensors"), dtype="fp16", single_file=True
@@ -302,7 +326,7 @@ def test_convert_is_one_call(folder, tmp_path):
   [
     ({"dtype": "fp8"}, "must be one of fp32, fp16, bf16"),
     ({"lora": "sgm"}, "must be one of kohya, peft"),
-    ({"shard_gigabytes": 0}, "must be above 0, got 0"),
+    ({"shard_gigabytes": 0.0}, "must be above 0, got 0"),
     ({"options": LoadOptions(lora=("a",))}, "merges no LoRAs"),
   ],
 )
@@ -314,6 +338,7 @@ def test_wrong_convert_requests_are_refused(options, line):
 @pytest.mark.parametrize(
   ("options", "line"),
   [
+    ({"dtype": "int8"}, "must be one of float32, bfloat16, float16"),
     ({"weights": "best"}, "'raw' or 'ema'"),
     ({"prediction": "noise"}, "'eps', 'v' or 'x0'"),
     ({"lora": "style.safetensors"}, "must be a list"),
@@ -325,21 +350,21 @@ def test_wrong_load_options_are_refused(options, line):
 
 
 def test_long_prompts_are_chunks_and_both_sides_have_as_many(folder):
-  opened = open_model(folder)
+  loaded = open_model(folder)
   long = " ".join(["fox"] * 100)
   request = ConditionInputs([long, PROMPT], [None, "cat"], None, SIDE, SIDE)
-  positive, negative = encode_conditions(opened, request)
+  positive, negative = encode_conditions(loaded, request)
   assert positive.raw["tokens"].shape == (2, 1, 154)
   assert negative.raw["tokens"].shape == (2, 1, 154)
-  tokenizer = opened.tokenizer.syntaxes[0].tokenizer.backend
+  tokenizer = loaded.tokenizer.syntaxes[0].tokenizer.backend
   begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
   row = positive.raw["tokens"][0, 0]
   assert (row[[0, 77]] == begin).all() and (row[[76, 153]] == end).all()
   fox = tokenizer.convert_tokens_to_ids("fox</w>")
   assert (row == fox).sum() == 100
   arrays = jax.tree.map(jnp.asarray, positive)
-  condition = jax.jit(opened.model.condition)(
-    opened.params, arrays.raw, arrays.is_null
+  condition = jax.jit(loaded.model.condition)(
+    loaded.params, arrays.raw, arrays.is_null
   )
   assert condition.context.shape == (2, 154, 64)
 
@@ -412,7 +437,9 @@ def test_info_describes_a_folder_and_a_file(model, folder, file, capsys):
   assert found["family"] == "sd1"
 
 
-def test_folder_file_folder_is_the_same_bytes(folder, clip_tokenizer, tmp_path, capsys):
+def test_folder_file_folder_is_the_same_bytes(
+  folder, clip_tokenizer, tmp_path, capsys
+):
   middle, end = str(tmp_path / "x.safetensors"), str(tmp_path / "end")
   assert convert.main([folder, middle, "--single_file"]) == 0
   back = [middle, end, f"--tokenizer={clip_tokenizer[0]}", f"--config={folder}"]
@@ -454,17 +481,16 @@ def test_wrong_requests_are_one_line(flags, line, folder, file, tmp_path):
 
 
 def test_skipping_a_block_equals_an_encoder_with_one_less(folder):
-  opened = open_model(folder)
+  loaded = open_model(folder)
   request = ConditionInputs(["a red fox"], [None], None, 16, 16)
-  conditioning, _ = encode_conditions(opened, request)
-  (ours,) = skip_last_blocks(opened, 1).model.conditioners
-  (part,) = opened.model.conditioners
+  conditioning, _ = encode_conditions(loaded, request)
+  (ours,) = skip_last_blocks(loaded, 1).model.conditioners
+  (part,) = loaded.model.conditioners
   (encoder,) = part.encoders
   fewer = part.clone(encoders=(encoder.clone(depth=encoder.depth - 1),))
-  variables = opened.params.conditioners["tokens"]
+  variables = loaded.params.conditioners["tokens"]
   arrays = [
-    jnp.asarray(x["tokens"])
-    for x in (conditioning.raw, conditioning.is_null)
+    jnp.asarray(x["tokens"]) for x in (conditioning.raw, conditioning.is_null)
   ]
   found, expected, whole = (
     module.apply(variables, *arrays).context for module in (ours, fewer, part)

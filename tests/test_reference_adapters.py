@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import draw
+from networks import random_tensors
 
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.lora import LoRA
@@ -56,7 +56,7 @@ def layers(pipe):
   }
 
 
-def drawn(pipe):
+def random_factors(pipe):
   """down and up for every layer."""
   sizes = {}
   for place, layer in layers(pipe).items():
@@ -64,7 +64,7 @@ def drawn(pipe):
     sizes["/".join(place), "down"] = (RANK, *inputs)
     ones = [1] * (len(inputs) - 1)
     sizes["/".join(place), "up"] = (outputs, RANK, *ones)
-  return {name: 0.1 * array for name, array in draw(sizes).items()}
+  return {name: 0.1 * array for name, array in random_tensors(sizes).items()}
 
 
 def whole_name(part, name):
@@ -80,7 +80,7 @@ def assert_same(ours, theirs):
 
 def test_every_layer_of_diffusers_is_changed(pipe, tmp_path):
   """What torch adds to its layers is what we add, under kohya's names."""
-  values, tensors = drawn(pipe), {}
+  values, tensors = random_factors(pipe), {}
   for i, ((part, name), layer) in enumerate(layers(pipe).items()):
     down, up = (values[f"{part}/{name}", role] for role in ("down", "up"))
     start = KOHYA[part]
@@ -220,7 +220,7 @@ def test_diffusers_with_peft_merges_the_same(tmp_path, form):
 @pytest.mark.parametrize("form", ["kohya", "peft"])
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_what_was_trained_here_is_loaded_by_diffusers(name, form, tmp_path):
-  """Both stages of a LoRA on text encoders and U-Net are the documented sums."""
+  """A LoRA on text encoders and U-Net is the documented sum in both."""
   pytest.importorskip("peft")
   torch.manual_seed(0)
   pipe = torch_models.FAMILIES[name](tmp_path / "words")
@@ -232,7 +232,7 @@ def test_what_was_trained_here_is_loaded_by_diffusers(name, form, tmp_path):
   fresh = lora.init(jax.random.key(0), trees)
   assert fresh.keys() == {"unet", "conditioners"}
   shapes = {str(i): x.shape for i, x in enumerate(jax.tree.leaves(fresh))}
-  leaves = [0.3 * x for x in draw(shapes).values()]
+  leaves = [0.3 * x for x in random_tensors(shapes).values()]
   factors = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
   save_lora(base, lora, factors, path, form)
   pipe.load_lora_weights(str(path))
@@ -253,14 +253,14 @@ PROMPTS = (
 )
 
 
-def condition_of(opened, prompts):
+def condition_of(loaded, prompts):
   """Context and vector, in numpy."""
   part = next(
-    p for p in opened.model.conditioners if isinstance(p, ClipEmbedder)
+    p for p in loaded.model.conditioners if isinstance(p, ClipEmbedder)
   )
-  ids = jnp.asarray(opened.tokenizer.encode(prompts))
+  ids = jnp.asarray(loaded.tokenizer.encode(prompts))
   keep = jnp.zeros(len(prompts), bool)
-  params = opened.params.conditioners[part.input_key]
+  params = loaded.params.conditioners[part.input_key]
   with jax.default_matmul_precision("highest"):
     condition = jax.jit(part.apply)(params, ids, keep)
   return np.asarray(condition.context), condition.vector
@@ -297,7 +297,7 @@ def test_learned_tokens_condition_as_in_diffusers(pipe, tmp_path, count):
       text_encoder=getattr(pipe, name),
       tokenizer=tokenizer,
     )
-  opened = open_model(str(tmp_path / "base"))
+  loaded = open_model(str(tmp_path / "base"))
   if len(names) > 1:
     path = tmp_path / "<toy>.safetensors"
     clips = zip(("clip_l", "clip_g"), vectors.values(), strict=True)
@@ -306,14 +306,14 @@ def test_learned_tokens_condition_as_in_diffusers(pipe, tmp_path, count):
     path = tmp_path / "learned_embeds.bin"
     (rows,) = vectors.values()
     torch.save({"<toy>": rows}, path)
-  found = load_inversion(opened, path)
+  found = load_inversion(loaded, path)
   context, vector = condition_of(found, PROMPTS)
   theirs, pooled = encoded(pipe, PROMPTS)
   np.testing.assert_allclose(context, theirs, atol=2e-5)
   if pooled is not None:
     np.testing.assert_allclose(vector, pooled, atol=2e-5)
   # The token changes the condition, which a model without it does not know.
-  assert np.abs(condition_of(opened, PROMPTS)[0] - theirs)[:2].max() > 1e-2
+  assert np.abs(condition_of(loaded, PROMPTS)[0] - theirs)[:2].max() > 1e-2
   said = LoadOptions(embedding=[str(path)])
   again, _ = condition_of(open_model(str(tmp_path / "base"), said), PROMPTS)
   np.testing.assert_array_equal(again, context)
@@ -337,6 +337,6 @@ def test_files_of_automatic1111_are_those_that_torch_writes(tmp_path):
   made.load_textual_inversion(str(tmp_path), weight_name="other.pt")
   theirs, _ = encoded(made, PROMPTS)
   for name in ("other.pt", "older.pt"):
-    opened = open_model(str(tmp_path / "base"))
-    context, _ = condition_of(load_inversion(opened, tmp_path / name), PROMPTS)
+    loaded = open_model(str(tmp_path / "base"))
+    context, _ = condition_of(load_inversion(loaded, tmp_path / name), PROMPTS)
     np.testing.assert_allclose(context, theirs, atol=2e-5)

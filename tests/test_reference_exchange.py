@@ -13,8 +13,8 @@ import reference_families
 from reference_families import (
   PROMPTS,
   by_hand,
-  draw,
-  drawn,
+  generate_latents,
+  normal,
 )
 
 import ldm_jax
@@ -44,18 +44,18 @@ OLD_NAMES = {  # of the attention in autoencoders
 
 
 def test_a_folder_comes_back_bit_for_bit(family, tmp_path):
-  name, pipe, _, opened = family
+  name, pipe, _, loaded = family
   back = tmp_path / "back"
   if name in ("upscaler", "depth"):
     with pytest.raises(ConfigError, match=r"no text pipeline|noises the image"):
-      saving.save_pretrained(opened.model, opened.params, str(back))
+      saving.save_pretrained(loaded.model, loaded.params, str(back))
     assert not back.exists()
     return
   saving.save_pretrained(
-    opened.model,
-    opened.params,
+    loaded.model,
+    loaded.params,
     str(back),
-    tokenizer=opened.tokenizer,
+    tokenizer=loaded.tokenizer,
     image_size=32,
   )
   again = type(pipe).from_pretrained(back)
@@ -82,26 +82,26 @@ def test_a_folder_comes_back_bit_for_bit(family, tmp_path):
 
 
 def test_a_single_file_comes_back_bit_for_bit(family, tmp_path):
-  _, _, folder, opened = family
+  _, _, folder, loaded = family
   path = str(tmp_path / "model.safetensors")
-  saving.save_single_file(opened.model, opened.params, path)
+  saving.save_single_file(loaded.model, loaded.params, path)
   given = from_pretrained.read_configs(str(folder))
   model, params = ldm_jax.from_single_file(path, config=given)
-  assert model.prediction == opened.model.prediction
-  jax.tree.map(np.testing.assert_array_equal, params.unet, opened.params.unet)
+  assert model.prediction == loaded.model.prediction
+  jax.tree.map(np.testing.assert_array_equal, params.unet, loaded.params.unet)
   jax.tree.map(
     np.testing.assert_array_equal,
     params.first_stage,
-    opened.params.first_stage,
+    loaded.params.first_stage,
   )
-  before, after = opened.params.conditioners, params.conditioners
+  before, after = loaded.params.conditioners, params.conditioners
   jax.tree.map(np.testing.assert_array_equal, before, after)
-  assert model.unet == opened.model.unet
+  assert model.unet == loaded.model.unet
 
 
 def test_other_files_of_torch_are_the_same_model(family, tmp_path):
   """.bin by torch.save, attention named as of old, and a variant's halves."""
-  name, pipe, folder, opened = family
+  name, pipe, folder, loaded = family
   if name != "sd1":
     pytest.skip("files are files in every family")
   shutil.copytree(folder, tmp_path / "old")
@@ -122,23 +122,25 @@ def test_other_files_of_torch_are_the_same_model(family, tmp_path):
     half = copy.deepcopy(getattr(pipe, part)).half()
     half.save_pretrained(tmp_path / "half" / part, variant="fp16")
   same = open_model(str(tmp_path / "old"))
-  jax.tree.map(np.testing.assert_array_equal, same.params, opened.params)
+  jax.tree.map(np.testing.assert_array_equal, same.params, loaded.params)
   halves = open_model(str(tmp_path / "half"), LoadOptions(variant="fp16"))
   jax.tree.map(
     lambda ours, whole: np.testing.assert_array_equal(
       ours, np.float32(np.float16(whole))
     ),
     halves.params.unet,
-    opened.params.unet,
+    loaded.params.unet,
   )
 
 
 def test_diffusers_reads_our_single_file(family, tmp_path):
-  name, pipe, folder, opened = family
+  name, pipe, folder, loaded = family
   if name not in ("sd1", "sdxl"):
-    pytest.skip("diffusers' reader drops block 23 of SD 2's text encoder by number")
+    pytest.skip(
+      "diffusers' reader drops block 23 of SD 2's text encoder by number"
+    )
   path = str(tmp_path / "model.safetensors")
-  saving.save_single_file(opened.model, opened.params, path)
+  saving.save_single_file(loaded.model, loaded.params, path)
   unet = type(pipe.unet).from_single_file(
     path, config=str(folder), subfolder="unet"
   )
@@ -156,12 +158,17 @@ def test_class_conditional_ldm_from_a_single_file(tmp_path):
     ldm_jax.from_pretrained(str(tmp_path), subfolder=name)
     for name in ("unet", "vae")
   )
-  table_params = {"table": {"embedding": jnp.asarray(table.weight.detach().numpy())}}
+  table_params = {
+    "table": {"embedding": jnp.asarray(table.weight.detach().numpy())}
+  }
   path = str(tmp_path / "cin.safetensors")
   saving.save_single_file(
     LatentDiffusion(vq, unet_of_ours, (ClassEmbedder(10, 32),)),
     Parameters(
-      vq_params, jnp.float32(1), {"label": {"params": table_params}}, unet_params
+      vq_params,
+      jnp.float32(1),
+      {"label": {"params": table_params}},
+      unet_params,
     ),
     path,
   )
@@ -169,16 +176,16 @@ def test_class_conditional_ldm_from_a_single_file(tmp_path):
     (11, 32)
   )
   torch_models.scheduler().save_pretrained(tmp_path / "scheduler")
-  opened = open_model(path, LoadOptions(config=str(tmp_path)))
-  noise = np.asarray(draw(2, 8, 8, 3))
+  loaded = open_model(path, LoadOptions(config=str(tmp_path)))
+  noise = np.asarray(normal(2, 8, 8, 3))
   settings = SamplingConfig(
     16,
     16,
-    dataclasses.replace(opened.sampler_config, steps=10),
+    dataclasses.replace(loaded.sampler_config, steps=10),
     ClassifierFreeGuidance(4.0),
   )
   request = ConditionInputs([], [None] * 2, 7, 16, 16)
-  found = drawn(opened, settings, request, noise)
+  found = generate_latents(loaded, settings, request, noise)
   sides = [
     {"encoder_hidden_states": table(torch.full((2, 1), label))}
     for label in (7, 10)

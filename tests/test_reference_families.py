@@ -12,9 +12,9 @@ from PIL import Image
 from reference_families import (
   PROMPTS,
   by_hand,
-  draw,
-  drawn,
   condition_of,
+  generate_latents,
+  normal,
   ours,
   request_of,
   said_by_them,
@@ -51,11 +51,11 @@ def agree(found, run, module, times=20):
 
 
 def test_the_unet_at_fractional_times_of_a_landscape(family):
-  _, pipe, _, opened = family
-  unet, config = opened.model.unet, pipe.unet.config
-  xt, t = draw(3, 8, 12, opened.unet_channels), jnp.float32([1, 500.25, 999])
+  _, pipe, _, loaded = family
+  unet, config = loaded.model.unet, pipe.unet.config
+  xt, t = normal(3, 8, 12, loaded.unet_channels), jnp.float32([1, 500.25, 999])
   width = config.get("cross_attention_dim")
-  context = draw(3, 20, width) if width else None
+  context = normal(3, 20, width) if width else None
   vector = added = labels = None
   if unet.vector == "table":
     labels = np.int64([20, 0, 350])
@@ -64,11 +64,11 @@ def test_the_unet_at_fractional_times_of_a_landscape(family):
     count = config.projection_class_embeddings_input_dim - 40
     sizes = np.random.default_rng(1).integers(0, 1024, (3, count // 16))
     embedder = next(
-      p for p in opened.model.conditioners if isinstance(p, SizeEmbedder)
+      p for p in loaded.model.conditioners if isinstance(p, SizeEmbedder)
     )
     numbers = jnp.asarray(sizes, jnp.float32)
     size_vector = embedder.apply({}, numbers, jnp.zeros(3, bool)).vector
-    pooled = draw(3, 40)
+    pooled = normal(3, 40)
     vector = jnp.concatenate([pooled, size_vector], -1)
     added = {"text_embeds": pooled, "time_ids": np.float32(sizes)}
 
@@ -86,15 +86,15 @@ def test_the_unet_at_fractional_times_of_a_landscape(family):
     return {"answer": ours(module(*arguments, **more).sample)}
 
   found = unet.apply(
-    opened.params.unet, xt, t, Condition(context=context, vector=vector)
+    loaded.params.unet, xt, t, Condition(context=context, vector=vector)
   )
   agree({"answer": found}, run, pipe.unet)
 
 
 def test_moments_and_decoding(family):
-  name, pipe, _, opened = family
-  images, first = draw(2, 32, 48, 3), opened.model.first_stage
-  latents = draw(2, 8, 12, first.latent_channels)
+  name, pipe, _, loaded = family
+  images, first = normal(2, 32, 48, 3), loaded.model.first_stage
+  latents = normal(2, 8, 12, first.latent_channels)
   vae = pipe.vqvae if name.startswith("ldm") else pipe.vae
 
   def run(module, dtype):
@@ -109,7 +109,7 @@ def test_moments_and_decoding(family):
       "images": decoded,
     }
 
-  variables = opened.params.first_stage
+  variables = loaded.params.first_stage
   posterior = first.apply(variables, images, method="encode")
   found = {
     "mean": posterior.mean,
@@ -120,25 +120,25 @@ def test_moments_and_decoding(family):
   agree(found, run, vae)
 
 
-def asked_of(opened, negative):
-  """A request of every family; the depth map is what `condition_of` concatenates."""
+def asked_of(loaded, negative):
+  """A request of every family; `condition_of` concatenates the depth map."""
   request = request_of([negative] * 2)
-  if opened.model.find_conditioner(DepthMap) is None:
+  if loaded.model.find_conditioner(DepthMap) is None:
     return request
   return dataclasses.replace(request, depth=np.zeros((32, 32), np.float32))
 
 
 @pytest.mark.parametrize("negative", [None, "", "a cat"])
 def test_what_prompts_say(family, negative):
-  name, pipe, _, opened = family
+  name, pipe, _, loaded = family
   if name == "ldm":
     pytest.skip("it is unconditional")
   with torch.no_grad():
     expected = said_by_them(pipe, name, negative)
-  said = encode_conditions(opened, asked_of(opened, negative))
-  concat = draw(2, 8, 8, max(opened.unet_channels - 4, 1))
+  said = encode_conditions(loaded, asked_of(loaded, negative))
+  concat = normal(2, 8, 8, max(loaded.unet_channels - 4, 1))
   for side, (context, pooled) in zip(said, expected, strict=True):
-    found = condition_of(opened, side, concat)
+    found = condition_of(loaded, side, concat)
     np.testing.assert_allclose(found.context, ours(context), atol=2e-5)
     if pooled is not None:
       np.testing.assert_allclose(
@@ -148,15 +148,15 @@ def test_what_prompts_say(family, negative):
 
 @pytest.mark.parametrize("negative", [None, "a cat"])
 def test_ten_steps_of_guided_ddim(family, negative):
-  name, pipe, _, opened = family
+  name, pipe, _, loaded = family
   if name in CHANGES_IMAGES:
     pytest.skip("its pipeline begins with an image")
-  first = opened.model.first_stage
-  noise = np.asarray(draw(2, 8, 8, first.latent_channels))
+  first = loaded.model.first_stage
+  noise = np.asarray(normal(2, 8, 8, first.latent_channels))
   settings = SamplingConfig(
     height=8 * first.stride,
     width=8 * first.stride,
-    sampler_config=dataclasses.replace(opened.sampler_config, steps=10),
+    sampler_config=dataclasses.replace(loaded.sampler_config, steps=10),
     guidance=ClassifierFreeGuidance(4.0),
   )
   if name == "ldm":
@@ -180,7 +180,7 @@ def test_ten_steps_of_guided_ddim(family, negative):
     )
   texts = [] if name == "ldm" else PROMPTS
   request = ConditionInputs(texts, [negative] * 2, None, 32, 32)
-  found = drawn(opened, settings, request, noise)
+  found = generate_latents(loaded, settings, request, noise)
   np.testing.assert_allclose(
     found, expected, atol=2e-3 * np.abs(expected).max()
   )
@@ -188,12 +188,12 @@ def test_ten_steps_of_guided_ddim(family, negative):
 
 def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
   """The refiner from noise alone, the others with concatenated channels."""
-  name, pipe, _, opened = family
+  name, pipe, _, loaded = family
   if name not in CHANGES_IMAGES:
     pytest.skip("its pipeline begins with noise")
-  noise, concat = draw(2, 8, 8, 4), None
-  if opened.unet_channels > 4:
-    concat = draw(2, 8, 8, opened.unet_channels - 4)
+  noise, concat = normal(2, 8, 8, 4), None
+  if loaded.unet_channels > 4:
+    concat = normal(2, 8, 8, loaded.unet_channels - 4)
   if name == "depth":  # their pipeline scales every image to -1 ... 1
     low, high = (
       f(concat, (1, 2, 3), keepdims=True) for f in (jnp.min, jnp.max)
@@ -213,14 +213,14 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
     sides.append(side)
   expected = by_hand(pipe, noise, sides, concat=concat)
 
-  model, params = opened.model, opened.params
+  model, params = loaded.model, loaded.params
   conditions = []
-  for side in encode_conditions(opened, asked_of(opened, "a cat")):
-    conditions.append(condition_of(opened, side, concat))
+  for side in encode_conditions(loaded, asked_of(loaded, "a cat")):
+    conditions.append(condition_of(loaded, side, concat))
   denoise = model.guided_denoiser(
     params, conditions[1], conditions[0], ClassifierFreeGuidance(4.0)
   )
-  plan = dataclasses.replace(opened.sampler_config, steps=10).plan(
+  plan = dataclasses.replace(loaded.sampler_config, steps=10).plan(
     model.schedule
   )
   keys = jax.random.split(jax.random.key(0), 2)
@@ -254,7 +254,7 @@ def test_a_seed_of_torch_is_their_image(family, tmp_path):
 
 
 def test_skipped_blocks_are_those_that_diffusers_skips(family):
-  name, pipe, _, opened = family
+  name, pipe, _, loaded = family
   if name not in ("sd1", "sd2", "sdxl"):
     pytest.skip("its pipeline skips nothing")
   asked = {"device": "cpu", "num_images_per_prompt": 1, "clip_skip": 1}
@@ -265,7 +265,7 @@ def test_skipped_blocks_are_those_that_diffusers_skips(family):
       )[0]
   except AttributeError:
     pytest.skip("diffusers' own clip_skip is broken with this transformers")
-  skipped = skip_last_blocks(opened, 1)
+  skipped = skip_last_blocks(loaded, 1)
   said, _ = encode_conditions(skipped, request_of([None] * 2))
   said = jax.tree.map(jnp.asarray, said)
   found = skipped.model.condition(skipped.params, said.raw, said.is_null)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from networks import (
   autoencoder_shapes,
-  draw_params,
   foreign,
+  random_params,
   text_shapes,
   unet_shapes,
 )
@@ -160,7 +160,7 @@ def test_diffusers_reads_a_unet_of_compvis(name):
   from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
   sizes, config, (names, compvis) = both_tables(name)
-  params = draw_params(sizes)
+  params = random_params(sizes)
   single = {
     f"model.diffusion_model.{k}": v
     for k, v in tensors_of(compvis, params).items()
@@ -203,7 +203,7 @@ def test_diffusers_splits_stacked_projections_alike():
 
   unet = UNet(3, 32, (1, 2), 1, plain((0, 1), width=16), groups=8)
   sizes = unet_shapes(unet, 3)
-  params = draw_params(sizes)
+  params = random_params(sizes)
   geometry = Geometry(head_width=16)
   single = tensors_of(name_table("unet", "compvis", sizes, geometry), params)
   place = "mid_block.attentions.0.to_"
@@ -280,7 +280,7 @@ def test_diffusers_reads_an_autoencoder_of_compvis(name):
 
   ours, config = KLS[name]
   sizes = autoencoder_shapes(ours)
-  params = draw_params(sizes)
+  params = random_params(sizes)
   single = {
     f"first_stage_model.{k}": v
     for k, v in tensors_of(
@@ -323,7 +323,7 @@ def test_diffusers_reads_a_tower_of_open_clip(projection):
 
   ours, model = tower_of(projection)
   sizes = text_shapes(ours)
-  params = draw_params(sizes)
+  params = random_params(sizes)
   single = {
     f"tower.{k}": v
     for k, v in tensors_of(

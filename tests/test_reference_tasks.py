@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference_families
 from PIL import Image
-from reference_families import PROMPTS, draw, ours, request_of, theirs
+from reference_families import PROMPTS, normal, ours, request_of, theirs
 
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
@@ -142,7 +142,7 @@ def close(found, expected):
 def test_images_to_images(sd1, same_noise, name, strength):
   pipe, opened = sd1
   pipe = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components)
-  noise = np.asarray(draw(2, 8, 12, 4))
+  noise = np.asarray(normal(2, 8, 12, 4))
   same_noise.append(noise)
   expected = ask(
     scheduled(pipe, name),
@@ -156,7 +156,7 @@ def test_images_to_images(sd1, same_noise, name, strength):
 
 def inpainted(pipe, opened, told, strength):
   """Theirs and ours."""
-  noise = np.asarray(draw(2, 8, 12, 4))
+  noise = np.asarray(normal(2, 8, 12, 4))
   told.append(noise)
   expected = ask(
     pipe,
@@ -188,7 +188,7 @@ def test_inpainting_by_its_own_model(tmp_path_factory, same_noise, strength):
 def test_upscaling(tmp_path_factory, same_noise):
   pipe, opened = opened_of("upscaler", tmp_path_factory)
   small = PICTURE[:8, :16]
-  noise = np.asarray(draw(2, 8, 16, 4))
+  noise = np.asarray(normal(2, 8, 16, 4))
   keys = samplers.image_keys(
     jax.random.fold_in(jax.random.key(0), 0), jnp.arange(2)
   )
@@ -220,7 +220,7 @@ def test_a_controlnet(sd1, tmp_path, scale):
   both = diffusers.StableDiffusionControlNetPipeline(
     **pipe.components, controlnet=control
   )
-  noise = np.asarray(draw(2, 8, 12, 4))
+  noise = np.asarray(normal(2, 8, 12, 4))
   expected = ask(
     scheduled(both, "DDIMScheduler"),
     image=Image.fromarray(PICTURE),

@@ -24,11 +24,11 @@ LENGTH = 12
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """CLIP's kind of tokenizer: every byte, inside each_tokenizer and at their ends."""
+  """CLIP's kind of tokenizer: every byte, inside words and at their ends."""
   letters = sorted(pre_tokenizers.ByteLevel.alphabet())
   vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
   vocabulary += ["ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
-  folder = tmp_path_factory.mktemp("each_tokenizer")
+  folder = tmp_path_factory.mktemp("tokenizer")
   ids = {token: i for i, token in enumerate(vocabulary)}
   (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
   (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
@@ -44,7 +44,7 @@ def with_tokenizers(folder, count=1, end=None):
     for i in range(count)
   )
   syntaxes = tuple(PromptSyntax(each, last) for each in each_tokenizer)
-  opened = assembled(SD1, (4, 64), encoders, tokenizer=ClipPrompts(syntaxes))
+  loaded = assembled(SD1, (4, 64), encoders, tokenizer=ClipPrompts(syntaxes))
   embedder = ClipEmbedder(
     encoders,
     (0,) * count,
@@ -53,15 +53,15 @@ def with_tokenizers(folder, count=1, end=None):
     begin=last - 1,
     end=last,
   )
-  model = dataclasses.replace(opened.model, conditioners=(embedder,))
-  return dataclasses.replace(opened, model=model)
+  model = dataclasses.replace(loaded.model, conditioners=(embedder,))
+  return dataclasses.replace(loaded, model=model)
 
 
 def rows(*shape):
   return np.random.default_rng(5).normal(size=shape).astype(np.float32)
 
 
-def learned(tmp_path, opened, content, name="x.safetensors", **options):
+def learned(tmp_path, loaded, content, name="x.safetensors", **options):
   """The model with a file's word; .pt is torch's older layout."""
   path = tmp_path / name
   if name.endswith("safetensors"):
@@ -71,11 +71,11 @@ def learned(tmp_path, opened, content, name="x.safetensors", **options):
     layout = "legacy" if name.endswith(".pt") else "zip"
     content = jax.tree.map(lambda x: tensor(x) if is_array(x) else x, content)
     write(layout, path, content)
-  return load_inversion(opened, path, **options)
+  return load_inversion(loaded, path, **options)
 
 
-def table(opened, i=0):
-  encoders = opened.params.conditioners["tokens"]["params"]
+def table(loaded, i=0):
+  encoders = loaded.params.conditioners["tokens"]["params"]
   return np.asarray(encoders[f"encoders_{i}"]["tokens"]["embedding"])
 
 
@@ -101,49 +101,49 @@ NAMED = {
 @pytest.mark.parametrize("word", NAMED)
 def test_a_token_becomes_one_token_per_vector(tmp_path, folder, word):
   name, content = NAMED[word]
-  opened = with_tokenizers(folder)
-  before = opened.tokenizer.encode([f"a {word} b"])
-  found = learned(tmp_path, opened, content, name)
-  size = len(table(opened))
-  a, b = (opened.tokenizer.syntaxes[0].ids(letter)[0] for letter in "ab")
+  loaded = with_tokenizers(folder)
+  before = loaded.tokenizer.encode([f"a {word} b"])
+  found = learned(tmp_path, loaded, content, name)
+  size = len(table(loaded))
+  a, b = (loaded.tokenizer.syntaxes[0].ids(letter)[0] for letter in "ab")
   ids = found.tokenizer.syntaxes[0].ids(f"a {word.upper()} b, {word}")
-  comma = opened.tokenizer.syntaxes[0].ids(",")[0]
+  comma = loaded.tokenizer.syntaxes[0].ids(",")[0]
   new = [size, size + 1, size + 2]
   assert ids == [a, *new, b, comma, *new]
   np.testing.assert_array_equal(table(found)[size:], THREE)
-  np.testing.assert_array_equal(table(found)[:size], table(opened))
+  np.testing.assert_array_equal(table(found)[:size], table(loaded))
   (encoder,) = found.model.conditioners[0].encoders
   assert encoder.vocabulary == size + 3
   added = found.tokenizer.syntaxes[0].tokenizer.backend.added_tokens_encoder
   assert [added[f"{word}{end}"] for end in ("", "_1", "_2")] == new
   # The caller's own model has learned nothing.
   np.testing.assert_array_equal(
-    opened.tokenizer.encode([f"a {word} b"]), before
+    loaded.tokenizer.encode([f"a {word} b"]), before
   )
-  assert len(table(opened)) == size
+  assert len(table(loaded)) == size
 
 
 def test_a_word_is_found_as_a_word_only(tmp_path, folder):
-  opened = with_tokenizers(folder)
-  found = learned(tmp_path, opened, {"zap": rows(2, 16)})
+  loaded = with_tokenizers(folder)
+  found = learned(tmp_path, loaded, {"zap": rows(2, 16)})
   ids = lambda model, text: model.tokenizer.syntaxes[0].ids(text)
   for text in ("zaps", "a zap_ b", "bizap", "a fox"):
-    assert ids(found, text) == ids(opened, text)
-  size = len(table(opened))
+    assert ids(found, text) == ids(loaded, text)
+  size = len(table(loaded))
   assert ids(found, "zap,zap") == [
-    *(size, size + 1), *ids(opened, ","), *(size, size + 1),
+    *(size, size + 1), *ids(loaded, ","), *(size, size + 1),
   ]  # fmt: skip
   assert ids(found, "zap_1") == [size + 1]
 
 
 def test_words_add_up_and_survive_saving(tmp_path, folder):
-  opened = with_tokenizers(folder)
-  found = learned(tmp_path, opened, {"<one>": rows(16)})
+  loaded = with_tokenizers(folder)
+  found = learned(tmp_path, loaded, {"<one>": rows(16)})
   found = learned(tmp_path, found, {"<two>": rows(2, 16)}, token="<2>")
   syntax = found.tokenizer.syntaxes[0]
-  size = len(table(opened))
+  size = len(table(loaded))
   assert syntax.ids("<one> <2>") == [size, size + 1, size + 2]
-  assert syntax.ids("<two>") == opened.tokenizer.syntaxes[0].ids("<two>")
+  assert syntax.ids("<two>") == loaded.tokenizer.syntaxes[0].ids("<two>")
   syntax.tokenizer.save(tmp_path / "saved")
   again = PromptSyntax(load(tmp_path / "saved", LENGTH), syntax.padding)
   for text in ("<one> <2>", "a <2>x", "<2", "a cat"):
@@ -151,19 +151,19 @@ def test_words_add_up_and_survive_saving(tmp_path, folder):
 
 
 def test_each_text_encoder_has_its_own_vectors(tmp_path, folder):
-  opened = with_tokenizers(folder, 2)
+  loaded = with_tokenizers(folder, 2)
   ours = {"clip_l": rows(2, 16), "clip_g": rows(2, 24)}
-  found = learned(tmp_path, opened, ours, "thing.safetensors")
-  size = len(table(opened))
+  found = learned(tmp_path, loaded, ours, "thing.safetensors")
+  size = len(table(loaded))
   for i, key in enumerate(ours):
     np.testing.assert_array_equal(table(found, i)[size:], ours[key])
   ids = found.tokenizer.encode(["a thing"])
   assert (ids[0, 0] == ids[0, 1]).all() and size + 1 in ids
 
 
-def said(opened, ids):
-  (embedder,) = opened.model.conditioners
-  params = opened.params.conditioners["tokens"]
+def said(loaded, ids):
+  (embedder,) = loaded.model.conditioners
+  params = loaded.params.conditioners["tokens"]
   run = jax.jit(embedder.apply)
   return run(params, jnp.asarray(ids), jnp.zeros(len(ids), bool))
 
@@ -174,18 +174,18 @@ def test_a_learned_token_conditions_as_a_token_of_its_embedding(
 ):
   """Contexts and pooled vectors, also where the largest id is pooled."""
   end = load(folder, LENGTH).backend.eos_token_id if has_end else None
-  opened = with_tokenizers(folder, end=end)
-  (cat,) = opened.tokenizer.syntaxes[0].ids("cat")
-  found = learned(tmp_path, opened, {"<new>": table(opened)[cat]})
+  loaded = with_tokenizers(folder, end=end)
+  (cat,) = loaded.tokenizer.syntaxes[0].ids("cat")
+  found = learned(tmp_path, loaded, {"<new>": table(loaded)[cat]})
   texts = ["a <new> b", "a fox"]
-  old = opened.tokenizer.encode(
+  old = loaded.tokenizer.encode(
     [text.replace("<new>", "cat") for text in texts]
   )
   new = found.tokenizer.encode(texts)
   assert (old[0] != new[0]).sum() == 1 and (old[1] == new[1]).all()
   pairs = zip(
     jax.tree.leaves(said(found, new)),
-    jax.tree.leaves(said(opened, old)),
+    jax.tree.leaves(said(loaded, old)),
     strict=True,
   )
   for ours, theirs in pairs:
@@ -199,13 +199,13 @@ def refused(call):
   return str(caught.value)
 
 
-def deaf(opened):
-  model = dataclasses.replace(opened.model, conditioners=())
-  return dataclasses.replace(opened, model=model)
+def deaf(loaded):
+  model = dataclasses.replace(loaded.model, conditioners=())
+  return dataclasses.replace(loaded, model=model)
 
 
-def unread(opened):
-  return dataclasses.replace(opened, tokenizer=None)
+def unread(loaded):
+  return dataclasses.replace(loaded, tokenizer=None)
 
 
 REFUSED = {
@@ -214,7 +214,7 @@ REFUSED = {
   "encoders": ({"clip_l": rows(2, 16), "clip_g": rows(2, 24)}, {},
              "its vectors have 16 and 24 features; this model's text encoders "
              "need 16"),
-  "each_tokenizer": ({"<a>": rows(2, 16), "<b>": rows(2, 16)}, {},
+  "tokens": ({"<a>": rows(2, 16), "<b>": rows(2, 16)}, {},
             "it holds 2 entries (<a>, <b>); needed are the vectors of one"),
   "nothing": ({}, {}, "it holds 0 entries (); needed are the vectors of one"),
   "no floats": ({"<a>": np.ones((2, 16), np.int32)}, {}, "<a> is (2, 16)"),
@@ -235,14 +235,14 @@ REFUSED = {
 def test_vectors_that_do_not_fit_are_refused(tmp_path, folder, case):
   content, options, message = REFUSED[case]
   options = dict(options)
-  opened = options.pop("change", lambda x: x)(with_tokenizers(folder))
-  error = refused(lambda: learned(tmp_path, opened, content, **options))
+  loaded = options.pop("change", lambda x: x)(with_tokenizers(folder))
+  error = refused(lambda: learned(tmp_path, loaded, content, **options))
   assert error.removeprefix(f"{tmp_path}/x.safetensors: ").startswith(message)
 
 
 def test_a_token_is_learned_once_and_by_all_encoders(tmp_path, folder):
-  opened = with_tokenizers(folder)
-  found = learned(tmp_path, opened, {"<a>": rows(2, 16)})
+  loaded = with_tokenizers(folder)
+  found = learned(tmp_path, loaded, {"<a>": rows(2, 16)})
   for token in ("<a>", "<a>_1", "<A>"):
     error = refused(
       lambda token=token: learned(

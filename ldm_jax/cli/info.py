@@ -20,6 +20,13 @@ def parser() -> Parser:
   flags = Parser("ldm-jax info", __doc__)
   flags.add_argument("path", metavar="PATH")
   flags.add_argument("--variant", help="of the weight files, such as fp16")
+  flags.add_argument(
+    "--trust",
+    action="append",
+    default=[],
+    metavar="PACKAGE",
+    help="import this package's classes if a run names them; may be repeated",
+  )
   return flags
 
 
@@ -29,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
   flags, _ = parser().read(arguments)
   from ldm_jax.pretrained.inspect import inspect  # imports jax
 
-  print(json.dumps(inspect(flags.path, flags.variant), indent=1))
+  found = inspect(flags.path, flags.variant, flags.trust)
+  print(json.dumps(found, indent=1))
   return 0
 
 

@@ -6,6 +6,7 @@ from jax.typing import DTypeLike
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs.unet_reader import CONTROL
 from ldm_jax.pretrained.from_pretrained import find_components
 from ldm_jax.pretrained.networks import class_of, load
@@ -24,6 +25,12 @@ def with_controlnet(
     ConfigError: there is none, or it was made for another U-Net.
     WeightsError: its weights are missing, malformed or of another network.
   """
+  unet = loaded.model.unet
+  if not isinstance(unet, UNet):
+    raise ConfigError(
+      f"a ControlNet needs a UNet; this model has a {type(unet).__name__}; "
+      "leave controlnet out (--controlnet)"
+    )
   components = find_components(path)
   single = components.single
   if single is None or class_of(single.config) != CONTROL:
@@ -32,7 +39,6 @@ def with_controlnet(
       "diffusers (--controlnet)"
     )
   control, variables = load(single, dtype)
-  unet = loaded.model.unet
   found, needed = (
     (net.channels, net.multipliers, net.blocks, net.attention.depths)
     for net in (control, unet)

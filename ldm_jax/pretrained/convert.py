@@ -58,7 +58,7 @@ class ConvertRequest:
   target: str
   dtype: str = "fp32"
   single_file: bool = False
-  lora: LoraFormat | None = None
+  lora: str | None = None
   subfolder: str | None = None
   shard_gigabytes: float = 10.0
   options: LoadOptions = LoadOptions()

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -101,12 +101,13 @@ def export_networks(
 
 def _check_conditioner(conditioner: Any) -> None:
   """Raises ConfigError for a conditioner that the format cannot hold."""
-  if isinstance(conditioner, ClassEmbedder | ClipEmbedder | WEIGHTLESS):
+  kind = type(conditioner)
+  if kind in (ClassEmbedder, ClipEmbedder, *get_args(WEIGHTLESS)):
     return
-  if not isinstance(conditioner, TextEmbedder):
+  if kind is not TextEmbedder:
     raise ConfigError(
       "diffusers folders and single files have no name for a conditioner of "
-      f"class {type(conditioner).__name__}; save the autoencoder or the U-Net "
+      f"class {kind.__name__}; save the autoencoder or the U-Net "
       "alone"
     )
   if type(conditioner.encoder) is not TextEncoder:

@@ -11,7 +11,6 @@ from typing import Any
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.layout_tokens import LayoutTokens
-from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.latents import image_shape
@@ -19,7 +18,7 @@ from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.pretrained.assemble import assemble, with_tokenizer
 from ldm_jax.pretrained.components import Components
-from ldm_jax.pretrained.from_pretrained import Weights, find_components
+from ldm_jax.pretrained.from_pretrained import find_components
 from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.run import Run
@@ -27,14 +26,16 @@ from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 
 logger = logging.getLogger(__name__)
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadOptions:
   """How `open_model` reads a model.
 
   Attributes:
-    dtype: of parameters and computation, "float32" or "bfloat16"; norms,
-      softmax and outputs stay float32.
+    dtype: of parameters and computation: "float32", "bfloat16" or "float16";
+      norms, softmax and outputs stay float32.
     variant: of a diffusers folder's weight files, such as "fp16".
     prediction: "eps", "v" or "x0": what the U-Net of a single file predicts,
       where the file does not say.
@@ -51,8 +52,8 @@ class LoadOptions:
 
   dtype: str = "float32"
   variant: str | None = None
-  prediction: Prediction | None = None
-  weights: Weights = "raw"
+  prediction: str | None = None
+  weights: str = "raw"
   config: str | None = None
   tokenizer: str | None = None
   lora: Sequence[str | tuple[str, float]] = ()
@@ -60,6 +61,10 @@ class LoadOptions:
   trust: Collection[str] = ()
 
   def __post_init__(self):
+    if self.dtype not in DTYPES:
+      raise ConfigError(
+        f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}"
+      )
     if self.weights not in ("raw", "ema"):
       raise ConfigError(f"weights={self.weights!r} must be 'raw' or 'ema'")
     if self.prediction not in (None, "eps", "v", "x0"):

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldm_jax.errors import WeightsError
+from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.assemble import split_variables
 from ldm_jax.pretrained.model_index import text_encoder_folders
 from ldm_jax.weights.naming.convert import Row, Table, list_names, shapes
@@ -151,7 +152,16 @@ def targets(loaded: LoadedModel) -> dict[str, Target]:
 def networks(
   loaded: LoadedModel, schemes: Sequence[str] = ("diffusers", "compvis")
 ) -> Iterator[tuple[Sequence[str], tuple[str, ...], Table]]:
-  """(prefixes of module names, path, name table) of every network."""
+  """(prefixes of module names, path, name table) of every network.
+
+  Raises:
+    ConfigError: the backbone is not a `UNet`, so LoRA files have no names.
+  """
+  if not isinstance(loaded.model.unet, UNet):
+    raise ConfigError(
+      "LoRA files have no names for a backbone of class "
+      f"{type(loaded.model.unet).__name__}; needed is a UNet"
+    )
   unet, params = loaded.model.unet, loaded.params.unet["params"]
   starts = ("", "unet.", "diffusion_model.", "lora_unet_")
   vectors = {"mlp": ("add_embedding", "class_embedding")}
