@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 from PIL import Image
-from test_pretrained import clip_tokenizer, folder, model  # noqa: F401, fixtures
+from test_pretrained import clip_prompts, folder, model  # noqa: F401, fixtures
 from test_sampling import CONFIG, class_model, generated, sides
 
 from ldm_jax.cli import export, sample
@@ -92,14 +92,14 @@ def test_the_folder_draws_without_us(folder, tmp_path, capsys):  # noqa: F811
   assert np.abs(pictures(tmp_path / "other") - found[:1]).max() > 1
 
 
-def test_tokenizers_fill_their_chunk_by_themselves(clip_tokenizer):  # noqa: F811
+def test_tokenizers_fill_their_chunk_by_themselves(clip_prompts):  # noqa: F811
   """As `ClipPrompts` does, for texts of one chunk; longer ones are cut."""
-  (syntax,) = clip_tokenizer[1].syntaxes
+  (syntax,) = clip_prompts[1].syntaxes
   texts = ["", PROMPT, "snow " * 75, "snow " * 90]
   found = [row.ids for row in syntax.fixed.encode_batch(texts)]
   for text, row in zip(texts, found, strict=True):
     np.testing.assert_array_equal(
-      row, clip_tokenizer[1].encode([text])[0, 0, :77]
+      row, clip_prompts[1].encode([text])[0, 0, :77]
     )
 
 

@@ -15,7 +15,7 @@ from ldm_jax.training import train as train_library
 folder, model, words = (
   test_pretrained.folder,
   test_pretrained.model,
-  test_pretrained.clip_tokenizer,
+  test_pretrained.clip_prompts,
 )
 
 CONFIG = """
@@ -55,7 +55,7 @@ def get_config():
 """
 
 
-def flags_of(tmp_path, folder, clip_tokenizer, **told):
+def flags_of(tmp_path, folder, clip_prompts, **told):
   """A run's flags: two steps from the folder."""
   told = {
     "is_frozen": True,
@@ -64,15 +64,13 @@ def flags_of(tmp_path, folder, clip_tokenizer, **told):
     "rate": 1e-3,
   } | told
   config = tmp_path / "config.py"
-  config.write_text(
-    CONFIG.format(folder=folder, words=clip_tokenizer[0], **told)
-  )
+  config.write_text(CONFIG.format(folder=folder, words=clip_prompts[0], **told))
   return [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
 
 
-def trained(tmp_path, folder, clip_tokenizer, **told):
+def trained(tmp_path, folder, clip_prompts, **told):
   """The parameters after it, averaged."""
-  assert train.main(flags_of(tmp_path, folder, clip_tokenizer, **told)) == 0
+  assert train.main(flags_of(tmp_path, folder, clip_prompts, **told)) == 0
   return open_model(str(tmp_path / "run")).params
 
 
@@ -88,11 +86,11 @@ def same(found, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("is_frozen", [True, False])
 def test_training_begins_from_a_folder(
-  tmp_path, folder, model, clip_tokenizer, is_frozen
+  tmp_path, folder, model, clip_prompts, is_frozen
 ):
   """First stage and scale are the folder's; its text encoder is trained along
   if the config says so."""
-  found = trained(tmp_path, folder, clip_tokenizer, is_frozen=is_frozen)
+  found = trained(tmp_path, folder, clip_prompts, is_frozen=is_frozen)
   _, start = model
   same(found.first_stage, start.first_stage)
   assert found.latent_scale == start.latent_scale
@@ -108,7 +106,7 @@ def test_inpainting_begins_from_a_folder_of_text(
   found = trained(
     tmp_path,
     folder,
-    clip_tokenizer,
+    clip_prompts,
     beside="(MaskedImage(),)",
     transforms="(Masks(),)",
     rate=1e-12,
@@ -123,11 +121,11 @@ def test_inpainting_begins_from_a_folder_of_text(
 
 @pytest.mark.slow
 def test_a_run_that_never_saved_begins_again(
-  tmp_path, folder, clip_tokenizer, monkeypatch
+  tmp_path, folder, clip_prompts, monkeypatch
 ):
   """Stopped before its first checkpoint, the start is read once more."""
   flags, run = (
-    flags_of(tmp_path, folder, clip_tokenizer, rate=1e-12),
+    flags_of(tmp_path, folder, clip_prompts, rate=1e-12),
     tmp_path / "run",
   )
   with monkeypatch.context() as stop, pytest.raises(KeyboardInterrupt):
@@ -147,8 +145,8 @@ def _interrupted(*_, **__):
 
 
 @pytest.mark.slow
-def test_another_architecture_is_one_line(tmp_path, folder, clip_tokenizer):
-  flags = flags_of(tmp_path, folder, clip_tokenizer)
+def test_another_architecture_is_one_line(tmp_path, folder, clip_prompts):
+  flags = flags_of(tmp_path, folder, clip_prompts)
   with pytest.raises(
     CommandError, match="another one than the config's"
   ) as stop:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from lora_files import family, file_of
 from PIL import Image
-from test_pretrained import clip_tokenizer, file, folder, model  # noqa: F401, fixtures
+from test_pretrained import clip_prompts, file, folder, model  # noqa: F401, fixtures
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.metadata import png_text, read_metadata
@@ -327,13 +327,13 @@ def test_the_three_ways_to_open_a_model(
   pipe,
   folder,  # noqa: F811
   file,  # noqa: F811
-  clip_tokenizer,  # noqa: F811
+  clip_prompts,  # noqa: F811
   tmp_path,
 ):
   from ldm_jax.pretrained.open_model import LoadOptions
 
   alone = Pipeline.from_single_file(
-    file, LoadOptions(tokenizer=clip_tokenizer[0])
+    file, LoadOptions(tokenizer=clip_prompts[0])
   )
   ours, theirs = (
     pixels(each("a fox", sampler="euler", seed=1, guidance=2.0, **SIZE))

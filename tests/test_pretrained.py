@@ -60,7 +60,7 @@ def stirred(variables, seed):
 
 
 @pytest.fixture(scope="module")
-def clip_tokenizer(tmp_path_factory):
+def clip_prompts(tmp_path_factory):
   """A tokenizer of CLIP's kind: its folder, and as `ClipPrompts`."""
   folder = tmp_path_factory.mktemp("tokenizer")
   clip_tokenizer.tokenizer(folder).save_pretrained(folder)
@@ -70,9 +70,9 @@ def clip_tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(clip_tokenizer):
+def model(clip_prompts):
   """Stable Diffusion 1 in small: eight heads, 32 groups, two levels."""
-  tokenizer = clip_tokenizer[1].syntaxes[0].tokenizer.backend
+  tokenizer = clip_prompts[1].syntaxes[0].tokenizer.backend
   encoder = ClipText(
     len(tokenizer), 64, 2, 1, hidden=80, end=tokenizer.eos_token_id
   )
@@ -88,7 +88,7 @@ def model(clip_tokenizer):
     (embedder,),
   )
   key = jax.random.key(0)
-  ids = jnp.asarray(clip_tokenizer[1].encode([PROMPT]))
+  ids = jnp.asarray(clip_prompts[1].encode([PROMPT]))
   trained = jax.jit(lambda: made.init(key, {"tokens": ids}, (1, 8, 8, 4)))()
   image, noise = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8, 8, 4))
   first = jax.jit(made.first_stage.init)(key, image, noise)
@@ -101,10 +101,10 @@ def model(clip_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def folder(model, clip_tokenizer, tmp_path_factory):
+def folder(model, clip_prompts, tmp_path_factory):
   path = str(tmp_path_factory.mktemp("saved") / "model")
   ldm_jax.save_pretrained(
-    *model, path, tokenizer=clip_tokenizer[1], image_size=16
+    *model, path, tokenizer=clip_prompts[1], image_size=16
   )
   return path
 
@@ -137,11 +137,11 @@ def test_a_single_autoencoder_is_one_line(model, folder):
   same(encode(params, images), jax.jit(made.encode)(expected, images))
 
 
-def test_a_single_file_is_read_as_it_was_written(model, file, clip_tokenizer):
+def test_a_single_file_is_read_as_it_was_written(model, file, clip_prompts):
   found, params = ldm_jax.from_single_file(file)
   same(params, model[1])
   assert found.unet == model[0].unet
-  loaded = open_model(file, LoadOptions(tokenizer=clip_tokenizer[0]))
+  loaded = open_model(file, LoadOptions(tokenizer=clip_prompts[0]))
   (part,) = loaded.model.conditioners
   # Such a file does not hold the end token, which is then the largest id.
   encoders = tuple(e.clone(end=None) for e in model[0].conditioners[0].encoders)
@@ -438,11 +438,11 @@ def test_info_describes_a_folder_and_a_file(model, folder, file, capsys):
 
 
 def test_folder_file_folder_is_the_same_bytes(
-  folder, clip_tokenizer, tmp_path, capsys
+  folder, clip_prompts, tmp_path, capsys
 ):
   middle, end = str(tmp_path / "x.safetensors"), str(tmp_path / "end")
   assert convert.main([folder, middle, "--single_file"]) == 0
-  back = [middle, end, f"--tokenizer={clip_tokenizer[0]}", f"--config={folder}"]
+  back = [middle, end, f"--tokenizer={clip_prompts[0]}", f"--config={folder}"]
   assert convert.main(back) == 0
   for part in ("unet", "vae"):
     name = f"{part}/diffusion_pytorch_model.safetensors"
