@@ -52,8 +52,7 @@ def verify(folder: str, trust: tuple[str, ...] = ()) -> VerifyResult:
   Raises:
     ConfigError: the folder holds no run, or no checkpoint yet.
   """
-  del trust
-  Run.open(folder)
+  Run.open(folder, trust)
   steps = os.path.join(folder, "checkpoints")
   if read_checkpoints.latest_step(steps) is None:
     raise ConfigError(f"{folder} has no checkpoint yet")

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm_jax import config_json
-from ldm_jax.config import Data, Experiment
+from ldm_jax.config import Data, Experiment, packages
 from ldm_jax.data.bad_images import SkipBadImages
 from ldm_jax.data.sources.cached_latents import (
   read_manifest,
@@ -77,7 +77,8 @@ def cache_latents(
   with config_errors():
     sharding = MeshShape().build()
     sharding.check_batch(request.batch)
-    run = open_first_stage(request.first_stage)
+    trust = (*request.trust, *packages(experiment))
+    run = open_first_stage(request.first_stage, trust)
     params = run.trained(sharding)
     stage = run.experiment.task.autoencoder
     readable = SkipBadImages(data.source, bad_image_log(experiment))
