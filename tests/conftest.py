@@ -28,9 +28,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 # The longest first, so that no worker is left with one of them at the end.
 LONGEST = (
-  *("training", "meshes", "bad_inputs", "beginnings", "pretrained", "sampling"),
-  *("denoising", "autoencoding", "faults", "latents", "towers"),
-  *("published_experiments", "processes"),
+  *("training", "meshes", "bad_inputs", "initialize_from", "pretrained"),
+  "sampling",
+  *("denoiser_task", "autoencoder_task", "faults", "prepare_latents"),
+  *("text_encoders", "published_experiments", "processes"),
 )
 
 # Of the slow ones, those that say once more, or at length, what others say;
@@ -42,7 +43,7 @@ RARE = re.compile(
   r"begins_from_a_folder(\[False|_of_text)|"
   r"killed_at_random|a_hundred_steps|three_thousand|five_hundred|"
   r"devices_that_are_here|statistics_agree|"
-  r"digits_are_drawn|learned_by_heart|eight_hills|scores_of_images"
+  r"digits_are_sampled|is_memorised|eight_modes|scores_of_images"
 )
 
 # Shapes in signatures are checked here, and only here.

@@ -34,7 +34,7 @@ SECONDS = 10
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-  """Runs, pictures and broken files."""
+  """Runs, images and broken files."""
   root = tmp_path_factory.mktemp("place")
   nine = "--config.steps=9"
   untrained(CONFIGS / "glyphs_autoencoder.py", root / "one", [*ONE, nine])
@@ -49,20 +49,22 @@ def place(tmp_path_factory):
     ("upscaling", "--config.data.transforms.0.factor=2"),
   ):
     untrained(CONFIGS / f"glyphs_{name}.py", root / name, [*bare, flag])
-  pictures(root)
+  write_images(root)
   weights(root)
   with run_lock(str(root / "locked")):
     yield root
 
 
-def pictures(root):
+def write_images(root):
   """Good ones and bad ones, each of the bad in a folder of its own."""
   rng = np.random.default_rng(0)
-  draw = lambda: Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
+  random_image = lambda: Image.fromarray(
+    rng.integers(0, 256, (24, 24, 3), np.uint8)
+  )
   for name in ("good", "few", "captions", "maps", "half", "boxes"):
     (root / name).mkdir()
     for number in range(3 if name == "few" else 40):
-      draw().save(root / name / f"{number:02d}.png")
+      random_image().save(root / name / f"{number:02d}.png")
   (root / "captions" / "03.txt").write_bytes(b"a red \xff\xfe circle")
   for number in range(40):
     Image.new("L", (24, 20)).save(root / "maps" / f"{number:02d}.map.png")
@@ -81,15 +83,17 @@ def pictures(root):
     Image.new("RGB", (1, 1), (number, 0, 0)).save(
       root / "tiny" / f"{number:02d}.png"
     )
-  draw().save(root / "image.png")
-  draw().convert("CMYK").save(root / "cmyk.jpg")
+  random_image().save(root / "image.png")
+  random_image().convert("CMYK").save(root / "cmyk.jpg")
   deep = rng.integers(0, 2**16, (24, 24)).astype(np.uint16)
   Image.fromarray(deep).save(root / "deep.png")
   exif = Image.Exif()
   exif[0x0112] = 6
-  draw().save(root / "exif.jpg", exif=exif)
-  draw().save(root / "still.gif")
-  draw().save(root / "moves.gif", save_all=True, append_images=[draw()])
+  random_image().save(root / "exif.jpg", exif=exif)
+  random_image().save(root / "still.gif")
+  random_image().save(
+    root / "moves.gif", save_all=True, append_images=[random_image()]
+  )
   (root / "bom.txt").write_bytes("\ufeffa red circle\r\n".encode())
   (root / "million.txt").write_text("a red circle\n" * 10**6)
   Image.new("L", (24, 24)).save(root / "black.png")
@@ -165,8 +169,8 @@ def weights(root):
     (bad / name).mkdir()
     config = {"_class_name": "UNet2DConditionModel"}
     (bad / name / "config.json").write_text(json.dumps(config))
-    told = {"metadata": {}, "weight_map": {"conv_in.weight": target}}
-    (bad / name / index).write_text(json.dumps(told))
+    index_json = {"metadata": {}, "weight_map": {"conv_in.weight": target}}
+    (bad / name / index).write_text(json.dumps(index_json))
   os.mkfifo(bad / "fifo.safetensors")
   (bad / "loop.safetensors").symlink_to(bad / "loop.safetensors")
 
@@ -189,7 +193,7 @@ def two(*flags):
 
 
 def again(run, flags, *more):
-  """A run gone on with."""
+  """A run that is resumed."""
   return [
     f"--config={CONFIGS / 'glyphs_autoencoder.py'}",
     f"--workdir={{root}}/{run}",
@@ -405,14 +409,14 @@ def ended(seconds):
 
 
 def outcome(command, arguments, capsys):
-  """(exit code, what was said, seconds of a processor)."""
+  """(exit code, output, seconds of a processor)."""
   capsys.readouterr()
   begun = time.process_time()  # whatever else the machine does
   with ended(60):
     code = exit_status(command, arguments)
   seconds = time.process_time() - begun
-  told = capsys.readouterr()
-  return code, told.err + told.out, seconds
+  output = capsys.readouterr()
+  return code, output.err + output.out, seconds
 
 
 def everything(root):
@@ -424,14 +428,14 @@ def everything(root):
   }
 
 
-def check(root, command, arguments, code, words, capsys):
+def check(root, command, arguments, code, text, capsys):
   """One row of the table."""
   before = everything(root)
-  found, told, seconds = outcome(command, arguments, capsys)
-  assert found == code, told
-  assert words in told and "Traceback" not in told
-  assert "\x1b" not in told and "\x00" not in told
-  errors = [line for line in told.splitlines() if line.startswith("error: ")]
+  found, output, seconds = outcome(command, arguments, capsys)
+  assert found == code, output
+  assert text in output and "Traceback" not in output
+  assert "\x1b" not in output and "\x00" not in output
+  errors = [line for line in output.splitlines() if line.startswith("error: ")]
   assert len(errors) == bool(code)
   if code:
     assert seconds < SECONDS
@@ -456,22 +460,22 @@ def filled(flags, root, out):
 
 @pytest.mark.parametrize("row", TRAIN)
 def test_training(place, tmp_path, capsys, row):
-  flags, code, words = TRAIN[row]
+  flags, code, text = TRAIN[row]
   out = tmp_path / "out"
-  check(place, train.main, filled(flags, place, out), code, words, capsys)
-  # What is found while it runs leaves a run that can be gone on with.
+  check(place, train.main, filled(flags, place, out), code, text, capsys)
+  # What is found while it runs leaves a run that can be resumed.
   may = code == 0 or row in ("T14 over", "T17 captions")
   assert out.exists() == (may and "{out}" in str(flags))
 
 
 @pytest.mark.parametrize("row", SAMPLE)
 def test_sampling(place, tmp_path, capsys, row):
-  flags, code, words = SAMPLE[row]
+  flags, code, text = SAMPLE[row]
   out = tmp_path / "out"
   flags = filled(flags, place, out)
   if not any(flag.startswith("--out=") for flag in flags):
     flags.append(f"--out={out}")
-  check(place, sample.main, flags, code, words, capsys)
+  check(place, sample.main, flags, code, text, capsys)
   if code == 0:
     names = sorted(path.name for path in out.iterdir())
     assert names == ["00000.png", "grid.png"]
@@ -481,25 +485,25 @@ def test_sampling(place, tmp_path, capsys, row):
 
 @pytest.mark.parametrize("row", EVALUATE)
 def test_measuring(place, tmp_path, capsys, row):
-  flags, code, words = EVALUATE[row]
+  flags, code, text = EVALUATE[row]
   out = tmp_path / "out"
   flags = filled(flags, place, out)
-  check(place, evaluate.main, flags, code, words, capsys)
+  check(place, evaluate.main, flags, code, text, capsys)
   assert not out.exists()
 
 
 @pytest.mark.parametrize("row", WEIGHTS)
 def test_weights(place, tmp_path, capsys, row):
-  name, words = WEIGHTS[row]
+  name, text = WEIGHTS[row]
   path = str(place / "weights" / name)
-  check(place, info.main, [path], 5, words, capsys)
+  check(place, info.main, [path], 5, text, capsys)
   out = tmp_path / "out"
-  check(place, convert.main, [path, str(out)], 5, words, capsys)
-  check(place, sample.main, [f"--model={path}"], 5, words, capsys)
+  check(place, convert.main, [path, str(out)], 5, text, capsys)
+  check(place, sample.main, [f"--model={path}"], 5, text, capsys)
   assert not out.exists()
 
 
-def test_weights_that_are_no_numbers(place, tmp_path, capsys):
+def test_weights_that_are_not_finite(place, tmp_path, capsys):
   """W9, and what a run draws whose first stage has lost its numbers."""
   vae = tmp_path / "vae"
   assert convert.main([str(place / "one"), str(vae)]) == 0
@@ -510,12 +514,12 @@ def test_weights_that_are_no_numbers(place, tmp_path, capsys):
   tensors[name].flat[:3] = np.nan, np.inf, -np.inf
   write_safetensors(str(path), tensors)
   out = tmp_path / "out"
-  words = f"{name} has 3 values of"
-  check(place, convert.main, [str(vae), str(out)], 3, words, capsys)
+  text = f"{name} has 3 values of"
+  check(place, convert.main, [str(vae), str(out)], 3, text, capsys)
   assert not out.exists()
 
 
-def test_latents_that_are_all_alike_have_no_scale(place, tmp_path, capsys):
+def test_constant_latents_have_no_scale(place, tmp_path, capsys):
   """T27."""
   run = tmp_path / "one"
   shutil.copytree(place / "one", run)
@@ -537,10 +541,10 @@ def test_latents_that_are_all_alike_have_no_scale(place, tmp_path, capsys):
   assert not (tmp_path / "out").exists()
 
 
-def test_images_that_are_no_numbers(place, tmp_path, capsys, monkeypatch):
+def test_images_that_are_not_finite(place, tmp_path, capsys, monkeypatch):
   whole = LatentDiffusion.decode
   spoiled = lambda *arguments: whole(*arguments).at[0, 3, 3].set(jnp.nan)
   monkeypatch.setattr(LatentDiffusion, "decode", spoiled)
   flags = [f"--model={place / 'two'}", "--steps=2", f"--out={tmp_path / 'x'}"]
-  words = "hold what is not a number"
-  check(place, sample.main, flags, 3, words, capsys)
+  text = "hold what is not a number"
+  check(place, sample.main, flags, 3, text, capsys)

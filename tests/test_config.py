@@ -1,4 +1,4 @@
-"""Configs: every file builds, every field can be set, every slip is told."""
+"""Configs: every file builds, every field can be set, mistakes are one line."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ TEXT = ROOT / "configs" / "glyphs_text.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_config_is_what_its_json_says(path):
+def test_every_config_equals_its_json(path):
   experiment = config.load(str(path))
   tree = json.loads(json.dumps(config_json.to_json(experiment)))
   again = config.from_json(tree)
@@ -103,7 +103,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("flag", WRONG)
-def test_a_slip_is_one_line_and_nothing_is_written(flag, tmp_path):
+def test_a_mistake_is_one_line_and_nothing_is_written(flag, tmp_path):
   folder = tmp_path / "run"
   with pytest.raises(CommandError) as stop:
     train.main([f"--config={TEXT}", f"--workdir={folder}", f"--config.{flag}"])
@@ -113,7 +113,7 @@ def test_a_slip_is_one_line_and_nothing_is_written(flag, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "text, words",
+  "text, message",
   [
     ("x = 1", "no function get_config"),
     ("def get_config(): return 3", "must return an ldm_jax.config.Experiment"),
@@ -121,14 +121,14 @@ def test_a_slip_is_one_line_and_nothing_is_written(flag, tmp_path):
     ("import nosuchthing", "No module named 'nosuchthing'"),
   ],
 )
-def test_a_wrong_config_file_is_one_line(text, words, tmp_path):
+def test_a_wrong_config_file_is_one_line(text, message, tmp_path):
   path = tmp_path / "config.py"
   path.write_text(text)
-  with pytest.raises(ConfigError, match=words):
+  with pytest.raises(ConfigError, match=message):
     config.load(str(path))
 
 
-def test_json_brings_only_our_classes_to_life():
+def test_json_instantiates_only_known_classes():
   tree = config_json.to_json(config.load(str(TEXT)))
   tree["task"]["class"] = "subprocess.Popen"
   with pytest.raises(ConfigError, match="is none of"):
@@ -152,8 +152,8 @@ SHELL = [
 ]
 
 
-@pytest.mark.parametrize("arguments, words", SHELL, ids=lambda a: a[0][:6])
-def test_the_shell_sees_one_line_and_2(arguments, words, tmp_path):
+@pytest.mark.parametrize("arguments, message", SHELL, ids=lambda a: a[0][:6])
+def test_the_shell_sees_one_line_and_2(arguments, message, tmp_path):
   script, *rest = arguments
   done = subprocess.run(
     [sys.executable, ROOT / script, *rest],
@@ -162,5 +162,5 @@ def test_the_shell_sees_one_line_and_2(arguments, words, tmp_path):
     cwd=tmp_path,
   )
   assert done.returncode == 2
-  assert words in done.stderr and done.stderr.count("\n") == 1
+  assert message in done.stderr and done.stderr.count("\n") == 1
   assert not list(tmp_path.iterdir()) and jax.device_count() == 8

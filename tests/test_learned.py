@@ -55,7 +55,7 @@ def test_a_known_distribution_is_as_likely_as_it_is(kind):
   x0 = jnp.asarray(mean + std * rng.standard_normal((20, 3)), jnp.float32)
   denoise = gaussian(schedule, jnp.asarray(mean), jnp.asarray(std))
   found = jax.jit(lambda x: log_likelihood(denoise, schedule, x, 50))(x0)
-  # The first time's noise is part of what it speaks of.
+  # The first time's noise is part of what it describes.
   first = schedule.level_at(0)
   spread = np.sqrt(std**2 + float(first.ratio) ** 2)
   away = (np.asarray(x0 / first.signal) - mean) / spread
@@ -143,7 +143,7 @@ def test_the_loss_comes_down_to_its_floor_and_not_below(prediction):
 
 
 @pytest.mark.slow
-def test_eight_hills_are_learned_and_drawn():
+def test_eight_modes_are_learned_and_sampled():
   """The score of a mixture, and each hill as often as it should be."""
   angles = np.arange(8) * np.pi / 4
   hills = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], 1))
@@ -165,8 +165,8 @@ def test_eight_hills_are_learned_and_drawn():
     signal, sigma = level.signal[0], level.sigma[0]
     variance = signal**2 * std**2 + sigma**2
     apart = xt[:, None] - signal * hills
-    share = jax.nn.softmax(-jnp.square(apart).sum(2) / (2 * variance), 1)
-    truth = sigma * (share[..., None] * apart).sum(1) / variance
+    weight = jax.nn.softmax(-jnp.square(apart).sum(2) / (2 * variance), 1)
+    truth = sigma * (weight[..., None] * apart).sum(1) / variance
     found = net.apply(params, xt, level.time)
     errors.append(
       float(jnp.linalg.norm(found - truth) / jnp.linalg.norm(truth))
@@ -180,10 +180,10 @@ def test_eight_hills_are_learned_and_drawn():
   keys = samplers.image_keys(jax.random.key(5), jnp.arange(8000))
   plan = samplers.SamplerConfig(50, "dpmpp_2m").plan(SCHEDULE)
   noise = samplers.initial_noise(keys, (2,)) * plan.init_noise_sigma
-  drawn = jax.jit(lambda xt: samplers.sample(denoise, xt, plan.table, keys))(
+  samples = jax.jit(lambda xt: samplers.sample(denoise, xt, plan.table, keys))(
     noise
   )
-  away = jnp.linalg.norm(drawn[:, None] - hills, axis=2)
+  away = jnp.linalg.norm(samples[:, None] - hills, axis=2)
   mass = np.bincount(np.asarray(away.argmin(1)), minlength=8) / 8000 * 8
   assert np.abs(mass - 1).max() < 0.15, mass
   assert np.mean(away.min(1) < 4 * std) > 0.98
@@ -198,7 +198,7 @@ def rough_images():
 
 
 @pytest.mark.slow
-def test_one_batch_is_learned_by_heart_by_stage_one():
+def test_one_batch_is_memorised_by_stage_one():
   batch = {"image": rough_images()}
   task = AutoencoderTask(
     autoencoder=Autoencoder(
@@ -214,13 +214,15 @@ def test_one_batch_is_learned_by_heart_by_stage_one():
     init_scale=3**0.5,
   )
   state = repeated(task, batch, Nothing(None), 1000)
-  told = jax.jit(task.measure)(state, Nothing(None), batch, jax.random.key(0))
-  assert told["psnr"] > 40
+  metrics = jax.jit(task.measure)(
+    state, Nothing(None), batch, jax.random.key(0)
+  )
+  assert metrics["psnr"] > 40
 
 
 @pytest.mark.slow
-def test_one_batch_is_learned_by_heart_by_stage_two():
-  """The noise is told from it, and samples are its images, each of them."""
+def test_one_batch_is_memorised_by_stage_two():
+  """The noise is predicted exactly, and samples are the images of the batch."""
   images, steps = rough_images(), 400
   batch = {"image": images.repeat(4, 0)}
   model = LatentDiffusion(
@@ -239,12 +241,14 @@ def test_one_batch_is_learned_by_heart_by_stage_two():
   losses = [price(key) for key in jax.random.split(jax.random.key(2), 50)]
   assert np.mean(losses) < 0.02, np.mean(losses)
   sharding = MeshShape().build(jax.devices()[:1])
-  studio = SamplingEngine(model, task.parameters(state.ema, frozen), sharding)
+  engine = SamplingEngine(model, task.parameters(state.ema, frozen), sharding)
   nothing = Conditioning({}, {})
   settings = SamplingConfig(16, 16, samplers.SamplerConfig(50, eta=1.0))
-  drawn = studio.generate(settings, nothing, nothing, GenerationInputs(64, 64))
-  drawn = np.concatenate(list(drawn)).astype(float)
-  apart = drawn[:, None] - np.asarray(images, float)
+  samples = engine.generate(
+    settings, nothing, nothing, GenerationInputs(64, 64)
+  )
+  samples = np.concatenate(list(samples)).astype(float)
+  apart = samples[:, None] - np.asarray(images, float)
   away = np.sqrt(np.square(apart).mean((2, 3, 4)))  # of 255
   assert away.min(1).max() < 20, away.min(1)
   assert len(set(away.argmin(1))) == 8
@@ -273,14 +277,14 @@ def unet(channels, kind="transformer", **more):
 
 
 @pytest.mark.slow
-def test_digits_are_drawn_that_a_judge_of_real_ones_reads():
+def test_digits_are_sampled_that_a_classifier_of_real_ones_reads():
   """scikit-learn's 8 x 8 digits, on pixels, class to image."""
   datasets = pytest.importorskip("sklearn.datasets")
   svm = pytest.importorskip("sklearn.svm")
   digits = datasets.load_digits()
   seen, unseen = slice(0, 1400), slice(1400, None)
-  judge = svm.SVC(gamma=1e-3).fit(digits.data[seen], digits.target[seen])
-  assert judge.score(digits.data[unseen], digits.target[unseen]) > 0.95
+  classifier = svm.SVC(gamma=1e-3).fit(digits.data[seen], digits.target[seen])
+  assert classifier.score(digits.data[unseen], digits.target[unseen]) > 0.95
   levels = np.floor(digits.images / 16 * 255 + 0.5).astype(np.uint8)
   images = jnp.asarray(levels[seen, ..., None].repeat(3, -1))
   labels = jnp.asarray(digits.target[seen].astype(np.int32))
@@ -312,23 +316,23 @@ def test_digits_are_drawn_that_a_judge_of_real_ones_reads():
   params = task.parameters(state.ema, frozen)
   wanted = np.arange(200, dtype=np.int32) % 10
   sharding = MeshShape().build(jax.devices()[:1])
-  studio = SamplingEngine(model, params, sharding)
+  engine = SamplingEngine(model, params, sharding)
   settings = SamplingConfig(
     8, 8, samplers.SamplerConfig(25), ClassifierFreeGuidance(1.5)
   )
   says = lambda null: Conditioning(
     {"label": wanted}, {"label": np.full(200, null)}
   )
-  drawn = np.concatenate(
+  samples = np.concatenate(
     list(
-      studio.generate(
+      engine.generate(
         settings, says(False), says(True), GenerationInputs(200, 200)
       )
     )
   )
-  pixels = np.round(drawn.mean(-1).reshape(200, -1) / 255 * 16)
-  accuracy = (judge.predict(pixels) == wanted).mean()
+  pixels = np.round(samples.mean(-1).reshape(200, -1) / 255 * 16)
+  accuracy = (classifier.predict(pixels) == wanted).mean()
   assert accuracy >= 0.97, accuracy
   # Nothing but noise falls into two classes: what is read is there.
   noise = np.random.default_rng(0).integers(0, 17, (200, 64))
-  assert len(set(judge.predict(noise))) < 5
+  assert len(set(classifier.predict(noise))) < 5

@@ -1,4 +1,4 @@
-"""Tasks that begin with a picture, against diffusers' pipelines."""
+"""Tasks that begin with an image, against diffusers' pipelines."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 highest = reference_families.highest  # of matrix products, in every test
 HEIGHT, WIDTH = 32, 48
 RNG = np.random.default_rng(5)
-PICTURE = RNG.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+IMAGE = RNG.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
 MASK = np.zeros((HEIGHT, WIDTH), bool)
 MASK[6:21, 11:40] = True
 SCHEDULERS = (
@@ -61,9 +61,9 @@ def sd1(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def same_noise(monkeypatch):
-  """Their noise is what `told` holds, one draw after another; posteriors say
+  """Their noise is taken from the returned list, in order; posteriors give
   their mode, as ours do."""
-  told = []
+  noises = []
   from diffusers.models.autoencoders import vae
   from diffusers.pipelines.stable_diffusion import (
     pipeline_stable_diffusion_img2img as img2img,
@@ -76,7 +76,7 @@ def same_noise(monkeypatch):
   )
 
   def next_noise(shape, **_):
-    noise = theirs(told.pop(0))
+    noise = theirs(noises.pop(0))
     assert noise.shape == tuple(shape)
     return noise
 
@@ -85,7 +85,7 @@ def same_noise(monkeypatch):
   monkeypatch.setattr(
     vae.DiagonalGaussianDistribution, "sample", lambda self, *_: self.mode()
   )
-  return told
+  return noises
 
 
 def scheduled(pipe, name):
@@ -120,10 +120,10 @@ def drawn(pipe, opened, noise, given, height=HEIGHT, width=WIDTH, **changes):
   settings = SamplingConfig(
     height, width, sampler_config, ClassifierFreeGuidance(4.0), **changes
   )
-  studio = SamplingEngine(opened.model, opened.params, MeshShape().build())
+  engine = SamplingEngine(opened.model, opened.params, MeshShape().build())
   order = GenerationInputs(2, 2, noise, "latents", given)
   sides = encode_conditions(opened, request_of(["a cat"] * 2, height, width))
-  (found,) = studio.generate(settings, *sides, order)
+  (found,) = engine.generate(settings, *sides, order)
   return found
 
 
@@ -146,27 +146,27 @@ def test_images_to_images(sd1, same_noise, name, strength):
   same_noise.append(noise)
   expected = ask(
     scheduled(pipe, name),
-    image=Image.fromarray(PICTURE),
+    image=Image.fromarray(IMAGE),
     strength=strength,
   )
-  given = ImageInputs(twice(PICTURE))
+  given = ImageInputs(twice(IMAGE))
   found = drawn(pipe, opened, noise, given, strength=strength)
   close(found, expected)
 
 
-def inpainted(pipe, opened, told, strength):
+def inpainted(pipe, opened, noises, strength):
   """Theirs and ours."""
   noise = np.asarray(normal(2, 8, 12, 4))
-  told.append(noise)
+  noises.append(noise)
   expected = ask(
     pipe,
-    image=Image.fromarray(PICTURE),
+    image=Image.fromarray(IMAGE),
     mask_image=Image.fromarray(MASK),
     strength=strength,
     height=HEIGHT,
     width=WIDTH,
   )
-  given = ImageInputs(twice(PICTURE), twice(MASK))
+  given = ImageInputs(twice(IMAGE), twice(MASK))
   return drawn(pipe, opened, noise, given, strength=strength), expected
 
 
@@ -187,7 +187,7 @@ def test_inpainting_by_its_own_model(tmp_path_factory, same_noise, strength):
 
 def test_upscaling(tmp_path_factory, same_noise):
   pipe, opened = opened_of("upscaler", tmp_path_factory)
-  small = PICTURE[:8, :16]
+  small = IMAGE[:8, :16]
   noise = np.asarray(normal(2, 8, 16, 4))
   keys = samplers.image_keys(
     jax.random.fold_in(jax.random.key(0), 0), jnp.arange(2)
@@ -223,13 +223,13 @@ def test_a_controlnet(sd1, tmp_path, scale):
   noise = np.asarray(normal(2, 8, 12, 4))
   expected = ask(
     scheduled(both, "DDIMScheduler"),
-    image=Image.fromarray(PICTURE),
+    image=Image.fromarray(IMAGE),
     latents=theirs(noise),
     controlnet_conditioning_scale=scale,
     height=HEIGHT,
     width=WIDTH,
   )
-  given = ImageInputs(hints=twice(PICTURE))
+  given = ImageInputs(hints=twice(IMAGE))
   opened = with_controlnet(opened, str(tmp_path / "control"))
   found = drawn(both, opened, noise, given, control=(scale, 0.0, 1.0))
   close(found, expected)

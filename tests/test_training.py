@@ -1,4 +1,4 @@
-"""Both stages through the commands, in small: resume, move, draw."""
+"""Both stages through the commands, in small: resume, move, sample."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def state_of(folder):
 
 
 @pytest.mark.slow
-def test_a_start_that_was_killed_is_begun_again(runs, tmp_path):
+def test_a_killed_start_is_repeated(runs, tmp_path):
   """After what is frozen was written, and before config.json was."""
   begun = tmp_path / "run"
   shutil.copytree(runs / "two" / "frozen", begun / "frozen")
@@ -103,14 +103,14 @@ def test_two_halves_are_the_whole_bit_for_bit(runs, stage):
   assert whole[0] == halves[0] == 4
   assert len(jax.tree.leaves(whole[1])) > 100
   jax.tree.map(np.testing.assert_array_equal, whole[1], halves[1])
-  told = [
+  found_ = [
     metric_writer.read_metrics(str(runs / f"{stage}{s}"))
     for s in ("", "_halves")
   ]
   clocks = {"seconds", "images_per_second"}
   bare = [
     [{k: v for k, v in line.items() if k not in clocks} for line in log]
-    for log in told
+    for log in found_
   ]
   losses = [
     {line["step"]: line["loss"] for line in log if "loss" in line}
@@ -120,22 +120,22 @@ def test_two_halves_are_the_whole_bit_for_bit(runs, stage):
   assert bare[0][-1] == bare[1][-1]
 
 
-def test_a_run_that_is_done_is_left_alone(runs, capsys):
+def test_a_finished_run_is_left_as_it_is(runs, capsys):
   before = state_of(runs / "one")
   assert run("glyphs_autoencoder.py", runs / "one", 4, ONE) == 0
   assert "has already run its 4 steps" in capsys.readouterr().err
   jax.tree.map(np.testing.assert_array_equal, before, state_of(runs / "one"))
 
 
-def test_a_damaged_run_is_told_of_and_the_step_before_is_used(
+def test_a_damaged_step_is_reported_and_the_step_before_is_used(
   runs, tmp_path, capsys
 ):
   run = tmp_path / "two"
   shutil.copytree(runs / "two", run)
   assert verify.main([str(run)]) == 0
-  told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-  assert [line.get("step") for line in told] == [2, 4, None]
-  assert all(line["whole"] and len(line["digest"]) == 64 for line in told)
+  found_ = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert [line.get("step") for line in found_] == [2, 4, None]
+  assert all(line["whole"] and len(line["digest"]) == 64 for line in found_)
   (large, *_) = sorted(
     (run / "checkpoints" / "4" / "state" / "d").iterdir(),
     key=lambda path: -path.stat().st_size,
@@ -145,8 +145,8 @@ def test_a_damaged_run_is_told_of_and_the_step_before_is_used(
     raw[place] ^= 1
   large.write_bytes(raw)
   assert verify.main([str(run)]) == 5
-  told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-  assert [line["whole"] for line in told] == [True, False, True]
+  found_ = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert [line["whole"] for line in found_] == [True, False, True]
   flags = ["--prompt=a red circle", "--steps=2", f"--out={tmp_path / 'out'}"]
   assert sample.main([f"--model={run}", *flags]) == 0
   assert "warning: step 4" in capsys.readouterr().err
@@ -165,7 +165,7 @@ def test_another_experiment_is_refused(runs):
   assert stop.value.code == 2
 
 
-def test_a_run_folder_tells_its_story(runs):
+def test_a_run_folder_holds_previews_digests_and_events(runs):
   folder = runs / "two"
   assert (folder / "previews" / "samples_0000004.png").exists()
   assert Image.open(folder / "previews" / "samples_0000004.png").width > 100
@@ -181,16 +181,16 @@ def test_a_run_folder_tells_its_story(runs):
 
   events = EventAccumulator(str(folder / "tensorboard"))
   events.Reload()
-  told = [
+  found_ = [
     line["loss"]
     for line in metric_writer.read_metrics(str(folder))
     if "loss" in line
   ]
   seen = [event.value for event in events.Scalars("loss")]
-  np.testing.assert_allclose(seen, told, rtol=1e-6)
+  np.testing.assert_allclose(seen, found_, rtol=1e-6)
 
 
-def draw(folder, out, *flags):
+def generate(folder, out, *flags):
   return sample.main([f"--model={folder}", f"--out={out}", "--steps=3", *flags])
 
 
@@ -198,7 +198,7 @@ def pixels(path):
   return np.asarray(Image.open(path)).astype(int)
 
 
-def test_a_moved_run_draws_and_a_picture_is_its_seed_and_index(
+def test_a_moved_run_samples_and_an_image_depends_on_seed_and_index(
   runs, tmp_path, capsys
 ):
   moved = tmp_path / "elsewhere"
@@ -206,8 +206,8 @@ def test_a_moved_run_draws_and_a_picture_is_its_seed_and_index(
   (runs / "one").rename(runs / "hidden")
   try:
     ask = ["--prompt", "a small red circle", "--num=3", "--seed=5"]
-    assert draw(moved, tmp_path / "a", *ask, "--batch=8") == 0
-    assert draw(moved, tmp_path / "b", *ask, "--batch=1") == 0
+    assert generate(moved, tmp_path / "a", *ask, "--batch=8") == 0
+    assert generate(moved, tmp_path / "b", *ask, "--batch=1") == 0
   finally:
     (runs / "hidden").rename(runs / "one")
   paths = capsys.readouterr().out.split()
@@ -221,11 +221,13 @@ def test_a_moved_run_draws_and_a_picture_is_its_seed_and_index(
     a, b = (pixels(tmp_path / d / f"{i:05d}.png") for d in "ab")
     assert a.shape == (32, 32, 3) and np.abs(a - b).max() <= 1
   assert np.abs(pixels(paths[0]) - pixels(paths[1])).max() > 1
-  told = json.loads(Image.open(paths[1]).text["ldm_jax"])
-  assert told["prompt"] == "a small red circle" and told["index"] == 1
-  assert told["steps"] == 3 and told["seed"] == 5
+  found_ = json.loads(Image.open(paths[1]).text["ldm_jax"])
+  assert found_["prompt"] == "a small red circle" and found_["index"] == 1
+  assert found_["steps"] == 3 and found_["seed"] == 5
 
-  assert draw(moved, tmp_path / "a", *ask, "--guidance=1", "--no_metadata") == 0
+  assert (
+    generate(moved, tmp_path / "a", *ask, "--guidance=1", "--no_metadata") == 0
+  )
   paths = capsys.readouterr().out.split()
   assert os.path.basename(paths[0]) == "00003.png"
   assert os.path.basename(paths[-1]) == "grid_00003.png"
@@ -233,25 +235,25 @@ def test_a_moved_run_draws_and_a_picture_is_its_seed_and_index(
   assert (tmp_path / "a" / "grid.png").exists()
 
 
-def test_a_report_judges_and_shows(runs, tmp_path, capsys):
+def test_a_report_has_scores_and_images(runs, tmp_path, capsys):
   flags = [f"--model={runs / 'two'}", f"--out={tmp_path}"]
   assert report.main([*flags, "--num=8", "--steps=2"]) == 0
-  told = json.loads(capsys.readouterr().out.splitlines()[-1])
+  found_ = json.loads(capsys.readouterr().out.splitlines()[-1])
   names = ("colour", "background", "size", "position", "texture", "shape")
-  assert all(0 <= told[name] <= 1 for name in (*names, "all"))
-  assert told["psnr"] > 0 and told["seconds_stage_two"] > 0
+  assert all(0 <= found_[name] <= 1 for name in (*names, "all"))
+  assert found_["psnr"] > 0 and found_["seconds_stage_two"] > 0
   page = (tmp_path / "report.html").read_text()
   assert page.count("data:image/png;base64,") == 2 and "<svg" in page
 
 
-def test_what_the_model_does_not_know_is_said(runs, tmp_path, capsys):
+def test_unknown_words_are_reported(runs, tmp_path, capsys):
   long = "a small red zebra " + "circle " * 40
-  assert draw(runs / "two", tmp_path, "--prompt", long) == 0
+  assert generate(runs / "two", tmp_path, "--prompt", long) == 0
   said = capsys.readouterr().err
   assert "does not know zebra" in said and "beyond the length" in said
 
 
-def test_pictures_are_filled_in_and_extended(runs, tmp_path, capsys):
+def test_images_are_inpainted_and_outpainted(runs, tmp_path, capsys):
   noise = np.random.default_rng(1).integers(0, 256, (32, 32, 3))
   image, mask = noise.astype(np.uint8), np.zeros((32, 32), np.uint8)
   mask[8:20, 4:28] = 255
@@ -259,61 +261,63 @@ def test_pictures_are_filled_in_and_extended(runs, tmp_path, capsys):
   Image.fromarray(mask).save(tmp_path / "mask.png")
   given = [f"--image={tmp_path / 'image.png'}", "--prompt=a red circle"]
   masked = [f"--mask={tmp_path / 'mask.png'}", "--sampler=DPM++ 2M Karras"]
-  assert draw(runs / "two", tmp_path / "a", *given, *masked) == 0
+  assert generate(runs / "two", tmp_path / "a", *given, *masked) == 0
   found = pixels(tmp_path / "a" / "00000.png")
   np.testing.assert_array_equal(found[mask == 0], image[mask == 0])
   assert np.abs(found - image)[mask > 0].max() > 1
-  told = Image.open(tmp_path / "a" / "00000.png").text["parameters"]
-  assert "Sampler: DPM++ 2M, Schedule type: Karras" in told
-  assert "Denoising strength: 1" in told
+  found_ = Image.open(tmp_path / "a" / "00000.png").text["parameters"]
+  assert "Sampler: DPM++ 2M, Schedule type: Karras" in found_
+  assert "Denoising strength: 1" in found_
   more = ["--outpaint=4,0,4,8", "--tiled=16", "--window=32", "--guidance=1"]
-  assert draw(runs / "two", tmp_path / "b", *given, *more) == 0
+  assert generate(runs / "two", tmp_path / "b", *given, *more) == 0
   found = pixels(tmp_path / "b" / "00000.png")
   assert found.shape == (40, 40, 3)
   np.testing.assert_array_equal(found[:32, 4:36], image)
-  told = json.loads(Image.open(tmp_path / "b" / "00000.png").text["ldm_jax"])
-  assert told["outpaint"] == [4, 0, 4, 8] and told["tile"] == 16
+  found_ = json.loads(Image.open(tmp_path / "b" / "00000.png").text["ldm_jax"])
+  assert found_["outpaint"] == [4, 0, 4, 8] and found_["tile"] == 16
   assert "tiles decoded differ" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_noise_of_a_picture_is_found_and_drawn_from(runs, tmp_path, capsys):
+def test_the_noise_of_an_image_is_found_and_sampled_from(
+  runs, tmp_path, capsys
+):
   ask = ["--prompt=a red circle", "--guidance=1", "--steps=100"]
-  assert draw(runs / "two", tmp_path / "a", *ask) == 0
+  assert generate(runs / "two", tmp_path / "a", *ask) == 0
   image = f"--image={tmp_path / 'a' / '00000.png'}"
   back = ["--invert", image, "--output=latent"]
-  assert draw(runs / "two", tmp_path / "b", *ask, *back) == 0
+  assert generate(runs / "two", tmp_path / "b", *ask, *back) == 0
   noise = np.load(tmp_path / "b" / "latents.npy")
   assert noise.shape[0] == 1 and 0.3 < noise.std() < 3
   again = [f"--initial_latents={tmp_path / 'b' / 'latents.npy'}"]
-  assert draw(runs / "two", tmp_path / "c", *ask, *again) == 0
+  assert generate(runs / "two", tmp_path / "c", *ask, *again) == 0
   # How near depends on the model; its mathematics is in test_sampling.
   assert pixels(tmp_path / "c" / "00000.png").shape == (32, 32, 3)
 
 
-def test_many_prompts_and_ways_between_them(runs, tmp_path, capsys):
+def test_many_prompts_and_interpolations(runs, tmp_path, capsys):
   (tmp_path / "prompts.txt").write_text("a red circle\n\n a blue square \n")
   flags = [f"--prompts_file={tmp_path / 'prompts.txt'}", "--num=2"]
-  assert draw(runs / "two", tmp_path / "a", *flags, "--emphasis") == 0
+  assert generate(runs / "two", tmp_path / "a", *flags, "--emphasis") == 0
   paths = capsys.readouterr().out.split()
-  told = [json.loads(Image.open(path).text["ldm_jax"]) for path in paths[:4]]
+  found_ = [json.loads(Image.open(path).text["ldm_jax"]) for path in paths[:4]]
   prompts = ["a red circle", "a red circle", "a blue square", "a blue square"]
-  assert [each["prompt"] for each in told] == prompts
+  assert [each["prompt"] for each in found_] == prompts
   flags = ["--prompt=a red circle", "--prompt=a blue square"]
-  assert draw(runs / "two", tmp_path / "b", *flags, "--interpolate=3") == 0
+  assert generate(runs / "two", tmp_path / "b", *flags, "--interpolate=3") == 0
   paths = capsys.readouterr().out.split()
   assert len(paths) == 4
-  told = json.loads(Image.open(paths[1]).text["ldm_jax"])
-  assert told["prompt"] == ["a red circle", "a blue square"]
+  found_ = json.loads(Image.open(paths[1]).text["ldm_jax"])
+  assert found_["prompt"] == ["a red circle", "a blue square"]
   # The same prompts from a file, and the noise from torch.
   (tmp_path / "two.txt").write_text("a red circle\na blue square\n")
   flags = [f"--prompts_file={tmp_path / 'two.txt'}", "--interpolate=3"]
-  assert draw(runs / "two", tmp_path / "c", *flags) == 0
+  assert generate(runs / "two", tmp_path / "c", *flags) == 0
   for i in range(3):
     a, b = (pixels(tmp_path / d / f"{i:05d}.png") for d in "bc")
     np.testing.assert_array_equal(a, b)
   flags = ["--prompt=a", "--interpolate=3", "--rng=torch"]
-  assert draw(runs / "two", tmp_path / "d", *flags) == 0
+  assert generate(runs / "two", tmp_path / "d", *flags) == 0
 
 
 def test_an_interruption_keeps_what_is_finished(
@@ -329,7 +333,7 @@ def test_an_interruption_keeps_what_is_finished(
 
   monkeypatch.setattr(SamplingEngine, "generate", interrupted)
   with pytest.raises(KeyboardInterrupt):
-    draw(runs / "two", tmp_path, "--prompt=a", "--num=9", "--batch=1")
+    generate(runs / "two", tmp_path, "--prompt=a", "--num=9", "--batch=1")
   names = sorted(os.listdir(tmp_path))
   assert names[0] == "00000.png" and names[-1] == "grid.png"
 
@@ -373,10 +377,10 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_samples_are_one_line_and_exit_2(runs, tmp_path, case):
-  flags, words = WRONG[case]
+  flags, message = WRONG[case]
   where = {stage: runs / stage for stage in ("one", "two")}
   flags = [flag.format(**where) for flag in flags]
-  with pytest.raises(CommandError, match=words) as stop:
+  with pytest.raises(CommandError, match=message) as stop:
     sample.main([*flags, f"--out={tmp_path / 'out'}"])
   assert stop.value.code == 2 and "\n" not in str(stop.value)
   assert not (tmp_path / "out").exists()

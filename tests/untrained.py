@@ -10,7 +10,7 @@ from ldm_jax.training.compiled_steps import CompiledTask
 from ldm_jax.training.dataloading import held_out
 from ldm_jax.training.setup import prepare_run
 
-# A small autoencoder on two folders of pictures.
+# A small autoencoder on two folders of images.
 FOLDER = """
 from ldm_jax.config import Data, Experiment, Reports
 from ldm_jax.training.autoencoder import AutoencoderTask
@@ -38,11 +38,13 @@ def get_config():
 
 def untrained(path, folder, flags):
   """Writes the run of a config with these flags, at step 0 of its steps."""
-  told = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags)
-  experiment = override(config.load(str(path)), told)
+  overrides = dict(
+    flag.removeprefix("--config.").split("=", 1) for flag in flags
+  )
+  experiment = override(config.load(str(path)), overrides)
   sharding = experiment.mesh.build()
-  run, words, frozen, _ = prepare_run(experiment, str(folder), sharding)
-  batch = sharding.distribute(held_out(run.experiment, words))
+  run, tokenizer, frozen, _ = prepare_run(experiment, str(folder), sharding)
+  batch = sharding.distribute(held_out(run.experiment, tokenizer))
   programs = CompiledTask(run.experiment.task, sharding, 0, frozen, batch)
   where = os.path.join(folder, "checkpoints")
   with contextlib.closing(Checkpoints(where)) as checkpoints:

@@ -143,8 +143,8 @@ def test_a_gradient_that_is_no_number_moves_neither_player(broken):
   for name in ("params", "critic"):
     before = getattr(state, name)
     jax.tree.map(np.testing.assert_array_equal, before, getattr(after, name))
-  for steadied in (after.opt, after.critic_opt):
-    assert int(steadied.in_row) == int(steadied.skipped) == 1
+  for skipping in (after.opt, after.critic_opt):
+    assert int(skipping.in_row) == int(skipping.skipped) == 1
   assert int(after.step) == 2
 
 

@@ -1,4 +1,4 @@
-"""Cached latents stand for the images they were made of."""
+"""Cached latents replace the images they were made of."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def test_a_posterior_comes_back_from_its_moments(stage, folder):
   np.testing.assert_allclose(a.logvar, b.logvar, atol=1e-4)
 
 
-def test_an_interrupted_job_goes_on_to_the_same_bytes(
+def test_an_interrupted_job_resumes_to_the_same_bytes(
   stage, folder, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(cached, "FLUSH_EVERY", 1)
@@ -146,20 +146,20 @@ def test_training_on_latents_is_training_on_their_images(
   ):
     flags = [*TWO, f"--config.first_stage={stage}", *more]
     assert run("glyphs_text.py", tmp_path / name, 3, flags, every=3) == 0
-    told = metric_writer.read_metrics(str(tmp_path / name))
+    lines = metric_writer.read_metrics(str(tmp_path / name))
     losses.append(
-      [line["loss"] for line in told if "loss" in line]
-      + [told[-1]["validation_loss"]]
+      [line["loss"] for line in lines if "loss" in line]
+      + [lines[-1]["validation_loss"]]
     )
   assert len(losses[0]) == 4
   np.testing.assert_allclose(*losses, rtol=1e-4)
-  # Resumed, and drawn from, without the cache's help.
+  # Resumed, and sampled from, without the cache's help.
   flags = [*TWO, f"--config.first_stage={stage}"]
   flags += [f"--config.data.latents={folder}"]
   assert run("glyphs_text.py", tmp_path / "latents", 4, flags, every=4) == 0
 
 
-def test_batches_are_the_same_rows_in_any_share(folder):
+def test_batches_are_the_same_rows_on_any_number_of_processes(folder):
   source = CachedLatents(folder)
   whole = batching.batches(source, batch=8, seed=3)
   parts = [
@@ -204,7 +204,7 @@ def test_latents_of_something_else_are_refused(
   assert caught.value.code == 2 and not os.path.exists(tmp_path / "x")
 
 
-def test_pictures_beside_and_other_first_stages_are_refused(
+def test_image_inputs_and_other_first_stages_are_refused(
   stage, folder, tmp_path
 ):
   def refused(config, message, *more):

@@ -1,6 +1,6 @@
-"""Stage two that begins from a model: fine-tuning, wider inputs, LoRA.
+"""Stage two initialised from a model: fine-tuning, wider inputs, LoRA.
 
-And, in the slow tier, every condition of the glyphs from config to judge.
+And, in the slow tier, every condition of the glyphs from config to report.
 """
 
 import json
@@ -74,7 +74,7 @@ def params_of(folder):
 
 
 @pytest.mark.slow
-def test_fine_tuning_begins_where_the_start_stands(runs, tmp_path):
+def test_fine_tuning_begins_with_the_parameters_of_its_start(runs, tmp_path):
   """At a rate of almost nothing it is still the start; first stage, scale and
   words are the start's too."""
   start = f"--config.start={runs / 'text'}"
@@ -94,7 +94,7 @@ def test_fine_tuning_begins_where_the_start_stands(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_fine_tuning_goes_on_without_its_start(runs, tmp_path):
+def test_fine_tuning_resumes_without_its_start(runs, tmp_path):
   start = f"--config.start={runs / 'text'}"
   folder = tmp_path / "tuned"
   assert run("finetune", folder, 2, start, *TWO) == 0
@@ -123,8 +123,8 @@ def test_a_lora_trains_its_factors_alone(runs, tmp_path, capsys):
     lambda a, b: bool((a != b).any()), merged["unet"], wanted["unet"]
   )
   assert any(jax.tree.leaves(differ)) and factors.keys() == {"unet"}
-  # It draws, goes on, and is written for others, who get the same matrices.
-  out = tmp_path / "drawn"
+  # It samples, resumes, and is written for others, who get the same matrices.
+  out = tmp_path / "images"
   flags = [f"--model={folder}", "--prompt=a red circle", "--steps=2"]
   assert sample.main([*flags, f"--out={out}"]) == 0
   assert (out / "00000.png").exists()
@@ -144,7 +144,7 @@ def test_a_lora_trains_its_factors_alone(runs, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_wider_input_answers_as_before(runs):
+def test_a_widened_input_computes_the_same(runs):
   """Zeros for the new channels, before the coordinates (systems: SD's
   inpainting models begin so)."""
   opened, _ = params_of(runs / "text")
@@ -185,13 +185,13 @@ def test_inpainting_begins_from_a_text_model(runs, tmp_path):
   ]
   flags += [f"--model={folder}", "--prompt=a red circle", "--steps=2"]
   assert sample.main([*flags, f"--out={out}"]) == 0
-  drawn = np.asarray(Image.open(out / "00000.png"))
-  np.testing.assert_array_equal(drawn[mask == 0], image[mask == 0])
-  assert (drawn[mask > 0] != image[mask > 0]).any()
+  images = np.asarray(Image.open(out / "00000.png"))
+  np.testing.assert_array_equal(images[mask == 0], image[mask == 0])
+  assert (images[mask > 0] != image[mask > 0]).any()
 
 
 @pytest.mark.slow
-def test_another_network_is_no_start(runs, tmp_path):
+def test_another_network_is_refused(runs, tmp_path):
   start = f"--config.start={runs / 'text'}"
   wide = [f.replace("=16", "=24") if "channels" in f else f for f in TWO]
   with pytest.raises(
@@ -205,7 +205,7 @@ def test_another_network_is_no_start(runs, tmp_path):
     run("autoencoder", tmp_path / "z", 1, start, *STAGE)
 
 
-def test_what_the_start_lacks_is_fresh(runs):
+def test_conditioners_that_the_start_lacks_are_initialised(runs):
   opened, params = params_of(runs / "text")
   more = {"label": {"params": {"table": np.ones((3, 3))}}}
   fresh = params | {"conditioners": params["conditioners"] | more}
@@ -214,7 +214,7 @@ def test_what_the_start_lacks_is_fresh(runs):
   assert found["conditioners"]["label"] is more["label"]
 
 
-# The slow tier: from config to judge.
+# The slow tier: from config to report.
 
 
 SHOWS = {
@@ -295,8 +295,8 @@ def test_every_condition_from_config_to_report(
   assert sample.main([*flags, *asked]) == 0
   assert (out / "00001.png").exists()
   capsys.readouterr()
-  told = [f"--model={folder}", f"--out={tmp_path / 'r'}", "--num=8"]
-  assert report.main([*told, "--steps=2"]) == 0
+  flags = [f"--model={folder}", f"--out={tmp_path / 'r'}", "--num=8"]
+  assert report.main([*flags, "--steps=2"]) == 0
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert WANTED[show] in found and "valid_fraction" in found
   if show == "inpainting":
@@ -304,30 +304,30 @@ def test_every_condition_from_config_to_report(
 
 
 @pytest.mark.slow
-def test_a_classifier_trains_and_leads(runs, tmp_path, capsys):
+def test_a_classifier_trains_and_guides(runs, tmp_path, capsys):
   first = f"--config.first_stage={runs / 'one'}"
   small = ["channels=16", "groups=4", "multipliers=1,", "attention.depths=1,"]
   half = [f"--config.task.classifier.{flag}" for flag in small]
-  judge, plain = tmp_path / "classifier", tmp_path / "plain"
-  assert run("classifier", judge, 2, first, *half, *DATA) == 0
+  classifier, plain = tmp_path / "classifier", tmp_path / "plain"
+  assert run("classifier", classifier, 2, first, *half, *DATA) == 0
   assert run("unconditional", plain, 2, first, *NET, *DATA) == 0
   flags = [f"--model={plain}", "--steps=2", "--output=latent"]
-  drawn = []
+  images = []
   for scale in (0, 1, 50):
     out = tmp_path / f"s{scale}"
-    asked = [f"--classifier={judge}", f"--classifier_scale={scale}"]
+    asked = [f"--classifier={classifier}", f"--classifier_scale={scale}"]
     asked += ["--class_label=3", f"--out={out}"]
     assert sample.main([*flags, *asked]) == 0
-    drawn.append(np.load(out / "latents.npy"))
+    images.append(np.load(out / "latents.npy"))
   assert sample.main([*flags, f"--out={tmp_path / 'bare'}"]) == 0
   np.testing.assert_allclose(
-    drawn[0], np.load(tmp_path / "bare" / "latents.npy"), atol=1e-5
+    images[0], np.load(tmp_path / "bare" / "latents.npy"), atol=1e-5
   )
-  gaps = [np.abs(d - drawn[0]).max() for d in drawn[1:]]
+  gaps = [np.abs(d - images[0]).max() for d in images[1:]]
   assert 0 < gaps[0] < gaps[1]
   for wrong, line in (
-    ([f"--classifier={judge}"], "go together"),
-    ([f"--classifier={judge}", "--class_label=48"], "must be 0 to 47"),
+    ([f"--classifier={classifier}"], "go together"),
+    ([f"--classifier={classifier}", "--class_label=48"], "must be 0 to 47"),
     ([f"--classifier={plain}", "--class_label=1"], "needed is one of"),
   ):
     with pytest.raises(CommandError, match=line) as stop:

@@ -1,4 +1,4 @@
-"""Stage two that begins from a pipeline's folder of Stable Diffusion's kind."""
+"""Stage two that begins from a folder in the layout of diffusers."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.training import train as train_library
 
-folder, model, words = (
+folder, model, clip_prompts = (
   test_pretrained.folder,
   test_pretrained.model,
   test_pretrained.clip_prompts,
@@ -25,7 +25,7 @@ from ldm_jax.pretrained.open_model import open_model
 from ldm_jax.config import Data, Experiment, Reports
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.data.transforms.masks import Masks
-from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.data.text.tokenizers import TokenizerConfig
 from ldm_jax.nn.conditioners.spatial import MaskedImage
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.training.denoiser import DenoiserTask
@@ -34,7 +34,7 @@ from ldm_jax.training.denoiser import DenoiserTask
 def get_config():
   opened = open_model({folder!r})
   (part,) = opened.model.conditioners
-  parts = (part.clone(is_frozen={is_frozen}, drop_rate=0.1), *{beside})
+  parts = (part.clone(is_frozen={is_frozen}, drop_rate=0.1), *{others})
   model = dataclasses.replace(
     opened.model, first_stage=None, conditioners=parts
   )
@@ -43,7 +43,7 @@ def get_config():
     data=Data(
       source=Glyphs(),
       validation=Glyphs(),
-      tokenizer=Tokenizer(path={words!r}, length=77),
+      tokenizer=TokenizerConfig(path={tokenizer!r}, length=77),
       views={views},
       batch=8,
       held_out=8,
@@ -55,22 +55,24 @@ def get_config():
 """
 
 
-def flags_of(tmp_path, folder, clip_prompts, **told):
+def flags_of(tmp_path, folder, clip_prompts, **values):
   """A run's flags: two steps from the folder."""
-  told = {
+  values = {
     "is_frozen": True,
-    "beside": (),
+    "others": (),
     "transforms": (),
     "rate": 1e-3,
-  } | told
+  } | values
   config = tmp_path / "config.py"
-  config.write_text(CONFIG.format(folder=folder, words=clip_prompts[0], **told))
+  config.write_text(
+    CONFIG.format(folder=folder, tokenizer=clip_prompts[0], **values)
+  )
   return [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
 
 
-def trained(tmp_path, folder, clip_prompts, **told):
+def trained(tmp_path, folder, clip_prompts, **values):
   """The parameters after it, averaged."""
-  assert train.main(flags_of(tmp_path, folder, clip_prompts, **told)) == 0
+  assert train.main(flags_of(tmp_path, folder, clip_prompts, **values)) == 0
   return open_model(str(tmp_path / "run")).params
 
 
@@ -100,14 +102,14 @@ def test_training_begins_from_a_folder(
 
 @pytest.mark.slow
 def test_inpainting_begins_from_a_folder_of_text(
-  tmp_path, folder, model, words
+  tmp_path, folder, model, clip_prompts
 ):
   """At a rate of almost nothing: what the text model was, and zeros."""
   found = trained(
     tmp_path,
     folder,
     clip_prompts,
-    beside="(MaskedImage(),)",
+    others="(MaskedImage(),)",
     transforms="(Masks(),)",
     rate=1e-12,
   )

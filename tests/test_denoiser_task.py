@@ -90,7 +90,7 @@ def gradient(task, state, frozen, batch, key):
   return jax.jit(jax.grad(loss))(state.params)
 
 
-def test_a_fresh_network_answers_zero_and_pays_one():
+def test_an_initial_network_predicts_zero_at_loss_one():
   """Zero-initialised outputs: the first eps loss is E|eps|^2 = 1."""
   state, frozen, batch = begin()
   params = TASK.parameters(state.params, frozen)
@@ -160,23 +160,23 @@ def test_the_first_stage_gets_no_gradient():
   assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads.first_stage))
 
 
-def test_dropped_conditions_are_the_null_condition():
+def test_dropped_conditions_are_the_unconditional_ones():
   """Training's drop, guidance's negative and an empty prompt are one thing."""
   state, frozen, batch = begin()
   params = TASK.parameters(stirred(state).params, frozen)
   yes, no = jnp.ones(8, bool), jnp.zeros(8, bool)
   condition = jax.jit(TASK.model.condition)
-  say = lambda raw, drop: condition(params, raw, drop).context
-  dropped = say(batch, {"tokens": yes, "label": yes})
+  condition_of = lambda raw, drop: condition(params, raw, drop).context
+  dropped = condition_of(batch, {"tokens": yes, "label": yes})
   empty = batch | {
     "tokens": jnp.tile(jnp.array([2, 3, 0, 0, 0, 0]), (8, 1)),
     "label": jnp.full(8, 5),
   }
   np.testing.assert_array_equal(
-    dropped, say(empty, {"tokens": no, "label": no})
+    dropped, condition_of(empty, {"tokens": no, "label": no})
   )
-  mixed = say(batch, {"tokens": yes, "label": no})
-  kept = say(batch, {"tokens": no, "label": no})
+  mixed = condition_of(batch, {"tokens": yes, "label": no})
+  kept = condition_of(batch, {"tokens": no, "label": no})
   np.testing.assert_array_equal(mixed[:, 6:], kept[:, 6:])
   assert np.abs(mixed[:, :6] - kept[:, :6]).max() > 0
   assert mixed.shape == (8, 7, 16)
@@ -195,20 +195,20 @@ def test_guidance_one_is_the_conditional_model():
   state, frozen, batch = begin()
   params = TASK.parameters(stirred(state).params, frozen)
   yes, no = jnp.ones(8, bool), jnp.zeros(8, bool)
-  say = lambda drop: TASK.model.condition(
+  condition_of = lambda drop: TASK.model.condition(
     params, batch, {"tokens": drop, "label": drop}
   )
   xt = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
   level = TASK.model.schedule.level(jnp.float32(300))
   alone, null = (
-    jax.jit(lambda drop: TASK.model.denoiser(params, say(drop))(xt, level))(
-      drop
-    )
+    jax.jit(
+      lambda drop: TASK.model.denoiser(params, condition_of(drop))(xt, level)
+    )(drop)
     for drop in (no, yes)
   )
   guided = jax.jit(
     lambda s: TASK.model.guided_denoiser(
-      params, say(yes), say(no), ClassifierFreeGuidance(s)
+      params, condition_of(yes), condition_of(no), ClassifierFreeGuidance(s)
     )(xt, level)
   )
   np.testing.assert_allclose(guided(1.0).eps, alone.eps, atol=1e-5)
@@ -278,7 +278,7 @@ def test_contradictions_are_refused():
     merge([Condition(jnp.zeros((1, 1, 2))), Condition(jnp.zeros((1, 1, 3)))])
 
 
-def test_a_fresh_text_encoder_leaves_every_word_alone():
+def test_an_initial_text_encoder_is_the_identity():
   encoder = TextEncoder(20, 16, 2, 2, 8, length=6)
   tokens = draw()["tokens"]
   params = encoder.init(jax.random.key(0), tokens)
@@ -289,7 +289,7 @@ def test_a_fresh_text_encoder_leaves_every_word_alone():
   assert jnp.all(jnp.abs(after[:, 2] - before[:, 2]).max(axis=-1) > 0.1)
 
 
-def test_pooled_text_is_a_normalised_vector_beside_the_tokens():
+def test_pooled_text_is_a_normalised_vector_next_to_the_tokens():
   pooled = TEXT.clone(is_pooled=True)
   tokens, drop = draw()["tokens"], jnp.arange(8) % 2 == 0
   says, params = pooled.init_with_output(jax.random.key(0), tokens, drop)
@@ -312,7 +312,7 @@ def test_coordinates_run_from_the_first_pixel_to_the_last():
 
 
 @pytest.mark.parametrize("octaves", [0, 2])
-def test_coordinates_tell_equal_pixels_apart(octaves):
+def test_coordinates_distinguish_equal_pixels(octaves):
   flat, t = jnp.ones((1, 28, 28, 3)), jnp.zeros(1)
   plan = AttentionPlan((0,), mid_depth=0, heads=1)
   unet = UNet(3, 8, (1,), 1, plan, groups=1, octaves=octaves)

@@ -1,4 +1,4 @@
-"""Stage two on a text tower that was trained before, and its way out."""
+"""Stage two on a text encoder that was trained before, and its export."""
 
 import pathlib
 
@@ -28,7 +28,7 @@ CONFIG = """
 import dataclasses
 
 from ldm_jax import config
-from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.data.text.tokenizers import TokenizerConfig
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.unet import AttentionPlan, UNet
@@ -36,13 +36,13 @@ from ldm_jax.nn.unet import AttentionPlan, UNet
 
 def get_config():
   made = config.load({base!r})
-  embedder = ClipEmbedder(({tower},), **{ids})
+  embedder = ClipEmbedder(({encoder},), **{ids})
   unet = UNet(8, 16, (1,), 1, AttentionPlan((1,), heads=2), groups=4)
   model = dataclasses.replace(
     made.task.model, unet=unet, conditioners=(embedder,)
   )
   task = dataclasses.replace(made.task, model=model, preview_steps=2)
-  tokenizer = Tokenizer(path={words!r}, length=77)
+  tokenizer = TokenizerConfig(path={tokenizer!r}, length=77)
   data = dataclasses.replace(made.data, tokenizer=tokenizer)
   return dataclasses.replace(made, task=task, data=data)
 """
@@ -50,26 +50,27 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-  """A first stage's run, a tower's folder, and a config that joins them."""
-  root = tmp_path_factory.mktemp("towers")
-  words = clip_tokenizer.tokenizer(root / "words")
-  words.save_pretrained(root / "words")
-  tower = ClipText(len(words), 16, 2, 2, hidden=24, end=words.eos_token_id)
-  variables = tower.init(jax.random.key(7), jnp.zeros((1, 77), jnp.int32))
-  ldm_jax.save_pretrained(tower, variables, str(root / "tower"))
-  ids = {
-    "begin": words.bos_token_id,
-    "end": words.eos_token_id,
-    "paddings": (words.pad_token_id,),
-  }
-  asked = (
-    f"ClipText({len(words)}, 16, 2, 2, hidden=24, end={words.eos_token_id})"
+  """A first stage, a folder of a text encoder, and a config with both."""
+  root = tmp_path_factory.mktemp("encoders")
+  tokenizer = clip_tokenizer.tokenizer(root / "tokenizer")
+  tokenizer.save_pretrained(root / "tokenizer")
+  encoder = ClipText(
+    len(tokenizer), 16, 2, 2, hidden=24, end=tokenizer.eos_token_id
   )
+  variables = encoder.init(jax.random.key(7), jnp.zeros((1, 77), jnp.int32))
+  ldm_jax.save_pretrained(encoder, variables, str(root / "encoder"))
+  ids = {
+    "begin": tokenizer.bos_token_id,
+    "end": tokenizer.eos_token_id,
+    "paddings": (tokenizer.pad_token_id,),
+  }
+  end = tokenizer.eos_token_id
+  asked = f"ClipText({len(tokenizer)}, 16, 2, 2, hidden=24, end={end})"
   text = CONFIG.format(
     base=str(CONFIGS / "glyphs_velocity.py"),
-    tower=asked,
+    encoder=asked,
     ids=ids,
-    words=str(root / "words"),
+    tokenizer=str(root / "tokenizer"),
   )
   (root / "config.py").write_text(text)
   flags = [
@@ -97,11 +98,13 @@ def learn(root, folder, *flags):
 
 
 @pytest.mark.slow
-def test_a_model_with_a_trained_tower_goes_out_whole(parts, tmp_path, capsys):
-  root, tower = parts
+def test_a_model_with_a_trained_text_encoder_is_exported_whole(
+  parts, tmp_path, capsys
+):
+  root, encoder = parts
   folder = tmp_path / "run"
-  told = f"--config.text_encoders={root / 'tower'}"
-  assert learn(root, folder, told) == 0
+  flag = f"--config.text_encoders={root / 'encoder'}"
+  assert learn(root, folder, flag) == 0
   assert not (folder / "previews").exists()
   run = Run.open(str(folder))
   trained = run.trained(MeshShape().build())
@@ -109,39 +112,39 @@ def test_a_model_with_a_trained_tower_goes_out_whole(parts, tmp_path, capsys):
   assert convert.main([str(folder), str(tmp_path / "out")]) == 0
   model, params = ldm_jax.from_pretrained(str(tmp_path / "out"))
   found = params.conditioners["tokens"]["params"]["encoders_0"]
-  jax.tree.map(np.testing.assert_array_equal, found, tower["params"])
+  jax.tree.map(np.testing.assert_array_equal, found, encoder["params"])
   jax.tree.map(np.testing.assert_array_equal, params.unet, trained["unet"])
   assert model.prediction == "v"
   frozen = run.frozen(MeshShape().build())
   np.testing.assert_allclose(params.latent_scale, frozen.latent_scale)
-  draws = []
+  images = []
   for name in (folder, tmp_path / "out"):
-    out = str(tmp_path / f"drawn_{pathlib.Path(name).name}")
+    out = str(tmp_path / f"sampled_{pathlib.Path(name).name}")
     flags = ["--prompt", "a red fox", "--steps=2", "--output=latent"]
     flags += ["--guidance=2", "-H=32", "-W=32", "--out", out]
     capsys.readouterr()
     assert sample.main([f"--model={name}", *flags]) == 0
-    draws.append(np.load(capsys.readouterr().out.strip()))
+    images.append(np.load(capsys.readouterr().out.strip()))
   # Stable Diffusion's samplers stop at the first time, ours at the image.
-  assert draws[0].shape == draws[1].shape
-  assert np.abs(draws[0] - draws[1]).max() < 0.1 * np.abs(draws[0]).max()
+  assert images[0].shape == images[1].shape
+  assert np.abs(images[0] - images[1]).max() < 0.1 * np.abs(images[0]).max()
 
 
 @pytest.mark.parametrize(
   ("flags", "line"),
   [
     ([], "text_encoders names 0 folders"),
-    (["--config.text_encoders={root}/words"], "config.json"),
+    (["--config.text_encoders={root}/tokenizer"], "config.json"),
     (
       [
-        "--config.text_encoders={root}/tower",
+        "--config.text_encoders={root}/encoder",
         "--config.task.model.conditioners.0.encoders.0.depth=3",
       ],
       "depth=2.*depth=3",
     ),
     (
       [
-        "--config.text_encoders={root}/tower",
+        "--config.text_encoders={root}/encoder",
         "--config.data.tokenizer.length=20",
       ],
       "20 each.*multiple of 77",
