@@ -1,4 +1,4 @@
-"""Every conditioner: what it says, its null, and what gradients reach."""
+"""Every conditioner: its output, its unconditional one, and its gradients."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ RNG = np.random.default_rng(11)
 KEEP, DROP = jnp.array([False, False]), jnp.array([False, True])
 
 
-def heard(part, raw, drop=KEEP):
+def embed(part, raw, drop=KEEP):
   variables = part.init(jax.random.key(0), raw, drop)
   return part.apply(variables, raw, drop), variables
 
@@ -50,30 +50,30 @@ def segmaps():
 def test_a_map_is_halved_as_torch_halves_it():
   """Bilinear by 0.5 without antialiasing is the mean of 2 x 2 pixels."""
   raw = segmaps()
-  said, variables = heard(SegmentationEmbedder(5, 3), raw)
+  condition, variables = embed(SegmentationEmbedder(5, 3), raw)
   one_hot = np.eye(5)[np.asarray(raw)]
   for _ in range(2):
     b, h, w, c = one_hot.shape
     one_hot = one_hot.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
   kernel = np.asarray(variables["params"]["rescale"]["kernel"])
-  np.testing.assert_allclose(said.concat, one_hot @ kernel, atol=1e-6)
-  assert said.concat.shape == (2, 4, 2, 3) and kernel.shape == (5, 3)
+  np.testing.assert_allclose(condition.concat, one_hot @ kernel, atol=1e-6)
+  assert condition.concat.shape == (2, 4, 2, 3) and kernel.shape == (5, 3)
 
 
 def test_a_map_as_tokens_has_a_token_for_every_cell():
   part = SegmentationEmbedder(5, 6, joins="context", positions=8)
-  said, variables = heard(part, segmaps(), DROP)
-  assert said.context.shape == (2, 8, 6) and said.concat is None
+  condition, variables = embed(part, segmaps(), DROP)
+  assert condition.context.shape == (2, 8, 6) and condition.concat is None
   places = variables["params"]["positions"]
-  np.testing.assert_allclose(said.context[1], places, atol=1e-6)
-  assert np.abs(said.context[0] - places).max() > 0.01
+  np.testing.assert_allclose(condition.context[1], places, atol=1e-6)
+  assert np.abs(condition.context[0] - places).max() > 0.01
   with pytest.raises(ValueError, match="8 cells of a map"):
-    heard(part.clone(positions=9), segmaps())
+    embed(part.clone(positions=9), segmaps())
 
 
 def test_a_map_that_cannot_be_halved_is_refused():
   with pytest.raises(ValueError, match="cannot be halved"):
-    heard(SegmentationEmbedder(5), segmaps()[:, :, :6])
+    embed(SegmentationEmbedder(5), segmaps()[:, :, :6])
 
 
 def test_both_conventions_of_inpainting():
@@ -81,10 +81,10 @@ def test_both_conventions_of_inpainting():
   latents = jnp.asarray(RNG.standard_normal((2, 4, 4, 3)), jnp.float32)
   mask = jnp.asarray(RNG.random((2, 4, 4, 1)) < 0.5)
   seen = MaskedLatents(latents, mask)
-  sd, _ = heard(MaskedImage("sd"), seen)
+  sd, _ = embed(MaskedImage("sd"), seen)
   np.testing.assert_array_equal(sd.concat[..., :1], mask)
   np.testing.assert_array_equal(sd.concat[..., 1:], latents)
-  ldm, _ = heard(MaskedImage("ldm"), seen)
+  ldm, _ = embed(MaskedImage("ldm"), seen)
   np.testing.assert_array_equal(ldm.concat[..., :3], latents)
   np.testing.assert_array_equal(ldm.concat[..., 3:], np.where(mask, 1, -1))
   assert (
@@ -93,41 +93,41 @@ def test_both_conventions_of_inpainting():
   )
 
 
-def test_small_pictures_bring_their_level():
+def test_low_resolution_images_come_with_their_noise_level():
   image = jnp.asarray(RNG.standard_normal((2, 4, 4, 3)), jnp.float32)
   seen = NoisyLowResolution(image, jnp.array([0.0, 7.0]))
-  bare, _ = heard(LowResolution(), seen)
+  bare, _ = embed(LowResolution(), seen)
   assert bare.vector is None
   np.testing.assert_array_equal(bare.concat, image)
-  told, _ = heard(LowResolution(10, 8), seen, DROP)
-  np.testing.assert_array_equal(told.vector, np.eye(10)[[0, 7]])
-  assert not told.concat[1].any() and told.concat[0].any()
+  noised, _ = embed(LowResolution(10, 8), seen, DROP)
+  np.testing.assert_array_equal(noised.vector, np.eye(10)[[0, 7]])
+  assert not noised.concat[1].any() and noised.concat[0].any()
   with pytest.raises(ValueError, match="max_train_level=350"):
     LowResolution(10)
 
 
-def test_embeddings_are_tokens_and_their_null_is_zeros():
+def test_embeddings_are_tokens_and_zeros_without_a_condition():
   rows = jnp.asarray(RNG.standard_normal((2, 3, 8)), jnp.float32)
-  said, _ = heard(NeighbourEmbeddings(8), rows, DROP)
-  np.testing.assert_array_equal(said.context[0], rows[0])
-  assert not said.context[1].any()
+  condition, _ = embed(NeighbourEmbeddings(8), rows, DROP)
+  np.testing.assert_array_equal(condition.context[0], rows[0])
+  assert not condition.context[1].any()
   with pytest.raises(ValueError, match="width 8"):
-    heard(NeighbourEmbeddings(9), rows)
+    embed(NeighbourEmbeddings(9), rows)
 
 
 @pytest.mark.parametrize("joins", ["context", "vector", "both"])
 def test_a_class_may_join_the_time(joins):
   labels = jnp.array([1, 2])
-  said, variables = heard(ClassEmbedder(4, 6, joins), labels, DROP)
+  condition, variables = embed(ClassEmbedder(4, 6, joins), labels, DROP)
   table = variables["params"]["table"]["embedding"]
   wanted = table[jnp.array([1, 4])]
-  assert (said.context is None) == (joins == "vector")
-  assert (said.vector is None) == (joins == "context")
+  assert (condition.context is None) == (joins == "vector")
+  assert (condition.vector is None) == (joins == "context")
   for array in jax.tree.leaves(said):
     np.testing.assert_array_equal(array.reshape(2, 6), wanted)
 
 
-def test_the_null_layout_has_no_object():
+def test_the_unconditional_layout_has_no_object():
   encoder = TextEncoder(50, 8, 1, 2, 4, 5)
   part = LayoutEmbedder(encoder)
   ids = jnp.asarray(RNG.integers(0, 49, (2, 5)), jnp.int32)
@@ -139,7 +139,7 @@ def test_the_null_layout_has_no_object():
   assert np.abs(a[0] - b[0]).max() > 0.01
 
 
-def test_pictures_stay_unless_training_dropped_them():
+def test_images_are_kept_unless_training_dropped_them():
   assert (
     not MaskedImage().has_unconditional
     and not LowResolution().has_unconditional
@@ -153,7 +153,7 @@ def test_pictures_stay_unless_training_dropped_them():
   assert not SizeEmbedder().has_unconditional
 
 
-# Together: one model told by everything.
+# Together: one model with every conditioner.
 
 STAGE = Autoencoder(ConvStack(8, (1, 2, 2), 1, groups=4), latent_channels=4)
 TEXT = TextEmbedder(TextEncoder(30, 16, 1, 2, 8, 6), drop_rate=0.5)
@@ -190,7 +190,7 @@ def batch(count=4):
   }
 
 
-def told_by(names):
+def conditioned_model(names):
   parts = tuple(PARTS[name] for name in names)
   vectors = {"class", "noisy low"} & set(names)
   tokens = set(names) - {"map", "masked", "masked ldm", "low", "noisy low"}
@@ -214,19 +214,21 @@ def first_stage():
 
 
 @pytest.mark.parametrize("names", SETS, ids="+".join)
-def test_every_condition_is_heard(first_stage, names):
+def test_every_condition_is_embed(first_stage, names):
   """The loss depends on every array that is read, and on nothing else."""
-  task = DenoiserTask(told_by(names), latent_scale=1.0)
-  frozen, given = Frozen(first_stage, jnp.float32(1.0)), batch()
+  task = DenoiserTask(conditioned_model(names), latent_scale=1.0)
+  frozen, arrays = Frozen(first_stage, jnp.float32(1.0)), batch()
   key = jax.random.key(1)
-  state = jax.jit(task.init)(key, given, frozen)
+  state = jax.jit(task.init)(key, arrays, frozen)
   stir = lambda x: x + 0.3 * RNG.standard_normal(x.shape).astype(np.float32)
   state = state.replace(ema=jax.tree.map(stir, state.params))
-  loss = jax.jit(lambda given: task.measure(state, frozen, given, key)["loss"])
-  base = loss(given)
+  loss = jax.jit(
+    lambda arrays: task.measure(state, frozen, arrays, key)["loss"]
+  )
+  base = loss(arrays)
   input_key = {PARTS[name].input_key for name in names} | {"image"}
-  for name, rows in given.items():
-    changed = given | {name: np.roll(rows, 1, axis=0)}
+  for name, rows in arrays.items():
+    changed = arrays | {name: np.roll(rows, 1, axis=0)}
     assert (abs(loss(changed) - base) > 1e-6) == (name in input_key), name
 
 
@@ -234,13 +236,13 @@ def test_every_condition_is_heard(first_stage, names):
 @pytest.mark.parametrize("names", [("map tokens",), *SETS[-2:]], ids="+".join)
 def test_every_condition_trains(first_stage, names):
   """A step moves every parameter but those nothing leads to yet."""
-  task = DenoiserTask(told_by(names), latent_scale=1.0)
-  frozen, given = Frozen(first_stage, jnp.float32(1.0)), batch()
-  state = jax.jit(task.init)(jax.random.key(1), given, frozen)
+  task = DenoiserTask(conditioned_model(names), latent_scale=1.0)
+  frozen, arrays = Frozen(first_stage, jnp.float32(1.0)), batch()
+  state = jax.jit(task.init)(jax.random.key(1), arrays, frozen)
   step = jax.jit(task.step)
   after = state
   for i in range(6):  # zeros at the ends hold gradients back for a step each
-    after, metrics = step(after, frozen, given, jax.random.key(i))
+    after, metrics = step(after, frozen, arrays, jax.random.key(i))
   assert np.isfinite(metrics["loss"])
   moved = jax.tree.map(
     lambda a, b: bool((a != b).any()),
@@ -250,38 +252,38 @@ def test_every_condition_trains(first_stage, names):
   assert all(jax.tree.leaves(moved))
 
 
-def test_the_hole_is_hidden_before_the_first_stage_looks(first_stage):
-  """No pixel of the hole has a say in what is laid beside x_t."""
-  model = told_by(("masked",))
+def test_masked_pixels_are_hidden_before_the_first_stage(first_stage):
+  """No masked pixel changes what is concatenated with x_t."""
+  model = conditioned_model(("masked",))
   params = Parameters(first_stage, jnp.float32(0.5), {}, {})
-  given = batch()
-  given = {name: jnp.asarray(rows) for name, rows in given.items()}
-  seen = prepare_inputs(model, params, given, None)["mask"]
+  arrays = batch()
+  arrays = {name: jnp.asarray(rows) for name, rows in arrays.items()}
+  seen = prepare_inputs(model, params, arrays, None)["mask"]
   other = jnp.where(
-    given["mask"][..., None], 255 - given["image"], given["image"]
+    arrays["mask"][..., None], 255 - arrays["image"], arrays["image"]
   )
-  again = prepare_inputs(model, params, given | {"image": other}, None)["mask"]
+  again = prepare_inputs(model, params, arrays | {"image": other}, None)["mask"]
   np.testing.assert_array_equal(seen.latents, again.latents)
-  np.testing.assert_array_equal(seen.mask[..., 0], given["mask"][:, ::4, ::4])
-  hidden = jnp.where(given["mask"][..., None], 0.0, to_float(given["image"]))
+  np.testing.assert_array_equal(seen.mask[..., 0], arrays["mask"][:, ::4, ::4])
+  hidden = jnp.where(arrays["mask"][..., None], 0.0, to_float(arrays["image"]))
   whole = 0.5 * model.encode(params, hidden).mode()
   np.testing.assert_allclose(seen.latents, whole, atol=1e-5)
 
 
-def test_small_pictures_get_the_noise_of_their_level():
-  model = told_by(("noisy low",))
+def test_low_resolution_images_get_the_noise_of_their_level():
+  model = conditioned_model(("noisy low",))
   images = jnp.asarray(RNG.uniform(-1, 1, (2, 4, 4, 3)), jnp.float32)
   noise = jnp.asarray(RNG.standard_normal(images.shape), jnp.float32)
   levels = jnp.array([0.0, 7.0])
   seen = low_resolution_input(model, images, NoiseAugmentation(levels, noise))
   wanted = q_sample(model.noise_augmentation_schedule, images, levels, noise)
   np.testing.assert_allclose(seen.image, wanted)
-  plain = low_resolution_input(told_by(("low",)), images, None)
+  plain = low_resolution_input(conditioned_model(("low",)), images, None)
   np.testing.assert_array_equal(plain.image, images)
 
 
 def test_levels_in_training_stay_below_the_most():
-  task = DenoiserTask(told_by(("noisy low",)), latent_scale=1.0)
+  task = DenoiserTask(conditioned_model(("noisy low",)), latent_scale=1.0)
   draws = task.draw(jax.random.key(0), batch(64))
   assert (
     draws.noise_augmentation.level.max() == 7
@@ -291,9 +293,9 @@ def test_levels_in_training_stay_below_the_most():
 
 def test_offset_noise_moves_the_means():
   """Var of a channel's mean: 1/n of eps itself, plus the offset's square."""
-  task = DenoiserTask(told_by(()), latent_scale=1.0)
+  task = DenoiserTask(conditioned_model(()), latent_scale=1.0)
   offset = dataclasses.replace(task, offset_noise=0.5)
-  key, given = jax.random.key(0), batch(512)
-  means = [t.draw(key, given).noise.mean((1, 2)) for t in (task, offset)]
+  key, arrays = jax.random.key(0), batch(512)
+  means = [t.draw(key, arrays).noise.mean((1, 2)) for t in (task, offset)]
   np.testing.assert_allclose(means[0].var(), 1 / 16, rtol=0.1)
   np.testing.assert_allclose(means[1].var(), 1 / 16 + 0.25, rtol=0.1)

@@ -1,4 +1,4 @@
-"""An exported sampler draws what the model draws, without this package."""
+"""An exported sampler generates the model's images, without this package."""
 
 import json
 import os
@@ -31,7 +31,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.parametrize("is_inside", [False, True])
-def test_any_number_of_images_is_what_the_studio_draws(is_inside):
+def test_any_number_of_images_equals_the_engines(is_inside):
   module, params = class_model()
   one = MeshShape().build(jax.devices()[:1])
   expected = generated(
@@ -56,13 +56,13 @@ def test_any_number_of_images_is_what_the_studio_draws(is_inside):
     assert np.abs(np.asarray(found, int) - wanted).max() <= 1
 
 
-def pictures(place):
+def saved_images(place):
   names = sorted(n for n in os.listdir(place) if n[:5].isdigit())
   return np.stack([np.asarray(Image.open(place / n), int) for n in names])
 
 
 @pytest.mark.slow
-def test_the_folder_draws_without_us(folder, tmp_path, capsys):  # noqa: F811
+def test_the_folder_generates_without_this_package(folder, tmp_path, capsys):  # noqa: F811
   out = tmp_path / "portable"
   size = ["--steps=3", "-H=16", "-W=16", "--sampler=euler a"]
   flags = [f"--model={folder}", *size]
@@ -79,17 +79,20 @@ def test_the_folder_draws_without_us(folder, tmp_path, capsys):  # noqa: F811
   assert done.returncode == 0, done.stderr[-2000:]
   ours = [*flags, *asked, "--guidance=2", f"--out={tmp_path / 'ours'}"]
   assert sample.main(ours) == 0
-  found, expected = pictures(tmp_path / "theirs"), pictures(tmp_path / "ours")
+  found, expected = (
+    saved_images(tmp_path / "theirs"),
+    saved_images(tmp_path / "ours"),
+  )
   assert expected.std() > 1
   assert np.abs(found - expected).max() <= 1
-  # Another prompt is another picture: words are heard.
+  # Another prompt gives another image.
   other = ["--prompt", "a blue car", "--num", "1", "--seed", "7"]
   subprocess.run(
     [sys.executable, str(out / "run.py"), *other, "--out", tmp_path / "other"],
     check=True,
     capture_output=True,
   )
-  assert np.abs(pictures(tmp_path / "other") - found[:1]).max() > 1
+  assert np.abs(saved_images(tmp_path / "other") - found[:1]).max() > 1
 
 
 def test_tokenizers_fill_their_chunk_by_themselves(clip_prompts):  # noqa: F811
@@ -117,10 +120,10 @@ def test_what_cannot_be_exported_is_one_line(folder, tmp_path):  # noqa: F811
   assert not os.listdir(tmp_path)
 
 
-def test_the_folder_tells_how_it_was_made(folder, tmp_path):  # noqa: F811
+def test_the_folder_records_its_settings(folder, tmp_path):  # noqa: F811
   out = tmp_path / "portable"
   flags = [f"--model={folder}", "--steps=2", "-H=16", "-W=16", "--inside"]
   assert export.main([*flags, f"--out={out}"]) == 0
-  told = json.loads((out / "sampler.json").read_text())
-  assert told["sampler_config"]["steps"] == 2 and told["height"] == 16
+  settings = json.loads((out / "sampler.json").read_text())
+  assert settings["sampler_config"]["steps"] == 2 and settings["height"] == 16
   assert not (out / "weights.safetensors").exists()

@@ -6,7 +6,7 @@ import runpy
 import numpy as np
 import pytest
 
-from ldm_jax.cli.sample import parser
+from ldm_jax.cli.sample import parser, request_of
 from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig
 from ldm_jax.diffusion.samplers.names import (
   SPACING_NAMES,

@@ -41,17 +41,7 @@ def parser() -> Parser:
     required=True,
     help="a run, a diffusers folder, a single file, or owner/model of the hub",
   )
-  for title, table in (
-    ("what to generate", sample_flags.SUBJECT),
-    ("other conditions", sample_flags.CONDITIONS),
-    ("sampling", sample_flags.SAMPLING),
-    ("guidance", sample_flags.GUIDANCE),
-    ("noise", sample_flags.NOISE),
-    ("images to start from", sample_flags.IMAGES),
-    ("ControlNet and classifier", sample_flags.CONTROL),
-    ("large images", sample_flags.MEMORY),
-    ("output", OUTPUT),
-  ):
+  for title, table in (sample_flags.GROUPS | {"output": OUTPUT}).items():
     add_flags(flags, title, table)
   add_reading(flags)
   add_adapters(flags)

@@ -1,39 +1,5 @@
 """The flags of a `GenerationRequest`; each is named as its field."""
 
-SUBJECT = """
---prompt: text+
-  what to generate; repeat it for several
---prompts_file --from_file: FILE
-  prompts, one a line; - reads them from stdin
---negative_prompt: text
-  what guidance leads away from
---class_label: int
-  for models that know classes
---num -n: int
-  images per prompt (default 1)
---height -H: int
-  pixels (default: as trained)
---width -W: int
-  pixels (default: as trained)
---interpolate: int N
-  N images from one prompt to another, or from the first noise to the second
---emphasis: yes
-  read (word:1.3), (word) and [word] in prompts as weights
---clip_skip: int N
-  2 leaves the last block of CLIP out, beyond what the model leaves out
-  anyway; 1 is as trained
-"""
-CONDITIONS = """
---segmap: FILE
-  a map: a PNG whose grey values or palette indices are classes
---depth: FILE
-  a PNG of grey values, lighter is nearer, for models of depth
---layout: FILE
-  boxes: JSON such as [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}], left, top,
-  right and bottom of the image
---neighbours: FILE
-  embeddings for retrieval-augmented models, an .npy of ldm-jax retrieve
-"""
 SAMPLING = """
 --steps -s --num_inference_steps --ddim_steps: int
   of the sampler, 1 to the length of the schedule (default 50)
@@ -58,7 +24,43 @@ SAMPLING = """
 --dtype: float32|bfloat16
   of published parameters and of computation (default float32)
 """
-GUIDANCE = """
+GROUPS = {
+  "what to generate": """
+--prompt: text+
+  what to generate; repeat it for several
+--prompts_file --from_file: FILE
+  prompts, one a line; - reads them from stdin
+--negative_prompt: text
+  what guidance leads away from
+--class_label: int
+  for models that know classes
+--num -n: int
+  images per prompt (default 1)
+--height -H: int
+  pixels (default: as trained)
+--width -W: int
+  pixels (default: as trained)
+--interpolate: int N
+  N images from one prompt to another, or from the first noise to the second
+--emphasis: yes
+  read (word:1.3), (word) and [word] in prompts as weights
+--clip_skip: int N
+  2 leaves the last block of CLIP out, beyond what the model leaves out
+  anyway; 1 is as trained
+""",
+  "other conditions": """
+--segmap: FILE
+  a map: a PNG whose grey values or palette indices are classes
+--depth: FILE
+  a PNG of grey values, lighter is nearer, for models of depth
+--layout: FILE
+  boxes: JSON such as [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}], left, top,
+  right and bottom of the image
+--neighbours: FILE
+  embeddings for retrieval-augmented models, an .npy of ldm-jax retrieve
+""",
+  "sampling": SAMPLING,
+  "guidance": """
 --guidance --guidance_scale --cfg_scale --scale: float
   scale of classifier-free guidance; 1 is none (default 3 for a run, 7.5 for
   Stable Diffusion, 5 for SDXL)
@@ -68,8 +70,8 @@ GUIDANCE = """
   guide between these fractions of the noise's time (default 0 1)
 --threshold: float QUANTILE MOST
   dynamic thresholding of x0, for models of pixels (e.g. 0.995 1.5)
-"""
-NOISE = """
+""",
+  "noise": """
 --seed: int
   images are (seed, index) (default 0)
 --variation: float FRACTION
@@ -78,8 +80,8 @@ NOISE = """
   whose noise; torch's gives the images of other programs
 --initial_latents: FILE.npy
   (N, H, W, C) of unit variance in place of the seed's noise
-"""
-IMAGES = """
+""",
+  "images to start from": """
 --image --init_img -i: FILE
   to change, to inpaint, or to upscale
 --mask: FILE
@@ -92,8 +94,8 @@ IMAGES = """
   write the noise that DDIM inversion finds, for --initial_latents
 --noise_level: int
   of upscaling: noise on the small image (default 20)
-"""
-CONTROL = """
+""",
+  "ControlNet and classifier": """
 --controlnet: FOLDER
   of a ControlNetModel
 --control_image: FILE
@@ -106,10 +108,11 @@ CONTROL = """
   a run of a classifier of noisy latents; it guides to --class_label
 --classifier_scale: float
   default 1
-"""
-MEMORY = """
+""",
+  "large images": """
 --tile --tiled: int?512 PIXELS
   encode and decode in overlapping tiles (default 512)
 --window: int PIXELS
   denoise in overlapping windows, such as the size of training
-"""
+""",
+}
