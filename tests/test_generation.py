@@ -323,15 +323,13 @@ def distance(a, b):
   return sum(jax.tree.leaves(gaps))
 
 
-def test_the_three_ways_to_open_a_model(
+def test_a_model_is_opened_from_a_folder_or_a_file(
   pipe,
   folder,  # noqa: F811
   file,  # noqa: F811
   clip_prompts,  # noqa: F811
   tmp_path,
 ):
-  from ldm_jax.pretrained.open_model import LoadOptions
-
   alone = Pipeline.from_single_file(
     file, LoadOptions(tokenizer=clip_prompts[0])
   )

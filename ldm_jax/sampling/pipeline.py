@@ -3,14 +3,14 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ldm_jax.diffusion.samplers.names import parse_sampler_name
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.lora.merge import split_scale
-from ldm_jax.pretrained.open_model import LoadOptions, open_model, open_run
+from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.sampling.adapters import AdaptedModel, Lora
@@ -77,32 +77,36 @@ class Pipeline:
       return pipe
 
   @classmethod
-  def from_pretrained(
-    cls,
-    path: str,
-    *,
-    dtype: str = "float32",
-    variant: str | None = None,
-    lora: Sequence[str] = (),
-    embedding: Sequence[str] = (),
-  ) -> "Pipeline":
+  def from_pretrained(cls, path: str, **options: Any) -> "Pipeline":
     """The pipeline of a diffusers folder, or owner/model of the hub.
 
     Args:
-      dtype: "float32" or "bfloat16", of parameters and computation.
-      variant: of the weights' files, such as "fp16".
-      lora: files, each FILE or FILE:SCALE.
-      embedding: files of textual inversion.
+      options: fields of `LoadOptions`: dtype ("float32", "bfloat16"), variant
+        (such as "fp16"), lora (FILE or FILE:SCALE), embedding.
 
     Raises:
       ConfigError, WeightsError: as `open`.
     """
     if os.path.isfile(path):
       raise ConfigError(f"{path!r} is a file; use Pipeline.from_single_file")
-    return cls.open(
-      path,
-      LoadOptions(dtype=dtype, variant=variant, lora=lora, embedding=embedding),
-    )
+    return cls.open(path, LoadOptions(**options))
+
+  @classmethod
+  def from_single_file(
+    cls, file: str | os.PathLike, **options: Any
+  ) -> "Pipeline":
+    """The pipeline of a .safetensors or .ckpt file of CompVis's names.
+
+    Args:
+      options: fields of `LoadOptions`: tokenizer (a folder; the file has none),
+        dtype, prediction, weights, config, lora, embedding.
+
+    Raises:
+      ConfigError, WeightsError: as `open`.
+    """
+    if not os.path.isfile(file):
+      raise ConfigError(f"there is no file {os.fspath(file)!r}")
+    return cls.open(os.fspath(file), LoadOptions(**options))
 
   @classmethod
   def from_run(
@@ -111,28 +115,15 @@ class Pipeline:
     """The pipeline of a run of stage two, with its averaged parameters.
 
     Args:
-      trust: packages whose classes the run's config may name.
+      trust: packages that may be imported for classes the run names.
 
     Raises:
       ConfigError: there is no such run.
     """
     folder = os.fspath(folder)
-    with config_errors():
-      run, sharding = Run.open(folder, trust), MeshShape().build()
-      return cls(open_run(run, sharding), path=folder, sharding=sharding)
-
-  @classmethod
-  def from_single_file(
-    cls, file: str | os.PathLike, options: LoadOptions = LoadOptions()
-  ) -> "Pipeline":
-    """The pipeline of a .safetensors or .ckpt file of CompVis's names.
-
-    Raises:
-      ConfigError, WeightsError: as `open`.
-    """
-    if not os.path.isfile(file):
-      raise ConfigError(f"there is no file {os.fspath(file)!r}")
-    return cls.open(os.fspath(file), options)
+    if not Run.exists(folder):
+      raise ConfigError(f"{folder!r} is no run: it has no config.json")
+    return cls.open(folder, LoadOptions(trust=tuple(trust)))
 
   def __call__(
     self,
