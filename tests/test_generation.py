@@ -192,8 +192,8 @@ OLD = {
   "control_image": None, "segmap": None, "depth": None, "layout": None,
   "neighbours": None, "classifier": 1.0, "classifier_scale": None,
   "ldm_jax": "0.1.0", "steps": 3, "sampler": "ddim", "spacing": "karras",
-  "eta": None, "order": None, "landing": 0.0, "times": [], "sigmas": [],
-  "compat": None, "steps_offset": 1, "beneath": None, "guidance": 7.5,
+  "eta": None, "order": None, "times": [], "sigmas": [],
+  "compat": None, "steps_offset": 1, "guidance": 7.5,
   "height": 16, "width": 16, "seed": 3, "strength": 1.0, "threshold": None,
   "window": None, "tile": None, "noise_level": 20, "control": [1.0, 0.0, 1.0],
   "guidance_rescale": 0.0, "guidance_interval": [0.0, 1.0],
@@ -330,9 +330,7 @@ def test_a_model_is_opened_from_a_folder_or_a_file(
   clip_prompts,  # noqa: F811
   tmp_path,
 ):
-  alone = Pipeline.from_single_file(
-    file, LoadOptions(tokenizer=clip_prompts[0])
-  )
+  alone = Pipeline.from_single_file(file, tokenizer=clip_prompts[0])
   ours, theirs = (
     pixels(each("a fox", sampler="euler", seed=1, guidance=2.0, **SIZE))
     for each in (pipe, alone)
