@@ -148,7 +148,8 @@ def parse_metadata(
   """The request of an image's metadata, of this version or the one before.
 
   Args:
-    changes: fields in place of the image's own.
+    changes: fields in place of the image's own; with another num or batch
+      nothing is repeated bit for bit.
 
   Raises:
     ConfigError: a file is not the one that the image was made from, or was
@@ -156,7 +157,8 @@ def parse_metadata(
   """
   fields = metadata if "replay" in metadata else _of_old(metadata)
   known = {name: fields[name] for name in fields if name in FIELDS} | {"num": 1}
-  if fields.get("replay"):
+  known.pop("replay", None)
+  if fields.get("replay") and not {"num", "batch"} & set(changes):
     known["replay"] = Replay(**fields["replay"])
   for name, value in known.items():
     if isinstance(value, list) and name != "layout":

@@ -246,7 +246,7 @@ class GenerationRequest:
     if self.variation is not None and not 0 <= self.variation <= 1:
       raise ConfigError(f"variation must be 0 to 1, got {self.variation}")
     if self.replay is not None and (self.num != 1 or len(self.prompts) > 2):
-      raise ConfigError("replay repeats one image; leave num out")
+      raise ConfigError("replay repeats one image; leave num or replay out")
     count, prompts = self.interpolate, len(self.prompts)
     if count is None:
       return
