@@ -1,4 +1,4 @@
-"""Flax's msgpack comes back as it was; what flax never writes is refused."""
+"""Flax's msgpack files are read exactly; what flax never writes is refused."""
 
 import ml_dtypes
 import msgpack
@@ -31,7 +31,7 @@ def refusal(path):
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-def test_every_number_format_returns_bit_for_bit(path, dtype):
+def test_every_dtype_is_read_bit_for_bit(path, dtype):
   shapes = [(2, 3), (), (0, 3), (1, 1, 5)]
   rng = np.random.default_rng(0)
   high = 2 if dtype.kind == "b" else 256
@@ -63,7 +63,7 @@ def test_nested_names_are_joined(path):
 
 
 @pytest.mark.parametrize("dtype", ["f4", ml_dtypes.bfloat16], ids=str)
-def test_arrays_that_flax_cut_into_pieces_are_whole(path, monkeypatch, dtype):
+def test_chunked_arrays_are_joined(path, monkeypatch, dtype):
   monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 20)
   tree = {"a": {"b": grid(dtype)}, "c": grid(dtype)[:2, 0]}
   path.write_bytes(serialization.msgpack_serialize(tree))
@@ -74,7 +74,7 @@ def test_arrays_that_flax_cut_into_pieces_are_whole(path, monkeypatch, dtype):
   np.testing.assert_array_equal(arrays["c"], grid(dtype)[:2, 0], strict=True)
 
 
-def test_a_file_cut_anywhere_is_refused(path):
+def test_a_file_truncated_anywhere_is_refused(path):
   tree = {"a": {"b": grid()}, "c": grid("f2"), "d": 3}
   whole = serialization.msgpack_serialize(tree)
   for length in range(len(whole)):
@@ -84,7 +84,7 @@ def test_a_file_cut_anywhere_is_refused(path):
   assert "malformed msgpack" in refusal(path)
 
 
-def test_a_damaged_byte_gives_arrays_or_a_refusal(path):
+def test_a_file_with_a_damaged_byte_is_read_or_refused(path):
   whole = serialization.msgpack_serialize({"a": {"b": grid()}, "c": grid()})
   rng = np.random.default_rng(0)
   for position in range(len(whole)):
@@ -100,11 +100,11 @@ def test_a_damaged_byte_gives_arrays_or_a_refusal(path):
 
 
 def array(*parts, code=1):
-  """An array as flax packs it, whatever its parts are."""
+  """An array as flax packs it, of any parts."""
   return msgpack.ExtType(code, msgpack.packb(parts))
 
 
-def pieces(shape, *chunks):
+def chunks(shape, *chunks):
   number = lambda items: {str(n): item for n, item in enumerate(items)}
   return {
     "__msgpack_chunked_array__": True,
@@ -148,16 +148,16 @@ FOUR = array([4], "uint8", b"abcd")
     ({"a": array(1.0, 2.0, code=2)}, "extension of type 2"),
     ({"a": msgpack.ExtType(9, b"")}, "extension of type 9"),
     ({"a": msgpack.Timestamp(1)}, "Timestamp"),
-    ({"a": pieces([5], FOUR)}, "pieces of 4 numbers"),
-    ({"a": pieces([2, 2], FOUR, FOUR)}, "pieces of 8 numbers"),
-    ({"a": pieces([4])}, "malformed pieces"),
-    ({"a": pieces(["x"], FOUR)}, "malformed pieces"),
-    ({"a": pieces([4], "abcd")}, "malformed pieces"),
-    ({"a": pieces([6], FOUR, array([1], "int16", b"ab"))}, "pieces of"),
-    ({"a": {"__msgpack_chunked_array__": True}}, "malformed pieces"),
+    ({"a": chunks([5], FOUR)}, "pieces of 4 numbers"),
+    ({"a": chunks([2, 2], FOUR, FOUR)}, "pieces of 8 numbers"),
+    ({"a": chunks([4])}, "malformed chunks"),
+    ({"a": chunks(["x"], FOUR)}, "malformed chunks"),
+    ({"a": chunks([4], "abcd")}, "malformed chunks"),
+    ({"a": chunks([6], FOUR, array([1], "int16", b"ab"))}, "pieces of"),
+    ({"a": {"__msgpack_chunked_array__": True}}, "malformed chunks"),
     (
       {"a": {"__msgpack_chunked_array__": 1, "shape": 1, "chunks": 2}},
-      "malformed pieces",
+      "malformed chunks",
     ),
   ],
 )
@@ -169,7 +169,7 @@ def test_what_flax_never_writes_is_refused(path, value, words):
 @pytest.mark.parametrize(
   "content, words",
   [
-    (b"\x82\xa1a\x01\xa1a\x02", "'a' stands twice"),
+    (b"\x82\xa1a\x01\xa1a\x02", "'a' is twice"),
     (b"\x81\xa1a" * 100 + b"\x01", "over 64 deep"),
     (b"\x81\xa1a" * 10**5 + b"\x01", "malformed msgpack"),
     (b"", "malformed msgpack"),
@@ -182,15 +182,15 @@ def test_forged_bytes_are_refused(path, content, words):
 
 
 @pytest.mark.parametrize("head", [b"\xdd", b"\xdf", b"\xc6", b"\xc9", b"\xdb"])
-def test_announcing_much_makes_no_room_for_it(path, head):
-  """Two gigabytes of entries or bytes that never come, on many levels."""
+def test_announced_lengths_are_not_allocated(path, head):
+  """Two gigabytes of entries or bytes that do not follow, on many levels."""
   path.write_bytes((head + b"\x7f\xff\xff\xff" + b"\xa1a") * 500)
   with torch_files.little_memory(2**20):
     assert refusal(path)
 
 
-def test_announcing_what_may_be_makes_little_room(path):
-  """As many entries on every level as a dictionary may have."""
+def test_announced_lengths_within_limits_take_little_memory(path):
+  """As many entries on every level as are allowed."""
   content = (b"\xdf\x00\x01\x00\x00" + b"\xa1a") * 200
   path.write_bytes(content + bytes(2**17))
   with torch_files.little_memory(200 * 2**20):

@@ -1,6 +1,6 @@
-"""Two thousand damaged files: an answer or our own error, never anything else.
+"""Two thousand damaged files are read or refused with an error of this package.
 
-In a process of its own, whose peak of memory is measured.
+They are read in a process whose peak memory is measured.
 """
 
 import io
@@ -19,7 +19,7 @@ from full import repeated
 from PIL import Image
 from torch_files import Name, Reduced, tensor, write
 
-from ldm_jax import config
+from ldm_jax import config, config_json
 from ldm_jax.data.images import read_image
 from ldm_jax.errors import ConfigError, ImageError, WeightsError
 from ldm_jax.run import Run
@@ -27,12 +27,12 @@ from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 ROOT = pathlib.Path(__file__).parent.parent
-OURS = (WeightsError, ImageError, ConfigError)
+ERRORS = (WeightsError, ImageError, ConfigError)
 COUNT = repeated(2000)
 
 
 def seeds(root):
-  """(file, how it is read) of good files of every kind, and of attacks."""
+  """(file, reader) of valid files of every type, and of malicious ones."""
   rng = np.random.default_rng(0)
   arrays = {
     "a.weight": rng.standard_normal((7, 5)).astype(np.float32),
@@ -41,9 +41,9 @@ def seeds(root):
   }
   found = []
   code = Reduced(Name("posix", "system"), (f"touch {root / 'sentinel'}",))
-  held = {name: tensor(array) for name, array in arrays.items()}
+  tensors = {name: tensor(array) for name, array in arrays.items()}
   for layout in ("zip", "legacy"):
-    for name, value in (("good", held), ("evil", {**held, "x": code})):
+    for name, value in (("good", tensors), ("evil", {**tensors, "x": code})):
       path = root / f"{name}_{layout}.ckpt"
       write(layout, path, value)
       found.append((path, read_tensors))
@@ -63,19 +63,19 @@ def seeds(root):
     path.write_bytes(file.getvalue())
     found.append((path, read_image))
   experiment = config.load(str(ROOT / "configs" / "glyphs_text.py"))
-  told = {
+  run_config = {
     "experiment": config_json.to_json(experiment),
     "batch": {"image": [[8, 32, 32, 3], "uint8"]},
   }
   path = root / "run" / "config.json"
   path.parent.mkdir()
-  path.write_text(json.dumps(told))
+  path.write_text(json.dumps(run_config))
   found.append((path, lambda path: Run.open(os.path.dirname(path))))
   return found
 
 
 def damaged(raw, rng):
-  """Bits flipped, bytes changed, cut, repeated, moved, or numbers enlarged."""
+  """Flips bits, or changes, cuts, repeats, moves or overwrites bytes."""
   raw = bytearray(raw)
   for _ in range(rng.choice([1, 1, 1, 3, 10])):
     place = rng.randrange(max(1, len(raw)))
@@ -99,40 +99,46 @@ def damaged(raw, rng):
 
 
 def peak():
-  """GiB that this process ever held at once.
+  """Peak memory of this process in GiB.
 
-  getrusage would tell of the process that started this one, too: Linux keeps
-  the peak over exec.
+  Not by getrusage: Linux keeps its peak over exec, so it may be the parent's.
   """
   status = pathlib.Path("/proc/self/status")
   if not status.exists():
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-  held = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
-  return int(held[1]) / 2**20
+  high_water = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+  return int(high_water[1]) / 2**20
 
 
 def fuzz(root):
-  """What was refused, what was read, and what else happened."""
+  """Numbers of files refused and read, and all other outcomes."""
   rng, files = random.Random(0), seeds(root)
-  refused, read, odd = 0, 0, []
+  refused, read, other = 0, 0, []
   for number in range(COUNT):
     path, reader = files[number % len(files)]
-    whole = path.read_bytes()
-    path.write_bytes(damaged(whole, rng))
+    original = path.read_bytes()
+    path.write_bytes(damaged(original, rng))
     try:
       found = reader(str(path))
       if isinstance(found, dict):
         _ = {name: found[name] for name in found}
       read += 1
-    except OURS as error:
+    except ERRORS as error:
       refused += 1
       if "\n" in str(error):
-        odd.append((path.name, number, "more than a line"))
+        other.append((path.name, number, "more than a line"))
     except Exception as error:
-      odd.append((path.name, number, f"{type(error).__name__}: {error}"[:200]))
-    path.write_bytes(whole)
-  return {"refused": refused, "read": read, "odd": odd, "peak_gib": peak()}
+      other.append(
+        (path.name, number, f"{type(error).__name__}: {error}"[:200])
+      )
+    path.write_bytes(original)
+  return {
+    "refused": refused,
+    "read": read,
+    "other": other,
+    "peak_gib": peak(),
+  }
 
 
 @pytest.mark.slow
@@ -146,12 +152,12 @@ def test_damaged_files_are_refused_or_read(tmp_path):
     env={**os.environ, "PYTHONPATH": str(ROOT)},
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  told = json.loads(done.stdout.splitlines()[-1])
-  print(told)
-  assert told["odd"] == []
-  assert told["refused"] + told["read"] == COUNT
-  assert told["refused"] > COUNT / 3
-  assert told["peak_gib"] < 2
+  result = json.loads(done.stdout.splitlines()[-1])
+  print(result)
+  assert result["other"] == []
+  assert result["refused"] + result["read"] == COUNT
+  assert result["refused"] > COUNT / 3
+  assert result["peak_gib"] < 2
   assert not (tmp_path / "sentinel").exists()
 
 

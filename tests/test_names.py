@@ -1,4 +1,4 @@
-"""The join of names keeps every bit, or says which name is wrong."""
+"""Conversion by name tables keeps every bit, or names what is wrong."""
 
 import functools
 
@@ -119,7 +119,7 @@ def test_reverting_and_converting_keep_every_bit(name, scheme):
 @pytest.mark.parametrize("scheme", NAMING_SCHEMES)
 @pytest.mark.parametrize("network", ["clip", "open_clip"])
 @pytest.mark.parametrize("projection", [None, 5])
-def test_reverting_and_converting_keep_every_bit_of_a_tower(
+def test_reverting_and_converting_keep_every_bit_of_a_text_encoder(
   network, scheme, projection
 ):
   sizes = clip_shapes(projection=projection)
@@ -130,7 +130,7 @@ def test_reverting_and_converting_keep_every_bit_of_a_tower(
   "name, heads", [("plain, heads", 2), ("plain, width", 4)]
 )
 def test_stacked_projections_split_into_those_of_every_head(name, heads):
-  """LDM's AttentionBlock: [heads, (q, k, v), width] of what it projects to."""
+  """LDM's AttentionBlock: the outputs are [heads, (q, k, v), width]."""
   network, sizes, geometry = small(name)
   names = name_table(network, "compvis", sizes, geometry)
   tensors = random_tensors(foreign(names))
@@ -148,7 +148,7 @@ def test_stacked_projections_split_into_those_of_every_head(name, heads):
     )
 
 
-def test_open_clips_stacked_projections_lie_one_after_another():
+def test_the_stacked_projections_of_open_clip_follow_each_other():
   """torch.nn.MultiheadAttention: q of every head, then k, then v."""
   names = name_table("open_clip", "compvis", clip_shapes())
   tensors = random_tensors(foreign(names))
@@ -160,7 +160,7 @@ def test_open_clips_stacked_projections_lie_one_after_another():
   np.testing.assert_allclose(np.concatenate(ours), theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_open_clips_projection_is_ours():
+def test_the_projection_of_open_clip_is_not_transposed():
   names = name_table("open_clip", "compvis", clip_shapes())
   tensors = random_tensors(foreign(names))
   np.testing.assert_array_equal(
@@ -169,7 +169,7 @@ def test_open_clips_projection_is_ours():
   assert tensors["text_projection"].shape == (8, 5)
 
 
-def test_the_last_block_of_sd2s_tower_may_be_there():
+def test_the_last_block_of_sd2s_text_encoder_is_ignored():
   """Its file has 24 blocks and a projection, of which SD 2 uses 23."""
   names = name_table("open_clip", "compvis", clip_shapes(2, None))
   whole = random_tensors(
@@ -185,7 +185,7 @@ def test_the_last_block_of_sd2s_tower_may_be_there():
     convert(names, longer)
 
 
-def test_transformers_buffers_may_be_there():
+def test_buffers_of_transformers_are_ignored():
   names = name_table("clip", "diffusers", clip_shapes())
   tensors = random_tensors(foreign(names))
   params = convert(names, tensors)
@@ -193,7 +193,7 @@ def test_transformers_buffers_may_be_there():
   assert_equal(convert(names, tensors), params)
 
 
-def test_the_logits_of_text_may_be_there():
+def test_the_logits_of_ldms_text_encoder_are_ignored():
   names = name_table("text", "compvis", small("text")[1])
   tensors = random_tensors(foreign(names))
   params = convert(names, tensors)
@@ -219,14 +219,14 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(name, scheme):
   with pytest.raises(WeightsError) as error:
     convert(names, {**tensors, row.foreign_name: np.ones((5, 7))})
   assert f"{row.foreign_name} has shape (5, 7)" in str(error.value)
-  assert f"our {row.path} {row.shape}" in str(error.value)
+  assert f"for {row.path} {row.shape}" in str(error.value)
   params = random_params(sizes)
   params["scales"] = np.ones((2, 3))
   with pytest.raises(WeightsError, match=r"unexpected scales \(2, 3\)$"):
     revert(names, params)
 
 
-def test_parameters_that_have_no_name_are_listed():
+def test_the_error_lists_parameters_without_a_name():
   sizes = {**small("kl")[1], "pooled/scale": (8,)}
   with pytest.raises(WeightsError, match=r"no name for: pooled/scale \(8,\)$"):
     name_table("autoencoder", "compvis", sizes)
@@ -234,13 +234,13 @@ def test_parameters_that_have_no_name_are_listed():
     name_table("classes", "diffusers", small("classes")[1])
 
 
-def test_a_parameter_of_a_rank_that_no_layout_has_is_refused():
+def test_a_parameter_of_another_rank_than_its_layouts_is_refused():
   sizes = {**small("kl")[1], "encoder/conv_in/kernel": (3, 8)}
   with pytest.raises(WeightsError, match=r"encoder/conv_in/kernel has shape"):
     name_table("autoencoder", "compvis", sizes)
 
 
-def test_a_lost_part_of_a_stack_is_found():
+def test_a_missing_part_of_a_stacked_tensor_is_refused():
   network, sizes, geometry = small("plain, heads")
   sizes = {k: v for k, v in sizes.items() if k != "mid_attention/k/kernel"}
   with pytest.raises(WeightsError, match=r"qkv\.weight is stacked of 3"):
@@ -266,12 +266,12 @@ def test_stacked_projections_need_the_number_of_heads():
     ("text", "flax", "no Flax files"),
   ],
 )
-def test_unknown_networks_and_dialects_are_refused(network, scheme, words):
+def test_unknown_networks_and_schemes_are_refused(network, scheme, words):
   with pytest.raises(ValueError, match=words):
     name_table(network, scheme, {})
 
 
-def test_attention_of_old_diffusers_is_respelled():
+def test_attention_of_old_diffusers_gets_its_present_names():
   names = name_table("autoencoder", "diffusers", small("vq")[1])
   tensors = random_tensors(foreign(names))
   old = {

@@ -1,4 +1,4 @@
-"""Every parameter of every published network has the name its file has."""
+"""Every parameter of every published network has its name of the file."""
 
 import functools
 import math
@@ -73,7 +73,7 @@ def test_a_published_first_stage_has_a_name_for_every_parameter(name, scheme):
 
 
 @functools.cache
-def tower(width, depth, projection):
+def text_encoder(width, depth, projection):
   clip = pytest.importorskip("ldm_jax.nn.encoders.clip_text")
   heads = width // 64
   return text_shapes(
@@ -93,10 +93,10 @@ def tower(width, depth, projection):
 )
 @pytest.mark.parametrize("network", ["clip", "open_clip"])
 @pytest.mark.parametrize("scheme", NAMING_SCHEMES)
-def test_a_tower_has_a_name_for_every_parameter(
+def test_a_text_encoder_has_a_name_for_every_parameter(
   width, depth, projection, count, network, scheme
 ):
-  names = name_table(network, scheme, tower(width, depth, projection))
+  names = name_table(network, scheme, text_encoder(width, depth, projection))
   assert size(foreign(names)) == count
 
 
@@ -229,7 +229,7 @@ def test_published_numbers_of_tensors(scheme):
   assert counts == {"sd1": 686, "sdxl-base": 1680, "kl-f8": 248}
 
 
-def test_the_names_of_text_and_classes():
+def test_names_of_ldms_text_encoder_and_class_embedder():
   encoder = text_shapes(TextEncoder(30_522, 1280, 32))
   found = foreign(name_table("text", "compvis", encoder))
   known = {
@@ -247,7 +247,7 @@ def test_the_names_of_text_and_classes():
   assert found == {"embedding.weight": (1001, 512)}
 
 
-def test_the_two_layers_of_a_vector_have_two_names_in_diffusers():
+def test_the_vector_mlp_has_two_names_in_diffusers():
   sizes, _, _ = published_unet("sdxl-refiner")
   geometry = Geometry(vector="class_embedding")
   found = foreign(name_table("unet", "diffusers", sizes, geometry))

@@ -1,7 +1,7 @@
 """Names and shapes are those that diffusers and transformers give.
 
-Small networks of theirs and ours, of equal geometry; and diffusers' own
-readers of single files, given ours.
+Small networks of equal geometry are compared; and diffusers' own readers of
+single files read those written here.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ ATTEND, RESNET = "AttnDownBlock2D", "ResnetDownsampleBlock2D"
 
 
 def rising(types):
-  """The way up that mirrors a way down."""
+  """The up blocks that mirror the down blocks."""
   return [kind.replace("Down", "Up") for kind in reversed(types)]
 
 
@@ -60,7 +60,7 @@ def assert_same(found, needed):
 
 
 def unet_of(plan, multipliers, blocks=2, *, inputs=4, **options):
-  """Ours, what it is told, and the config of theirs that all have."""
+  """The network, its inputs, and the part of diffusers' config all have."""
   unet = UNet(4, 32, multipliers, blocks, plan, groups=8, **options)
   kinds = [CROSS if depth else DOWN for depth in plan.depths]
   width = plan.head_width
@@ -170,7 +170,7 @@ def test_diffusers_reads_a_unet_of_compvis(name):
 
 
 @pytest.mark.parametrize("resampling", ["conv", "block"])
-def test_unet_that_attends_plainly(resampling):
+def test_unet_with_plain_attention(resampling):
   """LDM's unconditional U-Nets, diffusers' UNet2DModel."""
   unet = UNet(
     3, 32, (1, 2, 2), 1, plain((0, 1, 1), width=16), groups=8,
@@ -198,7 +198,7 @@ def test_unet_that_attends_plainly(resampling):
 
 
 def test_diffusers_splits_stacked_projections_alike():
-  """As it once converted LDM's celeba and its kin."""
+  """As in its former converter of LDM's unconditional models."""
   from diffusers.pipelines.stable_diffusion import convert_from_ckpt
 
   unet = UNet(3, 32, (1, 2), 1, plain((0, 1), width=16), groups=8)
@@ -227,7 +227,7 @@ def test_diffusers_splits_stacked_projections_alike():
 
 
 def vae_of(multipliers, levels=(), *, blocks=2, bottleneck=None, mid=True):
-  """Ours, and their config."""
+  """The autoencoder, and its diffusers config."""
   trunk = ConvStack(16, multipliers, blocks, levels, mid, groups=8)
   ours = Autoencoder(trunk, 4, *([bottleneck] if bottleneck else []))
   kinds = [
@@ -293,7 +293,7 @@ def test_diffusers_reads_an_autoencoder_of_compvis(name):
 
 
 def tower_of(projection):
-  """Ours, and their model."""
+  """The text encoder, and the transformers model."""
   ours = clip.ClipText(50, 16, 2, 2, 7, projection=projection)
   config = transformers.CLIPTextConfig(
     vocab_size=50,
@@ -310,14 +310,14 @@ def tower_of(projection):
 
 @pytest.mark.parametrize("projection", [None, 5])
 @pytest.mark.parametrize("network", ["clip", "open_clip"])
-def test_tower(projection, network):
+def test_text_encoder_of_clip(projection, network):
   ours, model = tower_of(projection)
   names = name_table(network, "diffusers", text_shapes(ours))
   assert foreign(names) == state_shapes(model)
 
 
 @pytest.mark.parametrize("projection", [None, 16])
-def test_diffusers_reads_a_tower_of_open_clip(projection):
+def test_diffusers_reads_a_text_encoder_of_open_clip(projection):
   """Its reader takes the stack's third from the projection's rows."""
   from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 

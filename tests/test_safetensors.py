@@ -1,4 +1,4 @@
-"""safetensors come back bit for bit, and cost what is touched of them."""
+"""safetensors files are exact, and only accessed tensors take memory."""
 
 import json
 import pathlib
@@ -12,15 +12,18 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ldm_jax.errors import WeightsError
+from ldm_jax.weights.mmap_files import release_pages
 from ldm_jax.weights.safetensors_files import (
-  WORDS,
+  DTYPE_NAMES,
   metadata,
   read_safetensors,
   write_safetensors,
 )
 
 STATUS = pathlib.Path("/proc/self/status")
-DTYPES = [np.dtype(getattr(ml_dtypes, name, name)) for name in WORDS.values()]
+DTYPES = [
+  np.dtype(getattr(ml_dtypes, name, name)) for name in DTYPE_NAMES.values()
+]
 EIGHT_BITS = [d for d in DTYPES if d.name.startswith("float8")]
 
 
@@ -30,7 +33,7 @@ def path(tmp_path):
 
 
 def bits(dtype, shape=(3, 4), seed=0):
-  """Every kind of number: truths for bool, any bytes for the others."""
+  """Random values of a dtype: booleans, or any bytes for the others."""
   rng = np.random.default_rng(seed)
   high = 2 if dtype.kind == "b" else 256
   size = (*shape, dtype.itemsize)
@@ -57,7 +60,7 @@ def refusal(path, read=read_safetensors):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_number_format_returns_bit_for_bit(path, dtype):
+def test_every_dtype_is_read_bit_for_bit(path, dtype):
   shapes = [(3, 4), (), (0, 3), (1,), (5, 1, 2)]
   tensors = {str(s): bits(dtype, s, seed=n) for n, s in enumerate(shapes)}
   write_safetensors(path, tensors)
@@ -71,7 +74,7 @@ def test_every_number_format_returns_bit_for_bit(path, dtype):
 @pytest.mark.parametrize(
   "dtype", [d for d in DTYPES if d not in EIGHT_BITS], ids=str
 )
-def test_the_library_reads_what_we_write(path, dtype):
+def test_the_library_reads_written_files(path, dtype):
   tensors = {"a": bits(dtype), "b": bits(dtype, (6, 2)).T}
   write_safetensors(path, tensors, metadata={"words": "\u00e9"})
   for name, array in load_file(path).items():
@@ -81,7 +84,7 @@ def test_the_library_reads_what_we_write(path, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_we_read_what_the_library_writes(path, dtype):
+def test_files_of_the_library_are_read(path, dtype):
   tensors = {
     "a": bits(dtype),
     "b": bits(np.dtype("f8")),
@@ -93,7 +96,7 @@ def test_we_read_what_the_library_writes(path, dtype):
   assert metadata(path) == {}
 
 
-def test_we_write_the_bytes_that_the_library_writes(path, tmp_path):
+def test_written_bytes_equal_those_of_the_library(path, tmp_path):
   tensors = {f"\u00e9\n{d.name}": bits(d) for d in reversed(DTYPES)}
   tensors |= {name: bits(np.dtype("f4")) for name in ("b", "c", "a", "B")}
   write_safetensors(path, tensors)
@@ -101,7 +104,7 @@ def test_we_write_the_bytes_that_the_library_writes(path, tmp_path):
   assert path.read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def test_arrays_of_any_layout_are_written_row_by_row(path):
+def test_arrays_of_any_memory_layout_are_written_in_c_order(path):
   grid = bits(np.dtype("f4"), (4, 6))
   tensors = {"t": grid.T, "w": grid[::2, 1:3], "big": grid.astype(">f4")}
   write_safetensors(path, tensors)
@@ -121,7 +124,7 @@ def test_tensors_written_are_aligned_and_unaligned_ones_are_read(path):
 
 
 class Lost:
-  """An array that is gone when its numbers are needed."""
+  """An array that raises when its values are read."""
 
   dtype, shape = np.dtype("f4"), (2,)
 
@@ -129,8 +132,8 @@ class Lost:
     raise OSError("the disk is gone")
 
 
-def test_a_file_keeps_its_place_until_another_is_complete(path):
-  """A failure leaves the old file, no part of the new; a reader its arrays."""
+def test_a_file_is_replaced_only_by_a_complete_one(path):
+  """A failure leaves the old file only; arrays that were read stay valid."""
   grid = bits(np.dtype("f4"))
   write_safetensors(path, {"a": grid})
   before = read_safetensors(path)["a"]
@@ -156,9 +159,7 @@ def test_a_file_keeps_its_place_until_another_is_complete(path):
     ({}, {"step": 3}, "only be strings"),
   ],
 )
-def test_what_the_format_cannot_hold_is_not_written(
-  path, tensors, words, message
-):
+def test_what_the_format_lacks_is_refused(path, tensors, words, message):
   # Without the types that the tests check, as a user runs it.
   write = getattr(write_safetensors, "__wrapped__", write_safetensors)
   with pytest.raises(WeightsError, match=message):
@@ -166,7 +167,7 @@ def test_what_the_format_cannot_hold_is_not_written(
   assert not path.exists()
 
 
-def test_a_file_cut_anywhere_is_refused(path):
+def test_a_file_truncated_anywhere_is_refused(path):
   write_safetensors(path, {d.name: bits(d) for d in DTYPES})
   whole = path.read_bytes()
   for length in [*range(0, len(whole) - 1, 7), len(whole) - 1]:
@@ -176,7 +177,7 @@ def test_a_file_cut_anywhere_is_refused(path):
   assert "end at" in refusal(path)
 
 
-def test_a_damaged_byte_gives_arrays_or_a_refusal(path):
+def test_a_file_with_a_damaged_byte_is_read_or_refused(path):
   write_safetensors(path, {d.name: bits(d) for d in DTYPES})
   whole = path.read_bytes()
   rng = np.random.default_rng(0)
@@ -237,8 +238,8 @@ JUST = json.dumps(GOOD).encode()
     (b"{}\0\0", b"", "JSON is malformed"),
     (b'{"a": ' + b"[" * 10**6, b"", "JSON is malformed"),
     (b'{"a": ' + b"9" * 10**4 + b"}", b"", "JSON is malformed"),
-    (b'{"a":%b,"a":%b}' % (JUST, JUST), bytes(8), "'a' stands twice"),
-    (b'{"a":{"dtype":1,"dtype":2}}', b"", "'dtype' stands twice"),
+    (b'{"a":%b,"a":%b}' % (JUST, JUST), bytes(8), "'a' is twice"),
+    (b'{"a":{"dtype":1,"dtype":2}}', b"", "'dtype' is twice"),
   ],
 )
 def test_a_forged_header_is_refused(path, header, data, words):
@@ -253,7 +254,7 @@ def test_a_header_of_another_length_is_refused(path, length):
     assert "header" in refusal(path, read) or "JSON" in refusal(path, read)
 
 
-def test_a_header_beyond_all_measure_is_refused_unread(path):
+def test_a_huge_header_is_refused_unread(path):
   with path.open("wb") as file:
     file.write((10**9).to_bytes(8, "little") + b"{")
     file.truncate(2 * 10**9)
@@ -261,8 +262,8 @@ def test_a_header_beyond_all_measure_is_refused_unread(path):
     assert "at most 100000000" in refusal(path)
 
 
-def test_one_tensor_of_a_huge_file_is_read_alone(path):
-  """Six gigabytes of which nothing is on the disk, nor comes into memory."""
+def test_one_tensor_of_a_huge_file_is_read_without_the_others(path):
+  """A sparse file of six gigabytes, of which little is read."""
   numbers, size = bits(np.dtype("f4")), 6 * 2**30
   end = size + numbers.nbytes
   huge = {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}
@@ -281,7 +282,7 @@ def test_one_tensor_of_a_huge_file_is_read_alone(path):
 @pytest.mark.skipif(
   not STATUS.exists(), reason="the memory of a mapping is told by Linux alone"
 )
-def test_what_was_read_and_forgotten_takes_no_memory(path):
+def test_released_pages_take_no_memory(path):
   def megabytes():
     (line,) = re.findall(r"RssFile:\s+(\d+) kB", STATUS.read_text())
     return int(line) / 1024
@@ -301,7 +302,7 @@ def test_what_was_read_and_forgotten_takes_no_memory(path):
 
 
 def test_writing_takes_the_memory_of_one_tensor(path):
-  """Transposed, as kernels are on the way out: a copy of each, one by one."""
+  """Of transposed arrays, as kernels are: one copy at a time."""
   grid = np.ones((512, 1024), np.float32)  # 2 MiB
   with torch_files.little_memory(2 * grid.nbytes):
     write_safetensors(path, {str(n): grid.T for n in range(20)})
@@ -310,7 +311,7 @@ def test_writing_takes_the_memory_of_one_tensor(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_torch_reads_and_writes_the_same(path, dtype):
+def test_torch_reads_and_writes_equal_files(path, dtype):
   torch = pytest.importorskip("torch")
   files = pytest.importorskip("safetensors.torch")
   theirs = getattr(torch, dtype.name)

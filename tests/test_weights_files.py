@@ -1,4 +1,4 @@
-"""Torch files come back bit for bit; anything else is refused in one line."""
+"""Torch files are read bit for bit; anything else is refused in one line."""
 
 import collections
 import pickle
@@ -29,7 +29,7 @@ def grid(dtype=np.float32):
 
 @both_layouts
 @pytest.mark.parametrize("dtype", torch_files.DTYPES, ids=str)
-def test_every_number_format_returns_bit_for_bit(path, layout, dtype):
+def test_every_dtype_is_read_bit_for_bit(path, layout, dtype):
   write(layout, path, {"a": tensor(grid(dtype))})
   array = read_torch(path)["a"]
   assert array.dtype == dtype
@@ -47,13 +47,13 @@ def test_every_number_format_returns_bit_for_bit(path, layout, dtype):
   ],
   ids=["0-d", "empty", "transposed", "ones"],
 )
-def test_every_shape_returns(path, layout, array):
+def test_every_shape_is_read(path, layout, array):
   write(layout, path, {"a": tensor(array)})
   np.testing.assert_array_equal(read_torch(path)["a"], array, strict=True)
 
 
 @both_layouts
-def test_windows_on_one_storage_share_memory(path, layout):
+def test_views_of_one_storage_share_memory(path, layout):
   storage = Storage(grid())
   value = {
     "rows": Tensor(storage, (2, 4), (4, 1), 4),
@@ -68,7 +68,7 @@ def test_windows_on_one_storage_share_memory(path, layout):
 
 
 @both_layouts
-def test_a_state_dict_is_unwrapped_with_its_metadata_ignored(path, layout):
+def test_a_nested_state_dict_is_read_without_its_metadata(path, layout):
   state = collections.OrderedDict(a=tensor(grid()))
   state._metadata = {"": {"version": 1}}
   write(layout, path, {"state_dict": state, "epoch": 3, "rates": [1e-4, None]})
@@ -86,7 +86,7 @@ def test_a_storage_of_another_length_than_declared_is_refused(
 
 
 @both_layouts
-def test_a_file_cut_anywhere_is_refused(path, layout):
+def test_a_file_truncated_anywhere_is_refused(path, layout):
   write(layout, path, {"a": tensor(grid()), "b": tensor(grid().T)})
   whole = path.read_bytes()
   for length in [*range(0, len(whole) - 1, 13), len(whole) - 1]:
@@ -95,7 +95,7 @@ def test_a_file_cut_anywhere_is_refused(path, layout):
 
 
 @both_layouts
-def test_a_damaged_byte_gives_an_array_or_a_refusal(path, layout):
+def test_a_file_with_a_damaged_byte_is_read_or_refused(path, layout):
   write(layout, path, {"a": tensor(grid()), "b": tensor(grid().T)})
   whole = path.read_bytes()
   rng = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def test_a_damaged_byte_gives_an_array_or_a_refusal(path, layout):
     assert all(isinstance(array, np.ndarray) for array in arrays.values())
 
 
-def test_damaged_values_in_a_zip_are_noticed(path):
+def test_damaged_values_in_a_zip_are_detected(path):
   write("zip", path, {"a": tensor(grid())})
   whole = path.read_bytes()
   start = whole.index(grid().tobytes())
@@ -120,7 +120,7 @@ def test_damaged_values_in_a_zip_are_noticed(path):
   assert "bad CRC-32 of 'archive/data/0'" in refusal(path)
 
 
-def test_damage_to_one_tensor_spares_the_others(path):
+def test_damage_to_one_tensor_does_not_affect_the_others(path):
   write("zip", path, {"a": tensor(grid()), "b": tensor(grid().T.copy())})
   whole = path.read_bytes()
   start = whole.index(grid().tobytes())
@@ -133,7 +133,7 @@ def test_damage_to_one_tensor_spares_the_others(path):
     arrays["a"]
 
 
-def test_a_member_name_that_is_no_text_is_refused(path):
+def test_a_member_name_that_is_not_text_is_refused(path):
   write("zip", path, {})
   with zipfile.ZipFile(path, "a") as archive:
     archive.writestr("archive/\u00e9", b"")  # sets the flag for UTF-8
@@ -158,7 +158,7 @@ def test_a_compressed_member_is_refused(path):
   ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_an_odd_member_is_refused(path, name, content, words):
+def test_an_unexpected_member_is_refused(path, name, content, words):
   write("zip", path, {"a": tensor(grid())})
   with zipfile.ZipFile(path, "a") as archive:
     archive.writestr(name, content)
@@ -191,7 +191,7 @@ def test_a_big_endian_file_is_refused(path):
     (b"some words", "not a torch file"),
   ],
 )
-def test_another_kind_of_file_is_named(path, content, words):
+def test_the_error_names_another_type_of_file(path, content, words):
   path.write_bytes(content)
   assert words in refusal(path)
 
@@ -207,7 +207,7 @@ def test_what_is_not_a_tensor_is_named(path):
 
 
 def sparse_zip(path, text, count):
-  """A zip64 file of two storages, of which the first takes no disk."""
+  """A zip64 file of two storages; the first is sparse."""
   size = count * 4
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("archive/data.pkl", text)
@@ -234,8 +234,8 @@ def sparse_legacy(path, text, count):
 
 
 @pytest.mark.parametrize("layout", [sparse_zip, sparse_legacy])
-def test_one_tensor_of_a_huge_file_is_read_alone(path, layout):
-  """Five gigabytes of which nothing is on the disk, nor comes into memory."""
+def test_one_tensor_of_a_huge_file_is_read_without_the_others(path, layout):
+  """A sparse file of five gigabytes, of which little is read."""
   count = 5 * 2**28
   huge = Storage(np.zeros(1, np.float32), count)
   value = {"huge": Tensor(huge, (count,), (1,)), "a": tensor(grid())}
@@ -258,7 +258,9 @@ def test_one_tensor_of_a_huge_file_is_read_alone(path, layout):
     ("a.pt", lambda p: p.write_bytes(serialization.to_bytes({"a": grid()}))),
   ],
 )
-def test_the_front_door_goes_by_content_not_by_name(tmp_path, name, content):
+def test_the_type_is_that_of_the_content_not_of_the_suffix(
+  tmp_path, name, content
+):
   content(tmp_path / name)
   arrays = read_tensors(tmp_path / name)
   np.testing.assert_array_equal(arrays["a"], grid(), strict=True)
@@ -276,7 +278,9 @@ def test_the_front_door_goes_by_content_not_by_name(tmp_path, name, content):
     ("a.ckpt", b"version https://git-lfs.github.com", "git lfs pull"),
   ],
 )
-def test_the_front_door_refuses_in_one_line(tmp_path, name, content, words):
+def test_files_of_other_types_are_refused_in_one_line(
+  tmp_path, name, content, words
+):
   path = tmp_path / name
   path.write_bytes(content)
   with pytest.raises(WeightsError) as caught:
@@ -289,7 +293,7 @@ def test_the_front_door_refuses_in_one_line(tmp_path, name, content, words):
 @pytest.mark.slow
 @pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize("dtype", torch_files.DTYPES, ids=str)
-def test_files_of_torch_equal_ours_in_every_dtype(path, is_zip, dtype):
+def test_torch_writes_the_same_files_in_every_dtype(path, is_zip, dtype):
   torch = pytest.importorskip("torch")
   theirs = getattr(torch, dtype.name)
   bits = torch.randint(0, 2, (6, 4, dtype.itemsize), dtype=torch.uint8)

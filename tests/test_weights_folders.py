@@ -1,4 +1,4 @@
-"""A folder's weights are found whole or in shards, or refused in one line."""
+"""Weights in folders, in one file or in shards, are read and written."""
 
 import json
 
@@ -44,7 +44,7 @@ def assert_same(arrays, expected):
 
 
 def shard(folder, values, names, save=save_file, stem=STEM, index=None):
-  """Writes values to files by turns, with the index of `stem`."""
+  """Writes values to files in turn, with the index of `stem`."""
   parts = {name: {} for name in names}
   for n, (key, array) in enumerate(values.items()):
     parts[names[n % len(names)]][key] = array
@@ -78,14 +78,14 @@ def refusal(folder, variant=None, read=read_folder, stems=DIFFUSERS):
     (TRANSFORMERS, "flax_model.msgpack", save_flax),
   ],
 )
-def test_a_whole_file_is_found_by_its_name(
+def test_a_single_file_is_found_by_its_name(
   tmp_path, stems, name, save, variant
 ):
   if variant:
     name = ".".join([*name.split(".")[:-1], variant, name.split(".")[-1]])
   save(tensors(), tmp_path / name)
   found = find_weights(tmp_path, stems, variant=variant)
-  assert found.files == (tmp_path / name,) and found.places is None
+  assert found.files == (tmp_path / name,) and found.shard_of is None
   assert_same(read_folder(tmp_path, stems, variant=variant), tensors())
 
 
@@ -120,7 +120,7 @@ def test_shards_are_found_by_their_index(
   assert_same(read_folder(tmp_path, stems, variant=variant), tensors())
 
 
-def test_safetensors_come_first_then_torch_then_flax(tmp_path):
+def test_safetensors_are_preferred_then_torch_then_flax(tmp_path):
   ways = [
     lambda t: save_flax(t, tmp_path / "diffusion_flax_model.msgpack"),
     lambda t: shard(
@@ -138,7 +138,7 @@ def test_safetensors_come_first_then_torch_then_flax(tmp_path):
   assert_same(read_folder(tmp_path, DIFFUSERS, variant="fp16"), tensors(seed=5))
 
 
-def test_a_missing_variant_lists_what_is_there(tmp_path):
+def test_the_error_for_a_missing_variant_lists_the_files(tmp_path):
   save_file(tensors(), tmp_path / f"{STEM}.safetensors")
   save_file(tensors(), tmp_path / f"{STEM}.fp16.safetensors")
   (tmp_path / "README.md").write_text("words")
@@ -166,25 +166,25 @@ def test_an_index_that_leaves_the_folder_is_refused(tmp_path, name):
   assert "outside the folder" in refusal(folder, read=find_weights)
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_the_error_names_a_missing_shard(tmp_path):
   names = [f"{STEM}{n}.safetensors" for n in NUMBERED]
   shard(tmp_path, tensors(), names)
   (tmp_path / names[1]).unlink()
   assert f"'{names[1]}' is missing" in refusal(tmp_path, read=find_weights)
 
 
-def test_a_tensor_that_is_not_where_the_index_says_is_named(tmp_path):
+def test_the_error_names_a_tensor_missing_from_its_shard(tmp_path):
   names = [f"{STEM}{n}.safetensors" for n in NUMBERED]
   index = shard(tmp_path, tensors(), names)
   good = json.loads(index.read_text())["weight_map"]
   index.write_text(json.dumps({"weight_map": good | {"absent": names[0]}}))
-  assert "promises tensor 'absent'" in refusal(tmp_path)
+  assert "lists tensor 'absent'" in refusal(tmp_path)
   moved = good | {"block.0.weight": names[1]}
   index.write_text(json.dumps({"weight_map": moved}))
-  assert "promises tensor 'block.0.weight'" in refusal(tmp_path)
+  assert "lists tensor 'block.0.weight'" in refusal(tmp_path)
 
 
-def test_a_tensor_in_two_shards_is_named(tmp_path):
+def test_the_error_names_a_tensor_in_two_shards(tmp_path):
   names = [f"{STEM}{n}.safetensors" for n in NUMBERED]
   shard(tmp_path, tensors(), names)
   save_file(tensors(), tmp_path / names[1])
@@ -209,7 +209,7 @@ def test_a_malformed_index_is_refused(tmp_path, text, words):
   assert words in refusal(tmp_path, read=find_weights)
 
 
-def test_a_damaged_shard_is_refused_by_its_own_name(tmp_path):
+def test_the_error_names_a_damaged_shard(tmp_path):
   names = [f"{STEM}{n}.safetensors" for n in NUMBERED]
   shard(tmp_path, tensors(), names)
   whole = (tmp_path / names[1]).read_bytes()
@@ -218,7 +218,7 @@ def test_a_damaged_shard_is_refused_by_its_own_name(tmp_path):
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-def test_what_fits_is_one_plain_file(tmp_path, variant):
+def test_small_weights_are_written_to_one_file(tmp_path, variant):
   written = write_sharded(
     tmp_path, STEM, tensors=tensors(), max_bytes=5 * 48, variant=variant
   )
@@ -229,7 +229,7 @@ def test_what_fits_is_one_plain_file(tmp_path, variant):
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-def test_what_does_not_fit_is_cut_into_shards(tmp_path, variant):
+def test_large_weights_are_written_in_shards(tmp_path, variant):
   values = tensors() | {"large": np.ones((40, 4), np.float32)}
   written = write_sharded(
     tmp_path / "unet", STEM, tensors=values, max_bytes=100, variant=variant
@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_cut_into_shards(tmp_path, variant):
 
 
 def test_a_save_replaces_an_earlier_one_of_the_same_variant(tmp_path):
-  """Whole by shards, many by few, shards by whole; others are left alone."""
+  """One file by shards, many by few, shards by one file; no others."""
   kept = [f"{STEM}.bin", f"{STEM}.fp16.safetensors", f"{STEM}_2.safetensors"]
   for name in kept:
     (tmp_path / name).write_text("kept")
@@ -277,7 +277,7 @@ def test_arrays_read_from_a_folder_can_be_written_over_it(tmp_path):
     assert_same(read_folder(tmp_path, DIFFUSERS), tensors())
 
 
-def test_a_limit_that_is_no_size_is_refused(tmp_path):
+def test_an_invalid_shard_size_is_refused(tmp_path):
   with pytest.raises(ValueError, match="try max_bytes"):
     write_sharded(tmp_path, STEM, tensors=tensors(), max_bytes=0)
 
@@ -285,7 +285,7 @@ def test_a_limit_that_is_no_size_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("most", [2_000, 10**9])
-def test_diffusers_loads_what_we_write_and_we_what_it_writes(
+def test_diffusers_loads_written_folders_and_its_own_are_read(
   tmp_path, variant, most
 ):
   diffusers = pytest.importorskip("diffusers")
@@ -318,7 +318,7 @@ def test_diffusers_loads_what_we_write_and_we_what_it_writes(
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("most", [3_000, 10**9])
-def test_transformers_loads_what_we_write_and_we_what_it_writes(
+def test_transformers_loads_written_folders_and_its_own_are_read(
   tmp_path, variant, most
 ):
   pytest.importorskip("torch")

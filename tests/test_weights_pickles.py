@@ -52,7 +52,7 @@ PARAMETER = Name("torch.nn.parameter", "Parameter")
     lambda x: Reduced(PARAMETER, (), (x, None, None, True, False)),  # torch 0.1
   ],
 )
-def test_parameters_of_all_ages_are_their_tensors(path, wrap):
+def test_parameters_of_all_torch_versions_are_read_as_tensors(path, wrap):
   write("legacy", path, {"a": wrap(tensor(grid()))})
   np.testing.assert_array_equal(read_torch(path)["a"], grid())
 
@@ -66,7 +66,7 @@ def test_the_oldest_tensors_have_four_arguments(path):
 
 
 class Attack:
-  """Calls a function when it is unpickled by pickle itself."""
+  """Calls a function when pickle itself loads it."""
 
   def __init__(self, function, *arguments):
     self.call = function, arguments
@@ -78,7 +78,7 @@ class Attack:
 @both_layouts
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize("function", [os.system, eval, getattr, open])
-def test_code_is_refused_by_name_and_never_run(
+def test_functions_are_refused_by_name_and_never_called(
   path, layout, protocol, function
 ):
   sentinel = path.with_name("sentinel")
@@ -136,7 +136,7 @@ def test_a_forged_pickle_is_refused(path, layout, data, words):
     ((True,), (1,), 0),
   ],
 )
-def test_no_tensor_reaches_outside_its_storage(
+def test_a_tensor_outside_its_storage_is_refused(
   path, layout, shape, strides, offset
 ):
   window = Tensor(Storage(np.zeros(4, np.float32)), shape, strides, offset)
@@ -146,7 +146,7 @@ def test_no_tensor_reaches_outside_its_storage(
 
 
 def test_lazy_bits_are_refused(path):
-  """torch marks conjugated and negated views so, without changing values."""
+  """They mark conjugated and negated views, whose values are unchanged."""
   window = Tensor(Storage(grid()), (3, 4), (4, 1), extra=({"neg": True},))
   write("zip", path, {"a": window})
   assert "lazy bits" in refusal(path)
@@ -154,7 +154,7 @@ def test_lazy_bits_are_refused(path):
 
 @both_layouts
 def test_a_checkpoint_of_lightning_gives_its_state_dict_and_step(path, layout):
-  """Callbacks by class, schedules, settings: as pytorch_lightning 1 writes."""
+  """With callbacks, schedulers and settings, as of pytorch_lightning 1."""
   callback = Name("pytorch_lightning.callbacks.model_checkpoint", "Checkpoint")
   score = Reduced(
     Name("numpy.core.multiarray", "scalar"),
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_lightning_gives_its_state_dict_and_step(path, layout):
 
 
 @pytest.mark.parametrize("step", [None, "7", 7.0, True])
-def test_a_step_that_is_no_whole_number_is_none(path, step):
+def test_a_step_that_is_not_an_int_is_none(path, step):
   write("zip", path, {"state_dict": {}, "global_step": step})
   assert read_global_step(path) is None
 
@@ -267,7 +267,7 @@ ATTACKS = [
   [attack[1:] for attack in ATTACKS],
   ids=[attack[0] for attack in ATTACKS],
 )
-def test_attacks_that_succeed_on_pickle_are_refused(
+def test_attacks_that_work_on_pickle_are_refused(
   path, layout, name, before, after
 ):
   canary = path.with_name("canary")
@@ -285,8 +285,8 @@ def test_attacks_that_succeed_on_pickle_are_refused(
 
 
 @both_layouts
-def test_what_is_inert_is_not_even_imported(path, layout, monkeypatch):
-  """Even where its package is installed, and even if that is malicious."""
+def test_stubbed_classes_are_never_imported(path, layout, monkeypatch):
+  """Even if their package is installed."""
   canary = path.with_name("canary")
   package = path.with_name("pytorch_lightning.py")
   package.write_text(f"open({str(canary)!r}, 'w')\ndef call(*_): import here\n")
@@ -298,7 +298,7 @@ def test_what_is_inert_is_not_even_imported(path, layout, monkeypatch):
   assert "pytorch_lightning" not in sys.modules and not canary.exists()
 
 
-def test_what_is_inert_is_no_tensor(path):
+def test_a_stub_is_not_a_tensor(path):
   write("zip", path, {"a": Name("lightning.pytorch", "Trainer")})
   assert "'a' is of type lightning.pytorch.Trainer" in refusal(path)
 
@@ -307,26 +307,26 @@ def test_what_is_inert_is_no_tensor(path):
   "name",
   ["pytorch_lightnings.x", "builtins.dict.get", "ldm.util.make", "torch"],
 )
-def test_names_like_those_of_inert_objects_are_refused(path, name):
+def test_names_similar_to_those_of_stubs_are_refused(path, name):
   module, _, name = name.rpartition(".")
   write("zip", path, {"a": Name(module, name)})
   assert f"refused global {module}.{name}" in refusal(path)
 
 
-def test_a_refusal_has_one_line_whatever_the_name(path):
+def test_the_error_is_one_line_for_any_name(path):
   data = b"\x80\x04" + text("a\nb\x1b[2J") + text("c" * 5000) + b"\x93."
   write("zip", path, {}, data=data)
   assert len(refusal(path)) < 500
 
 
-def test_data_that_holds_itself_is_refused(path):
+def test_data_that_contains_itself_is_refused(path):
   write("zip", path, {}, data=b"\x80\x02]q\x00h\x00a.")
   with pytest.raises(WeightsError, match="nested over"):
     read_pickled(path)
 
 
 @both_layouts
-def test_numpys_arrays_are_read(path, layout):
+def test_numpy_arrays_are_read(path, layout):
   rng = np.random.default_rng(5)
   arrays = {
     "mu": rng.standard_normal(5),
@@ -362,15 +362,15 @@ def spelled(text, how="latin1"):
     (1, (2,), Reduced(DTYPE, (["f8"], 0, 1)), False, spelled(["x"])),
   ],
 )
-def test_arrays_that_are_none_of_numpys_are_refused(path, state):
+def test_malformed_numpy_arrays_are_refused(path, state):
   array = Reduced(RECONSTRUCT, (Name("numpy", "ndarray"), (0,)), state)
   write("zip", path, {"mu": array})
   with pytest.raises(WeightsError, match=r"malformed|refused|odd sizes"):
     read_pickled(path)
 
 
-def test_data_that_repeats_itself_is_converted_once(path):
-  """Thirty lists, each ten times in the next, would be 10^30 leaves."""
+def test_shared_data_is_converted_once(path):
+  """Thirty lists, each ten times in the next: 10^30 leaves."""
   grow = b"q\x00" + b"]" + b"(" + b"h\x00" * 10 + b"e"
   write("zip", path, {}, data=b"\x80\x02]" + grow * 30 + b".")
   value = read_pickled(path)
@@ -385,8 +385,8 @@ ENDLESS = {
 
 @pytest.mark.parametrize("endless", ENDLESS.values(), ids=ENDLESS)
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_size_that_is_endless_data_is_refused(path, place, endless):
-  """Written out it would be 9^40 words, or exhaust the stack."""
+def test_a_size_of_endless_nested_data_is_refused(path, place, endless):
+  """Printed it would have 9^40 items, or exhaust the stack."""
   sizes = [b"K\x00", b"K\x01\x85", b"K\x01\x85"]  # offset, shape, strides
   sizes[place] = b"h\x00"
   storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n"
@@ -398,7 +398,7 @@ def test_a_size_that_is_endless_data_is_refused(path, place, endless):
 
 
 def test_a_list_of_pairs_makes_one_dictionary(path):
-  """A small file that names a long list often must not fill the memory."""
+  """A small file that refers to a long list often must not fill the memory."""
   pairs = b"](" + (b"](" + text("a") + b"K\x01e") + b"eq\x00"
   made = b"ccollections\nOrderedDict\nh\x00\x85R"
   data = b"\x80\x02(" + pairs + made + made + b"t."
@@ -408,7 +408,7 @@ def test_a_list_of_pairs_makes_one_dictionary(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_parameter_dictionaries_of_torch_are_read(path, is_zip):
+def test_parameter_dicts_of_torch_are_read(path, is_zip):
   torch = pytest.importorskip("torch")
   vectors = torch.randn(2, 5)
   module = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})

@@ -1,4 +1,4 @@
-"""Writes torch files without torch, byte for byte, and catches refusals."""
+"""Writes torch files without torch, byte for byte; catches refusals."""
 
 import collections
 import contextlib
@@ -32,7 +32,7 @@ KINDS = {
   "complex64": "ComplexFloatStorage",
   "complex128": "ComplexDoubleStorage",
 }
-# These have no class of storage: torch saves bytes, and a dtype beside them.
+# These have no storage class: torch saves bytes and a dtype.
 UNTYPED_KINDS = (
   "uint16",
   "uint32",
@@ -49,18 +49,18 @@ DTYPES = [
 
 
 class Name:
-  """A global that is written by name and need not exist."""
+  """A global that is pickled by name and need not exist."""
 
   def __init__(self, module, name):
     self.text_name = f"{module}.{name}"
     self.text = f"c{module}\n{name}\n".encode()
 
   def __call__(self):
-    raise AssertionError("only its name is wanted")
+    raise AssertionError("only its name is used")
 
 
 class Reduced:
-  """Pickles as a call, with a state to be set afterwards if there is one."""
+  """Pickled as a call, with an optional state that is set afterwards."""
 
   def __init__(self, name, arguments, *state):
     self.call = name, arguments, *state
@@ -76,7 +76,7 @@ UNTYPED = Name("torch.storage", "UntypedStorage")
 
 
 class Storage:
-  """Values in one row; `count` may lie about their number."""
+  """Flat values; `count` may be a wrong number of them."""
 
   def __init__(self, values, count=None):
     values = np.ascontiguousarray(values).reshape(-1)
@@ -86,7 +86,7 @@ class Storage:
 
 
 class Tensor:
-  """A window on a storage, in units of elements, checked by nobody."""
+  """A strided view of a storage, in units of elements, unchecked."""
 
   def __init__(self, storage, shape, strides, offset=0, extra=(), by=REBUILD):
     hooks = (False, collections.OrderedDict(), *extra)
@@ -97,7 +97,7 @@ class Tensor:
 
 
 def tensor(array):
-  """A tensor with a storage of its own; a transposed array stays transposed."""
+  """A tensor with its own storage; a transposed array stays transposed."""
   array = np.asarray(array)
   strides = tuple(s // array.itemsize for s in array.strides)
   if not array.size:
@@ -116,7 +116,7 @@ def tensor(array):
 class Pickler(pickle._Pickler):
   """Protocol 2 with persistent ids for storages.
 
-  It is the one written in Python, which lets names be written unimported.
+  Python's own implementation, so that names can be written without an import.
   """
 
   dispatch: ClassVar = dict(pickle._Pickler.dispatch)
@@ -171,7 +171,7 @@ def write_legacy(path, value, *, data=None):
     for head in (0x1950A86A20F9469CFC6C, 1001, system):
       file.write(pickle.dumps(head, protocol=2))
     file.write(text if data is None else data)
-    # torch sorts storages by key, which is an address there: any order.
+    # torch sorts storages by key, an address there: any order is possible.
     keys = [str(key) for key in reversed(range(len(storages)))]
     file.write(pickle.dumps(keys, protocol=2))
     for storage in reversed(storages):
@@ -187,7 +187,7 @@ def write(layout, path, value, **changes):
 
 
 def refusal(path):
-  """The message with which a file is refused."""
+  """The error message for a file that is refused."""
   with pytest.raises(WeightsError) as caught:
     dict(read_torch(path))
   message = str(caught.value)
@@ -197,9 +197,9 @@ def refusal(path):
 
 @contextlib.contextmanager
 def little_memory(limit):
-  """Fails if what runs inside needs more than so many bytes.
+  """Fails if the block needs more than `limit` bytes.
 
-  Both what Python allocates and what the process holds, mapped files too.
+  Counts Python's allocations and the resident memory, with mapped files.
   """
   pages = pathlib.Path("/proc/self/statm")
   before = pages.read_text().split() if pages.exists() else None

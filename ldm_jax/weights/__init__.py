@@ -1,1 +1,1 @@
-"""Containers and name tables of foreign weights, in numpy alone."""
+"""Weight files of other libraries, and tables of their names; numpy only."""

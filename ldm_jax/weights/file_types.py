@@ -1,4 +1,4 @@
-"""What kind of file it is, by its first bytes."""
+"""The type of a weight file, by its first bytes."""
 
 from ldm_jax.errors import WeightsError
 
@@ -24,7 +24,7 @@ START_LENGTH = 64
 
 
 def file_type(start: bytes) -> str | None:
-  """One of the four kinds, or None: judged by START_LENGTH bytes at most."""
+  """One of the four types, by the first START_LENGTH bytes, or None."""
   for prefix, kind in STARTS.items():
     if start.startswith(prefix):
       return kind
@@ -37,15 +37,15 @@ def file_type(start: bytes) -> str | None:
 
 
 def explain(start: bytes) -> str | None:
-  """What to do about a file of another kind, where that is known."""
-  for prefix, told in EXPLANATIONS.items():
+  """What to do with a file of another type, where that is known."""
+  for prefix, advice in EXPLANATIONS.items():
     if start.startswith(prefix):
-      return told
+      return advice
   return None
 
 
 def raise_wrong_type(start: bytes, size: int, needed: str):
-  """Says what such a file is instead of what is needed.
+  """Raises an error that says what the file is.
 
   Raises:
     WeightsError: always.
@@ -53,8 +53,8 @@ def raise_wrong_type(start: bytes, size: int, needed: str):
   kind = file_type(start)
   if kind:
     raise WeightsError(f"this is a {kind} file; a {needed} file is needed")
-  if told := explain(start):
-    raise WeightsError(told)
+  if advice := explain(start):
+    raise WeightsError(advice)
   raise WeightsError(
     f"not a {needed} file: it is {size} bytes long and starts with "
     f"{start[:8]!r}"

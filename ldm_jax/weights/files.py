@@ -1,4 +1,4 @@
-"""The front door: files of foreign weights, told apart by what is in them."""
+"""Reads weight files of any type, recognised by their content."""
 
 import os
 import pathlib
@@ -32,15 +32,16 @@ READERS = {
   TORCH_LEGACY: read_torch,
   FLAX: read_flax,
 }
-# For a damaged start: the reader of that kind says best what is wrong.
+# For a damaged start: the reader of that type gives the best error.
 SUFFIXES = {".safetensors": SAFETENSORS, ".msgpack": FLAX}
 
 
 def read_tensors(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
-  """The tensors of a file by name: safetensors, torch's or Flax's msgpack.
+  """The tensors of a file by name: safetensors, torch or Flax msgpack.
 
-  The first bytes decide, not the name. Arrays are views of the file, read when
-  touched; msgpack alone is read whole. Flax's names are joined by "/".
+  The type is that of the first bytes, whatever the suffix. Arrays are views of
+  the memory-mapped file; only msgpack is read at once. Nested names of Flax are
+  joined by "/".
 
   Raises:
     WeightsError: one line; see `read_safetensors`, `read_torch`, `read_flax`.
@@ -49,7 +50,7 @@ def read_tensors(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
 
 
 def read_global_step(path: str | os.PathLike) -> int | None:
-  """The updates that a checkpoint has seen, where it is torch's and says so.
+  """ "global_step" of a torch checkpoint; None if it has none.
 
   Raises:
     WeightsError: as `read_tensors`.

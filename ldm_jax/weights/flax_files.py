@@ -1,8 +1,8 @@
-"""Flax's files (.msgpack): nested dictionaries of arrays.
+"""Flax files (.msgpack): nested dictionaries of arrays.
 
-The format is flax/serialization.py: an array is a msgpack extension, within
-which a shape, numpy's name of a dtype and the numbers are packed again; one of
-over 2^30 bytes is a dictionary of pieces.
+The format is that of flax/serialization.py: an array is a msgpack extension
+that holds, again as msgpack, the shape, numpy's name of the dtype and the data;
+an array of over 2^30 bytes is a dictionary of chunks.
 """
 
 import math
@@ -25,21 +25,21 @@ from ldm_jax.weights.mmap_files import (
 ARRAY, SCALAR = 1, 3  # flax/serialization.py: _MsgpackExtType
 CHUNKED = "__msgpack_chunked_array__"
 
-# msgpack makes room for as many entries as a dictionary announces, on every
-# level, before it reads them; no module has as many children.
+# msgpack allocates as many entries as a dictionary's header announces, on every
+# level, before it reads them; no module has more children.
 MAX_ENTRIES = 2**16
 MAX_DEPTH = 64
 
 
 def read_flax(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The arrays of a file, their names the keys on the way joined by "/".
+  """The arrays of a file; names are the nested keys joined by "/".
 
-  It is read whole, one copy of the numbers being made. Python's own numbers
-  become arrays without axes.
+  The file is read at once, with one copy of the data. Python numbers become
+  arrays of rank 0.
 
   Raises:
-    WeightsError: the file is cut short or malformed, or holds something
-      besides nested dictionaries of numbers.
+    WeightsError: the file is truncated or malformed, or holds anything but
+      nested dictionaries of numbers.
   """
   with open_weights(path) as file:
     data = map_file(file)
@@ -70,18 +70,18 @@ def _unpack(data, **options):
 
 
 def _unique(pairs):
-  made = {}
+  result = {}
   for name, value in pairs:
     if not isinstance(name, str):
       raise WeightsError(f"the key {name[:80]!r} is no string")
-    if name in made:
-      raise WeightsError(f"{name[:80]!r} stands twice in a dictionary")
-    made[name] = value
-  return made
+    if name in result:
+      raise WeightsError(f"{name[:80]!r} is twice in a dictionary")
+    result[name] = value
+  return result
 
 
 def _extension(code, data):
-  """An array; `data` is kept, and the array is a view of its end."""
+  """An array, as a view of the end of `data`."""
   if code not in (ARRAY, SCALAR):
     raise WeightsError(
       f"it has a msgpack extension of type {code}; needed are arrays (1) and "
@@ -95,7 +95,7 @@ def _extension(code, data):
     max_map_len=0,
   )
   match parts:
-    case [list(shape), bytes(name), bytes(numbers)]:
+    case [list(shape), bytes(name), bytes(content)]:
       pass
     case _:
       raise WeightsError("an array is no triple of shape, dtype and numbers")
@@ -104,24 +104,24 @@ def _extension(code, data):
     raise WeightsError(
       f"an array has the dtype {name[:80]!r}; known are {', '.join(DTYPES)}"
     )
-  return as_array(np.frombuffer(numbers, np.uint8), DTYPES[name], shape)
+  return as_array(np.frombuffer(content, np.uint8), DTYPES[name], shape)
 
 
 def _extension_within_array(code, _):
   raise WeightsError(f"an array holds a msgpack extension of type {code}")
 
 
-def _flatten(value: Any, place, arrays):
-  """Writes the arrays below `value` into `arrays`, by their places."""
-  if len(place) > MAX_DEPTH:
+def _flatten(value: Any, path, arrays):
+  """Adds the arrays in `value` to `arrays`, by their paths."""
+  if len(path) > MAX_DEPTH:
     raise WeightsError(f"its dictionaries are nested over {MAX_DEPTH} deep")
-  name = "/".join(place)
+  name = "/".join(path)
   match value:
     case dict() if CHUNKED in value:
       value = _join(name, value)
     case dict():
       for key, part in value.items():
-        _flatten(part, (*place, key), arrays)
+        _flatten(part, (*path, key), arrays)
       return
     case bool() | int() | float():
       value = np.asarray(value)
@@ -138,17 +138,17 @@ def _flatten(value: Any, place, arrays):
 
 
 def _join(name, value):
-  """An array from its pieces, which lie flat one after another."""
+  """An array from its flat chunks."""
   try:
-    shape, pieces = _listed(value["shape"]), _listed(value["chunks"])
+    shape, chunks = _listed(value["shape"]), _listed(value["chunks"])
     check_shape(shape)
-    array = np.concatenate(pieces)
-    is_like = {piece.dtype for piece in pieces} == {array.dtype}
+    array = np.concatenate(chunks)
+    is_like = {chunk.dtype for chunk in chunks} == {array.dtype}
   except (LookupError, TypeError, ValueError, AttributeError) as error:
-    raise WeightsError(f"array {name!r} has malformed pieces") from error
+    raise WeightsError(f"array {name!r} has malformed chunks") from error
   if not is_like or array.size != math.prod(shape):
     raise WeightsError(
-      f"array {name!r} has pieces of {array.size} numbers; its shape is {shape}"
+      f"array {name!r} has chunks of {array.size} numbers; its shape is {shape}"
     )
   return array.reshape(shape)
 

@@ -1,4 +1,4 @@
-"""The weights in a folder of diffusers or transformers: whole or in shards."""
+"""Weights in folders of diffusers and transformers: one file, or shards."""
 
 import collections
 import json
@@ -16,7 +16,7 @@ from ldm_jax.weights.mmap_files import map_file, open_weights, replace_file
 from ldm_jax.weights.safetensors_files import write_safetensors
 from ldm_jax.weights.strict_json import parse_json
 
-# What the libraries call their files, and their Flax files of old
+# File names of the libraries, with those of their former Flax models
 # (diffusers/utils/constants.py, transformers/utils/__init__.py).
 DIFFUSERS = ("diffusion_pytorch_model", "diffusion_flax_model")
 TRANSFORMERS = ("model", "pytorch_model", "flax_model")
@@ -26,25 +26,26 @@ MAX_INDEX = 64 * 2**20
 
 
 class WeightFiles(NamedTuple):
-  """Files that hold a network together; `places` says which holds a tensor.
+  """The files of one network.
 
-  `places` is None for a single file.
+  Attributes:
+    shard_of: file name by tensor, from the index; None for a single file.
   """
 
   files: tuple[pathlib.Path, ...]
-  places: Mapping[str, str] | None = None
+  shard_of: Mapping[str, str] | None = None
 
 
 def find_weights(
   folder: str | os.PathLike, stems: Sequence[str], *, variant: str | None = None
 ) -> WeightFiles:
-  """The best weights in a folder: safetensors, then torch's, then Flax's.
+  """The preferred weights in a folder: safetensors, else torch's, else Flax's.
 
-  Of each kind, one whole file is better than an index with its shards.
+  Of each kind a single file is preferred to an index with its shards.
 
   Args:
-    stems: what files may be called, such as DIFFUSERS or TRANSFORMERS.
-    variant: such as "fp16", a part of the names; None for files without one.
+    stems: names of the files without suffix, such as DIFFUSERS or TRANSFORMERS.
+    variant: part of the file names, such as "fp16"; None for files without one.
 
   Raises:
     WeightsError: there are none of that variant, or their index is malformed,
@@ -53,9 +54,9 @@ def find_weights(
   folder = pathlib.Path(folder)
   for suffix in SUFFIXES:
     for stem in stems:
-      whole = folder / f"{_with(stem, variant)}{suffix}"
-      if whole.exists():
-        return WeightFiles((whole,))
+      single = folder / f"{_with_variant(stem, variant)}{suffix}"
+      if single.exists():
+        return WeightFiles((single,))
     for stem in stems:
       for index in _index_names(stem, suffix, variant):
         if (folder / index).exists():
@@ -70,7 +71,7 @@ def find_weights(
 def read_folder(
   folder: str | os.PathLike, stems: Sequence[str], *, variant: str | None = None
 ) -> Mapping[str, np.ndarray]:
-  """The tensors of `find_weights`, all shards together, as `read_tensors`.
+  """The tensors of `find_weights`, of all shards, read as by `read_tensors`.
 
   Raises:
     WeightsError: as `find_weights` and `read_tensors`; or a tensor is not in
@@ -78,17 +79,17 @@ def read_folder(
   """
   found = find_weights(folder, stems, variant=variant)
   shards = {file.name: read_tensors(file) for file in found.files}
-  for name, file in (found.places or {}).items():
+  for name, file in (found.shard_of or {}).items():
     if name not in shards[file]:
       raise WeightsError(
-        f"{pathlib.Path(folder) / file}: the index promises tensor {name!r}, "
+        f"{pathlib.Path(folder) / file}: the index lists tensor {name!r}, "
         "which is not there"
       )
-  holders = collections.defaultdict(list)
+  files_of = collections.defaultdict(list)
   for file, tensors in shards.items():
     for name in tensors:
-      holders[name].append(file)
-  for name, files in holders.items():
+      files_of[name].append(file)
+  for name, files in files_of.items():
     if len(files) > 1:
       raise WeightsError(
         f"{folder}: tensor {name!r} is in {' and in '.join(files)}"
@@ -104,11 +105,11 @@ def write_sharded(
   max_bytes: int,
   variant: str | None = None,
 ) -> tuple[pathlib.Path, ...]:
-  """Writes STEM[.VARIANT].safetensors, or shards of at most so many bytes.
+  """Writes STEM[.VARIANT].safetensors, or shards of at most `max_bytes` each.
 
-  Shards are called and indexed as diffusers and transformers do. A tensor that
-  is larger by itself has its own shard. An earlier save of the same stem and
-  variant is replaced. Returns the files written, the index last.
+  Shards and index are named as by diffusers and transformers. A tensor larger
+  than `max_bytes` has its own shard. An earlier save of the same stem and
+  variant is replaced. Returns the written files, the index last.
 
   Raises:
     WeightsError: as `write_safetensors`.
@@ -116,7 +117,7 @@ def write_sharded(
   """
   if max_bytes < 1:
     raise ValueError(f"shards of {max_bytes} bytes; try max_bytes=5 * 2**30")
-  folder, base = pathlib.Path(folder), _with(stem, variant)
+  folder, base = pathlib.Path(folder), _with_variant(stem, variant)
   folder.mkdir(parents=True, exist_ok=True)
   shards = _split(tensors, max_bytes)
   if len(shards) == 1:
@@ -136,12 +137,12 @@ def write_sharded(
   return tuple(folder / file for file in written)
 
 
-def _with(stem, variant):
+def _with_variant(stem, variant):
   return f"{stem}.{variant}" if variant else stem
 
 
 def _index_names(stem, suffix, variant):
-  """What the index may be called, first as both libraries write it."""
+  """Possible names of the index; the first is what both libraries write."""
   if not variant:
     return [f"{stem}{suffix}.index.json"]
   return [
@@ -151,25 +152,25 @@ def _index_names(stem, suffix, variant):
 
 
 def _read_index(path):
-  """{"weight_map": {tensor: file}}, with files of this folder alone."""
+  """Reads {"weight_map": {tensor: file}}; all files are in this folder."""
   with open_weights(path) as file:
     text = map_file(file)
     if text.size > MAX_INDEX:
       raise WeightsError(f"an index of {text.size} bytes; at most {MAX_INDEX}")
     index = parse_json(text.tobytes())
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    is_map = isinstance(places, dict) and places
-    if not is_map or not all(isinstance(f, str) for f in places.values()):
+    shard_of = index.get("weight_map") if isinstance(index, dict) else None
+    is_map = isinstance(shard_of, dict) and shard_of
+    if not is_map or not all(isinstance(f, str) for f in shard_of.values()):
       raise WeightsError("it has no weight_map, from tensors to files")
-    for shard in dict.fromkeys(places.values()):
+    for shard in dict.fromkeys(shard_of.values()):
       if shard in ("", ".", "..") or "/" in shard or "\\" in shard:
         raise WeightsError(f"it names {shard[:200]!r}, outside the folder")
       if not (path.parent / shard).is_file():
         raise WeightsError(
           f"its shard {shard[:200]!r} is missing; download it again"
         )
-  files = sorted({path.parent / shard for shard in places.values()})
-  return WeightFiles(tuple(files), places)
+  files = sorted({path.parent / shard for shard in shard_of.values()})
+  return WeightFiles(tuple(files), shard_of)
 
 
 def _listing(folder):
@@ -181,14 +182,14 @@ def _listing(folder):
 
 
 def _split(tensors, max_bytes):
-  """Names in their order, cut where a shard would grow too large."""
-  shards, room = [[]], max_bytes
+  """Names in order, in lists whose tensors fit into one shard."""
+  shards, free = [[]], max_bytes
   for name, tensor in tensors.items():
-    if tensor.nbytes > room and shards[-1]:
+    if tensor.nbytes > free and shards[-1]:
       shards.append([])
-      room = max_bytes
+      free = max_bytes
     shards[-1].append(name)
-    room -= tensor.nbytes
+    free -= tensor.nbytes
   return shards
 
 
@@ -203,10 +204,10 @@ def _write_index(path, files, tensors):
 
 
 def _remove_earlier(folder, stem, variant, written):
-  """Files of an earlier save, which a reader would otherwise mistake for it."""
+  """Deletes files of an earlier save, which would be read with this one."""
   number = r"-\d{5}-of-\d{5}"
   earlier = [
-    rf"{re.escape(_with(stem, variant))}({number})?\.safetensors",
+    rf"{re.escape(_with_variant(stem, variant))}({number})?\.safetensors",
     *map(re.escape, _index_names(stem, ".safetensors", variant)),
   ]
   if variant:

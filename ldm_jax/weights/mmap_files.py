@@ -1,4 +1,4 @@
-"""Foreign files as read-only bytes, which leave the disk when touched."""
+"""Memory-mapped files, checked shapes, and atomic replacement of files."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from ldm_jax.errors import WeightsError
 
 MAX_RANK = 32
 
-# By numpy's name, which is also torch's and flax's.
+# By numpy's name, which torch and flax use too.
 DTYPES = {
   dtype.name: dtype
   for dtype in map(
@@ -37,17 +37,17 @@ DTYPES = {
 
 @contextlib.contextmanager
 def error_context(path: str | os.PathLike) -> Iterator[None]:
-  """A WeightsError that is raised inside is given the path, on one line."""
+  """Adds the path to a WeightsError of the block, on one line."""
   try:
     yield
   except WeightsError as error:
-    words = "".join(c if c.isprintable() else " " for c in str(error))
-    raise WeightsError(f"{path}: {words}") from error
+    line = "".join(c if c.isprintable() else " " for c in str(error))
+    raise WeightsError(f"{path}: {line}") from error
 
 
 @contextlib.contextmanager
 def open_weights(path: str | os.PathLike) -> Iterator[Any]:
-  """The file, open for reading; errors as `naming` has them.
+  """The file, open for reading, within `error_context`.
 
   Raises:
     WeightsError: it is not there, not a regular file or may not be read.
@@ -66,9 +66,9 @@ def open_weights(path: str | os.PathLike) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike) -> Iterator[Any]:
-  """A file to write, which takes its place only when it is complete.
+  """A file to write, named PATH.part and moved to PATH when it is complete.
 
-  Until then it is called PATH.part; where writing fails it is removed.
+  It is removed if an exception is raised.
   """
   part = pathlib.Path(f"{os.fspath(path)}.part")
   try:
@@ -80,10 +80,10 @@ def replace_file(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def map_file(file: BinaryIO) -> np.ndarray:
-  """All bytes of an open file, read-only; they outlive its closing.
+  """All bytes of an open file, memory-mapped read-only; valid after closing.
 
-  Nothing is read before it is touched, and then a page at a time. Do not write
-  into a file that is mapped: replace it by another one instead.
+  Pages are read when they are accessed. A mapped file must not be written to;
+  replace it with another one instead.
   """
   if not os.fstat(file.fileno()).st_size:
     return np.empty(0, np.uint8)
@@ -92,9 +92,9 @@ def map_file(file: BinaryIO) -> np.ndarray:
 
 
 def release_pages(array: np.ndarray) -> None:
-  """Gives back the memory of what was read of a mapped array, if it is one.
+  """Frees the pages that were read of a mapped array; no effect on others.
 
-  Its values stay: they leave the disk again when touched.
+  They are read again when they are accessed.
   """
   whole = array
   while isinstance(whole.base, np.ndarray):
@@ -111,11 +111,11 @@ def release_pages(array: np.ndarray) -> None:
 
 
 def as_array(data: np.ndarray, dtype: np.dtype, shape: Any) -> np.ndarray:
-  """Bytes seen as an array of that shape, row by row.
+  """A view of bytes as a C-ordered array.
 
   Raises:
-    WeightsError: they are more or fewer than the shape needs, or the shape is
-      none that numpy can have.
+    WeightsError: the number of bytes does not fit the shape, or the shape is
+      invalid.
   """
   check_shape(shape)
   if data.size != math.prod(shape) * dtype.itemsize:
@@ -127,24 +127,24 @@ def as_array(data: np.ndarray, dtype: np.dtype, shape: Any) -> np.ndarray:
 
 
 def check_shape(shape: Any):
-  """Sizes that numpy can have, even where one of them is zero.
+  """Checks that a value is a shape that numpy can allocate.
 
   Raises:
-    WeightsError: they are not.
+    WeightsError: it is not.
   """
   if not isinstance(shape, (list, tuple)) or len(shape) > MAX_RANK:
     raise WeightsError(f"a shape is no list of at most {MAX_RANK} sizes")
   if not all(map(is_count, shape)):
-    # Not written out as a whole: it may hold itself, or itself many times.
+    # Not printed as a whole: a pickled list may contain itself.
     odd = next(size for size in shape if not is_count(size))
     is_number = isinstance(odd, (int, float))
     kind = str(odd)[:20] if is_number else f"a {type(odd).__name__}"
     raise WeightsError(f"a shape has odd sizes, such as {kind}")
-  # numpy multiplies the axes of an empty array too, and must not overflow.
+  # numpy multiplies the sizes of an empty array too, and must not overflow.
   if math.prod(n for n in shape if n) >= 2**48:
     raise WeightsError(f"an array of shape {list(shape)} is too large")
 
 
 def is_count(number: Any) -> bool:
-  """Is it a whole number that sizes and offsets of this world can have?"""
+  """Whether it is an int that a size or an offset can have."""
   return type(number) is int and 0 <= number < 2**48

@@ -1,8 +1,8 @@
-"""safetensors: a length, a JSON header, then the tensors one by one.
+"""safetensors files: a length, a JSON header, then the tensors.
 
-The format is huggingface/safetensors' README. Its own library (0.8) is not used
-here: in numpy it knows no 8-bit floats, it keeps the last of two tensors of one
-name, and it writes a transposed array without transposing it.
+The format is that of huggingface/safetensors' README. Its library (0.8) is not
+used: its numpy interface has no 8-bit floats, keeps the last of two tensors of
+one name, and writes the data of transposed arrays in the wrong order.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ldm_jax.errors import WeightsError
-from ldm_jax.weights.file_types import START_LENGTH
+from ldm_jax.weights.file_types import START_LENGTH, explain
 from ldm_jax.weights.mmap_files import (
   DTYPES,
   as_array,
@@ -29,8 +29,8 @@ MAX_HEADER = 100_000_000  # safetensors/src/tensor.rs: MAX_HEADER_SIZE
 METADATA = "__metadata__"
 FORMAT = {"format": "pt"}  # transformers reads no file without it
 
-# In the order in which the format's own library ranks them.
-WORDS = {
+# In the order in which the safetensors library sorts them.
+DTYPE_NAMES = {
   "BOOL": "bool",
   "U8": "uint8",
   "I8": "int8",
@@ -51,30 +51,30 @@ WORDS = {
   "I64": "int64",
   "U64": "uint64",
 }
-WORD_OF = {name: word for word, name in WORDS.items()}
-RANKS = {name: -rank for rank, name in enumerate(WORDS.values())}
+FORMAT_NAMES = {name: format_name for format_name, name in DTYPE_NAMES.items()}
+RANKS = {name: -rank for rank, name in enumerate(DTYPE_NAMES.values())}
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The tensors of a file by name, mapped: read when touched, read-only.
+  """The tensors of a file by name, memory-mapped and read-only.
 
   Raises:
-    WeightsError: the file is cut short, its header is malformed or repeats a
+    WeightsError: the file is truncated, its header is malformed or repeats a
       name, a dtype is unknown, or the tensors do not fill the file exactly.
   """
   with open_weights(path) as file:
     header, data = _split(map_file(file))
     header.pop(METADATA, None)
-    places = {name: _place(name, entry) for name, entry in header.items()}
-    _check_places(places, data.size)
+    offsets = {name: _offsets(name, entry) for name, entry in header.items()}
+    _check_offsets(offsets, data.size)
     return {
       name: _tensor(name, data[start:end], header[name])
-      for name, (start, end) in places.items()
+      for name, (start, end) in offsets.items()
     }
 
 
 def metadata(path: str | os.PathLike) -> dict[str, str]:
-  """The words that a file says of itself; empty where it says none.
+  """The __metadata__ of a file; {} if it has none.
 
   Raises:
     WeightsError: as `read_safetensors`, as far as the header goes.
@@ -90,13 +90,13 @@ def write_safetensors(
   *,
   metadata: Mapping[str, str] = FORMAT,
 ):
-  """Writes tensors one by one under PATH.part, which then takes PATH's place.
+  """Writes tensors to PATH.part, which is then moved to PATH.
 
-  The bytes are those that the format's own library writes: wide numbers come
-  before narrow ones, which aligns them, and then names are sorted.
+  The bytes equal those of the safetensors library: sorted by the width of the
+  dtype, the widest first, which aligns them, and then by name.
 
   Raises:
-    WeightsError: a dtype has no word in the format, or a name is not allowed.
+    WeightsError: the format lacks a dtype, or a name is not allowed.
   """
   with error_context(path):
     for name, tensor in tensors.items():
@@ -113,12 +113,12 @@ def write_safetensors(
 
 
 def _split(data):
-  """The header and what follows it."""
+  """(header, bytes after it)."""
   length = int.from_bytes(data[:8].tobytes(), "little")
   if data.size < 8 or length > data.size - 8:
-    told = explain(data[:START_LENGTH].tobytes())
+    advice = explain(data[:START_LENGTH].tobytes())
     raise WeightsError(
-      told
+      advice
       or "truncated or not a safetensors file: its header of "
       f"{length} bytes is longer than the file of {data.size}"
     )
@@ -128,16 +128,16 @@ def _split(data):
   header = parse_json(text) if text.startswith(b"{") else None
   if not isinstance(header, dict):
     raise WeightsError("not a safetensors file: its header is no JSON object")
-  words = header.get(METADATA, {})
-  if not isinstance(words, dict) or not all(
-    isinstance(word, str) for word in words.values()
+  metadata = header.get(METADATA, {})
+  if not isinstance(metadata, dict) or not all(
+    isinstance(value, str) for value in metadata.values()
   ):
     raise WeightsError(f"its {METADATA} is no dictionary of strings")
   return header, data[8 + length :]
 
 
-def _place(name, entry):
-  """Where a tensor begins and ends among the bytes after the header."""
+def _offsets(name, entry):
+  """Begin and end of a tensor in the bytes after the header."""
   match entry:
     case {"dtype": str(), "shape": list(), "data_offsets": [start, end]} if (
       len(entry) == 3 and is_count(start) and is_count(end) and start <= end
@@ -149,10 +149,10 @@ def _place(name, entry):
   )
 
 
-def _check_places(places, size):
-  """Tensors follow each other from the first byte to the last."""
+def _check_offsets(offsets, size):
+  """Checks that the tensors fill all bytes, one after another."""
   before = 0
-  for name, (start, end) in sorted(places.items(), key=lambda item: item[1]):
+  for name, (start, end) in sorted(offsets.items(), key=lambda item: item[1]):
     if start != before or end > size:
       raise WeightsError(
         f"tensor {name!r} lies at {start} to {end} of {size} bytes, and the "
@@ -164,13 +164,13 @@ def _check_places(places, size):
 
 
 def _tensor(name, data, entry):
-  if entry["dtype"] not in WORDS:
+  if entry["dtype"] not in DTYPE_NAMES:
     raise WeightsError(
       f"tensor {name!r} has the dtype {entry['dtype'][:20]!r}; known are "
-      f"{', '.join(WORDS)}"
+      f"{', '.join(DTYPE_NAMES)}"
     )
   try:
-    return as_array(data, DTYPES[WORDS[entry["dtype"]]], entry["shape"])
+    return as_array(data, DTYPES[DTYPE_NAMES[entry["dtype"]]], entry["shape"])
   except WeightsError as error:
     raise WeightsError(f"tensor {name!r}: {error}") from error
 
@@ -178,22 +178,22 @@ def _tensor(name, data, entry):
 def _check_writable(name, dtype):
   if not isinstance(name, str) or name == METADATA:
     raise WeightsError(f"a tensor cannot be named {name!r}")
-  if dtype not in WORD_OF:
+  if dtype not in FORMAT_NAMES:
     raise WeightsError(
       f"tensor {name!r} is {dtype}, which safetensors cannot hold; it holds "
-      f"{', '.join(WORD_OF)}"
+      f"{', '.join(FORMAT_NAMES)}"
     )
 
 
-def _header(tensors, words):
-  """The JSON of tensors that will lie in this order, padded to eight bytes."""
-  if not all(isinstance(word, str) for word in words.values()):
-    raise WeightsError(f"metadata can only be strings; got {dict(words)}")
-  header, start = {METADATA: dict(words)} if words else {}, 0
+def _header(tensors, metadata):
+  """The JSON of tensors in this order, padded to a multiple of 8 bytes."""
+  if not all(isinstance(value, str) for value in metadata.values()):
+    raise WeightsError(f"metadata can only be strings; got {dict(metadata)}")
+  header, start = {METADATA: dict(metadata)} if metadata else {}, 0
   for name, tensor in tensors.items():
     end = start + math.prod(tensor.shape) * tensor.dtype.itemsize
     header[name] = {
-      "dtype": WORD_OF[tensor.dtype.name],
+      "dtype": FORMAT_NAMES[tensor.dtype.name],
       "shape": list(tensor.shape),
       "data_offsets": [start, end],
     }

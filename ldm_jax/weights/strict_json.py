@@ -1,4 +1,4 @@
-"""JSON of foreign files: no name stands twice in one object."""
+"""JSON in which no object repeats a name."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from ldm_jax.errors import WeightsError
 
 
 def parse_json(text: bytes) -> Any:
-  """The value that the text stands for.
+  """Parses JSON.
 
   Raises:
     WeightsError: it is not JSON, is nested too deeply or repeats a name.
@@ -21,9 +21,9 @@ def parse_json(text: bytes) -> Any:
 
 
 def _unique(pairs):
-  made = {}
+  result = {}
   for name, value in pairs:
-    if name in made:
-      raise WeightsError(f"{name[:200]!r} stands twice in its JSON")
-    made[name] = value
-  return made
+    if name in result:
+      raise WeightsError(f"{name[:200]!r} is twice in its JSON")
+    result[name] = value
+  return result

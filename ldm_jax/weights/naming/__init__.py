@@ -1,1 +1,1 @@
-"""Tables of parameter names and array layouts, and their application."""
+"""Conversion of parameter names and array layouts, by tables."""

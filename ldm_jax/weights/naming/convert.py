@@ -1,4 +1,4 @@
-"""Foreign names and layouts turned into ours, and back, by tables of names."""
+"""Conversion of weights of other libraries, and back, by tables of names."""
 
 import collections
 import fnmatch
@@ -11,18 +11,18 @@ import numpy as np
 from ldm_jax.errors import NonFiniteWeights, WeightsError
 from ldm_jax.weights.naming.layouts import LAYOUTS, Part, stack, take
 
-MOST_NAMES = 20  # that an error lists of either side
+MAX_NAMES = 20  # of each kind that an error lists
 
 
 class Row(NamedTuple):
-  """One parameter, here and there.
+  """One parameter here and in a foreign file.
 
   Attributes:
-    ours: its path, joined by "/".
-    theirs: the foreign name.
-    layout: a word of LAYOUTS.
-    shape: ours, or None if any will do.
-    part: of theirs that is ours, or None for the whole.
+    path: of the parameter here, joined by "/".
+    foreign_name: of the tensor in the file.
+    layout: a key of LAYOUTS.
+    shape: of the parameter here; None for any.
+    part: of the tensor that is the parameter; None for all of it.
   """
 
   path: str
@@ -32,28 +32,28 @@ class Row(NamedTuple):
   part: Part | None = None
 
   def foreign_shape(self) -> tuple[int, ...] | None:
-    """Their shape for ours, or None if any will do."""
+    """The shape of the foreign tensor; None for any."""
     if self.shape is None:
       return None
-    ours = np.broadcast_to(np.int8(0), self.shape)  # takes no memory
-    shape = LAYOUTS[self.layout].to_foreign(ours).shape
+    own = np.broadcast_to(np.int8(0), self.shape)  # takes no memory
+    shape = LAYOUTS[self.layout].to_foreign(own).shape
     if self.part is None:
       return shape
     return (shape[0] * self.part.count, *shape[1:])
 
 
 class Table(NamedTuple):
-  """Rows, and patterns of foreign names that we have no use for."""
+  """Rows, and patterns of foreign names that are not used."""
 
   rows: tuple[Row, ...]
   ignored: tuple[str, ...]
 
 
 def make_table(rows: Iterable[Row], ignored: Iterable[str]) -> Table:
-  """A table whose every name is used once, a stacked one once per part.
+  """A table; checks that names are unique and all parts of a tensor are used.
 
   Raises:
-    WeightsError: a name stands twice on a side, or a part is missing.
+    WeightsError: a name is repeated, or a part is missing.
   """
   rows = tuple(rows)
   for side in (
@@ -67,7 +67,7 @@ def make_table(rows: Iterable[Row], ignored: Iterable[str]) -> Table:
     counts = {row.part.count if row.part else 1 for row in group}
     if counts != {len(group)}:
       raise WeightsError(
-        f"{name} is stacked of {max(counts)}, but of ours there are "
+        f"{name} is stacked of {max(counts)} parameters, but these are given: "
         f"{', '.join(row.path for row in group)}"
       )
   return Table(rows, tuple(ignored))
@@ -85,10 +85,10 @@ def read_text(name: str) -> str:
 
 
 def parse_table(text: str) -> Table:
-  """Lines "ours<TAB>theirs<TAB>layout", or "-<TAB>pattern<TAB>ignore".
+  """Lines "path<TAB>foreign name<TAB>layout", or "-<TAB>pattern<TAB>ignore".
 
   Raises:
-    WeightsError: a line is not of that form, or a name stands twice on a side.
+    WeightsError: a line has another form, or a name is repeated.
   """
   rows, ignored = [], []
   for line in text.splitlines():
@@ -101,7 +101,7 @@ def parse_table(text: str) -> Table:
       rows.append(Row(*cells))
     else:
       raise WeightsError(
-        f"table line {line!r}: needed are ours, theirs and one of "
+        f"table line {line!r}: needed are path, foreign name and one of "
         f"{', '.join(LAYOUTS)}, with tabs between; or -, a pattern, ignore"
       )
   return make_table(rows, ignored)
@@ -113,20 +113,20 @@ def convert(
   *,
   place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> dict[str, Any]:
-  """Foreign tensors as a nested dict of parameters: names, then layouts.
+  """Foreign tensors as a nested dict of parameters.
 
-  Tensors are read one after another and stay views of what was read wherever
-  their layout allows it. Axes of length one at the end of a shape are free: a
-  1 x 1 convolution may come as a matrix, and a matrix as a convolution.
+  Tensors are read one after another, and stay views of the file wherever their
+  layout allows it. Trailing axes of length one are ignored: a 1 x 1 convolution
+  may be given as a matrix, and a matrix as a convolution.
 
   Args:
-    place: what is kept of a parameter, given its path and array: a cast, a
-      copy on a device. Called as each is made.
+    place: (path, array) -> the parameter to keep, such as a cast or a copy on a
+      device; called for one at a time.
 
   Raises:
-    WeightsError: a name of the table is not among the tensors or the reverse
-      (they are listed with their shapes), or a tensor's shape does not fit.
-    NonFiniteWeights: a tensor holds what is not a finite number.
+    WeightsError: names of the table are missing among the tensors, or tensors
+      are not in the table (listed with their shapes), or a shape does not fit.
+    NonFiniteWeights: a tensor holds NaN or infinity.
   """
   needed = {row.foreign_name: row.foreign_shape() for row in table.rows}
   found = [
@@ -139,54 +139,54 @@ def convert(
   keep = place or (lambda _, array: array)
   params = {}
   for row in table.rows:
-    *places, leaf = row.path.split("/")
+    *parents, leaf = row.path.split("/")
     node = params
-    for name in places:
+    for name in parents:
       node = node.setdefault(name, {})
     node[leaf] = keep(
       row.path,
-      _to_ours(row, _finite(row.foreign_name, tensors[row.foreign_name])),
+      _from_foreign(row, _finite(row.foreign_name, tensors[row.foreign_name])),
     )
   return params
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
-  """The same tensor; raises NonFiniteWeights if some of it is no number."""
+  """The same tensor; raises NonFiniteWeights if it holds NaN or infinity."""
   if array.dtype.kind in "iub":
     return array
-  odd = array.size - int(np.isfinite(array).sum())
-  if odd:
+  count = array.size - int(np.isfinite(array).sum())
+  if count:
     raise NonFiniteWeights(
-      f"{name} has {odd} values of {array.size} that are not finite; such "
-      "weights draw nothing"
+      f"{name} has {count} values of {array.size} that are not finite; such "
+      "weights generate no images"
     )
   return array
 
 
 def revert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The inverse of `convert`, less what the table ignores.
+  """The inverse of `convert`, without the tensors that the table ignores.
 
   Raises:
     WeightsError: as `convert`.
   """
-  ours = dict(_leaves(params, ""))
+  own = dict(_leaves(params, ""))
   needed = {row.path: row.shape for row in table.rows}
-  _check_names(needed, ours, lambda name: np.shape(ours[name]))
+  _check_names(needed, own, lambda name: np.shape(own[name]))
   tensors = {}
   for name, rows in _by_foreign_name(table.rows).items():
-    arrays = [_to_theirs(row, np.asarray(ours[row.path])) for row in rows]
+    arrays = [_to_foreign(row, np.asarray(own[row.path])) for row in rows]
     part = rows[0].part
     tensors[name] = stack(arrays, part.heads) if part else arrays[0]
   return tensors
 
 
 def shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  """Shapes by path of nested arrays, or of what eval_shape made of them."""
+  """Shapes by path of a nested dict of arrays or of ShapeDtypeStructs."""
   return {name: tuple(leaf.shape) for name, leaf in _leaves(params, "")}
 
 
 def _by_foreign_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
-  """Rows of one foreign tensor together, in the order of their parts."""
+  """Rows by foreign tensor, in the order of their parts."""
   groups = collections.defaultdict(list)
   for row in rows:
     groups[row.foreign_name].append(row)
@@ -195,7 +195,7 @@ def _by_foreign_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
   return groups
 
 
-def _to_ours(row: Row, tensor: np.ndarray) -> np.ndarray:
+def _from_foreign(row: Row, tensor: np.ndarray) -> np.ndarray:
   needed, found = row.foreign_shape(), tensor.shape
   if needed is None:
     _check_rank(row.foreign_name, tensor, row.layout, 1)
@@ -203,7 +203,7 @@ def _to_ours(row: Row, tensor: np.ndarray) -> np.ndarray:
     tensor = tensor.reshape(needed)
   else:
     raise WeightsError(
-      f"{row.foreign_name} has shape {found}; {needed} is needed for our "
+      f"{row.foreign_name} has shape {found}; {needed} is needed for "
       f"{row.path} {row.shape}"
     )
   if row.part is not None:
@@ -211,11 +211,11 @@ def _to_ours(row: Row, tensor: np.ndarray) -> np.ndarray:
   return LAYOUTS[row.layout].from_foreign(tensor)
 
 
-def _to_theirs(row: Row, array: np.ndarray) -> np.ndarray:
+def _to_foreign(row: Row, array: np.ndarray) -> np.ndarray:
   _check_rank(row.path, array, row.layout, 0)
   if row.shape not in (None, array.shape):
     raise WeightsError(
-      f"{row.path} has shape {array.shape}; {row.shape} is needed for their "
+      f"{row.path} has shape {array.shape}; {row.shape} is needed for "
       f"{row.foreign_name} {row.foreign_shape()}"
     )
   return LAYOUTS[row.layout].to_foreign(array)
@@ -250,11 +250,11 @@ def list_names(
   names: list[str], shape_of: Callable[[str], tuple[int, ...] | None]
 ) -> str:
   """The first names with their shapes, and how many more there are."""
-  first = names[:MOST_NAMES]
-  words = [f"{n} {s}" if (s := shape_of(n)) is not None else n for n in first]
-  if len(names) > MOST_NAMES:
-    words.append(f"and {len(names) - MOST_NAMES} more")
-  return ", ".join(words) or "none"
+  first = names[:MAX_NAMES]
+  listed = [f"{n} {s}" if (s := shape_of(n)) is not None else n for n in first]
+  if len(names) > MAX_NAMES:
+    listed.append(f"and {len(names) - MAX_NAMES} more")
+  return ", ".join(listed) or "none"
 
 
 def _check_rank(name, tensor, layout, side):

@@ -1,4 +1,4 @@
-"""How a foreign array lies beside ours: transposed, squeezed or stacked."""
+"""Array layouts of other libraries: transposed, squeezed or stacked."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,12 +7,12 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-  """How a foreign array becomes ours, and how ours goes back.
+  """Conversion between an array of this package and a foreign one.
 
-  Both ways give views, and are told the rank they need.
+  Both functions return views.
 
   Attributes:
-    ranks: of ours and of theirs, or None if any rank will do.
+    ranks: of the own and of the foreign array; None for any.
   """
 
   ranks: tuple[int, int] | None
@@ -36,13 +36,13 @@ LAYOUTS = {
 
 
 class Part(NamedTuple):
-  """Which share of a stacked foreign array is ours.
+  """The part of a stacked foreign array that is one parameter here.
 
   Attributes:
-    index: of ours among those stacked, from 0.
-    count: how many are stacked.
-    heads: 1 if they lie one after another along the first axis; otherwise the
-      axis is made of so many heads, and they lie so within each.
+    index: of the part, from 0.
+    count: number of parts.
+    heads: 1 if the parts follow each other along the first axis; otherwise that
+      axis is divided into so many heads, and each head into the parts.
   """
 
   index: int
@@ -51,13 +51,13 @@ class Part(NamedTuple):
 
 
 def take(stacked: np.ndarray, part: Part) -> np.ndarray:
-  """The share of `part`: a view for one head, else a copy of that share."""
+  """One part of a stacked array: a view for one head, else a copy."""
   parts = stacked.reshape(part.heads, part.count, -1, *stacked.shape[1:])
   return parts[:, part.index].reshape(-1, *stacked.shape[1:])
 
 
 def stack(arrays: Sequence[np.ndarray], heads: int) -> np.ndarray:
-  """The array whose shares, in order, are `arrays`."""
+  """The inverse of `take`: `arrays` are all parts, in order."""
   rest = arrays[0].shape[1:]
   parts = [array.reshape(heads, -1, *rest) for array in arrays]
   return np.stack(parts, axis=1).reshape(-1, *rest)

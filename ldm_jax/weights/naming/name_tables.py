@@ -1,8 +1,9 @@
-"""The tables of places and leaves: patterns of our paths, and foreign names.
+"""Tables of module names, for this package and other libraries.
 
-A network's table (unet.tsv, autoencoder.tsv, ...) names its places; leaves.tsv
-names what a place of each kind holds. Numbers stand in braces: those in a
-pattern of ours are read from the path, the others must be given.
+A network's table (unet.tsv, autoencoder.tsv, ...) has a row for each of its
+modules; leaves.tsv has the parameters of each kind of module. Names contain
+numbers in braces: those in a path of this package are read from it, others are
+derived.
 """
 
 import functools
@@ -13,76 +14,88 @@ from typing import Any, NamedTuple
 from ldm_jax.weights.naming.convert import read_text
 
 COLUMNS = ("diffusers", "compvis")
-NOTHING = "-"  # how the tables write an empty name, or that there is none
+EMPTY = "-"  # in a table: an empty name, or no name
 
 
 class Leaf(NamedTuple):
-  """What a place holds: a pattern of ours; names and layouts by column."""
+  """A parameter of a kind of module.
 
-  ours: re.Pattern
-  theirs: dict[str, str]
+  Attributes:
+    path: pattern of its path within the module.
+    foreign_names, layouts: by column.
+  """
+
+  path: re.Pattern
+  foreign_names: dict[str, str]
   layouts: dict[str, str]
 
 
 class ModuleNames(NamedTuple):
-  """A pattern of ours, names by column, and the kinds of leaves, a|b."""
+  """A module of a network.
 
-  ours: re.Pattern
-  theirs: dict[str, str]
+  Attributes:
+    path: pattern of its path.
+    foreign_names: by column.
+    kinds: keys of `NameTables.leaves`, joined by "|".
+  """
+
+  path: re.Pattern
+  foreign_names: dict[str, str]
   kinds: str
 
 
 class NameTables(NamedTuple):
-  """A network's places, patterns of names to ignore, and leaves by kind."""
+  """A network's modules, foreign names to ignore, and parameters by kind."""
 
-  places: tuple[ModuleNames, ...]
+  modules: tuple[ModuleNames, ...]
   ignored: tuple[dict[str, str], ...]
   leaves: dict[str, tuple[Leaf, ...]]
 
   def find(
     self, column: str, path: str, derive: Callable[[dict[str, int]], dict]
   ) -> tuple[str, str] | None:
-    """The foreign name of a path and its layout, or None if it has none.
+    """(foreign name, layout) of a parameter, or None if it has no name.
 
     Args:
-      derive: all that may stand in braces, given the numbers of the path.
+      column: one of COLUMNS.
+      derive: the values of all names in braces, given the numbers of the path.
     """
-    for place in self.places:
-      match = place.ours.match(path)
-      if match is None or place.theirs[column] == NOTHING:
+    for module in self.modules:
+      match = module.path.match(path)
+      if match is None or module.foreign_names[column] == EMPTY:
         continue
       values = derive({k: int(v) for k, v in match.groupdict().items()})
-      for kind in place.kinds.format_map(values).split("|"):
+      for kind in module.kinds.format_map(values).split("|"):
         for leaf in self.leaves[kind]:
-          if inner := leaf.ours.fullmatch(path[match.end() :]):
-            parts = [place.theirs[column], leaf.theirs[column]]
-            name = ".".join(part for part in parts if part != NOTHING)
+          if inner := leaf.path.fullmatch(path[match.end() :]):
+            parts = [module.foreign_names[column], leaf.foreign_names[column]]
+            name = ".".join(part for part in parts if part != EMPTY)
             name = name.format_map(values | inner.groupdict())
             return name, leaf.layouts[column]
     return None
 
   def ignore(self, column: str, values: Mapping[str, Any]) -> list[str]:
-    """Patterns of names that we have no use for."""
+    """Patterns of foreign names that are not used."""
     patterns = [names[column].format_map(values) for names in self.ignored]
-    return [pattern for pattern in patterns if pattern != NOTHING]
+    return [pattern for pattern in patterns if pattern != EMPTY]
 
 
 @functools.cache
 def read_name_tables(name: str) -> NameTables:
-  """The places of ldm_jax/weights/NAME.tsv, and all leaves."""
-  places, ignored, leaves = [], [], {}
-  for ours, *theirs, kinds in _cells(name):
-    names = dict(zip(COLUMNS, theirs, strict=True))
+  """The modules of ldm_jax/weights/NAME.tsv, with leaves.tsv."""
+  modules, ignored, leaves = [], [], {}
+  for path, *foreign, kinds in _cells(name):
+    names = dict(zip(COLUMNS, foreign, strict=True))
     if kinds == "ignore":
       ignored.append(names)
     else:
-      places.append(ModuleNames(_pattern(ours), names, kinds))
-  for kind, ours, *theirs in _cells("leaves"):
-    names = dict(zip(COLUMNS, theirs[::2], strict=True))
-    layouts = dict(zip(COLUMNS, theirs[1::2], strict=True))
-    leaves.setdefault(kind, []).append(Leaf(_pattern(ours), names, layouts))
+      modules.append(ModuleNames(_pattern(path), names, kinds))
+  for kind, path, *foreign in _cells("leaves"):
+    names = dict(zip(COLUMNS, foreign[::2], strict=True))
+    layouts = dict(zip(COLUMNS, foreign[1::2], strict=True))
+    leaves.setdefault(kind, []).append(Leaf(_pattern(path), names, layouts))
   return NameTables(
-    tuple(places),
+    tuple(modules),
     tuple(ignored),
     {kind: tuple(group) for kind, group in leaves.items()},
   )
@@ -94,9 +107,9 @@ def _cells(name: str) -> Iterable[list[str]]:
       yield line.split("\t")
 
 
-def _pattern(ours: str) -> re.Pattern:
-  """Numbers as groups; it matches up to where a part of a path ends."""
-  if ours == NOTHING:
+def _pattern(path: str) -> re.Pattern:
+  """Matches a path, or its beginning up to a "/"; numbers are named groups."""
+  if path == EMPTY:
     return re.compile("$")
-  numbered = re.sub(r"\{(\w+)\}", r"(?P<\1>\\d+)", ours)
+  numbered = re.sub(r"\{(\w+)\}", r"(?P<\1>\\d+)", path)
   return re.compile(rf"{numbered}(?:/|$)")

@@ -1,4 +1,4 @@
-"""What other programs call the parameters of our networks, and how they lie."""
+"""Names and layouts of this package's parameters in other libraries."""
 
 import dataclasses
 import re
@@ -23,9 +23,9 @@ NETWORKS = (
 )
 NAMING_SCHEMES = ("diffusers", "compvis", "flax")
 
-# Plain attention as diffusers spelled it before 0.15, and its Flax autoencoder
-# to the end.
-_SPELLINGS = {
+# Names of plain attention in diffusers before 0.15; its Flax autoencoder kept
+# them.
+_OLD_NAMES = {
   "to_q": "query",
   "to_k": "key",
   "to_v": "value",
@@ -35,13 +35,13 @@ _SPELLINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-  """What names need to know of a network beside its paths and shapes.
+  """What names depend on besides the paths and shapes of a network.
 
   Attributes:
     heads: number of heads at every level, or None if their width is fixed;
-      only CompVis's plain attention in a U-Net needs either.
+      only CompVis's plain attention in a U-Net needs one of the two.
     head_width: features of a head, or None if their number is fixed.
-    vector: what diffusers calls the two layers of a U-Net's vector="mlp".
+    vector: diffusers' name of the two layers of a U-Net with vector="mlp":
       "add_embedding" if its config has an addition_embed_type (SDXL),
       "class_embedding" if it has a class_embed_type.
   """
@@ -58,10 +58,10 @@ class Geometry:
       )
 
   def count_heads(self, channels: int) -> int:
-    """Number of heads of a level of `channels`.
+    """Number of heads of a level with `channels`.
 
     Raises:
-      ValueError: if neither number is known, or they do not divide.
+      ValueError: neither number is known, or they do not divide.
     """
     count = self.heads or 0
     if self.head_width is not None:
@@ -81,30 +81,30 @@ def name_table(
   shapes: Mapping[str, tuple[int, ...]],
   geometry: Geometry = Geometry(),
 ) -> Table:
-  """Rows from every parameter of a network of ours to its foreign name.
+  """The table of a network's parameters in a naming scheme.
 
   Args:
-    network: one of NETWORKS. "clip" and "open_clip" are the same of ours:
-      OpenCLIP's towers have names of their own in single files.
-    scheme: "diffusers" for folders (text towers as transformers calls them,
-      without the prefix "text_model."), "compvis" for single files (of CompVis
-      and Stability, without the network's prefix), "flax" for the trees of
-      diffusers' and transformers' Flax models, joined by "/" (again without
+    network: one of NETWORKS. "clip" and "open_clip" are the same network here;
+      single files have other names for OpenCLIP's text encoders.
+    scheme: "diffusers" for folders (text encoders as in transformers, without
+      the prefix "text_model."), "compvis" for single files (of CompVis and
+      Stability, without the network's prefix), "flax" for the trees of
+      diffusers' and transformers' Flax models, joined by "/" (also without
       "text_model/").
-    shapes: of our parameters by path, as `convert.shapes` gives them.
+    shapes: of the parameters by path, as given by `convert.shapes`.
 
   Raises:
     ValueError: there is no such network or scheme, or a number of heads is
       needed that the geometry lacks.
     WeightsError: the scheme has no name for some of the parameters (they are
-      listed with their shapes), or two would have the same.
+      listed with their shapes), or the same name for two.
   """
   column = _column(network, scheme)
-  places = read_name_tables("clip" if network == "open_clip" else network)
+  tables = read_name_tables("clip" if network == "open_clip" else network)
   numbers = _count(shapes) | {"vector": geometry.vector}
   rows, unknown = [], []
   for path, shape in shapes.items():
-    found = places.find(column, path, lambda own: _derive(numbers, own))
+    found = tables.find(column, path, lambda own: _derive(numbers, own))
     if found is None:
       unknown.append(path)
     else:
@@ -114,7 +114,7 @@ def name_table(
       f"{network} parameters that {scheme} has no name for: "
       f"{list_names(sorted(unknown), shapes.get)}"
     )
-  ignored = places.ignore(column, numbers)
+  ignored = tables.ignore(column, numbers)
   if scheme == "flax":
     rows = [_to_flax(network, row) for row in rows]
     ignored = [pattern.replace(".", "/") for pattern in ignored]
@@ -122,21 +122,21 @@ def name_table(
 
 
 def modern_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Tensors of diffusers before 0.15 under the names it has had since.
+  """Tensors of diffusers before 0.15 under their present names.
 
-  Plain attention, in autoencoders and unconditional U-Nets, was spelled query,
-  key, value, proj_attn. Other names stay, and no tensor is copied.
+  Plain attention, in autoencoders and unconditional U-Nets, had the names
+  query, key, value, proj_attn. Other names stay; no tensor is copied.
   """
-  since = {f".{old}.": f".{word}." for word, old in _SPELLINGS.items()}
-  pattern = re.compile("|".join(map(re.escape, since)))
+  modern = {f".{old}.": f".{new}." for new, old in _OLD_NAMES.items()}
+  pattern = re.compile("|".join(map(re.escape, modern)))
   return {
-    pattern.sub(lambda found: since[found[0]], name): tensors[name]
+    pattern.sub(lambda found: modern[found[0]], name): tensors[name]
     for name in tensors
   }
 
 
 def _column(network: str, scheme: str) -> str:
-  """The tables' column of names; Flax's follow from diffusers' by rule."""
+  """The column of the tables; Flax names are derived from diffusers' ones."""
   if network not in NETWORKS or scheme not in NAMING_SCHEMES:
     raise ValueError(
       f"no network {network!r} in scheme {scheme!r}; choose one of "
@@ -146,13 +146,13 @@ def _column(network: str, scheme: str) -> str:
     raise ValueError(
       f"there are no Flax files of network {network!r}; choose another scheme"
     )
-  # CLIP's own tower lies in single files under transformers' names.
-  is_own = scheme == "compvis" and network != "clip"
-  return "compvis" if is_own else "diffusers"
+  # Single files name CLIP's text encoder as transformers does.
+  is_compvis = scheme == "compvis" and network != "clip"
+  return "compvis" if is_compvis else "diffusers"
 
 
 def _count(shapes: Iterable[str]) -> dict[str, Any]:
-  """What the paths say of a whole network: how many of what, and where."""
+  """Numbers of levels, blocks, ... of a network, read from its paths."""
 
   def found(pattern):
     matches = (re.match(pattern, path) for path in shapes)
@@ -171,11 +171,11 @@ def _count(shapes: Iterable[str]) -> dict[str, Any]:
 
 
 def _derive(numbers: Mapping[str, Any], own: dict[str, int]) -> dict[str, Any]:
-  """All that may stand in a name's braces, from the network's and its own.
+  """The values of all names in braces, from a network's and a path's numbers.
 
   A level of CompVis's `input_blocks` and `output_blocks` has blocks + 1
-  entries: halving is the last one going down (before them all is the first
-  convolution), doubling joins the last one going up.
+  entries: of `input_blocks` the last one is the downsampling (the very first
+  entry is conv_in); the upsampling is in the last one of `output_blocks`.
   """
   b, i = own.get("b", 0), own.get("i", numbers["blocks"])
   r = numbers["levels"] - 1 - b
@@ -195,37 +195,37 @@ def _derive(numbers: Mapping[str, Any], own: dict[str, int]) -> dict[str, Any]:
 
 
 def _read_layout(row: Row, geometry: Geometry) -> Row:
-  """The row with its layout read: WORD, or WORD j/n, or WORD j/n per head."""
-  words, *share = row.layout.split(" ", maxsplit=1)
-  fits = lambda word: (
-    LAYOUTS[word].ranks is None or (LAYOUTS[word].ranks[0] == len(row.shape))
+  """Parses a layout: NAME[|NAME], followed by "j/n" or "j/n per head"."""
+  names, *part = row.layout.split(" ", maxsplit=1)
+  fits = lambda name: (
+    LAYOUTS[name].ranks is None or (LAYOUTS[name].ranks[0] == len(row.shape))
   )
-  word = next(filter(fits, words.split("|")), None)
-  if word is None:
+  layout = next(filter(fits, names.split("|")), None)
+  if layout is None:
     raise WeightsError(
       f"{row.path} has shape {row.shape}, whose rank does not fit its layout "
-      f"{words}"
+      f"{names}"
     )
-  if not share:
-    return row._replace(layout=word)
-  numbers, *is_per_head = share[0].split(" ", maxsplit=1)
+  if not part:
+    return row._replace(layout=layout)
+  numbers, *is_per_head = part[0].split(" ", maxsplit=1)
   index, count = map(int, numbers.split("/"))
   heads = geometry.count_heads(row.shape[-1]) if is_per_head else 1
-  return row._replace(layout=word, part=Part(index, count, heads))
+  return row._replace(layout=layout, part=Part(index, count, heads))
 
 
 def _to_flax(network: str, row: Row) -> Row:
-  """The name and layout of diffusers' parameter in its Flax port."""
-  place, _, leaf = row.foreign_name.rpartition(".")
+  """The row of a diffusers parameter for diffusers' Flax models."""
+  module, _, leaf = row.foreign_name.rpartition(".")
   if leaf == "weight":
     is_scale = row.path.endswith("/scale")
-    rows = "scale" if is_scale else "embedding"
-    leaf = rows if row.layout == "same" else "kernel"
+    plain = "scale" if is_scale else "embedding"
+    leaf = plain if row.layout == "same" else "kernel"
   if network == "autoencoder":
-    for word, spelling in _SPELLINGS.items():
-      if place.endswith(f".{word}"):
-        place = place.removesuffix(word) + spelling
+    for new, old in _OLD_NAMES.items():
+      if module.endswith(f".{new}"):
+        module = module.removesuffix(new) + old
   if network in ("unet", "autoencoder"):
-    place = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", place)
-  name = f"{place}.{leaf}".replace(".", "/")
+    module = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", module)
+  name = f"{module}.{leaf}".replace(".", "/")
   return row._replace(foreign_name=name, layout="same", part=None)

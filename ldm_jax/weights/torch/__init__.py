@@ -1,1 +1,1 @@
-"""torch's files, read without executing anything in them."""
+"""torch files, read without executing anything in them."""

@@ -1,4 +1,4 @@
-"""The two layouts of torch's files: a pickle, and where its storages lie."""
+"""The two layouts of torch files: zip archives, and the legacy format."""
 
 import functools
 import io
@@ -26,7 +26,7 @@ from ldm_jax.weights.torch.tensors import Storage
 
 LEGACY_PROTOCOL = 1001  # torch/serialization.py: PROTOCOL_VERSION
 
-# Whatever zipfile lets through when the bytes that it parses are damaged.
+# All that zipfile raises for damaged files.
 ZIP_ERRORS = (
   zipfile.BadZipFile,
   struct.error,
@@ -36,25 +36,25 @@ ZIP_ERRORS = (
   RuntimeError,
   ValueError,
 )
-# A member's own header: 30 bytes, of which the last four are the lengths of
+# A member's local header: 30 bytes, of which the last four are the lengths of
 # the name and of the extra field that follow (APPNOTE.TXT, section 4.3.7).
 LOCAL_HEADER = 30
 LOCAL_LENGTHS = struct.Struct("<HH")
 
 
 class Archive(NamedTuple):
-  """What was pickled, and the bytes of any storage that it speaks of."""
+  """The pickled value, and a function from its storages to their bytes."""
 
   value: Any
   read: Callable[[Storage], np.ndarray]
 
 
 def read_archive(file: BinaryIO) -> Archive:
-  """The pickle of an open torch file; storages are mapped, not read.
+  """Reads the pickle of an open torch file; storages are memory-mapped.
 
   Raises:
-    WeightsError: the file is of another kind, or damaged; `read` too raises
-      it, where the checksum of a storage in a zip is wrong.
+    WeightsError: the file is of another type, or damaged. `Archive.read` raises
+      it, too, if the checksum of a storage in a zip is wrong.
   """
   data = map_file(file)
   start = data[:START_LENGTH].tobytes()
@@ -102,7 +102,7 @@ def _check_storage(storage, member):
 
 
 def _read_member(data, members, name):
-  """The bytes of a plain member; its checksum is compared as they stream by."""
+  """The bytes of an uncompressed member, with its checksum compared."""
   member = members[name]
   head = data[member.header_offset :][:LOCAL_HEADER].tobytes()
   if len(head) < LOCAL_HEADER or not head.startswith(b"PK\x03\x04"):
@@ -118,7 +118,7 @@ def _read_member(data, members, name):
 
 
 def _check_members(members, size):
-  """torch stores members plainly, so no member can be longer than the file."""
+  """Members are uncompressed, so that none can be longer than the file."""
   names = [member.filename for member in members]
   if len(set(names)) != len(names):
     raise WeightsError("a zip member appears twice")
@@ -138,7 +138,7 @@ def _check_members(members, size):
 
 
 def _read_legacy(file, data):
-  """torch < 1.6: five pickles, then each storage as a count and its values."""
+  """torch < 1.6: five pickles, then each storage as its count and values."""
   length = min(data.size, MAX_BYTES)
   with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as stream:
     magic, protocol, system = (read_pickle(stream).value for _ in range(3))
@@ -152,9 +152,9 @@ def _read_legacy(file, data):
   if not _is_permutation(keys, pickle.storages):
     raise WeightsError("its list of storages is not the one its tensors use")
   storages = [pickle.storages[key] for key in keys]
-  places = _walk_storages(data, start, storages)
+  offsets = _storage_offsets(data, start, storages)
   return Archive(
-    pickle.value, lambda s: data[places[s.key] : places[s.key] + s.size]
+    pickle.value, lambda s: data[offsets[s.key] : offsets[s.key] + s.size]
   )
 
 
@@ -163,12 +163,12 @@ def _is_permutation(keys, names):
   return is_strings and sorted(keys) == sorted(names)
 
 
-def _walk_storages(data, start, storages):
-  """Where the values of each storage begin."""
-  places = {}
+def _storage_offsets(data, start, storages):
+  """Where the values of each storage begin, by key."""
+  offsets = {}
   for storage in storages:
     count = int.from_bytes(data[start : start + 8].tobytes(), "little")
-    places[storage.key] = start + 8
+    offsets[storage.key] = start + 8
     start += 8 + storage.size
     if start > data.size:
       raise WeightsError(
@@ -179,4 +179,4 @@ def _walk_storages(data, start, storages):
       raise WeightsError(
         f"storage {storage.key} holds {count} values, {storage.count} declared"
       )
-  return places
+  return offsets

@@ -1,7 +1,7 @@
-"""numpy's arrays as pickles spell them, made when somebody asks for them.
+"""numpy arrays in pickles, built only when they are used.
 
-Nothing is copied while a pickle is read, so that a file which names one text a
-million times holds it once.
+Nothing is copied while a pickle is read, so that a file that refers to one
+string a million times takes its memory once.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ FORMATS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
-  """Bytes, each a character of a text, as pickles of protocol 2 have them."""
+  """Bytes as a latin-1 string, as pickles of protocol 2 store them."""
 
   text: Any
 
@@ -27,18 +27,18 @@ class Encoded:
     try:
       return self.text.encode("latin1")
     except (AttributeError, UnicodeError):
-      raise WeightsError("malformed bytes: they are no such text") from None
+      raise WeightsError("malformed bytes: not a latin-1 string") from None
 
 
 @dataclasses.dataclass(eq=False)
 class Format:
-  """numpy's dtype: what and, once its state is set, in which order."""
+  """A numpy dtype: its name, and its byte order once the state is set."""
 
   name: Any
   order: Any = "|"
 
   def read(self) -> np.dtype:
-    """The dtype, if it is of numbers."""
+    """The dtype; only those of numbers are allowed."""
     if self.name not in (*FORMATS, "b1") or self.order not in ("<", ">", "|"):
       raise WeightsError(f"refused an array of dtype {str(self.name)[:40]!r}")
     return np.dtype(self.order.replace("|", "=") + self.name)
@@ -46,12 +46,12 @@ class Format:
 
 @dataclasses.dataclass(eq=False)
 class NumpyArray:
-  """An array whose state, once it is set, says all of it."""
+  """An array; the state, set later, has its shape, dtype and data."""
 
   state: Any = None
 
   def read(self, data: Any) -> np.ndarray:
-    """The array over its bytes.
+    """The array, as a view of its bytes.
 
     Raises:
       WeightsError: its state is not one of numpy's.

@@ -1,8 +1,8 @@
-"""A pickle machine that executes nothing: plain data and tensors, or refusal.
+"""A restricted unpickler: plain data and tensors only, nothing is executed.
 
-torch writes its files with pickle, a small stack language in which a file may
-call any function by name. Here names are looked up in tensors.py and inert.py
-and never imported, so the worst a file can do is to be refused.
+torch writes its files with pickle, a stack language in which a file can call
+any function by name. Here names are looked up in tensors.py and stub_objects.py
+and never imported, so that a malicious file is refused.
 """
 
 import io
@@ -29,7 +29,7 @@ MAX_ARGUMENTS = 16
 
 
 class Pickle(NamedTuple):
-  """What a pickle holds, and the storages it speaks of."""
+  """The value of a pickle, and the storages that it refers to, by key."""
 
   value: Any
   storages: dict[str, Storage]
@@ -58,12 +58,12 @@ class PickleMachine:
 
 
 def read_pickle(stream: io.BytesIO | mmap.mmap) -> Pickle:
-  """The value of the pickle at the stream's position, which moves past it.
+  """Reads the pickle at the stream's position, which moves past it.
 
   Raises:
-    WeightsError: the pickle is cut short, malformed, or asks for anything but
-      numbers, strings, tuples, lists, dictionaries, tensors and what
-      inert.py knows to ignore.
+    WeightsError: the pickle is truncated or malformed, or holds anything but
+      numbers, strings, tuples, lists, dictionaries, tensors and the classes
+      that stub_objects.py lists.
   """
   try:
     return _run(stream)

@@ -1,8 +1,8 @@
-"""What training leaves in a checkpoint: named, and never brought to life.
+"""Python objects in checkpoints that are replaced by stubs.
 
-A checkpoint of Lightning holds, beside its tensors, callbacks, schedules and
-hyper-parameters as Python objects. Each becomes a `StubObject` that keeps the
-name; arguments, items and state that a pickle gives to it are dropped.
+A checkpoint of Lightning holds, besides its tensors, callbacks, schedulers and
+hyper-parameters as Python objects. Each is read as a `StubObject` with its
+name; arguments, items and state are dropped.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ PACKAGES = (
   "omegaconf.",
 )
 
-# Plain values of other libraries that those objects are made with. None of
-# them is called; a pickle can do nothing with them but drop them.
+# Classes of other libraries that those objects are built of. None of them is
+# called.
 NAMES = {
   "argparse.Namespace",
   "collections.Counter",
@@ -41,11 +41,11 @@ NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class StubObject:
-  """Stands for a Python class or an object of it, of which the name is left."""
+  """Replaces a Python class, or an object of it."""
 
   name: str
 
 
 def is_stub(name: str) -> bool:
-  """May a global of that name stand in a file, to be ignored?"""
+  """Whether a global of that name is read as a stub."""
   return name in NAMES or name.startswith(PACKAGES)

@@ -1,4 +1,4 @@
-"""What may stand in a torch pickle: storages, tensors and a few calls."""
+"""The objects and calls allowed in a torch pickle: storages and tensors."""
 
 import collections
 import dataclasses
@@ -39,13 +39,13 @@ TORCH_DTYPES = {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
 
 
 class Global(NamedTuple):
-  """The name of something that Python could import; nobody will."""
+  """A name that pickle would import; here it is only compared."""
 
   name: str
 
 
 class Storage(NamedTuple):
-  """A run of values that lies elsewhere in the file, under `key`."""
+  """`count` values stored in the file under `key`."""
 
   key: str
   dtype: np.dtype
@@ -53,12 +53,12 @@ class Storage(NamedTuple):
 
   @property
   def size(self) -> int:
-    """In bytes."""
+    """Bytes."""
     return self.count * self.dtype.itemsize
 
 
 class Tensor(NamedTuple):
-  """A strided window on a storage, known to lie within it."""
+  """A strided view of a storage, checked to lie within it."""
 
   storage: Storage
   dtype: np.dtype
@@ -69,7 +69,7 @@ class Tensor(NamedTuple):
 
 @dataclasses.dataclass
 class Parameter:
-  """A torch Parameter; torch before 0.4 fills it after making it."""
+  """A torch Parameter; torch before 0.4 sets its data by its state."""
 
   data: Any = None
 
@@ -82,10 +82,10 @@ class ParameterDict:
 
 
 def set_items(target, keys, values):
-  """target[key] = value for a dictionary; what is inert stays so.
+  """target[key] = value for a dictionary; stubs drop it.
 
   Raises:
-    WeightsError: it is another thing, or a key is no plain value.
+    WeightsError: the target is neither, or a key is not a plain value.
   """
   if isinstance(target, StubObject):
     return
@@ -100,20 +100,20 @@ def set_items(target, keys, values):
 
 
 def _ordered_dict(pairs=(), *_):
-  """Python 3 calls it without arguments, Python 2 with a list of pairs.
+  """Called without arguments by Python 3, with a list of pairs by Python 2.
 
-  The list is used up: a file that named one list a million times would
+  The list is emptied: a file that refers to one list a million times would
   otherwise fill the memory.
   """
-  made = collections.OrderedDict()
+  items = collections.OrderedDict()
   if not isinstance(pairs, list):
-    return made
+    return items
   for pair in pairs:
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
       raise WeightsError("malformed OrderedDict: its items are not pairs")
-    set_items(made, pair[:1], pair[1:])
+    set_items(items, pair[:1], pair[1:])
   pairs.clear()
-  return made
+  return items
 
 
 def _size(sizes=(), *_):
@@ -129,18 +129,18 @@ def _parameter_dict(*_):
 
 
 def _tensor(storage=None, offset=None, shape=None, strides=None, *rest):
-  """`rest` is requires_grad, hooks and, since torch 2, bits like "negated"."""
+  """`rest` is requires_grad, hooks and, since torch 2, lazy bits (negated)."""
   if any(rest[2:]):
     raise WeightsError("a tensor has lazy bits; a plain tensor is needed")
   if not isinstance(storage, Storage):
     raise WeightsError("malformed tensor: it has no storage")
-  return _window(Tensor(storage, storage.dtype, offset, shape, strides))
+  return _checked(Tensor(storage, storage.dtype, offset, shape, strides))
 
 
 def _tensor_of_dtype(*arguments):
-  """torch's form for formats without a storage class, such as 8-bit floats.
+  """A tensor whose dtype has no storage class, such as 8-bit floats.
 
-  Offset and strides count numbers of that format, the storage counts bytes.
+  Offset and strides count elements of the dtype, the storage counts bytes.
   """
   storage, offset, shape, strides, _, _, dtype, *rest = (
     *arguments,
@@ -153,11 +153,11 @@ def _tensor_of_dtype(*arguments):
   if not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES:
     raise WeightsError("malformed tensor: it has no dtype")
   dtype = TORCH_DTYPES[dtype.name]
-  return _window(Tensor(storage, dtype, offset, shape, strides))
+  return _checked(Tensor(storage, dtype, offset, shape, strides))
 
 
-def _window(tensor):
-  """The tensor, if it lies within its storage and is no larger than it."""
+def _checked(tensor):
+  """The tensor, checked to lie within its storage and not to exceed it."""
   storage, dtype, offset, shape, strides = tensor
   if not is_count(offset):
     raise WeightsError("malformed tensor: it has no offset")
@@ -205,10 +205,10 @@ def read_storage(identity: Any) -> Storage:
 
 
 def set_state(target: Any, state: Any):
-  """Object state: ignored, but for the data of parameters and arrays.
+  """Sets the state of an object; only parameters and arrays keep it.
 
   Raises:
-    WeightsError: the target is no object that has a state.
+    WeightsError: the target has no state.
   """
   match target, state:
     case ParameterDict(), {"_parameters": dict(items)}:

@@ -1,4 +1,4 @@
-"""torch's files (.bin, .pth, .pt, .ckpt), of which nothing is executed."""
+"""torch files (.bin, .pth, .pt, .ckpt); nothing in them is executed."""
 
 import functools
 import os
@@ -24,7 +24,7 @@ MAX_DEPTH = 64
 
 
 class TorchTensors(Mapping):
-  """Arrays by name, each a window on the file that is opened when asked for."""
+  """Arrays by name, each a view of the memory-mapped file."""
 
   def __init__(
     self,
@@ -49,17 +49,16 @@ class TorchTensors(Mapping):
 def read_torch(path: str | os.PathLike) -> TorchTensors:
   """The state dict of a torch file, zip or legacy layout.
 
-  Of a checkpoint of Lightning only its "state_dict" is taken. The file is
-  mapped: only the pickle is read here, and of a tensor what is touched. When a
-  storage in a zip is first asked for, its checksum is compared in one pass
-  over its bytes; the legacy layout has none. Arrays are read-only and, as in
-  torch, tied tensors share memory.
+  Of a checkpoint of Lightning only "state_dict" is read. The file is
+  memory-mapped: only the pickle is read here. When a storage in a zip is first
+  used, its checksum is compared; the legacy layout has none. Arrays are
+  read-only and, as in torch, tied tensors share memory.
 
   Raises:
-    WeightsError: the file is cut short or damaged, is of another kind, holds
-      something besides a flat dictionary of tensors, or names a Python object
-      that is not on the short lists of tensors.py and inert.py (malicious
-      files do). Where a checksum is wrong, the array asked for raises it.
+    WeightsError: the file is truncated or damaged, is of another type, holds
+      anything but a flat dictionary of tensors, or names a Python object that
+      tensors.py and stub_objects.py do not list (as malicious files do). A
+      wrong checksum is raised when the array is accessed.
   """
   with open_weights(path) as file:
     archive = read_archive(file)
@@ -68,14 +67,14 @@ def read_torch(path: str | os.PathLike) -> TorchTensors:
 
 
 def read_pickled(path: str | os.PathLike) -> Any:
-  """What a torch file holds, of any form: plain data, with tensors as arrays.
+  """The content of any torch file: plain data, with tensors as arrays.
 
-  For files that are no state dict, such as {"string_to_param": {"*": T}} of
-  textual inversion. Objects of training remain as `StubObject`. Arrays are
-  mapped as those of `read_torch` are, and every checksum is compared.
+  For files that are not a state dict, such as {"string_to_param": {"*": T}} of
+  textual inversion. Other Python objects are read as `StubObject`. Arrays are
+  memory-mapped as by `read_torch`, and every checksum is compared.
 
   Raises:
-    WeightsError: as `read_torch`, but for the form of what it holds.
+    WeightsError: as `read_torch`, but any structure is allowed.
   """
   with open_weights(path) as file:
     archive = read_archive(file)
@@ -83,10 +82,10 @@ def read_pickled(path: str | os.PathLike) -> Any:
 
 
 def read_step(path: str | os.PathLike) -> int | None:
-  """The number of updates that a checkpoint of Lightning says it has seen.
+  """ "global_step" of a Lightning checkpoint; None if there is none.
 
   Raises:
-    WeightsError: as `read_torch`, but for the form of what it holds.
+    WeightsError: as `read_torch`, but any structure is allowed.
   """
   with open_weights(path) as file:
     value = read_archive(file).value
@@ -95,7 +94,7 @@ def read_step(path: str | os.PathLike) -> int | None:
 
 
 def _state_dict(value):
-  """The flat dictionary of tensors in what was pickled."""
+  """The flat dictionary of tensors in a pickled value."""
   if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
     value = value["state_dict"]
   if not isinstance(value, dict):
@@ -118,9 +117,10 @@ def _kind(value):
 
 
 def _to_plain(value, storage, known, depth):
-  """Tensors become arrays; what a pickle shares is converted, and kept, once.
+  """Converts tensors to arrays; shared objects are converted once.
 
-  `known` holds what was converted, by identity.
+  Args:
+    known: results by the id of what was converted.
   """
   if depth > MAX_DEPTH:
     raise WeightsError(f"its data is nested over {MAX_DEPTH} deep")
@@ -129,28 +129,28 @@ def _to_plain(value, storage, known, depth):
   convert = lambda part: _to_plain(part, storage, known, depth + 1)
   match value:
     case Parameter(data):
-      made = convert(data)
+      result = convert(data)
     case Tensor():
-      made = _to_array(value, storage)
+      result = _to_array(value, storage)
     case Storage():
       raise WeightsError("it holds a bare storage; a tensor is needed")
     case NumpyArray(state):
       data = state[-1] if isinstance(state, tuple) and state else None
-      made = value.read(convert(data))
+      result = value.read(convert(data))
     case Encoded():
-      made = value.read()
+      result = value.read()
     case Global(name):
-      made = StubObject(name)
+      result = StubObject(name)
     case Format():
-      made = StubObject("numpy.dtype")
+      result = StubObject("numpy.dtype")
     case dict(items) | ParameterDict(items):
-      made = {key: convert(part) for key, part in items.items()}
+      result = {key: convert(part) for key, part in items.items()}
     case list() | tuple():
-      made = type(value)(map(convert, value))
+      result = type(value)(map(convert, value))
     case _:
-      made = value
-  known[id(value)] = made
-  return made
+      result = value
+  known[id(value)] = result
+  return result
 
 
 def _to_array(tensor, storage):
@@ -158,7 +158,7 @@ def _to_array(tensor, storage):
     return np.empty(tensor.shape, tensor.dtype)
   itemsize = tensor.dtype.itemsize
   sizes_and_strides = zip(tensor.shape, tensor.strides, strict=True)
-  # The stride of an axis of length one means nothing and may be anything.
+  # The stride of an axis of length one is not used and may be anything.
   strides = [s * itemsize * (n > 1) for n, s in sizes_and_strides]
   return np.ndarray(
     tensor.shape,
