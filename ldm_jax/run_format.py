@@ -31,7 +31,6 @@ FIELDS = {
     "road": "attention_backend",
     "reads": "input_key",
   },
-  "Augment": {"tells": "size_conditioning"},
   "LowResolution": {"most": "max_train_level"},
   "LatentDiffusion": {"low_noise": "noise_augmentation_schedule"},
   "Augment": {"tells": "size_conditioning"},
