@@ -236,8 +236,8 @@ TRAIN = {
     "mount the bucket",
   ),
   "T12 empty": (folder("empty"), 4, "0 images among"),
-  "T13 corrupt": (folder("corrupt"), 4, "of 40 pictures are bad"),
-  "T14 over": (folder("over"), 4, "1 of 40 pictures are bad"),
+  "T13 corrupt": (folder("corrupt"), 4, "of 40 images are bad"),
+  "T14 over": (folder("over"), 4, "1 of 40 images are bad"),
   "T15 under": (
     folder("over", "--config.data.max_bad_fraction=0.1"),
     0,

@@ -87,7 +87,7 @@ WRONG = {
   "task.model.unet=3": "set one of its fields",
   "task.model.unet.attention.heads=none": "exactly one of heads",
   "task.model.prediction=v": "set loss.prediction and model.prediction",
-  "task.model.prediction=eps": "leaves nothing of the image at the last time",
+  "task.model.prediction=eps": "eps gives no x0",
   "task.loss.norm=l3": "'l1' or 'l2'",
   "task.model.unet.remat=1": "'off', 'dots' or 'full'",
   "data.augment=yes": "needs Augment",
@@ -164,3 +164,27 @@ def test_the_shell_sees_one_line_and_2(arguments, message, tmp_path):
   assert done.returncode == 2
   assert message in done.stderr and done.stderr.count("\n") == 1
   assert not list(tmp_path.iterdir()) and jax.device_count() == 8
+
+
+def test_every_field_is_listed_with_its_meaning(capsys):
+  flags = ["--config=glyphs_text", "--help-config", "--config.steps=7"]
+  assert train.main(flags) == 0
+  out = capsys.readouterr().out
+  assert "--config.steps=7  (int)  [ldm_jax/config.py]\n    updates" in out
+  assert "--config.task.model.conditioners.0.drop_rate=0.1  (float)" in out
+  assert "--config.task.lora=none  (LoRA | None)" in out
+
+
+@pytest.mark.parametrize(
+  "flag, hint",
+  [
+    ("--steps=3", "did you mean --config.steps?"),
+    ("--batch=4", "did you mean --config.data.batch?"),
+    ("--rate=1", "did you mean --config.task.optimizer.rate?"),
+    ("--wokdir=x", "did you mean --workdir?"),
+  ],
+)
+def test_a_flag_that_is_a_field_hints_at_it(flag, hint):
+  with pytest.raises(CommandError) as stop:
+    train.main(["--config=glyphs_text", "--workdir=x", flag])
+  assert hint in str(stop.value)

@@ -14,7 +14,7 @@ from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.autoencoder import PixelSpace
-from ldm_jax.pretrained.open_model import open_model
+from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.run import Run, open_first_stage, shapes_of
 from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import processes
@@ -62,13 +62,14 @@ def prepare_run(
     ConfigError, or a ValueError of a constructor: something does not fit.
   """
   config.check_readable(experiment)
+  trust = (*trust, *config.packages(experiment))
   if processes.broadcast(Run.exists(folder)):
     return _reopened(experiment, folder, sharding, trust)
   start = first_stage = None
   if experiment.start:
     if not isinstance(experiment.task, DenoiserTask):
       raise ConfigError("config.start is of stage two; leave it out")
-    start = open_model(experiment.start)
+    start = open_model(experiment.start, LoadOptions(trust=tuple(trust)))
   elif getattr(experiment.task, "lora", None):
     raise ConfigError(
       "a LoRA changes an existing model: --config.start=runs/NAME"
@@ -106,7 +107,7 @@ def _reopened(
   experiment: Experiment, folder: str, sharding: Sharding, trust: Sequence[str]
 ) -> PreparedRun:
   """A run that exists."""
-  stored = Run.open(folder, (*trust, *config.packages(experiment)))
+  stored = Run.open(folder, trust)
   if has_first_stage(experiment.task):
     filled = stored.experiment
     if experiment.first_stage:
@@ -121,7 +122,7 @@ def _reopened(
   if start and experiment.task.lora is None and not run.has_step:
     # Stopped before its first checkpoint, so the parameters to begin from are
     # in no file of this run.
-    start = open_model(start)
+    start = open_model(start, LoadOptions(trust=tuple(trust)))
     _, params = _started(experiment, start, tokenizer, frozen, sharding)
   return PreparedRun(run, tokenizer, frozen, params)
 
@@ -134,8 +135,7 @@ def _first_stage(
 ) -> FirstStageParams:
   """That of the run `first_stage`, or of the model to begin from."""
   if experiment.first_stage:
-    trusted = (*trust, *config.packages(experiment))
-    run = open_first_stage(experiment.first_stage, trusted)
+    run = open_first_stage(experiment.first_stage, trust)
     params, stage = run.trained(sharding), run.experiment.task.autoencoder
     scale = None
   elif start is not None:
