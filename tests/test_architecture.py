@@ -239,7 +239,7 @@ def test_help_needs_no_heavy_library(name):
     f"import sys; from ldm_jax.cli.{name} import parser\n"
     "try: parser().parse_args(['--help'])\n"
     "except SystemExit as stop: assert not stop.code\n"
-    "heavy = {'jax', 'flax', 'transformers', 'grain', 'orbax', 'numpy'}\n"
+    "heavy = {'jax', 'flax', 'transformers', 'optax', 'orbax', 'numpy'}\n"
     "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
   )
   done = subprocess.run(

@@ -1,11 +1,10 @@
 """Exit codes, and how exceptions of the library become them."""
 
-import contextlib
 import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 USAGE, NUMERICS, DATA, WEIGHTS, IO, INTERNAL = 2, 3, 4, 5, 6, 70
 
@@ -55,28 +54,6 @@ def command(main: Main) -> Main:
   return wrapped
 
 
-@contextlib.contextmanager
-def usage_errors(image: int = USAGE) -> Iterator[None]:
-  """A ValueError of the block becomes a `CommandError` of code 2.
-
-  Args:
-    image: the exit code of an image that cannot be read.
-  """
-  from ldm_jax.errors import ImageError
-
-  try:
-    yield
-  except ImageError as error:
-    raise CommandError(str(error), image) from error
-  except ValueError as error:
-    raise CommandError(str(error), code_of(error) or USAGE) from error
-  except Exception as error:
-    code = code_of(error)
-    if code is None:
-      raise
-    raise CommandError(str(error), code) from error
-
-
 def exit_status(main: Main, arguments: Sequence[str]) -> int:
   """Runs a command and returns its exit code; errors are one line on stderr."""
   try:
@@ -104,7 +81,7 @@ def run_command(main: Main, arguments: Sequence[str] | None = None) -> None:
   if "jax" in sys.modules:
     from ldm_jax.runtime.devices import processes
 
-    processes.exit_process(code)
+    processes.exit_if_failed(code)
   sys.exit(code)
 
 

@@ -148,13 +148,13 @@ def gather(array: Any) -> np.ndarray:
   return process_allgather(array, tiled=True)
 
 
-def exit_process(code: int) -> None:
-  """Ends the process; one that failed does not wait for the others.
+def exit_if_failed(code: int) -> None:
+  """Ends a process that failed among others, without waiting for them.
 
-  jax's shutdown barrier would wait for them, and they for this process.
+  jax's shutdown barrier would wait for them, and they for this process. A
+  process by itself, or one that succeeded, returns.
   """
   sys.stdout.flush()
   sys.stderr.flush()
   if code and jax.distributed.is_initialized():
     os._exit(code)
-  sys.exit(code)
