@@ -325,12 +325,12 @@ def test_diffusers_reads_a_text_encoder_of_open_clip(projection):
   sizes = text_shapes(ours)
   params = random_params(sizes)
   single = {
-    f"tower.{k}": v
+    f"encoder.{k}": v
     for k, v in tensors_of(
       name_table("open_clip", "compvis", sizes), params
     ).items()
   }
-  found = convert_open_clip_checkpoint(model, single, "tower.")
+  found = convert_open_clip_checkpoint(model, single, "encoder.")
   found = {k.removeprefix("text_model."): v for k, v in found.items()}
   needed = tensors_of(name_table("open_clip", "diffusers", sizes), params)
   assert_same(found, needed)

@@ -200,7 +200,7 @@ def test_the_error_names_a_tensor_in_two_shards(tmp_path):
     ('{"weight_map": {}}', "no weight_map"),
     ('{"weight_map": ["a"]}', "no weight_map"),
     ('{"weight_map": {"a": 3}}', "no weight_map"),
-    ('{"weight_map": {"a": "b", "a": "c"}}', "'a' stands twice"),
+    ('{"weight_map": {"a": "b", "a": "c"}}', "'a' is twice"),
     ("[" * 10**6, "JSON is malformed"),
   ],
 )

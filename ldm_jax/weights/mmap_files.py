@@ -96,14 +96,14 @@ def release_pages(array: np.ndarray) -> None:
 
   They are read again when they are accessed.
   """
-  whole = array
-  while isinstance(whole.base, np.ndarray):
-    whole = whole.base
-  mapping = getattr(whole.base, "obj", whole.base)
+  base = array
+  while isinstance(base.base, np.ndarray):
+    base = base.base
+  mapping = getattr(base.base, "obj", base.base)
   if not isinstance(mapping, mmap.mmap) or not hasattr(mapping, "madvise"):
     return
   start, end = (
-    address - whole.ctypes.data for address in array_utils.byte_bounds(array)
+    address - base.ctypes.data for address in array_utils.byte_bounds(array)
   )
   start -= start % mmap.PAGESIZE
   if end > start:
@@ -136,10 +136,10 @@ def check_shape(shape: Any):
     raise WeightsError(f"a shape is no list of at most {MAX_RANK} sizes")
   if not all(map(is_count, shape)):
     # Not printed as a whole: a pickled list may contain itself.
-    odd = next(size for size in shape if not is_count(size))
-    is_number = isinstance(odd, (int, float))
-    kind = str(odd)[:20] if is_number else f"a {type(odd).__name__}"
-    raise WeightsError(f"a shape has odd sizes, such as {kind}")
+    wrong = next(size for size in shape if not is_count(size))
+    is_number = isinstance(wrong, (int, float))
+    kind = str(wrong)[:20] if is_number else f"a {type(wrong).__name__}"
+    raise WeightsError(f"a shape has an invalid size, {kind}")
   # numpy multiplies the sizes of an empty array too, and must not overflow.
   if math.prod(n for n in shape if n) >= 2**48:
     raise WeightsError(f"an array of shape {list(shape)} is too large")

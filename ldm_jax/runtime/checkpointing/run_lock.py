@@ -8,7 +8,7 @@ Network file systems: NFS (v4, or v3 with lockd), Lustre (mounted with `flock`)
 and GPFS pass the lock on to their server, so it holds between hosts. A mount
 that keeps locks local (NFS `nolock`, Lustre `localflock`) excludes processes of
 the same host only. Where there are no locks at all (some object-store mounts),
-a warning is logged and the run goes on without one.
+a warning is logged and the run continues without one.
 """
 
 import contextlib

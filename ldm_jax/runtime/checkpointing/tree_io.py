@@ -58,7 +58,7 @@ def load_tree(folder: str, target: Any) -> Any:
 def verify_tree(
   folder: str, what: str, name: str = "tree"
 ) -> tuple[str | None, dict[str, str]]:
-  """(error or None, stored checksum by leaf) of a tree that is read whole.
+  """(error or None, stored checksum by leaf) of a tree; reads all of it.
 
   Args:
     what: names the tree in the error.

@@ -46,7 +46,7 @@ def choose_kernel(
 
 @dataclasses.dataclass(frozen=True)
 class AttentionKernels:
-  """A road of `nn.attention.attend` that knows machine and mesh.
+  """An `attention_backend` of `nn.attention` for a platform and a mesh.
 
   Attributes:
     kernel: used for all shapes; None chooses by `choose_kernel`.
