@@ -1,4 +1,4 @@
-"""Shapes of networks' parameters, and fresh arrays of those shapes."""
+"""Shapes of networks' parameters, and random arrays of those shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ def init_shapes(module, *specs):
 
 
 def unet_shapes(unet, channels, context=None, vector=None):
-  """Of a U-Net that reads so many channels, and so wide a context, vector."""
-  side = 2 ** (len(unet.multipliers) - 1)
+  """Of a U-Net with inputs of these channels, and widths of context, vector."""
+  side = unet.size_multiple
   condition = Condition(
     context=context and f32(1, 2, context), vector=vector and f32(1, vector)
   )
@@ -57,13 +57,13 @@ def random_tensors(sizes, seed=0):
 
 
 def nest(flat):
-  """A nested dict of what lies below paths."""
+  """A nested dict of arrays by path."""
   params = {}
   for path, leaf in flat.items():
-    *places, name = path.split("/")
+    *parents, name = path.split("/")
     node = params
-    for place in places:
-      node = node.setdefault(place, {})
+    for parent in parents:
+      node = node.setdefault(parent, {})
     node[name] = leaf
   return params
 

@@ -1,4 +1,4 @@
-"""All roads to attention give one answer, and one gradient."""
+"""All attention backends agree, in values and gradients."""
 
 import jax
 import jax.extend
@@ -18,7 +18,7 @@ def exact(q, k, v):
   return np.einsum("bnlm,bmnd->blnd", weights, v)
 
 
-def draw(length, keys, heads=2, width=8, dtype=jnp.float32, scale=1.0):
+def random_qkv(length, keys, heads=2, width=8, dtype=jnp.float32, scale=1.0):
   key = jax.random.split(jax.random.key(length + keys), 4)
   shapes = [(2, n, heads, width) for n in (length, keys, keys, length)]
   return [
@@ -27,21 +27,21 @@ def draw(length, keys, heads=2, width=8, dtype=jnp.float32, scale=1.0):
   ]
 
 
-# Less than a chunk, just a chunk, ragged, many chunks; cross-attention.
+# Less than a chunk, exactly one, ragged, many chunks; cross-attention.
 LENGTHS = [(5, 5), (64, 77), (1024, 256), (1025, 257), (2100, 600)]
 
 
 @pytest.mark.parametrize("attention_backend", ["xla", "chunked"])
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_attention_is_exact(attention_backend, lengths):
-  q, k, v, _ = draw(*lengths, scale=2.0)
+  q, k, v, _ = random_qkv(*lengths, scale=2.0)
   found = attention.dot_product_attention(q, k, v, attention_backend)
   np.testing.assert_allclose(found, exact(q, k, v), atol=2e-5)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_gradients_agree(lengths):
-  q, k, v, cotangent = draw(*lengths)
+  q, k, v, cotangent = random_qkv(*lengths)
 
   def pull(attention_backend):
     attend = lambda *qkv: attention.dot_product_attention(
@@ -55,7 +55,7 @@ def test_gradients_agree(lengths):
 
 
 def test_bfloat16_keeps_its_format_and_float32_softmax():
-  q, k, v, _ = draw(300, 600, dtype=jnp.bfloat16)
+  q, k, v, _ = random_qkv(300, 600, dtype=jnp.bfloat16)
   found = attention.dot_product_attention(q, k, v, "chunked")
   assert found.dtype == jnp.bfloat16
   reference = exact(*(x.astype(jnp.float32) for x in (q, k, v)))
@@ -63,13 +63,13 @@ def test_bfloat16_keeps_its_format_and_float32_softmax():
 
 
 def test_large_scores_do_not_overflow():
-  q, k, v, _ = draw(40, 700, scale=100.0)
+  q, k, v, _ = random_qkv(40, 700, scale=100.0)
   found = attention.dot_product_attention(q, k, v, "chunked")
   np.testing.assert_allclose(found, exact(q, k, v), rtol=1e-3, atol=1e-2)
 
 
-def test_the_chunked_road_never_holds_all_scores():
-  """No array of l x m elements is in the program, forward or backward."""
+def test_chunked_attention_never_stores_all_scores():
+  """No array of l x m elements in the program, forward or backward."""
   length = 4096
   q = jnp.zeros((1, length, 1, 8))
 

@@ -1,4 +1,4 @@
-"""Text towers: what they may read, what they leave out, how they are asked."""
+"""CLIP text encoders, and the conditioner over them."""
 
 import dataclasses
 import functools
@@ -15,22 +15,22 @@ from ldm_jax.nn.conditioners.embedders import SizeEmbedder, merge
 from ldm_jax.nn.encoders.clip_text import ClipText
 
 BEGIN, END, VOCABULARY = 50, 51, 60
-TOWER = ClipText(VOCABULARY, 16, 3, 2, length=8)
+ENCODER = ClipText(VOCABULARY, 16, 3, 2, length=8)
 OTHER = ClipText(VOCABULARY, 12, 2, 3, 8, 20, "gelu", projection=10, end=END)
 
 
-def stirred(module, *inputs):
-  """Parameters of a module, every one of them random."""
+def random_params(module, *inputs):
+  """Parameters of a module, all of them random."""
   shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
   rng = np.random.default_rng(0)
-  draw = lambda path, leaf: jnp.asarray(
+  random = lambda path, leaf: jnp.asarray(
     rng.normal(path[-1].key == "scale", 0.4, leaf.shape), leaf.dtype
   )
-  return jax.tree_util.tree_map_with_path(draw, shapes)
+  return jax.tree_util.tree_map_with_path(random, shapes)
 
 
-def words(*shape, seed=0):
-  """Ids without a begin or an end among them."""
+def random_ids(*shape, seed=0):
+  """Ids without a begin or end token."""
   return np.random.default_rng(seed).integers(1, BEGIN, shape, np.int32)
 
 
@@ -38,7 +38,7 @@ def words(*shape, seed=0):
   jax.jit, static_argnums=0, static_argnames=("skip", "is_normed")
 )
 def run(module, params, *inputs, **static):
-  """The module's answer, compiled once for equal modules."""
+  """The module's output, compiled once for equal modules."""
   return module.apply(params, *inputs, **static)
 
 
@@ -54,14 +54,14 @@ def exact_causal(q, k, v):
   return out
 
 
-# One chunk; many, with padding behind the last; more of keys or of queries.
+# One chunk; many, with padding after the last; more keys or more queries.
 @pytest.mark.parametrize(
   "lengths", [(77, 77), (1100, 1100), (300, 600), (1030, 301)]
 )
-def test_causal_attention_is_exact_by_both_roads(lengths):
+def test_causal_attention_is_exact_with_both_backends(lengths):
   rng = np.random.default_rng(sum(lengths))
-  draw = lambda n: jnp.asarray(rng.normal(size=(1, n, 2, 4)), jnp.float32)
-  q, k, v, cotangent = map(draw, (*lengths, lengths[1], lengths[0]))
+  normal = lambda n: jnp.asarray(rng.normal(size=(1, n, 2, 4)), jnp.float32)
+  q, k, v, cotangent = map(normal, (*lengths, lengths[1], lengths[0]))
 
   @functools.partial(jax.jit, static_argnums=0)
   def both(attention_backend):
@@ -79,20 +79,20 @@ def test_causal_attention_is_exact_by_both_roads(lengths):
 
 
 def test_a_token_changes_no_earlier_state_and_every_later_one():
-  tokens = words(1, 8)
-  params = stirred(TOWER, tokens)
-  states = lambda tokens: run(TOWER, params, tokens).context
-  for place in (1, 4, 7):
+  tokens = random_ids(1, 8)
+  params = random_params(ENCODER, tokens)
+  states = lambda tokens: run(ENCODER, params, tokens).context
+  for i in (1, 4, 7):
     changed = tokens.copy()
-    changed[:, place] = changed[:, place] % (BEGIN - 1) + 1
-    moved = np.abs(states(changed) - states(tokens)).max(-1)[0]
-    assert not moved[:place].any()
-    assert moved[place:].min() > 1e-3
+    changed[:, i] = changed[:, i] % (BEGIN - 1) + 1
+    change = np.abs(states(changed) - states(tokens)).max(-1)[0]
+    assert not change[:i].any()
+    assert change[i:].min() > 1e-3
 
 
-def test_the_chunked_road_gives_the_same_states_and_slopes():
-  tokens = words(2, 8)
-  params = stirred(OTHER, tokens)
+def test_chunked_attention_gives_the_same_states_and_gradients():
+  tokens = random_ids(2, 8)
+  params = random_params(OTHER, tokens)
 
   @functools.partial(jax.value_and_grad, has_aux=True)
   def both(params, attention_backend):
@@ -104,17 +104,17 @@ def test_the_chunked_road_gives_the_same_states_and_slopes():
     )
     return (out.context**3).sum() + (out.pooled**3).sum(), out
 
-  (_, out), slopes = both(params, "chunked")
+  (_, out), grads = both(params, "chunked")
   (_, expected_out), expected = both(params, "xla")
   np.testing.assert_allclose(out.context, expected_out.context, atol=2e-5)
   np.testing.assert_allclose(out.pooled, expected_out.pooled, atol=2e-5)
-  # What rounds to nothing, as the slope of k's bias does, is measured by what
-  # does not.
+  # Gradients that round to 0, as that of k's bias, are compared on the scale of
+  # the others.
   largest = max(
     float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)
   )
   for ours, theirs in zip(
-    *map(jax.tree.leaves, (slopes, expected)), strict=True
+    *map(jax.tree.leaves, (grads, expected)), strict=True
   ):
     scale = max(float(jnp.abs(theirs).max()), largest / 100)
     np.testing.assert_allclose(ours, theirs, atol=2e-5 * scale)
@@ -122,31 +122,31 @@ def test_the_chunked_road_gives_the_same_states_and_slopes():
 
 @pytest.mark.parametrize("is_normed", [True, False])
 @pytest.mark.parametrize("skip", [0, 1, 2])
-def test_to_skip_is_to_have_fewer_blocks(skip, is_normed):
-  tokens = words(2, 8)
-  params = stirred(TOWER, tokens)
-  fewer = dataclasses.replace(TOWER, depth=TOWER.depth - skip)
-  full = run(TOWER, params, tokens)
-  ours = run(TOWER, params, tokens, skip=skip, is_normed=is_normed)
+def test_skipping_blocks_is_having_fewer(skip, is_normed):
+  tokens = random_ids(2, 8)
+  params = random_params(ENCODER, tokens)
+  fewer = dataclasses.replace(ENCODER, depth=ENCODER.depth - skip)
+  full = run(ENCODER, params, tokens)
+  ours = run(ENCODER, params, tokens, skip=skip, is_normed=is_normed)
   theirs = run(fewer, params, tokens, is_normed=is_normed)
   np.testing.assert_allclose(ours.context, theirs.context, atol=1e-6)
   np.testing.assert_allclose(ours.pooled, full.pooled, atol=1e-6)
 
 
-def test_bfloat16_answers_in_float32_and_close():
-  tokens = words(2, 8)
-  params = stirred(OTHER, tokens)
-  swift = dataclasses.replace(OTHER, dtype="bfloat16")
+def test_bfloat16_returns_float32_close_to_the_exact():
+  tokens = random_ids(2, 8)
+  params = random_params(OTHER, tokens)
+  coarse = dataclasses.replace(OTHER, dtype="bfloat16")
   for is_normed in (True, False):
     exact = run(OTHER, params, tokens, is_normed=is_normed)
-    found = run(swift, params, tokens, is_normed=is_normed)
+    found = run(coarse, params, tokens, is_normed=is_normed)
     for ours, theirs in zip(*map(jax.tree.leaves, (found, exact)), strict=True):
       assert ours.dtype == jnp.float32
       error = float(jnp.abs(ours - theirs).max() / theirs.std())
       assert 0 < error < 0.1
 
 
-# Ids above the end token are words added to a trained vocabulary.
+# Ids above the end token were added to a trained vocabulary.
 POOLED_AT = {
   "first of several ends": ([9, 4, 51, 7, 51, 51, 3, 51], 2, 2),
   "an end before padding by 0": ([9, 4, 2, 5, 51, 0, 0, 0], 4, 4),
@@ -156,14 +156,14 @@ POOLED_AT = {
 
 
 @pytest.mark.parametrize("case", POOLED_AT)
-def test_the_end_token_is_where_a_text_is_pooled(case):
-  tokens, *places = POOLED_AT[case]
+def test_a_text_is_pooled_at_its_end_token(case):
+  tokens, *positions = POOLED_AT[case]
   tokens = np.asarray([tokens], np.int32)
-  params = stirred(OTHER, tokens)
-  for end, place in zip((END, None), places, strict=True):
+  params = random_params(OTHER, tokens)
+  for end, position in zip((END, None), positions, strict=True):
     found = run(dataclasses.replace(OTHER, end=end), params, tokens)
     kernel = params["params"]["projection"]["kernel"]
-    expected = found.context[:, place] @ kernel
+    expected = found.context[:, position] @ kernel
     np.testing.assert_allclose(found.pooled, expected, atol=1e-5)
 
 
@@ -174,7 +174,7 @@ BIG_G = {"width": 1280, "depth": 32, "heads": 20, "activation": "gelu"}
 
 
 @pytest.mark.parametrize(
-  "tower, count",
+  "encoder, count",
   [
     (ClipText(), 123_060_480),
     (ClipText(depth=23, **H), 340_387_840),
@@ -182,16 +182,16 @@ BIG_G = {"width": 1280, "depth": 32, "heads": 20, "activation": "gelu"}
     (ClipText(projection=1280, **BIG_G), 694_659_840),
   ],
 )
-def test_published_towers_have_their_exact_size(tower, count):
+def test_published_text_encoders_have_their_exact_size(encoder, count):
   tokens = jax.ShapeDtypeStruct((1, 77), jnp.int32)
-  shapes = jax.eval_shape(tower.init, jax.random.key(0), tokens)
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0), tokens)
   assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
 
 
 def embedder(**changes):
-  """SDXL's kind: two towers, no last norm, the second one's vector."""
+  """As SDXL's: two encoders, no last norm, the second one's vector."""
   return ClipEmbedder(
-    (TOWER, OTHER),
+    (ENCODER, OTHER),
     skips=(1, 1),
     paddings=(END, 0),
     is_normed=False,
@@ -202,34 +202,34 @@ def embedder(**changes):
   )
 
 
-def spoken(count, chunks, seed=0):
+def prompts(count, chunks, seed=0):
   """Ids of `count` prompts of so many chunks, each with begin and end."""
-  tokens = words(count, 2, chunks, 8, seed=seed)
+  tokens = random_ids(count, 2, chunks, 8, seed=seed)
   tokens[..., 0], tokens[..., 6] = BEGIN, END
   tokens[:, 0, :, 7], tokens[:, 1, :, 7] = END, 0
   return tokens.reshape(count, 2, chunks * 8)
 
 
-def test_towers_stand_side_by_side_and_the_last_gives_the_vector():
-  tokens, keep = spoken(2, 1), np.zeros(2, bool)
-  params = stirred(embedder(), tokens, keep)
+def test_contexts_are_concatenated_and_the_last_encoder_gives_the_vector():
+  tokens, keep = prompts(2, 1), np.zeros(2, bool)
+  params = random_params(embedder(), tokens, keep)
   found = run(embedder(), params, tokens, keep)
   parts = [
-    run(tower, {"params": params["params"][f"encoders_{i}"]}, tokens[:, i],
+    run(encoder, {"params": params["params"][f"encoders_{i}"]}, tokens[:, i],
         skip=1, is_normed=False)
-    for i, tower in enumerate((TOWER, OTHER))
+    for i, encoder in enumerate((ENCODER, OTHER))
   ]  # fmt: skip
   together = np.concatenate([part.context for part in parts], -1)
   np.testing.assert_allclose(found.context, together, atol=1e-5)
   np.testing.assert_allclose(found.vector, parts[1].pooled, atol=1e-5)
   assert found.concat is None
-  silent = run(embedder().clone(is_pooled=False), params, tokens, keep)
-  assert silent.vector is None
+  unpooled = run(embedder().clone(is_pooled=False), params, tokens, keep)
+  assert unpooled.vector is None
 
 
-def test_chunks_are_read_alone_and_laid_one_after_another():
-  tokens, keep = spoken(2, 3), np.zeros(2, bool)
-  params = stirred(embedder(), tokens, keep)
+def test_chunks_are_encoded_alone_and_concatenated():
+  tokens, keep = prompts(2, 3), np.zeros(2, bool)
+  params = random_params(embedder(), tokens, keep)
   found = run(embedder(), params, tokens, keep)
   assert found.context.shape == (2, 24, 28)
   for chunk in range(3):
@@ -241,16 +241,16 @@ def test_chunks_are_read_alone_and_laid_one_after_another():
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_the_null_is_the_empty_prompt_or_zeros(chunks):
-  tokens, drop = spoken(2, chunks), np.array([True, False])
-  params = stirred(embedder(), tokens, drop)
+def test_the_unconditional_input_is_the_empty_prompt_or_zeros(chunks):
+  tokens, drop = prompts(2, chunks), np.array([True, False])
+  params = random_params(embedder(), tokens, drop)
   kept = run(embedder(), params, tokens, np.zeros(2, bool))
 
   empty = [[BEGIN, END] + 6 * [END], [BEGIN, END] + 6 * [0]]
-  said = np.tile(np.asarray([empty, empty], np.int32), chunks)
-  nothing = run(embedder(), params, said, np.zeros(2, bool))
+  ids = np.tile(np.asarray([empty, empty], np.int32), chunks)
+  unconditional = run(embedder(), params, ids, np.zeros(2, bool))
   zeros = jax.tree.map(jnp.zeros_like, kept)
-  for null, expected in {"empty": nothing, "zeros": zeros}.items():
+  for null, expected in {"empty": unconditional, "zeros": zeros}.items():
     found = run(embedder(null=null), params, tokens, drop)
     for name in ("context", "vector"):
       ours, theirs = getattr(found, name), getattr(expected, name)
@@ -268,11 +268,11 @@ def test_sizes_are_cosines_then_sines_of_each_number():
     np.testing.assert_allclose(row, np.concatenate(parts), atol=3e-4)
 
 
-def test_prompt_and_sizes_make_the_vector_that_sdxl_is_told():
-  tokens, keep = spoken(2, 1), np.zeros(2, bool)
+def test_prompt_and_sizes_give_the_vector_of_sdxl():
+  tokens, keep = prompts(2, 1), np.zeros(2, bool)
   sizes = np.random.default_rng(0).uniform(0, 9, (2, 6))
-  assert not stirred(SizeEmbedder(), sizes, keep)
-  text = run(embedder(), stirred(embedder(), tokens, keep), tokens, keep)
+  assert not random_params(SizeEmbedder(), sizes, keep)
+  text = run(embedder(), random_params(embedder(), tokens, keep), tokens, keep)
   size = run(SizeEmbedder(), {}, sizes, keep)
   both = merge([text, size]).vector
   np.testing.assert_array_equal(both[:, :10], text.vector)
@@ -280,22 +280,22 @@ def test_prompt_and_sizes_make_the_vector_that_sdxl_is_told():
   assert both.shape == (2, 10 + 6 * 256)
 
 
-TOKENS, KEEP = spoken(1, 1), np.zeros(1, bool)
+TOKENS, KEEP = prompts(1, 1), np.zeros(1, bool)
 BAD = {
   "width 768 does not divide into 7 heads": lambda: ClipText(heads=7),
-  "9 tokens, but the text tower has 8 positions": lambda: run(
-    TOWER, {}, words(1, 9)
+  "9 tokens, but the text encoder has 8 positions": lambda: run(
+    ENCODER, {}, random_ids(1, 9)
   ),
-  "cannot leave out 3 of 3 blocks; `skip` must be from 0 to 2": lambda: run(
-    TOWER, {}, words(1, 8), skip=3
+  "cannot skip 3 of 3 blocks; `skip` must be from 0 to 2": lambda: run(
+    ENCODER, {}, random_ids(1, 8), skip=3
   ),
-  "cannot leave out -1 of 3 blocks": lambda: run(
-    TOWER, {}, words(1, 8), skip=-1
+  "cannot skip -1 of 3 blocks": lambda: run(
+    ENCODER, {}, random_ids(1, 8), skip=-1
   ),
   "2 encoders, 1 skips, 2 paddings": lambda: embedder().clone(skips=(0,)),
   "0 encoders": lambda: embedder().clone(encoders=(), skips=(), paddings=()),
   "encoders of lengths [8, 77]": lambda: embedder().clone(
-    encoders=(TOWER, ClipText())
+    encoders=(ENCODER, ClipText())
   ),
   "tokens for 1 encoders, 8 each; give 2 rows of ids, padded": lambda: run(
     embedder(), {}, TOKENS[:, :1], KEEP
@@ -307,17 +307,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_errors_say_what_is_needed(message):
+def test_errors_name_what_is_needed(message):
   with pytest.raises(ValueError) as error:
     BAD[message]()
   assert str(error.value).startswith(message)
   assert "\n" not in str(error.value)
 
 
-def test_one_tokenizers_ids_get_every_towers_padding():
-  """SDXL's two tokenizers differ in nothing else (CLIP's pads with its end)."""
-  towers = (ClipText(60, 8, 1, 2, 6), ClipText(60, 8, 1, 2, 6))
-  embedder = ClipEmbedder(towers, (0, 0), (51, 0), begin=50, end=51)
+def test_one_tokenizers_ids_get_every_encoders_padding():
+  """SDXL's two tokenizers differ in padding alone (CLIP's is its end token)."""
+  encoders = (ClipText(60, 8, 1, 2, 6), ClipText(60, 8, 1, 2, 6))
+  embedder = ClipEmbedder(encoders, (0, 0), (51, 0), begin=50, end=51)
   ids = jnp.array([[50, 3, 4, 51, 51, 51], [50, 7, 51, 51, 51, 51]])
   found = embedder.repeat_per_encoder(ids)
   np.testing.assert_array_equal(found[:, 0], ids)

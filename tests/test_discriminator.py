@@ -1,4 +1,4 @@
-"""The critic equals its formula and judges patches by their batch."""
+"""The discriminator equals its formula; its losses."""
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,18 @@ from ldm_jax.nn.discriminator import (
   vanilla_loss,
 )
 
-critic = PatchDiscriminator(width=4, layers=2)
-judge = jax.jit(critic.apply)
+discriminator = PatchDiscriminator(width=4, layers=2)
+logits_of = jax.jit(discriminator.apply)
 
 
-def draw(seed, shape=(8, 17, 16, 3)):
+def random_images(seed, shape=(8, 17, 16, 3)):
   rng = np.random.default_rng(seed)
   return jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
 
 
 @pytest.fixture(scope="module")
 def params():
-  return jax.jit(critic.init)(jax.random.key(0), draw(0))
+  return jax.jit(discriminator.init)(jax.random.key(0), random_images(0))
 
 
 def reference(params, x):
@@ -53,30 +53,32 @@ def reference(params, x):
 
 def test_logits_equal_the_formula_in_numpy(params):
   np.testing.assert_allclose(
-    judge(params, draw(1)),
-    reference(params, draw(1)),
+    logits_of(params, random_images(1)),
+    reference(params, random_images(1)),
     rtol=1e-4,
     atol=1e-5,
   )
 
 
-def test_a_batch_seen_twice_is_judged_alike(params):
+def test_a_batch_given_twice_has_the_same_logits(params):
   """True of the biased variance only."""
-  x = draw(1)
-  once = judge(params, x)
-  twice = judge(params, jnp.concatenate([x, x]))
+  x = random_images(1)
+  once = logits_of(params, x)
+  twice = logits_of(params, jnp.concatenate([x, x]))
   np.testing.assert_allclose(
     twice, np.concatenate([once, once]), rtol=1e-4, atol=1e-5
   )
 
 
 def test_statistics_are_of_the_global_batch(params):
-  """Eight devices judge as one does."""
+  """Eight devices give the logits of one."""
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-  x = jax.device_put(draw(1), NamedSharding(mesh, PartitionSpec("data")))
+  x = jax.device_put(
+    random_images(1), NamedSharding(mesh, PartitionSpec("data"))
+  )
   np.testing.assert_allclose(
-    judge(params, x),
-    judge(params, draw(1)),
+    logits_of(params, x),
+    logits_of(params, random_images(1)),
     rtol=1e-4,
     atol=1e-5,
   )
@@ -84,9 +86,9 @@ def test_statistics_are_of_the_global_batch(params):
 
 def test_bfloat16_computes_nearly_the_same_and_returns_float32(params):
   coarse = PatchDiscriminator(width=4, layers=2, dtype=jnp.bfloat16)
-  logits = jax.jit(coarse.apply)(params, draw(1))
+  logits = jax.jit(coarse.apply)(params, random_images(1))
   assert logits.dtype == jnp.float32
-  error = np.abs(logits - judge(params, draw(1)))
+  error = np.abs(logits - logits_of(params, random_images(1)))
   assert error.max() < 0.05 * np.abs(logits).max()
 
 
@@ -103,7 +105,7 @@ def test_the_published_sizes(layers, size, logits):
   assert variables.keys() == {"params"}
 
 
-def test_parameters_start_as_the_reference_says():
+def test_parameters_are_initialised_as_in_the_reference():
   model = PatchDiscriminator(width=16)
   x = jnp.zeros((1, 32, 32, 3))
   params = jax.jit(model.init)(jax.random.key(0), x)["params"]
@@ -118,7 +120,7 @@ def test_parameters_start_as_the_reference_says():
   assert 0.8 * bound < bias.max() < bound
 
 
-def test_images_without_a_logit_are_refused():
+def test_images_too_small_for_a_logit_are_refused():
   with pytest.raises(ValueError, match=r"23x64 .* 24x24"):
     PatchDiscriminator().init(jax.random.key(0), jnp.zeros((1, 23, 64, 3)))
   x = jnp.zeros((1, 24, 24, 3))
@@ -139,12 +141,12 @@ def test_the_vanilla_loss_is_the_cross_entropy_of_the_labels():
   np.testing.assert_allclose(vanilla_loss(real, fake), expected, rtol=1e-6)
 
 
-def test_the_hinge_loss_is_one_for_the_undecided_and_rests_when_sure():
+def test_the_hinge_loss_is_one_at_zero_logits_and_flat_beyond_the_margin():
   """And optax's hinge loss for labels of one and minus one in between."""
-  undecided, sure = jnp.zeros((2, 5, 5, 1)), jnp.full((2, 5, 5, 1), 1.5)
-  assert hinge_loss(undecided, undecided) == 1
-  assert hinge_loss(sure, -sure) == 0
-  gradients = jax.grad(hinge_loss, (0, 1))(sure, -sure)
+  zero, far = jnp.zeros((2, 5, 5, 1)), jnp.full((2, 5, 5, 1), 1.5)
+  assert hinge_loss(zero, zero) == 1
+  assert hinge_loss(far, -far) == 0
+  gradients = jax.grad(hinge_loss, (0, 1))(far, -far)
   assert not any(g.any() for g in gradients)
   real, fake = logits(0), logits(1)
   expected = optax.hinge_loss(real, 1.0) + optax.hinge_loss(fake, -1.0)
@@ -153,6 +155,6 @@ def test_the_hinge_loss_is_one_for_the_undecided_and_rests_when_sure():
   )
 
 
-def test_the_generator_pays_less_for_every_logit_it_raises():
+def test_the_generator_loss_falls_evenly_with_every_logit():
   gradient = jax.grad(generator_loss)(logits(0))
   np.testing.assert_allclose(gradient, -1 / gradient.size, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Features of pictures: read from the real container, the same on any mesh."""
+"""Inception's features: read from the published file, equal on any mesh."""
 
 import jax
 import numpy as np
@@ -17,12 +17,12 @@ WIDTHS = (64, 192, 768, 2048, 2023, 1008)
 
 @pytest.fixture(scope="module")
 def variables():
-  """Random ones of unit gain, stored moments too."""
+  """Random, of unit gain, stored moments too."""
   image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
   shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)
   rng = np.random.default_rng(0)
 
-  def draw(path, leaf):
+  def random(path, leaf):
     name = path[-1].key
     if name in ("kernel", "fc"):
       size = (2 / np.prod(leaf.shape[:-1])) ** 0.5
@@ -31,7 +31,7 @@ def variables():
       return rng.uniform(0.8, 1.2, leaf.shape).astype(np.float32)
     return 0.1 * rng.standard_normal(leaf.shape).astype(np.float32)
 
-  return jax.tree_util.tree_map_with_path(draw, shapes)
+  return jax.tree_util.tree_map_with_path(random, shapes)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def path(variables, tmp_path_factory):
   tensors = revert(read_table("inception"), variables)
   counts = {n for n in tensors if n.endswith("running_var")}
   for name in counts:
-    place = name.replace("running_var", "num_batches_tracked")
-    tensors[place] = np.array(1)
+    counter = name.replace("running_var", "num_batches_tracked")
+    tensors[counter] = np.array(1)
   tensors["fc.bias"] = np.zeros(1008, np.float32)
   assert len(tensors) == 566
   path = tmp_path_factory.mktemp("inception") / "weights.pth"
@@ -55,7 +55,7 @@ def test_the_file_is_read_as_it_was_written(variables, path):
   assert sum(map(np.size, jax.tree.leaves(variables))) == 23_884_384
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_a_missing_file_or_tensor_is_named(tmp_path):
   with pytest.raises(
     ConfigError, match=r"needed is torch-fidelity's .*6726825d"
   ):
@@ -85,5 +85,5 @@ def test_features_do_not_depend_on_batches_or_devices(variables):
     for world in ("legacy", "clean")
   )
   assert np.abs(legacy.pooled - clean.pooled).max() > 1e-3
-  with pytest.raises(ValueError, match="no pictures"):
+  with pytest.raises(ValueError, match="to take features of"):
     Extractor(variables, MeshShape().build())([])

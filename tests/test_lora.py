@@ -1,4 +1,4 @@
-"""LoRA trained here: what it changes, what it leaves, and its files."""
+"""LoRA: which kernels it changes, how, and its files."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ldm_jax.pretrained.lora.export import pairs_of, save_lora
 from ldm_jax.pretrained.lora.merge import merge_lora
 
 RNG = np.random.default_rng(2)
-EVERYWHERE = LoRA(3, 6.0, r"kernel$")
+ALL_KERNELS = LoRA(3, 6.0, r"kernel$")
 
 
 def base_of(opened):
@@ -22,13 +22,13 @@ def base_of(opened):
   }
 
 
-def stirred(factors):
+def randomized(factors):
   return jax.tree.map(
     lambda x: RNG.standard_normal(x.shape).astype(np.float32), factors
   )
 
 
-def test_a_fresh_one_changes_nothing():
+def test_a_new_lora_changes_nothing():
   base = base_of(family("sd1")[0])
   lora = LoRA()
   factors = lora.init(jax.random.key(0), base)
@@ -46,11 +46,11 @@ def test_the_default_adapts_the_unets_attention_alone():
   }
 
 
-def test_a_change_has_the_rank_and_the_scale():
+def test_a_change_has_the_given_rank_and_scale():
   kernel = RNG.standard_normal((12, 10)).astype(np.float32)
   base = {"unet": {"kernel": kernel}}
   for lora in (LoRA(2, 2.0, "kernel"), LoRA(2, 8.0, "kernel")):
-    factors = stirred(lora.init(jax.random.key(0), base))
+    factors = randomized(lora.init(jax.random.key(0), base))
     down, up = (factors["unet"]["kernel"][n] for n in ("lora_down", "lora_up"))
     change = lora.merge(base, factors)["unet"]["kernel"] - kernel
     np.testing.assert_allclose(
@@ -59,7 +59,7 @@ def test_a_change_has_the_rank_and_the_scale():
     assert np.linalg.matrix_rank(change, tol=1e-3) == 2
 
 
-def test_where_must_find_something():
+def test_where_must_match_a_kernel():
   with pytest.raises(ValueError, match="finds no kernel"):
     LoRA(where="nowhere").init(jax.random.key(0), {"a": jnp.ones((2, 2))})
   with pytest.raises(ValueError, match="rank=0"):
@@ -68,12 +68,12 @@ def test_where_must_find_something():
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
-@pytest.mark.parametrize("lora", [LoRA(3, 6.0), EVERYWHERE])
-def test_files_bring_back_what_was_trained(tmp_path, name, form, lora):
-  """Convolutions and towers too; the reader was tested against diffusers."""
+@pytest.mark.parametrize("lora", [LoRA(3, 6.0), ALL_KERNELS])
+def test_a_saved_lora_is_read_back(tmp_path, name, form, lora):
+  """Convolutions and text encoders too; the reader is tested with diffusers."""
   opened, _, _ = family(name)
   base = base_of(opened)
-  factors = stirred(lora.init(jax.random.key(1), base))
+  factors = randomized(lora.init(jax.random.key(1), base))
   path = tmp_path / "lora.safetensors"
   save_lora(opened, lora, factors, path, form)
   wanted = lora.merge(base, factors)
@@ -85,10 +85,10 @@ def test_files_bring_back_what_was_trained(tmp_path, name, form, lora):
   )
 
 
-def test_a_matrix_without_a_name_is_listed(tmp_path):
+def test_a_kernel_without_a_published_name_is_named_in_the_error(tmp_path):
   opened, _, _ = family("sd1")
-  odd = {"conditioners": {"words": {"kernel": {"lora_down": 0, "lora_up": 0}}}}
+  odd = {"conditioners": {"tokens": {"kernel": {"lora_down": 0, "lora_up": 0}}}}
   odd = jax.tree.map(lambda _: np.ones((2, 2), np.float32), odd)
-  with pytest.raises(WeightsError, match="conditioners/words/kernel"):
+  with pytest.raises(WeightsError, match="conditioners/tokens/kernel"):
     save_lora(opened, LoRA(), odd, tmp_path / "x.safetensors")
   assert not list(tmp_path.iterdir())

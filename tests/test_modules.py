@@ -1,4 +1,4 @@
-"""Configs of autoencoders, text encoders and schedules, there and back."""
+"""Configs of autoencoders, text encoders and schedules, read and written."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_a_published_first_stage_has_its_published_size(name):
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
-def test_a_first_stages_config_comes_back(name):
+def test_a_first_stages_config_is_written_as_it_was_read(name):
   config = AUTOENCODERS[name] | {"scaling_factor": 0.5}
   written = autoencoder_config(
     autoencoder(config)[0], scaling_factor=0.5, sample_size=512
@@ -73,7 +73,7 @@ def test_a_first_stages_config_comes_back(name):
     Autoencoder(ConvStack(24, (1, 3), 1, (1,), True, groups=8), 2),
   ],
 )
-def test_a_first_stage_comes_back(module):
+def test_a_first_stage_is_read_as_it_was_written(module):
   written = autoencoder_config(module, scaling_factor=2.0)
   assert autoencoder(written) == (module, 2.0)
 
@@ -105,7 +105,7 @@ def test_neutral_values_are_not_refused():
   assert autoencoder(KL_F8 | neutral) == autoencoder(KL_F8)
 
 
-def test_a_first_stage_without_a_word_in_diffusers_is_not_written():
+def test_a_first_stage_that_diffusers_has_not_is_refused():
   wide = Autoencoder(ConvStack(multipliers=(2, 4)), 4)
   with pytest.raises(ConfigError, match="start with 1"):
     autoencoder_config(wide, scaling_factor=1.0)
@@ -116,29 +116,29 @@ def test_a_first_stage_without_a_word_in_diffusers_is_not_written():
   "config, count",
   [(CLIP_L, 123_060_480), (VIT_H, 340_387_840), (BIG_G, 694_659_840)],
 )
-def test_a_published_text_tower_has_its_published_size(config, count):
-  tower = clip(config)
-  assert size(text_shapes(tower)) == count
-  written = json.loads(json.dumps(clip_config(tower)))
-  unused = {"projection_dim"} if tower.projection is None else set()
+def test_a_published_text_encoder_has_its_published_size(config, count):
+  encoder = clip(config)
+  assert size(text_shapes(encoder)) == count
+  written = json.loads(json.dumps(clip_config(encoder)))
+  unused = {"projection_dim"} if encoder.projection is None else set()
   for key in config.keys() - unused:
     assert written[key] == config[key], key
-  assert clip(written) == tower
+  assert clip(written) == encoder
 
 
 @pytest.mark.parametrize(
-  "tower",
+  "encoder",
   [
     ClipText(),
     ClipText(99, 24, 2, 3, 11, 40, "gelu", 7, 5),
     ClipText(99, 24, 2, 3, 11, None, "quick_gelu", None, 98),
   ],
 )
-def test_a_text_tower_comes_back(tower):
-  assert clip(clip_config(tower)) == tower
+def test_a_text_encoder_is_read_as_it_was_written(encoder):
+  assert clip(clip_config(encoder)) == encoder
 
 
-def test_clip_pools_where_its_config_says():
+def test_clip_pools_at_the_end_token_of_its_config():
   assert clip(CLIP_L).end is None
   assert clip({}).end == 49407
   assert clip(CLIP_L | {"eos_token_id": 9}).end == 9
@@ -154,13 +154,13 @@ def test_clip_pools_where_its_config_says():
     ("num_attention_heads", 7, "does not divide into 7 heads"),
   ],
 )
-def test_other_text_towers_are_refused(key, value, message):
+def test_other_text_encoders_are_refused(key, value, message):
   with pytest.raises(ConfigError) as error:
     clip(CLIP_L | {key: value})
   assert message in str(error.value)
 
 
-def test_ldms_encoders_come_back():
+def test_ldms_encoders_are_read_as_they_were_written():
   encoder = TextEncoder(30_522, 640, 3, 8, 64, 77)
   assert text(text_config(encoder)) == encoder
   assert text({}) == TextEncoder(30_522)  # txt2img-1p4B's
@@ -190,16 +190,16 @@ def test_stable_diffusions_schedule():
   assert (made, prediction) == (Schedule(), "eps")
   # alpha-bar at the last step, from the float64 product of the reference.
   np.testing.assert_allclose(made.alpha_bar[-1], 0.004660099, rtol=1e-6)
-  words = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-  assert schedule(SD_NOISE | words) == (Schedule(zero_terminal_snr=True), "v")
+  changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+  assert schedule(SD_NOISE | changes) == (Schedule(zero_terminal_snr=True), "v")
 
 
-def test_a_silent_scheduler_means_its_class():
-  silent = lambda name: schedule({"_class_name": name})[0]
-  assert silent("DDIMScheduler") == Schedule("linear", 0.0001, 0.02)
-  assert silent("FlaxPNDMScheduler") == silent("DDIMScheduler")
-  assert silent("HeunDiscreteScheduler") == Schedule("linear", 0.00085, 0.012)
-  assert silent("LCMScheduler") == Schedule()
+def test_missing_values_of_a_scheduler_are_its_class_defaults():
+  defaults = lambda name: schedule({"_class_name": name})[0]
+  assert defaults("DDIMScheduler") == Schedule("linear", 0.0001, 0.02)
+  assert defaults("FlaxPNDMScheduler") == defaults("DDIMScheduler")
+  assert defaults("HeunDiscreteScheduler") == Schedule("linear", 0.00085, 0.012)
+  assert defaults("LCMScheduler") == Schedule()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_silent_scheduler_means_its_class():
     (Schedule("cosine", zero_terminal_snr=True), "v"),
   ],
 )
-def test_a_schedule_comes_back(made, prediction):
+def test_a_schedule_is_read_as_it_was_written(made, prediction):
   written = schedule_config(made, prediction)
   assert schedule(written) == (made, prediction)
   # Without these diffusers clips latents and starts a step too late.
@@ -237,6 +237,6 @@ def test_other_schedules_are_refused(key, value, message):
   assert message in str(error.value)
 
 
-def test_a_schedule_without_a_word_in_diffusers_is_not_written():
+def test_a_schedule_that_diffusers_has_not_is_refused():
   with pytest.raises(ConfigError, match="no schedule of kind 'sqrt'"):
     schedule_config(Schedule("sqrt"), "eps")

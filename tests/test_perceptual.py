@@ -1,4 +1,4 @@
-"""LPIPS is a distance, equals its formula, and can always be descended."""
+"""LPIPS is a distance, equals its formula, and has finite gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ lpips = LPIPS(width=4)
 distances = jax.jit(lpips.apply)
 
 
-def draw(seed, shape=(2, 21, 18, 3)):
+def random_images(seed, shape=(2, 21, 18, 3)):
   rng = np.random.default_rng(seed)
   return jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
 
@@ -21,7 +21,7 @@ def draw(seed, shape=(2, 21, 18, 3)):
 def params():
   x = jnp.zeros((1, 16, 16, 3))
   params = jax.jit(lpips.init)(jax.random.key(0), x, x)
-  # Biases are zero at first; a reference must see others.
+  # Biases are initialised at zero; the reference is tested with others.
   return jax.tree.map(
     lambda p: p + 0.1 * (p.ndim == 1) * jnp.arange(p.size).reshape(p.shape) / 9,
     params,
@@ -54,13 +54,13 @@ def reference(params, x, y):
 
 
 def test_distances_equal_the_formula_in_numpy(params):
-  x, y = draw(1), draw(2)
+  x, y = random_images(1), random_images(2)
   expected = [reference(params, *pair) for pair in zip(x, y, strict=True)]
   np.testing.assert_allclose(distances(params, x, y), expected, rtol=1e-5)
 
 
 def test_it_is_symmetric_positive_and_zero_for_equal_images(params):
-  x, y = draw(1), draw(2)
+  x, y = random_images(1), random_images(2)
   assert (distances(params, x, x) < 1e-12).all()  # compilers fuse roundings
   assert (distances(params, x, y) > 1e-3).all()
   np.testing.assert_allclose(
@@ -69,13 +69,13 @@ def test_it_is_symmetric_positive_and_zero_for_equal_images(params):
 
 
 def test_a_distance_does_not_depend_on_the_rest_of_the_batch(params):
-  x, y = draw(1), draw(2)
+  x, y = random_images(1), random_images(2)
   single = [distances(params, x[i : i + 1], y[i : i + 1])[0] for i in (0, 1)]
   np.testing.assert_allclose(distances(params, x, y), single, rtol=1e-5)
 
 
 flat = jnp.zeros((1, 16, 16, 3))
-rough = draw(1, flat.shape)
+rough = random_images(1, flat.shape)
 gradient = jax.jit(jax.grad(lambda *args: lpips.apply(*args).sum(), (0, 1)))
 
 
@@ -91,14 +91,14 @@ gradient = jax.jit(jax.grad(lambda *args: lpips.apply(*args).sum(), (0, 1)))
 )
 @pytest.mark.parametrize("bias", [0.0, -1e3])
 def test_gradients_are_finite_everywhere(params, x, y, bias):
-  """A bias of -1,000 makes every feature zero, where a norm has no slope."""
+  """A bias of -1,000 makes every feature zero, where a norm has no gradient."""
   params = jax.tree.map(lambda p: p + bias if p.ndim == 1 else p, params)
   gradients = gradient(params, x, y)
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
 def test_bfloat16_computes_nearly_the_same_and_returns_float32(params):
-  x, y = draw(1), draw(2)
+  x, y = random_images(1), random_images(2)
   coarse = jax.jit(LPIPS(width=4, dtype=jnp.bfloat16).apply)(params, x, y)
   assert coarse.dtype == jnp.float32
   np.testing.assert_allclose(coarse, distances(params, x, y), rtol=0.05)
@@ -124,7 +124,7 @@ def test_random_heads_are_positive():
   assert (heads >= 0).all() and (heads <= 0.2).all()
 
 
-def test_images_without_a_last_feature_are_refused(params):
+def test_images_too_small_for_the_last_features_are_refused(params):
   x = jnp.zeros((1, 15, 64, 3))
   with pytest.raises(ValueError, match="15x64 pixels are too small"):
     lpips.apply(params, x, x)

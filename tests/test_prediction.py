@@ -1,4 +1,4 @@
-"""Every parameterisation is the same knowledge in other words."""
+"""Parameterizations, losses and guidance by the identities that define them."""
 
 import jax
 import jax.numpy as jnp
@@ -23,50 +23,50 @@ KINDS = ["eps", "x0", "v", "flow"]
 T = jnp.array([0.0, 1.0, 17.5, 400.0, 998.5, 999.0])
 
 
-def draw(seed=0):
+def normal_pair(seed=0):
   keys = jax.random.split(jax.random.key(seed))
   return [jax.random.normal(key, (len(T), 5, 4, 3)) for key in keys]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_to_pair_inverts_target(kind):
-  x0, noise = draw()
+def test_to_estimate_inverts_target(kind):
+  x0, noise = normal_pair()
   xt = q_sample(SCHEDULE, x0, T, noise)
-  pair = to_estimate(
+  estimate = to_estimate(
     kind, SCHEDULE.level(T), xt, target(kind, SCHEDULE, x0, T, noise)
   )
   # Dividing by sigma at t = 0, or by the signal at the end, costs digits.
-  np.testing.assert_allclose(pair.x0, x0, atol=2e-5)
-  np.testing.assert_allclose(pair.eps, noise, atol=6e-5)
+  np.testing.assert_allclose(estimate.x0, x0, atol=2e-5)
+  np.testing.assert_allclose(estimate.eps, noise, atol=6e-5)
 
 
 def test_v_at_zero_terminal_snr_is_minus_x0():
   schedule = Schedule(zero_terminal_snr=True)
-  x0, noise = draw()
+  x0, noise = normal_pair()
   last = jnp.full((len(T),), 999.0)
   v = target("v", schedule, x0, last, noise)
   np.testing.assert_allclose(v, -x0, atol=1e-6)
-  pair = to_estimate("v", schedule.level(last), noise, v)
-  np.testing.assert_allclose(pair.x0, x0, atol=1e-6)
+  estimate = to_estimate("v", schedule.level(last), noise, v)
+  np.testing.assert_allclose(estimate.x0, x0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["x0", "v"])
 def test_weighted_losses_agree_across_predictions(kind):
-  """min-SNR is one weight on x0's error, so the loss knows no prediction."""
-  x0, noise = draw(1)
-  wrong = draw(2)
+  """min-SNR weights the error of x0, whatever the parameterization."""
+  x0, noise = normal_pair(1)
+  wrong = normal_pair(2)
   wrong = Estimate(*wrong)
 
   def loss(prediction):
-    # The same wrong belief about x0, told in either language: eps follows.
+    # The same wrong x0 in either parameterization; eps follows from it.
     def network(xt, t):
       signal, sigma = SCHEDULE.signal_and_sigma(t)
       shape = (-1, 1, 1, 1)
       eps = (xt - signal.reshape(shape) * wrong.x0) / sigma.reshape(shape)
       return target(prediction, SCHEDULE, wrong.x0, t, eps)
 
-    rule = DenoisingLoss(prediction, min_snr=5.0)
-    return rule(SCHEDULE, network, x0, T, noise)
+    objective = DenoisingLoss(prediction, min_snr=5.0)
+    return objective(SCHEDULE, network, x0, T, noise)
 
   np.testing.assert_allclose(loss(kind), loss("eps"), rtol=2e-3)
 
@@ -87,14 +87,14 @@ def test_min_snr_refuses_l1():
     DenoisingLoss(norm="l1", min_snr=5.0)
 
 
-def test_a_silent_network_pays_the_variance_of_noise():
+def test_the_loss_of_a_zero_network_is_the_variance_of_noise():
   """E|eps|^2 = 1 and E|eps| = sqrt(2 / pi): the loss of a zero-init U-Net."""
   key = jax.random.key(3)
   x0, noise = jax.random.normal(key, (2, 64, 4096))
   t = sample_times(key, SCHEDULE, 64)
-  quiet = lambda xt, t: jnp.zeros_like(xt)
-  l2 = DenoisingLoss()(SCHEDULE, quiet, x0, t, noise)
-  l1 = DenoisingLoss(norm="l1")(SCHEDULE, quiet, x0, t, noise)
+  zero = lambda xt, t: jnp.zeros_like(xt)
+  l2 = DenoisingLoss()(SCHEDULE, zero, x0, t, noise)
+  l1 = DenoisingLoss(norm="l1")(SCHEDULE, zero, x0, t, noise)
   assert l2.shape == (64,)
   np.testing.assert_allclose(l2.mean(), 1.0, atol=0.01)
   np.testing.assert_allclose(l1.mean(), np.sqrt(2 / np.pi), atol=0.01)
@@ -108,38 +108,48 @@ def test_times_cover_the_schedule_evenly():
 
 
 def test_guidance_is_the_identity_at_one_and_linear():
-  no, yes = draw(6)
+  unconditional, conditional = normal_pair(6)
   np.testing.assert_allclose(
-    ClassifierFreeGuidance(1.0).combine(no, yes, 0.5), yes, atol=1e-6
+    ClassifierFreeGuidance(1.0).combine(unconditional, conditional, 0.5),
+    conditional,
+    atol=1e-6,
   )
   np.testing.assert_allclose(
-    ClassifierFreeGuidance(0.0).combine(no, yes, 0.5), no, atol=1e-6
+    ClassifierFreeGuidance(0.0).combine(unconditional, conditional, 0.5),
+    unconditional,
+    atol=1e-6,
   )
   np.testing.assert_allclose(
-    ClassifierFreeGuidance(7.5).combine(no, yes, 0.5),
-    no + 7.5 * (yes - no),
+    ClassifierFreeGuidance(7.5).combine(unconditional, conditional, 0.5),
+    unconditional + 7.5 * (conditional - unconditional),
     atol=1e-4,
   )
 
 
-def test_rescaled_guidance_has_the_spread_of_the_condition():
-  """Lin et al. 2023, eq. 15: phi = 1 gives the positive's spread."""
-  no, yes = draw(6)
-  spread = lambda y: np.std(np.asarray(y), axis=(1, 2, 3))
-  whole = ClassifierFreeGuidance(7.5, rescale=1.0).combine(no, yes, 0.5)
-  np.testing.assert_allclose(spread(whole), spread(yes), rtol=1e-5)
-  plain = ClassifierFreeGuidance(7.5).combine(no, yes, 0.5)
-  half = ClassifierFreeGuidance(7.5, rescale=0.5).combine(no, yes, 0.5)
+def test_rescaled_guidance_has_the_deviation_of_the_conditional_output():
+  """Lin et al. 2023, eq. 15, with phi = 1."""
+  unconditional, conditional = normal_pair(6)
+  deviation = lambda y: np.std(np.asarray(y), axis=(1, 2, 3))
+  whole = ClassifierFreeGuidance(7.5, rescale=1.0).combine(
+    unconditional, conditional, 0.5
+  )
+  np.testing.assert_allclose(
+    deviation(whole), deviation(conditional), rtol=1e-5
+  )
+  plain = ClassifierFreeGuidance(7.5).combine(unconditional, conditional, 0.5)
+  half = ClassifierFreeGuidance(7.5, rescale=0.5).combine(
+    unconditional, conditional, 0.5
+  )
   np.testing.assert_allclose(half, (plain + whole) / 2, atol=1e-5)
 
 
 def test_guidance_outside_its_interval_is_the_conditional_model():
-  no, yes = draw(6)
+  unconditional, conditional = normal_pair(6)
   guidance = ClassifierFreeGuidance(4.0, start=0.2, stop=0.8)
-  for share, scale in [(0.1, 1.0), (0.2, 4.0), (0.8, 4.0), (0.9, 1.0)]:
+  for fraction, scale in [(0.1, 1.0), (0.2, 4.0), (0.8, 4.0), (0.9, 1.0)]:
     np.testing.assert_allclose(
-      guidance.combine(no, yes, jnp.float32(share)),
-      ClassifierFreeGuidance(scale).combine(no, yes, 0.5),
+      guidance.combine(unconditional, conditional, jnp.float32(fraction)),
+      ClassifierFreeGuidance(scale).combine(unconditional, conditional, 0.5),
       atol=1e-5,
     )
 
@@ -152,14 +162,14 @@ def test_guidance_outside_its_interval_is_the_conditional_model():
     ClassifierFreeGuidance(2, 0, 0.8, 0.2),
   ],
 )
-def test_meaningless_guidance_is_refused(wrong):
+def test_guidance_out_of_range_is_refused(wrong):
   with pytest.raises(ValueError, match="guidance"):
     wrong.check()
 
 
-def test_thresholding_keeps_x0_in_range_and_eps_true_to_it():
+def test_thresholding_keeps_x0_in_range_and_x_t_unchanged():
   """Saharia et al. 2022, 2.3: clip to the quantile s, then divide by s."""
-  xt, x0 = draw(8)
+  xt, x0 = normal_pair(8)
   level = jax.tree.map(lambda x: x[3], SCHEDULE.level(T))
   x0 = 2 * x0
   denoise = lambda xt, level: Estimate(x0, xt)
@@ -176,17 +186,17 @@ def test_thresholding_keeps_x0_in_range_and_eps_true_to_it():
 
 
 def test_a_rectified_flow_is_the_straight_line():
-  """x_t, its target and DDIM's step, all divided by the line's own spread."""
+  """x_t, its target and DDIM's step, all divided by the line's deviation."""
   schedule = Schedule("rectified_flow", steps=50)
   rng = np.random.default_rng(0)
   x0, eps = rng.standard_normal((2, 3, 4))
   on_device = lambda level: jax.tree.map(jnp.float32, level)
   for index in (0, 10, 48, 49):
     s = (index + 1) / 50
-    spread = np.hypot(1 - s, s)
+    deviation = np.hypot(1 - s, s)
     level = schedule.level_at(index)
-    np.testing.assert_allclose(level.signal, (1 - s) / spread, atol=1e-12)
-    np.testing.assert_allclose(level.sigma, s / spread, atol=1e-12)
+    np.testing.assert_allclose(level.signal, (1 - s) / deviation, atol=1e-12)
+    np.testing.assert_allclose(level.sigma, s / deviation, atol=1e-12)
     xt = level.signal * x0 + level.sigma * eps
     velocity = eps - x0
     found = to_estimate(
@@ -198,7 +208,7 @@ def test_a_rectified_flow_is_the_straight_line():
   s, r = 0.8, 0.6
   here, there = schedule.level_at(39), schedule.level_at(29)
   line = (1 - s) * x0 + s * eps
-  other = rng.standard_normal((3, 4))  # whatever a network says
+  other = rng.standard_normal((3, 4))  # any output of a network
   euler = (line + (r - s) * other) / np.hypot(1 - r, r)
   xt = line / np.hypot(1 - s, s)
   guess = to_estimate(
@@ -208,7 +218,7 @@ def test_a_rectified_flow_is_the_straight_line():
   np.testing.assert_allclose(ddim, euler, atol=1e-5)
 
 
-def test_times_around_the_middle_are_asked_more_often():
+def test_logit_normal_times_are_more_often_in_the_middle():
   """P(t < T / 4) = Phi(ln(1 / 3)) of a logit-normal."""
   key, count = jax.random.key(0), 40_000
   t = sample_times(key, Schedule(), count, "logit_normal")
@@ -217,7 +227,7 @@ def test_times_around_the_middle_are_asked_more_often():
   np.testing.assert_allclose((t < 500).mean(), 0.5, atol=0.01)
 
 
-def test_a_classifier_leads_as_the_posterior_says():
+def test_guidance_by_the_exact_classifier_gives_the_conditional_score():
   """Two classes with Gaussian images: guidance by the true p(y | x_t) turns
   the score of the mixture into that of the class."""
   schedule = Schedule()

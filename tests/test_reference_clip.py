@@ -1,4 +1,4 @@
-"""Live comparisons with transformers' CLIP text towers, random and small."""
+"""Comparisons with transformers' CLIP, random and small."""
 
 import json
 
@@ -27,11 +27,11 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
 VOCABULARY, LENGTH, END = 64, 11, 57
-OLD_END = 2  # what configs say that mean the largest id
+OLD_END = 2  # in configs that pool at the largest id
 
 
-def towers(width, *, end, activation="quick_gelu", projection=None):
-  """A tower of transformers in float64, every tensor random, and ours."""
+def text_encoders(width, *, end, activation="quick_gelu", projection=None):
+  """transformers' text encoder in float64, all random, and the one here."""
   config = transformers.CLIPTextConfig(
     vocab_size=VOCABULARY,
     hidden_size=width,
@@ -51,8 +51,8 @@ def towers(width, *, end, activation="quick_gelu", projection=None):
   for name, parameter in theirs.named_parameters():
     is_scale = "norm" in name and name.endswith("weight")
     # From float32, so that both formats hold the same model.
-    drawn = torch.randn(parameter.shape) * 0.3 + float(is_scale)
-    parameter.data = drawn.double()
+    random = torch.randn(parameter.shape) * 0.3 + float(is_scale)
+    parameter.data = random.double()
   ours = ClipText(
     VOCABULARY,
     width,
@@ -67,8 +67,8 @@ def towers(width, *, end, activation="quick_gelu", projection=None):
   return theirs, ours
 
 
-def carried(theirs):
-  """Its tensors as ours."""
+def converted(theirs):
+  """Its tensors as Flax parameters."""
   tensors = {
     name.removeprefix("text_model."): tensor.numpy().astype(np.float32)
     for name, tensor in theirs.state_dict().items()
@@ -90,21 +90,22 @@ def carried(theirs):
   if "text_projection.weight" in tensors:
     params["projection"] = {"kernel": tensors["text_projection.weight"].T}
   for i in range(3):
-    at = f"encoder.layers.{i}"
+    layer = f"encoder.layers.{i}"
     params[f"block_{i}"] = {
-      "norm1": norm(f"{at}.layer_norm1"),
-      "norm2": norm(f"{at}.layer_norm2"),
-      "up": dense(f"{at}.mlp.fc1"),
-      "down": dense(f"{at}.mlp.fc2"),
+      "norm1": norm(f"{layer}.layer_norm1"),
+      "norm2": norm(f"{layer}.layer_norm2"),
+      "up": dense(f"{layer}.mlp.fc1"),
+      "down": dense(f"{layer}.mlp.fc2"),
       "attention": {
-        ours: dense(f"{at}.self_attn.{ours}_proj") for ours in ("q", "k", "v")
+        ours: dense(f"{layer}.self_attn.{ours}_proj")
+        for ours in ("q", "k", "v")
       }
-      | {"out": dense(f"{at}.self_attn.out_proj")},
+      | {"out": dense(f"{layer}.self_attn.out_proj")},
     }
   return {"params": jax.tree.map(jnp.asarray, params)}
 
 
-def said(theirs, tokens):
+def outputs(theirs, tokens):
   """(states before the last norm, by depth; normed ones; pooled), in numpy."""
   with torch.no_grad():
     out = theirs(torch.from_numpy(tokens), output_hidden_states=True)
@@ -118,7 +119,7 @@ def said(theirs, tokens):
 
 
 def assert_as_close(ours, float32, float64):
-  """The error is 20 times torch's own at most, or a 1e-5th of the scale."""
+  """The error is at most 20 times torch's own, or 1e-5 of the deviation."""
   error = np.abs(np.asarray(ours, np.float64) - float64).max()
   theirs = np.abs(float32 - float64).max()
   assert error <= max(20 * theirs, 1e-5 * float64.std())
@@ -129,7 +130,7 @@ def prompts(seed):
   rng = np.random.default_rng(seed)
   tokens = rng.integers(3, VOCABULARY, (6, LENGTH))
   tokens[:, [5, 9]] = END
-  tokens[0] = np.minimum(tokens[0], END)  # pooled alike by both rules
+  tokens[0] = np.minimum(tokens[0], END)  # pooled equally by both rules
   return tokens
 
 
@@ -138,29 +139,29 @@ def prompts(seed):
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_states_and_vectors_equal_transformers(activation, end, projection):
   torch.manual_seed(0)
-  theirs, ours = towers(
+  theirs, ours = text_encoders(
     32, end=end, activation=activation, projection=projection
   )
-  params, tokens = carried(theirs), prompts(0)
-  exact = said(theirs, tokens)
-  float32 = said(theirs.float(), tokens)
+  params, tokens = converted(theirs), prompts(0)
+  exact = outputs(theirs, tokens)
+  float32 = outputs(theirs.float(), tokens)
   with jax.default_matmul_precision("highest"):
     for skip in range(3):
       for is_normed in (False, True):
         found = ours.apply(params, jnp.asarray(tokens), skip, is_normed)
-        at = 3 - skip
+        depth = 3 - skip
         assert_as_close(
-          found.context, float32[is_normed][at], exact[is_normed][at]
+          found.context, float32[is_normed][depth], exact[is_normed][depth]
         )
         assert_as_close(found.pooled, float32[2], exact[2])
 
 
-def test_two_towers_say_what_sdxl_is_told():
-  """hidden_states[-2] of both side by side, text_embeds of the second."""
+def test_two_text_encoders_give_the_condition_of_sdxl():
+  """hidden_states[-2] of both concatenated, text_embeds of the second."""
   torch.manual_seed(1)
   pairs = [
-    towers(16, end=OLD_END),
-    towers(32, end=OLD_END, activation="gelu", projection=32),
+    text_encoders(16, end=OLD_END),
+    text_encoders(32, end=OLD_END, activation="gelu", projection=32),
   ]
   embedder = ClipEmbedder(
     tuple(ours for _, ours in pairs),
@@ -171,14 +172,14 @@ def test_two_towers_say_what_sdxl_is_told():
     null="zeros",
   )
   params = {
-    f"encoders_{i}": carried(theirs)["params"]
+    f"encoders_{i}": converted(theirs)["params"]
     for i, (theirs, _) in enumerate(pairs)
   }
   tokens = np.stack([prompts(2), prompts(3)], axis=1)
 
   def expected(precise):
     parts = [
-      said(theirs.to(precise), tokens[:, i])
+      outputs(theirs.to(precise), tokens[:, i])
       for i, (theirs, _) in enumerate(pairs)
     ]
     return np.concatenate([part[0][-2] for part in parts], -1), parts[1][2]
@@ -193,8 +194,8 @@ def test_two_towers_say_what_sdxl_is_told():
 
 
 @pytest.mark.parametrize("kind", ["CLIPVisionModelWithProjection", "CLIPModel"])
-def test_embeddings_of_pictures_equal_transformers(tmp_path, kind):
-  """Through a folder in the real format, as a download would lie there."""
+def test_embeddings_of_images_equal_transformers(tmp_path, kind):
+  """Through a folder in the published format."""
   torch.manual_seed(1)
   vision = {
     "hidden_size": 32,
@@ -220,20 +221,23 @@ def test_embeddings_of_pictures_equal_transformers(tmp_path, kind):
   module, variables = load(open_network(str(tmp_path)))
   pixels = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12, 3))
   pixels = pixels.astype(np.float32)
-  shown = ((pixels + 1) / 2 - np.array(MEAN)) / np.array(STD)
-  shown = torch.tensor(shown.transpose(0, 3, 1, 2), dtype=torch.float32)
+  normalized = ((pixels + 1) / 2 - np.array(MEAN)) / np.array(STD)
+  normalized = torch.tensor(
+    normalized.transpose(0, 3, 1, 2), dtype=torch.float32
+  )
   with torch.no_grad():
     if kind == "CLIPModel":
-      said = theirs.get_image_features(pixel_values=shown)
-      said = getattr(said, "pooler_output", said)
+      embeddings = theirs.get_image_features(pixel_values=normalized)
+      embeddings = getattr(embeddings, "pooler_output", embeddings)
     else:
-      said = theirs(pixel_values=shown).image_embeds
-  wanted = said.numpy() / np.linalg.norm(said.numpy(), axis=1, keepdims=True)
+      embeddings = theirs(pixel_values=normalized).image_embeds
+  expected = embeddings.numpy()
+  expected /= np.linalg.norm(expected, axis=1, keepdims=True)
   found = module.apply(variables, jnp.asarray(pixels))
-  np.testing.assert_allclose(found, wanted, atol=2e-6)
+  np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_a_published_image_tower_has_its_exact_size():
+def test_a_published_image_encoder_has_its_exact_size():
   """ViT-L/14: transformers' own count of the same config."""
   config = transformers.CLIPVisionConfig(
     hidden_size=1024,
@@ -255,7 +259,7 @@ def test_a_published_image_tower_has_its_exact_size():
 
 @pytest.fixture
 def whole(tmp_path):
-  """Both towers of a small model in a folder, and transformers' of them."""
+  """Both encoders of a small CLIP in a folder, and transformers' model."""
   torch.manual_seed(2)
   tokenizer = clip_tokenizer.tokenizer(tmp_path)
   tokenizer.save_pretrained(tmp_path)
@@ -265,9 +269,9 @@ def whole(tmp_path):
     "eos_token_id": tokenizer.eos_token_id,
     "max_position_embeddings": LENGTH,
   }
-  for tower, width in ((vision, 32), (text, 16)):
-    tower |= {"hidden_size": width, "intermediate_size": 2 * width}
-    tower |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+  for encoder, width in ((vision, 32), (text, 16)):
+    encoder |= {"hidden_size": width, "intermediate_size": 2 * width}
+    encoder |= {"num_hidden_layers": 2, "num_attention_heads": 4}
   config = transformers.CLIPConfig(
     text_config=text, vision_config=vision, projection_dim=24
   )
@@ -278,16 +282,16 @@ def whole(tmp_path):
   return str(tmp_path), theirs, tokenizer
 
 
-def test_scores_of_texts_and_pictures_equal_transformers(whole):
+def test_scores_of_texts_and_images_equal_transformers(whole):
   folder, theirs, tokenizer = whole
   ours = open_clip(folder)
   captions = ["a red fox", "fox", "a a a a a a a a a a a a a a a a"]
   images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), np.uint8)
-  seen = ours.image_embeddings(ours.variables, jnp.asarray(images))
-  read = ours.text_embeddings(
+  image_rows = ours.image_embeddings(ours.variables, jnp.asarray(images))
+  text_rows = ours.text_embeddings(
     ours.variables, jnp.asarray(ours.tokenizer.encode(captions))
   )
-  found = clip_scores(seen, read)
+  found = clip_scores(image_rows, text_rows)
   ids = tokenizer(
     captions,
     padding="max_length",
@@ -295,49 +299,51 @@ def test_scores_of_texts_and_pictures_equal_transformers(whole):
     truncation=True,
     return_tensors="pt",
   )
-  shown = (images / 255 - np.array(MEAN)) / np.array(STD)
-  shown = torch.tensor(shown.transpose(0, 3, 1, 2), dtype=torch.float32)
+  normalized = (images / 255 - np.array(MEAN)) / np.array(STD)
+  normalized = torch.tensor(
+    normalized.transpose(0, 3, 1, 2), dtype=torch.float32
+  )
   with torch.no_grad():
-    told = theirs(pixel_values=shown, **ids)
-  cosines = (told.image_embeds * told.text_embeds).sum(-1).numpy()
+    output = theirs(pixel_values=normalized, **ids)
+  cosines = (output.image_embeds * output.text_embeds).sum(-1).numpy()
   np.testing.assert_allclose(found, 100 * np.maximum(cosines, 0), atol=1e-4)
   assert np.ptp(cosines) > 0.01
 
 
-def test_evaluate_scores_pictures_with_their_own_captions(
+def test_evaluate_scores_images_with_their_own_captions(
   whole, tmp_path, capsys
 ):
   clip = open_clip(whole[0])
   rng = np.random.default_rng(3)
   images = rng.integers(0, 256, (2, 3, 12, 12, 3), np.uint8)
   captions = ["a red fox", "fox", "a a a"]
-  for name, pictures in zip(("drawn", "real"), images, strict=True):
+  for name, folder in zip(("generated", "real"), images, strict=True):
     (tmp_path / name).mkdir()
-    for i, picture in enumerate(pictures):
-      Image.fromarray(picture).save(tmp_path / name / f"{i}.png")
+    for i, image in enumerate(folder):
+      Image.fromarray(image).save(tmp_path / name / f"{i}.png")
       if name == "real":
         (tmp_path / name / f"{i}.txt").write_text(captions[i])
-  drawn, real = (str(tmp_path / name) for name in ("drawn", "real"))
+  generated, real = (str(tmp_path / name) for name in ("generated", "real"))
 
-  def told(*flags):
+  def evaluated(*flags):
     assert evaluate.main([*flags, f"--clip={whole[0]}"]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-  seen = [
+  rows = [
     np.asarray(clip.image_embeddings(clip.variables, jnp.asarray(x)))
     for x in images
   ]
-  read = clip.text_embeddings(
+  text_rows = clip.text_embeddings(
     clip.variables, jnp.asarray(clip.tokenizer.encode(captions))
   )
-  found = told(drawn, real, "--paired")
-  scores = [clip_scores(jnp.asarray(rows), read).mean() for rows in seen]
+  found = evaluated(generated, real, "--paired")
+  scores = [clip_scores(jnp.asarray(each), text_rows).mean() for each in rows]
   assert abs(scores[0] - scores[1]) > 0.1
   np.testing.assert_allclose(found["clip_score"], scores[0], rtol=1e-5)
-  np.testing.assert_allclose(found["cmmd"], cmmd(*seen), rtol=1e-4)
+  np.testing.assert_allclose(found["cmmd"], cmmd(*rows), rtol=1e-4)
   assert found["clip"] == tmp_path.name
   np.testing.assert_allclose(
-    told(real, drawn)["clip_score"], scores[1], rtol=1e-5
+    evaluated(real, generated)["clip_score"], scores[1], rtol=1e-5
   )
-  # Pictures beside others are not what is said of the others.
-  assert told(drawn, real)["clip_score"] == "unavailable"
+  # Captions are of the images of one folder, not of unpaired others.
+  assert evaluated(generated, real)["clip_score"] == "unavailable"

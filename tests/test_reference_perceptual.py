@@ -1,4 +1,4 @@
-"""Live comparisons with torch and the lpips package: files, values, slopes."""
+"""Comparisons with torch and the lpips package: files, values, gradients."""
 
 import collections
 import io
@@ -181,8 +181,8 @@ def test_lpips_and_its_slope_equal_the_package(lpips, trunk):
     values = LPIPS().apply({"params": params}, x, jnp.asarray(y))
     return values.sum(), values
 
-  slopes = jax.jit(jax.value_and_grad(distance, 1, has_aux=True))
-  (_, values), slope = slopes(params, jnp.asarray(x))
+  gradients = jax.jit(jax.value_and_grad(distance, 1, has_aux=True))
+  (_, values), slope = gradients(params, jnp.asarray(x))
   np.testing.assert_allclose(values, expected.detach(), atol=1e-6)
   error = np.abs(slope - to_ours(theirs.grad))
   assert error.max() <= 1e-4 * np.abs(slope).max()
@@ -193,17 +193,17 @@ def test_evaluate_measures_pairs_as_the_package_does(lpips, tmp_path, capsys):
   heads = pathlib.Path(lpips.__file__).parent / "weights/v0.1/vgg.pth"
   save(random_vgg16().state_dict(), tmp_path / "vgg16-397923af.pth", False)
   rng = np.random.default_rng(4)
-  pictures = rng.integers(0, 256, (2, 3, 40, 48, 3), np.uint8)
-  for name, set_of in zip("ab", pictures, strict=True):
+  images = rng.integers(0, 256, (2, 3, 40, 48, 3), np.uint8)
+  for name, folder in zip("ab", images, strict=True):
     (tmp_path / name).mkdir()
-    for i, picture in enumerate(set_of):
-      Image.fromarray(picture).save(tmp_path / name / f"{i}.png")
+    for i, image in enumerate(folder):
+      Image.fromarray(image).save(tmp_path / name / f"{i}.png")
   flags = [f"--lpips_trunk={tmp_path / 'vgg16-397923af.pth'}"]
   flags += [f"--lpips_heads={heads}", "--paired"]
   folders = [str(tmp_path / name) for name in "ab"]
   assert evaluate.main([*folders, *flags]) == 0
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
-  x, y = (to_torch(p.astype(np.float32) / 127.5 - 1) for p in pictures)
+  x, y = (to_torch(p.astype(np.float32) / 127.5 - 1) for p in images)
   with torch.no_grad():
     wanted = float(model(x, y).mean())
   assert abs(found["lpips"] - wanted) < 1e-6
@@ -220,7 +220,7 @@ def test_the_heads_of_the_package_are_read_as_torch_reads_them(lpips, net):
     np.testing.assert_array_equal(arrays[name], value.numpy(), strict=True)
 
 
-def torch_critic(width, layers):
+def torch_discriminator(width, layers):
   """NLayerDiscriminator of taming-transformers, rebuilt from its figures."""
   conv = lambda *args, **kw: torch.nn.Conv2d(*args, 4, padding=1, **kw)
   act = lambda: torch.nn.LeakyReLU(0.2)
@@ -237,7 +237,7 @@ def torch_critic(width, layers):
   return model.train()
 
 
-def critic_table(layers):
+def discriminator_table(layers):
   rows = ["conv0/kernel\t0.weight\tconv", "conv0/bias\t0.bias\tsame"]
   for layer in range(1, layers + 1):
     place = 3 * layer - 1
@@ -253,9 +253,9 @@ def critic_table(layers):
 
 
 @pytest.mark.parametrize("layers", [2, 3])
-def test_the_critic_and_its_slopes_equal_torch(tmp_path, layers):
+def test_the_discriminator_and_its_gradients_equal_torch(tmp_path, layers):
   torch.manual_seed(0)
-  model, table = torch_critic(16, layers), critic_table(layers)
+  model, table = torch_discriminator(16, layers), discriminator_table(layers)
   save(model.state_dict(), tmp_path / "d.pth")
   tensors = read_torch(tmp_path / "d.pth")
   tensors = {n: t for n, t in tensors.items() if "num_batches" not in n}
@@ -267,24 +267,25 @@ def test_the_critic_and_its_slopes_equal_torch(tmp_path, layers):
   loss = (relu(1 - theirs[0]).mean() + relu(1 + theirs[1]).mean()) / 2
   loss.backward()
 
-  critic = PatchDiscriminator(width=16, layers=layers)
+  discriminator = PatchDiscriminator(width=16, layers=layers)
 
   @jax.jit
   @jax.value_and_grad
   def ours(params):
     logits = [
-      critic.apply({"params": params}, jnp.asarray(x)) for x in (real, fake)
+      discriminator.apply({"params": params}, jnp.asarray(x))
+      for x in (real, fake)
     ]
     return hinge_loss(*logits)
 
-  value, slopes = ours(params)
-  logits = critic.apply({"params": params}, jnp.asarray(real))
+  value, gradients = ours(params)
+  logits = discriminator.apply({"params": params}, jnp.asarray(real))
   np.testing.assert_allclose(
     logits, to_ours(theirs[0]), rtol=1e-4, atol=1e-4 * float(logits.std())
   )
   np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
-  slopes = revert(table, slopes)
+  gradients = revert(table, gradients)
   for name, parameter in model.named_parameters():
     expected = parameter.grad.numpy()
-    error = np.abs(slopes[name] - expected).max()
+    error = np.abs(gradients[name] - expected).max()
     assert error <= 1e-4 * max(np.abs(expected).max(), 1e-3), name

@@ -1,7 +1,7 @@
-"""Every sampler, grid and prediction against diffusers' schedulers.
+"""Every sampler, spacing and prediction against diffusers' schedulers.
 
-Both are given the same network, a mixture of Gaussians in closed form as of
-the time the network is told, and the same noise. Their float32 tables of
+Both have the same network, a mixture of Gaussians in closed form at the time
+that the network is given, and the same noise. The schedulers' float32 tables of
 sigmas are used in float64, so that only the algorithms differ.
 """
 
@@ -22,7 +22,7 @@ from sampler_rows import (
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.diffusion.schedule import MIN_ALPHA_BAR, Schedule
 from ldm_jax.pretrained.configs.scheduler_config import (
-  sampler_config as read_recipe,
+  sampler_config as read_config,
 )
 
 torch = pytest.importorskip("torch")
@@ -30,7 +30,7 @@ diffusers = pytest.importorskip("diffusers")
 
 pytestmark = [
   pytest.mark.slow,
-  pytest.mark.filterwarnings("ignore"),  # theirs, a thousand times over
+  pytest.mark.filterwarnings("ignore"),  # a thousand of diffusers' own
 ]
 
 SCHEDULE = Schedule()
@@ -52,22 +52,22 @@ SIGMAS = {
 
 
 def network(x, time, kind, alpha_bar):
-  """The exact answer at the time that is told."""
+  """The exact output at the given time."""
   table = np.log(np.maximum(alpha_bar, MIN_ALPHA_BAR))
   log_alpha_bar = np.interp(time, np.arange(len(table)), table)
   signal, sigma = np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
   variance = (signal * STD) ** 2 + sigma**2
   logits = np.log(WEIGHTS) - (x[..., None] - signal * MEANS) ** 2 / 2 / variance
-  share = np.exp(logits - logits.max(-1, keepdims=True))
-  mean = (share * MEANS).sum(-1) / share.sum(-1)
+  weight = np.exp(logits - logits.max(-1, keepdims=True))
+  mean = (weight * MEANS).sum(-1) / weight.sum(-1)
   x0 = mean + signal * STD**2 / variance * (x - signal * mean)
   eps = (x - signal * x0) / sigma
-  answers = {"epsilon": eps, "sample": x0}
-  return answers.get(kind, signal * eps - sigma * x0)
+  outputs = {"epsilon": eps, "sample": x0}
+  return outputs.get(kind, signal * eps - sigma * x0)
 
 
-def theirs(name, config, steps, kind, alpha_bar, told, monkeypatch):
-  """Where their loop ends, and how often it asks."""
+def theirs(name, config, steps, kind, alpha_bar, options, monkeypatch):
+  """The final x of their loop, and its number of network calls."""
   made = getattr(diffusers, name)(**BETAS, prediction_type=kind, **config)
   made.set_timesteps(steps)
   if isinstance(getattr(made, "sigmas", None), torch.Tensor):
@@ -78,36 +78,40 @@ def theirs(name, config, steps, kind, alpha_bar, told, monkeypatch):
     module = sys.modules[type(made).__module__]
     if hasattr(module, "randn_tensor"):
       monkeypatch.setattr(module, "randn_tensor", lambda *_, n=noise, **__: n)
-    seen = made.scale_model_input(x, t).double().numpy()
-    answer = torch.from_numpy(network(seen, float(t), kind, alpha_bar))
-    x = made.step(answer, t, x, **told).prev_sample.double()
+    scaled = made.scale_model_input(x, t).double().numpy()
+    output = torch.from_numpy(network(scaled, float(t), kind, alpha_bar))
+    x = made.step(output, t, x, **options).prev_sample.double()
   return x.numpy(), len(made.timesteps)
 
 
 def ours(plan, kind, alpha_bar):
-  """Where ours ends with the same network."""
+  """The final x of ours with the same network, and its network calls."""
 
   def denoise(x, level):
-    answer = network(x, level.time, kind, alpha_bar)
+    output = network(x, level.time, kind, alpha_bar)
     signal, sigma = level.signal, level.sigma
     if kind == "epsilon":
-      return (x - sigma * answer) / signal, answer
+      return (x - sigma * output) / signal, output
     if kind == "sample":
-      return answer, (x - signal * answer) / sigma
-    return signal * x - sigma * answer, signal * answer + sigma * x
+      return output, (x - signal * output) / sigma
+    return signal * x - sigma * output, signal * output + sigma * x
 
   found = follow(plan.table, XT * plan.init_noise_sigma, denoise, NOISES)
   return found, len(plan.table.index)
 
 
-def spaced(name, grid):
-  if name == "DPMSolverSinglestepScheduler" and grid == "linspace":
+def spacing_options(name, spacing):
+  if name == "DPMSolverSinglestepScheduler" and spacing == "linspace":
     return {}  # it has no other
-  return {SIGMAS[grid]: True} if grid in SIGMAS else {"timestep_spacing": grid}
+  return (
+    {SIGMAS[spacing]: True}
+    if spacing in SIGMAS
+    else {"timestep_spacing": spacing}
+  )
 
 
 ALL = (*TIMED, *SIGMAS)
-# (their class, our sampler, grids, their options, our options)
+# (diffusers' class, sampler, spacings, diffusers' options, options here)
 CASES = [
   ("DDIMScheduler", "ddim", TIMED, {"set_alpha_to_one": False}, {}),
   ("DDIMScheduler", "ddim", TIMED, {"set_alpha_to_one": True}, {"eta": 0.7}),
@@ -153,20 +157,22 @@ CASES = [
   ("TCDScheduler", "tcd", [None], {}, {"eta": 0.8}),
 ]
 FLAT = [
-  pytest.param(name, sampler, grid, config, told, id=f"{sampler}-{grid}-{i}")
-  for i, (name, sampler, grids, config, told) in enumerate(CASES)
-  for grid in grids
+  pytest.param(
+    name, sampler, spacing, config, options, id=f"{sampler}-{spacing}-{i}"
+  )
+  for i, (name, sampler, spacings, config, options) in enumerate(CASES)
+  for spacing in spacings
 ]
-# The sampler family that diffusers does not give x0-prediction to.
+# Samplers without x0-prediction in diffusers.
 NO_SAMPLE = ("plms", "pndm_prk", "euler_ancestral", "dpm2", "dpm2_ancestral")
 
 
-def defined(sampler, grid, kind, steps):
+def defined(sampler, spacing, kind, steps):
   """Whether both define the same algorithm, and theirs runs."""
   if kind == "sample" and sampler in NO_SAMPLE:
     return False
   if sampler in ("plms", "pndm_prk") and kind == "v_prediction":
-    # Theirs mixes v of several times as if it were eps.
+    # diffusers combines v of several times as if it were eps.
     return sampler == "plms" and steps == 1
   if sampler == "pndm_prk" and steps < 4:
     return False  # theirs fails
@@ -174,38 +180,40 @@ def defined(sampler, grid, kind, steps):
     return False  # their float32 loses the small difference of two squares
   repeats = ("dpmpp", "deis", "unipc")
   # Theirs repeats a time there and fails.
-  fails = grid == "beta" and steps == 50 and sampler.startswith(repeats)
+  fails = spacing == "beta" and steps == 50 and sampler.startswith(repeats)
   return not fails
 
 
-@pytest.mark.parametrize("name, sampler, grid, config, told", FLAT)
+@pytest.mark.parametrize("name, sampler, spacing, config, options", FLAT)
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
-def test_schedulers(name, sampler, grid, config, told, kind, monkeypatch):
+def test_schedulers(name, sampler, spacing, config, options, kind, monkeypatch):
   config = dict(config)
-  if grid is not None:
-    config |= spaced(name, grid)
+  if spacing is not None:
+    config |= spacing_options(name, spacing)
   if "steps_offset" in getattr(diffusers, name)().config:
     config["steps_offset"] = 1
   if name in ("DDIMScheduler", "DDPMScheduler"):
     config["clip_sample"] = False
-  # The recipe is read from their own config, as it lies in a model's folder.
+  # Read from diffusers' own config, as it is in a model's folder.
   written = {"_class_name": name, **BETAS, **config}
-  sampler_config = read_recipe(written)
+  sampler_config = read_config(written)
   assert sampler_config.sampler == sampler
   for steps in STEPS:
-    if not defined(sampler, grid, kind, steps):
+    if not defined(sampler, spacing, kind, steps):
       continue
-    step_told = {k: v for k, v in told.items() if k == "eta"}
-    asked = SamplerConfig(
+    step_options = {k: v for k, v in options.items() if k == "eta"}
+    same_config = SamplerConfig(
       **vars(sampler_config)
-      | told
-      | {"steps": steps, "compat": "diffusers", "timestep_spacing": grid}
+      | options
+      | {"steps": steps, "compat": "diffusers", "timestep_spacing": spacing}
     )
     expected, calls = theirs(
-      name, config, steps, kind, SCHEDULE.alpha_bar, step_told, monkeypatch
+      name, config, steps, kind, SCHEDULE.alpha_bar, step_options, monkeypatch
     )
-    found, asks = ours(asked.plan(SCHEDULE), kind, SCHEDULE.alpha_bar)
-    assert asks == calls
+    found, own_calls = ours(
+      same_config.plan(SCHEDULE), kind, SCHEDULE.alpha_bar
+    )
+    assert own_calls == calls
     scale = np.abs(expected).max()
     assert np.abs(found - expected).max() < 1e-4 * scale, steps
 
@@ -258,8 +266,9 @@ def test_zero_terminal_snr(name, sampler, monkeypatch):
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_our_own_ddim_is_right_where_theirs_is_not(monkeypatch):
-  """Off the leading grid their steps land beside the times they ask at."""
+def test_ddim_without_compat_is_more_accurate_than_diffusers(monkeypatch):
+  """Except with leading spacing, diffusers' steps end at other times than those
+  at which the network is evaluated next."""
   high, low = (SCHEDULE.level_at(t) for t in (999, 0))
   x = solve(XT / high.signal, high.ratio, low.ratio)
   true = x - low.ratio * mixture_eps(x, low.ratio)

@@ -211,7 +211,7 @@ def test_a_controlnet(sd1, tmp_path, scale):
   control = diffusers.ControlNetModel.from_unet(
     pipe.unet, conditioning_embedding_out_channels=(16, 32, 48)
   )
-  torch_models.spread(control)
+  torch_models.randomized(control)
   with torch.no_grad():
     for parameter in control.parameters():
       if not parameter.abs().sum():  # zero convolutions say nothing

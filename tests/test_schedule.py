@@ -1,4 +1,4 @@
-"""Schedules against the published numbers and their own definitions."""
+"""Schedules against published numbers and their own definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_sigma_range_of_stable_diffusion():
 
 
 @pytest.mark.parametrize("zero", [False, True])
-def test_whole_times_read_the_table_and_clean_is_one(zero):
+def test_whole_times_are_those_of_the_table_and_the_clean_image_is_one(zero):
   schedule = Schedule(zero_terminal_snr=zero)
   t = jnp.arange(-1, 1000).astype(jnp.float32)
   signal, sigma = schedule.signal_and_sigma(t)
@@ -50,7 +50,7 @@ def test_whole_times_read_the_table_and_clean_is_one(zero):
   assert signal[0] == 1 and sigma[0] == 0
 
 
-def test_between_whole_times_the_logarithm_is_straight():
+def test_between_whole_times_the_logarithm_is_linear():
   schedule = Schedule()
   expected = 0.75 * np.log(schedule.alpha_bar[7]) + 0.25 * np.log(
     schedule.alpha_bar[8]
@@ -73,7 +73,7 @@ def test_zero_terminal_snr():
 
 
 def test_q_sample_moments():
-  """Over 2e5 draws mean and variance are sqrt(ab) x0 and 1 - ab."""
+  """Mean and variance over 2e5 random numbers are sqrt(ab) x0 and 1 - ab."""
   schedule, count = Schedule(), 200_000
   for t in (0, 10, 100, 500, 999):
     noise = jax.random.normal(jax.random.key(t), (1, count))
@@ -100,7 +100,7 @@ def test_posterior_against_the_paper():
 
 @pytest.mark.parametrize("pair", [(999, 998), (700, 31), (20, 0), (0, -1)])
 def test_posterior_composes_with_q(pair):
-  """Drawing x_t and then x_s | x_t, x_0 gives the moments of q(x_s | x_0)."""
+  """x_t and then x_s | x_t, x_0 have the moments of q(x_s | x_0)."""
   schedule, x0, noise = Schedule(), jnp.full((1, 1), 1.3), jnp.zeros((1, 1))
   t, s = (jnp.array([time], jnp.float32) for time in pair)
   mean, variance = posterior(

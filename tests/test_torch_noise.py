@@ -1,4 +1,4 @@
-"""The noise of torch's CPU, number by number."""
+"""torch's random numbers on a CPU, number by number."""
 
 import math
 
@@ -25,10 +25,10 @@ def test_the_first_numbers_of_torch():
   np.testing.assert_allclose(torch_normal(42, (2, 2, 5)), numbers, **CLOSE)
 
 
-def test_the_numbers_of_torch_go_on_from_call_to_call():
+def test_calls_continue_the_sequence_of_torch():
   """torch 2.13.0+cpu, AVX512: torch.manual_seed(42), then torch.randn(3),
-  torch.randn(17)[[0, -1]] and torch.randn(2), of which the first is a sine
-  that was left by the first call."""
+  torch.randn(17)[[0, -1]] and torch.randn(2), of which the first is the
+  sine of the first call's last pair."""
   generator = TorchGenerator(42)
   first, block, last = (generator.normal((size,)) for size in (3, 17, 2))
   expected = [0.3366903663, 0.1288094074, 0.2344623656]
@@ -47,7 +47,7 @@ def test_shapes_and_format(shape):
 
 
 def test_only_the_lower_half_of_a_seed_counts():
-  """torch's twister is seeded with 32 bits; -1 is 2^64 - 1 to it."""
+  """torch seeds its twister with 32 bits; -1 is 2^64 - 1."""
   noise = torch_normal(2**32 - 1, (20,))
   for seed in (-1, 2**64 - 1, 2**63 - 1, 7 * 2**32 - 1):
     np.testing.assert_array_equal(torch_normal(seed, (20,)), noise)
@@ -62,7 +62,7 @@ def test_a_seed_of_over_64_bits_is_refused(seed):
 
 @pytest.mark.parametrize("size", [2**20, 15])
 def test_the_numbers_are_normal(size):
-  """Moments, and the share within one deviation, to five standard errors."""
+  """Moments, and the fraction within one deviation, to five standard errors."""
   generator, count = TorchGenerator(3), 2**20
   calls = count // size if size > 15 else 5_000
   noise = np.concatenate([generator.normal((size,)) for _ in range(calls)])
@@ -103,7 +103,7 @@ def test_repeated_draws_equal_torch(seed):
 
 
 @pytest.mark.slow
-def test_the_longest_of_many_equal_torch():
+def test_four_million_numbers_equal_torch():
   """Where a radius is longest, an angle's rounding shows most."""
   torch = pytest.importorskip("torch")
   torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""Transformer blocks: one loop or several copies, kept or computed again."""
+"""Transformer blocks: scanned or not, with and without rematerialisation."""
 
 import flax.linen as nn
 import jax
@@ -13,31 +13,31 @@ from ldm_jax.nn.transformer import SpatialTransformer
 BLOCK = SpatialTransformer(3, heads=2, head_width=8, groups=4)
 
 
-def begin(seed=0):
-  """An image, words, and parameters of which none is zero."""
-  x, words, stir = jax.random.split(jax.random.key(seed), 3)
+def inputs(seed=0):
+  """Parameters of which none is zero, pixels, and a context."""
+  x, context, key_params = jax.random.split(jax.random.key(seed), 3)
   x = jax.random.normal(x, (2, 6, 5, 12))
-  words = jax.random.normal(words, (2, 7, 10))
-  params = BLOCK.init(jax.random.key(1), x, words)
+  context = jax.random.normal(context, (2, 7, 10))
+  params = BLOCK.init(jax.random.key(1), x, context)
   leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(stir, len(leaves))
-  stirred = [
+  keys = jax.random.split(key_params, len(leaves))
+  perturbed = [
     leaf + 0.1 * jax.random.normal(key, leaf.shape)
     for leaf, key in zip(leaves, keys, strict=True)
   ]
-  return jax.tree.unflatten(tree, stirred), x, words
+  return jax.tree.unflatten(tree, perturbed), x, context
 
 
-def pulled(block):
-  loss = lambda *told: (block.apply(*told) ** 2).mean()
-  return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*begin())
+def value_and_grads(block):
+  loss = lambda *args: (block.apply(*args) ** 2).mean()
+  return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*inputs())
 
 
 @pytest.mark.parametrize("remat", ["off", "dots", "full"])
 @pytest.mark.parametrize("is_scanned", [False, True])
-def test_a_loop_and_remat_change_nothing(is_scanned, remat):
+def test_scan_and_remat_change_nothing(is_scanned, remat):
   block = BLOCK.clone(is_scanned=is_scanned, remat=remat)
-  ours, theirs = pulled(block), pulled(BLOCK)
+  ours, theirs = value_and_grads(block), value_and_grads(BLOCK)
   assert jax.tree.structure(ours) == jax.tree.structure(theirs)
   for one, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
     assert np.abs(other).max() > 0
@@ -45,10 +45,10 @@ def test_a_loop_and_remat_change_nothing(is_scanned, remat):
     np.testing.assert_allclose(one, other, atol=2e-6 * max(scale, 1))
 
 
-def test_a_loop_is_one_block_long():
-  """Of nine attentions in three blocks, only one block's are in the program."""
-  told = begin()
-  products = lambda block: str(jax.make_jaxpr(block.apply)(*told)).count(
+def test_a_scan_has_the_code_of_one_block():
+  """Of three blocks' matrix products only one block's are in the program."""
+  args = inputs()
+  products = lambda block: str(jax.make_jaxpr(block.apply)(*args)).count(
     "dot_general"
   )
   each = (products(BLOCK) - products(BLOCK.clone(depth=1))) // 2
@@ -58,15 +58,15 @@ def test_a_loop_is_one_block_long():
   assert each > 5
 
 
-def test_what_is_stored_is_named_as_ever():
-  x, words = begin()[1:]
+def test_a_scan_has_the_same_parameters():
+  x, context = inputs()[1:]
   scanned = BLOCK.clone(is_scanned=True)
-  init = lambda block: jax.eval_shape(block.init, jax.random.key(0), x, words)
+  init = lambda block: jax.eval_shape(block.init, jax.random.key(0), x, context)
   assert init(scanned) == init(BLOCK)
 
 
-def kept(remat):
-  """Elements that a residual block keeps for its backward pass."""
+def stored(remat):
+  """Elements that a residual block stores for its backward pass."""
   block = remat_policy(remat, ResBlock)(16, groups=4)
   x = jnp.ones((1, 8, 8, 16))
   params = block.init(jax.random.key(0), x)
@@ -74,5 +74,5 @@ def kept(remat):
   return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
 
-def test_less_is_kept():
-  assert kept("full") < kept("dots") < kept("off")
+def test_remat_stores_less():
+  assert stored("full") < stored("dots") < stored("off")

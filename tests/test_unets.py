@@ -1,4 +1,4 @@
-"""A published config makes the published U-Net, and comes back the same."""
+"""Published configs of U-Nets are read and written without a change."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def size(sizes):
   return sum(math.prod(shape) for shape in sizes.values())
 
 
-# Keys that have one lawful value or say nothing: we do not write them.
+# Keys with one valid value or without effect, which are not written.
 UNWRITTEN = {
   "addition_embed_type_num_heads",
   "attention_type",
@@ -43,18 +43,20 @@ UNWRITTEN = {
 
 
 def unet_size(config):
-  fed = inputs(config)
-  shapes = unet_shapes(unet(config), fed.channels, fed.context, fed.vector)
+  sizes = inputs(config)
+  shapes = unet_shapes(
+    unet(config), sizes.channels, sizes.context, sizes.vector
+  )
   return size(shapes)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_published_config_is_the_published_unet(name):
-  """Of the size that published_networks tells."""
-  fed = inputs(CONFIGS[name])
+  """With the input sizes of published_networks."""
+  read = inputs(CONFIGS[name])
   published, *sizes, _ = UNETS[name]
   assert unet(CONFIGS[name]) == published
-  assert [fed.channels, fed.context, fed.vector] == sizes
+  assert [read.channels, read.context, read.vector] == sizes
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "celeba256"])
@@ -69,7 +71,7 @@ def test_every_published_unet_has_its_published_size(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_unets_config_comes_back(name):
+def test_a_unets_config_is_written_as_it_was_read(name):
   config = CONFIGS[name]
   written = json.loads(json.dumps(unet_config(unet(config), inputs(config))))
   for key in config.keys() - UNWRITTEN:
@@ -79,11 +81,11 @@ def test_a_unets_config_comes_back(name):
 
 
 @pytest.mark.parametrize(
-  "module, fed",
+  "module, sizes",
   [
     (UNet(), Inputs(4, 64, 768)),
     (UNet(4, 32, (1, 2), 1, transformer((0, 3), 3, 4)), Inputs(9, 8, 7)),
-    # Two levels of one width: their heads are still said as a width.
+    # Two levels of one width: their heads are still written as a width.
     (UNet(4, 32, (1, 1), 1, transformer((1, 2), 2, None, 8)), Inputs(4, 8, 7)),
     (
       UNet(
@@ -106,10 +108,10 @@ def test_a_unets_config_comes_back(name):
     ),
   ],
 )  # fmt: skip
-def test_a_unet_comes_back(module, fed):
-  config = unet_config(module, fed)
+def test_a_unet_is_read_as_it_was_written(module, sizes):
+  config = unet_config(module, sizes)
   assert unet(config) == module
-  assert inputs(config) == fed
+  assert inputs(config) == sizes
 
 
 def test_a_flax_config_is_the_same_as_torchs():
@@ -168,7 +170,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("base, key, value, message", REFUSED)
-def test_what_we_cannot_do_is_refused_by_name(base, key, value, message):
+def test_unsupported_configs_are_refused_by_name(base, key, value, message):
   with pytest.raises(ConfigError, match=key) as error:
     unet(base | {key: value})
   assert message in str(error.value)
@@ -176,7 +178,7 @@ def test_what_we_cannot_do_is_refused_by_name(base, key, value, message):
 
 
 @pytest.mark.parametrize(
-  "module, fed, message",
+  "module, sizes, message",
   [
     (UNet(octaves=2), Inputs(4, 64, 768), "octaves=2"),
     (UNet(multipliers=(2, 4, 4, 4)), Inputs(4, 64, 768), "start with 1"),
@@ -191,7 +193,7 @@ def test_what_we_cannot_do_is_refused_by_name(base, key, value, message):
      Inputs(4, 64, None, 9), "vector='mlp'"),
   ],
 )  # fmt: skip
-def test_what_diffusers_cannot_do_is_not_written(module, fed, message):
+def test_unets_that_diffusers_has_not_are_refused(module, sizes, message):
   with pytest.raises(ConfigError) as error:
-    unet_config(module, fed)
+    unet_config(module, sizes)
   assert message in str(error.value)

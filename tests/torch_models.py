@@ -36,27 +36,27 @@ from transformers import (
 )
 
 
-def tower(
-  words: CLIPTokenizer, width: int, *, activation: str, projection=None
+def text_encoder(
+  clip_tokenizer: CLIPTokenizer, width: int, *, activation: str, projection=None
 ):
-  """A text tower of three blocks."""
+  """A text encoder of three blocks."""
   config = CLIPTextConfig(
-    vocab_size=len(words),
+    vocab_size=len(clip_tokenizer),
     hidden_size=width,
     intermediate_size=3 * width,
     num_hidden_layers=3,
     num_attention_heads=4,
     hidden_act=activation,
     projection_dim=projection or width,
-    bos_token_id=words.bos_token_id,
-    eos_token_id=words.eos_token_id,
+    bos_token_id=clip_tokenizer.bos_token_id,
+    eos_token_id=clip_tokenizer.eos_token_id,
   )
   kind = CLIPTextModel if projection is None else CLIPTextModelWithProjection
-  return spread(kind(config))
+  return randomized(kind(config))
 
 
-def spread(module: torch.nn.Module) -> torch.nn.Module:
-  """Norms and biases drawn too: fresh ones are ones and zeros."""
+def randomized(module: torch.nn.Module) -> torch.nn.Module:
+  """Random norms and biases too, which are initialised at ones and zeros."""
   for name, parameter in module.named_parameters():
     if parameter.ndim == 1:
       shift = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -65,8 +65,8 @@ def spread(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def vae(scale: float = 0.18215) -> AutoencoderKL:
-  """kl-f4 in small."""
-  return spread(
+  """A small kl-f4."""
+  return randomized(
     AutoencoderKL(
       block_out_channels=(16, 32, 32),
       down_block_types=("DownEncoderBlock2D",) * 3,
@@ -100,7 +100,7 @@ def unet(**changes) -> UNet2DConditionModel:
     "cross_attention_dim": 32,
     "sample_size": 8,
   }
-  return spread(UNet2DConditionModel(**(values | changes)))
+  return randomized(UNet2DConditionModel(**(values | changes)))
 
 
 def scheduler(**changes) -> DDIMScheduler:
@@ -118,11 +118,11 @@ def scheduler(**changes) -> DDIMScheduler:
 
 def sd1(folder: pathlib.Path, **changes) -> StableDiffusionPipeline:
   """SD 1: CLIP with quick gelu, a number of heads, convolutions."""
-  words = tokenizer(folder / "words")
+  clip_tokenizer = tokenizer(folder / "words")
   return StableDiffusionPipeline(
     vae(),
-    tower(words, 32, activation="quick_gelu"),
-    words,
+    text_encoder(clip_tokenizer, 32, activation="quick_gelu"),
+    clip_tokenizer,
     unet(**changes),
     scheduler(),
     None,
@@ -133,11 +133,11 @@ def sd1(folder: pathlib.Path, **changes) -> StableDiffusionPipeline:
 
 def sd2(folder: pathlib.Path) -> StableDiffusionPipeline:
   """SD 2: OpenCLIP's gelu, v-prediction, heads of one width, matrices."""
-  words = tokenizer(folder / "words", pad="!")
+  clip_tokenizer = tokenizer(folder / "words", pad="!")
   return StableDiffusionPipeline(
     vae(),
-    tower(words, 32, activation="gelu"),
-    words,
+    text_encoder(clip_tokenizer, 32, activation="gelu"),
+    clip_tokenizer,
     unet(attention_head_dim=[2, 4, 4], use_linear_projection=True),
     scheduler(prediction_type="v_prediction"),
     None,
@@ -147,13 +147,13 @@ def sd2(folder: pathlib.Path) -> StableDiffusionPipeline:
 
 
 def sdxl(folder: pathlib.Path) -> StableDiffusionXLPipeline:
-  """SDXL: two towers, a pooled vector and sizes, depths of 1 and 2."""
+  """SDXL: two text encoders, a pooled vector and sizes, depths of 1 and 2."""
   first = tokenizer(folder / "words")
   second = tokenizer(folder / "words_2", pad="!")
   return StableDiffusionXLPipeline(
     vae(0.13025),
-    tower(first, 32, activation="quick_gelu"),
-    tower(second, 48, activation="gelu", projection=40),
+    text_encoder(first, 32, activation="quick_gelu"),
+    text_encoder(second, 48, activation="gelu", projection=40),
     first,
     second,
     _sdxl_unet(80, 40 + 6 * 16),
@@ -162,14 +162,14 @@ def sdxl(folder: pathlib.Path) -> StableDiffusionXLPipeline:
 
 
 def refiner(folder: pathlib.Path) -> StableDiffusionXLImg2ImgPipeline:
-  """SDXL's refiner: the second tower alone, and an aesthetic score."""
-  words = tokenizer(folder / "words_2", pad="!")
+  """SDXL's refiner: the second text encoder alone, and an aesthetic score."""
+  clip_tokenizer = tokenizer(folder / "words_2", pad="!")
   return StableDiffusionXLImg2ImgPipeline(
     vae(0.13025),
     None,
-    tower(words, 48, activation="gelu", projection=40),
+    text_encoder(clip_tokenizer, 48, activation="gelu", projection=40),
     None,
-    words,
+    clip_tokenizer,
     _sdxl_unet(48, 40 + 5 * 16),
     scheduler(),
     requires_aesthetics_score=True,
@@ -193,7 +193,7 @@ def ldm(folder: pathlib.Path) -> LDMPipeline:
   """Unconditional latent diffusion: plain attention, a vector quantiser."""
   del folder
   return LDMPipeline(
-    spread(
+    randomized(
       VQModel(
         block_out_channels=(16, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -205,7 +205,7 @@ def ldm(folder: pathlib.Path) -> LDMPipeline:
         scaling_factor=1.0,
       )
     ),
-    spread(
+    randomized(
       UNet2DModel(
         sample_size=8,
         in_channels=3,
@@ -224,15 +224,25 @@ def ldm(folder: pathlib.Path) -> LDMPipeline:
 
 
 def ldm_text(folder: pathlib.Path) -> LDMTextToImagePipeline:
-  """LDM's text to image: a transformer over BERT's tokens, never normed."""
-  words = ["[PAD]", *(f"[unused{i}]" for i in range(99))]
-  words += ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-  words += ["a", "cat", "fox", "in", "of", "painting", "red", "snow", "the"]
+  """LDM's text to image: a transformer over BERT's tokens."""
+  vocabulary = ["[PAD]", *(f"[unused{i}]" for i in range(99))]
+  vocabulary += ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+  vocabulary += [
+    "a",
+    "cat",
+    "fox",
+    "in",
+    "of",
+    "painting",
+    "red",
+    "snow",
+    "the",
+  ]
   folder.mkdir(exist_ok=True)
-  (folder / "vocab.txt").write_text("\n".join(words))
+  (folder / "vocab.txt").write_text("\n".join(vocabulary))
   bert = LDMBertModel(
     LDMBertConfig(
-      vocab_size=len(words),
+      vocab_size=len(vocabulary),
       encoder_layers=2,
       encoder_ffn_dim=128,
       encoder_attention_heads=2,
@@ -242,7 +252,7 @@ def ldm_text(folder: pathlib.Path) -> LDMTextToImagePipeline:
   )
   return LDMTextToImagePipeline(
     vae(),
-    spread(bert),
+    randomized(bert),
     BertTokenizer(str(folder / "vocab.txt")),
     unet(),
     scheduler(),
@@ -250,12 +260,12 @@ def ldm_text(folder: pathlib.Path) -> LDMTextToImagePipeline:
 
 
 def inpainting(folder: pathlib.Path) -> StableDiffusionInpaintPipeline:
-  """SD 1 with a mask and a masked image beside the latents."""
-  words = tokenizer(folder / "words")
+  """SD 1 with a mask and a masked image concatenated with the latents."""
+  clip_tokenizer = tokenizer(folder / "words")
   return StableDiffusionInpaintPipeline(
     vae(),
-    tower(words, 32, activation="quick_gelu"),
-    words,
+    text_encoder(clip_tokenizer, 32, activation="quick_gelu"),
+    clip_tokenizer,
     unet(in_channels=9),
     scheduler(),
     None,
@@ -265,12 +275,12 @@ def inpainting(folder: pathlib.Path) -> StableDiffusionInpaintPipeline:
 
 
 def upscaler(folder: pathlib.Path) -> StableDiffusionUpscalePipeline:
-  """The x4 upscaler: a small image beside the latents, its noise as a class."""
-  words = tokenizer(folder / "words", pad="!")
+  """The x4 upscaler: latents and a small image, its noise level as a class."""
+  clip_tokenizer = tokenizer(folder / "words", pad="!")
   return StableDiffusionUpscalePipeline(
     vae(0.08333),
-    tower(words, 32, activation="gelu"),
-    words,
+    text_encoder(clip_tokenizer, 32, activation="gelu"),
+    clip_tokenizer,
     unet(
       in_channels=7,
       num_class_embeds=1000,
@@ -283,8 +293,8 @@ def upscaler(folder: pathlib.Path) -> StableDiffusionUpscalePipeline:
 
 
 def depth(folder: pathlib.Path) -> StableDiffusionDepth2ImgPipeline:
-  """SD 2 with a map of depth beside the latents, and what estimates it."""
-  words = tokenizer(folder / "words", pad="!")
+  """SD 2 with a depth map concatenated with the latents, and its estimator."""
+  clip_tokenizer = tokenizer(folder / "words", pad="!")
   estimator = DPTForDepthEstimation(
     DPTConfig(
       hidden_size=16,
@@ -300,8 +310,8 @@ def depth(folder: pathlib.Path) -> StableDiffusionDepth2ImgPipeline:
   )
   return StableDiffusionDepth2ImgPipeline(
     vae(),
-    tower(words, 32, activation="gelu"),
-    words,
+    text_encoder(clip_tokenizer, 32, activation="gelu"),
+    clip_tokenizer,
     unet(in_channels=5, use_linear_projection=True),
     scheduler(),
     estimator,
