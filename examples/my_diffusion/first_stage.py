@@ -36,7 +36,11 @@ class PatchAutoencoder(nn.Module):
     h, w, _ = self.latent_shape(height, width)
     patches = images.reshape(b, h, self.stride, w, self.stride, 3)
     patches = patches.swapaxes(2, 3).reshape(b, h, w, -1)
-    mean, logvar = jnp.split(self.encoder(patches), 2, axis=-1)
+    return self.posterior(self.encoder(patches))
+
+  def posterior(self, moments: Float[Array, "b h w k"]) -> DiagonalGaussian:
+    """q(z | x) of its mean and log-variance, as a latent cache holds them."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
     return DiagonalGaussian(mean, jnp.clip(logvar, -30.0, 20.0))
 
   def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:

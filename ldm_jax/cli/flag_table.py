@@ -1,9 +1,9 @@
 """Flags as text: names and a kind on one line, help indented below.
 
 A kind is the type of the value: int, float, text, numbers or integers (between
-commas), yes (none at all), choices as a|b, or a name for help such as FILE. A +
-behind it lets the flag be repeated; two names behind it are two values; ?V
-makes the value optional, V without one.
+commas), pairs (NAME=VALUE), yes (none at all), choices as a|b, or a name for
+help such as FILE. A + behind it lets the flag be repeated; two names behind it
+are two values; ?V makes the value optional, V without one.
 """
 
 import argparse
@@ -36,8 +36,16 @@ def integers(text: str) -> tuple[int, ...]:
     ) from None
 
 
+def pairs(text: str) -> dict[str, str]:
+  """NAME=VALUE between commas."""
+  found = dict(pair.partition("=")[::2] for pair in text.split(","))
+  if not all(name and value for name, value in found.items()):
+    raise argparse.ArgumentTypeError(f"takes NAME=VALUE, got {text!r}")
+  return found
+
+
 TYPES = {"int": int, "float": float, "text": str}
-TYPES |= {"numbers": numbers, "integers": integers}
+TYPES |= {"numbers": numbers, "integers": integers, "pairs": pairs}
 
 
 def add_flags(parser: argparse.ArgumentParser, title: str, table: str) -> None:

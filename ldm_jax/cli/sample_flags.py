@@ -58,6 +58,8 @@ GROUPS = {
   right and bottom of the image
 --neighbours: FILE
   embeddings for retrieval-augmented models, an .npy of ldm-jax retrieve
+--conditions --condition: pairs NAME=FILE.npy,...
+  what conditioners of your own read
 """,
   "sampling": SAMPLING,
   "guidance": """

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ldm_jax.nn.conditioners.spatial import (
   NeighbourEmbeddings,
   SegmentationEmbedder,
 )
+from ldm_jax.sampling.inputs.condition_inputs import own_condition
 from ldm_jax.sampling.sampling_config import Conditioning
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class ConditionInputs:
     layout: boxes, rows of x0, y0, x1, y1 in [0, 1] and a class.
     neighbours: rows of embeddings.
     depth: [height width], -1 to 1, the nearest 1.
-    chunks: of CLIP's prompts at least, each of 75 tokens; the longest prompt
-      may need more.
+    chunks: of CLIP's prompts at least, each of 75 tokens.
+    arrays: of one example, for conditioners of the user's own.
   """
 
   prompts: Sequence[str]
@@ -63,6 +64,7 @@ class ConditionInputs:
   neighbours: np.ndarray | None = None
   depth: np.ndarray | None = None
   chunks: int = 1
+  arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def count(self) -> int:
@@ -73,9 +75,7 @@ class ConditionInputs:
 def encode_conditions(
   loaded: LoadedModel, inputs: ConditionInputs
 ) -> tuple[Conditioning, Conditioning]:
-  """The conditioners' inputs, positive and negative.
-
-  Logs what of a prompt the model cannot read.
+  """The conditioners' inputs, positive and negative; logs ignored text.
 
   Raises:
     ConfigError: the model has no conditioner for a condition, or needs one.
@@ -88,7 +88,8 @@ def encode_conditions(
   for part in loaded.model.conditioners:
     if isinstance(part, ConcatConditioner):
       continue  # they read images; see initial_latents.py
-    sides = _ENCODERS[type(part)](loaded, part, inputs)
+    encode = _ENCODERS.get(type(part), own_condition)
+    sides = encode(loaded, part, inputs)
     for i, (array, is_null) in enumerate(sides):
       raw[i][part.input_key], null[i][part.input_key] = array, is_null
   positive, negative = map(Conditioning, raw, null)

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 import ldm_jax
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.inputs.files import is_path, sha256
-from ldm_jax.sampling.request import GenerationRequest, Replay
+from ldm_jax.sampling.request import GenerationRequest, Number, Replay
 
 # A1111's names where they are not ours in capitals.
 A1111_SAMPLERS = {
@@ -59,12 +59,19 @@ def request_metadata(request: GenerationRequest) -> dict[str, Any]:
   hashes = {
     name: sha256(fields[name]) for name in FILES if fields[name] is not None
   }
+  conditions = request.conditions or {}
+  hashes |= {f"conditions.{n}": sha256(v) for n, v in conditions.items()}
+  paths = {n: os.fspath(v) for n, v in conditions.items() if is_path(v)}
+  fields["conditions"] = paths or None
   for name in (*FILES, *FOLDERS):
     value = fields[name]
     fields[name] = os.fspath(value) if is_path(value) else None
   if not isinstance(fields["sampler"], str | None):
     name = type(fields["sampler"]).__name__
     fields["sampler"] = getattr(fields["sampler"], "__name__", name)
+  if not isinstance(fields["guidance"], Number):
+    hashes["guidance"] = repr(fields["guidance"])
+    fields["guidance"] = None
   return fields | {"input_hashes": hashes}
 
 
@@ -100,11 +107,12 @@ def a1111_parameters(metadata: Mapping[str, Any]) -> str:
   """The text that A1111's web UI writes."""
   model = os.path.basename(os.path.normpath(metadata["model"]))
   sampler, has_image = metadata["sampler"], "image" in metadata["input_hashes"]
+  scale = metadata["guidance"]
   pairs = {
     "Steps": metadata["steps"],
     "Sampler": A1111_SAMPLERS.get(sampler, sampler.upper()),
     "Schedule type": A1111_SCHEDULES.get(metadata["timestep_spacing"]),
-    "CFG scale": f"{metadata['guidance']:g}",
+    "CFG scale": None if scale is None else f"{scale:g}",
     "Seed": metadata["seed"],
     "Size": f"{metadata['width']}x{metadata['height']}",
     "Model": json.dumps(model) if "," in model else model,
@@ -170,12 +178,16 @@ def parse_metadata(
 
 def _check_hashes(hashes: Mapping[str, str], fields: Mapping[str, Any]) -> None:
   for name, expected in hashes.items():
-    value = fields.get(name)
+    owner, _, key = name.partition(".")
+    value = fields.get(owner)
+    value = value.get(key) if key and value else value
     if value is None:
       raise ConfigError(
-        f"the image was made from {name}= an array, which it does not hold; "
+        f"the image was made from {name} in memory, which it does not hold; "
         f"give {name}"
       )
+    if name == "guidance":
+      continue  # given as an object
     try:
       found = sha256(value)
     except OSError as error:

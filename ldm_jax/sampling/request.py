@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ldm_jax.data.text.prompt_cleaning import clean_prompt
-from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance, Guidance
 from ldm_jax.diffusion.samplers import Sampler
 from ldm_jax.diffusion.samplers.names import (
   parse_sampler_name,
@@ -61,6 +61,8 @@ class GenerationRequest:
     layout: boxes [{"class": 3, "box": [left, top, right, bottom]}, ...] with
       sides in [0, 1], or the path of such a JSON file.
     neighbours: embeddings [k d] of retrieval-augmented models, or an .npy.
+    conditions: inputs of conditioners of your own, by their `input_key`: an
+      array of one example, or an .npy.
     image: to change (image to image), to inpaint, or to upscale.
     mask: white where the image is generated anew.
     outpaint: pixels added at the left, top, right and bottom of the image.
@@ -89,7 +91,8 @@ class GenerationRequest:
     eta: scale of the noise that samplers add; 0 for DDIM, 1 for ancestral.
     compat: "diffusers" repeats diffusers' timesteps and roundings.
     steps: of the sampler, 1 to the length of the schedule.
-    guidance: scale of classifier-free guidance; 1 is none.
+    guidance: scale of classifier-free guidance; 1 is none. Or a guidance of
+      your own, see diffusion.guidance.
     guidance_rescale: 0 to 1, how far the standard deviation of the guided
       output is scaled back (Lin et al. 2023).
     guidance_interval: fractions of the noise's time between which to guide.
@@ -122,6 +125,7 @@ class GenerationRequest:
   depth: ImageLike | None = None
   layout: str | os.PathLike | Sequence[Mapping[str, Any]] | None = None
   neighbours: ArrayLike | None = None
+  conditions: Mapping[str, ArrayLike] | None = None
   image: ImageLike | None = None
   mask: ImageLike | None = None
   outpaint: tuple[int, int, int, int] | None = None
@@ -145,7 +149,7 @@ class GenerationRequest:
   eta: Number | None = None
   compat: Literal["diffusers"] | None = None
   steps: int = 50
-  guidance: Number | None = None
+  guidance: Number | Guidance | None = None
   guidance_rescale: Number = 0.0
   guidance_interval: tuple[Number, Number] = (0.0, 1.0)
   threshold: tuple[Number, Number] | None = None
@@ -206,10 +210,11 @@ class GenerationRequest:
     for name in ("times", "sigmas"):
       if not all(map(math.isfinite, getattr(self, name))):
         raise ConfigError(f"{name} must be finite, got {getattr(self, name)}")
-    scale = 1.0 if self.guidance is None else self.guidance
-    ClassifierFreeGuidance(
-      scale, self.guidance_rescale, *self.guidance_interval
-    ).check()
+    guidance = 1.0 if self.guidance is None else self.guidance
+    if isinstance(guidance, Number):
+      options = self.guidance_rescale, *self.guidance_interval
+      guidance = ClassifierFreeGuidance(guidance, *options)
+    guidance.check()
 
   def _check_images(self) -> None:
     if self.image is None:

@@ -66,7 +66,7 @@ class SamplingConfig:
   Attributes:
     height, width: of the images, in pixels.
     sampler_config: sampler, steps and timesteps.
-    guidance: classifier-free guidance.
+    guidance: `ClassifierFreeGuidance`, or one of the user's own.
     seed: an image's noise is a function of (seed, index).
     strength: of image to image, the fraction of the steps that is taken, above
       0 to 1; 1 starts from pure noise.

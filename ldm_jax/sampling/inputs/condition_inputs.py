@@ -61,6 +61,29 @@ def read_neighbours(neighbours: Any) -> Float[np.ndarray, "k d"]:
   return rows.astype(np.float32)
 
 
+def own_condition(loaded: Any, part: Any, inputs: Any) -> Any:
+  """What a conditioner of the user's own reads, and where it is unconditional.
+
+  Args:
+    loaded: not used.
+    part: the conditioner.
+    inputs: a `ConditionInputs`; its array is repeated for every image.
+
+  Raises:
+    ConfigError: the request has no such array.
+  """
+  name, count = part.input_key, inputs.count
+  if name not in inputs.arrays:
+    raise ConfigError(
+      f"this model's {type(part).__name__} reads {name!r}; give "
+      f"conditions={{{name!r}: array}} (--condition {name}=FILE.npy)"
+    )
+  row = inputs.arrays[name]
+  rows = np.broadcast_to(row, (count, *row.shape))
+  is_null = np.full(count, part.has_unconditional)
+  return (rows, np.zeros(count, bool)), (rows, is_null)
+
+
 def open_classifier(
   folder: str, latent_scale: float, sharding: Sharding
 ) -> tuple[EncoderUNet, Any]:

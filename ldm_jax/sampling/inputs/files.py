@@ -75,6 +75,24 @@ def read_floats(value: Any, field: str, axes: int, shape: str) -> np.ndarray:
   return array
 
 
+def read_array(value: Any, field: str) -> np.ndarray:
+  """An array of numbers, or that of an .npy file; no code in it is run.
+
+  Raises:
+    ConfigError: it is missing, damaged, or not of finite numbers.
+  """
+  array = value
+  if is_path(value):
+    try:
+      array = np.load(value, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+      raise ConfigError(f"{field} {os.fspath(value)!r}: {error}") from error
+  array = np.asarray(array)
+  if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+    raise ConfigError(f"{field} must be an array of finite numbers")
+  return array
+
+
 def read_prompts(file: str | os.PathLike | TextIO) -> list[str]:
   """Prompts of a text file, one a line, without empty ones.
 

@@ -24,9 +24,9 @@ from ldm_jax.sampling.inputs.condition_inputs import (
   read_neighbours,
   read_segmap,
 )
-from ldm_jax.sampling.inputs.files import read_floats
+from ldm_jax.sampling.inputs.files import read_array, read_floats
 from ldm_jax.sampling.inputs.image_inputs import RequestImages
-from ldm_jax.sampling.request import GenerationRequest
+from ldm_jax.sampling.request import GenerationRequest, Number
 from ldm_jax.sampling.sampling_config import (
   Conditioning,
   GenerationInputs,
@@ -79,6 +79,9 @@ def sampling_config(
     ValueError: a value is not possible with this model.
   """
   guidance = loaded.guidance if request.guidance is None else request.guidance
+  if isinstance(guidance, Number):
+    options = request.guidance_rescale, *request.guidance_interval
+    guidance = ClassifierFreeGuidance(guidance, *options)
   height, width = images.size(loaded) or (loaded.height, loaded.width)
   strength = request.strength
   if strength is None:
@@ -98,9 +101,7 @@ def sampling_config(
     height=height if request.height is None else request.height,
     width=width if request.width is None else request.width,
     sampler_config=resolve_sampler(request, loaded.sampler_config),
-    guidance=ClassifierFreeGuidance(
-      guidance, request.guidance_rescale, *request.guidance_interval
-    ),
+    guidance=guidance,
     seed=request.seed,
     strength=strength,
     threshold=request.threshold,
@@ -255,6 +256,7 @@ def condition_inputs(
     read(read_neighbours, request.neighbours),
     read(read_depth, request.depth, *size),
     1 if request.replay is None else request.replay.chunks,
+    {k: read_array(v, k) for k, v in (request.conditions or {}).items()},
   )
 
 
@@ -262,7 +264,8 @@ def with_model_defaults(
   request: GenerationRequest, config: SamplingConfig
 ) -> GenerationRequest:
   """The request with every default of the model written out."""
-  sampler = config.sampler_config
+  sampler, guidance = config.sampler_config, config.guidance
+  is_standard = isinstance(guidance, ClassifierFreeGuidance)
   return dataclasses.replace(
     request,
     height=config.height,
@@ -271,7 +274,7 @@ def with_model_defaults(
     timestep_spacing=sampler.timestep_spacing,
     steps=sampler.steps,
     order=sampler.order,
-    guidance=config.guidance.scale,
+    guidance=guidance.scale if is_standard else guidance,
     strength=None if request.image is None else config.strength,
   )
 
