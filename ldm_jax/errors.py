@@ -1,4 +1,4 @@
-"""The exceptions of ldm_jax: one hierarchy, so that callers can tell causes.
+"""The exceptions of ldm_jax: one hierarchy, by cause.
 
   LdmJaxError            everything this package raises on purpose
     ConfigError          a setting, path or request that cannot be used

@@ -273,7 +273,7 @@ TRAIN = {
 }
 SAMPLE = {
   "S1 no checkpoint": (["--model={root}/bare"], 2, "no checkpoint"),
-  "S2 stage one": (["--model={root}/one"], 2, "cannot draw"),
+  "S2 stage one": (["--model={root}/one"], 2, "cannot sample"),
   "S3 zero": (two("--steps=0"), 2, "between 1 and 1000"),
   "S3 negative": (two("--steps=-5"), 2, "between 1 and 1000"),
   "S3 many": (two("--steps=1000000000"), 2, "between 1 and 1000"),
@@ -366,7 +366,7 @@ EVALUATE = {
     2,
     "--allow_small",
   ),
-  "T30 other": (["{root}/few", "{root}/good"], 2, "3 pictures beside 40"),
+  "T30 other": (["{root}/few", "{root}/good"], 2, "3 samples but 40 images"),
   "T30 nothing": (["{root}/good"], 2, "to be compared with"),
   "T30 network": (
     [

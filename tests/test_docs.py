@@ -1,4 +1,4 @@
-"""The pages of docs/ speak of what exists, and their Python code runs."""
+"""The pages of docs/ name what exists, and their Python code runs."""
 
 import importlib
 import pathlib

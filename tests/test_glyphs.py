@@ -34,7 +34,7 @@ def digest(source, count):
 
 
 # Made by this function on x86-64 on the day the data set was fixed; numpy
-# 2.0.0, 2.4.6 and 2.5.5 agree. If this fails, all published judge scores are
+# 2.0.0, 2.4.6 and 2.5.5 agree. If this fails, all published glyph scores are
 # void: give the data set a new name rather than the test a new number.
 @pytest.mark.parametrize(
   "level, sha",
@@ -94,7 +94,7 @@ def test_every_shape_and_colour_is_trained_with_some_partner(shapes):
   assert {n % 8 for n in kept} == set(range(8))
 
 
-def test_splits_share_no_draw():
+def test_splits_share_no_example():
   drawn = [
     {sample["image"].tobytes() for sample in Glyphs(1, split, 200)}
     for split in SPLITS
@@ -274,7 +274,7 @@ def test_it_travels_as_json():
   ],
 )
 def test_a_bad_field_is_named(fields, message):
-  # Unwrapped: the type checks of conftest.py would speak first.
+  # Unwrapped: the type checks of conftest.py would raise first.
   make = inspect.unwrap(Glyphs.__init__)
   with pytest.raises(ValueError, match=message):
     make(object.__new__(Glyphs), **fields)
@@ -299,11 +299,11 @@ def test_more_detail_is_the_same_scene(detail):
     for name in ("caption", "label", "attributes"):
       np.testing.assert_array_equal(one[name], two[name])
     np.testing.assert_allclose(one["boxes"], two["boxes"], atol=1 / 32)
-  verdict = read_glyphs(np.stack([each["image"] for each in fine]))
+  reading = read_glyphs(np.stack([each["image"] for each in fine]))
   wanted = np.stack([each["attributes"] for each in fine])
-  np.testing.assert_array_equal(verdict.attributes, wanted)
-  assert verdict.residual.max() < 1
+  np.testing.assert_array_equal(reading.attributes, wanted)
+  assert reading.residual.max() < 1
   segmaps = np.stack([each["segmap"] for each in fine])
-  assert mean_iou(verdict.segmap, segmaps, 7)["mean_iou"] > 0.85
+  assert mean_iou(reading.segmap, segmaps, 7)["mean_iou"] > 0.85
   with pytest.raises(ValueError, match="detail 3 must be"):
     Glyphs(detail=3)

@@ -78,8 +78,8 @@ PHRASES = {
 RENAMED = """
   Road Studio Darkroom Opened Programs Chapter Pace Journal Vigil Keeping
   Steadied Sound Ledger Trunk Said Order Settings Given Recipe Album Zoo Seen
-  Words Prompts Dialect is_drowned low_noise by_rows share shares way words
-  spacing_beneath remembering
+  Words Prompts Dialect is_drowned low_noise by_rows spacing_beneath
+  remembering
 """
 IDENTIFIERS = set(RENAMED.split())
 
@@ -91,6 +91,8 @@ RANDOM = re.compile(
   r"|dropout|drop|shuffle|crop|mirror|ImageDraw|torch|strok",
   re.IGNORECASE,
 )
+# draw(shape), drawn[i]: functions and variables of random numbers.
+CALL = re.compile(r"\bdraw\(|\bdraws\)|\b(drawn|draws)( =|\.astype|\)|\])")
 
 # Grain is the library that reads batches; film grain and the like are not.
 GRAIN = re.compile(r"(?<![a-z])grain(s|y)?\b")
@@ -101,7 +103,10 @@ LIBRARY = re.compile(
 # A critic is the discriminator; networks that measure are metric networks.
 CRITIC = re.compile(r"(?<![a-z])critics?\b")
 
-# Published names that hold one of these words: (file, line's text).
+# Names of other libraries that hold one of these words.
+FOREIGN = re.compile(r"\.tell\(\)")  # position in a file
+
+# Published texts that hold one of these words: (file, line's text).
 PUBLISHED: tuple[tuple[str, str], ...] = (
   # The captions of a published data set.
   ("ldm_jax/data/glyphs/captions.py", "picture with"),
@@ -131,10 +136,10 @@ def in_line(line: str, around: str, name: str) -> list[str]:
   """What one line says that it should not, each with what to write instead."""
   if any(name == file and text in line for file, text in PUBLISHED):
     return []
-  present = words(line)
+  present = words(FOREIGN.sub("", line))
   bad = [f"{w} ({FORBIDDEN[w]})" for w in present if w in FORBIDDEN]
   spaced = " ".join(present)
-  if DRAW.search(spaced) and not RANDOM.search(around):
+  if DRAW.search(spaced) and not (RANDOM.search(around) or CALL.search(line)):
     bad.append("draw (generate, sample; render, plot)")
   if GRAIN.search(spaced) and not LIBRARY.search(line):
     bad.append("grain (the library's name)")

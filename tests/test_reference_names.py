@@ -292,7 +292,7 @@ def test_diffusers_reads_an_autoencoder_of_compvis(name):
   assert_same(found, needed)
 
 
-def tower_of(projection):
+def encoder_of(projection):
   """The text encoder, and the transformers model."""
   ours = clip.ClipText(50, 16, 2, 2, 7, projection=projection)
   config = transformers.CLIPTextConfig(
@@ -311,7 +311,7 @@ def tower_of(projection):
 @pytest.mark.parametrize("projection", [None, 5])
 @pytest.mark.parametrize("network", ["clip", "open_clip"])
 def test_text_encoder_of_clip(projection, network):
-  ours, model = tower_of(projection)
+  ours, model = encoder_of(projection)
   names = name_table(network, "diffusers", text_shapes(ours))
   assert foreign(names) == state_shapes(model)
 
@@ -321,7 +321,7 @@ def test_diffusers_reads_a_text_encoder_of_open_clip(projection):
   """Its reader takes the stack's third from the projection's rows."""
   from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
-  ours, model = tower_of(projection)
+  ours, model = encoder_of(projection)
   sizes = text_shapes(ours)
   params = random_params(sizes)
   single = {

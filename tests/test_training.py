@@ -340,7 +340,7 @@ def test_an_interruption_keeps_what_is_finished(
 
 WRONG = {
   "no such run": (["--model=nowhere"], "no run, file or folder"),
-  "stage one": (["--model={one}"], "cannot draw"),
+  "stage one": (["--model={one}"], "cannot sample"),
   "steps": (["--model={two}", "--steps=0"], "between 1 and 1000"),
   "many steps": (["--model={two}", "--steps=1001"], "between 1 and 1000"),
   "size": (["--model={two}", "-H", "33"], "must be a multiple of 2"),

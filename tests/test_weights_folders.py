@@ -121,7 +121,7 @@ def test_shards_are_found_by_their_index(
 
 
 def test_safetensors_are_preferred_then_torch_then_flax(tmp_path):
-  ways = [
+  writers = [
     lambda t: save_flax(t, tmp_path / "diffusion_flax_model.msgpack"),
     lambda t: shard(
       tmp_path, t, [f"{STEM}{n}.bin" for n in NUMBERED], save_torch
@@ -131,9 +131,9 @@ def test_safetensors_are_preferred_then_torch_then_flax(tmp_path):
     lambda t: save_file(t, tmp_path / f"{STEM}.safetensors"),
     lambda t: save_file(t, tmp_path / f"{STEM}.fp16.safetensors"),
   ]
-  for seed, way in enumerate(ways):
-    way(tensors(seed=seed))
-    plain = min(seed, len(ways) - 2)
+  for seed, write in enumerate(writers):
+    write(tensors(seed=seed))
+    plain = min(seed, len(writers) - 2)
     assert_same(read_folder(tmp_path, DIFFUSERS), tensors(seed=plain))
   assert_same(read_folder(tmp_path, DIFFUSERS, variant="fp16"), tensors(seed=5))
 

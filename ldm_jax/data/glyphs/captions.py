@@ -75,7 +75,7 @@ def _touch(scene: Scene, first: Thing, second: Thing) -> bool:
 
 
 def _relation(scene: Scene, k: int) -> str:
-  """How thing k stands to thing k + 1: beside or above, before or behind.
+  """The relation of thing k to thing k + 1, such as "left of and behind".
 
   Things are in an order that never needs "right of" and "below".
   """

@@ -21,7 +21,7 @@ POSITIONS = (
 PATTERNS = ("plain", "dotted", "shaded")
 
 # Any two of these, and any colour, half colour and background, are at least 70
-# of 255 apart (Euclidean; test_glyphs.py): the judge's margin under noise.
+# of 255 apart (Euclidean; test_glyphs.py): the classifier's margin under noise.
 COLOURS = {
   "red": (220, 20, 30),
   "orange": (255, 140, 0),

@@ -45,7 +45,7 @@ __all__ = [
 ATTRIBUTES = ("shape", "colour", "texture", "size", "position", "background")
 CORNERS = (0, 2, 6, 8)
 
-# The first index of each split: no index, hence no draw, is in two of them.
+# The first index of each split: no index, hence no example, is in two of them.
 _SPLITS = {"train": 0, "validation": 2**31, "held_out": 2**32}
 
 _PAINTS = {"vivid": (0,), "soft": (1,), "both": (0, 1)}
@@ -179,11 +179,11 @@ class Glyphs:
     number      int32, in [10, 100), at level 1 only
 
   Objects that a scene lacks are rows of -1 in boxes and attributes. Train and
-  validation share no draw; held_out has only (shape, colour) pairs that the
+  validation share no example; held_out has only (shape, colour) pairs that the
   other two never show. Palette "soft" paints the same scenes in other colours
   of the same names, "both" every other one on average. With `detail` 2 or 4,
   level 0 is shown by so many times the pixels along a side: 64 x 64 or
-  128 x 128, whose means over 2 x 2 or 4 x 4 are the picture of detail 1.
+  128 x 128, whose means over 2 x 2 or 4 x 4 are the image of detail 1.
   """
 
   level: int = 0
@@ -228,7 +228,7 @@ class Glyphs:
     return self._throw(index)[0]
 
   def _throw(self, index: SupportsIndex) -> tuple[Scene, int]:
-    """The scene, and the paraphrase that tells of it."""
+    """The scene, and the paraphrase of its caption."""
     index = operator.index(index)
     if not 0 <= index < self.size:
       raise IndexError(f"index {index} must lie in [0, {self.size})")

@@ -87,5 +87,5 @@ class Glyphworld(tfds.core.GeneratorBasedBuilder):
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     for i in range(len(source)):
       sample = source[i]
-      # tfds 4.9 needs TensorFlow to encode an array, and Pillow for a picture.
+      # tfds 4.9 needs TensorFlow to encode an array, and Pillow for an image.
       yield i, sample | {"image": PIL.Image.fromarray(sample["image"])}

@@ -44,7 +44,7 @@ class TokenizerConfig:
       )
     if self.length < 3:
       raise ValueError(
-        f"length {self.length} leaves no room between begin and end; "
+        f"length {self.length} leaves no space between begin and end; "
         "it needs 3 at least"
       )
 

@@ -52,8 +52,8 @@ class Checkpoints:
       preservation_policy=policy.preservation_policy(),
       cleanup_tmp_directories=True,
       todelete_subdir=DELETED,
-      # Without best_fn Orbax writes no metrics, and a restart cannot tell
-      # which checkpoint is the best.
+      # Without best_fn Orbax writes no metrics, and a restart would not
+      # know which checkpoint is the best.
       best_fn=None if policy.best is None else policy.score,
       best_mode=policy.best_is,
     )
