@@ -296,7 +296,7 @@ def test_other_adapters_are_called_by_their_names(tmp_path, end, kind):
 @pytest.mark.parametrize(
   "text, message",
   [
-    ("[1]", "config is not a JSON object"),
+    ("[1]", "the LoRA's config is not a JSON object"),
     ("{", "its JSON is malformed"),
     ('{"lora_alpha": "6"}', f"alpha of unet.{Q} is '6'; a finite number"),
     ('{"alpha_pattern": [3]}', "its alpha_pattern is a list"),
