@@ -1,4 +1,4 @@
-"""Glyphs: what its images show is what its words, maps and numbers say."""
+"""Glyphs: images agree with their captions, maps, boxes and attributes."""
 
 import dataclasses
 import hashlib
@@ -34,8 +34,8 @@ def digest(source, count):
 
 
 # Made by this function on x86-64 on the day the data set was fixed; numpy
-# 2.0.0, 2.4.6 and 2.5.5 agree. If this fails, all published glyph scores are
-# void: give the data set a new name rather than the test a new number.
+# 2.0.0, 2.4.6 and 2.5.5 agree. If this fails, all published scores are void:
+# give the data set a new name rather than the test a new number.
 @pytest.mark.parametrize(
   "level, sha",
   [
@@ -57,7 +57,7 @@ def test_a_sample_depends_on_level_split_seed_and_index_only(level):
   assert digest(source, 20) != digest(Glyphs(level=level, size=100), 20)
 
 
-def test_a_sample_may_be_changed_without_harm():
+def test_changing_a_sample_does_not_change_the_source():
   source = Glyphs(level=1, size=1)
   before = digest(source, 1)
   source[0]["image"][:] = 7
@@ -83,8 +83,8 @@ def test_held_out_pairs_are_in_no_other_split(level):
   assert pairs["train"] == pairs["validation"] == set(Glyphs(level).labels)
   assert pairs["held_out"] == set(Glyphs(level, "held_out").labels)
   assert not pairs["train"] & pairs["held_out"]
-  share = len(pairs["held_out"]) / len(pairs["held_out"] | pairs["train"])
-  assert 0.09 < share < 0.11
+  fraction = len(pairs["held_out"]) / len(pairs["held_out"] | pairs["train"])
+  assert 0.09 < fraction < 0.11
 
 
 @pytest.mark.parametrize("shapes", [6, 12])
@@ -94,12 +94,12 @@ def test_every_shape_and_colour_is_trained_with_some_partner(shapes):
   assert {n % 8 for n in kept} == set(range(8))
 
 
-def test_splits_share_no_example():
-  drawn = [
+def test_splits_have_no_image_in_common():
+  images = [
     {sample["image"].tobytes() for sample in Glyphs(1, split, 200)}
     for split in SPLITS
   ]
-  assert len(set.union(*drawn)) == 600
+  assert len(set.union(*images)) == 600
 
 
 def test_every_attribute_value_is_equally_frequent():
@@ -120,17 +120,17 @@ def test_a_caption_names_all_six_attributes():
     scenes.POSITIONS,
     list(scenes.BACKGROUNDS),
   )
-  words = set(caption_words(0))
+  known = set(caption_words(0))
   for sample in Glyphs(0, size=500):
     text = sample["caption"]
-    assert set(text.split()) <= words
+    assert set(text.split()) <= known
     for table, k in zip(tables, sample["attributes"], strict=True):
       assert f" {table[k]}" in text, (text, table[k])
       longer = [n for n in table if table[k] in n and n != table[k]]
       assert not any(name in text for name in longer), (text, table[k])
 
 
-def test_there_are_four_ways_to_say_it():
+def test_captions_have_four_paraphrases():
   firsts = [s["caption"].split()[:1] for s in Glyphs(0, size=400)]
   for word in ("a", "on", "at"):
     assert firsts.count([word]) > 50
@@ -139,11 +139,11 @@ def test_there_are_four_ways_to_say_it():
 
 
 def test_captions_of_scenes_name_each_object_and_the_number():
-  words = set(caption_words(1))
+  known = set(caption_words(1))
   shapes, colours = list(scenes.SHAPES), list(scenes.COLOURS)
   for sample in Glyphs(1, size=500):
     text = sample["caption"]
-    assert set(text.split()) <= words
+    assert set(text.split()) <= known
     assert str(sample["number"]) in text.split()
     named = [word for word in text.split() if word in shapes]
     real = sample["attributes"][sample["attributes"][:, 0] >= 0]
@@ -203,7 +203,7 @@ def test_boxes_of_a_scene_hold_all_of_its_segmap():
     assert not outside.any()
 
 
-def test_outside_the_object_lies_the_background_and_inside_the_colour():
+def test_pixels_are_of_the_background_outside_and_the_colour_inside():
   ground = np.array(list(scenes.BACKGROUNDS.values()))
   colours = np.array(list(scenes.COLOURS.values()))
   for sample in Glyphs(0, size=300):
@@ -230,7 +230,7 @@ def test_colours_half_colours_and_backgrounds_are_far_apart(palette):
     assert gaps[gaps > 0].min() >= 70
 
 
-def test_another_palette_paints_the_same_scenes():
+def test_another_palette_renders_the_same_scenes():
   vivid, soft, both = (
     Glyphs(palette=name, size=40) for name in ("vivid", "soft", "both")
   )
@@ -250,14 +250,14 @@ def test_another_palette_paints_the_same_scenes():
   assert shown == {True, False}
 
 
-def test_large_is_at_least_half_as_wide_again_as_small():
+def test_large_is_at_least_one_and_a_half_times_small():
   assert all(
     large >= 1.5 * small
     for small, large in (level.radii for level in scenes.LEVELS)
   )
 
 
-def test_it_travels_as_json():
+def test_the_source_survives_json():
   source = Glyphs(level=1, split="validation", size=3, seed=5)
   assert Glyphs(**json.loads(json.dumps(dataclasses.asdict(source)))) == source
 
@@ -299,11 +299,11 @@ def test_more_detail_is_the_same_scene(detail):
     for name in ("caption", "label", "attributes"):
       np.testing.assert_array_equal(one[name], two[name])
     np.testing.assert_allclose(one["boxes"], two["boxes"], atol=1 / 32)
-  reading = read_glyphs(np.stack([each["image"] for each in fine]))
+  read = read_glyphs(np.stack([each["image"] for each in fine]))
   wanted = np.stack([each["attributes"] for each in fine])
-  np.testing.assert_array_equal(reading.attributes, wanted)
-  assert reading.residual.max() < 1
+  np.testing.assert_array_equal(read.attributes, wanted)
+  assert read.residual.max() < 1
   segmaps = np.stack([each["segmap"] for each in fine])
-  assert mean_iou(reading.segmap, segmaps, 7)["mean_iou"] > 0.85
+  assert mean_iou(read.segmap, segmaps, 7)["mean_iou"] > 0.85
   with pytest.raises(ValueError, match="detail 3 must be"):
     Glyphs(detail=3)

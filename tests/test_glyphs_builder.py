@@ -1,4 +1,4 @@
-"""The tfds builder writes what `Glyphs` says, and TensorFlow stays away."""
+"""The tfds builder writes the samples of `Glyphs`, without TensorFlow."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Scenes in words: a template grammar with four paraphrases."""
+"""Captions of scenes: a template grammar with four paraphrases."""
 
 from ldm_jax.data.glyphs.scenes import (
   BACKGROUNDS,
@@ -55,7 +55,7 @@ def _named(thing: Thing) -> dict[str, str]:
 
 
 def _ground(scene: Scene) -> str:
-  """The colour, after its pattern where the level has patterns."""
+  """The background: its colour, with the pattern if the level has patterns."""
   pattern, colour = divmod(scene.background, len(BACKGROUNDS))
   name = list(BACKGROUNDS)[colour]
   if LEVELS[scene.level].patterns == 1:
@@ -64,7 +64,7 @@ def _ground(scene: Scene) -> str:
 
 
 def _touch(scene: Scene, first: Thing, second: Thing) -> bool:
-  """Whether two things share a pixel, so that one hides part of the other."""
+  """Whether two things overlap, so that one hides part of the other."""
   marks = []
   for thing in (first, second):
     (rows, columns), mask = place(scene.level, thing)
@@ -75,25 +75,26 @@ def _touch(scene: Scene, first: Thing, second: Thing) -> bool:
 
 
 def _relation(scene: Scene, k: int) -> str:
-  """The relation of thing k to thing k + 1, such as "left of and behind".
+  """The spatial relation of thing k to thing k + 1.
 
-  Things are in an order that never needs "right of" and "below".
+  Left of or above, and in front or behind if they overlap; the order of things
+  never needs "right of" or "below".
   """
   first, second = scene.things[k], scene.things[k + 1]
   (x, y), (x2, y2) = (centre(scene.level, t) for t in (first, second))
-  words = "left of" if x2 - x >= y2 - y else "above"
+  relation = "left of" if x2 - x >= y2 - y else "above"
   # Bounding squares are cheaper to compare than pixels.
   reach = sum(LEVELS[scene.level].radii[t.size] for t in (first, second))
   if max(abs(x2 - x), abs(y2 - y)) >= reach or not _touch(scene, first, second):
-    return words
+    return relation
   in_front = scene.depth.index(k) > scene.depth.index(k + 1)
-  return f"{words} and {'in front of' if in_front else 'behind'}"
+  return f"{relation} and {'in front of' if in_front else 'behind'}"
 
 
 def caption(scene: Scene, paraphrase: int) -> str:
-  """One of `PARAPHRASES` descriptions, in lower-case words without commas.
+  """One of `PARAPHRASES` descriptions, in lower case without commas.
 
-  One thing is named with its position; several by how they stand to each other.
+  A single thing is given with its position, several with their relations.
   """
   ground = _ground(scene)
   if scene.number is None:
@@ -121,5 +122,5 @@ def caption_words(level: int) -> tuple[str, ...]:
   if rules.objects > 1:
     texts += ["left of and in front of", "above and behind", *PATTERNS]
     texts += map(str, range(10, 100))
-  words = " ".join([*frames, *texts]).split()
-  return tuple(sorted({word for word in words if "{" not in word}))
+  every = " ".join([*frames, *texts]).split()
+  return tuple(sorted({word for word in every if "{" not in word}))

@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes, painted in whole-number arithmetic.
+"""Scenes of coloured shapes, rendered in integer arithmetic.
 
 Coverage is counted in 256ths and colours are blended as integers, so that a
 scene has the same pixels on every machine.
@@ -21,7 +21,7 @@ POSITIONS = (
 PATTERNS = ("plain", "dotted", "shaded")
 
 # Any two of these, and any colour, half colour and background, are at least 70
-# of 255 apart (Euclidean; test_glyphs.py): the classifier's margin under noise.
+# of 255 apart (Euclidean; test_glyphs.py): the margin of read_glyphs.
 COLOURS = {
   "red": (220, 20, 30),
   "orange": (255, 140, 0),
@@ -32,7 +32,7 @@ COLOURS = {
   "purple": (130, 20, 160),
   "pink": (255, 110, 190),
 }
-# The same names in other paint, at least 70 from each other and the vivid ones.
+# Other colours of the same names, 70 or more from each other and from these.
 SOFT = {
   "red": (255, 100, 108),
   "orange": (165, 99, 0),
@@ -58,7 +58,7 @@ _Plane = Float[np.ndarray, "s s"]
 _Shape = Callable[[_Plane, _Plane], Bool[np.ndarray, "s s"]]
 
 # Outward normals of a regular pentagon: cosines of multiples of 18 degrees,
-# rounded, so that no machine's libm is asked.
+# rounded, so that they do not depend on a machine's libm.
 _PENTAGON = (
   (0.0, 1.0),
   (0.951, 0.309), (-0.951, 0.309),
@@ -102,7 +102,7 @@ _NUMERALS = (
 
 
 class Level(NamedTuple):
-  """What a level may contain: counts are of the first names of each table."""
+  """What a level may contain; a count n allows the first n of a table."""
 
   pixels: int
   objects: int
@@ -135,11 +135,11 @@ class Thing(NamedTuple):
 class Scene(NamedTuple):
   """Things in the order of the caption, on a background.
 
-  `background` counts colours fastest: colour + 4 * pattern. `depth` lists the
-  things from the back to the front. The number stands at position `corner`;
-  the grating, `upright` or lying, at position `grating`. Level 0 has neither.
-  `palette` counts PALETTES. `detail` times as many pixels, along one side, show
-  the same scene, whose 4 x 4 samples in a pixel make 16 of them at most.
+  `background` is colour + 4 * pattern. `depth` lists the things from the back
+  to the front. The number is at position `corner`; the grating, vertical if
+  `upright`, at position `grating`. Level 0 has neither. `palette` is an index
+  of PALETTES. `detail` multiplies the pixels along each side, at most by 4, the
+  samples per pixel along each side.
   """
 
   level: int
@@ -163,8 +163,10 @@ class Stamp(NamedTuple):
 
 @functools.cache
 def stamp(shape: int, texture: int, radius: int, detail: int = 1) -> Stamp:
-  """An object alone, antialiased by 4 x 4 samples in each pixel; with more
-  detail the same samples lie in more pixels."""
+  """The coverage of one object, antialiased by 4 x 4 samples per pixel.
+
+  With more detail the same samples are divided among more pixels.
+  """
   side, each = 2 * radius * detail, 4 // detail
   axis = (np.arange(8 * radius) + 0.5) / (4 * radius) - 1
   inside = list(SHAPES.values())[shape](*np.meshgrid(axis, axis))
@@ -195,7 +197,7 @@ def blend(
 
 
 def centre(level: int, thing: Thing) -> tuple[int, int]:
-  """Where a thing stands, (x, y) in pixels."""
+  """The centre of a thing, (x, y) in pixels."""
   anchors = LEVELS[level].anchors
   row, column = divmod(thing.position, 3)
   return anchors[column] + thing.jitter[0], anchors[row] + thing.jitter[1]
@@ -204,10 +206,10 @@ def centre(level: int, thing: Thing) -> tuple[int, int]:
 def place(
   level: int, thing: Thing, detail: int = 1
 ) -> tuple[tuple[slice, slice], Stamp]:
-  """The window that a thing fills, and its stamp there."""
+  """The window of pixels that a thing occupies, and its stamp."""
   x, y = centre(level, thing)
   r = LEVELS[level].radii[thing.size]
-  span = lambda at: slice((at - r) * detail, (at + r) * detail)
+  span = lambda c: slice((c - r) * detail, (c + r) * detail)
   return (span(y), span(x)), stamp(thing.shape, thing.texture, r, detail)
 
 
@@ -225,7 +227,7 @@ def _empty(pixels: int, background: int) -> UInt8[np.ndarray, "s s 3"]:
     strength[2::4, 2::4] = 24
   elif PATTERNS[pattern] == "shaded":
     strength -= (np.arange(pixels) * 12 // pixels)[:, None, None]
-  # Black cannot get darker: a pattern is seen on what stands 48 above it.
+  # Black cannot get darker: patterns need a ground of at least 48.
   base = np.maximum(GROUND[colour], 48) if pattern else GROUND[colour]
   image = (base * strength // 32).astype(np.uint8)
   image.flags.writeable = False
@@ -233,7 +235,7 @@ def _empty(pixels: int, background: int) -> UInt8[np.ndarray, "s s 3"]:
 
 
 def _ink(background: int) -> int:
-  """The grey level that stands out: black on a light ground, else white."""
+  """The contrasting grey level: black on a light ground, else white."""
   return 0 if GROUND[background % len(BACKGROUNDS)].sum() > 400 else 255
 
 

@@ -1,4 +1,4 @@
-"""Glyphs: a captioned data set of coloured shapes that needs no download.
+"""Glyphs: a procedural data set of coloured shapes with captions and maps.
 
 Sample number i of a split is a pure function of (level, seed, i).
 """
@@ -45,83 +45,88 @@ __all__ = [
 ATTRIBUTES = ("shape", "colour", "texture", "size", "position", "background")
 CORNERS = (0, 2, 6, 8)
 
-# The first index of each split: no index, hence no example, is in two of them.
+# The first index of each split: no index is in two of them, so no random
+# numbers are.
 _SPLITS = {"train": 0, "validation": 2**31, "held_out": 2**32}
 
-_PAINTS = {"vivid": (0,), "soft": (1,), "both": (0, 1)}
+_PALETTES = {"vivid": (0,), "soft": (1,), "both": (0, 1)}
 
-_Dice = Callable[[int], int]
+_Random = Callable[[int], int]  # n to a number in [0, n)
 
 
 def is_held_out(label: int) -> bool:
-  """Whether a (shape, colour) pair is kept from training: every tenth is.
+  """Whether a (shape, colour) pair is excluded from training: every tenth is.
 
-  A row of the table has eight pairs, so the tenths walk through the colours and
-  no shape loses more than one of its eight.
+  A shape has eight pairs, so it loses at most one, each shape another colour.
   """
   return label % 10 == 7
 
 
-def _dice(seed: int, index: int) -> _Dice:
-  """roll(n) is uniform in [0, n), drawn by Philox with this key.
+def _random_numbers(seed: int, index: int) -> _Random:
+  """A function of n that is uniform in [0, n), by Philox with this key.
 
-  numpy promises the raw stream of a bit generator for ever, but not that of
+  numpy keeps the raw stream of a bit generator fixed, but not that of
   `Generator.integers` (NEP 19). The modulo's bias is below 2^-56.
   """
   key = np.array([seed, index], np.uint64)  # a list may pass through float64
-  words = iter(np.random.Philox(key=key).random_raw(32).tolist())
-  return lambda sides: next(words) % sides
+  numbers = iter(np.random.Philox(key=key).random_raw(32).tolist())
+  return lambda n: next(numbers) % n
 
 
-def _throw_thing(
-  level: int, roll: _Dice, labels: list[int], cell: int
+def _sample_thing(
+  level: int, random: _Random, labels: list[int], cell: int
 ) -> Thing:
   rules = LEVELS[level]
-  shape, colour = divmod(labels[roll(len(labels))], len(COLOURS))
-  texture, size = roll(rules.textures), roll(len(SIZES))
+  shape, colour = divmod(labels[random(len(labels))], len(COLOURS))
+  texture, size = random(rules.textures), random(len(SIZES))
   span = 2 * rules.jitter + 1
-  jitter = roll(span) - rules.jitter, roll(span) - rules.jitter
+  jitter = random(span) - rules.jitter, random(span) - rules.jitter
   return Thing(shape, colour, texture, size, cell, jitter)
 
 
-def _take(roll: _Dice, choices: list[int]) -> int:
-  return choices.pop(roll(len(choices)))
+def _take(random: _Random, choices: list[int]) -> int:
+  """Removes a random element."""
+  return choices.pop(random(len(choices)))
 
 
 def _in_reading_order(level: int, things: list[Thing]) -> tuple[Thing, ...]:
-  """Each thing left of, or above, the next: the order of the widest gaps."""
+  """An order in which each thing is left of, or above, the next.
+
+  Of all orders, that of the widest smallest gap.
+  """
 
   def narrowest(order: tuple[Thing, ...]) -> int:
-    at = np.array([centre(level, thing) for thing in order])
-    return int(np.diff(at, axis=0).max(axis=1).min())
+    centres = np.array([centre(level, thing) for thing in order])
+    return int(np.diff(centres, axis=0).max(axis=1).min())
 
   if len(things) == 1:
     return tuple(things)
   return max(itertools.permutations(things), key=narrowest)
 
 
-def _throw_scene(level: int, roll: _Dice, labels: list[int]) -> Scene:
-  """Draw a scene whose objects have (shape, colour) pairs among `labels`.
+def _sample_scene(level: int, random: _Random, labels: list[int]) -> Scene:
+  """A random scene whose objects have (shape, colour) pairs among `labels`.
 
-  Objects, number and grating stand at different positions of the 3 x 3, so the
+  Objects, number and grating are at different positions of the 3 x 3, so the
   number is never hidden and a neighbour covers at most 7 of an object's 22 px.
   """
   rules = LEVELS[level]
-  background = roll(len(BACKGROUNDS) * rules.patterns)
+  background = random(len(BACKGROUNDS) * rules.patterns)
   cells = list(range(len(POSITIONS)))
   if rules.objects == 1:
-    thing = _throw_thing(level, roll, labels, _take(roll, cells))
+    thing = _sample_thing(level, random, labels, _take(random, cells))
     return Scene(level, background, (thing,))
-  number = 10 + roll(90)
-  corner = CORNERS[roll(len(CORNERS))]
+  number = 10 + random(90)
+  corner = CORNERS[random(len(CORNERS))]
   cells.remove(corner)
-  count = 1 + roll(rules.objects)
+  count = 1 + random(rules.objects)
   things = [
-    _throw_thing(level, roll, labels, _take(roll, cells)) for _ in range(count)
+    _sample_thing(level, random, labels, _take(random, cells))
+    for _ in range(count)
   ]
   order = list(range(count))
-  depth = tuple(_take(roll, order) for _ in range(count))
-  grating, upright = _take(roll, cells), roll(2) == 1
+  depth = tuple(_take(random, order) for _ in range(count))
+  grating, upright = _take(random, cells), random(2) == 1
   return Scene(
     level,
     background,
@@ -139,9 +144,9 @@ def _label(thing: Thing) -> int:
 
 
 def _boxes(scene: Scene) -> Float[np.ndarray, "k 5"]:
-  """x0, y0, x1, y1 in [0, 1] and the label; hidden parts count.
+  """x0, y0, x1, y1 in [0, 1] and the label; occluded parts are included.
 
-  A row of -1 for each object that the level allows and the scene lacks.
+  Padded with rows of -1 to the number of objects that the level allows.
   """
   rules = LEVELS[scene.level]
   boxes = np.full((rules.objects, 5), -1, np.float32)
@@ -164,7 +169,7 @@ def _attributes(scene: Scene) -> Int[np.ndarray, "k 6"]:
 
 @dataclasses.dataclass(frozen=True)
 class Glyphs:
-  """A source of dicts: image, caption, label, segmap, boxes, attributes.
+  """The data set, a Source of image, caption, label, segmap, boxes, attributes.
 
   Level 0 is one object on 32 x 32 px; level 1 is one to three on 64 x 64 px,
   with a two-digit `number` in a corner and a grating of 1 px lines.
@@ -178,12 +183,20 @@ class Glyphs:
                 the background counts colour + 4 * pattern
     number      int32, in [10, 100), at level 1 only
 
-  Objects that a scene lacks are rows of -1 in boxes and attributes. Train and
-  validation share no example; held_out has only (shape, colour) pairs that the
-  other two never show. Palette "soft" paints the same scenes in other colours
-  of the same names, "both" every other one on average. With `detail` 2 or 4,
-  level 0 is shown by so many times the pixels along a side: 64 x 64 or
-  128 x 128, whose means over 2 x 2 or 4 x 4 are the image of detail 1.
+  Boxes and attributes are padded with rows of -1. Train and validation use
+  different random numbers; held_out has only (shape, colour) pairs that the
+  other two never contain. Palette "soft" renders the same scenes in other
+  colours of the same names, "both" half of them at random. `detail` 2 or 4
+  renders level 0 at 64 x 64 or 128 x 128 pixels, whose means over 2 x 2 or
+  4 x 4 are the image of detail 1.
+
+  Attributes:
+    level: 0 or 1.
+    split: train, validation or held_out.
+    size: number of samples.
+    seed: of the samples, in [0, 2**64).
+    palette: vivid, soft or both.
+    detail: pixels along a side, as a multiple of the level's.
   """
 
   level: int = 0
@@ -224,23 +237,23 @@ class Glyphs:
     return [label for label in pairs if is_held_out(label) == wanted]
 
   def scene(self, index: SupportsIndex) -> Scene:
-    """What sample `index` shows."""
-    return self._throw(index)[0]
+    """The scene of sample `index`."""
+    return self._sample(index)[0]
 
-  def _throw(self, index: SupportsIndex) -> tuple[Scene, int]:
-    """The scene, and the paraphrase of its caption."""
+  def _sample(self, index: SupportsIndex) -> tuple[Scene, int]:
+    """The scene, and the number of the paraphrase of its caption."""
     index = operator.index(index)
     if not 0 <= index < self.size:
       raise IndexError(f"index {index} must lie in [0, {self.size})")
-    roll = _dice(self.seed, _SPLITS[self.split] + index)
-    paraphrase = roll(PARAPHRASES)
-    scene = _throw_scene(self.level, roll, self.labels)
-    paints = _PAINTS[self.palette]
-    palette = paints[roll(len(paints))]
+    random = _random_numbers(self.seed, _SPLITS[self.split] + index)
+    paraphrase = random(PARAPHRASES)
+    scene = _sample_scene(self.level, random, self.labels)
+    palettes = _PALETTES[self.palette]
+    palette = palettes[random(len(palettes))]
     return scene._replace(palette=palette, detail=self.detail), paraphrase
 
   def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-    scene, paraphrase = self._throw(index)
+    scene, paraphrase = self._sample(index)
     image, segmap = paint(scene)
     attributes = _attributes(scene)
     sample = {

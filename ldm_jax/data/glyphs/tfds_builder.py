@@ -1,4 +1,4 @@
-"""Glyphs as a tensorflow-datasets builder that writes ArrayRecord, without TF.
+"""Glyphs as a tensorflow-datasets builder for ArrayRecord, without TensorFlow.
 
   Glyphworld(config="level_0", data_dir=folder, file_format="array_record")
 
@@ -21,7 +21,7 @@ from ldm_jax.data.glyphs.source import Glyphs
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class GlyphworldConfig(tfds.core.BuilderConfig):
-  """Which `Glyphs` are written, and how many of each split."""
+  """The level and seed of `Glyphs`, and the samples of each split."""
 
   level: int = 0
   seed: int = 0
@@ -31,7 +31,7 @@ class GlyphworldConfig(tfds.core.BuilderConfig):
 
 
 class Glyphworld(tfds.core.GeneratorBasedBuilder):
-  """Coloured shapes with captions, maps and boxes, from a program."""
+  """Procedural coloured shapes with captions, maps and boxes."""
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = [  # noqa: RUF012 (tfds wants a list here)
@@ -87,5 +87,5 @@ class Glyphworld(tfds.core.GeneratorBasedBuilder):
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     for i in range(len(source)):
       sample = source[i]
-      # tfds 4.9 needs TensorFlow to encode an array, and Pillow for an image.
+      # tfds 4.9 encodes a Pillow image itself, an array by TensorFlow.
       yield i, sample | {"image": PIL.Image.fromarray(sample["image"])}

@@ -1,33 +1,37 @@
-"""Text to int32 ids, by a transformers tokenizer or one trained here."""
+"""Captions to int32 ids of fixed length, by a tokenizer read or trained."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
+from ldm_jax.data.text.pretrained_tokenizer import (
+  UNLIMITED,
+  PretrainedTokenizer,
+)
 from ldm_jax.data.text.prompt_weighting import WeightedPrompt
+from ldm_jax.data.text.tokenizer_files import GENERIC, read_tokenizer
+from ldm_jax.errors import ConfigError, DataError
 
 SPECIALS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")  # ids 0 to 3 of a trained one
-PAIR = {"vocab.json", "merges.txt"}  # of CLIP and GPT-2: one needs the other
 BYTES = 256  # every byte is a token of byte-level BPE
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  """Which `Tokenizer` to build.
+  """Which `Tokenizer` to read or to train.
 
   Attributes:
-    path: a local folder with a transformers tokenizer; "" trains on captions.
+    path: a local folder with a tokenizer; "" trains one on the captions.
     kind: what is trained, whole words or byte-level BPE; both in lower case.
-    vocabulary: ids of a trained tokenizer at most, the 4 special ones included.
-    length: ids per text, begin and end included; longer texts are cut.
+    vocabulary: largest number of ids of a trained tokenizer, its 4 special
+      tokens included.
+    length: ids per text, begin and end included; longer texts are truncated.
   """
 
   path: str = ""
@@ -44,7 +48,7 @@ class TokenizerConfig:
       )
     if self.length < 3:
       raise ValueError(
-        f"length {self.length} leaves no space between begin and end; "
+        f"length {self.length} leaves nothing between begin and end; "
         "it needs 3 at least"
       )
 
@@ -57,14 +61,14 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """A transformers tokenizer with a fixed length; safe to share by threads.
+  """A tokenizer of fixed length; threads may share it.
 
   Attributes:
-    backend: a transformers tokenizer that stands on the tokenizers library.
-    length: ids per text.
+    backend: of any length, with its special tokens.
+    length: ids per text, begin and end included.
   """
 
-  backend: Any
+  backend: PretrainedTokenizer
   length: int
 
   @functools.cached_property
@@ -74,18 +78,18 @@ class Tokenizer:
 
   @functools.cached_property
   def empty(self) -> Int32[np.ndarray, " l"]:
-    """The ids of "": the null condition of classifier-free guidance."""
+    """The ids of "", unconditional in classifier-free guidance."""
     return self.encode([""])[0]
 
   def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "b l"]:
-    """Ids of each text, cut or padded on the right to `length`."""
+    """Ids of each text, truncated or padded on the right to `length`."""
     ids = [row.ids for row in self.fixed.encode_batch(list(texts))]
     return np.array(ids, np.int32).reshape(len(texts), self.length)
 
   def token_weights(
     self, texts: Sequence[WeightedPrompt]
   ) -> Float32[np.ndarray, "b l"]:
-    """The weight of each id of `encode`: of the first letter it stands for."""
+    """The weight of each id of `encode`: that of its first character."""
     rows = self.fixed.encode_batch([text.text for text in texts])
     weights = [
       [
@@ -99,16 +103,16 @@ class Tokenizer:
   def empty_like(
     self, like: Int32[np.ndarray, "b l"]
   ) -> Int32[np.ndarray, "b l"]:
-    """Ids of the empty text, as often."""
+    """Ids of the empty text in every row: the unconditional input."""
     return np.broadcast_to(self.encode([""]), like.shape)
 
   def cut(self, texts: Sequence[str]) -> Int32[np.ndarray, " b"]:
-    """How many tokens of each text `encode` leaves out."""
+    """How many tokens of each text `encode` truncates."""
     rows = self.fixed.encode_batch(list(texts))
     return np.array([_left_out(row) for row in rows], np.int32)
 
   def unknown(self, text: str) -> list[str]:
-    """The parts of a text that no token stands for."""
+    """The parts of a text that become the unknown token."""
     row = self.fixed.encode(text)
     number = self.backend.unk_token_id
     lost = [
@@ -124,15 +128,14 @@ class Tokenizer:
     return self.backend.decode(ids, skip_special_tokens=True).strip()
 
   def save(self, folder: str | os.PathLike[str]) -> None:
-    """For `load`, and for transformers.AutoTokenizer.from_pretrained."""
+    """Writes a folder for `load` and transformers.AutoTokenizer."""
     self.backend.save_pretrained(os.fspath(folder))
 
   @functools.cached_property
   def fixed(self) -> Any:
-    """A copy, of the tokenizers library, that always cuts and pads.
+    """A copy of the tokenizers library that always truncates and pads.
 
-    The original is set anew at each call of transformers, which two threads
-    must not do at once, and is saved with the settings it has.
+    The original is saved, and must be without truncation and padding.
     """
     import tokenizers
 
@@ -146,80 +149,50 @@ class Tokenizer:
 
 
 def load(folder: str | os.PathLike[str], length: int) -> Tokenizer:
-  """A saved tokenizer, or the vocabulary files of BERT, CLIP, GPT-2 or T5.
+  """The tokenizer in a folder: `save`'s, or transformers' of CLIP, BERT, ...
 
-  Nothing is downloaded and no code of the folder is run. Raises ValueError if
-  the folder is missing, or has no vocabulary: transformers would make up one
-  of two ids.
+  Nothing is downloaded and no code of the folder is run.
+
+  Args:
+    length: ids per text, begin and end included.
+
+  Raises:
+    ConfigError: the folder is missing, or holds no usable tokenizer.
   """
   path = pathlib.Path(folder).expanduser()
   if not path.is_dir():
-    raise ValueError(
+    raise ConfigError(
       f"no tokenizer folder {str(folder)!r}; needed is a local folder such as "
       "runs/x/tokenizer; names of the Hugging Face hub are not looked up"
     )
-  opener = _opener(path)
   try:
-    tokenizer = opener(str(path), local_files_only=True)
-  except Exception as error:  # transformers and tokenizers raise many types
+    tokenizer = read_tokenizer(path)
+  except ConfigError:
+    raise
+  except Exception as error:  # the libraries raise many types
     detail = " ".join(f"{error}".split())[:200]
-    raise ValueError(f"no tokenizer loads from {path}: {detail}") from error
+    raise ConfigError(f"no tokenizer loads from {path}: {detail}") from error
   _check(tokenizer, path)
   return Tokenizer(tokenizer, length)
 
 
-def _opener(path: pathlib.Path) -> Callable[..., Any]:
-  """The class of a folder; AutoTokenizer does not know bare vocabularies."""
-  names = set(os.listdir(path))
-  with _no_notice():
-    import transformers
-  if "tokenizer.json" not in names and len(names & PAIR) == 1:
-    (lone,) = names & PAIR
-    raise ValueError(f"{path} has {lone}, but not {min(PAIR - {lone})}")
-  if names & {"tokenizer.json", "tokenizer_config.json"}:
-    load = transformers.AutoTokenizer.from_pretrained
-    return functools.partial(load, trust_remote_code=False)
-  if names >= PAIR:
-    words = (path / "vocab.json").read_text(encoding="utf-8")
-    is_clip = "<|startoftext|>" in json.loads(words)
-    name = "CLIPTokenizer" if is_clip else "GPT2Tokenizer"
-    return getattr(transformers, name).from_pretrained
-  if "vocab.txt" in names:
-    words = (path / "vocab.txt").read_text(encoding="utf-8").split()
-    lower = all(w.islower() or w[0] == "[" for w in words if w.isalpha())
-    load = transformers.BertTokenizer.from_pretrained
-    return functools.partial(load, do_lower_case=lower)
-  if "spiece.model" in names:
-    return transformers.T5Tokenizer.from_pretrained
-  raise ValueError(
-    f"{path} holds no tokenizer; needed is tokenizer.json, vocab.json with "
-    f"merges.txt, vocab.txt or spiece.model; it has {sorted(names)[:6]}"
-  )
-
-
-def _check(tokenizer: Any, path: pathlib.Path) -> None:
-  """Refuse what transformers makes of missing files, and slow tokenizers."""
-  words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-  if not words - {"▁"}:
-    raise ValueError(
-      f"the tokenizer in {path} has no words, only its {len(tokenizer)} "
+def _check(tokenizer: PretrainedTokenizer, path: pathlib.Path) -> None:
+  special = tokenizer.all_special_tokens
+  if not set(tokenizer.get_vocab()) - {*special, "▁"}:
+    raise ConfigError(
+      f"the tokenizer in {path} has no words, only its {len(special)} "
       "special tokens; its vocabulary files are missing or empty"
     )
-  if getattr(tokenizer, "backend_tokenizer", None) is None:
-    raise ValueError(
-      f"the tokenizer in {path} is a {type(tokenizer).__name__}, which has no "
-      "fast form; needed is one with a tokenizer.json"
-    )
   if (tokenizer.pad_token or tokenizer.eos_token) is None:
-    raise ValueError(f"the tokenizer in {path} has no pad and no end token")
+    raise ConfigError(f"the tokenizer in {path} has no pad and no end token")
 
 
-def _train(config: TokenizerConfig, captions: Iterable[str]) -> Any:
+def _train(
+  config: TokenizerConfig, captions: Iterable[str]
+) -> PretrainedTokenizer:
   """[BOS] text [EOS] over words or bytes; equal captions give equal ids."""
   import tokenizers
 
-  with _no_notice():
-    import transformers
   make = _word_level if config.kind == "word" else _byte_level
   tokenizer, trainer = make(config.vocabulary)
   tokenizer.normalizer = tokenizers.normalizers.Sequence(
@@ -227,7 +200,7 @@ def _train(config: TokenizerConfig, captions: Iterable[str]) -> Any:
   )
   tokenizer.train_from_iterator(captions, trainer)
   if config.kind == "word" and tokenizer.get_vocab_size() == len(SPECIALS):
-    raise ValueError(
+    raise DataError(
       "no words to train a tokenizer on: all captions are empty; "
       "use a source with captions, or name a tokenizer's folder as path"
     )
@@ -235,13 +208,16 @@ def _train(config: TokenizerConfig, captions: Iterable[str]) -> Any:
   tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
     single=f"{begin} $A {end}", special_tokens=[(begin, 2), (end, 3)]
   )
-  return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=tokenizer,
-    pad_token=pad,
-    unk_token=unknown,
-    bos_token=begin,
-    eos_token=end,
-  )
+  config = {
+    "backend": "tokenizers",
+    "bos_token": begin,
+    "eos_token": end,
+    "model_max_length": UNLIMITED,
+    "pad_token": pad,
+    "tokenizer_class": GENERIC,
+    "unk_token": unknown,
+  }
+  return PretrainedTokenizer(tokenizer, config)
 
 
 def _word_level(vocabulary: int) -> tuple[Any, Any]:
@@ -250,7 +226,7 @@ def _word_level(vocabulary: int) -> tuple[Any, Any]:
 
   tokenizer = Backend(models.WordLevel(unk_token="[UNK]"))
   tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-  # Its clean-up joins "circle" and "," again; no word begins with ##.
+  # Its clean-up joins "circle" and "," again; no token begins with ##.
   tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
   return tokenizer, trainers.WordLevelTrainer(
     vocab_size=vocabulary, special_tokens=list(SPECIALS), show_progress=False
@@ -273,20 +249,5 @@ def _byte_level(vocabulary: int) -> tuple[Any, Any]:
 
 
 def _left_out(row: Any) -> int:
-  """Tokens in the pieces after the first, less the special ones of each."""
+  """Tokens of the overflow, without the special ones of each chunk."""
   return sum(piece.special_tokens_mask.count(0) for piece in row.overflowing)
-
-
-@contextlib.contextmanager
-def _no_notice() -> Iterator[None]:
-  """Without "PyTorch was not found", which transformers prints on import."""
-  name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-  before = os.environ.get(name)
-  os.environ[name] = "1"
-  try:
-    yield
-  finally:
-    if before is None:
-      del os.environ[name]
-    else:
-      os.environ[name] = before
