@@ -269,7 +269,11 @@ TRAIN = {
     "must be one of",
   ),
   "T28 mesh": (glyphs("--config.mesh.data=3", "--config.mesh.fsdp=2"), 2, "8"),
-  "T29 finished": (again("one", ONE, "--config.steps=1"), 0, "has already run its 1"),
+  "T29 finished": (
+    again("one", ONE, "--config.steps=1"),
+    0,
+    "already run its 1",
+  ),
 }
 SAMPLE = {
   "S1 no checkpoint": (["--model={root}/bare"], 2, "no checkpoint"),
