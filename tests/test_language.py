@@ -4,7 +4,7 @@ Every word of every file is looked at: identifiers (split at underscores and
 capitals), docstrings, comments, strings, pages, and the --help of every
 command. For a part of the repository:
 
-  pytest tests/test_language.py -m language -k ldm_jax/sampling
+  pytest tests/test_language.py -k ldm_jax/sampling
   python tests/test_language.py ldm_jax/sampling docs README.md
 """
 
@@ -189,14 +189,12 @@ def commands() -> list[str]:
   return list(COMMANDS)
 
 
-@pytest.mark.language
 @pytest.mark.parametrize("name", files())
 def test_a_file_uses_the_fields_terms(name):
   found = faults((ROOT / name).read_text(), name)
   assert not found, "\n" + "\n".join(found)
 
 
-@pytest.mark.language
 @pytest.mark.parametrize("command", commands())
 def test_help_uses_the_fields_terms(command):
   found = faults(help_of(command), f"ldm-jax {command} --help")

@@ -8,7 +8,7 @@ import pytest
 
 from ldm_jax.cli.sample import parser, request_of
 from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig
-from ldm_jax.diffusion.samplers.names import (
+from ldm_jax.diffusion.samplers.sampler_names import (
   SPACING_NAMES,
   parse_sampler_name,
   parse_timestep_spacing,

@@ -25,7 +25,7 @@ from ldm_jax.diffusion.samplers import (
   timesteps,
   unipc,
 )
-from ldm_jax.diffusion.samplers.names import SPACING_NAMES
+from ldm_jax.diffusion.samplers.sampler_names import SPACING_NAMES
 from ldm_jax.diffusion.schedule import Schedule
 
 SCHEDULE = Schedule()

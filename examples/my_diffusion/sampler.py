@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ldm_jax.diffusion.samplers.one_step import posterior_std
+from ldm_jax.diffusion.samplers.ddim_and_ddpm import posterior_std
 from ldm_jax.diffusion.samplers.sampler_table import EPS, NOISE, X0, Row, row
 from ldm_jax.diffusion.samplers.timesteps import NoiseLevels
 

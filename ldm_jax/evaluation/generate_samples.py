@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ldm_jax.data import batching
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.samplers import SamplerConfig
-from ldm_jax.diffusion.samplers.names import parse_sampler_name
+from ldm_jax.diffusion.samplers.sampler_names import parse_sampler_name
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.condition_sampler import ConditionSampler
 from ldm_jax.evaluation.image_sets import Images, ImageSet, folder_images

@@ -28,12 +28,10 @@ from ldm_jax.nn.conditioners.embedders import (
 from ldm_jax.nn.conditioners.spatial import DepthMap, LowResolution, MaskedImage
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.pretrained.components import Components
+from ldm_jax.pretrained.conditioner_variables import conditioner_variables
 from ldm_jax.pretrained.configs import scheduler_config, unet_reader
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
 from ldm_jax.pretrained.networks import Module, load
-
-# Conditioners without parameters.
-WEIGHTLESS = SizeEmbedder | MaskedImage | LowResolution | DepthMap
 
 _BERT_EMPTY = (101, 102)  # [CLS] [SEP] of bert-base-uncased
 _OPEN_CLIP_PADDING = 0
@@ -87,7 +85,7 @@ def assemble(
     params=Parameters(
       first_params,
       jnp.float32(scale),
-      _variables(conditioners, networks),
+      conditioner_variables(conditioners, networks),
       unet_params,
     ),
     tokenizer=tokenizer,
@@ -238,47 +236,6 @@ def tokenizer_of(components: Components) -> Tokenizer | ClipPrompts | None:
       padding = _padding(components, name)
     syntaxes.append(PromptSyntax(tokenizer, padding))
   return ClipPrompts(tuple(syntaxes))
-
-
-def _variables(
-  conditioners: list[Conditioner], networks: dict[str, tuple[Module, Any]]
-) -> dict[str, Any]:
-  """Variables of the conditioners, by their keys in the batch."""
-  found = {}
-  for part in conditioners:
-    if isinstance(part, WEIGHTLESS):
-      found[part.input_key] = {}
-    elif isinstance(part, ClassEmbedder):
-      ((_, variables),) = networks.values()
-      found[part.input_key] = variables
-    elif isinstance(part, TextEmbedder):
-      ((_, variables),) = networks.values()
-      found[part.input_key] = {"params": {"encoder": variables["params"]}}
-    else:
-      found[part.input_key] = {
-        "params": {
-          f"encoders_{i}": variables["params"]
-          for i, (_, variables) in enumerate(networks.values())
-        }
-      }
-  return found
-
-
-def split_variables(
-  conditioner: Conditioner, variables: dict[str, Any]
-) -> list[tuple[Module, dict[str, Any]]]:
-  """The networks within a conditioner, with their own variables."""
-  if isinstance(conditioner, WEIGHTLESS):
-    return []
-  if isinstance(conditioner, ClassEmbedder):
-    return [(conditioner, variables)]
-  params = variables["params"]
-  if isinstance(conditioner, TextEmbedder):
-    return [(conditioner.encoder, {"params": params["encoder"]})]
-  return [
-    (encoder, {"params": params[f"encoders_{i}"]})
-    for i, encoder in enumerate(conditioner.encoders)
-  ]
 
 
 def with_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:

@@ -20,7 +20,10 @@ from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained import model_index
-from ldm_jax.pretrained.assemble import WEIGHTLESS, split_variables
+from ldm_jax.pretrained.conditioner_variables import (
+  WEIGHTLESS,
+  split_variables,
+)
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder_config
 from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ldm_jax.diffusion.samplers.names import parse_sampler_name
+from ldm_jax.diffusion.samplers.sampler_names import parse_sampler_name
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.lora.merge import split_scale

@@ -13,7 +13,7 @@ from PIL import Image
 from ldm_jax.data.text.prompt_cleaning import clean_prompt
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance, Guidance
 from ldm_jax.diffusion.samplers import Sampler
-from ldm_jax.diffusion.samplers.names import (
+from ldm_jax.diffusion.samplers.sampler_names import (
   parse_sampler_name,
   parse_timestep_spacing,
 )

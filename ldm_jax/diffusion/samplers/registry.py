@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from ldm_jax.diffusion.samplers import (
+  ddim_and_ddpm,
   dpm_solver,
+  euler_and_heun,
   multistep,
-  one_step,
-  two_stage,
   unipc,
 )
 from ldm_jax.diffusion.samplers.sampler_table import Row
@@ -81,13 +81,13 @@ class SamplerSpec(NamedTuple):
 
 
 def _euler(noise_levels: NoiseLevels) -> Iterable[Row]:
-  return one_step.ddim(noise_levels)
+  return ddim_and_ddpm.ddim(noise_levels)
 
 
 def _euler_ancestral(
   noise_levels: NoiseLevels, eta: float = 1.0
 ) -> Iterable[Row]:
-  return one_step.ddim(noise_levels, eta)
+  return ddim_and_ddpm.ddim(noise_levels, eta)
 
 
 def _unipc(noise_levels: NoiseLevels, order: int = 2) -> Iterable[Row]:
@@ -100,17 +100,17 @@ def _unipc_bh1(noise_levels: NoiseLevels, order: int = 2) -> Iterable[Row]:
 
 SAMPLERS: dict[str, SamplerSpec] = {
   "ddim": SamplerSpec(
-    one_step.ddim, "leading", divides_by_signal=False, may_stop_early=True
+    ddim_and_ddpm.ddim, "leading", divides_by_signal=False, may_stop_early=True
   ),
-  "ddpm": SamplerSpec(one_step.ddpm, "leading", divides_by_signal=False),
+  "ddpm": SamplerSpec(ddim_and_ddpm.ddpm, "leading", divides_by_signal=False),
   "plms": SamplerSpec(multistep.plms, "leading", may_stop_early=True),
   "pndm_prk": SamplerSpec(multistep.pndm_prk, "leading", may_stop_early=True),
   "euler": SamplerSpec(_euler),
   "euler_ancestral": SamplerSpec(_euler_ancestral),
-  "heun": SamplerSpec(two_stage.heun),
+  "heun": SamplerSpec(euler_and_heun.heun),
   "lms": SamplerSpec(multistep.lms, max_order=4),
-  "dpm2": SamplerSpec(two_stage.dpm2),
-  "dpm2_ancestral": SamplerSpec(two_stage.dpm2_ancestral),
+  "dpm2": SamplerSpec(euler_and_heun.dpm2),
+  "dpm2_ancestral": SamplerSpec(euler_and_heun.dpm2_ancestral),
   "dpmpp_2m": SamplerSpec(dpm_solver.dpmpp_2m),
   "dpmpp_2m_sde": SamplerSpec(dpm_solver.dpmpp_2m_sde),
   "dpmpp_2s": SamplerSpec(dpm_solver.dpmpp_2s),
@@ -119,9 +119,11 @@ SAMPLERS: dict[str, SamplerSpec] = {
   "unipc": SamplerSpec(_unipc),
   "unipc_bh1": SamplerSpec(_unipc_bh1),
   "lcm": SamplerSpec(
-    one_step.lcm, "lcm", divides_by_signal=False, adds_noise=True
+    ddim_and_ddpm.lcm, "lcm", divides_by_signal=False, adds_noise=True
   ),
-  "tcd": SamplerSpec(one_step.tcd, "lcm", divides_by_signal=False, max_eta=1.0),
+  "tcd": SamplerSpec(
+    ddim_and_ddpm.tcd, "lcm", divides_by_signal=False, max_eta=1.0
+  ),
 }
 
 

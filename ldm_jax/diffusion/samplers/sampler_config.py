@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ldm_jax.diffusion.samplers import one_step, timesteps
+from ldm_jax.diffusion.samplers import ddim_and_ddpm, timesteps
 from ldm_jax.diffusion.samplers.diffusers_compat import (
   DiffusersTimesteps,
   default_spacing,
@@ -157,13 +157,13 @@ class SamplerConfig:
     return _plan(self, schedule, strength)
 
   def inversion(self, schedule: Schedule) -> "Plan":
-    """From an image to the noise it came from; see `one_step.invert`.
+    """From an image to the noise it came from; see `ddim_and_ddpm.invert`.
 
     Raises:
       ValueError: the schedule has no such levels.
     """
     is_ahead = self.compat == "diffusers"
-    rows = one_step.invert(self.noise_levels(schedule), is_ahead)
+    rows = ddim_and_ddpm.invert(self.noise_levels(schedule), is_ahead)
     return Plan(stack(list(rows)), 1.0)
 
 

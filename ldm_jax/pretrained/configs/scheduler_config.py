@@ -4,7 +4,7 @@ from typing import Any
 
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.diffusion.samplers import SamplerConfig
-from ldm_jax.diffusion.samplers.names import parse_sampler_name
+from ldm_jax.diffusion.samplers.sampler_names import parse_sampler_name
 from ldm_jax.diffusion.schedule import CLEAN_TIME, Schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.pretrained.configs.defaults import SCHEDULERS

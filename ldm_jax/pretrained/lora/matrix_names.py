@@ -10,7 +10,7 @@ from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.unet import UNet
-from ldm_jax.pretrained.assemble import split_variables
+from ldm_jax.pretrained.conditioner_variables import split_variables
 from ldm_jax.pretrained.model_index import text_encoder_folders
 from ldm_jax.weights.naming.convert import Row, Table, list_names, shapes
 from ldm_jax.weights.naming.parameter_names import Geometry, name_table

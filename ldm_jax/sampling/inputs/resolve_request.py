@@ -6,7 +6,7 @@ import numpy as np
 
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.samplers import SamplerConfig
-from ldm_jax.diffusion.samplers.names import (
+from ldm_jax.diffusion.samplers.sampler_names import (
   parse_sampler_name,
   parse_timestep_spacing,
 )

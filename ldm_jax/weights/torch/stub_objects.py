@@ -12,12 +12,12 @@ PACKAGES = (
   "lightning.",
   "lightning_fabric.",
   "omegaconf.",
+  "argparse.",
 )
 
 # Classes of other libraries that those objects are built of. None of them is
 # called.
 NAMES = {
-  "argparse.Namespace",
   "collections.Counter",
   "collections.defaultdict",
   "torch.device",

@@ -1,0 +1,56 @@
+"""Parameters of conditioners: of the networks inside, and the other way."""
+
+from typing import Any
+
+from ldm_jax.nn.conditioners.conditioner import Conditioner
+from ldm_jax.nn.conditioners.embedders import (
+  ClassEmbedder,
+  SizeEmbedder,
+  TextEmbedder,
+)
+from ldm_jax.nn.conditioners.spatial import DepthMap, LowResolution, MaskedImage
+from ldm_jax.pretrained.networks import Module
+
+# Conditioners without parameters.
+WEIGHTLESS = SizeEmbedder | MaskedImage | LowResolution | DepthMap
+
+
+def conditioner_variables(
+  conditioners: list[Conditioner], networks: dict[str, tuple[Module, Any]]
+) -> dict[str, Any]:
+  """Variables of the conditioners, by their keys in the batch."""
+  found = {}
+  for part in conditioners:
+    if isinstance(part, WEIGHTLESS):
+      found[part.input_key] = {}
+    elif isinstance(part, ClassEmbedder):
+      ((_, variables),) = networks.values()
+      found[part.input_key] = variables
+    elif isinstance(part, TextEmbedder):
+      ((_, variables),) = networks.values()
+      found[part.input_key] = {"params": {"encoder": variables["params"]}}
+    else:
+      found[part.input_key] = {
+        "params": {
+          f"encoders_{i}": variables["params"]
+          for i, (_, variables) in enumerate(networks.values())
+        }
+      }
+  return found
+
+
+def split_variables(
+  conditioner: Conditioner, variables: dict[str, Any]
+) -> list[tuple[Module, dict[str, Any]]]:
+  """The networks within a conditioner, with their own variables."""
+  if isinstance(conditioner, WEIGHTLESS):
+    return []
+  if isinstance(conditioner, ClassEmbedder):
+    return [(conditioner, variables)]
+  params = variables["params"]
+  if isinstance(conditioner, TextEmbedder):
+    return [(conditioner.encoder, {"params": params["encoder"]})]
+  return [
+    (encoder, {"params": params[f"encoders_{i}"]})
+    for i, encoder in enumerate(conditioner.encoders)
+  ]
