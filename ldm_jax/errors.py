@@ -73,14 +73,17 @@ class TooLarge(LdmJaxError, ValueError):
 
 
 @contextlib.contextmanager
-def config_errors() -> Iterator[None]:
+def config_errors(*kinds: type[LdmJaxError]) -> Iterator[None]:
   """A plain ValueError of the block becomes a `ConfigError`.
 
   For code that builds objects out of a user's settings, whose constructors
-  raise ValueError. Exceptions of this package pass unchanged.
+  raise ValueError. Exceptions of this package pass unchanged, but for those of
+  `kinds`: a data set's error is a wrong setting where one file was named.
   """
   try:
     yield
+  except kinds as error:
+    raise ConfigError(str(error)) from error
   except LdmJaxError:
     raise
   except ValueError as error:

@@ -19,8 +19,8 @@ from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.samplers import (
   SAMPLERS,
   SamplerConfig,
-  names,
   registry,
+  sampler_names,
   sampler_table,
   timesteps,
   unipc,
@@ -418,10 +418,13 @@ def test_a_sampler_may_be_a_function_of_ones_own():
 
 def test_a_sampler_of_ones_own_may_have_a_name(monkeypatch):
   monkeypatch.setattr(registry, "SAMPLERS", dict(SAMPLERS))
-  monkeypatch.setattr(names, "SAMPLERS", registry.SAMPLERS)
+  monkeypatch.setattr(sampler_names, "SAMPLERS", registry.SAMPLERS)
   spec = samplers.SamplerSpec(euler_by_hand, "leading", may_stop_early=True)
   samplers.register_sampler("by_hand", spec)
-  assert names.parse_sampler_name("By-Hand Karras") == ("by_hand", "karras")
+  assert sampler_names.parse_sampler_name("By-Hand Karras") == (
+    "by_hand",
+    "karras",
+  )
   a, b = (
     SamplerConfig(9, name, final_time=0.0).plan(SCHEDULE).table.mix
     for name in ("by_hand", "ddim")

@@ -10,8 +10,8 @@ or with --single_file a .safetensors with the names of CompVis and Stability.
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import command, run_command
-from ldm_jax.cli.model_flags import add_reading, load_options
-from ldm_jax.cli.parser import Parser
+from ldm_jax.cli.flags.model_flags import add_reading, load_options
+from ldm_jax.cli.flags.parser import Parser
 
 
 def parser() -> Parser:

@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import command, run_command
-from ldm_jax.cli.parser import Parser
+from ldm_jax.cli.flags.parser import Parser
 
 SMALL = "permit Frechet distances of fewer than 2048 images"
 TRAIN = "training images to search for near copies (default 10000; 0: none)"

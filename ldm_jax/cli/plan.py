@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import command, run_command
-from ldm_jax.cli.parser import Parser
+from ldm_jax.cli.flags.parser import Parser
 
 
 def parser() -> Parser:

@@ -16,11 +16,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ldm_jax.cli import sample_flags
 from ldm_jax.cli.exit_codes import command, run_command
-from ldm_jax.cli.flag_table import add_flags
-from ldm_jax.cli.model_flags import add_adapters, add_reading, load_options
-from ldm_jax.cli.parser import Parser
+from ldm_jax.cli.flags import sample_flags
+from ldm_jax.cli.flags.flag_table import add_flags
+from ldm_jax.cli.flags.model_flags import (
+  add_adapters,
+  add_reading,
+  load_options,
+)
+from ldm_jax.cli.flags.parser import Parser
 from ldm_jax.errors import ConfigError
 
 OUTPUT = """

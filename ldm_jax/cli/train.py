@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import USAGE, CommandError, command, run_command
-from ldm_jax.cli.parser import Parser
+from ldm_jax.cli.flags.parser import Parser
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ldm_jax.data import annotations
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, DataError, config_errors
 from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import Sharding
@@ -20,9 +20,10 @@ def read_segmap(
   """The classes of an image's pixels, resized to the nearest.
 
   Raises:
-    ValueError: it is no image of one channel.
+    ConfigError: it is no image of one channel.
   """
-  plane = annotations.read_map(plane_file(segmap, "segmap"))
+  with config_errors(DataError):
+    plane = annotations.read_map(plane_file(segmap, "segmap"))
   size = width, height
   return np.asarray(
     Image.fromarray(plane).resize(size, Image.Resampling.NEAREST)
@@ -33,9 +34,10 @@ def read_depth(depth: Any, height: int, width: int) -> Float[np.ndarray, "h w"]:
   """The depth of an image's pixels, scaled to -1 to 1, and resized.
 
   Raises:
-    ValueError: it is no image of one channel.
+    ConfigError: it is no image of one channel.
   """
-  plane = annotations.read_depth(plane_file(depth, "depth"))
+  with config_errors(DataError):
+    plane = annotations.read_depth(plane_file(depth, "depth"))
   size = width, height
   return np.asarray(
     Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC)
@@ -46,9 +48,10 @@ def read_layout(layout: Any) -> Float[np.ndarray, "k 5"]:
   """Rows of left, top, right, bottom and a class.
 
   Raises:
-    ValueError: it is no list of boxes.
+    ConfigError: it is no list of boxes.
   """
-  return annotations.read_boxes(json_file(layout, "layout"))
+  with config_errors(DataError):
+    return annotations.read_boxes(json_file(layout, "layout"))
 
 
 def read_neighbours(neighbours: Any) -> Float[np.ndarray, "k d"]:

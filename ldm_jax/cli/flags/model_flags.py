@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from ldm_jax.cli.flag_table import add_flags
-from ldm_jax.cli.parser import Parser
+from ldm_jax.cli.flags.flag_table import add_flags
+from ldm_jax.cli.flags.parser import Parser
 
 LOADING = """
 --variant: text

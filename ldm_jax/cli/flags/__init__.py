@@ -1,0 +1,1 @@
+"""Flags: the parser, tables of flags, and groups that commands share."""
