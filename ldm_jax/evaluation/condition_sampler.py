@@ -1,6 +1,6 @@
 """Samples of a run for the conditions of given examples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from jaxtyping import UInt8
@@ -35,6 +35,7 @@ class ConditionSampler:
     sharding: Sharding,
     classifier: str | None = None,
     is_unconditional: bool = False,
+    trust: Collection[str] = (),
   ):
     """Opens the run; compiles nothing yet.
 
@@ -43,6 +44,7 @@ class ConditionSampler:
       classifier: a run of a classifier of noisy latents, which guides to the
         examples' labels.
       is_unconditional: whether every condition takes its unconditional value.
+      trust: of the classifier's run, as of `Run.open`.
     """
     loaded = open_run(run, sharding)
     self.model, self._config = loaded.model, config
@@ -50,7 +52,7 @@ class ConditionSampler:
     self._has_classifier, opened = classifier is not None, None
     if classifier is not None:
       scale = float(loaded.params.latent_scale)
-      opened = open_classifier(classifier, scale, sharding)
+      opened = open_classifier(classifier, scale, sharding, trust)
     self._engine = SamplingEngine(
       loaded.model, loaded.params, sharding, classifier=opened
     )

@@ -122,7 +122,12 @@ def report(request: ReportRequest) -> ReportResult:
     config = _sampling_config(request, examples["image"])
     sharding = MeshShape().build()
     sampler = ConditionSampler(
-      run, config, sharding, request.classifier, request.unconditional
+      run,
+      config,
+      sharding,
+      request.classifier,
+      request.unconditional,
+      request.trust,
     )
     sampler.check(examples)
   reconstructions = reconstruction_function(run, sharding)(examples["image"])

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.loaded_model import LoadedModel, skip_last_blocks
@@ -37,12 +37,20 @@ class AdaptedModel:
     embeddings: files of textual inversion.
   """
 
-  def __init__(self, loaded: LoadedModel, dtype: str, sharding: Sharding):
+  def __init__(
+    self,
+    loaded: LoadedModel,
+    dtype: str,
+    sharding: Sharding,
+    trust: Collection[str] = (),
+  ):
     """Compiles nothing yet.
 
     Args:
       dtype: of ControlNets.
+      trust: of a classifier's run, as of `Run.open`.
     """
+    self._trust = trust
     self._base = self._loaded = loaded  # without and with LoRAs
     self._dtype, self._sharding = dtype, sharding
     self.loras: dict[str, Lora] = {}
@@ -105,7 +113,7 @@ class AdaptedModel:
         loaded = with_controlnet(loaded, network, self._dtype)
       if classifier is not None:
         scale = float(loaded.params.latent_scale)
-        guide = open_classifier(classifier, scale, self._sharding)
+        guide = open_classifier(classifier, scale, self._sharding, self._trust)
       engine = SamplingEngine(
         loaded.model, loaded.params, self._sharding, guide
       )

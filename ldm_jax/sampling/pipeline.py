@@ -47,16 +47,19 @@ class Pipeline:
     path: str = "",
     dtype: str = "float32",
     sharding: Sharding | None = None,
+    trust: Collection[str] = (),
   ):
     """Compiles nothing yet.
 
     Args:
       dtype: of the ControlNets that requests name.
       sharding: by default the batch is spread over all devices.
+      trust: packages that may be imported for classes a classifier's run
+        names.
     """
     sharding = sharding or MeshShape().build()
     self.path, self._sampler = path, None
-    self._adapted = AdaptedModel(loaded, dtype, sharding)
+    self._adapted = AdaptedModel(loaded, dtype, sharding, trust)
 
   @classmethod
   def open(cls, path: str, options: LoadOptions = LoadOptions()) -> "Pipeline":
@@ -68,7 +71,12 @@ class Pipeline:
     """
     with config_errors():
       plain = dataclasses.replace(options, lora=(), embedding=())
-      pipe = cls(open_model(path, plain), path=path, dtype=options.dtype)
+      pipe = cls(
+        open_model(path, plain),
+        path=path,
+        dtype=options.dtype,
+        trust=options.trust,
+      )
       for file in options.embedding:
         pipe.load_textual_inversion(file)
       for lora in options.lora:

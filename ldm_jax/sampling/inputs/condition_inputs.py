@@ -1,5 +1,6 @@
 """A request's maps and arrays, and the classifier that guides it."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -88,14 +89,20 @@ def own_condition(loaded: Any, part: Any, inputs: Any) -> Any:
 
 
 def open_classifier(
-  folder: str, latent_scale: float, sharding: Sharding
+  folder: str,
+  latent_scale: float,
+  sharding: Sharding,
+  trust: Collection[str] = (),
 ) -> tuple[EncoderUNet, Any]:
   """The classifier of a run, with its averaged parameters.
+
+  Args:
+    trust: as of `Run.open`.
 
   Raises:
     ConfigError: it is none, or was trained on latents of another scale.
   """
-  run = Run.open(folder)
+  run = Run.open(folder, trust)
   task = run.experiment.task
   # Any task with such a network will do; ldm_jax's own is ClassifierTask.
   classifier = getattr(task, "classifier", None)
