@@ -243,7 +243,7 @@ TRAIN = {
     0,
     "replaced",
   ),
-  "T16 boxes": (folder("boxes"), 4, "rising within 0 to 1"),
+  "T16 boxes": (folder("boxes"), 4, "increasing within 0 to 1"),
   "T17 captions": (folder("captions"), 4, "is not UTF-8"),
   "T18 maps": (folder("maps"), 4, "of one size"),
   "T18 half": (folder("half"), 4, "is the first that is missing"),
@@ -262,7 +262,7 @@ TRAIN = {
     "config.data.batch",
   ),
   "T24 locked": (again("locked", ONE, *STEPS), 2, "is written by process"),
-  "T25 damaged": (again("damaged", ONE, *STEPS), 5, "no checkpoint of 1"),
+  "T25 damaged": (again("damaged", ONE, *STEPS), 5, "none of 1 checkpoints"),
   "T26 stage": (
     glyphs("--config.first_stage={root}/two", stage="text"),
     2,
@@ -332,8 +332,8 @@ SAMPLE = {
   "S23 a file": (two("--out={root}/a_file"), 6, "a_file"),
   "S23 full": (two("--out=/dev/full"), 6, "/dev/full"),
   "S24 no map": (["--model={root}/segmentation"], 2, "--segmap"),
-  "S24 box": (two("--layout={root}/boxes.json"), 2, "rising within 0 to 1"),
-  "S24 nan": (two("--layout={root}/nan.json"), 2, "rising within 0 to 1"),
+  "S24 box": (two("--layout={root}/boxes.json"), 2, "increasing within 0 to 1"),
+  "S24 nan": (two("--layout={root}/nan.json"), 2, "increasing within 0 to 1"),
   "S25 no image": (["--model={root}/upscaling"], 2, "give it an image"),
   "S26 eta": (two("--sampler=euler", "--eta=1"), 2, "has no eta"),
 }
@@ -386,7 +386,7 @@ EVALUATE = {
     2,
     "--resize=legacy or --resize=clean",
   ),
-  "T30 run": (["{root}/two", "--out={out}", "--num=0"], 2, "--num must be 1"),
+  "T30 run": (["{root}/two", "--out={out}", "--num=0"], 2, "num must be 1"),
   "T30 sampler": (
     ["{root}/two", "--out={out}", "--sampler=euler", "--eta=1"],
     2,
@@ -541,7 +541,7 @@ def test_constant_latents_have_no_scale(place, tmp_path, capsys):
     kept.save(1, state)
   flags = [*glyphs(stage="text"), f"--config.first_stage={run}", *TWO]
   flags = filled(flags, place, tmp_path / "out")
-  check(place, train.main, flags, 3, "the latents' standard deviation", capsys)
+  check(place, train.main, flags, 3, "the latents' variance is 0", capsys)
   assert not (tmp_path / "out").exists()
 
 

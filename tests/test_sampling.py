@@ -148,6 +148,7 @@ def test_only_a_new_size_compiles_and_logs_it(engine, caplog):
   generated(engine, base, GenerationInputs(2, 2))
   compiled = engine._chunk._cache_size()
   caplog.set_level("INFO", logger="ldm_jax")
+  caplog.clear()
   for config in (
     dataclasses.replace(base, seed=5),
     dataclasses.replace(
