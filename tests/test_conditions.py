@@ -123,7 +123,7 @@ def test_a_class_may_join_the_time(joins):
   wanted = table[jnp.array([1, 4])]
   assert (condition.context is None) == (joins == "vector")
   assert (condition.vector is None) == (joins == "context")
-  for array in jax.tree.leaves(said):
+  for array in jax.tree.leaves(condition):
     np.testing.assert_array_equal(array.reshape(2, 6), wanted)
 
 

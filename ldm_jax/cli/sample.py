@@ -24,17 +24,9 @@ from ldm_jax.cli.flags.model_flags import (
   add_reading,
   load_options,
 )
+from ldm_jax.cli.flags.output_flags import OUTPUT
 from ldm_jax.cli.flags.parser import Parser
 from ldm_jax.errors import ConfigError
-
-OUTPUT = """
---out -o --outdir: DIR
-  default outputs
---output: png|latent
-  latent writes latents.npy (N, H, W, C) as they leave the sampler
---no_metadata: yes
-  leave the settings out of the PNGs
-"""
 
 
 def parser() -> Parser:
