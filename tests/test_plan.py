@@ -134,16 +134,16 @@ def test_shapes_follow_from_the_config(name, expected):
 @pytest.mark.parametrize(
   "flags, message",
   [
-    ([CLASSES[0]], "stage two needs --first_stage"),
+    ([CLASSES[0]], "stage two needs first_stage"),
     ([*CLASSES, "--batch=7"], "does not divide"),
     ([*CLASSES, "--topology=v9:2x2"], "no topology 'v9:2x2'"),
     (
       [CLASSES[0], f"--first_stage={CONFIGS / 'sd' / 'sd1.py'}"],
-      "no config of stage one",
+      "not a config of stage one",
     ),
     (
       [f"--config={CONFIGS / 'glyphs_autoencoder.py'}"],
-      "does not say how large images are",
+      "the size of its images is unknown",
     ),
   ],
 )
