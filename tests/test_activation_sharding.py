@@ -96,7 +96,7 @@ def cases(names):
       yield pytest.param(name, mesh, marks=marks, id=f"{name}-{mesh}")
 
 
-@pytest.mark.parametrize("kind, mesh", cases(KINDS))
+@pytest.mark.parametrize("kind, mesh", list(cases(KINDS)))
 def test_blocks_of_a_unet_keep_their_rows(kind, mesh):
   network, arguments = KINDS[kind]
   assert not gathered(network, arguments(LATENT, TIME, CONTEXT), built(mesh))
@@ -109,7 +109,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name, mesh", cases(OTHERS))
+@pytest.mark.parametrize("name, mesh", list(cases(OTHERS)))
 def test_other_networks_keep_their_rows(name, mesh):
   network, arguments = OTHERS[name]
   assert not gathered(network, arguments, built(mesh))

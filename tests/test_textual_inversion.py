@@ -249,9 +249,9 @@ def test_a_token_is_learned_once_and_by_all_encoders(tmp_path, folder):
         tmp_path, found, {"<b>": rows(16)}, token=token
       )
     )
-    assert error.startswith(f"the tokenizer knows the word {token!r}")
+    assert error.startswith(f"the tokenizer has the token {token!r} already")
   third = lambda: learned(tmp_path, found, {"<b>": rows(16)}, token="<a>_2")
-  assert refused(third).startswith("'<a>_2' is no word of its own")
+  assert refused(third).startswith("the tokenizer does not find '<a>_2'")
   uneven = {"clip_l": rows(2, 16), "clip_g": rows(3, 24)}
   error = refused(lambda: learned(tmp_path, with_tokenizers(folder, 2), uneven))
   line = "2 and 3 vectors for the text encoders; as many for each are needed"
