@@ -10,7 +10,7 @@ STAMP = $(VENV)/installed-test
 # One worker runs all of a file; tests/conftest.py orders the files.
 PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart gallery test slow everything reference lint check clean
+.PHONY: quickstart gallery test slow live everything reference lint check clean
 
 # Trains both stages on the built-in glyphs, samples, and scores the samples. As
 # two devices, two cores train half as fast again; optimization level 1 takes two
@@ -57,10 +57,15 @@ gallery: $(BASE)
 test: $(STAMP)
 	$(PYTEST) $(ONLY)
 
-# Slow tests, and live comparisons with torch, diffusers and lpips. lpips declares
-# torchvision, which has no CPU build and is not needed.
-slow: reference
+# Slow tests. Comparisons with torch, diffusers and lpips are skipped without them.
+slow: $(STAMP)
 	$(PYTEST) -m "slow and not rare"
+
+# Live comparisons with torch, diffusers and lpips; torch's CPU build is not there
+# for every Python (try PYTHON=python3.11 VENV=.venv311). lpips declares
+# torchvision, which has no CPU build and is not needed.
+live: reference
+	$(PYTEST) -m "slow and not rare" -k "reference or torch"
 
 # The same in full, every fault as often as in benchmarks/faults.md: hours.
 everything: reference
