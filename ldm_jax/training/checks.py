@@ -143,7 +143,8 @@ def _check_text(
       f"vocabulary={encoder.vocabulary}; raise it"
     )
   length = tokenizer.length
-  null = np.asarray(part.empty_prompt_ids(length))
+  empty = part.empty_prompt_ids(length)
+  null = np.asarray(empty[0] if is_clip else empty)
   if not np.array_equal(null, tokenizer.empty):
     raise ConfigError(
       f"the tokenizer writes the empty prompt as {tokenizer.empty.tolist()}, "
