@@ -198,7 +198,7 @@ def test_a_shape_is_compiled_once_and_logged(folder, tmp_path, capsys):
   assert not (tmp_path / "run").exists()
   assert train.main(flags) == 0
   lines = capsys.readouterr().err
-  assert lines.count("compiling the training step") == 1
+  assert lines.count("compiling the training step ...") == 1
   assert lines.count("compiling step 2, for") == 1
   assert lines.count("compiling step 3, for") == 1
   assert "compiling step 4" not in lines
