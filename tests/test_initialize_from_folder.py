@@ -44,7 +44,7 @@ def get_config():
       source=Glyphs(),
       validation=Glyphs(),
       tokenizer=TokenizerConfig(path={tokenizer!r}, length=77),
-      views={views},
+      transforms={transforms},
       batch=8,
       held_out=8,
     ),
