@@ -132,3 +132,12 @@ def test_a_run_of_it_is_evaluated(work):
   )
   result = ldm_jax.evaluate(request)
   assert {"colorfulness", "colorfulness_reference"} <= set(result.metrics)
+
+
+def test_its_conditioner_is_refused_by_an_export(work):
+  request = ldm_jax.ExportRequest(
+    "run", "exported", options=ldm_jax.LoadOptions(trust=("my_diffusion",))
+  )
+  with pytest.raises(ConfigError, match="this model reads 'color'"):
+    ldm_jax.export(request)
+  assert not (work / "exported").exists()
