@@ -165,7 +165,7 @@ def test_a_widened_input_computes_the_same(runs):
   params["params"]["conv_in"]["kernel"] = wide
   after = unet.apply(params, xt, t, said.replace(concat=more))
   np.testing.assert_allclose(after, before, atol=1e-5)
-  with pytest.raises(WeightsError, match="input_key"):
+  with pytest.raises(WeightsError, match="reads 20 channels"):
     widened(kernel, 3)
 
 

@@ -56,5 +56,5 @@ def _memory_rows(result: PlanResult) -> list[tuple[str, str]]:
   ]
 
 
-def _gib(size: float) -> str:
+def _gib(size: int | float) -> str:
   return f"{size / GIB:.2f} GiB"
