@@ -20,9 +20,13 @@ from jax.sharding import SingleDeviceSharding
 
 from ldm_jax.cli import verify
 from ldm_jax.errors import DamagedFile, NonFinite
-from ldm_jax.runtime.checkpointing import read_checkpoints, tree_io
+from ldm_jax.runtime.checkpointing import host_sums, read_checkpoints, tree_io
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
-from ldm_jax.runtime.checkpointing.checksums import checksum, checksums
+from ldm_jax.runtime.checkpointing.checksums import (
+  _sums,
+  checksum,
+  checksums,
+)
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.checkpointing.run_lock import RunLocked, run_lock
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -90,6 +94,30 @@ def test_any_changed_bit_changes_the_checksum(dtype):
   other[0, 0], other[4, 6] = 0, 1
   assert checksums(swapped).leaves[""] != checksums(other).leaves[""]
   assert checksums(array.reshape(7, 5)).leaves[""] != before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (24,), (16, 3, 8)])
+def test_numpy_and_devices_compute_the_same_sums(dtype, shape, monkeypatch):
+  monkeypatch.setattr(host_sums, "BLOCK", 64)
+  rng = np.random.default_rng(3)
+  array = jnp.asarray(rng.standard_normal(shape) > 0, dtype)
+  if dtype in ("float32", "bfloat16"):
+    array = jnp.asarray(rng.standard_normal(shape), dtype)
+  expected = _sums(array)
+  np.testing.assert_array_equal(host_sums.sums(array), expected)
+  np.testing.assert_array_equal(host_sums.sums(np.asarray(array)), expected)
+  if array.size and array.ndim:
+    sharding = MeshShape(data=2, fsdp=4).build()
+    spec = jax.P("fsdp") if array.ndim == 1 else jax.P("data", None, "fsdp")
+    put = jax.device_put(array, jax.NamedSharding(sharding.mesh, spec))
+    np.testing.assert_array_equal(host_sums.sums(put), expected)
+
+
+def test_numpy_and_devices_find_numbers_that_are_not_finite():
+  array = jnp.asarray([[1.0, np.inf], [np.nan, 2.0]])
+  np.testing.assert_array_equal(host_sums.sums(array), _sums(array))
+  assert checksums({"a": array, "b": jnp.ones_like(array)}).non_finite == ("a",)
 
 
 def test_a_checksum_is_the_same_on_every_mesh():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
+from ldm_jax.runtime.checkpointing import host_sums
 from ldm_jax.runtime.devices import processes
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
@@ -27,30 +28,29 @@ class Checksums(NamedTuple):
 
 
 def checksums(tree: Any) -> Checksums:
-  """The checksums of all leaves, computed on the devices that hold them.
+  """The checksums of all leaves, computed where they are.
 
   A leaf's checksum is two sums, modulo 2^32, of hashes of each element's bits
   and its position. Wrapping sums do not depend on their order, so the checksum
   does not depend on the mesh; each hash is one-to-one in the bits, so an array
-  with one changed element always has another checksum.
+  with one changed element always has another checksum. Accelerators compile a
+  program for each shape; on CPUs numpy computes the same sums.
   """
   paths, leaves = [], []
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     paths.append(jax.tree_util.keystr(path, simple=True, separator="/"))
     leaves.append(leaf)
-  sums = []
-  for leaf in leaves:
-    sums.append(_sums(leaf))
-    if jax.default_backend() == "cpu":
-      # Many programs with collectives at once would wait for each other's
-      # threads.
-      sums[-1].block_until_ready()
+  if jax.default_backend() == "cpu":
+    local = [host_sums.sums(leaf) for leaf in leaves]
+    sums = processes.sum_over(local) if local else []
+  else:
+    sums = [processes.gather(x) for x in [_sums(leaf) for leaf in leaves]]
   found, non_finite = {}, []
   for path, leaf, values in zip(paths, leaves, sums, strict=True):
-    first, second, is_finite = processes.gather(values).tolist()
+    first, second, bad = map(int, values)
     shape = ",".join(map(str, np.shape(leaf)))
     found[path] = f"{leaf.dtype.name}[{shape}]:{first:08x}{second:08x}"
-    if not is_finite:
+    if bad:
       non_finite.append(path)
   return Checksums(found, tuple(non_finite))
 
@@ -68,10 +68,10 @@ def combined_checksum(leaves: Mapping[str, str]) -> str:
 
 @jax.jit
 def _sums(leaf: Array) -> UInt32[Array, "3"]:
-  """Both sums, and 1 if all elements are finite."""
-  is_finite = jnp.bool_(True)
+  """Both sums, and 1 if an element is not finite."""
+  bad = jnp.bool_(False)
   if jnp.issubdtype(leaf.dtype, jnp.inexact):
-    is_finite = jnp.isfinite(leaf).all()
+    bad = ~jnp.isfinite(leaf).all()
   if leaf.dtype == jnp.bool_:
     leaf = leaf.astype(jnp.uint8)
   bits = jax.lax.bitcast_convert_type(leaf, UNSIGNED[leaf.dtype.itemsize])
@@ -79,7 +79,7 @@ def _sums(leaf: Array) -> UInt32[Array, "3"]:
   first = _hash(values ^ _hash(_positions(values.shape)))
   second = _hash(first ^ jnp.uint32(0x9E3779B9))
   sums = [jnp.sum(x, dtype=jnp.uint32) for x in (first, second)]
-  return jnp.stack([*sums, is_finite.astype(jnp.uint32)])
+  return jnp.stack([*sums, bad.astype(jnp.uint32)])
 
 
 def _positions(shape: tuple[int, ...]) -> Array:

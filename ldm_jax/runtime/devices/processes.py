@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -146,6 +146,16 @@ def gather(array: Any) -> np.ndarray:
   from jax.experimental.multihost_utils import process_allgather
 
   return process_allgather(array, tiled=True)
+
+
+def sum_over(values: Sequence[np.ndarray]) -> np.ndarray:
+  """The sums over all processes of equal arrays stacked, modulo their dtype."""
+  stacked = np.stack(values)
+  if jax.process_count() == 1:
+    return stacked
+  from jax.experimental.multihost_utils import process_allgather
+
+  return process_allgather(stacked).sum(0, dtype=stacked.dtype)
 
 
 def exit_if_failed(code: int) -> None:
