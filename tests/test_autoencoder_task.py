@@ -124,7 +124,7 @@ def test_one_forward_serves_both_players():
   close(first(after.critic_opt), expected, 2e-4)
   np.testing.assert_allclose(metrics["d_weight"], d_weight, rtol=1e-4)
   np.testing.assert_allclose(
-    metrics["critic_loss"], discriminator(state.critic), rtol=1e-5
+    metrics["discriminator_loss"], discriminator(state.critic), rtol=1e-5
   )
 
 
@@ -153,13 +153,13 @@ def test_before_the_start_the_critic_rests_and_costs_nothing():
   step = stepping(TASK)
   first, metrics = step(state, frozen, batch, jax.random.key(3))
   jax.tree.map(np.testing.assert_array_equal, first.critic, state.critic)
-  assert metrics["critic_loss"] == 0 and metrics["d_weight"] == 0
+  assert metrics["discriminator_loss"] == 0 and metrics["d_weight"] == 0
   alone = dataclasses.replace(TASK, discriminator=None)
   bare = state.replace(critic=None, critic_opt=None)
   same, _ = stepping(alone)(bare, frozen, batch, jax.random.key(3))
   close(first.params, same.params)
   second, metrics = step(first, frozen, batch, jax.random.key(4))
-  assert metrics["critic_loss"] > 0
+  assert metrics["discriminator_loss"] > 0
   moved = jax.tree.map(
     lambda a, b: float(jnp.abs(a - b).max()), second.critic, first.critic
   )

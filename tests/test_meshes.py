@@ -239,8 +239,8 @@ def test_every_mesh_equals_one_device(task, mesh):
         losses[step][name], value, rtol=1e-4 if name == "d_weight" else 1e-5
       )
   if task in ("one", "lpips"):
-    assert alone[DISC_START - 1]["critic_loss"] == 0
-    assert alone[DISC_START]["critic_loss"] > 0
+    assert alone[DISC_START - 1]["discriminator_loss"] == 0
+    assert alone[DISC_START]["discriminator_loss"] > 0
   assert distance(params, one_params) < 1e-5
 
 

@@ -39,7 +39,7 @@ class ExportedNetwork:
 
   Attributes:
     name: its subfolder.
-    kind: what weights/names.py calls it in single files.
+    kind: what weights/naming/parameter_names.py calls it in single files.
     config: its config.json.
   """
 

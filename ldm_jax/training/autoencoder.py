@@ -149,7 +149,7 @@ class AutoencoderTask:
     logvar_grad = jnp.where(self.learns_logvar, logvar_grad, 0.0)
     grads = {"autoencoder": grads, "logvar": logvar_grad}
     loss = nll + self.bottleneck_weight * bottleneck_loss
-    metrics |= {"loss": loss, "price": bottleneck_loss}
+    metrics |= {"loss": loss, "bottleneck_loss": bottleneck_loss}
     metrics |= {"gradient_norm": optax.tree.norm(grads)} | adversarial
     return self._updated(state, grads), metrics
 
@@ -265,7 +265,7 @@ class AutoencoderTask:
     state = state.replace(
       critic=optax.apply_updates(state.critic, updates), critic_opt=critic_opt
     )
-    return state, g_grad, {"g": g, "critic_loss": loss}
+    return state, g_grad, {"generator_loss": g, "discriminator_loss": loss}
 
   def _adaptive_weight(
     self, recon_grad: Array, g_grad: Array, pullback

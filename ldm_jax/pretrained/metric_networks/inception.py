@@ -17,7 +17,7 @@ SOURCE = (
 
 
 def inception(path: str) -> dict[str, Any]:
-  """The variables of `nn.inception.Inception`, as numpy arrays.
+  """The variables of `nn.encoders.inception.Inception`, as numpy arrays.
 
   Raises:
     ConfigError: there is no such file.

@@ -28,7 +28,7 @@ class Submodule:
   Attributes:
     name: its subfolder in diffusers' layout: "unet", "vae", "text_encoder",
       "text_encoder_2"; and "class_embedder", which diffusers does not have.
-    kind: what weights/names.py calls it.
+    kind: what weights/naming/parameter_names.py calls it.
     prefix: before the names of its tensors.
     config: what its config.json would hold.
   """
