@@ -1,4 +1,4 @@
-"""Inputs of the conditioners that take masked or low-resolution images."""
+"""Prepares the inputs of conditioners for masked or low-resolution images."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -37,11 +37,11 @@ class Data:
 
   Attributes:
     source: a data.batching.Source: `len(source)` and `source[i]`, a dict of
-      arrays; of data/sources/ or of the user's own.
+      arrays; from data/sources/ or user-defined.
     validation: the same, for examples that are held out.
     augment: random crop and mirroring; needed where images differ in size.
-    validation_augment: the same for what is held out, always centred and
-      never mirrored; None takes `augment`.
+    validation_augment: the same for held-out images, always centred and never
+      mirrored; None takes `augment`.
     tokenizer: for captions, or None to leave them out.
     transforms: each a data.collate.Transform, applied to every example in this
       order to make arrays for conditioners.
@@ -103,8 +103,8 @@ class Reports:
     every: steps between lines of metrics.jsonl.
     previews_every: steps between previews; 0 for none, not even at the end.
     previews: images in a preview.
-    hang_seconds: how long a step or its data may take before every thread's
-      stack is shown; three median steps if that is longer. 0 never shows them.
+    hang_seconds: how long a step or its data may take before the stacks of all
+      threads are logged, at least three median steps; 0 disables this.
     abort_seconds: how long until the run ends with exit code 70, or None.
   """
 
@@ -117,7 +117,7 @@ class Reports:
 
 @dataclasses.dataclass(frozen=True)
 class PerceptualWeights:
-  """Files LPIPS is read from; "random" is a choice that must be written out.
+  """Files LPIPS is read from; "random" weights must be chosen explicitly.
 
   Attributes:
     trunk: torchvision's vgg16-397923af.pth, or "random".
@@ -134,23 +134,23 @@ class Experiment:
 
   Attributes:
     task: what a training step is (training.compiled_steps.Task):
-      AutoencoderTask, DenoiserTask, ClassifierTask or one of the user's own.
+      AutoencoderTask, DenoiserTask, ClassifierTask or a user-defined one.
     data: training and validation examples.
     steps: updates in all.
     seed: of initialisation, noise and the order of the data.
     mesh: how devices are arranged.
     checkpoints: when to save, and what to keep.
     reports: when to log and to preview.
-    perceptual: where stage one's LPIPS comes from.
+    perceptual: the weight files of stage one's LPIPS.
     first_stage: the run folder whose autoencoder stage two freezes.
     first_stage_digest: of its parameters; filled in when the run starts.
-    start: a run of stage two, or foreign weights, from whose U-Net and
-      conditioners stage two begins; read once. Its first stage is used too,
+    start: a run of stage two, or published weights, that initialise the U-Net
+      and conditioners of stage two; read once. Its first stage is used too,
       unless `first_stage` names another.
     text_encoders: folders of the text encoders of a frozen ClipEmbedder, in
       their order, such as model/text_encoder; read once, when the run starts.
-    trackers: of runtime.monitoring.trackers or of the user's own; metrics and
-      previews go there in addition to metrics.jsonl and previews/.
+    trackers: from runtime.monitoring.trackers or user-defined; they receive
+      metrics and previews in addition to metrics.jsonl and previews/.
   """
 
   task: Any
@@ -171,15 +171,15 @@ class Experiment:
 def load(name: str) -> Experiment:
   """The Experiment that `get_config()` of a Python file returns.
 
-  It may import the files next to it by their names.
+  The file may import the files next to it by their names.
 
   Args:
     name: the file, or the name of a config that comes with ldm_jax, such as
       "sd/sd1".
 
   Raises:
-    ConfigError: no such file or function, or it fails, or returns another
-      thing.
+    ConfigError: there is no such file or function, it fails, or it does not
+      return an Experiment.
   """
   path = config_files.find(name)
   experiment = config_files.run(path)
@@ -194,7 +194,7 @@ def load(name: str) -> Experiment:
 def resolve(
   config: Experiment | str, overrides: Mapping[str, str] | None = None
 ) -> Experiment:
-  """An Experiment, or the one of a config file, with fields set by path."""
+  """An Experiment, given or from a config file, with fields set by path."""
   experiment = load(config) if isinstance(config, str) else config
   return override(experiment, overrides or {})
 
@@ -222,9 +222,9 @@ def packages(experiment: Experiment) -> tuple[str, ...]:
 
 
 def check_readable(experiment: Experiment) -> None:
-  """Raises ConfigError if a run's config.json could not be read back.
+  """Raises ConfigError if the run's config.json could not be read back.
 
-  So that whatever is trained can also be resumed and sampled.
+  This ensures that every run can be resumed and sampled.
   """
   for kind, path in config_json.foreign_classes(experiment):
     is_file = kind.__module__ in ("__main__", "<run_path>", "builtins")

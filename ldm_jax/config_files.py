@@ -77,8 +77,8 @@ def run(path: str) -> Any:
 def _neighbours_importable(path: str) -> Iterator[None]:
   """Imports find the files next to a config.
 
-  Afterwards those modules are forgotten, except those that can be imported
-  without it.
+  Afterwards those modules are removed from sys.modules, except those that can
+  be imported without it.
   """
   folder, before = os.path.dirname(os.path.abspath(path)), set(sys.modules)
   sys.path.insert(0, folder)
@@ -93,7 +93,7 @@ def _neighbours_importable(path: str) -> Iterator[None]:
 
 
 def _is_importable(name: str, file: str) -> bool:
-  """Whether importing a loaded module anew would read the same file."""
+  """Whether importing a loaded module again would read the same file."""
   module = sys.modules.pop(name)
   try:
     spec = importlib.util.find_spec(name)

@@ -75,7 +75,7 @@ def _text(value: Any) -> str:
 
 
 def _type_name(kind: Any) -> str:
-  """An annotation as it is read: names without their modules."""
+  """An annotation for display: names without their modules."""
   text = kind.__name__ if inspect.isclass(kind) else str(kind)
   if typing.get_args(kind):
     text = str(kind)

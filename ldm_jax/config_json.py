@@ -1,8 +1,8 @@
-"""Config trees as JSON, and which classes it can bring back to life.
+"""Config trees as JSON, and the classes that may be instantiated from it.
 
-A node's JSON names its class: one of this package by its name alone, a class of
-the user's own as "package.module:Class". Reading imports a foreign class only
-if its top-level package is trusted.
+A node's JSON names its class: one of this package by its name alone, a
+user-defined class as "package.module:Class". Reading imports a foreign class
+only if its top-level package is trusted.
 """
 
 import dataclasses
@@ -110,7 +110,7 @@ def find_class(name: str, path: str, trust: Collection[str] = ()) -> type:
   except (ImportError, AttributeError, ValueError) as error:
     raise ConfigError(f"{path}: class {name!r}: {error}") from error
   if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-    raise ConfigError(f"{path}: {name!r} is no dataclass")
+    raise ConfigError(f"{path}: {name!r} is not a dataclass")
   return found
 
 

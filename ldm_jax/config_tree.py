@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from ldm_jax.errors import ConfigError
 
-_LINEN = {"parent", "name"}  # fields every Linen module has, none of ours
+_LINEN = {"parent", "name"}  # fields of every Linen module, not config fields
 
 # From the text of an override and its path to a class, or None.
 FindClass = Callable[[str, str], type | None]
@@ -37,9 +37,9 @@ def override(
 ) -> Any:
   """`node` with the field at every dotted path set to what its text means.
 
-  All at once, so that fields which must agree can be changed together. The name
-  of a class puts a new node of it at the path, to which the paths below apply;
-  "none" removes a node that is optional.
+  All changes apply at once, so fields that must agree can be changed together.
+  The name of a class puts a new node of it at the path, to which the paths
+  below apply; "none" removes a node that is optional.
 
   Args:
     find: from a class's name to the class; see `config.override`.
@@ -53,7 +53,7 @@ def override(
 
 @dataclasses.dataclass(frozen=True)
 class _Overrides:
-  """Applies changes; `find` as of `override`."""
+  """Applies changes; see `override` for `find`."""
 
   find: FindClass
 
@@ -249,7 +249,7 @@ def validated(kind: Any, value: Any, path: str, text: object) -> Any:
     reason = error.errors()[0]["msg"]
     raise ConfigError(f"{path}: {reason}, got {text!r}") from None
   except pydantic.PydanticSchemaGenerationError:
-    return value  # a type of the user's own that pydantic does not know
+    return value  # a user-defined type that pydantic does not support
 
 
 def _parts(kind: Any) -> list[Any]:

@@ -74,11 +74,11 @@ class TooLarge(LdmJaxError, ValueError):
 
 @contextlib.contextmanager
 def config_errors(*kinds: type[LdmJaxError]) -> Iterator[None]:
-  """A plain ValueError of the block becomes a `ConfigError`.
+  """Converts a plain ValueError of the block to a `ConfigError`.
 
   For code that builds objects out of a user's settings, whose constructors
-  raise ValueError. Exceptions of this package pass unchanged, but for those of
-  `kinds`: a data set's error is a wrong setting where one file was named.
+  raise ValueError. Exceptions of this package pass unchanged, except those of
+  `kinds`: a data set's error is a wrong setting where one file was given.
   """
   try:
     yield

@@ -1,4 +1,4 @@
-"""Latents of a batch for the second stage, and their scale."""
+"""Latents of a batch for the second stage, and their scale factor."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -24,7 +24,7 @@ class LoadedModel:
     unet_channels: input channels of its U-Net; None means those of the
       latents.
     layout: turns bounding boxes into tokens, for a layout-to-image model.
-    warnings: what was missing or guessed when it was read, a line each.
+    warnings: what was missing or guessed when it was read, one line each.
   """
 
   model: LatentDiffusion

@@ -1,4 +1,4 @@
-"""A run folder: its files, and how they are written and read.
+"""Run folders: their files, and how they are written and read.
 
   config.json    the experiment, the shapes of a batch, the first stage's digest
   checkpoints/   the state, by step
@@ -6,10 +6,10 @@
   tokenizer/     if there are captions
   metrics.jsonl, tensorboard/, previews/
   skipped.jsonl  updates that were skipped; bad_samples.jsonl, bad images
-  damaged/       checkpoints that were not what had been written
-  lock           the process that writes here
+  damaged/       checkpoints that were found damaged
+  lock           held by the process that writes to the folder
 
-It needs nothing outside itself, so it may be moved.
+A run is self-contained, so the folder may be moved.
 """
 
 import dataclasses
@@ -172,7 +172,7 @@ class Run:
     """The parameters that are not trained, on the devices.
 
     Raises:
-      DamagedFile: they are not what was written.
+      DamagedFile: their checksums differ from what was written.
     """
     shapes = self.experiment.task.frozen_shapes(self.batch)
     if not shapes:
@@ -183,11 +183,11 @@ class Run:
     """The parameters to use: the average, where the task keeps one.
 
     Of an autoencoder its variables; of a denoiser a dictionary of U-Net and
-    conditioners. They are those of the newest step where they are whole.
+    conditioners. They are those of the newest step in which they are intact.
 
     Raises:
       ConfigError: there is no checkpoint.
-      DamagedFile: they are whole in none.
+      DamagedFile: they are intact in no step.
     """
     task = self.experiment.task
     frozen = task.frozen_shapes(self.batch)
@@ -221,7 +221,7 @@ def open_first_stage(folder: str, trust: Collection[str] = ()) -> Run:
   """The run of an autoencoder.
 
   Args:
-    trust: as of `Run.open`.
+    trust: see `Run.open`.
 
   Raises:
     ConfigError: if it is not one.

@@ -300,7 +300,7 @@ SAMPLE = {
   "S13 long": (two("--prompt=" + 50_000 * "word "), 2, "250000 characters"),
   "S14 emoji": (two("--prompt=" + 5000 * HEART), 0, "png"),
   "S15 control": (two("--prompt=a\x00\x1b[2J red circle"), 0, "2 control"),
-  "S16 surrogate": (two("--prompt=a \ud800"), 2, "no Unicode text"),
+  "S16 surrogate": (two("--prompt=a \ud800"), 2, "not Unicode text"),
   "S17 empty": (two("--prompt="), 0, "has no effect"),
   "S18 path": (two("--prompt=../../etc/passwd"), 0, "00000.png"),
   "S19 binary": (two("--prompts_file={root}/binary.txt"), 2, "utf-8"),
@@ -550,5 +550,5 @@ def test_images_that_are_not_finite(place, tmp_path, capsys, monkeypatch):
   spoiled = lambda *arguments: whole(*arguments).at[0, 3, 3].set(jnp.nan)
   monkeypatch.setattr(LatentDiffusion, "decode", spoiled)
   flags = [f"--model={place / 'two'}", "--steps=2", f"--out={tmp_path / 'x'}"]
-  text = "hold what is not a number"
+  text = "hold NaN or infinity"
   check(place, sample.main, flags, 3, text, capsys)

@@ -192,7 +192,7 @@ def test_what_cannot_be_measured_is_an_error_or_unavailable(
   images = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
   folder = write(tmp_path / "a", images)
   absent = "--inception=nowhere.pth", "--allow_small"
-  assert "needed is torch-fidelity's" in error_of(folder, folder, *absent)[1]
+  assert "expected torch-fidelity's" in error_of(folder, folder, *absent)[1]
   assert "go together" in error_of(folder, folder, "--lpips_trunk=x.pth")[1]
   assert "to be compared with" in error_of(folder)[1]
   assert "give out (--out)" in error_of(one)[1]
@@ -200,7 +200,7 @@ def test_what_cannot_be_measured_is_an_error_or_unavailable(
     "must be 1 to 40" in error_of(one, f"--out={tmp_path / 'b'}", "--num=41")[1]
   )
   np.savez(tmp_path / "x.npz", a=np.zeros(3))
-  assert "needed are mu" in error_of(folder, tmp_path / "x.npz")[1]
+  assert "expected mu" in error_of(folder, tmp_path / "x.npz")[1]
   # Images of 8 x 8 are too small for a window of 11.
   assert evaluate.main([str(folder), str(folder), "--paired"]) == 0
   found = json.loads(capsys.readouterr().out.splitlines()[-1])

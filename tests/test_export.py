@@ -112,7 +112,7 @@ def test_what_cannot_be_exported_is_one_line(folder, tmp_path):  # noqa: F811
     (["--steps=0"], "steps must be between"),
     (["-H=17", "-W=16"], "multiples of"),
     (["--sampler=eulr"], "eulr"),
-    ([f"--out={tmp_path}"], "is there already"),
+    ([f"--out={tmp_path}"], "exists already"),
   ):
     with pytest.raises(CommandError, match=message) as caught:
       export.main([*flags, *wrong])

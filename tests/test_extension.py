@@ -251,7 +251,7 @@ def test_only_dataclasses_are_made_from_json():
   tree["data"]["source"] = {"class": "subprocess:Popen", "args": "ls"}
   with pytest.raises(ConfigError, match="--trust subprocess"):
     config.from_json(json.loads(json.dumps(tree)))
-  with pytest.raises(ConfigError, match="is no dataclass"):
+  with pytest.raises(ConfigError, match="is not a dataclass"):
     config.from_json(tree, ("subprocess",))
 
 

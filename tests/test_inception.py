@@ -57,7 +57,7 @@ def test_the_file_is_read_as_it_was_written(variables, path):
 
 def test_a_missing_file_or_tensor_is_named(tmp_path):
   with pytest.raises(
-    ConfigError, match=r"needed is torch-fidelity's .*6726825d"
+    ConfigError, match=r"expected torch-fidelity's .*6726825d"
   ):
     inception(str(tmp_path / "nowhere.pth"))
   write("zip", tmp_path / "other.pth", {"a": tensor(np.zeros(3, np.float32))})

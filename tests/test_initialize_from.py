@@ -328,7 +328,7 @@ def test_a_classifier_trains_and_guides(runs, tmp_path, capsys):
   for wrong, line in (
     ([f"--classifier={classifier}"], "go together"),
     ([f"--classifier={classifier}", "--class_label=48"], "must be 0 to 47"),
-    ([f"--classifier={plain}", "--class_label=1"], "needed is one of"),
+    ([f"--classifier={plain}", "--class_label=1"], "expected one of"),
   ):
     with pytest.raises(CommandError, match=line) as stop:
       sample.main([*flags, *wrong, f"--out={tmp_path / 'w'}"])

@@ -191,7 +191,7 @@ BAD = {
   "an unknown module": (
     GOOD | {"lora_unet_nothing.alpha": np.float32(1)},
     "1 of 3 tensors do not fit the model, which is one with a context of 64; "
-    "needed are two factors for matrices that it has; they are "
+    "expected two factors for matrices that it has; they are "
     "lora_unet_nothing.alpha ()",
   ),
   "one factor": ({f"{UNDER}.lora_up.weight": UP}, "1 of 1 tensors do not fit"),
@@ -202,7 +202,7 @@ BAD = {
   "two ranks": (
     GOOD | {f"{UNDER}.lora_up.weight": UP[:, :1]},
     f"2 of 2 tensors do not fit the model, which is one with a context of 64; "
-    f"needed are two factors for matrices that it has; they are "
+    f"expected two factors for matrices that it has; they are "
     f"{UNDER}.lora_down.weight (2, 64), {UNDER}.lora_up.weight (64, 1)",
   ),
   "no rank": (
@@ -300,7 +300,7 @@ def test_other_adapters_are_called_by_their_names(tmp_path, end, kind):
     ("{", "its JSON is malformed"),
     ('{"lora_alpha": "6"}', f"alpha of unet.{Q} is '6'; a finite number"),
     ('{"alpha_pattern": [3]}', "its alpha_pattern is a list"),
-    ('{"alpha_pattern": {".*": 3}}', "its alpha_pattern has '.*'; needed are"),
+    ('{"alpha_pattern": {".*": 3}}', "its alpha_pattern has '.*'; expected"),
   ],
 )
 def test_malformed_metadata_is_refused(tmp_path, text, message):

@@ -455,7 +455,7 @@ def test_folder_file_folder_is_the_same_bytes(
   ("flags", "line"),
   [
     (["--model=nowhere/at/all"], "no run, file or folder 'nowhere"),
-    (["--model={folder}", "--class_label=1"], "knows no classes"),
+    (["--model={folder}", "--class_label=1"], "is not conditioned on classes"),
     (["--model={folder}", "--height=15"], "multiple of 2"),
     (["--model={folder}", "--variant=fp16"], "no weights of variant 'fp16'"),
     (["--model={file}", "--prompt=a"], "comes without a tokenizer"),

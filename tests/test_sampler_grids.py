@@ -131,9 +131,9 @@ def test_times_and_sigmas_may_be_given():
 @pytest.mark.parametrize(
   "wrong, message",
   [
-    ({"times": (1, 2)}, "must fall"),
+    ({"times": (1, 2)}, "must decrease"),
     ({"times": (1000, 2)}, "at most 999"),
-    ({"sigmas": (3.0, 4.0)}, "fall"),
+    ({"sigmas": (3.0, 4.0)}, "decreasing"),
     ({"sigmas": (3.0, -1.0)}, "above 0"),
     ({"sigmas": (float("nan"),)}, "finite"),
     ({"times": (3,), "sigmas": (1.0,)}, "not both"),

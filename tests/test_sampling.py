@@ -461,7 +461,7 @@ def condition_of(model):
     (
       {},
       GenerationInputs(1, 1, image_inputs=ImageInputs(random_images(1, 8))),
-      "needed is",
+      "expected",
     ),
     (
       {},

@@ -193,7 +193,7 @@ def test_files_that_are_no_shards_are_refused(root, tmp_path):
     with pytest.raises(ValueError, match="has no shards"):
       len(Shards(str(path)))
   (tmp_path / "bad.tar").write_bytes(b"junk" * 500)
-  with pytest.raises(ValueError, match="is no uncompressed tar"):
+  with pytest.raises(ValueError, match="is not an uncompressed tar"):
     len(Shards(str(tmp_path / "bad.tar")))
   (tmp_path / "bad.array_record").write_bytes(b"junk")
   with pytest.raises(ValueError, match="cannot be read"):

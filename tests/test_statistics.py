@@ -58,7 +58,7 @@ def test_torch_fidelitys_file_is_of_the_legacy_mode(features, tmp_path):
   np.testing.assert_array_equal(found.pooled.mean, mu)
   np.testing.assert_allclose(found.pooled.covariance, sigma, atol=1e-12)
   write("zip", path, ["mu"])
-  with pytest.raises(ValueError, match="no array; needed are mu"):
+  with pytest.raises(ValueError, match="no array; expected mu"):
     read_statistics(str(path))
 
 
@@ -92,11 +92,11 @@ class Attack:
 @pytest.mark.parametrize(
   "arrays, message",
   [
-    ({"arr_0": np.zeros(3)}, "needed are mu"),
+    ({"arr_0": np.zeros(3)}, "expected mu"),
     ({"mu": np.zeros(5), "sigma": np.zeros((5, 5))}, "of another network"),
     (
       {"mu": np.full(2048, np.nan), "sigma": np.zeros((2048, 2048))},
-      "needed are finite numbers",
+      "expected finite numbers",
     ),
     ({"kind": "ldm_jax statistics 1", "count": 1, "world": "clean"}, "damaged"),
   ],

@@ -215,8 +215,8 @@ REFUSED = {
              "its vectors have 16 and 24 features; this model's text encoders "
              "need 16"),
   "tokens": ({"<a>": rows(2, 16), "<b>": rows(2, 16)}, {},
-            "it holds 2 entries (<a>, <b>); needed are the vectors of one"),
-  "nothing": ({}, {}, "it holds 0 entries (); needed are the vectors of one"),
+            "it holds 2 entries (<a>, <b>); expected the vectors of one"),
+  "nothing": ({}, {}, "it holds 0 entries (); expected the vectors of one"),
   "no floats": ({"<a>": np.ones((2, 16), np.int32)}, {}, "<a> is (2, 16)"),
   "no rows": ({"<a>": rows(0, 16)}, {}, "<a> is (0, 16); needed"),
   "known": ({"<a>": rows(1, 16)}, {"token": "Cat"},

@@ -207,7 +207,7 @@ def test_a_cased_vocabulary_keeps_its_case(bert):
   ("files", "message"),
   [
     (None, "no tokenizer folder.*hub are not looked up"),
-    ({}, "holds no tokenizer; needed is tokenizer.json"),
+    ({}, "holds no tokenizer; expected tokenizer.json"),
     ({"vocab.json": '{"a": 0}'}, "has vocab.json, but not merges.txt"),
     ({"tokenizer_config.json": '{"tokenizer_class": "CLIPTokenizer"}'},
      "no words, only its 2 special tokens"),

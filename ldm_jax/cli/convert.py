@@ -34,7 +34,7 @@ def parser() -> Parser:
   add(
     "--lora",
     choices=("kohya", "peft"),
-    help="SOURCE is a run of a LoRA: write its factors alone, in this format",
+    help="SOURCE is a LoRA run: write its factors alone, in this format",
   )
   add("--subfolder", help="one network: vae, unet, text_encoder")
   add(

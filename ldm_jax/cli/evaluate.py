@@ -6,9 +6,9 @@
 
 A run of a denoiser generates an image for the conditions of each held-out
 example, a run of an autoencoder reconstructs the examples; both are compared
-with the examples, or with the given reference. A stopped evaluation resumes.
-Prints a table and one line of JSON; metrics whose network is not given are
-"unavailable".
+with the examples, or with the given reference. An interrupted evaluation
+resumes when it is run again. Prints a table and one line of JSON; metrics whose
+network is not given are "unavailable".
 
 Weights are local files: --inception for FID, sFID, KID, IS, precision and
 recall; --clip for CLIP score and CMMD; --lpips_trunk and --lpips_heads.
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from ldm_jax.cli.exit_codes import command, run_command
 from ldm_jax.cli.flags.parser import Parser
 
-SMALL = "permit Frechet distances of fewer than 2048 images"
+SMALL = "allow Frechet distances of fewer than 2048 images"
 TRAIN = "training images to search for near copies (default 10000; 0: none)"
 
 
@@ -35,15 +35,15 @@ def parser() -> Parser:
     metavar="against",
     help="a folder of images, or statistics (.npz, .pt)",
   )
-  add("--out", metavar="DIR", help="for images of a run and contact sheets")
-  add("--num", type=int, help="the first N (default: all; of a run 1000)")
+  add("--out", metavar="DIR", help="folder for images and contact sheets")
+  add("--num", type=int, help="the first N (default: all; for a run 1000)")
   add("--inception", metavar="FILE", help="weights-inception-2015-12-05")
   add("--clip", metavar="DIR", help="a CLIPModel of transformers")
   add("--lpips_trunk", metavar="FILE", help="vgg16-397923af.pth")
   add("--lpips_heads", metavar="FILE", help="the lpips package's vgg.pth")
   add("--resize", choices=("legacy", "clean", "both"), default="both")
   add("--paired", action="store_true", help="compare images of the same name")
-  add("--write_statistics", metavar="FILE", help="of SAMPLES, as a reference")
+  add("--write_statistics", metavar="FILE", help="statistics of SAMPLES")
   add("--allow_small", action="store_true", help=SMALL)
   add("--train", type=int, default=10_000, metavar="N", help=TRAIN)
   add(

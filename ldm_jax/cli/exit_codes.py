@@ -61,7 +61,7 @@ def exit_status(main: Main, arguments: Sequence[str]) -> int:
     sys.stdout.flush()
   except CommandError as error:
     return _print_error(str(error), error.code)
-  except BrokenPipeError:  # the reader went away, as `| head` does
+  except BrokenPipeError:  # stdout was closed, as by `| head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except KeyboardInterrupt:

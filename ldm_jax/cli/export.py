@@ -39,7 +39,7 @@ def parser() -> Parser:
   flags = Parser("ldm-jax export", __doc__)
   add = flags.add_argument
   add("--model", required=True, help="a run, a folder, a file, or owner/model")
-  add("--out", required=True, metavar="DIR", help="must not be there yet")
+  add("--out", required=True, metavar="DIR", help="must not exist")
   add_flags(flags, "what is exported", EXPORT)
   add_flags(flags, "sampling", sample_flags.SAMPLING)
   add_adapters(flags)

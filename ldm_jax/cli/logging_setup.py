@@ -15,7 +15,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(logging.Handler):
-  """Writes to the sys.stderr of the moment, above any progress bar."""
+  """Writes to the current sys.stderr, above any progress bar."""
 
   def emit(self, record: logging.LogRecord) -> None:
     try:

@@ -18,7 +18,7 @@ COMMANDS = {
   "convert": "convert between runs, diffusers folders and single files",
   "info": "describe a model, a run or a generated PNG",
   "prepare": "resize a data set once, or cache its latents",
-  "plan": "memory and cost of an experiment on a machine that is not here",
+  "plan": "memory and cost of an experiment, also on absent devices",
   "verify": "check every checkpoint of a run",
   "export": "export a sampler that runs without this package",
   "retrieve": "embed images and find nearest neighbours, for RDM",

@@ -1,4 +1,4 @@
-"""Plans training or sampling: memory and cost on devices that need not be here.
+"""Plans training or sampling: memory and cost on present or absent devices.
 
   ldm-jax plan --config=sd/sd1 --first_stage=ldm/kl_f8 --topology=v5e:4x4 \\
     --batch=128
@@ -43,7 +43,7 @@ def parser() -> Parser:
     dest="sampler_steps",
     type=int,
     metavar="STEPS",
-    help="plan a guided DDIM sampler of so many steps instead of training",
+    help="plan a guided DDIM sampler with this many steps instead of training",
   )
   add(
     "--largest",

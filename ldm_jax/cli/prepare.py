@@ -9,8 +9,9 @@ Shards("images/Y") reads in place of the config's source.
   ldm-jax train --config=configs/Y.py --workdir=runs/Y \\
     --config.first_stage=runs/X --config.data.latents=latents/Y
 
-encodes them. The posterior's mean and log-variance are stored, so that training
-still samples the posterior anew; each example's crop and mirroring are fixed.
+encodes them. The posterior's mean and log-variance are stored, so training
+still draws a new sample of the posterior at every step; each example's crop and
+mirroring are fixed.
 
 An interrupted command resumes when it is run again. Several processes share the
 work on one file system.
@@ -39,8 +40,8 @@ def parser() -> Parser:
   add(
     "--size",
     type=int,
-    help="of the shorter side; smaller images stay (default: what the config's "
-    "smallest crop needs)",
+    help="of the shorter side; smaller images are kept (default: what "
+    "the config's smallest crop needs)",
   )
   add(
     "--format",

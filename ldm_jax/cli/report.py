@@ -3,9 +3,9 @@
   ldm-jax report --model=runs/X --out=runs/report
 
 The report is one HTML file: metrics, loss curves, reconstructions of held-out
-images and samples with their captions. Of the built-in glyphs it measures how
-well samples match their conditions. Prints the report's path and one line of
-JSON.
+images and samples with their captions. For the built-in glyphs data it also
+measures how well samples match their conditions. Prints the report's path and
+one line of JSON.
 """
 
 import json
@@ -29,9 +29,9 @@ def parser() -> Parser:
   add(
     "--held_out",
     action="store_true",
-    help="shapes and colours that training never saw together (glyphs)",
+    help="(shape, colour) pairs excluded from training (glyphs)",
   )
-  add("--classifier", metavar="RUN", help="guides to the examples' labels")
+  add("--classifier", metavar="RUN", help="guides towards the examples' labels")
   add("--classifier_scale", type=float, default=1.0, help="default 1")
   add("--unconditional", "--null", action="store_true", help="no conditions")
   add("--trust", action="append", default=[], metavar="PACKAGE")

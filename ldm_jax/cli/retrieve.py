@@ -1,4 +1,4 @@
-"""Embeds images and finds nearest neighbours, which RDM is conditioned on.
+"""Embeds images and finds nearest neighbours, the conditioning of RDM.
 
   ldm-jax retrieve --config=configs/X.py \\
     --encoder=models/clip-vit-large-patch14 --out=runs/neighbours

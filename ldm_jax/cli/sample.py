@@ -30,7 +30,7 @@ from ldm_jax.errors import ConfigError
 
 
 def parser() -> Parser:
-  """The flags of sample, with the names people know from other programs."""
+  """The flags of sample, with the names of A1111 and diffusers as aliases."""
   flags = Parser("ldm-jax sample", __doc__)
   flags.add_argument(
     "--model",
@@ -80,13 +80,13 @@ def main(arguments: Sequence[str]) -> int:
 
   processes.initialize()
   request = request_of(flags)
-  read_images(request)  # what is wrong with them is found before weights load
+  read_images(request)  # checked before weights load
   pipe = Pipeline.open(flags.model, load_options(flags))
   generation = pipe.prepare(request)
   latents = os.path.join(flags.out, "latents.npy")
   is_latent = request.output == "latents"
   if is_latent and os.path.exists(latents):
-    raise ConfigError(f"{latents} is there already; choose another --out")
+    raise ConfigError(f"{latents} exists already; choose another --out")
   os.makedirs(flags.out, exist_ok=True)
   written = functools.partial(print, flush=True)
   batches = _with_bar(generation)

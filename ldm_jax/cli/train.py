@@ -1,4 +1,4 @@
-"""Trains one experiment, either stage, or resumes its run.
+"""Trains one experiment of either stage, or resumes its run.
 
   ldm-jax train --config=configs/X.py --workdir=runs/X
   ldm-jax train --config=configs/Y.py --workdir=runs/Y \\

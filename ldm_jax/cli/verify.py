@@ -2,8 +2,8 @@
 
   ldm-jax verify runs/X
 
-Prints one line of JSON per step: the digest of its state, whether it is whole
-and, if not, what differs. Exits with 5 if any is not whole.
+Prints one line of JSON per step: the digest of its state, whether it is intact
+("whole") and, if not, what differs. Exits with 5 if any is damaged.
 """
 
 import json

@@ -40,17 +40,17 @@ def read_plane(path: File, size: tuple[int, int] | None = None) -> np.ndarray:
     size: the height and width that it must have.
 
   Raises:
-    DataError: it is no image, has several channels, or is of another size.
+    DataError: it is not an image, has several channels, or is of another size.
   """
   try:
     with Image.open(path) as image:
       mode = image.mode
       plane = np.array(image)
   except (OSError, UnidentifiedImageError) as error:
-    raise DataError(f"{path} is no image: {error}") from error
+    raise DataError(f"{path} is not an image: {error}") from error
   if plane.ndim != 2:
     raise DataError(
-      f"{path} has colours ({mode}); needed is one channel: grey values or "
+      f"{path} has colours ({mode}); expected one channel: grey values or "
       "palette indices"
     )
   if size is not None and plane.shape != size:

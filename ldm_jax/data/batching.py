@@ -43,9 +43,9 @@ def batches(
   threads: int = 8,
   buckets: Sequence[Shape] = (),
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Global batches start, start + 1, ... of `batch` rows, without end.
+  """Global batches start, start + 1, ... of `batch` rows, endlessly.
 
-  The source is shuffled anew every epoch; a batch may span two epochs. Each
+  The source is reshuffled every epoch; a batch may span two epochs. Each
   process yields the rows that its devices hold; together they are the same for
   any number of processes. Captions become "tokens" if there is a tokenizer;
   other text is dropped.

@@ -24,7 +24,7 @@ ORIENTATION = ExifTags.Base.Orientation
 def read_image(path: str | pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
   """Upright by its EXIF orientation, RGB, transparency over white.
 
-  Of a TIFF of several pages the first is read.
+  Only the first page of a multi-page TIFF is read.
 
   Raises:
     ImageError: the file is missing, damaged, no image, animated, or larger
@@ -57,8 +57,8 @@ def decode_image(
       return _upright(_to_rgb(image, name), _orientation(image))
   except ImageError:
     raise
-  # On hostile bytes Pillow's readers raise a dozen types, SyntaxError among
-  # them; whatever it is, the image is bad, and its type gives the kind.
+  # On malformed bytes Pillow's readers raise a dozen exception types, even
+  # SyntaxError; in every case the image is bad, and the type decides the kind.
   except Exception as error:
     raise ImageError(name, _kind(error), _detail(error)) from error
 

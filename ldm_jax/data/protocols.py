@@ -1,4 +1,4 @@
-"""What a data set and a transform must provide, ours or a user's own.
+"""What a data set and a transform must provide, built-in or user-defined.
 
 Both are Protocols: a class needs the methods below and no base class. A frozen
 dataclass of any package that has them can be `Data.source`, `Data.validation`

@@ -16,7 +16,7 @@ from ldm_jax.diffusion.schedule import Level, Time, append_dims
 class Guidance(Protocol):
   """What `LatentDiffusion.guided_denoiser` needs of a guidance.
 
-  A guidance of your own is a JAX pytree with these members, such as a
+  A user-defined guidance is a JAX pytree with these members, such as a
   NamedTuple or a `flax.struct.dataclass` of numbers, which may be traced.
   """
 
@@ -71,8 +71,8 @@ class ClassifierFreeGuidance(NamedTuple):
       raise ValueError(f"guidance rescale must be 0 to 1, got {self.rescale}")
     if not 0 <= self.start <= self.stop <= 1:
       raise ValueError(
-        "the interval of guidance must rise within 0 to 1 (0 is the image, 1 "
-        f"pure noise), got {self.start} to {self.stop}"
+        "the interval of guidance must increase within 0 to 1 (0 is the image, "
+        f"1 pure noise), got {self.start} to {self.stop}"
       )
 
   @property

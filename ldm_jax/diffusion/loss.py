@@ -37,7 +37,7 @@ class Loss(Protocol):
   """The loss contract: any frozen dataclass with these members.
 
   Attributes:
-    prediction: what the network predicts; as of the model.
+    prediction: what the network predicts; as in the model.
     density: of the training times; see `sample_times`.
   """
 

@@ -44,7 +44,7 @@ class ConditionSampler:
       classifier: a run of a classifier of noisy latents, which guides to the
         examples' labels.
       is_unconditional: whether every condition takes its unconditional value.
-      trust: of the classifier's run, as of `Run.open`.
+      trust: of the classifier's run, see `Run.open`.
     """
     loaded = open_run(run, sharding)
     self.model, self._config = loaded.model, config

@@ -1,4 +1,4 @@
-"""Contact sheets: samples next to the images they are most like."""
+"""Contact sheets: samples next to the images most similar to them."""
 
 import os
 
@@ -25,7 +25,7 @@ class ContactSheets:
   """
 
   def __init__(self, folder: str | None):
-    """With None no sheet is written."""
+    """`folder` None writes no sheets."""
     self._folder, self.files = folder, []
 
   def best_and_worst(

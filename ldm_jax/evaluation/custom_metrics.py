@@ -1,4 +1,4 @@
-"""Metrics of the user's own.
+"""User-defined metrics.
 
 A metric is a function, or an instance of a class without arguments:
 
@@ -37,10 +37,10 @@ class Images(Protocol):
     """Number of images."""
 
   def __getitem__(self, i: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The i-th image; raises IndexError behind the last."""
+    """The i-th image; raises IndexError past the last."""
 
   def blocks(self, size: int) -> Iterator[UInt8[np.ndarray, "b h w 3"]]:
-    """All images in order, `size` at most in a block, of one size each."""
+    """All images in blocks of at most `size` images of one shape."""
 
   def captions(self) -> list[str]:
     """Their captions; empty if one has none."""
@@ -73,7 +73,7 @@ def load_metrics(
   """Metrics by object or by name "package.module:Name"; classes instantiated.
 
   Raises:
-    ConfigError: a name is not such, its package is not in `trust`, or there is
+    ConfigError: a name is malformed, its package is not in `trust`, or there is
       no such object.
   """
   found = []
@@ -115,7 +115,7 @@ def apply_metric(
   )
   if not is_valid:
     raise ConfigError(
-      f"the metric {metric!r} returned {type(found).__name__}; needed is a "
+      f"the metric {metric!r} returned {type(found).__name__}; expected a "
       "dictionary of numbers by name"
     )
   return {name + suffix: float(value) for name, value in found.items()}

@@ -123,7 +123,7 @@ class SampleWriter:
           if processes.is_first():
             image_files.write_png(path(i), image)
         bar.update(len(images))
-    processes.barrier("images are written")
+    processes.barrier("images written")
     return folder_images(folder, self.count)
 
   def _blocks(self, done: int) -> Iterator[tuple[int, Images]]:

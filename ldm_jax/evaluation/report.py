@@ -55,13 +55,13 @@ class ReportRequest:
     guidance: scale of classifier-free guidance; 1 is none.
     eta: noise of DDIM, 0 to 1.
     seed: of the samples.
-    held_out: take pairs of shape and colour that training never saw (of the
-      built-in glyphs).
+    held_out: take (shape, colour) pairs excluded from training (of the built-in
+      glyphs).
     classifier: a run of a classifier of noisy latents that guides to the
       examples' labels; or None.
     classifier_scale: of its gradient.
     unconditional: whether conditions take their unconditional values.
-    trust: packages whose classes the run may name; as of `Run.open`.
+    trust: packages whose classes the run may name; see `Run.open`.
   """
 
   model: str
@@ -107,8 +107,8 @@ def report(request: ReportRequest) -> ReportResult:
   """Generates samples for held-out examples and measures both stages.
 
   Writes report.html (metrics, loss curves, samples, reconstructions) and
-  samples.png. Of the built-in glyphs it measures how well samples meet their
-  conditions.
+  samples.png. For the built-in glyphs data it also measures how well samples
+  match their conditions.
 
   Raises:
     ConfigError: the request cannot be fulfilled.
@@ -165,10 +165,10 @@ def _write(folder: str, page: Page) -> tuple[str, str]:
 
 
 def _held_out_pairs(data: Data) -> Data:
-  """The same data with the pairs that training never saw as validation."""
+  """The same data with the pairs excluded from training as validation."""
   if not isinstance(data.validation, Glyphs):
     raise ConfigError(
-      "held_out is of the built-in glyphs; leave it out (--held_out)"
+      "held_out needs the built-in glyphs; leave it out (--held_out)"
     )
   held_out = dataclasses.replace(data.validation, split="held_out")
   return dataclasses.replace(data, validation=held_out)

@@ -1,4 +1,4 @@
-"""What an evaluation takes and gives."""
+"""The request and the result of an evaluation."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class EvaluationRequest:
     reference: a folder of as many images, or a file of statistics (.npz, .pt);
       None compares a run with its held-out examples.
     out: a folder for a run's images, contact sheets and evaluation.json;
-      needed for a run. A call that was stopped resumes there.
+      needed for a run. An interrupted call resumes there.
     num: the first `num` images, 1 or more; None takes all, of a run 1,000.
     inception: file of Inception's weights, for FID, sFID, KID, IS, precision,
       recall, density and coverage.
@@ -32,9 +32,9 @@ class EvaluationRequest:
     paired: compare images of the same file name in both folders.
     write_statistics: file to write the samples' statistics to, for later use
       as a reference.
-    allow_small: permit Frechet distances of fewer than 2,048 images.
-    train_images: number of training images among which near copies of samples
-      are searched; 0 for none.
+    allow_small: allow Frechet distances of fewer than 2,048 images.
+    train_images: number of training images that are searched for near copies of
+      samples; 0 for none.
     metrics: further metrics; see `custom_metrics.Metric`.
     trust: top-level packages whose metrics, and whose classes in a run's
       config, may be imported.

@@ -1,4 +1,4 @@
-"""Nearest neighbours of images by embeddings, as RDM is conditioned on.
+"""Nearest neighbours of images by embeddings, the conditioning of RDM.
 
 Blattmann et al. 2022, "Semi-Parametric Neural Image Synthesis".
 """
@@ -36,7 +36,7 @@ Encoder = Callable[[UInt8[np.ndarray, "b h w 3"]], Float[np.ndarray, "b d"]]
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalRequest:
-  """What is searched for: the examples of a config, or one image.
+  """A search for the neighbours of a config's examples, or of one image.
 
   Attributes:
     encoder: folder of CLIP's image encoder (transformers), or a run of an
@@ -49,7 +49,7 @@ class RetrievalRequest:
     database: with `image`: a folder that an earlier search wrote.
     k: number of neighbours, 1 or more.
     batch: images that are embedded at a time, 1 or more.
-    trust: packages whose classes the encoder's run may name; as of `Run.open`.
+    trust: packages whose classes the encoder's run may name; see `Run.open`.
   """
 
   encoder: str
@@ -170,7 +170,7 @@ def encoder_of(
   network, variables = load(open_network(folder))
   if not isinstance(network, ClipVision):
     raise ConfigError(
-      f"encoder {folder!r} is a {type(network).__name__}; needed is CLIP's "
+      f"encoder {folder!r} is a {type(network).__name__}; expected CLIP's "
       "image encoder (CLIPVisionModelWithProjection or CLIPModel) or a run of "
       "an autoencoder (--encoder)"
     )

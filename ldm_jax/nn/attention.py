@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # An accelerator's own attention: the result, or None where it does not support
-# these arrays. `runtime/devices/attention_kernels.py` puts one in
-# position of a name.
+# these arrays. `runtime/devices/attention_kernels.py` puts one in place of a
+# backend's name.
 AttentionKernel = Callable[[Array, Array, Array], Array | None]
 AttentionBackend = (
   Literal["auto", "xla", "chunked", "splash", "cudnn"] | AttentionKernel

@@ -1,4 +1,4 @@
-"""What a backbone is: the network of the second stage."""
+"""The protocol of a backbone, the network of the second stage."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,8 +13,8 @@ class Backbone(Protocol):
 
   Any module with these members can be `LatentDiffusion.unet`; the output is in
   the parameterization `LatentDiffusion.prediction`. A "dropout" rng is given in
-  training alone. A network that is not a U-Net cannot be saved as diffusers'
-  files, nor be controlled by a ControlNet.
+  training alone. A network that is not a U-Net can neither be saved as
+  diffusers' files nor be used with a ControlNet.
 
   Attributes:
     size_multiple: the latents' height and width must be multiples of it; 1 if
@@ -35,14 +35,14 @@ class Backbone(Protocol):
     Args:
       t: time in [0, T), whole in training, any number in sampling.
       condition: the merged outputs of all conditioners; a backbone may ignore
-        what it has no use for.
+        what it does not use.
     """
     ...
 
   def init(self, key: Array, *args: Any, **options: Any) -> Any:
-    """As of every Linen module."""
+    """As in every Linen module."""
     ...
 
   def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
-    """As of every Linen module."""
+    """As in every Linen module."""
     ...

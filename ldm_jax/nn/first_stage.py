@@ -1,4 +1,4 @@
-"""What a first stage is: images to latents, and back."""
+"""The protocol of a first stage: images to latents, and back."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 @runtime_checkable
 class Posterior(Protocol):
-  """q(z | x), a JAX pytree; see bottleneck.py for the two that are here."""
+  """q(z | x), a JAX pytree; see bottleneck.py for the two implementations."""
 
   def mode(self) -> Float[Array, "b h w c"]:
     """The most likely latents."""
@@ -70,9 +70,9 @@ class FirstStage(Protocol):
     ...
 
   def init(self, key: Array, *args: Any, **options: Any) -> Any:
-    """As of every Linen module."""
+    """As in every Linen module."""
     ...
 
   def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
-    """As of every Linen module."""
+    """As in every Linen module."""
     ...

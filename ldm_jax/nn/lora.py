@@ -17,7 +17,7 @@ class LoRA:
   """W + (alpha / r) A B for chosen kernels  (Hu et al. 2021, section 4.1).
 
   A [... in r] is random as in the paper, B [r out] starts at 0, so that a new
-  LoRA changes nothing. Of a convolution A has the window, B is 1 x 1.
+  LoRA changes nothing. For a convolution, A has the window and B is 1 x 1.
 
   Attributes:
     rank: r.

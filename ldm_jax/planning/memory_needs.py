@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def memory_needs(program: Program) -> MemoryAnalysis:
-  """Compiles a program; arguments count whether it reads them or not."""
+  """Compiles a program; arguments that it does not read are counted too."""
   held = sum(part_sizes(program).values())
   found = aot.memory_analysis(program.function, program.args, **program.options)
   return found._replace(arguments=max(held, found.arguments))

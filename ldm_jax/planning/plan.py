@@ -1,4 +1,4 @@
-"""Plans training or sampling: does it fit, and what does a step cost?"""
+"""Plans training or sampling: whether it fits, and the cost of a step."""
 
 import functools
 import logging

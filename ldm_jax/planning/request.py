@@ -1,4 +1,4 @@
-"""What a plan takes and gives."""
+"""The request and the result of a plan."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class PlanRequest:
     config: an experiment, or its file or name.
     overrides: values by dotted path, such as {"mesh.fsdp": "4"}.
     first_stage: of a denoiser: a config or a run of an autoencoder.
-    topology: of a TPU that need not be here, such as "v5e:4x4"; None plans for
+    topology: of a TPU, which may be absent, such as "v5e:4x4"; None plans for
       the present devices.
     slices: number of slices of that topology, 1 or more.
     batch: images of a step over all devices; None takes the config's.

@@ -1,4 +1,4 @@
-"""A plan as a table for people."""
+"""A plan as a text table."""
 
 from ldm_jax.planning.request import PlanResult
 from ldm_jax.runtime.devices.aot import GIB

@@ -41,7 +41,7 @@ _CLIP_PADDING = 49407
 def assemble(
   components: Components, dtype: DTypeLike = "float32"
 ) -> LoadedModel:
-  """Reads every network and assembles the model.
+  """Reads all networks and assembles the model.
 
   Raises:
     ConfigError: a component is missing, or a config asks for something that is

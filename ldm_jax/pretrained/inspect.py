@@ -30,7 +30,7 @@ def inspect(
     path: a run, a diffusers folder (or one network's), a single file, a
       repository of the hub, or a PNG that was generated here.
     variant: of a diffusers folder's weight files, such as "fp16".
-    trust: packages whose classes a run may name; as of `Run.open`.
+    trust: packages whose classes a run may name; see `Run.open`.
 
   Returns:
     "kind" and what depends on it. "run": task, step, prediction and "trained

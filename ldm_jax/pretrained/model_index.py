@@ -1,4 +1,4 @@
-"""What describes a pipeline: model_index.json, model card, tensor prefixes."""
+"""Describes a pipeline: model_index.json, model card, tensor prefixes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,8 +34,8 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("this/folder")
 ```
 
-There is no safety checker with it. Licence and training data are for its
-author to state here.
+It has no safety checker. The author should state licence and training data
+here.
 """
 # Where diffusers looks for a component's class, if not among its own models.
 LIBRARIES = {ClipText: "transformers", TextEncoder: "latent_diffusion"}

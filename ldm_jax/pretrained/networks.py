@@ -54,7 +54,7 @@ class ForeignNetwork:
   Attributes:
     config: what its config.json holds, or would hold.
     tensors: by the scheme's names, without a prefix.
-    kind, scheme: as of `weights.naming.parameter_names.name_table`.
+    kind, scheme: see `weights.naming.parameter_names.name_table`.
   """
 
   config: Config
@@ -77,7 +77,7 @@ def class_of(config: Config) -> str:
     if kind in _BUILDERS:
       return kind
   raise ConfigError(
-    f"config.json is of {kinds or 'no class'}; needed is one of "
+    f"config.json is of {kinds or 'no class'}; expected one of "
     f"{', '.join(_BUILDERS)}"
   )
 

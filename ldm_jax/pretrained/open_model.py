@@ -128,7 +128,7 @@ def open_denoiser_run(folder: str, trust: Collection[str] = ()) -> Run:
   """The run of a denoiser (stage two) in `folder`.
 
   Args:
-    trust: as of `Run.open`.
+    trust: see `Run.open`.
 
   Raises:
     ConfigError: there is none.

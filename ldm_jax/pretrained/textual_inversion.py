@@ -33,7 +33,7 @@ _PARAM = "string_to_param"  # AUTOMATIC1111's, and of the paper's own code
 _ENCODERS = ("clip_l", "clip_g")  # SDXL's
 _NAMELESS = {*_ENCODERS, "emb_params", "*", ""}
 _NEEDED = (
-  "needed are the vectors of one token: {token: vectors}, string_to_param, "
+  "expected the vectors of one token: {token: vectors}, string_to_param, "
   "emb_params, or clip_l and clip_g"
 )
 

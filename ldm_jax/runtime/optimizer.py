@@ -24,8 +24,8 @@ class Optimizer:
     betas: of the two moments; LDM's first stage uses (0.5, 0.9).
     weight_decay: decoupled, on everything; 0 is plain Adam.
     warmup: steps over which the rate rises linearly from 0.
-    decay: how the rate ends: "constant", or "cosine" to `decay_to` times the
-      rate at `decay_steps`.
+    decay: how the rate changes after warm-up: "constant", or "cosine" to
+      `decay_to` times the rate at `decay_steps`.
     clip: largest global norm of a gradient, or None.
     spikes: skip updates whose gradient norm lies more than so many standard
       deviations above the mean of the last 128, or None.
@@ -100,7 +100,7 @@ class Optimizer:
   def _muon(self) -> optax.GradientTransformation:
     return optax.contrib.muon(
       self._schedule(self.muon),
-      ns_steps=3,  # as good as five after this preconditioning, at 2/3 of it
+      ns_steps=3,  # with this preconditioning as good as 5, at 2/3 the cost
       preconditioning="aol",
       eps=self.epsilon,
       weight_decay=self.weight_decay,

@@ -36,7 +36,8 @@ class InterruptHandler:
 
 
 def _exit_at_once(number: int, _: FrameType | None) -> None:
-  """Waits for nothing: a save in progress stays incomplete, and is ignored."""
+  """Ends the process at once; a save in progress stays incomplete and is
+  ignored later."""
   os.write(2, b"interrupted\n")
   os._exit(128 + number)
 
@@ -45,7 +46,8 @@ class SharedInterrupt:
   """The signal that any process has received, at the same step on all.
 
   Each step sends the process's own signal to the devices and reads the maximum
-  of the step before, so that no process waits. A single process knows at once.
+  of the step before, so that no process waits. A single process needs no such
+  delay.
   """
 
   def __init__(self, sharding: Sharding):

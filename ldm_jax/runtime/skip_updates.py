@@ -134,7 +134,7 @@ def _check_gradient(
 
 
 def _norm_limit(norms: Any, seen: Any, spikes: float) -> Any:
-  """The largest norm that is no spike; infinity for the first 128 norms."""
+  """The largest norm that is not a spike; infinity for the first 128 norms."""
   mean, deviation = norms.mean(), norms.std()
   limit = mean + spikes * jnp.maximum(deviation, mean / 100)
   return jnp.where(seen >= WINDOW, limit, jnp.inf)

@@ -30,7 +30,7 @@ class Lora:
 
 
 class AdaptedModel:
-  """The model as it was read, what is merged into it, and its engines.
+  """The model as it was read, the adapters merged into it, and its engines.
 
   Attributes:
     loras: that are merged, by name, in order.
@@ -48,14 +48,14 @@ class AdaptedModel:
 
     Args:
       dtype: of ControlNets.
-      trust: of a classifier's run, as of `Run.open`.
+      trust: of a classifier's run, see `Run.open`.
     """
     self._trust = trust
     self._base = self._loaded = loaded  # without and with LoRAs
     self._dtype, self._sharding = dtype, sharding
     self.loras: dict[str, Lora] = {}
     self.embeddings: list[str] = []
-    # By what of a request changes the model or its guidance.
+    # Keyed by those fields of a request that change the model or its guidance.
     self._engines: dict[tuple, tuple[LoadedModel, SamplingEngine]] = {}
 
   def add_lora(

@@ -50,7 +50,7 @@ class ConditionInputs:
     neighbours: rows of embeddings.
     depth: [height width], -1 to 1, the nearest 1.
     chunks: of CLIP's prompts at least, each of 75 tokens.
-    arrays: of one example, for conditioners of the user's own.
+    arrays: of one example, for user-defined conditioners.
   """
 
   prompts: Sequence[str]
@@ -104,7 +104,7 @@ def _check_kinds(loaded: LoadedModel, inputs: ConditionInputs) -> None:
   if any(inputs.prompts) and not kinds & {TextEmbedder, ClipEmbedder}:
     raise ConfigError("this model takes no text; leave prompt out")
   for name, kind, fact in (
-    ("class_label", ClassEmbedder, "knows no classes"),
+    ("class_label", ClassEmbedder, "is not conditioned on classes"),
     ("segmap", SegmentationEmbedder, "takes no segmentation maps"),
     ("layout", LayoutEmbedder, "takes no layouts"),
     ("neighbours", NeighbourEmbeddings, "takes no neighbours"),
@@ -179,7 +179,7 @@ def _text(loaded, part, inputs):
     for text in dict.fromkeys(texts):
       if unknown := loaded.tokenizer.unknown(text):
         names = ", ".join(unknown)
-        logger.warning("the model does not know %s (%r)", names, text)
+        logger.warning("the tokenizer has no token for %s (%r)", names, text)
       (lost,) = loaded.tokenizer.cut([text])
       if lost:
         logger.warning(
@@ -238,7 +238,7 @@ def _segmentation(loaded, part, inputs):
   most = int(inputs.segmap.max())
   if most >= part.classes:
     raise ConfigError(
-      f"segmap has class {most}; this model knows 0 to {part.classes - 1}"
+      f"segmap has class {most}; this model has classes 0 to {part.classes - 1}"
     )
   cells = inputs.height * inputs.width // 4**part.halvings
   # A map as tokens has a position for each cell, and so one size.

@@ -1,4 +1,4 @@
-"""A sampler's program piece by piece: what is compiled, and its progress.
+"""A sampler's program in pieces: the compiled function, and progress reports.
 
 A piece of any length is padded with inactive rows to the length that is
 compiled, so that progress after every step costs no compilation.
@@ -28,7 +28,7 @@ from ldm_jax.sampling.tiling import Crop, windowed
 
 
 class StepInputs(NamedTuple):
-  """What a piece of the program takes; all of it is traced.
+  """The inputs of a piece of the program, all of them traced.
 
   Attributes:
     negative: None where guidance is off.
@@ -106,7 +106,7 @@ def run_piece(
 
 
 class Progress(NamedTuple):
-  """How the caller of `generate` follows it.
+  """Progress reports for the caller of `generate`.
 
   Attributes:
     advance: called with the number of network calls just finished, and with
@@ -145,7 +145,7 @@ def keep_x0(piece: samplers.Row) -> samplers.Row:
   mix = np.zeros((length, registers + 1, basis + 1), piece.mix.dtype)
   mix[:, :-1, :registers] = piece.mix[:, :, :registers]
   mix[:, :-1, registers + 1 :] = piece.mix[:, :, registers:]
-  mix[:, -1, registers + 1] = 1  # x0 stands first behind the registers
+  mix[:, -1, registers + 1] = 1  # x0 comes first after the registers
   return piece._replace(mix=mix)
 
 

@@ -83,7 +83,8 @@ class SamplingEngine:
     )
 
   def set_parameters(self, params: Parameters) -> None:
-    """Samples with other parameters of the same shapes; compiles nothing."""
+    """Uses other parameters of the same shapes from now on; compiles
+    nothing."""
     self._params = params
     self.codec.set_parameters(params)
 
@@ -133,7 +134,7 @@ class SamplingEngine:
     return -(-wanted // devices) * devices
 
   def check(self, config: SamplingConfig, inputs: GenerationInputs) -> None:
-    """Whether these inputs can be sampled from.
+    """Checks that these inputs can be sampled from.
 
     Raises:
       ValueError: see `InitialLatents.check`; or the schedule has no such
@@ -178,8 +179,8 @@ class SamplingEngine:
     """DDIM inversion: the noise from which sampling without noise gives
     these latents  (Song et al. 2021, sec. 4.3).
 
-    Without guidance, which inversion does not undo. Steps and timesteps are
-    those of config.sampler_config.
+    There is no guidance, which inversion could not undo. Steps and timesteps
+    are those of config.sampler_config.
     """
     model = self._model
     # At the image itself x0 alone does not determine the noise; at the first

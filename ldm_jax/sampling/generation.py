@@ -74,7 +74,7 @@ class Generation:
     Args:
       callback: called after every `callback_steps` network calls; without it
         the host waits for finished batches alone.
-      preview: pass a decoded x0 to the callback; compiles anew, once.
+      preview: pass a decoded x0 to the callback; compiles once more.
     """
     if self.request.invert:
       yield self._batch(self._inverted(), 0)

@@ -1,4 +1,4 @@
-"""x at the first step: noise, or an image with some of it."""
+"""x at the first step: noise, or a noised image."""
 
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ class InitialLatents:
     )
 
   def check(self, config: SamplingConfig, inputs: GenerationInputs) -> None:
-    """Whether these inputs can be sampled from.
+    """Checks that these inputs can be sampled from.
 
     Raises:
       ValueError: the noise or the images are not of the shapes that the
@@ -106,7 +106,7 @@ class InitialLatents:
       array = getattr(images, name)
       if array is not None and array.shape[:3] != size:
         raise ValueError(
-          f"{name} of shape {array.shape}; needed is {(*size, ...)}"
+          f"{name} of shape {array.shape}; expected {(*size, ...)}"
         )
 
   def _check_upscaling(
@@ -139,7 +139,7 @@ class InitialLatents:
     small = (inputs.count, *shape[:2])
     if images.images.shape[:3] != small:
       raise ValueError(
-        f"images of shape {images.images.shape}; needed is {(*small, 3)}"
+        f"images of shape {images.images.shape}; expected {(*small, 3)}"
       )
 
   def start(
@@ -229,7 +229,7 @@ class InitialLatents:
     inputs: GenerationInputs,
     indices: Int[np.ndarray, " b"],
   ) -> Array:
-    """The noise that is given, or the seed's, by the images' indices."""
+    """The given noise, or that of the seed, by the images' indices."""
     if inputs.initial_noise is not None:
       noise = inputs.initial_noise[indices].astype(np.float32)
       return self._sharding.distribute(noise)

@@ -18,7 +18,7 @@ class KnownRegion(NamedTuple):
   Attributes:
     latents: of the image.
     noise: the same at every level.
-    mask: [b h w 1], true where the image is generated anew.
+    mask: [b h w 1], true where new content is generated.
   """
 
   latents: Any

@@ -43,7 +43,7 @@ class LatentCodec:
     )
 
   def set_parameters(self, params: Parameters) -> None:
-    """Encodes and decodes with other parameters of the same shapes."""
+    """Uses other parameters of the same shapes from now on."""
     self._params = params
 
   def encode(
@@ -82,8 +82,8 @@ class LatentCodec:
     images, seam, bad = self._decode(self._params, latents, side=side)
     if int(bad):
       raise NonFinite(
-        f"{int(bad)} of {len(images)} images hold what is not a number; "
-        "compute in float32, or look at the weights"
+        f"{int(bad)} of {len(images)} images hold NaN or infinity; "
+        "compute in float32, or check the weights"
       )
     if seam is not None:
       logger.warning(

@@ -18,7 +18,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.inputs.files import is_path, sha256
 from ldm_jax.sampling.request import GenerationRequest, Number, Replay
 
-# A1111's names where they are not ours in capitals.
+# A1111's names where they are not this package's names in capitals.
 A1111_SAMPLERS = {
   "euler": "Euler",
   "euler_ancestral": "Euler a",
@@ -78,7 +78,7 @@ def request_metadata(request: GenerationRequest) -> dict[str, Any]:
 def image_metadata(
   fields: Mapping[str, Any], prompt: str | None, index: int, replay: Replay
 ) -> dict[str, Any]:
-  """What one image says of itself.
+  """The metadata of one image.
 
   Args:
     fields: of `request_metadata`, and of the pipeline.
@@ -131,10 +131,10 @@ def a1111_parameters(metadata: Mapping[str, Any]) -> str:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-  """What a PNG of ldm_jax says of itself.
+  """The metadata that a PNG of ldm_jax holds.
 
   Raises:
-    ConfigError: it is no such image.
+    ConfigError: it is not such an image.
   """
   try:
     with Image.open(path) as image:
@@ -156,8 +156,8 @@ def parse_metadata(
   """The request of an image's metadata, of this version or the one before.
 
   Args:
-    changes: fields in place of the image's own; with another num or batch
-      nothing is repeated bit for bit.
+    changes: fields in place of the image's own; with another num or batch the
+      image is not repeated bit for bit.
 
   Raises:
     ConfigError: a file is not the one that the image was made from, or was
@@ -200,7 +200,8 @@ def _check_hashes(hashes: Mapping[str, str], fields: Mapping[str, Any]) -> None:
 
 
 def _of_old(metadata: Mapping[str, Any]) -> dict[str, Any]:
-  """Metadata of version 0.1.0 in today's terms; it has no batch to replay."""
+  """Metadata of version 0.1.0 under the present names; it has no batch to
+  replay."""
   fields = {_OLD_NAMES.get(k, k): v for k, v in metadata.items()}
   if fields.get("toward") is not None:
     fields["prompt"] = (fields["prompt"], fields["toward"])

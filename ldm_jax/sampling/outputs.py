@@ -1,4 +1,4 @@
-"""What a generation gives, and the files that it becomes."""
+"""The results of a generation, and the files written from them."""
 
 import dataclasses
 import os
@@ -41,7 +41,7 @@ class GenerationResult:
     images: PIL images; uint8 [n h w 3] or latents [n h w c] if the request's
       output is "numpy" or "latents".
     metadata: one per image; the fields of its request.
-    request: what was asked for.
+    request: the request that was run.
   """
 
   images: list[Image.Image] | np.ndarray
@@ -52,10 +52,10 @@ class GenerationResult:
     """Writes numbered PNGs with their metadata; returns their paths.
 
     Raises:
-      ConfigError: the result is of latents.
+      ConfigError: the result holds latents.
     """
     if self.request.output == "latents":
-      raise ConfigError("latents are no images; write them with numpy.save")
+      raise ConfigError("latents are not images; write them with numpy.save")
     os.makedirs(folder, exist_ok=True)
     first, paths = next_number(folder), []
     for i, (image, metadata) in enumerate(

@@ -1,4 +1,4 @@
-"""A model from which images are generated, request by request."""
+"""A model that generates images, request by request."""
 
 import dataclasses
 import logging
@@ -130,7 +130,7 @@ class Pipeline:
     """
     folder = os.fspath(folder)
     if not Run.exists(folder):
-      raise ConfigError(f"{folder!r} is no run: it has no config.json")
+      raise ConfigError(f"{folder!r} is not a run: it has no config.json")
     return cls.open(folder, LoadOptions(trust=tuple(trust)))
 
   def __call__(
@@ -145,7 +145,7 @@ class Pipeline:
     """Generates the images of a request, or of its fields as keywords.
 
     Args:
-      request: a text is a request's prompt.
+      request: a string is a prompt.
       callback: called with (network calls finished, of how many, a preview).
       preview: decode x0 for the callback, as uint8 [b h w 3].
       callback_steps: network calls between two calls of the callback.
@@ -167,7 +167,7 @@ class Pipeline:
   ) -> Generation:
     """Checks a request against the model and encodes its conditions.
 
-    Whatever can be wrong with it is found here; `Generation.batches` then
+    Every error of the request is raised here; `Generation.batches` then
     yields images as they are finished.
 
     Raises:
@@ -185,7 +185,7 @@ class Pipeline:
   def request_of(
     self, png: str | os.PathLike, **changes: Any
   ) -> GenerationRequest:
-    """The request that an image says it was made from.
+    """The request that is stored in an image.
 
     Fulfilled by the same model on the same devices, it repeats the image bit
     for bit, whatever its place in its batch was.
@@ -241,7 +241,7 @@ class Pipeline:
     return self._adapted.add_lora(file, scale, name)
 
   def unload_lora(self, name: str | None = None) -> None:
-    """Takes a LoRA, or all of them, out again; to the last bit.
+    """Removes a LoRA, or all of them; the weights are restored bit for bit.
 
     Raises:
       ConfigError: there is none of that name.
@@ -259,19 +259,20 @@ class Pipeline:
   def load_textual_inversion(
     self, file: str | os.PathLike, token: str | None = None
   ) -> None:
-    """Adds a word learned by textual inversion to the text encoders.
+    """Adds a token learned by textual inversion to the text encoders.
 
     Args:
-      token: the word; by default the file's own, or its name.
+      token: its text in prompts; by default that in the file, or the file's
+        name.
 
     Raises:
-      ConfigError: the model reads no prompts, or knows the word.
+      ConfigError: the model reads no prompts, or has the token already.
       WeightsError: the file cannot be read, or is for another model.
     """
     self._adapted.add_embedding(file, token)
 
   def _own_metadata(self) -> dict[str, Any]:
-    """What images say of the model."""
+    """The entries of the model in images' metadata."""
     return {
       "model": self.path,
       "lora": [f"{each.file}:{each.scale:g}" for each in self.loras.values()],

@@ -1,4 +1,5 @@
-"""What to generate: one request behind the command, Python and servers."""
+"""What to generate: one request type for the command line, Python and
+servers."""
 
 import dataclasses
 import logging
@@ -48,34 +49,34 @@ class Replay:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-  """What to generate. Whatever is left out is the model's own default.
+  """What to generate. Fields left out take the model's defaults.
 
   Image-like fields take a path, a PIL image or an array (uint8 [h w 3]).
 
   Attributes:
     prompt: text, or several texts, each of which gives `num` images.
-    negative_prompt: what guidance leads away from; None is unconditional.
+    negative_prompt: what guidance steers away from; None is unconditional.
     class_label: for class-conditional models, and of a classifier.
     segmap: a map of classes: grey values or palette indices, uint8 [h w].
     depth: of models with depth conditioning; larger is nearer, [h w].
     layout: boxes [{"class": 3, "box": [left, top, right, bottom]}, ...] with
       sides in [0, 1], or the path of such a JSON file.
     neighbours: embeddings [k d] of retrieval-augmented models, or an .npy.
-    conditions: inputs of conditioners of your own, by their `input_key`: an
+    conditions: inputs of user-defined conditioners, by their `input_key`: an
       array of one example, or an .npy.
     image: to change (image to image), to inpaint, or to upscale.
-    mask: white where the image is generated anew.
+    mask: white where new content is generated.
     outpaint: pixels added at the left, top, right and bottom of the image.
     strength: above 0 to 1, the fraction of the steps that is taken from the
       noised image; by default 0.8, and 1 under a mask.
     invert: return the noise that DDIM inversion finds for the image, as
-      latents; see `initial_latents`.
+      latents, to be used as `initial_latents`.
     noise_level: of upscaling, the time to which the image is noised; 20.
     controlnet: folder of a ControlNetModel of diffusers.
     control_image: its conditioning image, such as edges or depth.
     control_scale: of its residuals.
-    control_interval: fractions of the noise's time, 0 the image and 1 pure
-      noise, between which it is used.
+    control_interval: values of t / T, 0 the image and 1 pure noise, between
+      which it is used.
     classifier: run of a classifier of noisy latents, which guides to
       class_label.
     classifier_scale: of classifier guidance.
@@ -85,17 +86,17 @@ class GenerationRequest:
       "UniPCMultistepScheduler"; or a function, see examples/.
     timestep_spacing: leading, trailing, linspace, quadratic, karras,
       exponential, beta, sgm_uniform, simple, kl_optimal or lcm.
-    times: the steps' times, falling within [0, T), in place of steps.
-    sigmas: the steps' sigma / signal, falling, in place of steps.
+    times: the steps' times, decreasing within [0, T), in place of steps.
+    sigmas: the steps' sigma / signal, decreasing, in place of steps.
     order: of multistep samplers.
     eta: scale of the noise that samplers add; 0 for DDIM, 1 for ancestral.
-    compat: "diffusers" repeats diffusers' timesteps and roundings.
+    compat: "diffusers" reproduces diffusers' timesteps and rounding.
     steps: of the sampler, 1 to the length of the schedule.
-    guidance: scale of classifier-free guidance; 1 is none. Or a guidance of
-      your own, see diffusion.guidance.
+    guidance: scale of classifier-free guidance; 1 is none. Or a user-defined
+      guidance, see diffusion.guidance.
     guidance_rescale: 0 to 1, how far the standard deviation of the guided
       output is scaled back (Lin et al. 2023).
-    guidance_interval: fractions of the noise's time between which to guide.
+    guidance_interval: values of t / T between which to guide.
     threshold: (quantile, largest value) of dynamic thresholding of x0.
     seed: 0 to 2**32 - 1; an image is a function of (seed, index).
     index: of the first image, by default 0. With `interpolate` the one image
@@ -104,13 +105,14 @@ class GenerationRequest:
     interpolate: number of images from one prompt to another (two prompts), or
       from the first noise to the second (one or none).
     emphasis: read (word:1.3), (word) and [word] in prompts as weights.
-    rng: whose noise: "jax", or "torch" as other programs draw it on a CPU.
+    rng: generator of the noise: "jax", or "torch" as in other programs on a
+      CPU.
     initial_latents: [n h w c] of unit variance, or an .npy, in place of noise.
     window: side in pixels of overlapping windows in which to denoise.
     tile: side in pixels of overlapping tiles in which to encode and decode.
     batch: images at a time.
-    clip_skip: 2 leaves out the last block of CLIP, beyond what the model
-      leaves out anyway; 1 is as trained.
+    clip_skip: skips clip_skip - 1 last blocks of CLIP, in addition to those the
+      model skips by itself; 1 is as trained.
     output: of a result: PIL images, uint8 arrays, or latents.
     replay: to repeat one image bit for bit; see `Pipeline.request_of`.
 
@@ -263,7 +265,7 @@ class GenerationRequest:
         f"or none between two noises; got N={count} and {prompts} prompts"
       )
     if self.num > 1:
-      raise ConfigError("interpolate says how many; leave num out (--num)")
+      raise ConfigError("interpolate sets the number; leave num out (--num)")
     if self.index is not None and self.index >= count:
       raise ConfigError(f"index must be 0 to {count - 1}, got {self.index}")
 

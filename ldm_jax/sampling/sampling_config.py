@@ -1,4 +1,4 @@
-"""What a `SamplingEngine` is given, as arrays and numbers."""
+"""The inputs of a `SamplingEngine`: arrays and numbers."""
 
 import dataclasses
 from collections.abc import Collection
@@ -60,13 +60,13 @@ jax.tree_util.register_dataclass(Conditioning)
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-  """How to sample. Only the size, and whether guidance is on at all (scale 1
-  turns it off), compile anew; the rest is data.
+  """How to sample. Only a new size, or switching guidance on or off (scale 1 is
+  off), compiles again; the rest is data.
 
   Attributes:
     height, width: of the images, in pixels.
     sampler_config: sampler, steps and timesteps.
-    guidance: `ClassifierFreeGuidance`, or one of the user's own.
+    guidance: `ClassifierFreeGuidance`, or a user-defined one.
     seed: an image's noise is a function of (seed, index).
     strength: of image to image, the fraction of the steps that is taken, above
       0 to 1; 1 starts from pure noise.
@@ -77,8 +77,8 @@ class SamplingConfig:
       encodes and decodes; None does it whole.
     noise_level: of upscaling, the time, on a schedule of its own, to which the
       low-resolution image is noised.
-    control: scale of a ControlNet, and the fractions of the noise's time
-      between which it is used.
+    control: scale of a ControlNet, and the values of t / T between which it is
+      used.
     classifier_scale: of classifier guidance.
   """
 
@@ -109,7 +109,7 @@ class ImageInputs:
 
   Attributes:
     images: to change, to inpaint, or to upscale.
-    masks: true where the image is generated anew; None changes all of it.
+    masks: true where new content is generated; None changes the whole image.
     hints: conditioning images of a ControlNet.
   """
 

@@ -43,7 +43,7 @@ def blend(
   side: int,
   factor: int = 1,
 ) -> tuple[Float[Array, "b H W c"], Float[Array, ""]]:
-  """A function of every window, blended; and how much windows disagree.
+  """Applies a function to every window and blends the results.
 
   Args:
     function: of a window's `Crop`, [b h w c].

@@ -79,11 +79,10 @@ def with_first_stage(
 
   Args:
     named: a config of stage one, or a run of one.
-    trust: as of `Run.open`.
+    trust: see `Run.open`.
 
   Raises:
-    ConfigError: none is named and one is needed, or the other way round, or it
-      is none.
+    ConfigError: a first stage is missing, not needed, or not one.
   """
   if not hasattr(experiment.task, "with_first_stage"):
     if named:

@@ -84,7 +84,7 @@ def check_latents(experiment: Experiment) -> None:
     if manifest[name] != json.loads(json.dumps(value)):
       raise ConfigError(
         f"the latents in {data.latents!r} were made with another {name}; make "
-        "them anew: ldm-jax prepare"
+        "them again: ldm-jax prepare"
       )
   needs = [
     transform.output_key
@@ -104,7 +104,7 @@ def check_latents(experiment: Experiment) -> None:
 
 
 def check_memory(example: dict[str, np.ndarray], batch: int) -> None:
-  """Raises TooLarge if a batch of such examples is."""
+  """Raises TooLarge if a batch of such examples is too large."""
   size = batch * sum(array.nbytes for array in example.values())
   per_device = -(-size // jax.device_count())
   memory.check_fits(f"a batch of {batch}", per_device, "a smaller data.batch")

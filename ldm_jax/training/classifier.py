@@ -36,13 +36,13 @@ class ClassifierTask:
   Attributes:
     first_stage: filled in from the first stage's run.
     classifier: (x_t, t) -> logits.
-    schedule: that of the diffusion to be guided.
+    schedule: that of the diffusion model to be guided.
     optimizer: of the classifier.
     input_key: name of the labels in a batch.
     ema_decay: of the moving average that guides.
-    latents: as of the diffusion to be guided.
-    latent_scale: as of the diffusion to be guided; None measures 1 / std on
-      the first batches, which gives the same for the same data.
+    latents: as in the diffusion model to be guided.
+    latent_scale: as in the diffusion model to be guided; None measures 1 / std
+      on the first batches, which gives the same for the same data.
   """
 
   first_stage: FirstStage | None = None

@@ -18,7 +18,7 @@ INIT, TRAIN, MEASURE, PREVIEW = range(4)  # purposes of random keys
 
 @runtime_checkable
 class Task(Protocol):
-  """What is trained: any frozen dataclass with these methods.
+  """The protocol of a training task: any frozen dataclass with these methods.
 
   `frozen` is a tree of arrays that are not trained: sharded, not donated, not
   in the checkpoint. Random numbers are drawn over the global batch. A batch is

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class PreparedRun(NamedTuple):
-  """A run that can be trained, or resumed.
+  """A run that is ready to be trained or resumed.
 
   Attributes:
     frozen: parameters that are not trained, on the devices.
@@ -56,7 +56,7 @@ def prepare_run(
 ) -> PreparedRun:
   """Opens the run in `folder`, or creates it.
 
-  Nothing is written before everything that can be refused has been checked.
+  Nothing is written before everything has been checked.
 
   Raises:
     ConfigError, or a ValueError of a constructor: something does not fit.
@@ -100,7 +100,7 @@ def _write(run: Run, tokenizer: Tokenizer | None, frozen: Any) -> None:
     if tokenizer is not None:
       run.save_tokenizer(tokenizer)
     run.write()
-  processes.barrier("the run is begun")
+  processes.barrier("run created")
 
 
 def _reopened(
@@ -133,7 +133,7 @@ def _first_stage(
   sharding: Sharding,
   trust: Sequence[str],
 ) -> FirstStageParams:
-  """That of the run `first_stage`, or of the model to begin from."""
+  """The first stage of the run `first_stage`, or of the model to begin from."""
   if experiment.first_stage:
     run = open_first_stage(experiment.first_stage, trust)
     params, stage = run.trained(sharding), run.experiment.task.autoencoder

@@ -1,4 +1,4 @@
-"""train(): an experiment and a folder become a run."""
+"""train(): trains an experiment in a run folder."""
 
 import contextlib
 import dataclasses
@@ -64,16 +64,16 @@ def train(
     overrides: fields of the experiment to set, by dotted path, such as
       {"task.optimizer.rate": "1e-4"}.
     profile: the first and the last step to trace into WORKDIR/profile.
-    trust: top-level packages, besides those of the experiment's own classes,
-      that runs which it builds on (`first_stage`, `start`) may import.
+    trust: top-level packages whose classes the runs `first_stage` and `start`
+      may name, in addition to those of the experiment's own classes.
 
   Raises:
     ConfigError: the experiment cannot run, could not be read back from the
       run's config.json, or is not the one that `workdir` holds.
     DataError, ImageError: its data cannot be used.
     WeightsError: foreign weights that it begins from cannot be used.
-    NonFinite: a loss or parameter is; that state is not saved.
-    DamagedFile: the run's files are not what was written.
+    NonFinite: a loss or parameter is not finite; that state is not saved.
+    DamagedFile: the run's files are damaged.
     SaveFailed: checkpoints cannot be written.
     TooLarge: no device has the memory.
   """
@@ -103,7 +103,7 @@ def train(
 
 
 def slices(experiment: Experiment) -> int:
-  """Into how many parts a batch is cut before an update."""
+  """The number of slices into which a batch is cut for accumulation."""
   return getattr(experiment.task, "accumulate", 1)
 
 

@@ -106,9 +106,9 @@ class Trainer:
       shown: the batch that previews are made of.
 
     Raises:
-      NonFinite: if a loss or a parameter is, or too many gradients in a row
-        were; that state is not saved.
-      DamagedFile: there are checkpoints, but none is whole.
+      NonFinite: a loss or a parameter is not finite, or too many gradients in a
+        row were not; that state is not saved.
+      DamagedFile: there are checkpoints, but none is intact.
       SaveFailed: checkpoints cannot be written.
       TooLarge: no device has the memory for a state.
     """
@@ -143,7 +143,7 @@ class Trainer:
     """The step to resume from and its state, or 0 and an initialised one.
 
     Raises:
-      DamagedFile: there are checkpoints, but none is whole.
+      DamagedFile: there are checkpoints, but none is intact.
     """
     if checkpoints.latest is not None:
       begin, state = checkpoints.restore_newest(

@@ -47,7 +47,7 @@ def verify(folder: str, trust: tuple[str, ...] = ()) -> VerifyResult:
   """Reads every checkpoint of the run in `folder`.
 
   Args:
-    trust: as of `Run.open`.
+    trust: see `Run.open`.
 
   Raises:
     ConfigError: the folder holds no run, or no checkpoint yet.

@@ -16,7 +16,7 @@ STARTS = {
 }
 EXPLANATIONS = {
   b"version https://git-lfs": "this is a git-lfs pointer; run `git lfs pull`",
-  b"<": "this is a web page, not the file it stands for; download it again",
+  b"<": "this is a web page, not a weight file; download it again",
   b"GGUF": "this is a GGUF file; save it as safetensors",
   b"PK": "this is an empty or split zip; download it again",
 }

@@ -73,7 +73,7 @@ def _unique(pairs):
   result = {}
   for name, value in pairs:
     if not isinstance(name, str):
-      raise WeightsError(f"the key {name[:80]!r} is no string")
+      raise WeightsError(f"the key {name[:80]!r} is not a string")
     if name in result:
       raise WeightsError(f"{name[:80]!r} is twice in a dictionary")
     result[name] = value
@@ -84,7 +84,7 @@ def _extension(code, data):
   """An array, as a view of the end of `data`."""
   if code not in (ARRAY, SCALAR):
     raise WeightsError(
-      f"it has a msgpack extension of type {code}; needed are arrays (1) and "
+      f"it has a msgpack extension of type {code}; expected arrays (1) and "
       "numpy scalars (3)"
     )
   parts = _unpack(
@@ -98,7 +98,7 @@ def _extension(code, data):
     case [list(shape), bytes(name), bytes(content)]:
       pass
     case _:
-      raise WeightsError("an array is no triple of shape, dtype and numbers")
+      raise WeightsError("an array is not a triple of shape, dtype and numbers")
   name = name.decode(errors="replace")
   if name not in DTYPES:
     raise WeightsError(
@@ -129,7 +129,7 @@ def _flatten(value: Any, path, arrays):
       pass
     case _:
       raise WeightsError(
-        f"entry {name!r} is of type {type(value).__name__}; needed are nested "
+        f"entry {name!r} is of type {type(value).__name__}; expected nested "
         "dictionaries of arrays"
       )
   if name in arrays:

@@ -120,7 +120,7 @@ def as_array(data: np.ndarray, dtype: np.dtype, shape: Any) -> np.ndarray:
   check_shape(shape)
   if data.size != math.prod(shape) * dtype.itemsize:
     raise WeightsError(
-      f"{data.size} bytes for {dtype.name} of shape {list(shape)}; needed are "
+      f"{data.size} bytes for {dtype.name} of shape {list(shape)}; expected "
       f"{math.prod(shape) * dtype.itemsize}"
     )
   return data.view(dtype).reshape(shape)
@@ -133,7 +133,7 @@ def check_shape(shape: Any):
     WeightsError: it is not.
   """
   if not isinstance(shape, (list, tuple)) or len(shape) > MAX_RANK:
-    raise WeightsError(f"a shape is no list of at most {MAX_RANK} sizes")
+    raise WeightsError(f"a shape is not a list of at most {MAX_RANK} sizes")
   if not all(map(is_count, shape)):
     # Not printed as a whole: a pickled list may contain itself.
     wrong = next(size for size in shape if not is_count(size))

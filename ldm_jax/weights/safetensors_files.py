@@ -127,12 +127,14 @@ def _split(data):
   text = data[8 : 8 + length].tobytes()
   header = parse_json(text) if text.startswith(b"{") else None
   if not isinstance(header, dict):
-    raise WeightsError("not a safetensors file: its header is no JSON object")
+    raise WeightsError(
+      "not a safetensors file: its header is not a JSON object"
+    )
   metadata = header.get(METADATA, {})
   if not isinstance(metadata, dict) or not all(
     isinstance(value, str) for value in metadata.values()
   ):
-    raise WeightsError(f"its {METADATA} is no dictionary of strings")
+    raise WeightsError(f"its {METADATA} is not a dictionary of strings")
   return header, data[8 + length :]
 
 
@@ -144,7 +146,7 @@ def _offsets(name, entry):
     ):
       return start, end
   raise WeightsError(
-    f"tensor {name[:200]!r} has a malformed entry; needed are a dtype, a shape "
+    f"tensor {name[:200]!r} has a malformed entry; expected a dtype, a shape "
     "and two data_offsets, and nothing else"
   )
 

@@ -1,9 +1,10 @@
-"""Flags as text: names and a kind on one line, help indented below.
+"""Tables of flags as text: names and a kind on one line, help indented below.
 
-A kind is the type of the value: int, float, text, numbers or integers (between
-commas), pairs (NAME=VALUE), yes (none at all), choices as a|b, or a name for
-help such as FILE. A + behind it lets the flag be repeated; two names behind it
-are two values; ?V makes the value optional, V without one.
+A kind is the type of the value: int, float, text, numbers or integers
+(separated by commas), pairs (NAME=VALUE), yes (a switch without a value),
+choices as a|b, or a placeholder such as FILE. A trailing + allows the flag to
+be repeated; two placeholders mean two values; ?V makes the value optional, with
+default V.
 """
 
 import argparse
@@ -14,30 +15,30 @@ from typing import Any
 
 
 def numbers(text: str) -> tuple[float, ...]:
-  """Numbers between commas."""
+  """Numbers separated by commas."""
   try:
     found = tuple(float(word) for word in text.split(",") if word.strip())
   except ValueError:
     found = ()
   if not found or not all(map(math.isfinite, found)):
     raise argparse.ArgumentTypeError(
-      f"takes numbers between commas, got {text!r}"
+      f"takes numbers separated by commas, got {text!r}"
     )
   return found
 
 
 def integers(text: str) -> tuple[int, ...]:
-  """Whole numbers between commas."""
+  """Integers separated by commas."""
   try:
     return tuple(int(word) for word in text.split(","))
   except ValueError:
     raise argparse.ArgumentTypeError(
-      f"takes whole numbers between commas, such as 0,0,64,0, got {text!r}"
+      f"takes integers separated by commas, such as 0,0,64,0, got {text!r}"
     ) from None
 
 
 def pairs(text: str) -> dict[str, str]:
-  """NAME=VALUE between commas."""
+  """NAME=VALUE pairs separated by commas."""
   found = dict(pair.partition("=")[::2] for pair in text.split(","))
   if not all(name and value for name, value in found.items()):
     raise argparse.ArgumentTypeError(f"takes NAME=VALUE, got {text!r}")

@@ -1,4 +1,4 @@
-"""The flags of how a model is read, and of what is merged into it."""
+"""Flags for reading a model and for merging adapters into it."""
 
 import dataclasses
 from collections.abc import Collection
@@ -11,7 +11,7 @@ LOADING = """
 --variant: text
   of a folder's weights, such as fp16
 --prediction: eps|v|x0
-  what the U-Net predicts, where a single file does not say
+  what the U-Net predicts, where a single file does not specify it
 --weights: raw|ema
   which of a single file's two U-Nets (default raw)
 --config: FOLDER
@@ -30,12 +30,12 @@ ADAPTERS = """
 
 
 def add_reading(parser: Parser) -> None:
-  """How published weights are read; see `pretrained.open_model.LoadOptions`."""
+  """Adds the flags for reading weights; see `open_model.LoadOptions`."""
   add_flags(parser, "published weights", LOADING)
 
 
 def add_adapters(parser: Parser) -> None:
-  """What is merged into a model."""
+  """Adds the flags of adapters that are merged into a model."""
   add_flags(parser, "adapters", ADAPTERS)
 
 

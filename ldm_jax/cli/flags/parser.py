@@ -29,13 +29,13 @@ class Parser(argparse.ArgumentParser):
     )
 
   def error(self, message: str) -> None:
-    """Exits with 2 and one line; help is a flag away."""
+    """Exits with code 2 and a one-line message that points to --help."""
     raise CommandError(f"{self.prog}: {message} (see --help)", USAGE)
 
   def read(
     self, arguments: Sequence[str], prefix: str | None = None
   ) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Parses; flags that begin with --`prefix`. come back by their path."""
+    """Parses; also returns flags that begin with --`prefix`., by their path."""
     ours, paths = [], {}
     for argument in arguments:
       name, equals, value = argument.partition("=")

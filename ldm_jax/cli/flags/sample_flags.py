@@ -1,4 +1,4 @@
-"""The flags of a `GenerationRequest`; each is named as its field."""
+"""The flags of a `GenerationRequest`; each has the name of its field."""
 
 SAMPLING = """
 --steps -s --num_inference_steps --ddim_steps: int
@@ -10,15 +10,15 @@ SAMPLING = """
   leading, trailing, linspace, quadratic, karras, exponential, beta,
   sgm_uniform, simple, kl_optimal, lcm
 --times: numbers T,T,...
-  the steps' times, falling, instead
+  decreasing times of the steps, in place of --steps
 --sigmas: numbers S,S,...
-  their sigma / signal, instead
+  decreasing sigma / signal of the steps, in place of --steps
 --order: int
   of deis, lms, unipc
 --eta: float
   scale of the noise that samplers add (ddim 0, ancestral ones 1)
 --compat: diffusers|
-  repeat diffusers' timesteps, roundings and mistakes
+  reproduce diffusers' timesteps, rounding and deviations
 --batch: int
   images at a time (default 16)
 --dtype: float32|bfloat16
@@ -31,9 +31,9 @@ GROUPS = {
 --prompts_file --from_file: FILE
   prompts, one a line; - reads them from stdin
 --negative_prompt: text
-  what guidance leads away from
+  what guidance steers away from
 --class_label: int
-  for models that know classes
+  for class-conditional models
 --num -n: int
   images per prompt (default 1)
 --height -H: int
@@ -45,21 +45,21 @@ GROUPS = {
 --emphasis: yes
   read (word:1.3), (word) and [word] in prompts as weights
 --clip_skip: int N
-  2 leaves the last block of CLIP out, beyond what the model leaves out
-  anyway; 1 is as trained
+  skip N - 1 last blocks of CLIP, in addition to those the model skips by
+  itself (default 1)
 """,
   "other conditions": """
 --segmap: FILE
   a map: a PNG whose grey values or palette indices are classes
 --depth: FILE
-  a PNG of grey values, lighter is nearer, for models of depth
+  a PNG of grey values, lighter is nearer, for depth-conditional models
 --layout: FILE
   boxes: JSON such as [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}], left, top,
   right and bottom of the image
 --neighbours: FILE
   embeddings for retrieval-augmented models, an .npy of ldm-jax retrieve
 --conditions --condition: pairs NAME=FILE.npy,...
-  what conditioners of your own read
+  inputs of your own conditioners
 """,
   "sampling": SAMPLING,
   "guidance": """
@@ -69,8 +69,8 @@ GROUPS = {
 --guidance_rescale: float
   0 to 1: scale the standard deviation of the output back (default 0)
 --guidance_interval: float FROM TO
-  guide between these fractions of the noise's time (default 0 1)
---threshold: float QUANTILE MOST
+  guide only between these values of t / T; 0 is the image (default 0 1)
+--threshold: float QUANTILE MAX
   dynamic thresholding of x0, for models of pixels (e.g. 0.995 1.5)
 """,
   "noise": """
@@ -79,15 +79,15 @@ GROUPS = {
 --variation: float FRACTION
   0 to 1: how far each image's noise is from that of the first
 --rng: jax|torch
-  whose noise; torch's gives the images of other programs
+  noise generator; torch's gives the same images as other programs
 --initial_latents: FILE.npy
   (N, H, W, C) of unit variance in place of the seed's noise
 """,
-  "images to start from": """
+  "initial images": """
 --image --init_img -i: FILE
   to change, to inpaint, or to upscale
 --mask: FILE
-  white where the image is generated anew
+  white where new content is generated
 --outpaint: integers L,T,R,B
   pixels to add to the image at its left, top, right and bottom
 --strength: float
@@ -95,7 +95,7 @@ GROUPS = {
 --invert: yes
   write the noise that DDIM inversion finds, for --initial_latents
 --noise_level: int
-  of upscaling: noise on the small image (default 20)
+  of upscaling: noise level of the small image (default 20)
 """,
   "ControlNet and classifier": """
 --controlnet: FOLDER
@@ -105,9 +105,9 @@ GROUPS = {
 --control_scale: float
   default 1
 --control_interval: float FROM TO
-  fractions of the noise's time in which it is used (default 0 1)
+  use it only between these values of t / T (default 0 1)
 --classifier: RUN
-  a run of a classifier of noisy latents; it guides to --class_label
+  a run of a classifier of noisy latents, for guidance towards --class_label
 --classifier_scale: float
   default 1
 """,

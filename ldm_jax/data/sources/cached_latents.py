@@ -2,12 +2,12 @@
 
 One folder, written by `ldm-jax prepare`, holds
 
-  manifest.json   the first stage and the data set they were made from
+  manifest.json   the first stage and the data set they were encoded from
   moments.npy     [n, h, w, 2 c], mean and log variance of every example
   NAME.npy        the other arrays of the examples, such as labels
   captions.npy, captions_ends.npy   the captions as one string of UTF-8
 
-Crop and mirroring are fixed; the noise of the posterior is drawn anew for every
+Crop and mirroring are fixed; the noise of the posterior is drawn for every
 batch.
 """
 

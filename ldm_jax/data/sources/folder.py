@@ -18,7 +18,7 @@ from ldm_jax.errors import ConfigError, DataError
 
 CAPTION = "caption.txt"  # one caption for all images of its folder
 METADATA = "metadata.jsonl"  # Hugging Face's ImageFolder with captions
-_PLANES = tuple(ENDINGS[key] for key in READERS)  # endings that are no images
+_PLANES = tuple(ENDINGS[key] for key in READERS)  # not images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Folder:
   """Every image below `path`, in the sorted order of its relative name.
 
   "label" is the index of an image's first-level folder among `classes`; it is
-  there if every image is in such a folder. "caption" is `<stem>.txt` next to
+  present if every image is in such a folder. "caption" is `<stem>.txt` next to
   the image, else caption.txt in its folder, else metadata.jsonl in the root,
-  else ""; it is there if one image has one. "score" is the number of that name
-  in metadata.jsonl. None of them depends on `only` and `without`, so two
+  else ""; it is present if any image has one. "score" is the number of that
+  name in metadata.jsonl. They do not depend on `only` and `without`, so two
   subsets of a folder agree. Names that begin with a dot are skipped, links to
   folders are followed.
 
@@ -151,7 +151,7 @@ class Folder:
     if not self._root.is_dir():
       problem = "is not a folder" if self._root.exists() else "does not exist"
       raise ConfigError(
-        f"{self.path} {problem}; needed is a folder of images; "
+        f"{self.path} {problem}; expected a folder of images; "
         f"relative paths start from {os.getcwd()}"
       )
     return tuple(sorted(_walk(self._root)))
@@ -247,7 +247,7 @@ def _read_metadata(
       score = None if score is None else float(score)
     except (ValueError, TypeError, KeyError) as error:
       raise DataError(
-        f"{path}:{number}: needed is a JSON object with file_name and text, "
+        f"{path}:{number}: expected a JSON object with file_name and text, "
         f"got {line.strip()[:60]!r}"
       ) from error
     name = pathlib.PurePosixPath(str(name)).as_posix()

@@ -14,7 +14,7 @@ from ldm_jax.errors import DataError
 class Mix:
   """Examples of several sources in proportion to their weights.
 
-  An epoch is as long as it takes to see every example once; examples of
+  An epoch ends when every example has been used at least once; examples of
   sources that end earlier are repeated, in their order. After shuffling, a long
   run of batches holds each source in proportion to its weight.
 

@@ -59,7 +59,7 @@ class Neighbours:
     if len(found) < len(self.source) or found.shape[1] < self.k:
       raise ConfigError(
         f"{self.folder} has {found.shape[1]} neighbours of {len(found)} "
-        f"{self.part} examples; needed are {self.k} of {len(self.source)}; "
+        f"{self.part} examples; expected {self.k} of {len(self.source)}; "
         "search again (ldm-jax retrieve)"
       )
     return found

@@ -85,7 +85,7 @@ class Shards:
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
-    """Cumulative number of examples up to and with each shard."""
+    """Cumulative number of examples, each shard included."""
     return np.cumsum([len(shard) for shard in self._shards])
 
 
@@ -115,7 +115,7 @@ def shard_files(path: str) -> list[str]:
   if len(kinds) != 1:
     number = "no" if not kinds else "both kinds of"
     raise ConfigError(
-      f"{path} has {number} shards; needed are files {TAR} or files {RECORD}, "
+      f"{path} has {number} shards; expected files {TAR} or files {RECORD}, "
       'by a folder or a pattern such as "data/*.tar"'
     )
   return names
@@ -153,7 +153,7 @@ def _image(files: Files, name: str) -> Member:
   if not images:
     raise DataError(
       f"{name} has no image among {', '.join(sorted(files)) or 'nothing'}; "
-      f"needed is one of {' '.join(sorted(IMAGES))}"
+      f"expected one of {' '.join(sorted(IMAGES))}"
     )
   return Member(files[images[0]], f"{name}.{images[0]}")
 
@@ -247,7 +247,7 @@ class _Tar:
           found[-1][1].append(extent)
     except (tarfile.TarError, OSError, EOFError) as error:
       raise DataError(
-        f"{self._path} is no uncompressed tar, which random access needs: "
+        f"{self._path} is not an uncompressed tar, which random access needs: "
         f"{error}"
       ) from error
     return found
@@ -268,7 +268,7 @@ class _Record:
       files = msgpack.unpackb(self._data[index])
       is_map = all(isinstance(value, bytes) for value in files.values())
     except (ValueError, AttributeError, msgpack.UnpackException) as error:
-      raise DataError(f"{name} is no msgpack map: {error}") from error
+      raise DataError(f"{name} is not a msgpack map: {error}") from error
     if not is_map:
       raise DataError(f"{name} must map endings to bytes, such as 'jpg'")
     return files, name

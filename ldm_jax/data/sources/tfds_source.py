@@ -30,7 +30,7 @@ class TfdsSource:
     data_dir: where it was prepared; tfds' default folder if None.
     image, caption, label: the features to read, with / between levels. The
       default caption and label may be missing in the data set, others may not;
-      None leaves one out. Of several captions the first is taken.
+      None leaves one out. If there are several captions, the first is taken.
     segmap: a feature of one channel of classes; or of COCO's panoptic colours,
       together with the feature "panoptic_objects".
     boxes: a sequence with bbox and label, such as "objects".

@@ -175,7 +175,7 @@ class ClipPrompts:
     return np.asarray(encoders, np.int32).swapaxes(0, 1)
 
   def _chunks(self, length: int) -> list[slice]:
-    """The parts of so many ids that become chunks; one at least."""
+    """The slices of that many ids that become chunks; at least one."""
     size = self.tokens_per_chunk
     return [slice(s, s + size) for s in range(0, max(length, 1), size)]
 

@@ -94,7 +94,7 @@ class PretrainedTokenizer:
   def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
     """The id of a token, the unknown token's if it is not in the vocabulary.
 
-    Of several tokens a list.
+    For a list of tokens, a list of ids.
     """
     if not isinstance(tokens, str):
       return [self.convert_tokens_to_ids(token) for token in tokens]

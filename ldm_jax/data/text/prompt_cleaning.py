@@ -27,7 +27,7 @@ def clean_prompt(text: str, warn: Callable[[str], None]) -> str:
     text.encode()
   except UnicodeEncodeError as error:
     raise ConfigError(
-      f"a prompt is no Unicode text: {error.reason} at character {error.start}"
+      f"a prompt is not Unicode text: {error.reason} at character {error.start}"
     ) from None
   kept = "".join(
     c for c in text if c in KEPT or unicodedata.category(c) != "Cc"

@@ -133,7 +133,7 @@ def _class_name(
   if "spiece.model" in names:
     return "T5Tokenizer"
   raise ConfigError(
-    f"{path} holds no tokenizer; needed is tokenizer.json, vocab.json with "
+    f"{path} holds no tokenizer; expected tokenizer.json, vocab.json with "
     f"merges.txt, vocab.txt or spiece.model; it has {sorted(names)[:6]}"
   )
 
@@ -271,7 +271,7 @@ def _by_transformers(
   if getattr(tokenizer, "backend_tokenizer", None) is None:
     raise ConfigError(
       f"the tokenizer in {path} is a {type(tokenizer).__name__}, which has no "
-      "fast form; needed is one with a tokenizer.json"
+      "fast form; expected one with a tokenizer.json"
     )
   with tempfile.TemporaryDirectory() as folder:
     tokenizer.save_pretrained(folder)

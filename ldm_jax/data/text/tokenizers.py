@@ -162,7 +162,7 @@ def load(folder: str | os.PathLike[str], length: int) -> Tokenizer:
   path = pathlib.Path(folder).expanduser()
   if not path.is_dir():
     raise ConfigError(
-      f"no tokenizer folder {str(folder)!r}; needed is a local folder such as "
+      f"no tokenizer folder {str(folder)!r}; expected a local folder such as "
       "runs/x/tokenizer; names of the Hugging Face hub are not looked up"
     )
   try:

@@ -61,7 +61,7 @@ class Augment:
     rng: np.random.Generator,
     shape: tuple[int, int] | None = None,
   ) -> dict[str, Any]:
-    """A random crop; always four random numbers, whatever the fields say.
+    """A random crop; it always draws four random numbers, whatever the fields.
 
     So the order of crops does not depend on `flip`, nor that of flips on
     `crop`.

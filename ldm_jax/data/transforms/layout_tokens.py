@@ -1,4 +1,4 @@
-"""Layouts as tokens: boxes and their classes become a sequence of ids."""
+"""Layouts as tokens: a sequence of ids for boxes and their classes."""
 
 import dataclasses
 import math
@@ -20,12 +20,13 @@ class LayoutTokens:
   and its bottom right one. A corner is round(y (S - 1)) S + round(x (S - 1)),
   x and y in [0, 1] of the whole image and S = floor(sqrt(vocabulary)); 8,192
   ids give S = 90. Objects come in random order; id vocabulary - 1 is padding.
-  The last two ids are the corners of the crop. Classes and corners have one
-  vocabulary in common.
+  The last two ids are the corners of the crop. Classes and corners share one
+  vocabulary.
 
   Attributes:
     vocabulary: number of ids.
-    objects: the largest number of objects; of more, a random subset is taken.
+    objects: the largest number of objects; if there are more, a random subset
+      is taken.
     has_crop: whether the two ids of the crop are appended.
   """
 

@@ -1,4 +1,4 @@
-"""Samplers by name, and what a sampler is.
+"""Samplers by name, and the protocol of a sampler.
 
 A sampler of your own needs no change here: pass the function itself,
 `SamplerConfig(sampler=my_sampler)`, or give it a name with `register_sampler`.

@@ -24,7 +24,7 @@ from ldm_jax.diffusion.schedule import CLEAN_TIME, MIN_ALPHA_BAR, Schedule
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-  """How to go from noise to an image. All of it is data: nothing compiles.
+  """How to go from noise to an image. Changing a field compiles nothing.
 
   Attributes:
     steps: how many; some samplers evaluate the network twice in each.
@@ -35,10 +35,10 @@ class SamplerConfig:
     final_time: where samplers end that may stop before the image; time 0
       leaves the schedule's first noise in, as Stable Diffusion's do, -1 is the
       image.
-    times: falling times in place of steps and spacing.
-    sigmas: the same as falling ratios sigma / signal.
-    compat: "diffusers" repeats diffusers' timesteps, roundings and deviations;
-      see diffusers_compat.py.
+    times: decreasing times in place of steps and spacing.
+    sigmas: the same as decreasing ratios sigma / signal.
+    compat: "diffusers" reproduces diffusers' timesteps, rounding and
+      deviations; see diffusers_compat.py.
     steps_offset: of "leading" in diffusers.
     base_spacing: of diffusers' karras, exponential and beta spacings, the
       spacing whose ends they keep; None is linspace.

@@ -1,4 +1,4 @@
-"""Timestep spacings: the falling noise levels at which a sampler steps."""
+"""Timestep spacings: the decreasing noise levels at which a sampler steps."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ LCM_STEPS = 50  # of the timesteps that consistency models are distilled on
 
 @dataclasses.dataclass(frozen=True)
 class NoiseLevels:
-  """Noise levels falling from noise to image.
+  """Noise levels decreasing from noise to image.
 
   Attributes:
     levels: where each step starts, and where the network is evaluated.
@@ -103,11 +103,11 @@ class NoiseLevels:
 def spaced_times(
   steps: int, timestep_spacing: TimestepSpacing, total: int = 1000
 ) -> np.ndarray:
-  """`steps` falling times in [0, total), float64.
+  """`steps` decreasing times in [0, total), float64.
 
-  "leading" is LDM's "uniform" (50 of 1000: 981, 961, ..., 1), here even for
-  every number of steps; the original is even for divisors of the total only,
-  and fails for 599. "quadratic" is LDM's "quad": dense near the image,
+  "leading" is LDM's "uniform" (50 of 1000: 981, 961, ..., 1), here evenly
+  spaced for every number of steps; the original is so for divisors of the total
+  only, and fails for 599. "quadratic" is LDM's "quad": dense near the image,
   starting at 0.8 of the schedule. "trailing" starts at total - 1 (Lin et al.
   2023, table 2); "linspace" includes both ends, "sgm_uniform" all but the last
   of one step more, neither rounded. "simple" is trailing, rounded down. "lcm"
@@ -158,7 +158,7 @@ def _quadratic(steps: int, total: int) -> np.ndarray:
 def spaced_ratios(
   steps: int, timestep_spacing: TimestepSpacing, highest: float, lowest: float
 ) -> np.ndarray:
-  """`steps` falling sigma / signal from `highest` to `lowest`.
+  """`steps` decreasing sigma / signal from `highest` to `lowest`.
 
   "karras": even in its seventh root (Karras et al. 2022, eq. 5);
   "exponential": in its logarithm; "beta": at the quantiles of Beta(0.6, 0.6)
@@ -219,15 +219,15 @@ def levels_at_times(
   """The levels of the given times.
 
   Raises:
-    ValueError: unless they fall, within the schedule.
+    ValueError: unless they decrease, within the schedule.
   """
   times = np.asarray(times, np.float64)
   if times.size == 0 or not (
     times[-1] >= 0 and times[0] < schedule.steps and np.all(np.diff(times) < 0)
   ):
     raise ValueError(
-      f"times must fall, from at most {schedule.steps - 1} to at least 0, got "
-      f"{times.tolist()}"
+      f"times must decrease, from at most {schedule.steps - 1} to at least 0, "
+      f"got {times.tolist()}"
     )
   levels = [schedule.level_at(t, least) for t in times]
   if len(levels) and times[-1] <= final_time:
@@ -243,7 +243,7 @@ def levels_at_ratios(
   """The levels of the given sigma / signal, without a final 0.
 
   Raises:
-    ValueError: unless they fall, and are finite and above 0.
+    ValueError: unless they decrease, and are finite and above 0.
   """
   ratios = np.asarray(ratios, np.float64)
   if ratios.size == 0 or not (
@@ -252,7 +252,7 @@ def levels_at_ratios(
     and np.all(np.diff(ratios) < 0)
   ):
     raise ValueError(
-      f"sigmas must be finite, above 0 and fall, got {ratios.tolist()}"
+      f"sigmas must be finite, above 0 and decreasing, got {ratios.tolist()}"
     )
   levels = [schedule.level_of_ratio(ratio) for ratio in ratios]
   if levels[-1].sigma <= schedule.level_at(final_time).sigma:

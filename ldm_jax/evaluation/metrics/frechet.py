@@ -64,7 +64,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
   if one.mean.shape != other.mean.shape or min(one.count, other.count) < 2:
     raise ValueError(
       f"{one.count} features of width {len(one.mean)} and {other.count} of "
-      f"{len(other.mean)}; needed are two or more of the same width"
+      f"{len(other.mean)}; expected two or more of the same width"
     )
   first, second = one.covariance, other.covariance
   product = _root(first) @ _root(second)

@@ -52,7 +52,7 @@ class Statistics:
     )
 
   def write(self, path: str) -> None:
-    """Writes an .npz, which replaces `path` only once it is whole."""
+    """Writes an .npz, which replaces `path` only when it is complete."""
     arrays: dict[str, Any] = {
       "kind": KIND,
       "count": self.count,
@@ -144,7 +144,7 @@ def _moments(
   ):
     raise ValueError(
       f"{path} is damaged, or of another network: {name} of shapes "
-      f"{mean.shape} and {covariance.shape}; needed are finite numbers, "
+      f"{mean.shape} and {covariance.shape}; expected finite numbers, "
       f"{width} and {width} x {width}"
     )
   scatter = covariance.astype(np.float64) * (count - 1)

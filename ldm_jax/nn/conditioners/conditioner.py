@@ -1,4 +1,4 @@
-"""What a conditioner is: one array of the batch to a part of the condition."""
+"""The protocol of a conditioner: an array of the batch to a condition."""
 
 from typing import Any, Protocol, runtime_checkable
 

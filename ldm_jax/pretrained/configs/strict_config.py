@@ -2,7 +2,7 @@
 
 diffusers and transformers write a network's hyper-parameters as a flat
 dictionary. A missing key means the class's default; a key that asks for
-something that is not supported is refused by name.
+something that is not supported is an error, which names the key.
 """
 
 from collections.abc import Collection, Mapping
@@ -49,7 +49,7 @@ def class_name(config: Config, kinds: Collection[str]) -> str:
   kind = str(name).removeprefix("Flax")
   if kind not in kinds:
     raise ConfigError(
-      f"_class_name is {name!r}; needed is one of {', '.join(kinds)}"
+      f"_class_name is {name!r}; expected one of {', '.join(kinds)}"
     )
   return kind
 
@@ -100,7 +100,7 @@ def widths(kind: str, values: Config) -> tuple[int, tuple[int, ...]]:
   """(channels of the first level, multipliers) of `block_out_channels`.
 
   Raises:
-    ConfigError: a level is no multiple of the first, or does not divide into
+    ConfigError: a level is not a multiple of the first, or does not divide into
       the groups of the norms.
   """
   levels, groups = values["block_out_channels"], values["norm_num_groups"]

@@ -160,7 +160,7 @@ def networks(
   if not isinstance(loaded.model.unet, UNet):
     raise ConfigError(
       "LoRA files have no names for a backbone of class "
-      f"{type(loaded.model.unet).__name__}; needed is a UNet"
+      f"{type(loaded.model.unet).__name__}; expected a UNet"
     )
   unet, params = loaded.model.unet, loaded.params.unet["params"]
   starts = ("", "unet.", "diffusion_model.", "lora_unet_")
@@ -217,7 +217,7 @@ def _refuse_others(tensors: Tensors) -> None:
       if re.search(rf"\.({pattern})(\.|$)", name):
         raise WeightsError(
           f"{name} {np.shape(tensors[name])} is of a {kind}, which cannot be "
-          "merged here; needed is a LoRA (lora_down and lora_up, or lora_A and "
+          "merged here; expected a LoRA (lora_down and lora_up, or lora_A and "
           "lora_B)"
         )
 
@@ -264,7 +264,7 @@ def _without_ones(shape):
 def _misfit(unfit: list[str], tensors: Tensors, loaded: LoadedModel) -> str:
   """The error's line: what does not fit, and which model it may be for."""
   file_family, family = _family(tensors), _model_family(loaded)
-  hint = "needed are two factors for matrices that it has"
+  hint = "expected two factors for matrices that it has"
   if file_family not in (None, family):
     hint = f"the file seems to be for {file_family}"
   return (

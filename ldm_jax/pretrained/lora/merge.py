@@ -226,7 +226,7 @@ def _config_alpha(module: str, patterns: Any, alpha: Any) -> Any:
     name = pattern.removeprefix("^")
     if not re.fullmatch(r"[\w.]+", name):
       raise WeightsError(
-        f"its alpha_pattern has {pattern!r}; needed are names of modules"
+        f"its alpha_pattern has {pattern!r}; expected names of modules"
       )
     if f".{module}".endswith(f".{name}"):
       return value

@@ -61,7 +61,7 @@ def open_clip(folder: str) -> ClipScorer:
   found = open_network(folder)
   if class_of(found.config) != WHOLE:
     raise ConfigError(
-      f"{folder} is a {class_of(found.config)}; needed is {SOURCE}"
+      f"{folder} is a {class_of(found.config)}; expected {SOURCE}"
     )
   vision, image_variables = load(found)
   config = {

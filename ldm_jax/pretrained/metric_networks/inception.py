@@ -24,5 +24,5 @@ def inception(path: str) -> dict[str, Any]:
     WeightsError: it is unreadable, refused, or holds other tensors.
   """
   if not os.path.isfile(path):
-    raise ConfigError(f"there is no file {path!r}; needed is {SOURCE}")
+    raise ConfigError(f"there is no file {path!r}; expected {SOURCE}")
   return convert(read_table("inception"), read_torch(path))

@@ -1,4 +1,4 @@
-"""Detects a single file's family and configs from its tensors' shapes."""
+"""Detects a single file's family and configs from its tensors."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ Read = Callable[[str], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Detected:
-  """What a file holds.
+  """What was detected in a file.
 
   Attributes:
     family: a key of families.FAMILIES, or "vae" for an autoencoder alone.
@@ -145,7 +145,7 @@ def _check(shapes: Mapping[str, Shape], found: list[SubmoduleLocation]) -> None:
   if marks := [name for name in _EDM if name in shapes]:
     raise WeightsError(
       f"{_list(marks)}: the model was trained as EDM, which is not "
-      "supported; needed is one that predicts eps, v or x0"
+      "supported; expected one that predicts eps, v or x0"
     )
   prefixes = tuple(site.prefix for site in found)
   unknown = [
@@ -155,8 +155,8 @@ def _check(shapes: Mapping[str, Shape], found: list[SubmoduleLocation]) -> None:
   ]
   if unknown:
     raise WeightsError(
-      f"of no network known here: {_list(unknown)}; if they are of no use, "
-      "take them out of the file"
+      f"of no network known here: {_list(unknown)}; if they are not used, "
+      "remove them from the file"
     )
 
 
@@ -189,7 +189,7 @@ def _single_vae(
 def _missing(
   name: str, vae: SubmoduleLocation | None, texts: list[SubmoduleLocation]
 ) -> tuple[str, ...]:
-  """Warnings of what a complete model would have and the file lacks."""
+  """Warnings about components of a complete model that the file lacks."""
   warnings = []
   if vae is None:
     warnings.append(f"no autoencoder in the file: this {name} needs one")

@@ -100,7 +100,7 @@ def find(
 
 @contextlib.contextmanager
 def _hint_at_config(site: SubmoduleLocation, key: str):
-  """Adds to an error how the caller can give what shapes do not show."""
+  """Adds to an error how the caller can set what shapes do not show."""
   try:
     yield
   except ValueError as error:
@@ -164,8 +164,8 @@ def vae_submodule(
   scale = overrides.get("scaling_factor", family.scale)
   if scale is None:
     raise WeightsError(
-      "the latents of this model have a scale that its file holds as "
-      "scale_factor and is not there to read; give it, as in "
+      "the latents of this model have a scale that its file should hold as "
+      "scale_factor, which is missing; give it, as in "
       "config={'vae': {'scaling_factor': ...}}"
     )
   with _hint_at_config(site, "norm_num_groups"):

@@ -51,7 +51,7 @@ class Shapes:
     shape = self._shapes.get(name)
     if shape is None or len(shape) < 2:
       raise WeightsError(
-        f"{name} has shape {shape}; needed is a weight of that name, without "
+        f"{name} has shape {shape}; expected a weight of that name, without "
         "which the file is truncated or of an unknown kind"
       )
     return shape
@@ -89,7 +89,7 @@ def _grid(shapes: Shapes) -> _Grid:
   is_even = ends == [rows * (i + 1) - 1 for i in range(levels - 1)]
   if rows < 2 or not is_even or rows * levels != total:
     raise WeightsError(
-      f"{total} output_blocks that double after {ends}; needed are levels of "
+      f"{total} output_blocks that double after {ends}; expected levels of "
       "one length, of two blocks at least"
     )
   is_block = bool(ends) and has(ends[0], "in_layers")
@@ -105,7 +105,7 @@ def _depth(shapes: Shapes, sites: Iterable[str], where: str) -> int:
   if len(depths) > 1:
     raise WeightsError(
       f"{where} of the U-Net has transformers of depths {sorted(depths)}; "
-      "needed is one depth for all its blocks"
+      "expected one depth for all its blocks"
     )
   return depths.pop()
 
@@ -184,7 +184,7 @@ def _multipliers(widths: Sequence[int], channels: int) -> tuple[int, ...]:
   if any(width % channels for width in widths):
     raise WeightsError(
       f"levels of {list(widths)} channels after a first convolution of "
-      f"{channels}; needed are multiples of it"
+      f"{channels}; expected multiples of it"
     )
   return tuple(width // channels for width in widths)
 
@@ -202,7 +202,7 @@ def read_autoencoder(shapes: Shapes) -> Autoencoder:
   if (colors, inner) != (3, width):
     raise WeightsError(
       f"an autoencoder of {colors} colours whose post_quant_conv makes "
-      f"{inner} channels of {width}; needed are 3 colours and as many channels"
+      f"{inner} channels of {width}; expected 3 colours and as many channels"
     )
   trunk = ConvStack(
     channels,

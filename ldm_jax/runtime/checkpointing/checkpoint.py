@@ -61,7 +61,7 @@ class Checkpoints:
     self._folder = absolute(folder)
     if processes.is_first():
       _set_aside_damaged_metrics(self._folder)
-    processes.barrier("metrics are readable")
+    processes.barrier("metrics checked")
     self._manager = ocp.CheckpointManager(self._folder, options=options)
     self._saving: int | None = None  # a step whose save may still fail
 
@@ -157,7 +157,7 @@ class Checkpoints:
     return restored["state"]
 
   def restore_newest(self, abstract: Any, shardings: Any) -> tuple[int, Any]:
-    """The newest intact step and its state; arguments as of `restore`.
+    """The newest intact step and its state; see `restore` for arguments.
 
     Damaged newer steps are logged and moved to damaged/, a sibling of the
     folder.
@@ -171,7 +171,7 @@ class Checkpoints:
     if processes.is_first():
       for other in damaged:
         _set_aside(self._folder, str(other))
-    processes.barrier("damaged checkpoints are set aside")
+    processes.barrier("damaged checkpoints moved")
     if damaged:
       self._manager.reload()
     return step, state
@@ -217,7 +217,7 @@ class Checkpoints:
 def _set_aside_damaged_metrics(folder: str) -> None:
   """Moves unreadable metrics to damaged/; Orbax would fail to open the folder.
 
-  They only say which checkpoint is the best.
+  They only record which checkpoint is the best.
   """
   for path in glob.glob(os.path.join(glob.escape(folder), "*", METRICS)):
     try:

@@ -1,4 +1,4 @@
-"""Checkpointing that tolerates failed writes, as of a full disk."""
+"""Checkpointing that tolerates failed writes, such as with a full disk."""
 
 import logging
 import os

@@ -12,7 +12,8 @@ class CheckpointPolicy:
   Attributes:
     every: steps between checkpoints; the last step is always saved.
     keep: how many of the latest are kept.
-    keep_every: multiples of it are kept for good; None keeps none so.
+    keep_every: checkpoints at multiples of it are never deleted; None disables
+      this.
     best: the validation metric whose best checkpoint is kept too, or None.
     best_is: whether the lowest or the highest value is the best.
   """

@@ -1,8 +1,8 @@
 """One writer per run folder, by an advisory lock of the operating system.
 
-FOLDER/lock is locked by `filelock` (flock on Unix); FOLDER/lock.json says who
-holds it. The system releases the lock when its holder ends, however it ends, so
-a killed process never blocks the next one.
+FOLDER/lock is locked by `filelock` (flock on Unix); FOLDER/lock.json identifies
+the holder. The system releases the lock whenever its holder ends, so a killed
+process never blocks the next one.
 
 Network file systems: NFS (v4, or v3 with lockd), Lustre (mounted with `flock`)
 and GPFS pass the lock on to their server, so it holds between hosts. A mount
@@ -29,7 +29,8 @@ from ldm_jax.runtime.devices import processes
 logger = logging.getLogger(__name__)
 
 NAME = "lock"
-HOLDER = "lock.json"  # apart: some versions of filelock empty the locked file
+# A separate file, because some versions of filelock empty the locked one.
+HOLDER = "lock.json"
 FIELDS = ("pid", "host", "since")
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -42,7 +43,7 @@ class RunLocked(ConfigError):
 def run_lock(folder: str) -> Iterator[dict[str, Any] | None]:
   """Holds a run folder for this process, or for the first of several.
 
-  A folder in which nothing else was written is removed on exit.
+  A folder that holds nothing but the lock is removed on exit.
 
   Yields:
     {"pid", "host", "since"} of a holder that ended without releasing the lock,
@@ -69,7 +70,7 @@ def run_lock(folder: str) -> Iterator[dict[str, Any] | None]:
 def _acquire(
   folder: str,
 ) -> tuple[filelock.BaseFileLock | None, dict[str, Any] | None]:
-  """The held lock (None where the file system has none), and who left it."""
+  """The held lock (None where there are no locks), and the last holder."""
   os.makedirs(folder, exist_ok=True)
   holder = os.path.join(folder, HOLDER)
   lock = filelock.FileLock(os.path.join(folder, NAME))

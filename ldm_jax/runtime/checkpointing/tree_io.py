@@ -96,7 +96,7 @@ def _checkpointer(ocp: Any) -> Any:
 
 @contextlib.contextmanager
 def damage_errors(what: str) -> Iterator[None]:
-  """Any exception of the block becomes DamagedFile, but for lack of memory.
+  """Any exception of the block becomes DamagedFile, except lack of memory.
 
   Orbax and TensorStore raise exceptions of many types for damaged files.
   """

@@ -14,7 +14,7 @@ HEAVY = ("dot_general", "conv_general_dilated")  # no compiler fuses these
 
 
 def available_bytes() -> int | None:
-  """Free bytes of a device; None where they are not known.
+  """Free bytes of a device; None where they are unknown.
 
   CPU devices have equal fractions of the machine's free memory.
   """

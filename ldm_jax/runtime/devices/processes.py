@@ -93,7 +93,7 @@ def _slurm_options(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _has_tpu(environment: Mapping[str, str]) -> bool:
-  """Whether this host has TPU chips; jax finds out whether in a pod."""
+  """Whether this host has TPU chips; jax itself detects a pod."""
   if environment.get("JAX_PLATFORMS", "tpu").partition(",")[0] != "tpu":
     return False
   chips = any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
@@ -132,7 +132,7 @@ def broadcast(value: bool) -> bool:
 
 
 def barrier(name: str) -> None:
-  """Waits until all processes are here; they must give the same name."""
+  """Waits until all processes have called it; they must give the same name."""
   if jax.process_count() > 1:
     from jax.experimental.multihost_utils import sync_global_devices
 

@@ -1,6 +1,6 @@
 """Trackers: where a run's metrics and preview images go besides metrics.jsonl.
 
-A tracker of one's own derives from `Tracker` and overrides `log`:
+A user-defined tracker derives from `Tracker` and overrides `log`:
 
   @dataclasses.dataclass(frozen=True)
   class Print(Tracker):

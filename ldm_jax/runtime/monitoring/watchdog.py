@@ -1,4 +1,4 @@
-"""Reports where every thread stands when a run has stopped making progress."""
+"""Logs the stacks of all threads when a run has stopped making progress."""
 
 import collections
 import contextlib
@@ -17,9 +17,9 @@ import jax
 logger = logging.getLogger(__name__)
 
 INPUT, DEVICES, DISK = "the input", "the devices", "devices and disk"
-MEDIANS = 3  # waiting for as many median steps is too long
+MEDIANS = 3  # waiting for this many median steps counts as a hang
 HUNG = 70  # exit code
-LOG_SECONDS = 5.0  # until logging counts as hanging, too
+LOG_SECONDS = 5.0  # until logging itself counts as hanging
 
 
 class Watchdog:
@@ -48,7 +48,7 @@ class Watchdog:
 
   def __enter__(self) -> "Watchdog":
     if self._timeout:
-      self._process = jax.process_index()  # later on it might hang, too
+      self._process = jax.process_index()  # might hang later
       self._thread.start()
     return self
 
@@ -58,7 +58,7 @@ class Watchdog:
       self._thread.join()
 
   def wait_for(self, what: str | None) -> None:
-    """From now on the run waits for this; for nothing if None."""
+    """Sets what the run waits for from now on; None is nothing."""
     self._what, self._since = what, time.monotonic()
     self._is_reported = False
 
@@ -81,7 +81,7 @@ class Watchdog:
 
   @property
   def limit(self) -> float:
-    """Seconds of waiting that are too many."""
+    """Seconds of waiting that count as a hang."""
     with self._lock:
       steps = list(self._steps)[1:]  # before the first one was a compilation
     slow = MEDIANS * statistics.median(steps) if steps else 0.0

@@ -68,7 +68,7 @@ class ExportResult:
 
 
 def export(request: ExportRequest) -> ExportResult:
-  """Writes the folder of a sampler that needs none of this code.
+  """Writes the folder of a sampler that runs without this package.
 
   Raises:
     ConfigError: the folder exists, or the model or a setting cannot be
@@ -78,7 +78,7 @@ def export(request: ExportRequest) -> ExportResult:
   with config_errors():
     if os.path.exists(request.out):
       raise ConfigError(
-        f"{request.out} is there already; choose another folder (--out)"
+        f"{request.out} exists already; choose another folder (--out)"
       )
     loaded = open_model(request.model, request.options)
     config = _config(request.sampling, loaded)
@@ -120,7 +120,7 @@ def export(request: ExportRequest) -> ExportResult:
 
 
 def _config(request: GenerationRequest, loaded: LoadedModel) -> SamplingConfig:
-  """What the export fixes, and the default guidance.
+  """The settings that the export fixes, and the default guidance.
 
   Raises:
     ValueError: the model has no such size or sampler.
@@ -177,7 +177,8 @@ def _conditioners(
 def _write_tokenizers(
   folder: str, loaded: LoadedModel, conditioners: list[dict[str, Any]]
 ) -> None:
-  """One file per text encoder, which begins, ends, cuts and pads by itself."""
+  """One tokenizer file per text encoder, with truncation, padding and special
+  tokens."""
   for entry in conditioners:
     if entry["kind"] != "text":
       continue

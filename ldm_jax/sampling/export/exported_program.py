@@ -1,4 +1,4 @@
-"""A whole guided sampler as one program that needs none of this code."""
+"""A whole guided sampler as one program that runs without this package."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -49,7 +49,7 @@ def read_layout(layout: Any) -> Float[np.ndarray, "k 5"]:
   """Rows of left, top, right, bottom and a class.
 
   Raises:
-    ConfigError: it is no list of boxes.
+    ConfigError: it is not a list of boxes.
   """
   with config_errors(DataError):
     return annotations.read_boxes(json_file(layout, "layout"))
@@ -59,14 +59,14 @@ def read_neighbours(neighbours: Any) -> Float[np.ndarray, "k d"]:
   """Rows of embeddings.
 
   Raises:
-    ConfigError: it is no array of finite numbers of two axes.
+    ConfigError: it is not an array of finite numbers with two axes.
   """
   rows = read_floats(neighbours, "neighbours", 2, "(rows, width)")
   return rows.astype(np.float32)
 
 
 def own_condition(loaded: Any, part: Any, inputs: Any) -> Any:
-  """What a conditioner of the user's own reads, and where it is unconditional.
+  """The input of a user-defined conditioner, and where it is unconditional.
 
   Args:
     loaded: not used.
@@ -97,18 +97,19 @@ def open_classifier(
   """The classifier of a run, with its averaged parameters.
 
   Args:
-    trust: as of `Run.open`.
+    trust: see `Run.open`.
 
   Raises:
-    ConfigError: it is none, or was trained on latents of another scale.
+    ConfigError: it is not a classifier's run, or was trained on latents of
+      another scale.
   """
   run = Run.open(folder, trust)
   task = run.experiment.task
-  # Any task with such a network will do; ldm_jax's own is ClassifierTask.
+  # Any task with such a network is accepted; ldm_jax's own is ClassifierTask.
   classifier = getattr(task, "classifier", None)
   if not isinstance(classifier, EncoderUNet):
     raise ConfigError(
-      f"{folder!r} is a run of {type(task).__name__}; needed is one of "
+      f"{folder!r} is a run of {type(task).__name__}; expected one of "
       "ClassifierTask (--classifier)"
     )
   scale = float(run.frozen(sharding).latent_scale)

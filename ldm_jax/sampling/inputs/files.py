@@ -162,7 +162,6 @@ def _from_array(array: np.ndarray, field: str) -> Image.Image:
   is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
   if array.dtype != np.uint8 or not is_image:
     raise ConfigError(
-      f"{field} of {array.dtype} {array.shape}; needed is uint8 [h w] or "
-      "[h w 3]"
+      f"{field} of {array.dtype} {array.shape}; expected uint8 [h w] or [h w 3]"
     )
   return Image.fromarray(array)

@@ -23,7 +23,7 @@ class RequestImages:
 
   Attributes:
     image: to change, to inpaint or to upscale.
-    mask: of its size, true where it is generated anew.
+    mask: of its size, true where new content is generated.
     hint: conditioning image of a ControlNet.
   """
 

@@ -94,8 +94,7 @@ def sampling_config(
     noise_level = NOISE_LEVEL
   elif loaded.model.noise_augmentation_schedule is None:
     raise ConfigError(
-      "this model does not upscale, or without noise augmentation; leave "
-      "noise_level out"
+      "this model is no upscaler with noise augmentation; leave noise_level out"
     )
   return SamplingConfig(
     height=height if request.height is None else request.height,
@@ -116,7 +115,7 @@ def sampling_config(
 def resolve_sampler(
   request: GenerationRequest, own: SamplerConfig
 ) -> SamplerConfig:
-  """The sampler: the model's own but for what the request says.
+  """The sampler: the model's own, except for what the request sets.
 
   Raises:
     ValueError: there is none of that name, or it has no such option.
@@ -125,7 +124,7 @@ def resolve_sampler(
   if isinstance(request.sampler, str):
     sampler, spacing = parse_sampler_name(request.sampler)
   elif request.sampler is not None:
-    sampler = request.sampler  # a function of the user's own
+    sampler = request.sampler  # a user-defined function
   order, base_spacing = None, None
   if sampler == own.sampler:
     order, base_spacing = own.order, own.base_spacing

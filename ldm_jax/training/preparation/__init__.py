@@ -1,1 +1,1 @@
-"""Preparing a data set once: images made small, or latents cached."""
+"""Preparing a data set once: images downscaled, or latents cached."""

@@ -1,4 +1,4 @@
-"""A config's training images made small and packed in array records."""
+"""Downscales a config's training images and packs them in array records."""
 
 import concurrent.futures
 import functools
@@ -49,13 +49,13 @@ def pack_images(
       "format": request.format,
       "source": config_json.to_json(source),
     }
-    manifest = json.loads(json.dumps(manifest))  # as it will be read again
+    manifest = json.loads(json.dumps(manifest))  # as JSON will restore it
     _begin(request.out, manifest)
     readable = SkipBadImages(source, bad_image_log(experiment))
     encode = functools.partial(_files, readable, side, request.format)
     encode(0)  # an example that cannot be packed is refused before any file
   _write_all(request, len(source), encode)
-  processes.barrier("all is packed")
+  processes.barrier("examples packed")
   if processes.is_first():
     write_manifest(request.out, {**manifest, "is_complete": True})
   return PrepareResult(request.out, "images", len(source))
@@ -89,7 +89,7 @@ def _begin(folder: str, manifest: Mapping[str, Any]) -> None:
     )
   if processes.broadcast(there is None) and processes.is_first():
     write_manifest(folder, {**manifest, "is_complete": False})
-  processes.barrier("the folder is there")
+  processes.barrier("folder created")
 
 
 def _write_all(

@@ -1,4 +1,4 @@
-"""A config's training images encoded once: a folder of posterior moments."""
+"""Encodes a config's training images once, to a folder of posterior moments."""
 
 import concurrent.futures
 import json
@@ -98,14 +98,14 @@ def cache_latents(
     "has_captions": "caption" in first,
     "arrays": {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items()},
   }
-  manifest = json.loads(json.dumps(manifest))  # as it will be read again
+  manifest = json.loads(json.dumps(manifest))  # as JSON will restore it
   with config_errors():
     is_complete = not _begin(request.out, manifest, arrays)
   if is_complete:
     logger.info(f"{request.out} is complete")
   else:
     _encode_all(request, work, encode, arrays)
-    processes.barrier("all is encoded")
+    processes.barrier("examples encoded")
     if processes.is_first():
       _finish(request.out, manifest)
   return PrepareResult(request.out, "latents", work.count)
@@ -117,7 +117,7 @@ def _encoder(
   """Images [b, H, W, 3] to moments [b, h, w, k]."""
 
   if jax.process_count() > 1:
-    # Processes encode other images at a time, each on a device of its own.
+    # Each process encodes different images, on a device of its own.
     sharding = MeshShape().build(jax.local_devices()[:1])
     whole = jax.tree.map(processes.gather, params)
     params = jax.device_put(whole, sharding.replicated)
@@ -170,7 +170,7 @@ def _begin(
       path = os.path.join(folder, f"{name}.npy")
       np.lib.format.open_memmap(path, "w+", array.dtype, shape).flush()
     write_manifest(folder, {**manifest, "is_complete": False})
-  processes.barrier("the files exist")
+  processes.barrier("files created")
   return not processes.broadcast(bool(there and there["is_complete"]))
 
 

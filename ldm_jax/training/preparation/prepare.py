@@ -1,4 +1,4 @@
-"""prepare(): a config's data set, shrunk and packed, or encoded."""
+"""prepare(): downscales and packs a config's data set, or encodes it."""
 
 from ldm_jax import config
 from ldm_jax.errors import config_errors
@@ -9,7 +9,7 @@ from ldm_jax.training.preparation.request import PrepareRequest, PrepareResult
 
 
 def prepare(request: PrepareRequest) -> PrepareResult:
-  """Writes `request.out`, or what an interrupted preparation left out of it.
+  """Writes `request.out`, or what an interrupted preparation has not written.
 
   Several processes share the work on one file system.
 
@@ -17,7 +17,7 @@ def prepare(request: PrepareRequest) -> PrepareResult:
     ConfigError: a field of the request or of the config cannot be used.
     ImageError: the first image cannot be read.
     DataError: the data set has too many bad images.
-    DamagedFile: the first stage's run is not what was written.
+    DamagedFile: the first stage's run is damaged.
   """
   with config_errors():
     processes.initialize()

@@ -1,4 +1,4 @@
-"""What to prepare, and what was prepared."""
+"""The request and the result of a preparation."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from ldm_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class PrepareRequest:
-  """A data set to shrink and pack, or to encode.
+  """A data set to downscale and pack, or to encode.
 
   Attributes:
     config: an experiment, or the path or name of its config; its
@@ -26,7 +26,7 @@ class PrepareRequest:
     batch: images encoded at a time. Latents only.
     dtype: of the cached moments. Latents only.
     threads: that read images.
-    trust: top-level packages whose classes the first stage's run may import.
+    trust: top-level packages whose classes the first stage's run may name.
 
   Raises:
     ConfigError: a number is out of range.

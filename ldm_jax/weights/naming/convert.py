@@ -101,7 +101,7 @@ def parse_table(text: str) -> Table:
       rows.append(Row(*cells))
     else:
       raise WeightsError(
-        f"table line {line!r}: needed are path, foreign name and one of "
+        f"table line {line!r}: expected path, foreign name and one of "
         f"{', '.join(LAYOUTS)}, with tabs between; or -, a pattern, ignore"
       )
   return make_table(rows, ignored)

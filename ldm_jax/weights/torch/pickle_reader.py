@@ -138,7 +138,7 @@ def _push_global(machine, name):
 def _push_stacked_global(machine, _):
   name, module = machine.pop(), machine.pop()
   if not isinstance(name, str) or not isinstance(module, str):
-    raise WeightsError("malformed pickle: the name of a global is no string")
+    raise WeightsError("malformed pickle: the name of a global is not a string")
   _push_global(machine, f"{module}.{name}")
 
 

@@ -194,7 +194,7 @@ def read_storage(identity: Any) -> Storage:
       storage = Storage(key, STORAGES[kind], count)
     case _:
       raise WeightsError(
-        "malformed storage; needed are a kind of storage, a key of digits and "
+        "malformed storage; expected a kind of storage, a key of digits and "
         "a number of values"
       )
   if any(part is not None for part in identity[5:]):

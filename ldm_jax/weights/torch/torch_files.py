@@ -106,7 +106,7 @@ def _state_dict(value):
   for name, tensor in tensors.items():
     if not isinstance(name, str) or not isinstance(tensor, Tensor):
       raise WeightsError(
-        f"entry {str(name)[:200]!r} is of type {_kind(tensor)}; needed is a "
+        f"entry {str(name)[:200]!r} is of type {_kind(tensor)}; expected a "
         "flat dictionary of tensors"
       )
   return tensors
