@@ -7,8 +7,11 @@ Generate:
 Train and measure:
   train, evaluate, report, prepare, plan, verify, retrieve
 
+  Run                opens a run folder: experiment, checkpoints, parameters
+
 Weights:
   from_pretrained, from_single_file, save_pretrained, save_single_file
+  open_model         module and parameters of any model, runs included
   convert, inspect, export
 
 Folders: `nn` networks, `diffusion` schedules and samplers, `data` sources and
@@ -25,16 +28,21 @@ __version__ = "0.2.0"
 _PUBLIC = {
   "Pipeline": "ldm_jax.sampling.pipeline",
   "GenerationRequest": "ldm_jax.sampling.request",
+  "GenerationResult": "ldm_jax.sampling.outputs",
   "SamplerConfig": "ldm_jax.diffusion.samplers",
+  "register_sampler": "ldm_jax.diffusion.samplers",
   "export": "ldm_jax.sampling.export.export",
   "ExportRequest": "ldm_jax.sampling.export.export",
   "Experiment": "ldm_jax.config",
+  "Run": "ldm_jax.run",
   "train": "ldm_jax.training.train",
+  "TrainingResult": "ldm_jax.training.train",
   "prepare": "ldm_jax.training.preparation.prepare",
   "PrepareRequest": "ldm_jax.training.preparation.request",
   "verify": "ldm_jax.training.verify",
   "evaluate": "ldm_jax.evaluation.evaluate",
   "EvaluationRequest": "ldm_jax.evaluation.request",
+  "EvaluationResult": "ldm_jax.evaluation.request",
   "report": "ldm_jax.evaluation.report",
   "ReportRequest": "ldm_jax.evaluation.report",
   "retrieve": "ldm_jax.evaluation.retrieval",
@@ -45,6 +53,7 @@ _PUBLIC = {
   "from_single_file": "ldm_jax.pretrained.from_pretrained",
   "save_pretrained": "ldm_jax.pretrained.save_pretrained",
   "save_single_file": "ldm_jax.pretrained.save_pretrained",
+  "open_model": "ldm_jax.pretrained.open_model",
   "LoadOptions": "ldm_jax.pretrained.open_model",
   "convert": "ldm_jax.pretrained.convert",
   "ConvertRequest": "ldm_jax.pretrained.convert",

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import config, config_json, run_format
+from ldm_jax import config, config_json, config_upgrade
 from ldm_jax.config import Experiment
 from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.tokenizers import Tokenizer
@@ -81,7 +81,7 @@ class Run:
     except (ValueError, RecursionError) as error:
       raise ConfigError(f"{path} is damaged: {error}") from None
     try:
-      tree, shapes = run_format.upgraded(stored), stored["batch"]
+      tree, shapes = config_upgrade.upgraded(stored), stored["batch"]
       batch = {
         str(name): jax.ShapeDtypeStruct(tuple(map(int, shape)), dtype)
         for name, (shape, dtype) in shapes.items()
@@ -113,7 +113,7 @@ class Run:
     os.makedirs(self.folder, exist_ok=True)
     path = os.path.join(self.folder, "config.json")
     stored = {
-      "format": run_format.VERSION,
+      "format": config_upgrade.VERSION,
       "experiment": config_json.to_json(self.experiment),
       "batch": {n: [s.shape, s.dtype.name] for n, s in self.batch.items()},
     }

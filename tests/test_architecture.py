@@ -20,7 +20,7 @@ LEVELS = {
   "config_files": 1,
   "config_json": 2,
   "config_help": 2,
-  "run_format": 1,
+  "config_upgrade": 1,
   "pixels": 1,
   "nn": 2,
   "diffusion": 2,

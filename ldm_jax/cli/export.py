@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import command, run_command
 from ldm_jax.cli.flags import sample_flags
-from ldm_jax.cli.flags.flag_table import add_flags
+from ldm_jax.cli.flags.flag_notation import add_flags
 from ldm_jax.cli.flags.model_flags import (
   add_adapters,
   add_reading,

@@ -18,7 +18,7 @@ from typing import Any
 
 from ldm_jax.cli.exit_codes import command, run_command
 from ldm_jax.cli.flags import sample_flags
-from ldm_jax.cli.flags.flag_table import add_flags
+from ldm_jax.cli.flags.flag_notation import add_flags
 from ldm_jax.cli.flags.model_flags import (
   add_adapters,
   add_reading,

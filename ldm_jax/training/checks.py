@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax import config_json, run_format
+from ldm_jax import config_json, config_upgrade
 from ldm_jax.config import Experiment
 from ldm_jax.data.sources.cached_latents import CachedLatents
 from ldm_jax.data.text.tokenizers import Tokenizer
@@ -74,7 +74,7 @@ def check_latents(experiment: Experiment) -> None:
     return
   if not hasattr(experiment.task, "with_first_stage"):
     raise ConfigError("data.latents are of stage two; stage one needs images")
-  manifest = run_format.renamed(CachedLatents(data.latents).manifest)
+  manifest = config_upgrade.renamed(CachedLatents(data.latents).manifest)
   wanted = {
     "first_stage": experiment.first_stage_digest,
     "source": config_json.to_json(data.source),

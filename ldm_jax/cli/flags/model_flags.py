@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from ldm_jax.cli.flags.flag_table import add_flags
+from ldm_jax.cli.flags.flag_notation import add_flags
 from ldm_jax.cli.flags.parser import Parser
 
 LOADING = """

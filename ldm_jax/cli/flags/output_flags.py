@@ -1,4 +1,4 @@
-"""Flags for the files that sample writes, as a table; see flag_table.py."""
+"""Flags for the files that sample writes, as a table; see flag_notation.py."""
 
 OUTPUT = """
 --out -o --outdir: DIR

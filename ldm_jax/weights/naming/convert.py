@@ -74,14 +74,14 @@ def make_table(rows: Iterable[Row], ignored: Iterable[str]) -> Table:
 
 
 def read_table(name: str) -> Table:
-  """The table ldm_jax/weights/NAME.tsv."""
+  """The table ldm_jax/weights/naming/tables/NAME.tsv."""
   return parse_table(read_text(name))
 
 
 def read_text(name: str) -> str:
-  """The text of ldm_jax/weights/NAME.tsv."""
-  file = importlib.resources.files("ldm_jax.weights").joinpath(f"{name}.tsv")
-  return file.read_text(encoding="utf-8")
+  """The text of ldm_jax/weights/naming/tables/NAME.tsv."""
+  folder = importlib.resources.files("ldm_jax.weights.naming") / "tables"
+  return (folder / f"{name}.tsv").read_text(encoding="utf-8")
 
 
 def parse_table(text: str) -> Table:

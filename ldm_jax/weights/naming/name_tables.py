@@ -82,7 +82,7 @@ class NameTables(NamedTuple):
 
 @functools.cache
 def read_name_tables(name: str) -> NameTables:
-  """The modules of ldm_jax/weights/NAME.tsv, with leaves.tsv."""
+  """The modules of ldm_jax/weights/naming/tables/NAME.tsv, with leaves.tsv."""
   modules, ignored, leaves = [], [], {}
   for path, *foreign, kinds in _cells(name):
     names = dict(zip(COLUMNS, foreign, strict=True))

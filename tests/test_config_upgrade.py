@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from ldm_jax import config, config_json, run_format
+from ldm_jax import config, config_json, config_upgrade
 from ldm_jax.errors import ConfigError
 from ldm_jax.run import Run
 
@@ -30,17 +30,17 @@ def keys(tree):
 
 @pytest.mark.parametrize("name", NODES)
 def test_every_class_of_format_1_is_read(name):
-  tree = run_format.renamed(NODES[name])
+  tree = config_upgrade.renamed(NODES[name])
   node = config_json.from_json(tree)
-  assert type(node).__name__ == run_format.CLASSES.get(name, name)
+  assert type(node).__name__ == config_upgrade.CLASSES.get(name, name)
   # What is left out of the JSON has a default, which is what it meant.
   written = json.loads(json.dumps(config_json.to_json(node)))
   assert keys(tree) <= keys(written)
 
 
 def test_every_renamed_class_and_field_is_tried():
-  names, fields = {c for c, _ in keys(list(NODES.values()))}, run_format.FIELDS
-  assert set(run_format.CLASSES) <= names
+  names, fields = {c for c, _ in keys(list(NODES.values()))}, config_upgrade.FIELDS
+  assert set(config_upgrade.CLASSES) <= names
   tried = {field for _, field in keys(list(NODES.values()))}
   assert {old for table in fields.values() for old in table} <= tried
 
@@ -55,7 +55,7 @@ def test_a_run_of_format_1_is_opened_and_written_anew(tmp_path):
   run = Run.open(folder)
   run.write()
   stored = json.loads((tmp_path / "config.json").read_text())
-  assert stored["format"] == run_format.VERSION
+  assert stored["format"] == config_upgrade.VERSION
   assert Run.open(folder) == run
   config.check_readable(run.experiment)
 
@@ -70,4 +70,4 @@ def test_a_run_of_a_later_format_is_refused_in_one_line(tmp_path):
 
 def test_a_renamed_value_is_read():
   tree = dict(NODES["UNet"], remat="products")
-  assert config_json.from_json(run_format.renamed(tree)).remat == "dots"
+  assert config_json.from_json(config_upgrade.renamed(tree)).remat == "dots"
