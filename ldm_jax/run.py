@@ -27,6 +27,7 @@ from ldm_jax.config import Experiment
 from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
+from ldm_jax.files.strict_json import read_object
 from ldm_jax.runtime.checkpointing import read_checkpoints, tree_io
 from ldm_jax.runtime.devices.sharding import Sharding
 
@@ -72,18 +73,15 @@ class Run:
     """
     path = os.path.join(folder, "config.json")
     try:
-      with open(path) as file:
-        stored = json.load(file)
+      stored = read_object(path, ConfigError, has_constants=True)
     except FileNotFoundError:
       raise ConfigError(
         f"{folder!r} is no run folder: there is no {path}"
       ) from None
-    except (ValueError, RecursionError) as error:
-      raise ConfigError(f"{path} is damaged: {error}") from None
     try:
       tree, shapes = config_upgrade.upgraded(stored), stored["batch"]
       batch = {
-        str(name): jax.ShapeDtypeStruct(tuple(map(int, shape)), dtype)
+        str(name): _shape(shape, dtype)
         for name, (shape, dtype) in shapes.items()
       }
     except ConfigError as error:
@@ -100,12 +98,12 @@ class Run:
   @classmethod
   def exists(cls, folder: str) -> bool:
     """Whether `folder` holds a run; other programs have a config.json too."""
+    path = os.path.join(folder, "config.json")
     try:
-      with open(os.path.join(folder, "config.json")) as file:
-        return "experiment" in json.load(file)
+      return "experiment" in read_object(path, ConfigError, has_constants=True)
     except FileNotFoundError:
       return False
-    except (OSError, ValueError):
+    except (OSError, ConfigError):
       return os.path.isdir(os.path.join(folder, "checkpoints"))
 
   def write(self) -> None:
@@ -233,6 +231,14 @@ def open_first_stage(folder: str, trust: Collection[str] = ()) -> Run:
       f"{type(run.experiment.task).__name__}; it must be one of AutoencoderTask"
     )
   return run
+
+
+def _shape(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+  """Of JSON. Raises ValueError or TypeError for what is no shape or dtype."""
+  sizes = tuple(map(int, shape))
+  if any(not 0 <= size < 2**48 for size in sizes) or not isinstance(dtype, str):
+    raise ValueError(f"{shape!r} of {dtype!r}")
+  return jax.ShapeDtypeStruct(sizes, dtype)
 
 
 def shapes_of(batch: dict[str, np.ndarray], rows: int) -> Shapes:

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # share a level do not import each other.
 LEVELS = {
   "errors": 0,
+  "files": 0.5,
   "config_tree": 1,
   "config_files": 1,
   "config_json": 2,
@@ -50,6 +51,7 @@ ALLOWED = {
   "weights": {"numpy", "ml_dtypes", "safetensors", "msgpack", "jaxtyping"},
   "latent_diffusion": {"jax", "flax", "numpy", "jaxtyping"},
   "errors": set(),
+  "files": {"filelock", "numpy"},
 }
 
 # Where a library may be imported at all.

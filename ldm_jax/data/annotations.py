@@ -1,7 +1,6 @@
 """Annotation files of an image: class maps, masks, depth maps, boxes."""
 
 import io
-import json
 import pathlib
 
 import numpy as np
@@ -9,6 +8,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from ldm_jax.errors import DataError
+from ldm_jax.files.strict_json import parse_json
 
 # File name endings, by the name of the array that is read from the file.
 ENDINGS = {
@@ -103,12 +103,12 @@ def read_boxes(path: File) -> Float[np.ndarray, "k 5"]:
   try:
     is_member = isinstance(path, Member)
     data = path.getvalue() if is_member else pathlib.Path(path).read_bytes()
-    entries = json.loads(data)
+    entries = parse_json(data, DataError)
     rows = [[*entry["box"], entry["class"]] for entry in entries]
     boxes = np.asarray(rows, np.float64).reshape(-1, 5)
   except OSError as error:
     raise DataError(f"{path}: {error}") from error
-  except (ValueError, TypeError, KeyError) as error:
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise DataError(
       f"{path} must hold a list such as "
       '[{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}]'

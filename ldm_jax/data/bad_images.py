@@ -10,6 +10,7 @@ from typing import Any
 
 from ldm_jax.data.protocols import Source
 from ldm_jax.errors import DataError, ImageError
+from ldm_jax.files.strict_json import parse_lines
 
 logger = logging.getLogger(__name__)
 
@@ -113,4 +114,8 @@ def _written(path: str | None) -> set[str]:
     content = file.read()
     end = content.rfind(b"\n") + 1
     file.truncate(end)
-  return {json.loads(line)["path"] for line in content[:end].splitlines()}
+  problems: list[str] = []
+  lines = parse_lines(content[:end], ("path",), DataError, problems.append)
+  if problems:
+    logger.warning("%s: %d foreign lines: %s", path, len(problems), problems[0])
+  return {line["path"] for line in lines if isinstance(line["path"], str)}

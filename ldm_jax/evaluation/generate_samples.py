@@ -17,6 +17,7 @@ from ldm_jax.evaluation.condition_sampler import ConditionSampler
 from ldm_jax.evaluation.image_sets import Images, ImageSet, folder_images
 from ldm_jax.evaluation.reconstruct import BATCH, reconstruction_function
 from ldm_jax.evaluation.request import EvaluationRequest
+from ldm_jax.files.strict_json import read_object
 from ldm_jax.run import Run
 from ldm_jax.runtime import image_files
 from ldm_jax.runtime.devices import processes
@@ -90,12 +91,9 @@ class SampleWriter:
     """
     path = os.path.join(self._folder, SETTINGS)
     try:
-      with open(path) as file:
-        stored = json.load(file)
+      stored = read_object(path, ConfigError, has_constants=True)
     except FileNotFoundError:
       stored = None
-    except ValueError as error:
-      raise ConfigError(f"{path} is damaged: {error}") from None
     settings = self.settings | {"run": os.path.abspath(self.run.folder)}
     if stored is not None and stored != settings:
       odd = [name for name in settings if stored.get(name) != settings[name]]

@@ -23,6 +23,7 @@ from ldm_jax.data.sources.neighbours import ROWS, Neighbours
 from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.errors import ConfigError, ImageError, config_errors
 from ldm_jax.evaluation.metrics.nearest_neighbours import nearest
+from ldm_jax.files.numpy_files import read_npy
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.pixels import to_float
 from ldm_jax.pretrained.components import open_network
@@ -136,10 +137,9 @@ def _search_image(
       "image needs a database that an earlier search wrote (--database)"
     )
   path = os.path.join(request.database, ROWS)
-  try:
-    rows = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError) as error:
-    raise ConfigError(f"no embeddings in {path}: {error}") from None
+  rows = read_npy(path, ConfigError, is_mapped=True)
+  if rows.ndim != 2:
+    raise ConfigError(f"{path} is of shape {rows.shape}; needed are rows")
   try:
     image = _fitted(read_image(request.image), size)
   except ImageError as error:

@@ -1,7 +1,6 @@
 """Finds the networks of a diffusers folder or a single file."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import numpy as np
 
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.files.strict_json import read_object
 from ldm_jax.pretrained.networks import Config, ForeignNetwork, kind_of
 from ldm_jax.pretrained.single_file.detect import detect
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
@@ -243,17 +243,12 @@ class Renamed(Mapping):
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object.
+  """A JSON object; diffusers writes infinity into those of schedulers.
 
   Raises:
     ConfigError: the file is missing or holds something else.
   """
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    return read_object(path, ConfigError, has_constants=True)
   except FileNotFoundError:
     raise ConfigError(f"there is no {path}") from None
-  except (OSError, ValueError) as error:
-    raise ConfigError(f"{path} is unreadable: {error}") from error
-  if not isinstance(value, dict):
-    raise ConfigError(f"{path} holds a {type(value).__name__}, not an object")
-  return value

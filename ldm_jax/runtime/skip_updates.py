@@ -201,8 +201,10 @@ class NonFiniteMonitor:
     self._examples = examples
     self._pending: tuple[int, Metrics] | None = None
     # A resumed run repeats steps; a killed process may leave a partial line.
-    lines = read_json_lines(self._path, repair=processes.is_first())
-    self._written = {line["step"] for line in lines}
+    repair = processes.is_first()
+    lines = read_json_lines(self._path, ("step",), repair)
+    steps = (line["step"] for line in lines)
+    self._written = {step for step in steps if isinstance(step, int)}
 
   def stepped(self, step: int, metrics: Metrics) -> None:
     """Keeps a step's metrics and checks those of the step before.

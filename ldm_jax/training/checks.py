@@ -81,7 +81,7 @@ def check_latents(experiment: Experiment) -> None:
     "augment": config_json.to_json(data.augment),
   }
   for name, value in wanted.items():
-    if manifest[name] != json.loads(json.dumps(value)):
+    if manifest.get(name) != json.loads(json.dumps(value)):
       raise ConfigError(
         f"the latents in {data.latents!r} were made with another {name}; make "
         "them again: ldm-jax prepare"

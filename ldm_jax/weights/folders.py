@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ldm_jax.errors import WeightsError
+from ldm_jax.files.strict_json import parse_json
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.mmap_files import map_file, open_weights, replace_file
 from ldm_jax.weights.safetensors_files import write_safetensors
-from ldm_jax.weights.strict_json import parse_json
 
 # File names of the libraries, with those of their former Flax models
 # (diffusers/utils/constants.py, transformers/utils/__init__.py).
@@ -157,7 +157,7 @@ def _read_index(path):
     text = map_file(file)
     if text.size > MAX_INDEX:
       raise WeightsError(f"an index of {text.size} bytes; at most {MAX_INDEX}")
-    index = parse_json(text.tobytes())
+    index = parse_json(text.tobytes(), WeightsError)
     shard_of = index.get("weight_map") if isinstance(index, dict) else None
     is_map = isinstance(shard_of, dict) and shard_of
     if not is_map or not all(isinstance(f, str) for f in shard_of.values()):

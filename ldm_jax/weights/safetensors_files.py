@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ldm_jax.errors import WeightsError
+from ldm_jax.files.strict_json import parse_json
 from ldm_jax.weights.file_types import START_LENGTH, explain
 from ldm_jax.weights.mmap_files import (
   DTYPES,
@@ -23,7 +24,6 @@ from ldm_jax.weights.mmap_files import (
   open_weights,
   replace_file,
 )
-from ldm_jax.weights.strict_json import parse_json
 
 MAX_HEADER = 100_000_000  # safetensors/src/tensor.rs: MAX_HEADER_SIZE
 METADATA = "__metadata__"
@@ -125,7 +125,7 @@ def _split(data):
   if length > MAX_HEADER:
     raise WeightsError(f"a header of {length} bytes; at most {MAX_HEADER}")
   text = data[8 : 8 + length].tobytes()
-  header = parse_json(text) if text.startswith(b"{") else None
+  header = parse_json(text, WeightsError) if text.startswith(b"{") else None
   if not isinstance(header, dict):
     raise WeightsError(
       "not a safetensors file: its header is not a JSON object"

@@ -22,6 +22,8 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.files.numpy_files import read_npy
+from ldm_jax.files.strict_json import parse_object
 
 MANIFEST = "manifest.json"
 
@@ -69,6 +71,7 @@ class CachedLatents:
       raise ConfigError(
         f"{self.folder!r} holds no latents; write them first: ldm-jax prepare"
       )
+    _check_manifest(self.folder, manifest)
     if not manifest["is_complete"]:
       raise ConfigError(
         f"the latents in {self.folder!r} are not complete; run the command "
@@ -78,35 +81,62 @@ class CachedLatents:
 
   @functools.cached_property
   def _arrays(self) -> dict[str, np.ndarray]:
-    return {name: self._read(name) for name in self.manifest["arrays"]}
+    arrays = {name: self._read(name) for name in self.manifest["arrays"]}
+    for name, array in arrays.items():
+      if not array.ndim or len(array) != self.manifest["count"]:
+        raise DataError(
+          f"{self.folder}: {name}.npy is of shape {array.shape}; needed are "
+          f"{self.manifest['count']} rows"
+        )
+    return arrays
 
   @functools.cached_property
   def _captions(self) -> tuple[UInt8[np.ndarray, " c"], np.ndarray]:
-    return self._read("captions"), self._read("captions_ends")
+    text, ends = self._read("captions"), self._read("captions_ends")
+    is_whole = text.dtype == np.uint8 and ends.dtype.kind in "iu"
+    is_whole = is_whole and text.ndim == ends.ndim == 1
+    count = self.manifest["count"]
+    if not is_whole or len(ends) != count or (count and ends[-1] != len(text)):
+      raise DataError(f"the captions in {self.folder!r} are not those written")
+    return text, ends
 
   def _read(self, name: str) -> Shaped[np.ndarray, "..."]:
     path = os.path.join(self.folder, f"{name}.npy")
-    try:
-      return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-      raise DataError(f"the latents' {path} cannot be read: {error}") from error
+    return read_npy(path, DataError, is_mapped=True)
+
+
+def _check_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
+  """Raises DataError unless the entries are of the types that are written."""
+  match manifest:
+    case {
+      "count": int(count),
+      "is_complete": bool(),
+      "has_captions": bool(),
+      "arrays": dict(arrays),
+    } if count >= 0 and all(name.isidentifier() for name in arrays):
+      return
+  raise DataError(
+    f"{os.path.join(folder, MANIFEST)} is damaged; needed are a count, "
+    "is_complete, has_captions and arrays by name"
+  )
 
 
 def read_manifest(folder: str) -> dict[str, Any] | None:
   """The manifest.json of a folder; None where there is none.
 
   Raises:
-    DataError: it cannot be read.
+    DataError: it cannot be read, or holds no object.
   """
   from etils import epath  # shards may be in a storage bucket
 
   path = epath.Path(folder) / MANIFEST
   try:
-    return json.loads(path.read_text())
+    text = path.read_bytes()
   except FileNotFoundError:
     return None
-  except (OSError, ValueError) as error:
-    raise DataError(f"{path} is damaged: {error}") from error
+  except OSError as error:
+    raise DataError(f"{path} cannot be read: {error}") from error
+  return parse_object(text, str(path), DataError)
 
 
 def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:

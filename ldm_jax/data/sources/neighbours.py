@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.files.numpy_files import read_npy
 
 ROWS = "database.npy"
 
@@ -67,9 +68,14 @@ class Neighbours:
   def _read(self, name: str) -> np.ndarray:
     path = os.path.join(self.folder, name)
     try:
-      return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+      array = read_npy(path, ConfigError, is_mapped=True)
+    except ConfigError as error:
       raise ConfigError(
-        f"no neighbours in {path} ({error}); search for them first: ldm-jax "
-        "retrieve"
+        f"{error}; search for neighbours first: ldm-jax retrieve"
       ) from error
+    if array.ndim != 2:
+      raise ConfigError(
+        f"{path} is of shape {array.shape}; needed are two axes; search again "
+        "(ldm-jax retrieve)"
+      )
+    return array

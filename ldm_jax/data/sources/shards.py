@@ -10,7 +10,6 @@ text), label and score; and those of annotations, such as "map.png".
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import os
 import tarfile
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from ldm_jax.data.annotations import ENDINGS, Member, read_annotation
 from ldm_jax.data.images import EXTENSIONS, decode_image, header_size
 from ldm_jax.data.sources.cached_latents import MANIFEST, read_manifest
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.files.strict_json import parse_object
 
 TAR, RECORD = ".tar", ".array_record"
 IMAGES = frozenset(ending.removeprefix(".") for ending in EXTENSIONS)
@@ -103,7 +103,7 @@ def shard_files(path: str) -> list[str]:
   elif place.is_dir():
     names = place.iterdir()
     manifest = read_manifest(path) if (place / MANIFEST).exists() else None
-    if manifest and not manifest["is_complete"]:
+    if manifest is not None and manifest.get("is_complete") is not True:
       raise ConfigError(
         f"{path} is not complete; run the command that wrote it again, it "
         "resumes"
@@ -163,7 +163,7 @@ def _metadata(files: Files, name: str) -> dict[str, Any]:
   metadata: dict[str, Any] = {}
   try:
     if "json" in files:
-      entry = dict(json.loads(files["json"]))
+      entry = parse_object(files["json"], f"{name}.json", DataError)
       metadata = {
         key: entry[key] for key in ("caption", "label", "score") if key in entry
       }
@@ -173,7 +173,9 @@ def _metadata(files: Files, name: str) -> dict[str, Any]:
       metadata["caption"] = files["txt"].decode("utf-8-sig")
     if "cls" in files:
       metadata["label"] = int(files["cls"])
-  except (ValueError, TypeError) as error:
+  except DataError:
+    raise
+  except ValueError as error:
     raise DataError(
       f"{name}: txt must be UTF-8, cls a whole number and json an object: "
       f"{error}"

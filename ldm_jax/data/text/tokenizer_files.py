@@ -23,6 +23,7 @@ from ldm_jax.data.text.tokenizer_models import (
   set_post_processor,
 )
 from ldm_jax.errors import ConfigError
+from ldm_jax.files.strict_json import read_object
 
 PAIR = {"vocab.json", "merges.txt"}  # of CLIP and GPT-2: one needs the other
 GENERIC = "TokenizersBackend"  # tokenizer.json as it is
@@ -102,9 +103,11 @@ def read_tokenizer(path: pathlib.Path) -> PretrainedTokenizer:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  if not path.exists():
+  """The object of a file, {} if it is missing; ConfigError if malformed."""
+  try:
+    return read_object(path, ConfigError)
+  except FileNotFoundError:
     return {}
-  return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _class_name(

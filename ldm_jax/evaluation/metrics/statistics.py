@@ -6,23 +6,21 @@ sigma_s), and torch-fidelity's .pt (mu, sigma). No code in them is executed.
 
 import dataclasses
 import os
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
+from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.metrics.frechet import Moments
 from ldm_jax.evaluation.metrics.resizing import ResizeMode
+from ldm_jax.files.numpy_files import read_npz
 from ldm_jax.nn.encoders.inception import Features
 from ldm_jax.weights.torch.torch_files import read_pickled
 
 WIDTHS = {"pooled": 2048, "spatial": 2023}
 KIND = "ldm_jax statistics 1"
 SUFFIXES = (".npz", ".pt")
-# What numpy raises for files that are not an .npz, or a truncated one.
-READ_ERRORS = (OSError, ValueError, EOFError, TypeError, KeyError)
-READ_ERRORS += (zipfile.BadZipFile, zlib.error)
+MAX_BYTES = 2**29  # of all arrays; a float64 file of both widths has 134 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +66,17 @@ class Statistics:
     os.replace(part, path)
 
 
+_NAMES = (
+  *("kind", "count", "world", "mu", "sigma", "mu_s", "sigma_s"),
+  *(f"{name}_{part}" for name in WIDTHS for part in ("mean", "scatter")),
+)
+
+
 def read_statistics(path: str) -> Statistics:
   """Reads this package's or ADM's .npz, or torch-fidelity's .pt.
 
   Raises:
-    ValueError: the file is none of these, or damaged.
+    ConfigError: the file is none of these, or damaged.
     WeightsError: a .pt cannot be read.
   """
   if path.endswith(".pt"):
@@ -81,10 +85,9 @@ def read_statistics(path: str) -> Statistics:
     arrays = {n: a for n, a in arrays.items() if isinstance(a, np.ndarray)}
     return _from_mu_sigma(path, arrays, "legacy")  # its only mode
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-  except READ_ERRORS as error:
-    raise ValueError(f"{path} holds no statistics: {error}") from None
+    arrays = read_npz(path, _NAMES, ConfigError, MAX_BYTES)
+  except ConfigError as error:
+    raise ConfigError(f"{path} holds no statistics: {error}") from error
   if str(arrays.get("kind")) == KIND:
     return _from_moments(path, arrays)
   return _from_mu_sigma(path, arrays, None)
@@ -102,7 +105,7 @@ def _from_mu_sigma(
     if mean in arrays and covariance in arrays:
       found[name] = _moments(path, name, arrays[mean], arrays[covariance], 2)
   if "pooled" not in found:
-    raise ValueError(
+    raise ConfigError(
       f"{path} has {', '.join(sorted(map(str, arrays))) or 'no array'}; needed "
       "are mu and sigma, or a file of this package"
     )
@@ -113,10 +116,14 @@ def _from_moments(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
   """Statistics from this package's file."""
   parts = [f"{n}_{part}" for n in WIDTHS for part in ("mean", "scatter")]
   if absent := {"count", "world", *parts} - arrays.keys():
-    raise ValueError(f"{path} is damaged: it lacks {', '.join(sorted(absent))}")
-  count, mode = int(arrays["count"]), str(arrays["world"])
-  if mode not in ("legacy", "clean") or count < 2:
-    raise ValueError(
+    raise ConfigError(
+      f"{path} is damaged: it lacks {', '.join(sorted(absent))}"
+    )
+  if any(arrays[part].dtype.kind not in "iuf" for part in parts):
+    raise ConfigError(f"{path} is damaged: needed are numbers")
+  count, mode = arrays["count"].tolist(), str(arrays["world"])
+  if mode not in ("legacy", "clean") or type(count) is not int or count < 2:
+    raise ConfigError(
       f"{path} is damaged: {count} images, resizing mode {mode!r}"
     )
   found = {
@@ -137,12 +144,13 @@ def _moments(
 ) -> Moments:
   width = WIDTHS[name]
   is_fit = mean.shape == (width,) and covariance.shape == (width, width)
+  is_fit &= {mean.dtype.kind, covariance.dtype.kind} <= set("iuf")
   if (
     not is_fit
     or not np.isfinite(mean).all()
     or not (np.isfinite(covariance).all())
   ):
-    raise ValueError(
+    raise ConfigError(
       f"{path} is damaged, or of another network: {name} of shapes "
       f"{mean.shape} and {covariance.shape}; expected finite numbers, "
       f"{width} and {width} x {width}"

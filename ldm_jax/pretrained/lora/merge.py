@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.files.strict_json import parse_json
 from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.lora.matrix_names import Pair, Target, pairs
@@ -31,7 +32,6 @@ from ldm_jax.weights.file_types import SAFETENSORS, START_LENGTH, file_type
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.naming.layouts import LAYOUTS
 from ldm_jax.weights.safetensors_files import metadata
-from ldm_jax.weights.strict_json import parse_json
 
 _METADATA = "lora_adapter_metadata"  # diffusers/loaders/lora_base.py
 _PEFT = "adapter_model", "adapter_config.json"  # the files of a peft folder
@@ -247,7 +247,7 @@ def _peft_config(path: str | os.PathLike) -> dict[str, Any]:
     stored = metadata(path) if is_safetensors(path) else {}
     text = stored.get(_METADATA, "{}").encode(errors="replace")
   with mmap_files.error_context(path):
-    config = parse_json(text)
+    config = parse_json(text, WeightsError)
     if not isinstance(config, dict):
       raise WeightsError("the LoRA's config is not a JSON object")
   return config

@@ -6,7 +6,6 @@ it is restored.
 """
 
 import glob
-import json
 import logging
 import os
 import re
@@ -15,7 +14,8 @@ from typing import Any
 
 import jax
 
-from ldm_jax.errors import NonFinite, SaveFailed
+from ldm_jax.errors import DamagedFile, NonFinite, SaveFailed
+from ldm_jax.files.strict_json import read_object
 from ldm_jax.runtime.checkpointing.checksums import checksums
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.checkpointing.read_checkpoints import newest_intact
@@ -221,9 +221,8 @@ def _set_aside_damaged_metrics(folder: str) -> None:
   """
   for path in glob.glob(os.path.join(glob.escape(folder), "*", METRICS)):
     try:
-      with open(os.path.join(path, METRICS)) as file:
-        json.load(file)
-    except (OSError, ValueError) as error:
+      read_object(os.path.join(path, METRICS), DamagedFile, has_constants=True)
+    except (OSError, DamagedFile) as error:
       step = os.path.basename(os.path.dirname(path))
       logger.warning(f"metrics of step {step} cannot be read: {error}")
       _set_aside(folder, os.path.join(step, METRICS))

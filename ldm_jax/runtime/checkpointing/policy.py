@@ -32,9 +32,14 @@ class CheckpointPolicy:
       )
 
   def score(self, metrics: dict[str, float]) -> float:
-    """The value of metric `best`; the worst possible if it is missing."""
-    worst = math.inf if self.best_is == "min" else -math.inf
-    return metrics.get(self.best, worst)
+    """The value of metric `best`; the worst possible if it is no number.
+
+    NaN compares as neither better nor worse, so that it could stay the best.
+    """
+    value = metrics.get(self.best)
+    if isinstance(value, int | float) and math.isfinite(value):
+      return value
+    return math.inf if self.best_is == "min" else -math.inf
 
   def preservation_policy(self) -> Any:
     """Orbax's preservation policy.

@@ -24,6 +24,7 @@ from typing import Any
 import filelock
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.files.strict_json import read_object
 from ldm_jax.runtime.devices import processes
 
 logger = logging.getLogger(__name__)
@@ -115,13 +116,7 @@ def _release(folder: str, lock: filelock.BaseFileLock | None) -> None:
 def _read_holder(path: str) -> dict[str, Any] | None:
   """What `HOLDER` says; None if it is missing or half written."""
   try:
-    with open(path) as file:
-      found = json.load(file)
-  except (OSError, ValueError):
+    found = read_object(path, ConfigError)
+  except (OSError, ConfigError):
     return None
-  is_whole = isinstance(found, dict) and found.keys() >= {
-    "pid",
-    "host",
-    "since",
-  }
-  return found if is_whole else None
+  return found if found.keys() >= set(FIELDS) else None

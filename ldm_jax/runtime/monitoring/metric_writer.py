@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.errors import DamagedFile
+from ldm_jax.files.strict_json import parse_lines
 from ldm_jax.runtime.monitoring.trackers import TensorBoard, Tracker
 
 logger = logging.getLogger(__name__)
@@ -113,14 +115,27 @@ class MetricWriter:
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
-  """Every complete line of a run's metrics.jsonl, oldest first."""
-  return read_json_lines(os.path.join(folder, "metrics.jsonl"))
+  """Every complete line of a run's metrics.jsonl, oldest first.
+
+  Lines that are no metrics are left out with a warning.
+  """
+  path = os.path.join(folder, "metrics.jsonl")
+  return [
+    line
+    for line in read_json_lines(path, ("step", "seconds"))
+    if isinstance(line["seconds"], int | float) and type(line["step"]) is int
+  ]
 
 
-def read_json_lines(path: str, repair: bool = False) -> list[dict[str, Any]]:
+def read_json_lines(
+  path: str, needed: Sequence[str], repair: bool = False
+) -> list[dict[str, Any]]:
   """The complete lines of a JSONL file; [] if there is no file.
 
+  Other lines are left out with one warning.
+
   Args:
+    needed: keys of every line.
     repair: cut off a last line that a killed process left incomplete, so that
       lines can be appended.
   """
@@ -131,4 +146,10 @@ def read_json_lines(path: str, repair: bool = False) -> list[dict[str, Any]]:
     end = text.rfind(b"\n") + 1
     if repair and end < len(text):
       file.truncate(end)
-  return [json.loads(line) for line in text[:end].splitlines()]
+  problems: list[str] = []
+  lines = parse_lines(text[:end], needed, DamagedFile, problems.append)
+  if problems:
+    logger.warning(
+      "%s: %d lines are left out: %s", path, len(problems), problems[0]
+    )
+  return lines

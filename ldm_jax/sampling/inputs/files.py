@@ -1,9 +1,11 @@
 """Images, maps and arrays of a request, from paths or from memory."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image, ImageOps
 from ldm_jax.data.annotations import Member
 from ldm_jax.data.images import decode_image, read_image
 from ldm_jax.errors import ConfigError, ImageError
+from ldm_jax.files.numpy_files import read_npy
 
 MAX_PROMPTS = 100_000  # of one file
 
@@ -65,10 +68,8 @@ def read_floats(value: Any, field: str, axes: int, shape: str) -> np.ndarray:
   name = f"{field} {os.fspath(value)!r}" if is_path(value) else field
   array = value
   if is_path(value):
-    try:
-      array = np.load(value, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-      raise ConfigError(f"{name}: {error}") from error
+    with _field_errors(field):
+      array = read_npy(value, ConfigError)
   is_floats = isinstance(array, np.ndarray) and array.dtype.kind == "f"
   if not is_floats or array.ndim != axes or not np.isfinite(array).all():
     raise ConfigError(f"{name} must hold finite floats of shape {shape}")
@@ -83,14 +84,21 @@ def read_array(value: Any, field: str) -> np.ndarray:
   """
   array = value
   if is_path(value):
-    try:
-      array = np.load(value, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-      raise ConfigError(f"{field} {os.fspath(value)!r}: {error}") from error
+    with _field_errors(field):
+      array = read_npy(value, ConfigError)
   array = np.asarray(array)
   if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
     raise ConfigError(f"{field} must be an array of finite numbers")
   return array
+
+
+@contextlib.contextmanager
+def _field_errors(field: str) -> Iterator[None]:
+  """A ConfigError of the block names the field."""
+  try:
+    yield
+  except ConfigError as error:
+    raise ConfigError(f"{field} {error}") from error
 
 
 def read_prompts(file: str | os.PathLike | TextIO) -> list[str]:

@@ -19,7 +19,8 @@ from ldm_jax.data.sources.cached_latents import (
   write_captions,
   write_manifest,
 )
-from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.errors import ConfigError, DataError, config_errors
+from ldm_jax.files.strict_json import parse_json
 from ldm_jax.latents import encode_batch
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.run import open_first_stage
@@ -156,7 +157,8 @@ def _begin(
   """
   there = read_manifest(folder)
   if there is not None:
-    other = [name for name, value in manifest.items() if there[name] != value]
+    same = [name for name in manifest if there.get(name) == manifest[name]]
+    other = [name for name in manifest if name not in same]
     if other:
       raise ConfigError(
         f"{folder} holds latents with another {other[0]}; choose another "
@@ -171,7 +173,7 @@ def _begin(
       np.lib.format.open_memmap(path, "w+", array.dtype, shape).flush()
     write_manifest(folder, {**manifest, "is_complete": False})
   processes.barrier("files created")
-  return not processes.broadcast(bool(there and there["is_complete"]))
+  return not processes.broadcast(bool(there and there.get("is_complete")))
 
 
 def _encode_all(
@@ -217,7 +219,7 @@ class ProgressLog:
     if os.path.exists(path):
       with open(path) as file:  # a killed process may leave half a line
         lines = [line for line in file if line.endswith("\n")]
-      self.blocks = [json.loads(line) for line in lines]
+      self.blocks = [_block(path, line) for line in lines]
       with open(path, "w") as file:
         file.writelines(lines)
     self._written = len(self.blocks)
@@ -228,6 +230,16 @@ class ProgressLog:
       for block in self.blocks[self._written :]:
         file.write(json.dumps(block) + "\n")
     self._written = len(self.blocks)
+
+
+def _block(path: str, line: str) -> list[Any]:
+  """[first number, captions] of a line; raises DataError for another."""
+  match parse_json(line, DataError):
+    case [int() as begin, list() as texts] if all(
+      isinstance(text, str | None) for text in texts
+    ):
+      return [begin, texts]
+  raise DataError(f"{path} has a foreign line; delete its folder and try again")
 
 
 def _read_ahead(
