@@ -57,7 +57,7 @@ def test_values_are_those_of_the_text():
 def test_an_object_is_needed(tmp_path, text):
   path = tmp_path / "a.json"
   path.write_text(text)
-  with pytest.raises(ConfigError, match=r"a\.json holds .*; needed is a JSON"):
+  with pytest.raises(ConfigError, match=r"a\.json holds .*; expected a JSON"):
     read_object(path, ConfigError)
   with pytest.raises(DataError, match="x holds"):
     parse_object(text, "x", DataError)

@@ -139,7 +139,7 @@ def _search_image(
   path = os.path.join(request.database, ROWS)
   rows = read_npy(path, ConfigError, is_mapped=True)
   if rows.ndim != 2:
-    raise ConfigError(f"{path} is of shape {rows.shape}; needed are rows")
+    raise ConfigError(f"{path} is of shape {rows.shape}; expected rows")
   try:
     image = _fitted(read_image(request.image), size)
   except ImageError as error:

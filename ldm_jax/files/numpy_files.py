@@ -29,7 +29,7 @@ def read_npy(
   if not os.path.isfile(path):
     is_there = os.path.lexists(path)
     problem = "is no regular file" if is_there else "does not exist"
-    raise error(f"{name} {problem}; needed is an .npy file")
+    raise error(f"{name} {problem}; expected an .npy file")
   # On arbitrary bytes numpy raises a dozen types, SyntaxError and
   # MemoryError among them. A map is checked against the size of the file.
   try:
@@ -57,7 +57,7 @@ def read_npz(
   """
   name = os.fspath(path)
   if not os.path.isfile(path):
-    raise error(f"{name} is no file; needed is an .npz file")
+    raise error(f"{name} is no file; expected an .npz file")
   try:
     with zipfile.ZipFile(path) as archive:
       members = {
@@ -87,7 +87,7 @@ def _array_of(data: bytes) -> np.ndarray:
 
 def _check_kind(array: np.ndarray, name: str, error: Error) -> None:
   if array.dtype.kind not in KINDS:
-    raise error(f"{name} holds an array of {array.dtype}; needed are numbers")
+    raise error(f"{name} holds an array of {array.dtype}; expected numbers")
 
 
 def _reason(error: Exception) -> str:

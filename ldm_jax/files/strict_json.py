@@ -65,9 +65,9 @@ def parse_object(
   try:
     value = parse_json(text, error, has_constants=has_constants)
   except error as found:
-    raise error(f"{name}: {found}; needed is a JSON object") from found
+    raise error(f"{name}: {found}; expected a JSON object") from found
   if not isinstance(value, dict):
-    raise error(f"{name} holds {kind(value)}; needed is a JSON object")
+    raise error(f"{name} holds {kind(value)}; expected a JSON object")
   return value
 
 

@@ -85,7 +85,7 @@ class CachedLatents:
     for name, array in arrays.items():
       if not array.ndim or len(array) != self.manifest["count"]:
         raise DataError(
-          f"{self.folder}: {name}.npy is of shape {array.shape}; needed are "
+          f"{self.folder}: {name}.npy is of shape {array.shape}; expected "
           f"{self.manifest['count']} rows"
         )
     return arrays
@@ -116,7 +116,7 @@ def _check_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
     } if count >= 0 and all(name.isidentifier() for name in arrays):
       return
   raise DataError(
-    f"{os.path.join(folder, MANIFEST)} is damaged; needed are a count, "
+    f"{os.path.join(folder, MANIFEST)} is damaged; expected a count, "
     "is_complete, has_captions and arrays by name"
   )
 

@@ -75,7 +75,7 @@ class Neighbours:
       ) from error
     if array.ndim != 2:
       raise ConfigError(
-        f"{path} is of shape {array.shape}; needed are two axes; search again "
+        f"{path} is of shape {array.shape}; expected two axes; search again "
         "(ldm-jax retrieve)"
       )
     return array

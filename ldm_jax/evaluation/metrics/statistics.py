@@ -105,9 +105,9 @@ def _from_mu_sigma(
     if mean in arrays and covariance in arrays:
       found[name] = _moments(path, name, arrays[mean], arrays[covariance], 2)
   if "pooled" not in found:
+    names = ", ".join(sorted(map(str, arrays))) or "no array"
     raise ConfigError(
-      f"{path} has {', '.join(sorted(map(str, arrays))) or 'no array'}; needed "
-      "are mu and sigma, or a file of this package"
+      f"{path} has {names}; expected mu and sigma, or a file of this package"
     )
   return Statistics(None, mode, found["pooled"], found.get("spatial"))
 
@@ -120,7 +120,7 @@ def _from_moments(path: str, arrays: dict[str, np.ndarray]) -> Statistics:
       f"{path} is damaged: it lacks {', '.join(sorted(absent))}"
     )
   if any(arrays[part].dtype.kind not in "iuf" for part in parts):
-    raise ConfigError(f"{path} is damaged: needed are numbers")
+    raise ConfigError(f"{path} is damaged: expected numbers")
   count, mode = arrays["count"].tolist(), str(arrays["world"])
   if mode not in ("legacy", "clean") or type(count) is not int or count < 2:
     raise ConfigError(
