@@ -39,7 +39,10 @@ def test_every_class_of_format_1_is_read(name):
 
 
 def test_every_renamed_class_and_field_is_tried():
-  names, fields = {c for c, _ in keys(list(NODES.values()))}, config_upgrade.FIELDS
+  names, fields = (
+    {c for c, _ in keys(list(NODES.values()))},
+    config_upgrade.FIELDS,
+  )
   assert set(config_upgrade.CLASSES) <= names
   tried = {field for _, field in keys(list(NODES.values()))}
   assert {old for table in fields.values() for old in table} <= tried

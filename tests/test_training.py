@@ -250,7 +250,7 @@ def test_unknown_words_are_reported(runs, tmp_path, capsys):
   long = "a small red zebra " + "circle " * 40
   assert generate(runs / "two", tmp_path, "--prompt", long) == 0
   said = capsys.readouterr().err
-  assert "does not know zebra" in said and "beyond the length" in said
+  assert "has no token for zebra" in said and "beyond the length" in said
 
 
 def test_images_are_inpainted_and_outpainted(runs, tmp_path, capsys):

@@ -22,6 +22,9 @@ from ldm_jax.diffusion.prediction import Denoiser, with_thresholding
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.encoder_unet import EncoderUNet
+from ldm_jax.runtime.devices.activation_sharding import constrain_activations
+from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.runtime.program_cache import shared_by_value
 from ldm_jax.sampling.inpainting import KnownRegion
 from ldm_jax.sampling.sampling_config import Conditioning
 from ldm_jax.sampling.tiling import Crop, windowed
@@ -162,3 +165,20 @@ def report(
   while len(waiting) > keep:
     done, x0 = waiting.pop(0)
     progress.advance(int(done), x0)
+
+
+@shared_by_value
+def programs(
+  model: LatentDiffusion, classifier: EncoderUNet | None, sharding: Sharding
+) -> tuple[Callable, Callable]:
+  """Jitted `weighted_condition` and `run_piece`; equal models share them."""
+  condition = functools.partial(weighted_condition, model)
+  piece = functools.partial(run_piece, model, classifier)
+  return (
+    jax.jit(constrain_activations(condition, sharding)),
+    jax.jit(
+      constrain_activations(piece, sharding),
+      static_argnames="window",
+      donate_argnums=1,
+    ),
+  )

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import Collection, Iterator
@@ -19,7 +18,6 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.runtime.devices import attention_kernels, processes
-from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.sampling.denoising_steps import (
   Progress,
@@ -27,9 +25,8 @@ from ldm_jax.sampling.denoising_steps import (
   add_x0_register,
   keep_x0,
   pieces,
+  programs,
   report,
-  run_piece,
-  weighted_condition,
 )
 from ldm_jax.sampling.initial_latents import InitialLatents, InitialState
 from ldm_jax.sampling.inpainting import paste
@@ -67,20 +64,9 @@ class SamplingEngine:
     self._compiled: set[tuple] = set()
     module, self._classifier_params = classifier or (None, None)
     self._classes = 0 if module is None else module.classes
-    self._condition = jax.jit(
-      constrain_activations(
-        functools.partial(weighted_condition, model), sharding
-      )
-    )
+    self._condition, self._chunk = programs(model, module, sharding)
     self.codec = LatentCodec(model, params, sharding)
     self._initial_latents = InitialLatents(model, self.codec, sharding)
-    self._chunk = jax.jit(
-      constrain_activations(
-        functools.partial(run_piece, model, module), sharding
-      ),
-      static_argnames="window",
-      donate_argnums=1,
-    )
 
   def set_parameters(self, params: Parameters) -> None:
     """Uses other parameters of the same shapes from now on; compiles

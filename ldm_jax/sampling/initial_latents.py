@@ -33,6 +33,8 @@ from ldm_jax.sampling.sampling_config import (
 
 _IMAGES = 0  # the stream of image keys
 
+_initial = jax.jit(samplers.initial_noise, static_argnums=1)
+
 
 class InitialState(NamedTuple):
   """The state in which a batch starts.
@@ -64,10 +66,6 @@ class InitialLatents:
     """Compiles nothing yet."""
     self._model, self._codec = model, codec
     self._sharding = sharding
-    self._initial = jax.jit(samplers.initial_noise, static_argnums=1)
-    self._registers = jax.jit(
-      lambda xt, scale: samplers.init_registers(xt * scale)
-    )
 
   def check(self, config: SamplingConfig, inputs: GenerationInputs) -> None:
     """Checks that these inputs can be sampled from.
@@ -168,7 +166,7 @@ class InitialLatents:
     distribute = self._sharding.distribute
     noise, keys = self._noise(config, inputs, rows)
     if images.images is None:
-      return InitialState(self._registers(noise, plan.init_noise_sigma), keys)
+      return InitialState(_registers(noise, plan.init_noise_sigma), keys)
     if part := self._model.find_conditioner(LowResolution):
       augmentation = noise_augmentation(
         images.images.shape[1:], config.noise_level, keys
@@ -176,7 +174,7 @@ class InitialLatents:
       small = low_resolution_input(
         self._model, to_float(distribute(images.images)), augmentation
       )
-      state = self._registers(noise, plan.init_noise_sigma)
+      state = _registers(noise, plan.init_noise_sigma)
       return InitialState(state, keys, images={part.input_key: small})
     known, concatenated = None, {}
     latents = self._codec.encode(images.images, tile=config.tile)
@@ -192,11 +190,11 @@ class InitialLatents:
         cells = subsample_mask if is_diffusers else latent_mask
         known = KnownRegion(latents, noise, distribute(cells(masks, stride)))
     if masks is not None and config.strength == 1:
-      state = self._registers(noise, plan.init_noise_sigma)
+      state = _registers(noise, plan.init_noise_sigma)
       return InitialState(state, keys, known, concatenated)
     level = jax.tree.map(lambda x: jnp.float32(x[0]), plan.table.level)
     xt = level.signal * latents + level.sigma * noise
-    return InitialState(self._registers(xt, 1.0), keys, known, concatenated)
+    return InitialState(_registers(xt, 1.0), keys, known, concatenated)
 
   def _noise(
     self,
@@ -233,7 +231,7 @@ class InitialLatents:
     if inputs.initial_noise is not None:
       noise = inputs.initial_noise[indices].astype(np.float32)
       return self._sharding.distribute(noise)
-    return self._initial(self.keys(config, indices), self._shape(config))
+    return _initial(self.keys(config, indices), self._shape(config))
 
   def keys(
     self, config: SamplingConfig, indices: Int[np.ndarray, " b"]
@@ -265,3 +263,8 @@ def _check_noise(
       f"initial latents of shape {inputs.initial_noise.shape}; {subject} of "
       f"{config.height} x {config.width} need {(count, *shape)}"
     )
+
+
+@jax.jit
+def _registers(xt: Array, scale: Array) -> Array:
+  return samplers.init_registers(xt * scale)

@@ -5,7 +5,9 @@ tile instead of the image, so tiles differ from the whole and from each other;
 how much is measured where they overlap.
 """
 
+import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.devices import memory, processes
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.runtime.program_cache import shared_by_value
 from ldm_jax.sampling.tiling import blend
 
 logger = logging.getLogger(__name__)
@@ -35,12 +38,7 @@ class LatentCodec:
   ):
     """Compiles nothing yet."""
     self._model, self._params, self._sharding = model, params, sharding
-    self._encode = jax.jit(
-      constrain_activations(self._encoded, sharding), static_argnames="side"
-    )
-    self._decode = jax.jit(
-      constrain_activations(self._decoded, sharding), static_argnames="side"
-    )
+    self._encode, self._decode = _programs(model, sharding)
 
   def set_parameters(self, params: Parameters) -> None:
     """Uses other parameters of the same shapes from now on."""
@@ -115,40 +113,59 @@ class LatentCodec:
     """Of a tile in latents."""
     return tile and max(1, tile // self._model.first_stage.stride)
 
-  def _encoded(
-    self,
-    params: Parameters,
-    images: Array,
-    masks: Array | None,
-    *,
-    side: int | None,
-  ) -> tuple[Array, Array | None]:
-    images, seam = to_float(images), None
-    if masks is not None:
-      part = self._model.find_conditioner(MaskedImage) or MaskedImage()
-      images = part.mask_images(images, masks)
-    encode = lambda images: self._model.encode(params, images).mode()
-    if side is None:
-      latents = encode(images)
-    else:
-      stride = self._model.first_stage.stride
-      size = (images.shape[1] // stride, images.shape[2] // stride)
-      latents, seam = blend(lambda crop: encode(crop(images)), size, side)
-    return latents * params.latent_scale, seam
 
-  def _decoded(
-    self, params: Parameters, latents: Array, *, side: int | None
-  ) -> tuple[Array, Array | None, Array]:
-    """Images, how much tiles differ, and how many images are not finite."""
-    decode, seam = (lambda part: self._model.decode(params, part)), None
-    if side is None:
-      images = decode(latents)
-    else:
-      images, seam = blend(
-        lambda crop: jnp.clip(decode(crop(latents)), -1, 1),
-        latents.shape[1:3],
-        side,
-        self._model.first_stage.stride,
-      )
-    bad = ~jnp.isfinite(images).all((1, 2, 3))
-    return to_uint8(images), seam, bad.sum()
+@shared_by_value
+def _programs(
+  model: LatentDiffusion, sharding: Sharding
+) -> tuple[Callable, Callable]:
+  """Encoding and decoding."""
+  jitted = functools.partial(jax.jit, static_argnames="side")
+  encoded, decoded = (functools.partial(f, model) for f in (_encoded, _decoded))
+  return (
+    jitted(constrain_activations(encoded, sharding)),
+    jitted(constrain_activations(decoded, sharding)),
+  )
+
+
+def _encoded(
+  model: LatentDiffusion,
+  params: Parameters,
+  images: Array,
+  masks: Array | None,
+  *,
+  side: int | None,
+) -> tuple[Array, Array | None]:
+  images, seam = to_float(images), None
+  if masks is not None:
+    part = model.find_conditioner(MaskedImage) or MaskedImage()
+    images = part.mask_images(images, masks)
+  encode = lambda images: model.encode(params, images).mode()
+  if side is None:
+    latents = encode(images)
+  else:
+    stride = model.first_stage.stride
+    size = (images.shape[1] // stride, images.shape[2] // stride)
+    latents, seam = blend(lambda crop: encode(crop(images)), size, side)
+  return latents * params.latent_scale, seam
+
+
+def _decoded(
+  model: LatentDiffusion,
+  params: Parameters,
+  latents: Array,
+  *,
+  side: int | None,
+) -> tuple[Array, Array | None, Array]:
+  """Images, how much tiles differ, and how many images are not finite."""
+  decode, seam = (lambda part: model.decode(params, part)), None
+  if side is None:
+    images = decode(latents)
+  else:
+    images, seam = blend(
+      lambda crop: jnp.clip(decode(crop(latents)), -1, 1),
+      latents.shape[1:3],
+      side,
+      model.first_stage.stride,
+    )
+  bad = ~jnp.isfinite(images).all((1, 2, 3))
+  return to_uint8(images), seam, bad.sum()

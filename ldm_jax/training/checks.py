@@ -18,6 +18,7 @@ from ldm_jax.nn.conditioners.embedders import ClassEmbedder, TextEmbedder
 from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
 from ldm_jax.run import shapes_of
 from ldm_jax.runtime.devices import memory
+from ldm_jax.runtime.program_cache import Structure, shared_by_value
 from ldm_jax.training.classifier import ClassifierTask
 from ldm_jax.training.dataloading import example_batch
 
@@ -42,7 +43,7 @@ def check_conditions(
         f"{', '.join(sorted(example))}"
         + ("; set data.tokenizer" if part.input_key == "tokens" else "")
       )
-  _check_shapes(task, shapes_of(example, 1))
+  _check_shapes(task, Structure.of(shapes_of(example, 1)))
   for part in conditioners:
     if isinstance(part, TextEmbedder | ClipEmbedder):
       _check_text(part, tokenizer)
@@ -110,11 +111,12 @@ def check_memory(example: dict[str, np.ndarray], batch: int) -> None:
   memory.check_fits(f"a batch of {batch}", per_device, "a smaller data.batch")
 
 
-def _check_shapes(task: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> None:
+@shared_by_value
+def _check_shapes(task: Any, batch: Structure) -> None:
   """Raises ConfigError unless the network takes such batches."""
-  frozen = task.frozen_shapes(shapes)
+  frozen = task.frozen_shapes(batch.shapes)
   try:
-    jax.eval_shape(task.init, jax.random.key(0), shapes, frozen)
+    jax.eval_shape(task.init, jax.random.key(0), batch.shapes, frozen)
   except TypeError as error:  # jax's, where shapes do not match
     first, *_ = str(error).splitlines()
     raise ConfigError(

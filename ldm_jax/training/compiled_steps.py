@@ -1,7 +1,7 @@
 """A task's four functions, compiled for a mesh."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -10,6 +10,7 @@ from ldm_jax.runtime.devices import attention_kernels
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.monitoring import flops
+from ldm_jax.runtime.program_cache import Structure, shared_by_value
 
 Batch = dict[str, jax.Array]
 
@@ -58,44 +59,24 @@ class CompiledTask:
   def __init__(
     self, task: Task, sharding: Sharding, seed: int, frozen: Any, batch: Batch
   ):
-    copied = sharding.replicated
-
-    def purposes() -> list[jax.Array]:
-      root = jax.random.key(seed)
-      return [jax.random.fold_in(root, n) for n in range(PREVIEW + 1)]
-
-    keys = jax.jit(purposes, out_shardings=copied)()
-    self.shapes = jax.eval_shape(task.init, keys[INIT], batch, frozen)
-    self.shardings = sharding.tree_shardings(self.shapes)
+    keys = _keys(sharding, seed)
+    programs = _programs(
+      task, sharding, Structure.of(frozen), Structure.of(batch)
+    )
+    self.shapes, self.shardings = programs.shapes, programs.shardings
 
     # FLOPs of a step are counted without fused kernels, which are opaque.
     self.work = lambda batch: flops.count(
       task.step, self.shapes, frozen, batch, keys[0]
     )
-    fast = attention_kernels.with_attention_kernels(task, sharding)
 
-    def step(state: Any, frozen: Any, batch: Batch, key: jax.Array):
-      key = jax.random.fold_in(key, state.step)
-      state, metrics = fast.step(state, frozen, batch, key)
-      return state, metrics | skip_updates.update_health(state)
+    def bound(jitted: Callable, n: int) -> Callable:
+      return lambda state, batch: jitted(state, frozen, batch, keys[n])
 
-    def bound(function: Callable, n: int, **options: Any) -> Callable:
-      jitted = jax.jit(constrain_activations(function, sharding), **options)
-      key = keys[n]
-      return lambda state, batch: jitted(state, frozen, batch, key)
-
-    # Runs once and initialises every kernel by itself: optimised, its
-    # compilation takes a CPU as long as the step's.
-    is_cpu = jax.default_backend() == "cpu"
-    options_init = {"xla_backend_optimization_level": 0} if is_cpu else None
-    jitted_init = jax.jit(
-      task.init, out_shardings=self.shardings, compiler_options=options_init
-    )
-    self.init = lambda batch: jitted_init(keys[INIT], batch, frozen)
-    out = (self.shardings, copied)
-    self.step = bound(step, TRAIN, donate_argnums=0, out_shardings=out)
-    self.measure = bound(fast.measure, MEASURE, out_shardings=copied)
-    self.preview = bound(fast.preview, PREVIEW, out_shardings=copied)
+    self.init = lambda batch: programs.init(keys[INIT], batch, frozen)
+    self.step = bound(programs.step, TRAIN)
+    self.measure = bound(programs.measure, MEASURE)
+    self.preview = bound(programs.preview, PREVIEW)
 
   def with_params(self, state: Any, start: Any) -> Any:
     """The state with other parameters; its average is a copy of them."""
@@ -103,3 +84,56 @@ class CompiledTask:
     twice = jax.jit(lambda start: (start, start), out_shardings=shardings)
     params, ema = twice(start)
     return state.replace(params=params, ema=ema)
+
+
+class _Programs(NamedTuple):
+  """A task's jitted functions; the state's shapes and shardings."""
+
+  shapes: Any
+  shardings: Any
+  init: Callable
+  step: Callable
+  measure: Callable
+  preview: Callable
+
+
+@shared_by_value
+def _programs(
+  task: Task, sharding: Sharding, frozen: Structure, batch: Structure
+) -> _Programs:
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  shapes = jax.eval_shape(task.init, key, batch.shapes, frozen.shapes)
+  shardings = sharding.tree_shardings(shapes)
+  fast = attention_kernels.with_attention_kernels(task, sharding)
+  copied = sharding.replicated
+
+  def step(state: Any, frozen: Any, batch: Batch, key: jax.Array):
+    key = jax.random.fold_in(key, state.step)
+    state, metrics = fast.step(state, frozen, batch, key)
+    return state, metrics | skip_updates.update_health(state)
+
+  def jitted(function: Callable, **options: Any) -> Callable:
+    return jax.jit(constrain_activations(function, sharding), **options)
+
+  # Runs once and initialises every kernel by itself: optimised, its
+  # compilation takes a CPU as long as the step's.
+  is_cpu = jax.default_backend() == "cpu"
+  options = {"xla_backend_optimization_level": 0} if is_cpu else None
+  return _Programs(
+    shapes,
+    shardings,
+    jax.jit(task.init, out_shardings=shardings, compiler_options=options),
+    jitted(step, donate_argnums=0, out_shardings=(shardings, copied)),
+    jitted(fast.measure, out_shardings=copied),
+    jitted(fast.preview, out_shardings=copied),
+  )
+
+
+def _keys(sharding: Sharding, seed: int) -> list[jax.Array]:
+  """One key for each purpose, on every device."""
+
+  def purposes() -> list[jax.Array]:
+    root = jax.random.key(seed)
+    return [jax.random.fold_in(root, n) for n in range(PREVIEW + 1)]
+
+  return jax.jit(purposes, out_shardings=sharding.replicated)()
