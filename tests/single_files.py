@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import numpy as np
 from networks import (
   autoencoder_shapes,
   class_shapes,
@@ -18,12 +19,32 @@ from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.weights.naming.parameter_names import Geometry, name_table
+from ldm_jax.weights.safetensors_files import write_safetensors
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP = "cond_stage_model.transformer.text_model."
 OPEN, OLD = "cond_stage_model.model.", "cond_stage_model."
 FIRST, SECOND = "conditioner.embedders.0.", "conditioner.embedders.1."
 LDM = Schedule(start=0.0015, end=0.0195)
+
+
+def write_family(path, name, *, without=(), more=None, seed=0):
+  """A single file of random float32 tensors of a family; returns its path.
+
+  Args:
+    without: prefixes of tensors to leave out.
+    more: further tensors.
+  """
+  module, fed, others, vae, *_ = FAMILIES[name]
+  shapes = unet_file(module, fed) | vae_file(vae) | others
+  kept = {k: v for k, v in shapes.items() if not k.startswith(tuple(without))}
+  rng = np.random.default_rng(seed)
+  tensors = {
+    name: np.float32(0.1 * rng.standard_normal(shape))
+    for name, shape in kept.items()
+  }
+  write_safetensors(path, tensors | (more or {}))
+  return str(path)
 
 
 def under(prefix, network, shapes, geometry=None):

@@ -1,5 +1,6 @@
 """A single file says by its tensors' shapes which family it is of."""
 
+import ml_dtypes  # noqa: F401 (registers bfloat16)
 import numpy as np
 import pytest
 from networks import class_shapes
@@ -12,6 +13,7 @@ from single_files import (
   FAMILIES,
   FIRST,
   H_PART,
+  LDM,
   LDM_CLASSES,
   LDM_TEXT,
   OLD,
@@ -197,6 +199,93 @@ def test_marks_and_callers_go_before_guesses():
   found = detect(SD2_FILE, config=config)
   assert schedule(found.scheduler) == (Schedule(end=0.5), "eps")
   assert found.warnings == ()
+
+
+def buffers(noise, name="alphas_cumprod", dtype=np.float32):
+  """A reader of the table that a file holds as a buffer."""
+  table = {"alphas_cumprod": noise.alpha_bar, "betas": noise.betas}[name]
+  return {name: table.astype(dtype)}.__getitem__
+
+
+SD1_FILE = unet_file(SD1, (4, 64)) | vae_file(TINY_VAE) | CLIP_PART
+
+
+@pytest.mark.parametrize(
+  "metadata, predicts",
+  [
+    ({"modelspec.prediction_type": "v"}, "v"),
+    ({"modelspec.prediction_type": "epsilon"}, "eps"),
+    ({"ss_v_parameterization": "True"}, "v"),
+    ({"ss_v_parameterization": "False"}, "eps"),
+  ],
+)
+def test_metadata_says_what_is_predicted(metadata, predicts):
+  found = detect(SD1_FILE, metadata=metadata)
+  assert schedule(found.scheduler)[1] == predicts
+  assert found.warnings == ()
+
+
+def test_contradictions_about_the_prediction_name_the_winner():
+  """The caller goes first, then the file, then a config."""
+  config = {"scheduler": {"prediction_type": "epsilon"}}
+  marked = SD1_FILE | {"v_pred": (0,), "ztsnr": (0,)}
+  found = detect(marked, config=config)
+  assert schedule(found.scheduler) == (Schedule(zero_terminal_snr=True), "v")
+  (line,) = found.warnings
+  assert "the config's scheduler" in line and "'v' is used" in line
+  found = detect(marked, prediction="eps")
+  assert schedule(found.scheduler) == (Schedule(), "eps")
+  first, second = found.warnings
+  assert "v_pred" in first and "'eps' is used" in first
+  assert "ztsnr" in second and "not used" in second
+  config = {"scheduler": {"rescale_betas_zero_snr": False}}
+  (line,) = detect(marked, config=config).warnings
+  assert "the file's mark is used" in line
+  both = {"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "1"}
+  found = detect(SD1_FILE, metadata=both)
+  assert schedule(found.scheduler)[1] == "eps" and len(found.warnings) == 1
+  (line,) = detect(
+    SD1_FILE, metadata={"modelspec.prediction_type": "flow"}
+  ).warnings
+  assert "'flow'" in line and "not known" in line
+
+
+@pytest.mark.parametrize(
+  "noise, name",
+  [
+    (Schedule("linear", 0.0001, 0.02), "alphas_cumprod"),
+    (Schedule("linear", 0.0001, 0.02), "betas"),
+    (Schedule("cosine"), "alphas_cumprod"),
+    (LDM, "alphas_cumprod"),
+    (Schedule(steps=500), "betas"),
+  ],
+)
+def test_a_files_own_table_of_betas_is_used(noise, name):
+  shapes = SD1_FILE | {name: (noise.steps,)}
+  found = detect(shapes, read=buffers(noise, name))
+  made, _ = schedule(found.scheduler)
+  np.testing.assert_allclose(made.alpha_bar, noise.alpha_bar, rtol=1e-3)
+  assert name in found.warnings[0] and "are used" in found.warnings[0]
+
+
+def test_betas_of_the_family_say_nothing_and_unknown_ones_are_named():
+  shapes = SD1_FILE | {"alphas_cumprod": (1000,)}
+  for dtype in ("float32", "float16", "bfloat16"):
+    assert detect(shapes, read=buffers(Schedule(), dtype=dtype)).warnings == ()
+  odd = detect(shapes, read=buffers(Schedule("sqrt")))
+  assert schedule(odd.scheduler)[0] == Schedule()
+  assert "not used" in odd.warnings[0]
+  snr = buffers(Schedule(zero_terminal_snr=True))
+  found = detect(shapes, read=snr, prediction="v")
+  assert schedule(found.scheduler) == (Schedule(zero_terminal_snr=True), "v")
+  with pytest.raises(WeightsError, match="--prediction v"):
+    detect(shapes, read=snr)
+  given = {"scheduler": {"beta_schedule": "scaled_linear", "beta_end": 0.02}}
+  found = detect(shapes, read=buffers(Schedule("cosine")), config=given)
+  assert schedule(found.scheduler)[0] == Schedule(end=0.02)
+  assert "config's scheduler is used" in found.warnings[0]
+  with pytest.raises(WeightsError, match="not finite"):
+    detect(shapes, read=lambda name: np.full(1000, np.nan))
 
 
 def test_the_size_of_sd2s_latents_follows_what_it_predicts():

@@ -17,7 +17,6 @@ from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import Conditioner
 from ldm_jax.nn.conditioners.embedders import (
@@ -27,11 +26,11 @@ from ldm_jax.nn.conditioners.embedders import (
 )
 from ldm_jax.nn.conditioners.spatial import DepthMap, LowResolution, MaskedImage
 from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.conditioner_variables import conditioner_variables
 from ldm_jax.pretrained.configs import scheduler_config, unet_reader
-from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
-from ldm_jax.pretrained.networks import Module, load
+from ldm_jax.pretrained.networks import Module, latent_scale, load
 
 _BERT_EMPTY = (101, 102)  # [CLS] [SEP] of bert-base-uncased
 _OPEN_CLIP_PADDING = 0
@@ -48,18 +47,13 @@ def assemble(
       not supported.
     WeightsError: a network's tensors do not fit its config.
   """
-  for name in ("unet", "vae"):
-    if name not in components.networks:
-      raise ConfigError(
-        f"the model has no {name}; it has {', '.join(components.networks)}. "
-        "A single network is loaded by giving its subfolder"
-      )
+  _check_complete(components)
   networks = {
     name: load(network, dtype) for name, network in components.networks.items()
   }
   first_stage, first_params = networks.pop("vae")
   unet, unet_params = networks.pop("unet")
-  scale = autoencoder(components.networks["vae"].config)[1]
+  scale = latent_scale(components.networks["vae"].config)
   inputs = _unet_inputs(components)
   warnings = components.warnings
   schedule, prediction = Schedule(), "eps"
@@ -98,8 +92,30 @@ def assemble(
   )
 
 
+def _check_complete(components: Components) -> None:
+  """Raises ConfigError for a missing U-Net or autoencoder."""
+  listed = ", ".join(components.networks)
+  if "unet" not in components.networks:
+    raise ConfigError(
+      f"the model has no unet; it has {listed}. A single network is loaded by "
+      "giving its subfolder"
+    )
+  if "vae" not in components.networks:
+    raise ConfigError(
+      f"the model has no autoencoder; it has {listed}: give one with vae=PATH "
+      "(--vae), a folder or a file"
+    )
+  context = _unet_inputs(components).context
+  if context is not None and set(components.networks) == {"unet", "vae"}:
+    raise ConfigError(
+      f"the U-Net reads {context} features of text, and the model has no text "
+      "encoder; give one with text_encoder=[FOLDER] (--text_encoder), and "
+      "tokenizer=FOLDER (--tokenizer)"
+    )
+
+
 def _concat_conditioners(
-  components: Components, first_stage: Autoencoder
+  components: Components, first_stage: FirstStage
 ) -> list[Conditioner]:
   """What is concatenated with x_t, by the number of the U-Net's channels."""
   inputs, latents = _unet_inputs(components), first_stage.latent_channels
@@ -170,10 +186,18 @@ def _sdxl_conditioners(
   inputs, encoders = _unet_inputs(components), embedder.encoders
   pooled = encoders[-1].projection
   count = (inputs.vector - (pooled or 0)) // inputs.sinusoids
+  needed = "text_encoder" if pooled else "text_encoder_2"
+  widths = sum(encoder.width for encoder in encoders)
+  if pooled is None or inputs.context != widths:
+    raise ConfigError(
+      f"a U-Net that reads {inputs.context} features of text, but "
+      f"{' and '.join(n for n in components.networks if 'text' in n)} of "
+      f"{widths}; give {needed} with text_encoder=[FOLDER] (--text_encoder)"
+    )
   is_zeros = components.index.get(
     "force_zeros_for_empty_prompt", len(encoders) > 1
   )
-  if pooled is None or count not in (5, 6):
+  if count not in (5, 6):
     raise ConfigError(
       f"a vector of {inputs.vector} features is not a pooled text of {pooled} "
       f"and 5 or 6 numbers of {inputs.sinusoids}"

@@ -14,8 +14,9 @@ from ldm_jax.files.strict_json import read_object
 from ldm_jax.pretrained.networks import Config, ForeignNetwork, kind_of
 from ldm_jax.pretrained.single_file.detect import detect
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
+from ldm_jax.pretrained.single_network.autoencoder_file import find_autoencoder
 from ldm_jax.weights import folders
-from ldm_jax.weights.files import read_global_step, read_tensors
+from ldm_jax.weights.files import read_global_step, read_metadata, read_tensors
 
 # Names that LDM's pipelines have for components of all models.
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}
@@ -37,6 +38,8 @@ class Components:
     family: a key of families.FAMILIES, where detected from a single file.
     warnings: what was missing or guessed, a line each.
     low_res_scheduler: as `scheduler`, of an upscaler's low-resolution image.
+    is_scale_unknown: whether the scale of the autoencoder's latents is a guess,
+      since its file holds nothing else.
   """
 
   networks: Mapping[str, ForeignNetwork]
@@ -46,6 +49,7 @@ class Components:
   family: str | None = None
   warnings: tuple[str, ...] = ()
   low_res_scheduler: Config | None = None
+  is_scale_unknown: bool = False
 
   @property
   def single(self) -> ForeignNetwork | None:
@@ -72,7 +76,11 @@ def open_folder(folder: str, variant: str | None = None) -> Components:
         f"(one network); it has {', '.join(sorted(os.listdir(path))[:8])}"
       )
     network = open_network(folder, variant)
-    subfolders = {"autoencoder": "vae", "unet": "unet"}
+    subfolders = {
+      "autoencoder": "vae",
+      "tiny_autoencoder": "vae",
+      "unet": "unet",
+    }
     name = subfolders.get(network.kind, "text_encoder")
     return Components({name: network})
   index = read_json(path / "model_index.json")
@@ -160,12 +168,18 @@ def open_file(
   tensors = read_tensors(path)
   if is_averaged:
     tensors = averaged(tensors)
+  if (alone := find_autoencoder(path, tensors)) is not None:
+    own = (config or {}).get("vae", {})
+    alone = dataclasses.replace(alone, config=dict(alone.config) | own)
+    is_unknown = alone.kind == "autoencoder" and "scaling_factor" not in own
+    return Components({"vae": alone}, family="vae", is_scale_unknown=is_unknown)
   found = detect(
     {name: tuple(np.shape(tensors[name])) for name in tensors},
     read=tensors.__getitem__,
     global_step=read_global_step(path),
     prediction=prediction,
     config=config,
+    metadata=read_metadata(path),
   )
   submodules = [found.unet, found.vae, *found.text_encoders]
   return Components(
@@ -182,6 +196,8 @@ def open_file(
     found.scheduler,
     family=found.family,
     warnings=found.warnings,
+    is_scale_unknown=found.family == "vae"
+    and "scaling_factor" not in (config or {}).get("vae", {}),
   )
 
 

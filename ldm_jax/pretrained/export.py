@@ -18,6 +18,7 @@ from ldm_jax.nn.conditioners.embedders import (
 from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained import model_index
 from ldm_jax.pretrained.conditioner_variables import (
@@ -27,6 +28,9 @@ from ldm_jax.pretrained.conditioner_variables import (
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder_config
 from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
+from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
+  tiny_autoencoder_config,
+)
 from ldm_jax.pretrained.configs.unet_writer import unet_config
 from ldm_jax.pretrained.networks import Module, geometry
 from ldm_jax.weights.naming import convert
@@ -138,6 +142,8 @@ def export_network(
     return _unet(module, params, side // 8)
   if isinstance(module, Autoencoder):
     return _vae(module, params, side)
+  if type(module) is TinyAutoencoder:
+    return _vae(module, params, side, 1.0)
   variables = params["params"]
   if isinstance(module, ClipText):
     config = text_encoder_config.clip_config(module)
@@ -189,8 +195,15 @@ def _unet(
 
 
 def _vae(
-  vae: Autoencoder, variables: Any, side: int, scale: float = SCALING_FACTOR
+  vae: Autoencoder | TinyAutoencoder,
+  variables: Any,
+  side: int,
+  scale: float = SCALING_FACTOR,
 ) -> ExportedNetwork:
+  if type(vae) is TinyAutoencoder:
+    config = tiny_autoencoder_config(vae, scale)
+    own = variables["params"]
+    return ExportedNetwork("vae", "tiny_autoencoder", vae, own, config)
   if type(vae) is not Autoencoder:
     raise _unknown_class(vae)
   config = autoencoder_config(vae, scaling_factor=scale, sample_size=side)

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jax.typing import DTypeLike
@@ -15,6 +15,10 @@ from ldm_jax.pretrained.assemble import assemble
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.networks import Module, load
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
+from ldm_jax.pretrained.single_network.add_text_encoders import (
+  add_text_encoders,
+)
+from ldm_jax.pretrained.single_network.replace_vae import replace_vae
 
 Loaded = tuple[LatentDiffusion, Parameters] | tuple[Module, dict[str, Any]]
 Weights = Literal["raw", "ema"]
@@ -68,6 +72,8 @@ def from_single_file(
   prediction: Prediction | None = None,
   weights: Weights = "raw",
   dtype: DTypeLike = "float32",
+  vae: str | None = None,
+  text_encoder: Sequence[str] = (),
 ) -> Loaded:
   """The same from a single file (.safetensors, .ckpt) with CompVis's names.
 
@@ -77,6 +83,7 @@ def from_single_file(
       diffusers' layout that has them.
     prediction: what the U-Net predicts, if the file does not say.
     weights: "ema" takes the U-Net's moving average where the file has both.
+    vae, text_encoder: see `with_networks`.
 
   Raises:
     ConfigError, WeightsError: as `from_pretrained`.
@@ -86,6 +93,7 @@ def from_single_file(
   found = find_components(
     path, config=config, prediction=prediction, weights=weights
   )
+  found = with_networks(found, vae=vae, text_encoder=text_encoder)
   return _load(found, dtype)
 
 
@@ -133,6 +141,27 @@ def find_components(
   if not os.path.isdir(folder):
     raise ConfigError(f"{path!r} has no subfolder {subfolder!r}")
   return components.open_folder(folder, variant)
+
+
+def with_networks(
+  found: Components,
+  *,
+  vae: str | None = None,
+  text_encoder: Sequence[str] = (),
+) -> Components:
+  """The components with networks of other files.
+
+  Args:
+    vae: a folder, file or repository with the autoencoder to take in place of
+      the model's.
+    text_encoder: folders or repositories of CLIP text encoders.
+
+  Raises:
+    ConfigError, WeightsError: as `from_pretrained`.
+  """
+  if vae is not None:
+    found = replace_vae(found, find_components(vae), vae)
+  return add_text_encoders(found, text_encoder) if text_encoder else found
 
 
 def read_configs(folder: str) -> dict[str, PartialConfig]:

@@ -17,14 +17,25 @@ from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
+from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
+  TINY,
+  tiny_autoencoder,
+)
 from ldm_jax.weights import mmap_files
 from ldm_jax.weights.naming import convert, parameter_names
 
 Module = (
-  UNet | Autoencoder | ClipText | ClipVision | TextEncoder | ClassEmbedder
+  UNet
+  | Autoencoder
+  | TinyAutoencoder
+  | ClipText
+  | ClipVision
+  | TextEncoder
+  | ClassEmbedder
 )
 Config = Mapping[str, Any]
 
@@ -35,6 +46,10 @@ _BUILDERS = {
   "ControlNetModel": ("unet", unet_reader.controlnet),
   "AutoencoderKL": ("autoencoder", lambda config: autoencoder(config)[0]),
   "VQModel": ("autoencoder", lambda config: autoencoder(config)[0]),
+  TINY.kind: (
+    "tiny_autoencoder",
+    lambda config: tiny_autoencoder(config)[0],
+  ),
   "CLIPTextModel": ("clip", text_encoder_config.clip),
   "CLIPTextModelWithProjection": ("clip", text_encoder_config.clip),
   "CLIPVisionModelWithProjection": (
@@ -98,6 +113,16 @@ def build(config: Config, dtype: DTypeLike = "float32") -> Module:
     ConfigError: it asks for something that is not supported.
   """
   return with_dtype(_BUILDERS[class_of(config)][1](config), dtype)
+
+
+def latent_scale(config: Config) -> float:
+  """The factor of an autoencoder's latents, by its config.
+
+  Raises:
+    ConfigError: as `build`.
+  """
+  is_tiny = class_of(config) == TINY.kind
+  return (tiny_autoencoder if is_tiny else autoencoder)(config)[1]
 
 
 def with_dtype(module: Module, dtype: DTypeLike) -> Module:
@@ -168,7 +193,7 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
     return module.init(key, tokens[0], jnp.zeros((1,), bool))
   if isinstance(module, ClipVision):
     return module.init(key, jnp.zeros((1, module.size, module.size, 3)))
-  if isinstance(module, Autoencoder):
+  if isinstance(module, Autoencoder | TinyAutoencoder):
     side = module.stride
     shape = (1, *module.latent_shape(side, side))
     return module.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros(shape))

@@ -18,8 +18,9 @@ from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.pretrained.assemble import assemble, with_tokenizer
 from ldm_jax.pretrained.components import Components
-from ldm_jax.pretrained.from_pretrained import find_components
+from ldm_jax.pretrained.from_pretrained import find_components, with_networks
 from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
+from ldm_jax.pretrained.single_network.replace_vae import with_vae
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
@@ -42,12 +43,15 @@ class LoadOptions:
     weights: "raw" or "ema": which of the two U-Nets a single file may hold.
     config: a diffusers folder whose configs describe a single file.
     tokenizer: a folder of CLIP's tokenizer, which single files lack.
+    vae: a folder, file or repository of an autoencoder, or of a model that has
+      one, in place of the model's own.
+    text_encoder: folders of CLIP text encoders, which single files may lack.
     lora: LoRA files to merge, in this order: FILE, FILE:SCALE or (file, scale).
     embedding: files of textual inversion.
     trust: top-level packages that may be imported for classes which a run
       names as package.module:Class; see `Run.open`.
 
-  All but the last three are for published weights; a run has its own.
+  All but the last four are for published weights; a run has its own.
   """
 
   dtype: str = "float32"
@@ -56,6 +60,8 @@ class LoadOptions:
   weights: str = "raw"
   config: str | None = None
   tokenizer: str | None = None
+  vae: str | None = None
+  text_encoder: Sequence[str] = ()
   lora: Sequence[str | tuple[str, float]] = ()
   embedding: Sequence[str] = ()
   trust: Collection[str] = ()
@@ -71,7 +77,7 @@ class LoadOptions:
       raise ConfigError(
         f"prediction={self.prediction!r} must be 'eps', 'v' or 'x0'"
       )
-    for name in ("lora", "embedding", "trust"):
+    for name in ("lora", "embedding", "trust", "text_encoder"):
       if isinstance(getattr(self, name), str):
         raise ConfigError(
           f"{name}={getattr(self, name)!r} must be a list, not one string"
@@ -85,7 +91,8 @@ class LoadOptions:
   @property
   def is_default(self) -> bool:
     """Whether no option of published weights is given."""
-    return dataclasses.replace(self.base, trust=()) == LoadOptions()
+    own = dataclasses.replace(self.base, vae=None, trust=())
+    return own == LoadOptions()
 
 
 def open_model(path: str, options: LoadOptions = LoadOptions()) -> LoadedModel:
@@ -113,10 +120,15 @@ def _open_base(path: str, options: LoadOptions) -> LoadedModel:
   if not options.is_default:
     raise ConfigError(
       f"{path!r} is a run, which has its own number format and tokenizer; "
-      "leave dtype, variant, prediction, weights, config and tokenizer out "
-      "(--dtype, --variant, --prediction, --weights, --config, --tokenizer)"
+      "leave dtype, variant, prediction, weights, config, tokenizer and "
+      "text_encoder out (--dtype, --variant, --prediction, --weights, "
+      "--config, --tokenizer, --text_encoder)"
     )
-  return open_run(open_denoiser_run(path, options.trust), MeshShape().build())
+  run = open_denoiser_run(path, options.trust)
+  loaded = open_run(run, MeshShape().build())
+  if options.vae is None:
+    return loaded
+  return with_vae(loaded, find_components(options.vae), options.vae)
 
 
 def is_denoiser(task: Any) -> bool:
@@ -175,13 +187,16 @@ def components_of(
   Raises:
     ConfigError, WeightsError: as `open_model`.
   """
-  return find_components(
+  found = find_components(
     path,
     subfolder=subfolder,
     variant=options.variant,
     prediction=options.prediction,
     weights=options.weights,
     config=options.config,
+  )
+  return with_networks(
+    found, vae=options.vae, text_encoder=options.text_encoder
   )
 
 

@@ -17,14 +17,20 @@ from ldm_jax.weights.file_types import (
 )
 from ldm_jax.weights.flax_files import read_flax
 from ldm_jax.weights.mmap_files import open_weights
-from ldm_jax.weights.safetensors_files import read_safetensors
+from ldm_jax.weights.safetensors_files import metadata, read_safetensors
 from ldm_jax.weights.torch.torch_files import (
   read_pickled,
   read_step,
   read_torch,
 )
 
-__all__ = ["read_global_step", "read_pickled", "read_tensors", "read_torch"]
+__all__ = [
+  "read_global_step",
+  "read_metadata",
+  "read_pickled",
+  "read_tensors",
+  "read_torch",
+]
 
 READERS = {
   SAFETENSORS: read_safetensors,
@@ -57,6 +63,15 @@ def read_global_step(path: str | os.PathLike) -> int | None:
   """
   is_torch = READERS[_kind(path)] is read_torch
   return read_step(path) if is_torch else None
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+  """The metadata of a safetensors file; {} of any other.
+
+  Raises:
+    WeightsError: as `read_tensors`.
+  """
+  return metadata(path) if _kind(path) == SAFETENSORS else {}
 
 
 def _kind(path):

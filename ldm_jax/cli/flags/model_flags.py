@@ -18,6 +18,10 @@ LOADING = """
   diffusers' configs of a single file
 --tokenizer: FOLDER
   CLIP's, for single files
+--vae: PATH
+  an autoencoder in place of the model's own: a folder or file, TAESD too
+--text_encoder: FOLDER+
+  a CLIP text encoder that a single file lacks; SDXL has two
 --trust: PACKAGE+
   import this package's classes if a run names them; repeat it for several
 """

@@ -12,6 +12,13 @@ from ldm_jax.errors import WeightsError
 from ldm_jax.pretrained.configs import scheduler_config
 from ldm_jax.pretrained.single_file import submodules
 from ldm_jax.pretrained.single_file.families import FAMILIES, Family, family_of
+from ldm_jax.pretrained.single_file.marks import (
+  Marks,
+  choose_prediction,
+  choose_schedule,
+  read_marks,
+  schedule_of_buffers,
+)
 from ldm_jax.pretrained.single_file.submodules import (
   PartialConfig,
   Submodule,
@@ -84,6 +91,7 @@ def detect(
   global_step: int | None = None,
   prediction: Prediction | None = None,
   config: Mapping[str, PartialConfig] | None = None,
+  metadata: Mapping[str, str] | None = None,
 ) -> Detected:
   """What a single file holds, from the names and shapes of its tensors.
 
@@ -93,7 +101,8 @@ def detect(
     global_step: of training, as a .ckpt may hold it.
     prediction: what the U-Net predicts, if the caller knows.
     config: by a component's name, or "scheduler": keys of its config that
-      override what the file and its family show.
+      override what the shapes and the family show.
+    metadata: of a safetensors file; see `marks`.
 
   Raises:
     WeightsError: it is of no known family, or needs a key of `config`, which
@@ -114,21 +123,26 @@ def detect(
   name = family_of(module, inputs, [site.kind for site in texts])
   warnings = _missing(name, vae, texts)
   of_scheduler = overrides.get("scheduler", {})
-  prediction = prediction or scheduler_config.PREDICTIONS.get(
-    of_scheduler.get("prediction_type")
-  )
+  marks = read_marks(shapes, metadata)
+  configured = of_scheduler.get("prediction_type")
+  configured = scheduler_config.PREDICTIONS.get(configured)
+  prediction, said = choose_prediction(marks, prediction, configured)
+  warnings += marks.warnings + said
   if prediction is None:
     prediction, guess = _prediction(name, shapes, read, global_step)
     warnings += guess
   name = "sd2-v" if (name, prediction) == ("sd2", "v") else name
   family = _scaled(FAMILIES[name], shapes, read)
+  scheduler, said = _scheduler(
+    family, shapes, read, (marks, prediction), of_scheduler
+  )
   return Detected(
     name,
     submodules.unet_submodule(unet, shapes, family, get(unet)),
     vae and submodules.vae_submodule(vae, shapes, family, get(vae)),
     text_encoders,
-    _scheduler(family, shapes, prediction, of_scheduler),
-    warnings,
+    scheduler,
+    warnings + said,
   )
 
 
@@ -192,14 +206,21 @@ def _missing(
   """Warnings about components of a complete model that the file lacks."""
   warnings = []
   if vae is None:
-    warnings.append(f"no autoencoder in the file: this {name} needs one")
+    warnings.append(
+      f"no autoencoder in the file: this {name} needs one; give it with "
+      "vae=PATH (--vae)"
+    )
   if not texts and name not in _UNCONDITIONAL:
     warnings.append(
       "no text encoder in the file: by the shapes of its U-Net it is taken to "
-      f"be of family {name}"
+      f"be of family {name}; give one with text_encoder=[FOLDER] "
+      "(--text_encoder), and tokenizer=FOLDER (--tokenizer)"
     )
   if len(texts) == 1 and name in _OF_TWO_TEXTS:
-    warnings.append(f"of two text encoders only {texts[0].name} in the file")
+    warnings.append(
+      f"of two text encoders only {texts[0].name} in the file; give the other "
+      "with text_encoder=[FOLDER] (--text_encoder)"
+    )
   return tuple(warnings)
 
 
@@ -210,8 +231,6 @@ def _prediction(
   global_step: int | None,
 ) -> tuple[Prediction, tuple[str, ...]]:
   """What the U-Net predicts, and a warning if that is a guess."""
-  if "v_pred" in shapes:
-    return "v", ()
   if name != "sd2":
     return FAMILIES[name].prediction, ()
   if global_step == _STEPS_OF_BASE:
@@ -242,15 +261,33 @@ def _scaled(
 def _scheduler(
   family: Family,
   shapes: Mapping[str, Shape],
-  prediction: Prediction,
+  read: Read | None,
+  marked: tuple[Marks, Prediction],
   overrides: PartialConfig,
-) -> dict[str, Any]:
-  """A scheduler_config.json; marks in the file override the family."""
-  schedule = family.schedule
-  if "ztsnr" in shapes and prediction == "v":
-    schedule = dataclasses.replace(schedule, zero_terminal_snr=True)
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """A scheduler_config.json, and what of it contradicts the file.
+
+  Marks in the file override the family and a config; a config's betas override
+  those of the file.
+  """
+  marks, prediction = marked
+  schedule, of_buffers = schedule_of_buffers(shapes, read, family.schedule)
+  schedule, overrides, said = choose_schedule(
+    marks, schedule, prediction, overrides
+  )
   written = scheduler_config.schedule_config(schedule, prediction)
   predicted = {"prediction_type": written["prediction_type"]}
   config = written | dict(overrides) | predicted
-  scheduler_config.schedule(config)
-  return config
+  found, _ = scheduler_config.schedule(config)
+  if of_buffers and found != schedule:
+    of_buffers = (
+      f"the config's scheduler is used: {found}; the file's own betas are of "
+      f"{schedule}",
+    )
+  if found.has_zero_terminal_snr and prediction == "eps":
+    raise WeightsError(
+      "its schedule ends at pure noise, where a U-Net that predicts 'eps' "
+      "gives no image; set prediction='v' (--prediction v), or take its betas "
+      "out of the file"
+    )
+  return config, of_buffers + said

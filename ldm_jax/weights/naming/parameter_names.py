@@ -15,6 +15,7 @@ from ldm_jax.weights.naming.name_tables import read_name_tables
 NETWORKS = (
   "unet",
   "autoencoder",
+  "tiny_autoencoder",
   "clip",
   "open_clip",
   "clip_vision",
@@ -142,7 +143,7 @@ def _column(network: str, scheme: str) -> str:
       f"no network {network!r} in scheme {scheme!r}; choose one of "
       f"{', '.join(NETWORKS)} and one of {', '.join(NAMING_SCHEMES)}"
     )
-  if scheme == "flax" and network in ("text", "classes"):
+  if scheme == "flax" and network in ("text", "classes", "tiny_autoencoder"):
     raise ValueError(
       f"there are no Flax files of network {network!r}; choose another scheme"
     )

@@ -1,0 +1,157 @@
+"""A small autoencoder of residual blocks, distilled from a larger one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ldm_jax.nn.bottleneck import DeterministicPosterior
+from ldm_jax.nn.layers import conv, upsample
+
+_LIMIT = 3.0  # decoded latents are limited to it, smoothly
+
+
+class TinyResBlock(nn.Module):
+  """relu(x + conv(relu(conv(relu(conv(x))))))."""
+
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    h = x
+    for i in range(3):
+      h = conv(h, x.shape[-1], name=f"conv_{2 * i}", dtype=self.dtype)
+      h = jax.nn.relu(h) if i < 2 else h
+    return jax.nn.relu(x + h)
+
+
+def _resize(
+  h: Array, features: int, name: str, stride: int, dtype: DTypeLike
+) -> Array:
+  """A 3 x 3 convolution without bias, which halves with stride 2."""
+  layer = nn.Conv(
+    features, (3, 3), stride, padding=1, use_bias=False, dtype=dtype, name=name
+  )
+  return layer(h)
+
+
+class TinyEncoder(nn.Module):
+  """Images in [-1, 1] to latents; layers are numbered in their order."""
+
+  channels: int
+  features: int
+  blocks: tuple[int, ...]
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, "b H W 3"]
+  ) -> Float[Array, "b h w c"]:
+    h = conv((images + 1) / 2, self.channels, name="layer_0", dtype=self.dtype)
+    layer = 1
+    for level, count in enumerate(self.blocks):
+      if level:
+        h = _resize(h, self.channels, f"layer_{layer}", 2, self.dtype)
+        layer += 1
+      for _ in range(count):
+        h = TinyResBlock(self.dtype, name=f"block_{layer}")(h)
+        layer += 1
+    h = conv(h, self.features, name=f"layer_{layer}", dtype=self.dtype)
+    return h.astype(jnp.float32)
+
+
+class TinyDecoder(nn.Module):
+  """Latents to images, about [-1, 1]; layers are numbered in their order.
+
+  Numbers are left out where a layer has no parameters.
+  """
+
+  channels: int
+  blocks: tuple[int, ...]
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, latents: Float[Array, "b h w c"]
+  ) -> Float[Array, "b H W 3"]:
+    h = jnp.tanh(latents / _LIMIT) * _LIMIT
+    h = jax.nn.relu(conv(h, self.channels, name="layer_0", dtype=self.dtype))
+    layer = 2
+    for level, count in enumerate(self.blocks):
+      for _ in range(count):
+        h = TinyResBlock(self.dtype, name=f"block_{layer}")(h)
+        layer += 1
+      if level < len(self.blocks) - 1:
+        layer += 1
+        h = _resize(upsample(h), self.channels, f"layer_{layer}", 1, self.dtype)
+        layer += 1
+    h = conv(h, 3, name=f"layer_{layer}", dtype=self.dtype)
+    return 2 * h.astype(jnp.float32) - 1
+
+
+class TinyAutoencoder(nn.Module):
+  """TAESD, diffusers' AutoencoderTiny: a `FirstStage` without randomness.
+
+  Its latents are those of a larger autoencoder after scaling, so that their
+  own scale is 1.
+
+  Attributes:
+    channels: of every layer.
+    encoder_blocks: residual blocks of each level, the finest first.
+    decoder_blocks: of each level, the coarsest first.
+    dtype: of computation; results stay float32.
+  """
+
+  channels: int = 64
+  latent_channels: int = 4
+  encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+  decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+  dtype: DTypeLike = "float32"
+
+  @property
+  def stride(self) -> int:
+    """f: pixels per latent, along one side."""
+    return 2 ** (len(self.encoder_blocks) - 1)
+
+  def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    """(h, w, c) of the latents of a height x width image.
+
+    Raises:
+      ValueError: a side is not a multiple of the stride.
+    """
+    for side in (height, width):
+      if side < self.stride or side % self.stride:
+        near = max(1, round(side / self.stride)) * self.stride
+        raise ValueError(
+          f"image size {side} must be a multiple of {self.stride}; try {near}"
+        )
+    return height // self.stride, width // self.stride, self.latent_channels
+
+  def setup(self):
+    self.encoder = TinyEncoder(
+      self.channels, self.latent_channels, self.encoder_blocks, self.dtype
+    )
+    self.decoder = TinyDecoder(self.channels, self.decoder_blocks, self.dtype)
+
+  def encode(self, images: Float[Array, "b h w 3"]) -> DeterministicPosterior:
+    """Latents of images in [-1, 1]."""
+    self.latent_shape(*images.shape[1:3])
+    return self.posterior(self.encoder(images))
+
+  def posterior(
+    self, moments: Float[Array, "b h w c"]
+  ) -> DeterministicPosterior:
+    """The encoder's output itself; needs no parameters."""
+    return DeterministicPosterior(moments.astype(jnp.float32))
+
+  def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+    """Images of latents, about [-1, 1], not clipped."""
+    return self.decoder(latents)
+
+  def __call__(
+    self, images: Float[Array, "b h w 3"], noise: Float[Array, "b hz wz c"]
+  ) -> tuple[Float[Array, "b h w 3"], Float[Array, ""]]:
+    """Reconstructions, and a loss of 0."""
+    del noise
+    return self.decode(self.encode(images).mode()), jnp.zeros(())

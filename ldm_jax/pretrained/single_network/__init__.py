@@ -1,0 +1,1 @@
+"""One network in a file of its own: autoencoders and ControlNets."""
