@@ -44,6 +44,12 @@ def parser() -> Parser:
     metavar="N",
     help="largest size of one file of weights (default 10)",
   )
+  add(
+    "--latent_scale",
+    type=float,
+    metavar="X",
+    help="of the run of an autoencoder (default: measured on its images)",
+  )
   add_reading(flags)
   return flags
 
@@ -62,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     lora=flags.lora,
     subfolder=flags.subfolder,
     shard_gigabytes=flags.shard_gigabytes,
+    latent_scale=flags.latent_scale,
     options=load_options(flags, ignored=("dtype", "lora")),
   )
   print(convert(request).path)

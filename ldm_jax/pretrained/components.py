@@ -11,8 +11,14 @@ import numpy as np
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.files.strict_json import read_object
+from ldm_jax.pretrained.configs.scheduler_config import PREDICTIONS
 from ldm_jax.pretrained.networks import Config, ForeignNetwork, kind_of
 from ldm_jax.pretrained.single_file.detect import detect
+from ldm_jax.pretrained.single_file.moving_average import averaged
+from ldm_jax.pretrained.single_file.stored_configs import (
+  StoredConfigs,
+  read_stored,
+)
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
 from ldm_jax.pretrained.single_network.autoencoder_file import find_autoencoder
 from ldm_jax.weights import folders
@@ -22,8 +28,6 @@ from ldm_jax.weights.files import read_global_step, read_metadata, read_tensors
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-_EMA = "model_ema."
-_UNET = "model.diffusion_model."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +177,16 @@ def open_file(
     alone = dataclasses.replace(alone, config=dict(alone.config) | own)
     is_unknown = alone.kind == "autoencoder" and "scaling_factor" not in own
     return Components({"vae": alone}, family="vae", is_scale_unknown=is_unknown)
+  metadata = read_metadata(path)
+  if (configs := read_stored(metadata)) is not None:
+    return _stored_components(configs, tensors, config or {}, prediction)
   found = detect(
     {name: tuple(np.shape(tensors[name])) for name in tensors},
     read=tensors.__getitem__,
     global_step=read_global_step(path),
     prediction=prediction,
     config=config,
-    metadata=read_metadata(path),
+    metadata=metadata,
   )
   submodules = [found.unet, found.vae, *found.text_encoders]
   return Components(
@@ -201,26 +208,32 @@ def open_file(
   )
 
 
-def averaged(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-  """The tensors with the U-Net's moving average in place of its parameters.
-
-  The name of an average is its parameter's without the dots.
-
-  Raises:
-    WeightsError: the file has no average.
-  """
-  flat = {
-    _EMA + name.removeprefix("model.").replace(".", ""): name
-    for name in tensors
-    if name.startswith(_UNET)
-  }
-  found = {flat[name]: tensors[name] for name in tensors if name in flat}
-  if not found or len(found) < len(flat):
-    raise WeightsError(
-      f"the file has {len(found)} averages for {len(flat)} parameters of its "
-      "U-Net; load it as it is"
-    )
-  return {**{name: tensors[name] for name in tensors}, **found}
+def _stored_components(
+  configs: StoredConfigs,
+  tensors: Mapping[str, np.ndarray],
+  overrides: Mapping[str, PartialConfig],
+  prediction: Prediction | None,
+) -> Components:
+  """The networks of a file whose metadata has their configs."""
+  scheduler = configs.scheduler
+  if scheduler is not None:
+    scheduler = dict(scheduler) | dict(overrides.get("scheduler", {}))
+    names = {ours: name for name, ours in PREDICTIONS.items()}
+    if prediction is not None:
+      scheduler["prediction_type"] = names[prediction]
+  return Components(
+    {
+      each.name: ForeignNetwork(
+        each.config | dict(overrides.get(each.name, {})),
+        under_prefix(tensors, each.prefix),
+        each.kind,
+        "compvis",
+      )
+      for each in configs.networks
+    },
+    scheduler,
+    configs.index,
+  )
 
 
 def without_prefix(

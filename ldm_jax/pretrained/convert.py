@@ -11,7 +11,6 @@ import numpy as np
 
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
 from ldm_jax.pretrained.lora.export import LoraFormat, save_lora
 from ldm_jax.pretrained.networks import load
 from ldm_jax.pretrained.open_model import (
@@ -26,6 +25,10 @@ from ldm_jax.pretrained.save_pretrained import (
   DTYPES,
   save_pretrained,
   save_single_file,
+)
+from ldm_jax.pretrained.single_network.own_autoencoder import (
+  measured_scale,
+  trained_size,
 )
 from ldm_jax.run import Run, is_autoencoder
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -50,6 +53,8 @@ class ConvertRequest:
       trained, alone, in this format.
     subfolder: one network of `source`: "vae", "unet", "text_encoder".
     shard_gigabytes: largest size of one file of weights in a folder, above 0.
+    latent_scale: of the run of an autoencoder, what its latents are to be
+      multiplied by; None measures 1 / std on the run's training images.
     options: how published weights are read; its dtype is not used, and LoRAs
       and textual inversions are not merged here.
   """
@@ -61,6 +66,7 @@ class ConvertRequest:
   lora: str | None = None
   subfolder: str | None = None
   shard_gigabytes: float = 10.0
+  latent_scale: float | None = None
   options: LoadOptions = LoadOptions()
 
   def __post_init__(self):
@@ -76,6 +82,11 @@ class ConvertRequest:
       raise ConfigError(
         f"shard_gigabytes must be above 0, got {self.shard_gigabytes} "
         "(--shard_gigabytes)"
+      )
+    scale = self.latent_scale
+    if scale is not None and not 0 < scale < math.inf:
+      raise ConfigError(
+        f"latent_scale must be above 0, got {scale} (--latent_scale)"
       )
     if self.options != self.options.base:
       raise ConfigError(
@@ -104,6 +115,8 @@ class _Source:
   module: Any
   params: Any
   loaded: LoadedModel | None = None
+  image_size: int = 512
+  latent_scale: float | None = None
 
 
 def convert(request: ConvertRequest) -> ConvertResult:
@@ -149,7 +162,12 @@ def _read(request: ConvertRequest) -> _Source:
       raise ConfigError(
         f"{request.source!r} is a run, without subfolders; leave subfolder out"
       )
-    return _read_run(request.source, options)
+    return _read_run(request, options)
+  if request.latent_scale is not None:
+    raise ConfigError(
+      f"{request.source!r} says what its latents are multiplied by; leave "
+      "latent_scale out (--latent_scale)"
+    )
   components = components_of(request.source, options, request.subfolder)
   if components.single is None:
     return _of_model(assemble_model(components, options))
@@ -161,21 +179,31 @@ def _read(request: ConvertRequest) -> _Source:
 
 
 def _of_model(loaded: LoadedModel) -> _Source:
-  return _Source(loaded.model, loaded.params, loaded)
+  return _Source(loaded.model, loaded.params, loaded, loaded.height)
 
 
-def _read_run(folder: str, options: LoadOptions) -> _Source:
+def _read_run(request: ConvertRequest, options: LoadOptions) -> _Source:
   """The autoencoder of a first stage's run, or the model of a denoiser's."""
-  run = Run.open(folder, options.trust)
-  task = run.experiment.task
+  run = Run.open(request.source, options.trust)
+  task, scale = run.experiment.task, request.latent_scale
   if is_autoencoder(task) and options.is_default:
+    if options.vae is not None:
+      raise ConfigError(
+        f"{request.source!r} is the run of an autoencoder; leave vae "
+        "out (--vae)"
+      )
     params = run.trained(MeshShape().build())
-    logger.warning(
-      "the run of an autoencoder has no scaling factor of its latents; "
-      f"{SCALING_FACTOR} is written, diffusers' own default"
+    if scale is None:
+      scale = measured_scale(run, params)
+      logger.info(f"the measured 1 / std of the latents is {scale:.5f}")
+    size = trained_size(run)
+    return _Source(task.autoencoder, params, None, size, scale)
+  if scale is not None:
+    raise ConfigError(
+      f"{request.source!r} knows the scale of its latents; leave latent_scale "
+      "out (--latent_scale)"
     )
-    return _Source(task.autoencoder, params)
-  return _of_model(open_model(folder, options))
+  return _of_model(open_model(request.source, options))
 
 
 def _write(request: ConvertRequest, source: _Source) -> None:
@@ -184,16 +212,22 @@ def _write(request: ConvertRequest, source: _Source) -> None:
   if request.single_file:
     if loaded is not None and loaded.tokenizer is not None:
       logger.warning("a single file holds no tokenizer")
-    save_single_file(source.module, params, request.target, dtype=dtype)
+    save_single_file(
+      source.module,
+      params,
+      request.target,
+      dtype=dtype,
+      image_size=source.image_size,
+      latent_scale=source.latent_scale,
+    )
     return
-  of_model = {}
-  if loaded is not None:
-    of_model = {"tokenizer": loaded.tokenizer, "image_size": loaded.height}
   save_pretrained(
     source.module,
     params,
     request.target,
     dtype=dtype,
     max_shard_bytes=int(request.shard_gigabytes * 2**30),
-    **of_model,
+    tokenizer=None if loaded is None else loaded.tokenizer,
+    image_size=source.image_size,
+    latent_scale=source.latent_scale,
   )

@@ -129,9 +129,16 @@ def _check_conditioner(conditioner: Any) -> None:
 
 
 def export_network(
-  module: Module, params: Mapping[str, Any], side: int = 512
+  module: Module,
+  params: Mapping[str, Any],
+  side: int = 512,
+  latent_scale: float | None = None,
 ) -> ExportedNetwork:
   """A single network.
+
+  Args:
+    side: of the images it was trained on, in pixels.
+    latent_scale: of an autoencoder's latents; None for diffusers' default.
 
   Raises:
     ConfigError: the format cannot hold it.
@@ -141,9 +148,9 @@ def export_network(
   if isinstance(module, UNet):
     return _unet(module, params, side // 8)
   if isinstance(module, Autoencoder):
-    return _vae(module, params, side)
+    return _vae(module, params, side, latent_scale or SCALING_FACTOR)
   if type(module) is TinyAutoencoder:
-    return _vae(module, params, side, 1.0)
+    return _vae(module, params, side, latent_scale or 1.0)
   variables = params["params"]
   if isinstance(module, ClipText):
     config = text_encoder_config.clip_config(module)

@@ -71,10 +71,7 @@ def model_index(
     class_name = "BertTokenizer" if is_bert else "CLIPTokenizer"
     listed[name] = ["transformers", class_name]
   if kind.startswith("StableDiffusionXL"):
-    embedder = next(
-      c for c in model.conditioners if isinstance(c, ClipEmbedder)
-    )
-    listed["force_zeros_for_empty_prompt"] = embedder.null == "zeros"
+    listed |= unconditional_key(model)
     if kind != "StableDiffusionXLPipeline":  # which takes no such argument
       ends = {getattr(c, "ends_with", None) for c in model.conditioners}
       listed["requires_aesthetics_score"] = "score" in ends
@@ -88,6 +85,35 @@ def model_index(
       "requires_safety_checker": False,
     }
   return listed
+
+
+def unconditional_key(model: LatentDiffusion) -> dict[str, bool]:
+  """SDXL's key for an unconditional input of zeros; {} for other models.
+
+  Raises:
+    ConfigError: the unconditional input of another model is zeros, or its text
+      encoder skips blocks, which no key says.
+  """
+  embedder = model.find_conditioner(ClipEmbedder)
+  if embedder is None:
+    return {}
+  is_zeros = embedder.null == "zeros"
+  is_sdxl = model.find_conditioner(SizeEmbedder) is not None
+  skips = (1 if is_sdxl else 0,) * len(embedder.encoders)
+  if embedder.skips != skips or embedder.is_normed == is_sdxl:
+    raise ConfigError(
+      f"the text encoder has skips={embedder.skips} and "
+      f"is_normed={embedder.is_normed}, which no key of diffusers' folders or "
+      f"single files says; needed: {skips} and {not is_sdxl}"
+    )
+  if is_sdxl:
+    return {"force_zeros_for_empty_prompt": is_zeros}
+  if is_zeros:
+    raise ConfigError(
+      "the unconditional input is zeros (null='zeros'), which only SDXL's "
+      "files can say; needed: null='empty'"
+    )
+  return {}
 
 
 def old_names(kind: str) -> dict[str, str]:

@@ -24,8 +24,13 @@ from ldm_jax.pretrained.export import (
   export_networks,
 )
 from ldm_jax.pretrained.networks import Module
+from ldm_jax.pretrained.single_file.stored_configs import (
+  StoredConfigs,
+  stored,
+)
+from ldm_jax.pretrained.single_file.submodules import Submodule
 from ldm_jax.weights.folders import write_sharded
-from ldm_jax.weights.safetensors_files import write_safetensors
+from ldm_jax.weights.safetensors_files import FORMAT, write_safetensors
 
 MAX_SHARD_BYTES = 10 * 2**30  # as diffusers' save_pretrained has it
 
@@ -45,6 +50,7 @@ def save_pretrained(
   image_size: int = 512,
   dtype: str = "fp32",
   max_shard_bytes: int = MAX_SHARD_BYTES,
+  latent_scale: float | None = None,
 ) -> None:
   """Writes a folder that diffusers and transformers load as it is.
 
@@ -57,6 +63,8 @@ def save_pretrained(
       the latents of a single U-Net are taken to be an eighth of it.
     dtype: of the tensors: "fp32", "fp16" or "bf16".
     max_shard_bytes: largest size of one file of weights.
+    latent_scale: of an autoencoder alone, what its latents are to be multiplied
+      by; None for 0.18215, diffusers' own default. A model has its own.
 
   Raises:
     ConfigError: the format cannot hold a part of the model, which is named.
@@ -68,7 +76,7 @@ def save_pretrained(
       networks = export_networks(module, params, image_size)
       _write_pipeline(path, module, networks, tokenizer, cast, max_shard_bytes)
     else:
-      network = export_network(module, params, image_size)
+      network = export_network(module, params, image_size, latent_scale)
       _write_network(path, network, cast, max_shard_bytes)
 
 
@@ -78,8 +86,16 @@ def save_single_file(
   path: str,
   *,
   dtype: str = "fp32",
+  image_size: int = 512,
+  latent_scale: float | None = None,
 ) -> None:
   """Writes one .safetensors with the names of CompVis and Stability.
+
+  What its tensors do not show (heads, scales, schedules other than the
+  family's) is in its metadata.
+
+  Args:
+    image_size, latent_scale: as of `save_pretrained`.
 
   Raises:
     ConfigError: the format cannot hold a part of the model, which is named.
@@ -90,20 +106,38 @@ def save_single_file(
     raise FileExistsError(f"{path} exists already; choose another name")
   if isinstance(module, LatentDiffusion):
     prefixes = model_index.prefixes(module)
-    tensors = {}
-    for network in export_networks(module, params):
+    networks = []
+    for network in export_networks(module, params, image_size):
       prefix, kind = prefixes[network.name]
-      network = dataclasses.replace(network, kind=kind)
-      for name, tensor in network.tensors("compvis", cast).items():
-        tensors[prefix + name] = tensor
-    if module.prediction == "v" and not _implies_v(module):
-      tensors["v_pred"] = np.zeros((0,), cast)
-    if module.schedule.zero_terminal_snr:
-      tensors["ztsnr"] = np.zeros((0,), cast)
+      networks.append((prefix, dataclasses.replace(network, kind=kind)))
+    scheduler = scheduler_config.schedule_config(
+      module.schedule, module.prediction
+    )
+    index = model_index.unconditional_key(module)
   else:
-    tensors = export_network(module, params).tensors("compvis", cast)
+    network = export_network(module, params, image_size, latent_scale)
+    networks, scheduler, index = [("", network)], None, {}
+  tensors = {
+    prefix + name: tensor
+    for prefix, network in networks
+    for name, tensor in network.tensors("compvis", cast).items()
+  }
+  if scheduler is not None:
+    tensors |= {name: np.zeros((0,), cast) for name in _marks(module)}
+  configs = tuple(
+    Submodule(network.name, network.kind, prefix, network.config)
+    for prefix, network in networks
+  )
+  own = stored(StoredConfigs(configs, scheduler, index), tensors)
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-  write_safetensors(path, tensors)
+  write_safetensors(path, tensors, metadata=FORMAT | own)
+
+
+def _marks(module: LatentDiffusion) -> list[str]:
+  """Names of the empty tensors by which other programs know v and SNR 0."""
+  is_v = module.prediction == "v" and not _implies_v(module)
+  is_zero = module.schedule.zero_terminal_snr
+  return ["v_pred"] * is_v + ["ztsnr"] * is_zero
 
 
 def _implies_v(module: LatentDiffusion) -> bool:
