@@ -1,6 +1,6 @@
 """Stage two initialised from a model: fine-tuning, wider inputs, LoRA.
 
-And, in the slow tier, every condition of the glyphs from config to report.
+And every condition of the glyphs from config to report.
 """
 
 import json
@@ -205,6 +205,7 @@ def test_another_network_is_refused(runs, tmp_path):
     run("autoencoder", tmp_path / "z", 1, start, *STAGE)
 
 
+@pytest.mark.slow
 def test_conditioners_that_the_start_lacks_are_initialised(runs):
   opened, params = params_of(runs / "text")
   more = {"label": {"params": {"table": np.ones((3, 3))}}}
