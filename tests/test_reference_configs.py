@@ -21,6 +21,7 @@ from ldm_jax.pretrained.configs.scheduler_config import (
   schedule,
   schedule_config,
 )
+from ldm_jax.pretrained.configs.scheduler_defaults import SCHEDULERS
 from ldm_jax.pretrained.configs.text_encoder_config import (
   clip,
   clip_config,
@@ -271,7 +272,7 @@ def test_ldms_text_encoder():
   there.LDMBertModel(read).load_state_dict(model.state_dict())
 
 
-@pytest.mark.parametrize("name", defaults.SCHEDULERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_silent_schedulers(name):
   if name == "DPMSolverSDEScheduler":
     pytest.importorskip("torchsde")

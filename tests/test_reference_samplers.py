@@ -47,7 +47,7 @@ TIMED = ("leading", "trailing", "linspace")
 SIGMAS = {
   "karras": "use_karras_sigmas",
   "exponential": "use_exponential_sigmas",
-  "beta": "use_beta_sigmas",
+  "beta_sigmas": "use_beta_sigmas",
 }
 
 
@@ -180,7 +180,9 @@ def defined(sampler, spacing, kind, steps):
     return False  # their float32 loses the small difference of two squares
   repeats = ("dpmpp", "deis", "unipc")
   # Theirs repeats a time there and fails.
-  fails = spacing == "beta" and steps == 50 and sampler.startswith(repeats)
+  fails = (
+    spacing == "beta_sigmas" and steps == 50 and sampler.startswith(repeats)
+  )
   return not fails
 
 

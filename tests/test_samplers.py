@@ -26,6 +26,7 @@ from ldm_jax.diffusion.samplers import (
   unipc,
 )
 from ldm_jax.diffusion.samplers.sampler_names import SPACING_NAMES
+from ldm_jax.diffusion.samplers.solver_options import SolverOptions
 from ldm_jax.diffusion.schedule import Schedule
 
 SCHEDULE = Schedule()
@@ -222,6 +223,9 @@ ORDERS = [
   (SamplerConfig(sampler="heun"), 2),
   (SamplerConfig(sampler="dpm2"), 2),
   (SamplerConfig(sampler="dpmpp_2m"), 2),
+  (SamplerConfig(sampler="dpmpp_2m", options=SolverOptions(False)), 2),
+  (SamplerConfig(sampler="dpmpp_2m", order=3), 3),
+  (SamplerConfig(sampler="dpmpp_2m", options=SolverOptions(True, "heun")), 2),
   (SamplerConfig(sampler="dpmpp_2s"), 2),
   (SamplerConfig(sampler="dpmpp_3s"), 3),
   (SamplerConfig(sampler="deis", order=2), 2),
@@ -284,7 +288,8 @@ def test_order_of_unipc_three(name, solution):
 def test_order_of_the_predictor_alone(order, solution):
   def table_of(steps):
     levels = timesteps.noise_levels(SCHEDULE, steps, "exponential")
-    return samplers.stack(list(unipc.unipc(levels, order, corrects=False)))
+    alone = SolverOptions(disable_corrector=tuple(range(steps)))
+    return samplers.stack(list(unipc.unipc(levels, order, options=alone)))
 
   assert abs(slope(table_of, solution) - order) < 0.1
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ldm_jax.diffusion.samplers.sampler_table import EPS, NOISE, X0, Row, X, row
+from ldm_jax.diffusion.samplers.solver_options import SolverOptions
 from ldm_jax.diffusion.samplers.timesteps import NoiseLevels
 from ldm_jax.diffusion.schedule import Level
 
@@ -35,31 +36,43 @@ def ddim(noise_levels: NoiseLevels, eta: float = 0.0) -> Iterator[Row]:
     yield row(s, t, x=t.signal * X0 + direction * EPS + std * NOISE)
 
 
-def ddpm(noise_levels: NoiseLevels, eta: float = 1.0) -> Iterator[Row]:
+def ddpm(
+  noise_levels: NoiseLevels,
+  eta: float = 1.0,
+  options: SolverOptions = SolverOptions(),
+) -> Iterator[Row]:
   """Ancestral sampling: x_t ~ q(x_t | x_s, x0)  (Ho et al. 2020, alg. 2).
 
   `eta` scales the noise, the paper's being 1. The variance is the posterior's
   (beta-tilde, LDM's choice), for any pair of times, so that there may be fewer
-  steps than the schedule has; the step to the clean image adds none.
+  steps than the schedule has; the step to the clean image adds none. With
+  "fixed_large" the variance is beta, and is added to every step that does not
+  start at time 0.
   """
+  is_large = options.variance_type == "fixed_large"
   for s, t in noise_levels.steps():
     from_x0 = t.signal * added_variance(s, t) / s.sigma**2
     from_x = s.signal / t.signal * (t.sigma / s.sigma) ** 2
-    noise = eta * posterior_std(s, t) * NOISE
+    std = posterior_std(s, t)
+    if is_large:
+      std = np.sqrt(added_variance(s, t)) if s.time > 0 else 0.0
+    noise = eta * std * NOISE
     yield row(s, t, x=from_x0 * X0 + from_x * X + noise)
 
 
-def lcm(noise_levels: NoiseLevels, scaling: float = 10.0) -> Iterator[Row]:
+def lcm(
+  noise_levels: NoiseLevels, options: SolverOptions = SolverOptions()
+) -> Iterator[Row]:
   """Latent consistency models (Luo et al. 2023, alg. 3).
 
   Each step denoises to x0, and adds noise of the next level.
 
   The consistency function is c_out x0 + c_skip x with the boundary condition
-  of their eq. 9; `scaling` multiplies the time in it.
+  of their eq. 9; `timestep_scaling` multiplies the time in it.
   """
   last = len(noise_levels.levels) - 1
   for i, (s, t) in enumerate(noise_levels.steps()):
-    time = s.time * scaling
+    time = s.time * options.timestep_scaling
     skip = SIGMA_DATA**2 / (time**2 + SIGMA_DATA**2)
     out = time / np.sqrt(time**2 + SIGMA_DATA**2)
     clean = out * X0 + skip * X

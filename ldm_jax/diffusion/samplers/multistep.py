@@ -20,6 +20,7 @@ from ldm_jax.diffusion.samplers.sampler_table import (
   X,
   row,
 )
+from ldm_jax.diffusion.samplers.solver_options import SolverOptions
 from ldm_jax.diffusion.samplers.timesteps import NoiseLevels
 from ldm_jax.diffusion.schedule import MIN_ALPHA_BAR, Level
 
@@ -74,13 +75,18 @@ def lms(noise_levels: NoiseLevels, order: int = 4) -> Iterator[Row]:
   return _adams(noise_levels, lambda i: min(i + 1, order), lambda r: r)
 
 
-def deis(noise_levels: NoiseLevels, order: int = 3) -> Iterator[Row]:
+def deis(
+  noise_levels: NoiseLevels,
+  order: int = 3,
+  options: SolverOptions = SolverOptions(),
+) -> Iterator[Row]:
   """DEIS in log-rho: polynomials in ln(sigma / signal)  (Zhang and Chen 2023).
 
   Their table 2's "rho-AB" with the logarithm as variable, which diffusers and
   others know as DEIS.
   """
-  return _adams(noise_levels, lambda i: noise_levels.order(i, order), np.log)
+  order_of = lambda i: noise_levels.order(i, order, options)
+  return _adams(noise_levels, order_of, np.log)
 
 
 def transfer(s: Level, t: Level, x: np.ndarray, eps: np.ndarray) -> np.ndarray:
@@ -117,19 +123,41 @@ def pndm_prk(noise_levels: NoiseLevels) -> Iterator[Row]:
     yield from plms(noise_levels)
     return
   kept = []
-  for s, t in steps[:3]:
-    middle = noise_levels.schedule.level_at(
-      (s.time + t.time) // 2, MIN_ALPHA_BAR
-    )
+  for i in range(3):
+    s, first, middle, t = _halves(noise_levels, i)
     older = dict(zip("de", kept, strict=False))
     kept = [C, D]
     yield row(
-      s, middle, x=transfer(s, middle, X, EPS), a=X, b=EPS / 6, c=EPS, **older
+      s, first, x=transfer(s, first, X, EPS), a=X, b=EPS / 6, c=EPS, **older
     )
     yield row(middle, middle, x=transfer(s, middle, A, EPS), b=B + EPS / 3)
     yield row(middle, t, x=transfer(s, t, A, EPS), b=B + EPS / 3)
     yield row(t, t, x=transfer(s, t, A, B + EPS / 6))
   yield from _even(noise_levels, [C, D, E], 3)
+
+
+def _halves(noise_levels: NoiseLevels, i: int) -> tuple[Level, ...]:
+  """Where step i starts, its middle twice, and where it ends.
+
+  diffusers' middles are half a stride from the start and from the end, which
+  differ where times are rounded.
+  """
+  s, t = noise_levels.steps()[i]
+  level_at = noise_levels.schedule.level_at
+  if noise_levels.stride is None:
+    middle = level_at((s.time + t.time) // 2, MIN_ALPHA_BAR)
+    return s, middle, middle, t
+  t, half = noise_levels.levels[i + 1], noise_levels.stride // 2
+  first = level_at(s.time - half, MIN_ALPHA_BAR)
+  return s, first, level_at(t.time + half, MIN_ALPHA_BAR), t
+
+
+def _repeated(noise_levels: NoiseLevels) -> tuple[Level, Level]:
+  """The first step, as PLMS does it again."""
+  stride, levels = noise_levels.stride, noise_levels.levels
+  if stride is None:
+    return noise_levels.steps()[0]
+  return noise_levels.schedule.level_at(levels[1].time + stride), levels[1]
 
 
 def _even(
@@ -142,7 +170,9 @@ def _even(
     if i == 0:
       yield row(s, t, x=transfer(s, t, X, EPS), a=X, c=EPS)
       if len(steps) > 1:
-        yield row(noise_levels.levels[1], t, x=transfer(s, t, A, (EPS + C) / 2))
+        s, t = _repeated(noise_levels)
+        again = transfer(s, t, A, (EPS + C) / 2)
+        yield row(noise_levels.levels[1], t, x=again)
       kept = [C]
       continue
     estimates = [EPS, *kept][:4]

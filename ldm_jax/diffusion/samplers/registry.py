@@ -18,6 +18,7 @@ from ldm_jax.diffusion.samplers import (
   unipc,
 )
 from ldm_jax.diffusion.samplers.sampler_table import Row
+from ldm_jax.diffusion.samplers.solver_options import DPM, ENDS, SolverOptions
 from ldm_jax.diffusion.samplers.timesteps import NoiseLevels, TimestepSpacing
 
 
@@ -31,8 +32,9 @@ class Sampler(Protocol):
       for s, t in noise_levels.steps():
         yield row(s, t, x=t.signal * X0 + t.sigma * EPS)
 
-  Options are its keyword parameters `eta` (scale of the noise it adds) and
-  `order`, which it may have or not; their defaults are the sampler's own.
+  Options are its keyword parameters `eta` (scale of the noise it adds), `order`
+  and `options` (a `SolverOptions`), which it may have or not; their defaults
+  are the sampler's own.
   """
 
   def __call__(
@@ -56,6 +58,7 @@ class SamplerSpec(NamedTuple):
     adds_noise: whether it adds noise though it has no `eta`.
     max_eta: largest value of `eta`.
     max_order: largest value of `order`.
+    options: the fields of `SolverOptions` that it obeys.
   """
 
   rows: Sampler
@@ -65,9 +68,10 @@ class SamplerSpec(NamedTuple):
   adds_noise: bool = False
   max_eta: float = np.inf
   max_order: int = 3
+  options: tuple[str, ...] = ()
 
-  def default(self, option: str) -> float | int | None:
-    """The default of `eta` or `order`; None if the sampler has no such option.
+  def default(self, option: str) -> Any:
+    """The default of `eta`, `order` or `options`; None without the option.
 
     Raises:
       ValueError: the sampler's parameter has no default.
@@ -90,39 +94,75 @@ def _euler_ancestral(
   return ddim_and_ddpm.ddim(noise_levels, eta)
 
 
-def _unipc(noise_levels: NoiseLevels, order: int = 2) -> Iterable[Row]:
-  return unipc.unipc(noise_levels, order)
+def _unipc(
+  noise_levels: NoiseLevels,
+  order: int = 2,
+  options: SolverOptions = SolverOptions(),
+) -> Iterable[Row]:
+  return unipc.unipc(noise_levels, order, options=options)
 
 
-def _unipc_bh1(noise_levels: NoiseLevels, order: int = 2) -> Iterable[Row]:
-  return unipc.unipc(noise_levels, order, is_bh2=False)
+def _unipc_bh1(
+  noise_levels: NoiseLevels,
+  order: int = 3,
+  options: SolverOptions = SolverOptions(),
+) -> Iterable[Row]:
+  return unipc.unipc(noise_levels, order, is_bh2=False, options=options)
 
+
+def _unipc_bh2(
+  noise_levels: NoiseLevels,
+  order: int = 3,
+  options: SolverOptions = SolverOptions(),
+) -> Iterable[Row]:
+  return unipc.unipc(noise_levels, order, options=options)
+
+
+_FINAL = "lower_order_final"
+_MULTISTEP = (*DPM, "euler_at_final", "lambda_min_clipped")
+_SINGLE_STEP = (*DPM, "lambda_min_clipped")
+_UNIPC = ("predict_x0", _FINAL, "disable_corrector", *ENDS)
+_TIMES = ("original_inference_steps",)
 
 SAMPLERS: dict[str, SamplerSpec] = {
   "ddim": SamplerSpec(
     ddim_and_ddpm.ddim, "leading", divides_by_signal=False, may_stop_early=True
   ),
-  "ddpm": SamplerSpec(ddim_and_ddpm.ddpm, "leading", divides_by_signal=False),
+  "ddpm": SamplerSpec(
+    ddim_and_ddpm.ddpm,
+    "leading",
+    divides_by_signal=False,
+    options=("variance_type",),
+  ),
   "plms": SamplerSpec(multistep.plms, "leading", may_stop_early=True),
   "pndm_prk": SamplerSpec(multistep.pndm_prk, "leading", may_stop_early=True),
-  "euler": SamplerSpec(_euler),
+  "euler": SamplerSpec(_euler, options=("interpolation_type", *ENDS)),
   "euler_ancestral": SamplerSpec(_euler_ancestral),
-  "heun": SamplerSpec(euler_and_heun.heun),
-  "lms": SamplerSpec(multistep.lms, max_order=4),
-  "dpm2": SamplerSpec(euler_and_heun.dpm2),
-  "dpm2_ancestral": SamplerSpec(euler_and_heun.dpm2_ancestral),
-  "dpmpp_2m": SamplerSpec(dpm_solver.dpmpp_2m),
-  "dpmpp_2m_sde": SamplerSpec(dpm_solver.dpmpp_2m_sde),
-  "dpmpp_2s": SamplerSpec(dpm_solver.dpmpp_2s),
-  "dpmpp_3s": SamplerSpec(dpm_solver.dpmpp_3s),
-  "deis": SamplerSpec(multistep.deis),
-  "unipc": SamplerSpec(_unipc),
-  "unipc_bh1": SamplerSpec(_unipc_bh1),
+  "heun": SamplerSpec(euler_and_heun.heun, options=ENDS),
+  "lms": SamplerSpec(multistep.lms, max_order=4, options=ENDS),
+  "dpm2": SamplerSpec(euler_and_heun.dpm2, options=ENDS),
+  "dpm2_ancestral": SamplerSpec(euler_and_heun.dpm2_ancestral, options=ENDS),
+  "dpmpp_2m": SamplerSpec(dpm_solver.dpmpp_2m, options=_MULTISTEP),
+  "dpmpp_2m_sde": SamplerSpec(dpm_solver.dpmpp_2m_sde, options=_MULTISTEP),
+  "dpmpp_2s": SamplerSpec(dpm_solver.dpmpp_2s, options=_SINGLE_STEP),
+  "dpmpp_3s": SamplerSpec(dpm_solver.dpmpp_3s, options=_SINGLE_STEP),
+  "deis": SamplerSpec(multistep.deis, options=(_FINAL, *ENDS)),
+  "unipc": SamplerSpec(_unipc, options=_UNIPC),
+  "unipc_bh1": SamplerSpec(_unipc_bh1, options=_UNIPC),
+  "unipc_bh2": SamplerSpec(_unipc_bh2, options=_UNIPC),
   "lcm": SamplerSpec(
-    ddim_and_ddpm.lcm, "lcm", divides_by_signal=False, adds_noise=True
+    ddim_and_ddpm.lcm,
+    "lcm",
+    divides_by_signal=False,
+    adds_noise=True,
+    options=("timestep_scaling", *_TIMES),
   ),
   "tcd": SamplerSpec(
-    ddim_and_ddpm.tcd, "lcm", divides_by_signal=False, max_eta=1.0
+    ddim_and_ddpm.tcd,
+    "lcm",
+    divides_by_signal=False,
+    max_eta=1.0,
+    options=_TIMES,
   ),
 }
 

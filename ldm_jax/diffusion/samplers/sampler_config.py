@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ldm_jax.diffusion.samplers import ddim_and_ddpm, timesteps
 from ldm_jax.diffusion.samplers.diffusers_compat import (
   DiffusersTimesteps,
+  default_final_time,
   default_spacing,
+  diffusers_spacings,
 )
 from ldm_jax.diffusion.samplers.registry import (
   SAMPLERS,
@@ -18,7 +20,12 @@ from ldm_jax.diffusion.samplers.registry import (
   as_spec,
 )
 from ldm_jax.diffusion.samplers.sampler_table import Row, stack
-from ldm_jax.diffusion.samplers.timesteps import NoiseLevels, TimestepSpacing
+from ldm_jax.diffusion.samplers.solver_options import SolverOptions
+from ldm_jax.diffusion.samplers.timesteps import (
+  SPACINGS,
+  NoiseLevels,
+  TimestepSpacing,
+)
 from ldm_jax.diffusion.schedule import CLEAN_TIME, MIN_ALPHA_BAR, Schedule
 
 
@@ -42,6 +49,7 @@ class SamplerConfig:
     steps_offset: of "leading" in diffusers.
     base_spacing: of diffusers' karras, exponential and beta spacings, the
       spacing whose ends they keep; None is linspace.
+    options: what else a scheduler's config may choose.
 
   Raises:
     ValueError: at construction, if the sampler does not exist, has no such
@@ -59,11 +67,19 @@ class SamplerConfig:
   compat: Literal["diffusers"] | None = None
   steps_offset: int = 1
   base_spacing: TimestepSpacing | None = None
+  options: SolverOptions = SolverOptions()
 
   def __post_init__(self):
     spec, name = self.spec, self.sampler_name
     if self.times and self.sigmas:
       raise ValueError("give times or sigmas, not both")
+    self._check_words()
+    for option in self.options.changed:
+      if option not in spec.options:
+        raise ValueError(
+          f"sampler {name!r} has no {option}; it has "
+          f"{', '.join(spec.options) or 'no such options'}"
+        )
     for option in self._options:
       if spec.default(option) is None:
         others = [
@@ -82,6 +98,17 @@ class SamplerConfig:
       raise ValueError(
         f"order of {name} must be 1 to {spec.max_order}, got {self.order}"
       )
+
+  def _check_words(self) -> None:
+    """Refuses a spacing or a compat that there is not."""
+    for key in ("timestep_spacing", "base_spacing"):
+      spacing = getattr(self, key)
+      if spacing is not None and spacing not in SPACINGS:
+        raise ValueError(
+          f"{key} must be one of {', '.join(SPACINGS)}, got {spacing!r}"
+        )
+    if self.compat not in (None, "diffusers"):
+      raise ValueError(f"compat must be diffusers or None, got {self.compat!r}")
 
   @property
   def spec(self) -> SamplerSpec:
@@ -126,7 +153,12 @@ class SamplerConfig:
       return timesteps.levels_at_times(schedule, self.times, final_time, least)
     timestep_spacing = self.timestep_spacing or spec.timestep_spacing
     return timesteps.noise_levels(
-      schedule, self.steps, timestep_spacing, final_time, least
+      schedule,
+      self.steps,
+      timestep_spacing,
+      final_time,
+      least,
+      self.options.original_inference_steps,
     )
 
   def _diffusers_timesteps(self) -> DiffusersTimesteps:
@@ -134,14 +166,37 @@ class SamplerConfig:
       raise ValueError(
         'times and sigmas are taken as they are; leave compat="diffusers" out'
       )
-    name = self.sampler_name
+    name, spacing = self.sampler_name, self.timestep_spacing
+    if spacing == "beta":
+      spacing = "beta_sigmas"  # diffusers has no other
     return DiffusersTimesteps(
       sampler=name,
       steps=self.steps,
-      timestep_spacing=self.timestep_spacing or default_spacing(name),
+      timestep_spacing=spacing or default_spacing(name),
       base_spacing=self.base_spacing or "linspace",
       steps_offset=self.steps_offset,
       final_time=self.final_time,
+      options=self.options,
+    )
+
+  def from_config(self, sampler: str | Sampler) -> "SamplerConfig":
+    """Another sampler with this one's spacing and end, as diffusers'
+    `from_config` makes it: a spacing that it has not there is not kept, nor an
+    end that is of another kind of sampler.
+    """
+    other = SamplerConfig(self.steps, sampler)
+    known = diffusers_spacings(other.sampler_name)
+    base = self.base_spacing if self.base_spacing in known else None
+    spacing = self.timestep_spacing
+    final_time = default_final_time(other.sampler_name)
+    if self.spec.may_stop_early == other.spec.may_stop_early:
+      final_time = self.final_time
+    return dataclasses.replace(
+      other,
+      timestep_spacing=spacing if spacing in known else base,
+      base_spacing=base,
+      final_time=final_time,
+      steps_offset=self.steps_offset,
     )
 
   def plan(self, schedule: Schedule, strength: float = 1.0) -> "Plan":
@@ -182,8 +237,11 @@ class Plan(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _plan(config: SamplerConfig, schedule: Schedule, strength: float) -> Plan:
   levels = config.noise_levels(schedule).last_steps(strength)
+  keywords: dict[str, Any] = dict(config._options)
+  if config.spec.default("options") is not None:
+    keywords["options"] = config.options
   with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-    rows = list(config.spec.rows(levels, **config._options))
+    rows = list(config.spec.rows(levels, **keywords))
   if not rows:
     raise ValueError(f"sampler {config.sampler_name!r} made no rows")
   # A known image ends as itself, even where a sampler stops early.

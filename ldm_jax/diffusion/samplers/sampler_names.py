@@ -1,7 +1,12 @@
-"""The names of samplers and timestep spacings in other programs."""
+"""The names of samplers and timestep spacings in other programs.
+
+A word that two programs use for two things is resolved by how it is written, or
+by the sampler next to it; docs/sampling.md has the table.
+"""
 
 import difflib
 import re
+from typing import Any
 
 from ldm_jax.diffusion.samplers.registry import SAMPLERS
 
@@ -35,14 +40,15 @@ _SAMPLERS = {
   "unipc": "unipc",
   "unipcmultistep": "unipc",
   "unipcbh1": "unipc_bh1",
-  "unipcbh2": "unipc",
+  "unipcbh2": "unipc_bh2",
   "lcm": "lcm",
   "tcd": "tcd",
 }
 _SPACINGS = {
   "leading": "leading",
   "uniform": "leading",
-  "ddimuniform": "leading",
+  "ddimuniform": "ddim_uniform",
+  "ddim": "ddim_uniform",
   "trailing": "trailing",
   "linspace": "linspace",
   "normal": "linspace",
@@ -52,11 +58,18 @@ _SPACINGS = {
   "simple": "simple",
   "karras": "karras",
   "exponential": "exponential",
+  "polyexponential": "exponential",
+  "lu": "lu",
   "beta": "beta",
+  "betasigmas": "beta_sigmas",
   "kloptimal": "kl_optimal",
   "lcm": "lcm",
 }
 SPACING_NAMES = tuple(sorted(set(_SPACINGS.values())))
+# ComfyUI's and A1111's spellings of bh1; diffusers' UniPCMultistep is bh2.
+_SPELLED = {"uni_pc": "unipc_bh1", "UniPC": "unipc_bh1"}
+# Those of LDM's code, whose "uniform" is leading; k-diffusion's is linspace.
+_OF_LDM = ("ddim", "ddpm", "plms", "pndm_prk")
 
 
 def sampler_names() -> tuple[str, ...]:
@@ -67,28 +80,37 @@ def sampler_names() -> tuple[str, ...]:
 def parse_sampler_name(name: str) -> tuple[str, str | None]:
   """ "DPM++ 2M Karras" as ("dpmpp_2m", "karras"); None if no spacing is named.
 
-  Case, spaces, dashes and underscores do not matter; diffusers' class names
-  and ComfyUI's names are understood. "pndm" is plms, as diffusers' PNDM is
-  with Stable Diffusion's settings; "pndm_prk" starts with Runge-Kutta steps.
+  Case, spaces, dashes and underscores do not matter, except in "UniPC" and
+  "uni_pc"; diffusers' class names and ComfyUI's names are understood. "pndm"
+  is plms, as diffusers' PNDM is with Stable Diffusion's settings; "pndm_prk"
+  starts with Runge-Kutta steps.
 
   Raises:
     ValueError: no sampler has this name.
   """
+  for spelling, own in _SPELLED.items():
+    rest = _normalize(name.removeprefix(spelling))
+    if name.startswith(spelling) and rest in ("", *_SPACINGS):
+      return own, parse_timestep_spacing(rest, own) if rest else None
   samplers = _SAMPLERS | {_normalize(own): own for own in SAMPLERS}
   normalized = _normalize(name)
   if normalized in samplers:
     return samplers[normalized], None
-  for suffix, timestep_spacing in _SPACINGS.items():
-    sampler = normalized.removesuffix(suffix)
-    if sampler in samplers and normalized.endswith(suffix):
-      return samplers[sampler], timestep_spacing
+  for suffix in _SPACINGS:
+    sampler = samplers.get(normalized.removesuffix(suffix))
+    if sampler is not None and normalized.endswith(suffix):
+      return sampler, parse_timestep_spacing(suffix, sampler)
   raise ValueError(
     _unknown("sampler", name, normalized, samplers, sampler_names())
   )
 
 
-def parse_timestep_spacing(name: str) -> str:
+def parse_timestep_spacing(name: str, sampler: Any = None) -> str:
   """ "SGM Uniform" as "sgm_uniform".
+
+  Args:
+    sampler: what it is for: "uniform" is LDM's, leading, or k-diffusion's,
+      which A1111's web UI has and which is linspace.
 
   Raises:
     ValueError: no timestep spacing has this name.
@@ -98,6 +120,8 @@ def parse_timestep_spacing(name: str) -> str:
     raise ValueError(
       _unknown("timestep spacing", name, normalized, _SPACINGS, SPACING_NAMES)
     )
+  if normalized == "uniform" and sampler not in (None, *_OF_LDM):
+    return "linspace"
   return _SPACINGS[normalized]
 
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from ldm_jax.diffusion.samplers.solver_options import SolverOptions
 from ldm_jax.diffusion.schedule import (
   CLEAN_TIME,
   MIN_ALPHA_BAR,
@@ -22,10 +23,14 @@ TimestepSpacing = Literal[
   "simple",
   "karras",
   "exponential",
+  "lu",
   "beta",
+  "beta_sigmas",
   "kl_optimal",
+  "ddim_uniform",
   "lcm",
 ]
+SPACINGS = get_args(TimestepSpacing)
 RHO = 7.0  # of Karras et al. 2022, table 1
 FEW_STEPS = 15  # with fewer steps, the last ones are of lower order
 LCM_STEPS = 50  # of the timesteps that consistency models are distilled on
@@ -43,6 +48,8 @@ class NoiseLevels:
     level_between: the level of a ratio sigma / signal, for methods that
       evaluate the network within a step; None is the schedule's own.
     skipped: how many first steps are left out because an image is given.
+    stride: what diffusers' PNDM subtracts from a time to step, if it is not
+      the difference of two times.
   """
 
   schedule: Schedule
@@ -51,6 +58,7 @@ class NoiseLevels:
   init_noise_sigma: float = 1.0
   level_between: Callable[[float], Level] | None = None
   skipped: int = 0
+  stride: int | None = None
 
   def last_steps(self, strength: float) -> "NoiseLevels":
     """The last fraction `strength` of the steps.
@@ -73,7 +81,9 @@ class NoiseLevels:
       skipped=self.skipped + skipped,
     )
 
-  def order(self, i: int, max_order: int) -> int:
+  def order(
+    self, i: int, max_order: int, options: SolverOptions = SolverOptions()
+  ) -> int:
     """The order of step i of a multistep method.
 
     At most i + 1, for so many estimates are known. The last step to the image
@@ -82,9 +92,11 @@ class NoiseLevels:
     (`lower_order_final`).
     """
     left = len(self.levels) - i
-    if len(self.levels) + self.skipped < FEW_STEPS:
+    is_few = len(self.levels) + self.skipped < FEW_STEPS
+    if options.lower_order_final and is_few:
       return min(max_order, i + 1, left)
-    return 1 if self.ends_clean and left == 1 else min(max_order, i + 1)
+    is_euler = self.ends_clean or options.euler_at_final
+    return 1 if is_euler and left == 1 else min(max_order, i + 1)
 
   def steps(self) -> list[tuple[Level, Level]]:
     """(from, to) of every step."""
@@ -101,7 +113,10 @@ class NoiseLevels:
 
 
 def spaced_times(
-  steps: int, timestep_spacing: TimestepSpacing, total: int = 1000
+  steps: int,
+  timestep_spacing: TimestepSpacing,
+  total: int = 1000,
+  lcm_steps: int = LCM_STEPS,
 ) -> np.ndarray:
   """`steps` decreasing times in [0, total), float64.
 
@@ -111,18 +126,18 @@ def spaced_times(
   starting at 0.8 of the schedule. "trailing" starts at total - 1 (Lin et al.
   2023, table 2); "linspace" includes both ends, "sgm_uniform" all but the last
   of one step more, neither rounded. "simple" is trailing, rounded down. "lcm"
-  takes every k-th of the 50 times that consistency models are distilled on.
+  takes every k-th of the `lcm_steps` times that consistency models are
+  distilled on. ComfyUI's "beta" are the quantiles of Beta(0.6, 0.6) (Lee et al.
+  2024), fewer times where some are equal; its "ddim_uniform" are those from 1
+  by total // steps, which may be more.
 
   Raises:
-    ValueError: unless 1 <= steps <= total, or 50 for "lcm".
+    ValueError: unless 1 <= steps <= total, or `lcm_steps` for "lcm".
   """
-  most = min(LCM_STEPS, total) if timestep_spacing == "lcm" else total
+  most, kind = total, "noise schedule"
+  if timestep_spacing == "lcm":
+    most, kind = min(lcm_steps, total), "distillation's timesteps"
   if not 1 <= steps <= most:
-    kind = (
-      "distillation's timesteps"
-      if timestep_spacing == "lcm"
-      else "noise schedule"
-    )
     raise ValueError(
       f"steps must be between 1 and {most} (the length of the {kind}), got "
       f"{steps}"
@@ -138,6 +153,10 @@ def spaced_times(
     return (total - 1 - count * total // steps).astype(np.float64)
   if timestep_spacing == "quadratic":
     return _quadratic(steps, total)
+  if timestep_spacing == "beta":
+    return _beta_times(steps, total)
+  if timestep_spacing == "ddim_uniform":
+    return np.arange(1, total, max(total // steps, 1))[::-1].astype(np.float64)
   if timestep_spacing == "lcm":
     trained = (np.arange(most, 0, -1) * (total // most) - 1).astype(np.float64)
     return trained[count * most // steps]
@@ -155,20 +174,30 @@ def _quadratic(steps: int, total: int) -> np.ndarray:
   return np.minimum(rising + 1, total - 1)[::-1]
 
 
+def _beta_times(steps: int, total: int) -> np.ndarray:
+  """Each of ComfyUI's times once."""
+  from scipy.special import betaincinv  # slow to import, for this alone
+
+  fraction = betaincinv(0.6, 0.6, 1 - np.arange(steps) / steps)
+  times = np.rint(fraction * (total - 1))
+  return times[np.diff(times, prepend=total) < 0]
+
+
 def spaced_ratios(
   steps: int, timestep_spacing: TimestepSpacing, highest: float, lowest: float
 ) -> np.ndarray:
   """`steps` decreasing sigma / signal from `highest` to `lowest`.
 
   "karras": even in its seventh root (Karras et al. 2022, eq. 5);
-  "exponential": in its logarithm; "beta": at the quantiles of Beta(0.6, 0.6)
-  (Lee et al. 2024); "kl_optimal": in its arctangent (Sabour et al. 2024).
+  "exponential" and "lu": in its logarithm; "beta_sigmas": at the quantiles of
+  Beta(0.6, 0.6) (Lee et al. 2024), as in A1111's web UI and diffusers;
+  "kl_optimal": in its arctangent (Sabour et al. 2024).
   """
   fraction = np.linspace(0, 1, steps)
   if timestep_spacing == "karras":
     high, low = highest ** (1 / RHO), lowest ** (1 / RHO)
     return (high + fraction * (low - high)) ** RHO
-  if timestep_spacing == "exponential":
+  if timestep_spacing in ("exponential", "lu"):
     return np.exp(np.linspace(np.log(highest), np.log(lowest), steps))
   if timestep_spacing == "kl_optimal":
     high, low = np.arctan(highest), np.arctan(lowest)
@@ -178,7 +207,7 @@ def spaced_ratios(
   return lowest + betaincinv(0.6, 0.6, 1 - fraction) * (highest - lowest)
 
 
-BY_RATIO = ("karras", "exponential", "beta", "kl_optimal")
+BY_RATIO = ("karras", "exponential", "lu", "beta_sigmas", "kl_optimal")
 
 
 def noise_levels(
@@ -187,12 +216,14 @@ def noise_levels(
   timestep_spacing: TimestepSpacing,
   final_time: float | int = CLEAN_TIME,
   least: float = 0.0,
+  lcm_steps: int = LCM_STEPS,
 ) -> NoiseLevels:
   """The levels of a spacing, from the schedule's noisiest time to `final_time`.
 
   Args:
     final_time: the time at which the last step ends.
     least: see `Schedule.level_at`.
+    lcm_steps: see `spaced_times`.
 
   Raises:
     ValueError: the spacing cannot have so many steps.
@@ -206,7 +237,7 @@ def noise_levels(
       steps, timestep_spacing, *(level.ratio for level in ends)
     )
     return levels_at_ratios(schedule, ratios, final_time)
-  times = spaced_times(steps, timestep_spacing, schedule.steps)
+  times = spaced_times(steps, timestep_spacing, schedule.steps, lcm_steps)
   return levels_at_times(schedule, times, final_time, least)
 
 

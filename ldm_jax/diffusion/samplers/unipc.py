@@ -4,13 +4,25 @@ The estimate at the predicted point corrects that point without another
 evaluation, which raises the order by one (Zhao et al. 2023, algorithms 5, 6).
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ldm_jax.diffusion.samplers.dpm_solver import span
-from ldm_jax.diffusion.samplers.sampler_table import X0, A, B, C, D, Row, X, row
+from ldm_jax.diffusion.samplers.sampler_table import (
+  EPS,
+  X0,
+  A,
+  B,
+  C,
+  D,
+  Row,
+  X,
+  row,
+)
+from ldm_jax.diffusion.samplers.solver_options import SolverOptions
 from ldm_jax.diffusion.samplers.timesteps import NoiseLevels
 from ldm_jax.diffusion.schedule import Level
 
@@ -19,24 +31,39 @@ def unipc(
   noise_levels: NoiseLevels,
   order: int = 2,
   is_bh2: bool = True,
-  corrects: bool = True,
+  options: SolverOptions = SolverOptions(),
 ) -> Iterator[Row]:
-  """UniPC of x0 with B(h) = e^h - 1, or h (bh1).
+  """UniPC of x0 or eps with B(h) = e^h - 1, or h (bh1).
 
-  Without the corrector it is UniP, of one order less. Orders rise from 1 and
-  fall to 1 again over the last steps, as in the authors' code.
+  A step that is not corrected (`disable_corrector`) is UniP's, of one order
+  less. Orders rise from 1 and fall to 1 again over the last steps, as in the
+  authors' code.
   """
   steps, orders = noise_levels.steps(), []
+  estimate = X0 if options.predict_x0 else EPS
+  uncorrected = {
+    i + 1 - noise_levels.skipped for i in options.disable_corrector
+  }
+  move = functools.partial(_move, is_bh2=is_bh2, is_x0=options.predict_x0)
   for i, (s, t) in enumerate(steps):
     levels = [level for level, _ in steps[i::-1]]
     x = X
-    if i > 0 and corrects:
+    if i > 0 and i not in uncorrected:
       known = [s, *levels[1:]]
-      x = _move(known, orders[-1], A, [X0, B, C, D], is_bh2, corrects=True)
-    orders.append(min(order, i + 1, len(steps) - i))
+      x = move(known, orders[-1], A, [estimate, B, C, D], corrects=True)
+    orders.append(_order(noise_levels, i, order, options))
     known = [t, *levels]
-    ahead = _move(known, orders[-1], x, [None, X0, B, C], is_bh2, False)
-    yield row(s, t, x=ahead, a=x, b=X0, c=B, d=C)
+    ahead = move(known, orders[-1], x, [None, estimate, B, C], corrects=False)
+    yield row(s, t, x=ahead, a=x, b=estimate, c=B, d=C)
+
+
+def _order(
+  noise_levels: NoiseLevels, i: int, order: int, options: SolverOptions
+) -> int:
+  left, (s, t) = len(noise_levels.levels) - i, noise_levels.steps()[i]
+  if options.lower_order_final or t.sigma in (0, s.sigma):
+    return min(order, i + 1, left)
+  return min(order, i + 1)
 
 
 def _move(
@@ -45,15 +72,22 @@ def _move(
   x: np.ndarray,
   estimates: Sequence[np.ndarray | None],
   is_bh2: bool,
+  is_x0: bool,
   corrects: bool,
 ) -> np.ndarray:
   """From levels[1] to levels[0]  (Zhao et al. 2023, eq. 5 and 8 in x0).
 
+  With signal and sigma exchanged the formulas of x0 are those of eps.
+
   Args:
     x: at levels[1].
-    estimates: x0 at each of the levels; the first is used by the corrector
-      alone.
+    estimates: x0 or eps at each of the levels; the first is used by the
+      corrector alone.
   """
+  if not is_x0 and levels[0].sigma == 0:
+    return levels[0].signal * X0  # the limit of order 1
+  if not is_x0:
+    levels = [Level(level.time, level.sigma, level.signal) for level in levels]
   t, s = levels[:2]
   x0 = estimates[1]
   h = span(s, t)

@@ -1,17 +1,20 @@
 """diffusers' scheduler_config.json, to and from a `Schedule` and a sampler."""
 
+import math
 from typing import Any
 
 from ldm_jax.diffusion.prediction import Prediction
-from ldm_jax.diffusion.samplers import SamplerConfig
+from ldm_jax.diffusion.samplers import SAMPLERS, SamplerConfig
 from ldm_jax.diffusion.samplers.sampler_names import parse_sampler_name
+from ldm_jax.diffusion.samplers.solver_options import SolverOptions
+from ldm_jax.diffusion.samplers.timesteps import TimestepSpacing
 from ldm_jax.diffusion.schedule import CLEAN_TIME, Schedule
 from ldm_jax.errors import ConfigError
-from ldm_jax.pretrained.configs.defaults import SCHEDULERS
+from ldm_jax.pretrained.configs import scheduler_options
+from ldm_jax.pretrained.configs.scheduler_options import NEAREST, read_values
 from ldm_jax.pretrained.configs.strict_config import (
   DIFFUSERS,
   Config,
-  class_name,
   refusal,
 )
 
@@ -26,19 +29,20 @@ _BETAS = {
 def schedule(config: Config) -> tuple[Schedule, Prediction]:
   """The noise schedule of a scheduler_config.json, and what its model predicts.
 
-  All other keys are of the sampler; see `sampler_config`.
+  All other keys are of the sampler; see `sampler_config`. A rescaling to zero
+  terminal SNR is of the model, so it is read even of a class that has no such
+  key: diffusers keeps it when a scheduler is made from another's config.
 
   Raises:
-    ConfigError: a scheduler without a table of betas, or another table than
-      `Schedule` makes.
+    ConfigError: a scheduler without a table of betas, another table than
+      `Schedule` makes, or a key that asks for something else.
   """
-  kind = class_name(config, SCHEDULERS)
-  values = SCHEDULERS[kind] | dict(config)
+  kind, values = read_values(config)
   for key, known in (
     ("beta_schedule", _BETAS),
     ("prediction_type", PREDICTIONS),
   ):
-    if values[key] not in known:
+    if values[key] not in tuple(known):
       raise refusal(kind, key, values[key], known)
   if values["trained_betas"] is not None:
     raise refusal(kind, "trained_betas", "...", (None,))
@@ -48,97 +52,142 @@ def schedule(config: Config) -> tuple[Schedule, Prediction]:
       values["beta_start"],
       values["beta_end"],
       values["num_train_timesteps"],
-      bool(values["rescale_betas_zero_snr"]),
+      bool(config.get("rescale_betas_zero_snr", False)),
     )
   except ValueError as error:
     raise ConfigError(f"{kind}: {error}") from error
   return made, PREDICTIONS[values["prediction_type"]]
 
 
-# Schedulers that are not supported, and the nearest sampler.
-_NEAREST = {
-  "SASolverScheduler": "dpmpp_2m_sde",
-  "DPMSolverSDEScheduler": "dpmpp_2m_sde",
-}
-# Defaults of set_alpha_to_one.
-_STOPS = {"ddim": True, "plms": False, "pndm_prk": False}
+# As diffusers chooses where a config asks for several.
 _SPACED = (
   ("use_karras_sigmas", "karras"),
+  ("use_lu_lambdas", "lu"),
   ("use_exponential_sigmas", "exponential"),
-  ("use_beta_sigmas", "beta"),
+  ("use_beta_sigmas", "beta_sigmas"),
 )
+_SDE = "sde-"
 
 
 def sampler_config(config: Config) -> SamplerConfig:
   """The sampler of a scheduler_config.json with its timestep spacing and end.
 
   The number of steps is the caller's. Missing keys have the class's defaults of
-  diffusers 0.42.
+  diffusers 0.42, but for the spacing, which is then the sampler's own.
 
   Raises:
-    ConfigError: it is of an unknown class.
+    ConfigError: it is of an unknown class, or a key asks for something that is
+      not supported.
   """
-  kind = class_name(config, SCHEDULERS)
-  sampler = _NEAREST.get(kind) or parse_sampler_name(kind)[0]
-  is_stochastic = str(config.get("algorithm_type", "")).startswith("sde")
-  if sampler == "plms" and not config.get("skip_prk_steps", False):
-    sampler = "pndm_prk"
-  if sampler == "dpmpp_2m" and is_stochastic:
-    sampler = "dpmpp_2m_sde"
-  if sampler == "dpmpp_2s" and config.get("solver_order", 2) == 3:
-    sampler = "dpmpp_3s"
-  if sampler == "unipc" and config.get("solver_type") == "bh1":
-    sampler = "unipc_bh1"
+  kind, values = read_values(config)
+  sampler = _sampler(kind, values)
+  is_single_sde = _is_sde(values) and kind == "DPMSolverSinglestepScheduler"
+  base = (
+    config.get("timestep_spacing") if "timestep_spacing" in values else None
+  )
+  spacing = _by_sigma(values) or base
   order = None
-  if sampler in ("unipc", "unipc_bh1", "deis"):
-    order = config.get("solver_order", 2)
-  timestep_spacing = config.get("timestep_spacing")
-  for key, spacing in _SPACED:
-    if config.get(key):
-      timestep_spacing = spacing
-  # Configs may keep keys of other classes, which this one ignores.
-  if sampler in _STOPS:
-    is_clean = config.get("set_alpha_to_one", _STOPS[sampler])
-  else:
-    is_clean = config.get("final_sigmas_type", "zero") == "zero"
+  if kind not in NEAREST:
+    order = values.get("solver_order")
   try:
     return SamplerConfig(
       sampler=sampler,
-      timestep_spacing=None if sampler in ("lcm", "tcd") else timestep_spacing,
+      timestep_spacing=None if sampler in ("lcm", "tcd") else spacing,
+      eta=1.0 if is_single_sde else None,
       order=order,
-      final_time=CLEAN_TIME if is_clean else 0.0,
+      final_time=CLEAN_TIME if _ends_clean(sampler, values) else 0.0,
       steps_offset=config.get("steps_offset", 0),
-      base_spacing=config.get("timestep_spacing"),
+      base_spacing=base,
+      options=_options(sampler, values),
     )
   except ValueError as error:
     raise ConfigError(f"{kind}: {error}") from error
 
 
+def _is_sde(values: Config) -> bool:
+  return str(values.get("algorithm_type")).startswith(_SDE)
+
+
+def _sampler(kind: str, values: Config) -> str:
+  """The sampler's name here."""
+  if kind in NEAREST:
+    return NEAREST[kind]
+  if kind == "PNDMScheduler":
+    return "plms" if values["skip_prk_steps"] else "pndm_prk"
+  if kind == "DPMSolverMultistepScheduler":
+    return "dpmpp_2m_sde" if _is_sde(values) else "dpmpp_2m"
+  if kind == "DPMSolverSinglestepScheduler":
+    return "dpmpp_3s" if values["solver_order"] == 3 else "dpmpp_2s"
+  if kind == "UniPCMultistepScheduler":
+    return "unipc_bh1" if values["solver_type"] == "bh1" else "unipc"
+  return parse_sampler_name(kind)[0]
+
+
+def _by_sigma(values: Config) -> TimestepSpacing | None:
+  """The spacing that overrides timestep_spacing, if there is one."""
+  for key, spacing in _SPACED:
+    if values.get(key):
+      return spacing
+  return None
+
+
+def _ends_clean(sampler: str, values: Config) -> bool:
+  """Whether the last step ends at the image, not at the first time."""
+  if SAMPLERS[sampler].may_stop_early:
+    return values["set_alpha_to_one"]
+  return values.get("final_sigmas_type", "zero") == "zero"
+
+
+def _options(sampler: str, values: Config) -> SolverOptions:
+  """What else the sampler obeys; algorithm_type is an option here."""
+  found = {
+    name: values[name] for name in SAMPLERS[sampler].options if name in values
+  }
+  algorithm = values.get("algorithm_type", "")
+  if "solver_type" in found:
+    found["predict_x0"] = algorithm.removeprefix(_SDE) != "dpmsolver"
+    is_heun = found["solver_type"] == "heun"
+    found["solver_type"] = "heun" if is_heun else "midpoint"
+  if "variance_type" in found:
+    is_large = found["variance_type"] == "fixed_large"
+    found["variance_type"] = "fixed_large" if is_large else "fixed_small"
+  if "disable_corrector" in found:
+    found["disable_corrector"] = tuple(found["disable_corrector"])
+  if found.get("lambda_min_clipped") == -math.inf:
+    del found["lambda_min_clipped"]
+  if _by_sigma(values) is None:
+    found = found | dict.fromkeys(("sigma_min", "sigma_max") & found.keys())
+  return SolverOptions(**found)
+
+
 def unsupported_options(config: Config) -> tuple[str, ...]:
-  """What a scheduler_config.json asks for that `sampler_config` does not do."""
-  kind, found = class_name(config, SCHEDULERS), []
-  if kind in _NEAREST:
-    found.append(f"{kind} is not among the samplers; {_NEAREST[kind]} is used")
-  algorithm = config.get("algorithm_type", "dpmsolver++")
-  if kind.startswith("DPMSolver") and not algorithm.endswith("++"):
-    found.append(f"{kind}'s {algorithm!r} is sampled as {algorithm}++")
-  order = config.get("solver_order", 2)
-  if kind == "DPMSolverMultistepScheduler" and order != 2:
-    found.append(f"{kind} of order {order} is sampled with order 2")
-  if kind.startswith("DPMSolver") and config.get("solver_type") == "heun":
-    found.append(f"{kind}'s solver_type 'heun' is sampled as 'midpoint'")
-  for key in ("thresholding", "clip_sample"):
-    if config.get(key):
-      found.append(
-        f"{kind} sets {key}, which is not applied to latents (see --threshold)"
-      )
-  return tuple(found)
+  """What a scheduler_config.json asks for that `sampler_config` does not do.
+
+  Raises:
+    ConfigError: see `sampler_config`.
+  """
+  return scheduler_options.warnings(config, sampler_config(config))
+
+
+# Without these diffusers clips latents, and starts a step too late.
+_DDIM = {
+  "_class_name": "DDIMScheduler",
+  "clip_sample": False,
+  "set_alpha_to_one": False,
+  "steps_offset": 1,
+  "timestep_spacing": "leading",
+}
 
 
 def schedule_config(
-  schedule: Schedule, prediction: Prediction
+  schedule: Schedule, prediction: Prediction, source: Config | None = None
 ) -> dict[str, Any]:
-  """A DDIMScheduler's config that samples as Stable Diffusion's own do.
+  """A scheduler's config with the given schedule.
+
+  Args:
+    source: the config that the model was read with: its sampler and all other
+      keys are kept. None makes a DDIMScheduler that samples as Stable
+      Diffusion's own do.
 
   Raises:
     ConfigError: diffusers has no such betas.
@@ -155,18 +204,20 @@ def schedule_config(
       f"diffusers' schedulers have no prediction {prediction!r}; they have "
       f"{', '.join(predictions)}"
     )
-  return {
-    "_class_name": "DDIMScheduler",
+  noise = {
     "_diffusers_version": DIFFUSERS,
     "beta_end": schedule.end,
     "beta_schedule": betas[schedule.kind],
     "beta_start": schedule.start,
-    "clip_sample": False,
     "num_train_timesteps": schedule.steps,
     "prediction_type": predictions[prediction],
     "rescale_betas_zero_snr": schedule.zero_terminal_snr,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
     "trained_betas": None,
   }
+  if source is None:
+    return _DDIM | noise
+  kind, values = read_values(source)
+  is_known = "rescale_betas_zero_snr" in {*values, *source}
+  if not is_known and not schedule.zero_terminal_snr:
+    del noise["rescale_betas_zero_snr"]  # the class has no such key
+  return dict(source) | noise | {"_class_name": kind}

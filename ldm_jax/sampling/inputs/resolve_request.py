@@ -125,25 +125,30 @@ def resolve_sampler(
     sampler, spacing = parse_sampler_name(request.sampler)
   elif request.sampler is not None:
     sampler = request.sampler  # a user-defined function
-  order, base_spacing = None, None
+  kept = SamplerConfig(sampler=sampler)
   if sampler == own.sampler:
-    order, base_spacing = own.order, own.base_spacing
+    kept = own
     spacing = spacing or own.timestep_spacing
+  elif request.compat is not None:
+    kept = own.from_config(sampler)
+    spacing = spacing or kept.timestep_spacing
   if request.timestep_spacing is not None:
-    spacing = parse_timestep_spacing(request.timestep_spacing)
+    spacing = parse_timestep_spacing(request.timestep_spacing, sampler)
+  final_time = own.final_time if request.compat is None else kept.final_time
   steps = len(request.times or request.sigmas) or request.steps
   return SamplerConfig(
     steps=steps,
     sampler=sampler,
     timestep_spacing=spacing,
-    eta=request.eta,
-    order=order if request.order is None else request.order,
-    final_time=own.final_time,
+    eta=kept.eta if request.eta is None else request.eta,
+    order=kept.order if request.order is None else request.order,
+    final_time=final_time,
     times=tuple(request.times),
     sigmas=tuple(request.sigmas),
     compat=request.compat,
     steps_offset=own.steps_offset,
-    base_spacing=base_spacing,
+    base_spacing=kept.base_spacing,
+    options=kept.options,
   )
 
 
