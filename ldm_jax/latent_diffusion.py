@@ -1,7 +1,7 @@
 """A latent diffusion model: first stage, conditioners, backbone, schedule."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -16,7 +16,7 @@ from ldm_jax.diffusion.prediction import (
   Prediction,
   to_estimate,
 )
-from ldm_jax.diffusion.schedule import Level, Schedule
+from ldm_jax.diffusion.schedule import Level, Schedule, append_dims
 from ldm_jax.nn.backbone import Backbone
 from ldm_jax.nn.conditioners.conditioner import Conditioner
 from ldm_jax.nn.conditioners.embedders import Condition, merge
@@ -128,16 +128,19 @@ class LatentDiffusion:
       raw: the conditioners' inputs by `input_key`: ids, labels, ...
       drop: by `input_key`, bool [b]: true for the unconditional output.
     """
-    return merge(
-      [
-        conditioner.apply(
-          params.conditioners[conditioner.input_key],
-          raw[conditioner.input_key],
-          drop[conditioner.input_key],
-        )
-        for conditioner in self.conditioners
-      ]
-    )
+    names = [conditioner.input_key for conditioner in self.conditioners]
+    return merge([self.condition_part(params, n, raw, drop) for n in names])
+
+  def condition_part(
+    self,
+    params: Parameters,
+    name: str,
+    raw: Mapping[str, Any],
+    drop: Mapping[str, Array],
+  ) -> Condition:
+    """The output of the conditioner whose `input_key` is `name`."""
+    (part,) = (c for c in self.conditioners if c.input_key == name)
+    return part.apply(params.conditioners[name], raw[name], drop[name])
 
   def predict(
     self,
@@ -178,18 +181,68 @@ class LatentDiffusion:
     """(x_t, level) -> (x0, eps) with guidance.
 
     The backbone is evaluated once on a batch of both conditions, the negative
-    one first.
+    one first; twice if their contexts differ in length.
     """
-    both = jax.tree.map(lambda *x: jnp.concatenate(x), negative, positive)
+    predict = self._predictor(params, [negative, positive])
 
     def denoise(xt: Array, level: Level) -> Estimate:
-      t = jnp.broadcast_to(level.time, (2 * xt.shape[0],))
-      output = self.predict(params, jnp.concatenate([xt, xt]), t, both)
+      outputs = predict(xt, level)
       fraction = level.time / self.schedule.steps
-      output = guidance.combine(*jnp.split(output, 2), fraction)
+      output = guidance.combine(*outputs, fraction)
       return to_estimate(self.prediction, level, xt, output)
 
     return denoise
+
+  def composed_denoiser(
+    self,
+    params: Parameters,
+    negative: Condition,
+    positives: Sequence[Condition],
+    weights: Float[Array, "b k"],
+    guidance: Guidance,
+  ) -> Denoiser:
+    """Guidance towards several conditions  (Liu et al. 2022, eq. 11).
+
+    The conditional output is negative + sum_i w_i (positive_i - negative).
+    """
+    predict = self._predictor(params, [negative, *positives])
+
+    def denoise(xt: Array, level: Level) -> Estimate:
+      away, *outputs = predict(xt, level)
+      composed = away + sum(
+        append_dims(weights[:, i], xt) * (output - away)
+        for i, output in enumerate(outputs)
+      )
+      fraction = level.time / self.schedule.steps
+      output = guidance.combine(away, composed, fraction)
+      return to_estimate(self.prediction, level, xt, output)
+
+    return denoise
+
+  def _predictor(
+    self, params: Parameters, conditions: Sequence[Condition]
+  ) -> Callable[[Array, Level], list[Array]]:
+    """(x_t, level) -> `predict` with each condition.
+
+    One evaluation of the backbone on a batch of all of them, if their shapes
+    agree.
+    """
+    time = lambda level, count: jnp.broadcast_to(level.time, (count,))
+    shapes = [jax.tree.map(jnp.shape, condition) for condition in conditions]
+    if any(shape != shapes[0] for shape in shapes):
+      return lambda xt, level: [
+        self.predict(params, xt, time(level, len(xt)), each)
+        for each in conditions
+      ]
+    count = len(conditions)
+    every = jax.tree.map(lambda *x: jnp.concatenate(x), *conditions)
+
+    def predict(xt: Array, level: Level) -> list[Array]:
+      repeated = jnp.concatenate([xt] * count)
+      t = time(level, len(repeated))
+      return jnp.split(self.predict(params, repeated, t, every), count)
+
+    return predict
 
   def init(self, key: Array, raw: Mapping[str, Any], shape: tuple) -> dict:
     """New parameters of what stage two trains: backbone and conditioners.

@@ -37,6 +37,7 @@ from ldm_jax.sampling import (
 )
 from ldm_jax.sampling.inpainting import latent_mask, slerp
 from ldm_jax.sampling.inputs.resize import extend_canvas, fit_image, fit_mask
+from ldm_jax.sampling.sampling_config import PromptVariant
 from ldm_jax.sampling.tiling import blend, starts, windowed
 
 SIDE = 16
@@ -529,7 +530,9 @@ def test_the_negative_side_drops_what_training_dropped(model, rate):
   start = inpainting._initial_latents.start(
     CONFIG, inputs, inputs.image_inputs, inpainting._plan(CONFIG), rows
   )
-  step = inpainting._step_inputs(CONFIG, *sides(2), inputs, start, rows)
+  positive, negative = sides(2)
+  batch = inpainting._batch(CONFIG, inputs, start, rows)
+  step = inpainting._step_inputs(batch, PromptVariant((positive,), negative))
   assert np.abs(step.positive.concat).max() > 0
   is_kept = rate == 0
   assert np.array_equal(step.positive.concat, step.negative.concat) == is_kept

@@ -123,6 +123,21 @@ def test_a_token_becomes_one_token_per_vector(tmp_path, folder, word):
   assert len(table(loaded)) == size
 
 
+def test_all_vectors_of_a_word_are_in_one_chunk(tmp_path, folder):
+  loaded = with_tokenizers(folder)
+  found = learned(tmp_path, loaded, {"<toy>": THREE})
+  size, most = len(table(loaded)), LENGTH - 2
+  ids = found.tokenizer.encode(["cat " * (most - 1) + "<toy> cat"])
+  first, second = ids[0, 0, :LENGTH], ids[0, 0, LENGTH:]
+  (cat,) = loaded.tokenizer.syntaxes[0].ids("cat")
+  assert (first == cat).sum() == most - 1 and not np.any(first >= size)
+  assert second[1:5].tolist() == [size, size + 1, size + 2, cat]
+  line = refused(
+    lambda: learned(tmp_path, loaded, {"<big>": rows(most + 1, 16)})
+  )
+  assert f"{most + 1} vectors" in line and f"holds {most}" in line
+
+
 def test_a_word_is_found_as_a_word_only(tmp_path, folder):
   loaded = with_tokenizers(folder)
   found = learned(tmp_path, loaded, {"zap": rows(2, 16)})

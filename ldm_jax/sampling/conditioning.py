@@ -1,15 +1,13 @@
 """A request's conditions as the arrays that a model's conditioners read."""
 
 import dataclasses
-import logging
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
-from ldm_jax.data.text.prompt_weighting import (
-  WeightedPrompt,
-  parse_prompt_weights,
-)
+from ldm_jax.data.text.prompt_weighting import WeightedPrompt
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
@@ -26,11 +24,15 @@ from ldm_jax.nn.conditioners.spatial import (
   SegmentationEmbedder,
 )
 from ldm_jax.sampling.inputs.condition_inputs import own_condition
-from ldm_jax.sampling.sampling_config import Conditioning
+from ldm_jax.sampling.inputs.prompt_inputs import (
+  TextInput,
+  encode_clip,
+  encode_text,
+  weighted_prompts,
+  with_equal_lengths,
+)
+from ldm_jax.sampling.sampling_config import Conditioning, PromptVariant
 
-logger = logging.getLogger(__name__)
-
-MAX_CHARACTERS = 10_000  # of a prompt
 # Aesthetic scores, positive and negative, of SDXL's refiner (its config).
 AESTHETIC_SCORES = (6.0, 2.5)
 
@@ -40,21 +42,23 @@ class ConditionInputs:
   """Conditions of a batch of images.
 
   Attributes:
-    prompts: one per image; empty if there are none.
+    prompts: one per image; empty if there are none. With weights, or texts.
     negative_prompts: one per image; None is unconditional.
     class_label: of all images, or None.
     height, width: of the images, in pixels.
-    emphasis: read (word:1.3) and [word] in prompts as weights.
+    emphasis: use the weights of prompts, and read (word:1.3) and [word] in
+      texts.
     segmap: a map of classes, [height width].
     layout: boxes, rows of x0, y0, x1, y1 in [0, 1] and a class.
     neighbours: rows of embeddings.
     depth: [height width], -1 to 1, the nearest 1.
-    chunks: of CLIP's prompts at least, each of 75 tokens.
+    chunks: of CLIP's prompts at least, each of 75 tokens; for images of
+      earlier versions, see `Replay`.
     arrays: of one example, for user-defined conditioners.
   """
 
-  prompts: Sequence[str]
-  negative_prompts: Sequence[str | None]
+  prompts: Sequence[str | WeightedPrompt]
+  negative_prompts: Sequence[str | WeightedPrompt | None]
   class_label: int | None
   height: int
   width: int
@@ -77,31 +81,106 @@ def encode_conditions(
 ) -> tuple[Conditioning, Conditioning]:
   """The conditioners' inputs, positive and negative; logs ignored text.
 
+  Each side has the chunks that its longest prompt needs, repeated to one
+  length; see `with_equal_lengths`.
+
   Raises:
     ConfigError: the model has no conditioner for a condition, or needs one.
   """
-  _check_kinds(loaded, inputs)
-  weighted = None
-  if inputs.emphasis:
-    inputs, weighted = _without_weights(inputs)
+  (positive,), negative, _ = encode_variant(loaded, [inputs], None)
+  return positive, negative
+
+
+def encode_variant(
+  loaded: LoadedModel,
+  inputs: Sequence[ConditionInputs],
+  weights: Float[np.ndarray, "n k"] | None,
+) -> PromptVariant:
+  """The inputs for several prompts that are composed, or for one.
+
+  Args:
+    inputs: one for each prompt; the negative side is that of the first.
+    weights: of the prompts; None of one.
+
+  Raises:
+    ConfigError: see `encode_conditions`.
+  """
+  sides = []
+  for each in inputs:
+    _check_kinds(loaded, each)
+    positive, negative = _encode_arrays(loaded, each)
+    sides += [negative, positive] if not sides else [positive]
+  for part in loaded.model.conditioners:
+    if isinstance(part, TextEmbedder | ClipEmbedder):
+      sides = _with_texts(loaded, part, inputs, sides)
+  return PromptVariant(tuple(sides[1:]), sides[0], weights)
+
+
+def _encode_arrays(
+  loaded: LoadedModel, inputs: ConditionInputs
+) -> tuple[Conditioning, Conditioning]:
+  """All inputs but text and images."""
   raw, null = ({}, {}), ({}, {})
   for part in loaded.model.conditioners:
-    if isinstance(part, ConcatConditioner):
-      continue  # they read images; see initial_latents.py
+    if isinstance(part, ConcatConditioner | TextEmbedder | ClipEmbedder):
+      continue  # images are read in initial_latents.py
     encode = _ENCODERS.get(type(part), own_condition)
     sides = encode(loaded, part, inputs)
     for i, (array, is_null) in enumerate(sides):
       raw[i][part.input_key], null[i][part.input_key] = array, is_null
-  positive, negative = map(Conditioning, raw, null)
-  if weighted is None:
-    return positive, negative
-  return _with_weights(loaded, (positive, negative), weighted)
+  return tuple(map(Conditioning, raw, null))
+
+
+def _with_texts(
+  loaded: LoadedModel,
+  part: TextEmbedder | ClipEmbedder,
+  inputs: Sequence[ConditionInputs],
+  sides: Sequence[Conditioning],
+) -> list[Conditioning]:
+  """The sides, the negative one first, with the inputs of a text encoder."""
+  is_clip, first = isinstance(part, ClipEmbedder), inputs[0]
+  read = functools.partial(weighted_prompts, has_syntax=first.emphasis)
+  prompts = [read(each.prompts or [""] * each.count) for each in inputs]
+  negatives = read(first.negative_prompts, keeps_none=is_clip)
+  if is_clip:
+    texts = _clip_texts(loaded, [negatives, *prompts], first)
+  else:
+    encode = functools.partial(encode_text, loaded.tokenizer)
+    texts = [encode(each, first.emphasis) for each in [negatives, *prompts]]
+  name = part.input_key
+  return [
+    Conditioning(
+      side.raw | {name: text.ids},
+      side.is_null | {name: text.is_null},
+      text.weights,
+      None if text.empty is None else {name: text.empty},
+    )
+    for side, text in zip(sides, texts, strict=True)
+  ]
+
+
+def _clip_texts(
+  loaded: LoadedModel,
+  sides: Sequence[Sequence[WeightedPrompt | None]],
+  inputs: ConditionInputs,
+) -> list[TextInput]:
+  """Ids for CLIP of every side, of one length."""
+  if loaded.tokenizer is None:
+    raise ConfigError(
+      "the model comes without a tokenizer; give a folder (--tokenizer) with "
+      "vocab.json and merges.txt, or tokenizer.json (CLIP's, as in the "
+      "tokenizer folder of any Stable Diffusion model)"
+    )
+  options = inputs.emphasis, inputs.chunks
+  texts = [encode_clip(loaded.tokenizer, side, *options) for side in sides]
+  return with_equal_lengths(texts, loaded.tokenizer.tokens_per_chunk + 2)
 
 
 def _check_kinds(loaded: LoadedModel, inputs: ConditionInputs) -> None:
   """Raises ConfigError for a condition that the model does not take."""
   kinds = {type(part) for part in loaded.model.conditioners}
-  if any(inputs.prompts) and not kinds & {TextEmbedder, ClipEmbedder}:
+  plain = [p if isinstance(p, str) else p.text for p in inputs.prompts]
+  if any(plain) and not kinds & {TextEmbedder, ClipEmbedder}:
     raise ConfigError("this model takes no text; leave prompt out")
   for name, kind, fact in (
     ("class_label", ClassEmbedder, "is not conditioned on classes"),
@@ -112,103 +191,6 @@ def _check_kinds(loaded: LoadedModel, inputs: ConditionInputs) -> None:
   ):
     if getattr(inputs, name) is not None and kind not in kinds:
       raise ConfigError(f"this model {fact}; leave {name} out")
-
-
-def _without_weights(
-  inputs: ConditionInputs,
-) -> tuple[ConditionInputs, tuple[list[WeightedPrompt], list[WeightedPrompt]]]:
-  """The inputs without brackets, and the weights of either side."""
-  sides = tuple(
-    [parse_prompt_weights(text) for text in side] for side in _texts(inputs)
-  )
-  prompts, negatives = ([each.text for each in side] for side in sides)
-  negatives = [
-    None if given is None else text
-    for given, text in zip(inputs.negative_prompts, negatives, strict=True)
-  ]
-  plain = dataclasses.replace(
-    inputs, prompts=prompts, negative_prompts=negatives
-  )
-  return plain, sides
-
-
-def _with_weights(
-  loaded: LoadedModel,
-  sides: tuple[Conditioning, Conditioning],
-  weighted: tuple[list[WeightedPrompt], list[WeightedPrompt]],
-) -> tuple[Conditioning, Conditioning]:
-  """Both sides with the weights of their tokens, and the empty prompt."""
-  (part,) = (
-    part
-    for part in loaded.model.conditioners
-    if isinstance(part, TextEmbedder | ClipEmbedder)
-  )
-  tokenizer, name, count = loaded.tokenizer, part.input_key, len(weighted[0])
-  rows = tokenizer.token_weights([*weighted[0], *weighted[1]])
-  length = sides[0].raw[name].shape[-1]
-  rows = np.pad(
-    rows, [(0, 0), (0, length - rows.shape[1])], constant_values=1.0
-  )
-  return tuple(
-    dataclasses.replace(
-      side,
-      weights=rows[i * count : (i + 1) * count],
-      empty=side.raw | {name: tokenizer.empty_like(side.raw[name])},
-    )
-    for i, side in enumerate(sides)
-  )
-
-
-def _texts(inputs: ConditionInputs) -> tuple[list[str], list[str]]:
-  """Prompts and negative prompts, one of each per image."""
-  prompts = list(inputs.prompts) or [""] * inputs.count
-  negatives = [text or "" for text in inputs.negative_prompts]
-  for text in dict.fromkeys([*prompts, *negatives]):
-    if len(text) > MAX_CHARACTERS:
-      raise ConfigError(
-        f"a prompt has {len(text)} characters; at most {MAX_CHARACTERS} are "
-        "allowed"
-      )
-  return prompts, negatives
-
-
-def _text(loaded, part, inputs):
-  """Ids for a text encoder of fixed length; longer prompts are cut."""
-  sides = []
-  for texts in _texts(inputs):
-    for text in dict.fromkeys(texts):
-      if unknown := loaded.tokenizer.unknown(text):
-        names = ", ".join(unknown)
-        logger.warning("the tokenizer has no token for %s (%r)", names, text)
-      (lost,) = loaded.tokenizer.cut([text])
-      if lost:
-        logger.warning(
-          "the last %d tokens of %r are beyond the length of the text encoder",
-          lost,
-          text,
-        )
-    is_null = np.asarray([not text.strip() for text in texts])
-    sides.append((loaded.tokenizer.encode(texts), is_null))
-  return sides
-
-
-def _clip(loaded, part, inputs):
-  """Ids for CLIP; both sides get the chunks that the longest prompt needs."""
-  if loaded.tokenizer is None:
-    raise ConfigError(
-      "the model comes without a tokenizer; give a folder (--tokenizer) with "
-      "vocab.json and merges.txt, or tokenizer.json (CLIP's, as in the "
-      "tokenizer folder of any Stable Diffusion model)"
-    )
-  texts, negatives = _texts(inputs)
-  ids = loaded.tokenizer.encode([*texts, *negatives])
-  chunk = loaded.tokenizer.tokens_per_chunk + 2  # begin and end
-  if (missing := inputs.chunks - ids.shape[2] // chunk) > 0:
-    empty = loaded.tokenizer.empty_like(ids)[:, :, :chunk]
-    ids = np.concatenate([ids, *[empty] * missing], axis=2)
-  is_null = np.asarray([text is None for text in inputs.negative_prompts])
-  count = inputs.count
-  return (ids[:count], np.zeros(count, bool)), (ids[count:], is_null)
 
 
 def _class(loaded, part, inputs):
@@ -289,8 +271,6 @@ def _neighbours(loaded, part, inputs):
 
 # Each returns (array, where it is unconditional) of both sides.
 _ENCODERS = {
-  TextEmbedder: _text,
-  ClipEmbedder: _clip,
   ClassEmbedder: _class,
   SizeEmbedder: _sizes,
   SegmentationEmbedder: _segmentation,

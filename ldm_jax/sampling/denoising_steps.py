@@ -5,7 +5,8 @@ compiled, so that progress after every step costs no compilation.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +20,21 @@ from ldm_jax.diffusion.guidance import (
   with_classifier_guidance,
 )
 from ldm_jax.diffusion.prediction import Denoiser, with_thresholding
+from ldm_jax.diffusion.schedule import append_dims
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.conditioners.embedders import Condition, merge
 from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.program_cache import shared_by_value
+from ldm_jax.sampling.initial_latents import InitialState
 from ldm_jax.sampling.inpainting import KnownRegion
-from ldm_jax.sampling.sampling_config import Conditioning
+from ldm_jax.sampling.sampling_config import (
+  Conditioning,
+  GenerationInputs,
+  PromptVariant,
+  SamplingConfig,
+)
 from ldm_jax.sampling.tiling import Crop, windowed
 
 
@@ -37,6 +45,8 @@ class StepInputs(NamedTuple):
     negative: None where guidance is off.
     known: the region that inpainting keeps, or None.
     classifier: its parameters, the classes [b], and its scale; or None.
+    others: conditions that are composed with `positive`.
+    weights: [b k] of `positive` and the others; None without others.
   """
 
   positive: Condition
@@ -45,6 +55,8 @@ class StepInputs(NamedTuple):
   threshold: tuple[float, float] | None
   known: KnownRegion | None
   classifier: tuple[Any, Array, float] | None = None
+  others: tuple[Condition, ...] = ()
+  weights: Array | None = None
 
 
 def weighted_condition(
@@ -52,16 +64,93 @@ def weighted_condition(
 ) -> Condition:
   """The condition, with the weights of its prompts if it has any.
 
-  z = z_empty + weight (z - z_empty), as ComfyUI computes it.
+  z = z_empty + weight (z - z_empty), as ComfyUI computes it. Each text encoder
+  has weights of its own, for its features of the context.
   """
-  encode = lambda raw: model.condition(params, raw, side.is_null)
-  condition = encode(side.raw)
   if side.weights is None:
-    return condition
-  empty = encode(side.empty).context
-  weights = side.weights[..., None]
-  context = empty + weights * (condition.context - empty)
-  return condition.replace(context=context)
+    return model.condition(params, side.raw, side.is_null)
+  ((name, empty),) = side.empty.items()
+  parts = []
+  for part in model.conditioners:
+    encode = functools.partial(model.condition_part, params, part.input_key)
+    condition = encode(side.raw, side.is_null)
+    if part.input_key == name:
+      origin = encode({name: empty}, side.is_null).context
+      weights = side.weights
+      has_encoders = weights.ndim == 3
+      wide = part.feature_weights if has_encoders else lambda w: w[..., None]
+      context = origin + wide(weights) * (condition.context - origin)
+      condition = condition.replace(context=context)
+    parts.append(condition)
+  return merge(parts)
+
+
+class Batch(NamedTuple):
+  """What the conditions of a batch depend on besides its prompts.
+
+  Attributes:
+    params: of the model.
+    classifier: of a classifier that guides, or None.
+    places: of the batch's images in `inputs`.
+  """
+
+  params: Parameters
+  classifier: Any
+  config: SamplingConfig
+  inputs: GenerationInputs
+  start: InitialState
+  places: np.ndarray
+
+
+def step_inputs(
+  model: LatentDiffusion,
+  sharding: Sharding,
+  encode: Callable[[Parameters, Conditioning], Condition],
+  batch: Batch,
+  variant: PromptVariant,
+) -> StepInputs:
+  """The encoded conditions of a batch, and the rest of a step.
+
+  Args:
+    encode: `weighted_condition` of the model, compiled.
+    variant: of the batch's images.
+  """
+  distribute, config, inputs = sharding.distribute, batch.config, batch.inputs
+  start = batch.start
+  names = [p.input_key for p in model.conditioners if p.has_unconditional]
+
+  def condition_of(side: Conditioning, null: Collection[str] = ()) -> Condition:
+    side = distribute(side).with_images(start.images or {}, null)
+    condition = encode(batch.params, side)
+    control = np.tile(np.float32(config.control), (len(start.keys), 1))
+    return condition.replace(
+      hint=start.hint,
+      control=None if start.hint is None else distribute(control),
+    )
+
+  condition, *others = map(condition_of, variant.positives)
+  if inputs.end is not None:
+    fraction = distribute(inputs.fractions[batch.places].astype(np.float32))
+    mix = lambda a, b: a + append_dims(fraction, a) * (b - a)
+    end = condition_of(inputs.end.rows(batch.places))
+    condition = jax.tree.map(mix, condition, end)
+  is_guided = config.guidance.needs_unconditional or bool(others)
+  classifier, weights = None, None
+  if inputs.labels is not None:
+    labels = distribute(inputs.labels[batch.places].astype(np.int32))
+    classifier = batch.classifier, labels, config.classifier_scale
+  if others:
+    weights = distribute(np.float32(variant.weights))
+  return StepInputs(
+    condition,
+    condition_of(variant.negative, names) if names and is_guided else None,
+    config.guidance,
+    config.threshold,
+    start.known,
+    classifier,
+    tuple(others),
+    weights,
+  )
 
 
 def run_piece(
@@ -91,6 +180,11 @@ def run_piece(
     positive = cut(step.positive)
     if step.negative is None:
       return model.denoiser(params, positive)
+    if step.others:
+      positives = [positive, *map(cut, step.others)]
+      return model.composed_denoiser(
+        params, cut(step.negative), positives, step.weights, step.guidance
+      )
     return model.guided_denoiser(
       params, cut(step.negative), positive, step.guidance
     )
@@ -129,6 +223,25 @@ def pieces(program: samplers.Row, length: int) -> Iterator[samplers.Row]:
   for part in samplers.split_table(program, length):
     (padded,) = samplers.split_table(part)
     yield padded
+
+
+def scheduled_pieces(
+  program: samplers.Row,
+  length: int,
+  schedule: Sequence[tuple[float, StepInputs]],
+) -> Iterator[tuple[samplers.Row, StepInputs]]:
+  """`pieces`, each with what its steps take.
+
+  Args:
+    schedule: (fraction of the rows at which it ends, inputs) in turn.
+  """
+  first, count = 0, len(program.index)
+  for end, step in schedule:
+    rows = slice(first, max(first, round(end * count)))
+    first = rows.stop
+    part = jax.tree.map(operator.itemgetter(rows), program)
+    for piece in pieces(part, length):
+      yield piece, step
 
 
 def add_x0_register(

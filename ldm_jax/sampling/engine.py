@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,27 +14,29 @@ from jaxtyping import Array, Float
 
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
-from ldm_jax.diffusion.schedule import append_dims
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.runtime.devices import attention_kernels, processes
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.sampling.denoising_steps import (
+  Batch,
   Progress,
   StepInputs,
   add_x0_register,
   keep_x0,
-  pieces,
   programs,
   report,
+  scheduled_pieces,
+  step_inputs,
 )
 from ldm_jax.sampling.initial_latents import InitialLatents, InitialState
 from ldm_jax.sampling.inpainting import paste
 from ldm_jax.sampling.latent_codec import LatentCodec
 from ldm_jax.sampling.sampling_config import (
+  ConditionGroup,
   Conditioning,
   GenerationInputs,
+  PromptVariant,
   SamplingConfig,
 )
 
@@ -65,6 +68,9 @@ class SamplingEngine:
     module, self._classifier_params = classifier or (None, None)
     self._classes = 0 if module is None else module.classes
     self._condition, self._chunk = programs(model, module, sharding)
+    self._step_inputs = functools.partial(
+      step_inputs, model, sharding, self._condition
+    )
     self.codec = LatentCodec(model, params, sharding)
     self._initial_latents = InitialLatents(model, self.codec, sharding)
 
@@ -92,15 +98,33 @@ class SamplingEngine:
       progress: without it the host waits for nothing but finished batches.
     """
     self.check(config, inputs)
-    size = self.batch_size(inputs)
-    for first in range(0, inputs.count, size):
-      rows = np.minimum(np.arange(first, first + size), inputs.count - 1)
-      images = inputs.image_inputs.rows(rows)
+    sides = PromptVariant((positive,), negative)
+    group = ConditionGroup(np.arange(inputs.count), (sides,))
+    return self.generate_group(config, group, inputs, progress)
+
+  def generate_group(
+    self,
+    config: SamplingConfig,
+    group: ConditionGroup,
+    inputs: GenerationInputs,
+    progress: Progress | None = None,
+  ) -> Iterator[np.ndarray]:
+    """As `generate`, the images of one group of those that `inputs` has."""
+    size, count = self.batch_size(inputs), len(group.places)
+    for first in range(0, count, size):
+      rows = np.minimum(np.arange(first, first + size), count - 1)
+      places = group.places[rows]
+      images = inputs.image_inputs.rows(places)
       plan = self._plan(config)
-      start = self._initial_latents.start(config, inputs, images, plan, rows)
-      step = self._step_inputs(config, positive, negative, inputs, start, rows)
-      latents = self._run(config, plan.table, step, start, progress)
-      keep = slice(inputs.count - first)
+      start = self._initial_latents.start(config, inputs, images, plan, places)
+      batch = self._batch(config, inputs, start, places)
+      steps = [
+        self._step_inputs(batch, variant.rows(rows))
+        for variant in group.variants
+      ]
+      schedule = [(end, steps[i]) for end, i in group.schedule]
+      latents = self._run(config, plan.table, schedule, start, progress)
+      keep = slice(count - first)
       if inputs.batch_row is not None:
         keep = slice(inputs.batch_row, inputs.batch_row + 1)
       if inputs.output == "latents":
@@ -183,66 +207,36 @@ class SamplingEngine:
     keys = self._initial_latents.keys(config, rows)
     start = InitialState(samplers.init_registers(latents), keys)
     inputs = GenerationInputs(len(rows), len(rows))
-    step = self._step_inputs(
-      config, conditioning, conditioning, inputs, start, rows
-    )
-    return self._run(config, program, step, start, None)
+    sides = PromptVariant((conditioning,), conditioning)
+    step = self._step_inputs(self._batch(config, inputs, start, rows), sides)
+    return self._run(config, program, [(1.0, step)], start, None)
 
   def _plan(self, config: SamplingConfig) -> samplers.Plan:
     return config.sampler_config.plan(self._model.schedule, config.strength)
 
-  def _step_inputs(
+  def _batch(
     self,
     config: SamplingConfig,
-    positive: Conditioning,
-    negative: Conditioning,
     inputs: GenerationInputs,
     start: InitialState,
-    rows: np.ndarray,
-  ) -> StepInputs:
-    """Encoded conditions of the images `rows`, and the rest of a step."""
-    distribute = self._sharding.distribute
-    names = [
-      p.input_key for p in self._model.conditioners if p.has_unconditional
-    ]
-
-    def encode(side: Conditioning, null: Collection[str] = ()) -> Condition:
-      side = distribute(side.rows(rows)).with_images(start.images or {}, null)
-      condition = self._condition(self._params, side)
-      control = np.tile(np.float32(config.control), (len(start.keys), 1))
-      return condition.replace(
-        hint=start.hint,
-        control=None if start.hint is None else distribute(control),
-      )
-
-    condition = encode(positive)
-    if inputs.end is not None:
-      fraction = distribute(inputs.fractions[rows].astype(np.float32))
-      mix = lambda a, b: a + append_dims(fraction, a) * (b - a)
-      condition = jax.tree.map(mix, condition, encode(inputs.end))
-    is_guided = bool(names) and config.guidance.needs_unconditional
-    classifier = None
-    if inputs.labels is not None:
-      labels = distribute(inputs.labels[rows].astype(np.int32))
-      classifier = self._classifier_params, labels, config.classifier_scale
-    return StepInputs(
-      condition,
-      encode(negative, names) if is_guided else None,
-      config.guidance,
-      config.threshold,
-      start.known,
-      classifier,
-    )
+    places: np.ndarray,
+  ) -> Batch:
+    variables = self._params, self._classifier_params
+    return Batch(*variables, config, inputs, start, places)
 
   def _run(
     self,
     config: SamplingConfig,
     program: samplers.Row,
-    step: StepInputs,
+    schedule: Sequence[tuple[float, StepInputs]],
     start: InitialState,
     progress: Progress | None,
   ) -> Array:
-    """Follows a program piece by piece, one piece ahead of `progress`."""
+    """Follows a program piece by piece, one piece ahead of `progress`.
+
+    Args:
+      schedule: what the steps take, each until a fraction of the program.
+    """
     window = config.window
     if window is not None:
       window = max(1, window // self._model.first_stage.stride)
@@ -251,7 +245,7 @@ class SamplingEngine:
     if with_x0:
       state = add_x0_register(state)
     length = samplers.CHUNK_ROWS if progress is None else progress.length
-    for piece in pieces(program, length):
+    for piece, step in scheduled_pieces(program, length, schedule):
       if with_x0:
         piece = keep_x0(piece)
       with self._log_compilation(config, state, step):
@@ -270,7 +264,9 @@ class SamplingEngine:
     self, config: SamplingConfig, state: Array, step: StepInputs
   ) -> Iterator[None]:
     """Logs that a new shape is compiled, and how long that took."""
-    signature = (state.shape, config.window, jax.tree.structure(step))
+    leaves, form = jax.tree.flatten(step)
+    shapes = tuple(map(np.shape, leaves))
+    signature = state.shape, config.window, form, shapes
     if signature in self._compiled:
       yield
       return

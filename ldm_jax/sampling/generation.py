@@ -1,6 +1,7 @@
 """A request that is ready to run, and its batches of images."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,15 +12,14 @@ from jaxtyping import UInt8
 
 from ldm_jax.diffusion.samplers import CHUNK_ROWS
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.sampling.conditioning import encode_conditions
 from ldm_jax.sampling.denoising_steps import Progress
 from ldm_jax.sampling.engine import SamplingEngine
+from ldm_jax.sampling.inputs.condition_groups import condition_groups
 from ldm_jax.sampling.inputs.image_inputs import RequestImages
 from ldm_jax.sampling.inputs.resolve_request import (
   check_model,
   condition_inputs,
   generation_inputs,
-  prompt_chunks,
   prompt_lists,
   sampling_config,
   with_model_defaults,
@@ -28,7 +28,7 @@ from ldm_jax.sampling.metadata import image_metadata, request_metadata
 from ldm_jax.sampling.outputs import GenerationBatch
 from ldm_jax.sampling.request import GenerationRequest, Replay
 from ldm_jax.sampling.sampling_config import (
-  Conditioning,
+  ConditionGroup,
   GenerationInputs,
   SamplingConfig,
 )
@@ -48,7 +48,8 @@ class Generation:
     fields: of the metadata of every image.
     prompts: one per image, or none.
     network_calls: evaluations of the network in all.
-    chunks: of 75 tokens, that the longest prompt needs.
+    groups: images whose prompts have as many chunks, which are generated
+      together, so that no image depends on the length of another's prompt.
   """
 
   request: GenerationRequest
@@ -58,9 +59,7 @@ class Generation:
   engine: SamplingEngine
   config: SamplingConfig
   inputs: GenerationInputs
-  positive: Conditioning
-  negative: Conditioning
-  chunks: int
+  groups: Sequence[ConditionGroup]
 
   def batches(
     self,
@@ -91,18 +90,40 @@ class Generation:
         callback(done, self.network_calls, image)
 
       progress = Progress(advance, min(callback_steps, CHUNK_ROWS), preview)
-    first = 0
-    for arrays in self.engine.generate(
-      self.config, self.positive, self.negative, self.inputs, progress
-    ):
-      yield self._batch(arrays, first)
-      first += len(arrays)
+    first, waiting = 0, {}
+    for places, arrays in self._finished(progress):
+      waiting |= zip(places.tolist(), arrays, strict=True)
+      ready = list(
+        itertools.takewhile(waiting.__contains__, itertools.count(first))
+      )
+      if ready:
+        yield self._batch(np.stack([waiting.pop(i) for i in ready]), first)
+        first += len(ready)
+
+  def _finished(
+    self, progress: Progress | None
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches with the places of their images, the lowest first."""
+    running = [
+      _Running(
+        group.places,
+        self.engine.generate_group(self.config, group, self.inputs, progress),
+      )
+      for group in self.groups
+    ]
+    while running:
+      group = min(running, key=lambda each: each.places[0])
+      arrays = next(group.batches)
+      places, group.places = np.split(group.places, [len(arrays)])
+      if not len(group.places):
+        running.remove(group)
+      yield places, arrays
 
   def _inverted(self) -> np.ndarray:
     """The noise of the image, as latents."""
     images = self.inputs.image_inputs.images[:1]
     latents = self.engine.codec.encode(images, tile=self.config.tile)
-    conditioning = self.positive.rows(np.arange(1))
+    conditioning = self.groups[0].variants[0].positives[0].rows(np.arange(1))
     return np.asarray(self.engine.invert(self.config, latents, conditioning))
 
   def _batch(self, arrays: np.ndarray, first: int) -> GenerationBatch:
@@ -123,8 +144,29 @@ class Generation:
     if replay is None:
       size = self.engine.batch_size(self.inputs)
       count = self.inputs.first + self.inputs.count
-      replay = Replay(count, size, place % size, self.chunks)
+      replay = Replay(count, size, self._position(place) % size)
     return image_metadata(self.fields, prompt, first + place, replay)
+
+  def _position(self, place: int) -> int:
+    """Where the image is in its group."""
+    for group in self.groups:
+      at = np.searchsorted(group.places, place)
+      if at < len(group.places) and group.places[at] == place:
+        return int(at)
+    raise IndexError(f"there is no image {place}")
+
+
+@dataclasses.dataclass
+class _Running:
+  """A group that is being generated.
+
+  Attributes:
+    places: of the images to come.
+    batches: of these images.
+  """
+
+  places: np.ndarray
+  batches: Iterator[np.ndarray]
 
 
 def prepare(
@@ -147,14 +189,17 @@ def prepare(
   inputs = generation_inputs(request, config, loaded, images)
   engine.check_memory(config, inputs)
   conditions = condition_inputs(request, config, loaded, inputs.count)
-  positive, negative = encode_conditions(loaded, conditions)
+  groups = condition_groups(request, config, loaded, conditions)
   prompts, end = prompt_lists(request)
   if end is not None:
     rows = np.arange(inputs.count, 2 * inputs.count)
+    positive = groups[0].variants[0].positives[0]
     inputs = dataclasses.replace(inputs, end=positive.rows(rows))
+    groups = [groups[0]._replace(places=np.arange(inputs.count))]
   engine.check(config, inputs)
   resolved = with_model_defaults(request, config)
-  batches = -(-inputs.count // engine.batch_size(inputs))
+  size = engine.batch_size(inputs)
+  batches = sum(-(-len(group.places) // size) for group in groups)
   return Generation(
     resolved,
     {**request_metadata(resolved), **model_metadata},
@@ -163,7 +208,5 @@ def prepare(
     engine,
     config,
     inputs,
-    positive,
-    negative,
-    prompt_chunks(loaded, positive),
+    groups,
   )

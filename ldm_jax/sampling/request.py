@@ -38,7 +38,8 @@ class Replay:
     count: images of the original request; the noise of torch depends on it.
     batch: rows of the batch, rounded up to the number of devices.
     row: of the image, in its batch.
-    chunks: of 75 tokens, that the longest prompt of the request needed.
+    chunks: of 75 tokens, that both sides have at least. Earlier versions gave
+      all prompts of a request those of the longest, and wrote them here.
   """
 
   count: int

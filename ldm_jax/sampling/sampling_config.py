@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,10 @@ class Conditioning:
   Attributes:
     raw: arrays [b ...], one row per image: token ids, labels, maps, ...
     is_null: per conditioner bool [b], true where it is unconditional.
-    weights: [b l], prompt weights of the context's tokens, or None.
-    empty: `raw` of an empty prompt, from which weights are measured.
+    weights: prompt weights of the context's tokens, [b l] or, with one row per
+      text encoder, [b e l]; or None.
+    empty: by the text conditioner's name its input for the empty prompt, from
+      which weights are measured.
   """
 
   # Any: as a tree it carries arrays of either library.
@@ -49,13 +51,46 @@ class Conditioning:
       name: jnp.full(len(jax.tree.leaves(each)[0]), name in null)
       for name, each in images.items()
     }
-    empty = None if self.empty is None else self.empty | images
     return Conditioning(
-      self.raw | images, self.is_null | is_null, self.weights, empty
+      self.raw | images, self.is_null | is_null, self.weights, self.empty
     )
 
 
 jax.tree_util.register_dataclass(Conditioning)
+
+
+class PromptVariant(NamedTuple):
+  """The conditions of some of the steps.
+
+  Attributes:
+    positives: one, or several that are composed (Liu et al. 2022, eq. 11).
+    negative: the other side of guidance.
+    weights: [n k] of several positives; None of one.
+  """
+
+  positives: tuple[Conditioning, ...]
+  negative: Conditioning
+  weights: Any = None
+
+  def rows(self, places: Int[ndarray, " n"]) -> "PromptVariant":
+    """The conditions of some of the images."""
+    return jax.tree.map(lambda x: x[places], self)
+
+
+class ConditionGroup(NamedTuple):
+  """Images whose conditions have the same shapes, generated together.
+
+  Attributes:
+    places: of the images in their call, from 0, rising; the rows of every
+      conditioning are these images.
+    variants: conditions, each of some of the steps.
+    schedule: (fraction of the network's evaluations at which it ends, place of
+      its variant) in turn; the last ends at 1.
+  """
+
+  places: Int[ndarray, " n"]
+  variants: tuple[PromptVariant, ...]
+  schedule: tuple[tuple[float, int], ...] = ((1.0, 0),)
 
 
 @dataclasses.dataclass(frozen=True)

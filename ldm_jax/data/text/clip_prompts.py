@@ -1,19 +1,27 @@
 """Prompts to token ids for CLIP text encoders, in chunks of fixed length."""
 
+import bisect
 import copy
 import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from ldm_jax.data.text.prompt_weighting import WeightedPrompt
+from ldm_jax.data.text.prompt_weighting import WeightedPrompt, unweighted
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
+
+
+class Chunk(NamedTuple):
+  """Ids that a text encoder reads at once, without begin, end and padding."""
+
+  ids: list[int]
+  weights: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +97,24 @@ class PromptSyntax:
     """Ids of the whole text, without begin and end."""
     return [j for i in self._tokens(text) for j in self._added.get(i, [i])]
 
-  def token_weights(self, weighted: WeightedPrompt) -> list[float]:
-    """The weight of each of `ids`: that of its first character."""
-    row = self._backend.encode(weighted.text, add_special_tokens=False)
-    return [
-      weighted.weights[begin]
-      for i, (begin, _) in zip(row.ids, row.offsets, strict=True)
-      for _ in self._added.get(i, [i])
-    ]
+  def chunks(self, prompt: WeightedPrompt) -> list["Chunk"]:
+    """The ids of a text by chunk, as many as fit into each; one at least.
+
+    The weight of an id is that of its first character. All vectors of an added
+    token are in one chunk. As in AUTOMATIC1111, a chunk between two breaks may
+    be empty, and one after the last break is not.
+    """
+    row = self._backend.encode(prompt.text, add_special_tokens=False)
+    found, size, section = [Chunk([], [])], self.tokenizer.length - 2, 0
+    for i, (begin, _) in zip(row.ids, row.offsets, strict=True):
+      passed = bisect.bisect_right(prompt.breaks, begin)
+      found += [Chunk([], []) for _ in range(passed - section)]
+      section, ids = passed, self._added.get(i, (i,))
+      if len(found[-1].ids) + len(ids) > size:
+        found.append(Chunk([], []))
+      found[-1].ids.extend(ids)
+      found[-1].weights.extend([prompt.weights[begin]] * len(ids))
+    return found
 
   def _tokens(self, text: str) -> list[int]:
     """Ids as the tokenizer gives them: one for an added token."""
@@ -115,10 +133,17 @@ class PromptSyntax:
 
     Raises:
       ConfigError: the tokenizer has it already, normalizes it to another text,
-        or would find it within another added token.
+        or would find it within another added token; or a chunk is too short
+        for its vectors.
     """
     import tokenizers
 
+    most = self.tokenizer.length - 2
+    if count > most:
+      raise ConfigError(
+        f"the token {token!r} stands for {count} vectors; a chunk of the text "
+        f"encoder holds {most}"
+      )
     names = [token, *(f"{token}_{i}" for i in range(1, count))]
     known = self.tokenizer.backend.get_vocab()
     for name in names:
@@ -163,32 +188,52 @@ class ClipPrompts:
     """Ids of a text in one chunk, without begin and end."""
     return self.syntaxes[0].tokenizer.length - 2
 
-  def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "b e l"]:
-    """Ids per text and encoder; all get as many chunks as the longest text."""
-    ids = [[syntax.ids(text) for text in texts] for syntax in self.syntaxes]
-    longest = max(len(row) for rows in ids for row in rows)
-    chunks = self._chunks(longest)
-    encoders = [
-      [[i for part in chunks for i in syntax.chunk(row[part])] for row in rows]
-      for syntax, rows in zip(self.syntaxes, ids, strict=True)
-    ]
-    return np.asarray(encoders, np.int32).swapaxes(0, 1)
+  def count_chunks(self, text: str | WeightedPrompt) -> int:
+    """Chunks of a text, the most that any encoder's tokenizer needs."""
+    prompt = unweighted(text) if isinstance(text, str) else text
+    return max(len(syntax.chunks(prompt)) for syntax in self.syntaxes)
 
-  def _chunks(self, length: int) -> list[slice]:
-    """The slices of that many ids that become chunks; at least one."""
-    size = self.tokens_per_chunk
-    return [slice(s, s + size) for s in range(0, max(length, 1), size)]
+  def encode(
+    self, texts: Sequence[str | WeightedPrompt]
+  ) -> Int32[np.ndarray, "b e l"]:
+    """Ids per text and encoder; all get as many chunks as the longest text.
+
+    Shorter texts end in chunks of the empty prompt.
+    """
+    ids = lambda syntax, chunk: syntax.chunk(chunk.ids)
+    return np.asarray(self._rows(texts, ids), np.int32)
 
   def token_weights(
-    self, texts: Sequence[WeightedPrompt]
-  ) -> Float32[np.ndarray, "b l"]:
-    """The weight of each id of the first text encoder; 1 for special tokens."""
-    rows = [self.syntaxes[0].token_weights(text) for text in texts]
-    chunks = self._chunks(max(map(len, rows)))
+    self, texts: Sequence[str | WeightedPrompt]
+  ) -> Float32[np.ndarray, "b e l"]:
+    """The weight of each id of `encode`; 1 for special tokens."""
     size = self.tokens_per_chunk
-    chunk = lambda part: [1.0, *part, *[1.0] * (size + 1 - len(part))]
-    weights = [[w for part in chunks for w in chunk(row[part])] for row in rows]
-    return np.asarray(weights, np.float32)
+    weights = lambda _, chunk: [
+      1.0, *chunk.weights, *[1.0] * (size + 1 - len(chunk.weights)),
+    ]  # fmt: skip
+    return np.asarray(self._rows(texts, weights), np.float32)
+
+  def _rows(
+    self,
+    texts: Sequence[str | WeightedPrompt],
+    values: Callable[[PromptSyntax, "Chunk"], list],
+  ) -> list[list[list]]:
+    """By text and encoder the values of all chunks in a row."""
+    prompts = [
+      unweighted(text) if isinstance(text, str) else text for text in texts
+    ]
+    chunks = [
+      [syntax.chunks(prompt) for syntax in self.syntaxes] for prompt in prompts
+    ]
+    most = max(len(each) for row in chunks for each in row)
+    pad = lambda each: each + [Chunk([], [])] * (most - len(each))
+    return [
+      [
+        [value for chunk in pad(each) for value in values(syntax, chunk)]
+        for syntax, each in zip(self.syntaxes, row, strict=True)
+      ]
+      for row in chunks
+    ]
 
   def empty_like(
     self, like: Int32[np.ndarray, "b e l"]

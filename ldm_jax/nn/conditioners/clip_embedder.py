@@ -4,7 +4,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ldm_jax.nn.conditioners.embedders import Condition, zero_where
 from ldm_jax.nn.encoders.clip_text import ClipOutput, ClipText
@@ -122,6 +122,15 @@ class ClipEmbedder(nn.Module):
     is_padding = (ends > 0).reshape(tokens.shape)
     rows = [jnp.where(is_padding, pad, tokens) for pad in self.paddings]
     return jnp.stack(rows, axis=1)
+
+  def feature_weights(
+    self, weights: Float[Array, "b e l"]
+  ) -> Float[Array, "b l d"]:
+    """Weights of each encoder's tokens, for the features of the context."""
+    widths = jnp.asarray([encoder.width for encoder in self.encoders])
+    total = sum(encoder.width for encoder in self.encoders)
+    wide = jnp.repeat(weights, widths, axis=1, total_repeat_length=total)
+    return wide.swapaxes(1, 2)
 
   def empty_prompt_ids(self, length: int) -> Int[Array, "e l"]:
     """Ids of the empty prompt in every chunk, for each encoder."""

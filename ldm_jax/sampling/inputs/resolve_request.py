@@ -13,7 +13,6 @@ from ldm_jax.diffusion.samplers.sampler_names import (
 from ldm_jax.diffusion.torch_noise import torch_normal
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.conditioners.spatial import DepthMap
@@ -28,7 +27,6 @@ from ldm_jax.sampling.inputs.files import read_array, read_floats
 from ldm_jax.sampling.inputs.image_inputs import RequestImages
 from ldm_jax.sampling.request import GenerationRequest, Number
 from ldm_jax.sampling.sampling_config import (
-  Conditioning,
   GenerationInputs,
   SamplingConfig,
 )
@@ -281,12 +279,3 @@ def with_model_defaults(
     guidance=guidance.scale if is_standard else guidance,
     strength=None if request.image is None else config.strength,
   )
-
-
-def prompt_chunks(loaded: LoadedModel, positive: Conditioning) -> int:
-  """Chunks of CLIP's prompts; 1 where there are none."""
-  part = loaded.model.find_conditioner(ClipEmbedder)
-  if part is None:
-    return 1
-  ids = positive.raw[part.input_key]
-  return ids.shape[2] // (loaded.tokenizer.tokens_per_chunk + 2)

@@ -1,0 +1,211 @@
+"""Prompts of one call: each image is as if it were generated alone."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_generation import pipe  # noqa: F401, a fixture
+from test_pretrained import clip_prompts, folder, model  # noqa: F401, fixtures
+
+from ldm_jax.data.text.prompt_syntax import parts_of, phases_of, split_loras
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
+from ldm_jax.diffusion.schedule import Level
+from ldm_jax.errors import ConfigError
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.sampling.inputs import prompt_inputs
+from ldm_jax.sampling.request import Replay
+
+SIZE = {"height": 16, "width": 16, "steps": 3}
+LONG = "fox in the snow " * 30
+
+
+def latents(pipe, prompt, **fields):  # noqa: F811
+  fields = SIZE | {"output": "latents", "guidance": 3.0} | fields
+  return pipe(prompt=prompt, **fields).images
+
+
+def test_a_long_prompt_changes_no_other_image(pipe):  # noqa: F811
+  """To the last bit, where batches are as large."""
+  prompts = ["a red fox", LONG, "snow", LONG]
+  together = latents(pipe, prompts, num=2)
+  for i, prompt in enumerate(prompts):
+    alone = latents(pipe, prompt, num=2, index=2 * i)
+    np.testing.assert_array_equal(together[2 * i : 2 * i + 2], alone)
+
+
+@pytest.mark.slow
+def test_a_side_of_guidance_does_not_depend_on_the_others_length(
+  pipe,  # noqa: F811
+  monkeypatch,
+):
+  """Repeated to one length, or evaluated each by itself, it is the same."""
+  found = {}
+  for most in (4, 0):
+    monkeypatch.setattr(prompt_inputs, "MAX_REPEATS", most)
+    for emphasis in (False, True):
+      prompt = "a (red:1.4) fox" if emphasis else "a red fox"
+      fields = {"negative_prompt": LONG, "emphasis": emphasis}
+      found[most, emphasis] = latents(pipe, prompt, **fields)
+  for emphasis in (False, True):
+    gap = np.abs(found[4, emphasis] - found[0, emphasis]).max()
+    assert gap < 1e-4 * np.abs(found[0, emphasis]).max()
+
+
+def test_without_guidance_the_negative_prompt_changes_nothing(pipe):  # noqa: F811
+  plain = latents(pipe, "a red fox", guidance=1.0)
+  long = latents(pipe, "a red fox", guidance=1.0, negative_prompt=LONG)
+  np.testing.assert_array_equal(plain, long)
+
+
+def test_images_of_the_version_before_are_repeated(pipe):  # noqa: F811
+  """They all had the chunks of the longest prompt of their request."""
+  fields = {"replay": Replay(2, 8, 0, 4), "negative_prompt": "snow"}
+  generation = pipe.prepare("a fox", **SIZE, **fields)
+  ((positive,), negative, _) = generation.groups[0].variants[0]
+  for side in (positive, negative):
+    ids = side.raw["tokens"][0, 0].reshape(4, 77)
+    assert (ids[1:] == ids[1]).all() and (ids[0] != ids[1]).any()
+
+
+PHASES = {
+  "a cat": [(1.0, "a cat")],
+  "a [cat:dog:0.5] x": [(0.5, "a cat x"), (1.0, "a dog x")],
+  "a [dog:2]": [(0.5, "a "), (1.0, "a dog")],
+  "a [cat::3]": [(0.75, "a cat"), (1.0, "a ")],
+  "[(cat:1.3):[a:b:3]:1]": [(0.25, "(cat:1.3)"), (0.75, "a"), (1.0, "b")],
+  "[a|b]": [(0.25, "a"), (0.5, "b"), (0.75, "a"), (1.0, "b")],
+  "[cat] (a:1.2) [b": [(1.0, "[cat] (a:1.2) [b")],
+  r"\[a|b\]": [(1.0, r"\[a|b\]")],
+  "[a:b]": [(1.0, "[a:b]")],
+  "[" * 3000 + "a:1]" * 2: None,
+}
+
+
+@pytest.mark.parametrize("text", PHASES)
+def test_prompts_change_from_step_to_step(text):
+  found = [tuple(phase) for phase in phases_of(text, 4)]
+  assert found == PHASES[text] or PHASES[text] is None
+
+
+def test_and_separates_prompts_with_weights():
+  plain = lambda text: [(p.prompt.text, p.weight) for p in parts_of(text)]
+  assert plain("a cat :2") == [("a cat :2", 1.0)]
+  assert plain("a cat AND\n(dog:1.2) :1.5 AND sand") == [
+    ("a cat", 1.0),
+    ("dog", 1.5),
+    ("sand", 1.0),
+  ]
+  with pytest.raises(ConfigError, match="within"):
+    parts_of("a AND b :1000")
+
+
+def test_loras_are_taken_out_of_prompts():
+  text, tags = split_loras("a <lora:my style:0.5>fox <lora:b>")
+  assert text == "a fox " and tags == (("my style", 0.5), ("b", 1.0))
+  for scale in ("x", "nan", "1e9", "1000"):
+    with pytest.raises(ConfigError, match="must be a number"):
+      split_loras(f"<lora:a:{scale}>")
+
+
+class Mean(nn.Module):
+  """A backbone whose output is the mean of its context."""
+
+  size_multiple = 1
+
+  def __call__(self, xt, t, condition):
+    return xt + jnp.mean(condition.context, (1, 2))[:, None, None, None]
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_conditions_of_any_length_are_composed(length):
+  """negative + sum_i w_i (positive_i - negative), then guided."""
+  network = LatentDiffusion(None, Mean(), prediction="x0")
+  params = Parameters({}, 1.0, {}, {})
+  level = Level(jnp.float32(3), jnp.float32(0.8), jnp.float32(0.6))
+  rng = np.random.default_rng(0)
+  away, one, two = (
+    Condition(context=jnp.float32(rng.normal(size=(2, n, 4))))
+    for n in (2, length, 2)
+  )
+  weights = jnp.float32([[1.0, 0.5], [0.2, -1.0]])
+  guidance = ClassifierFreeGuidance(3.0)
+  xt = jnp.zeros((2, 1, 1, 1))
+  denoise = network.composed_denoiser(
+    params, away, [one, two], weights, guidance
+  )
+  mean = lambda condition: np.mean(condition.context, (1, 2))
+  composed = mean(away) + sum(
+    weights[:, i] * (mean(each) - mean(away))
+    for i, each in enumerate([one, two])
+  )
+  expected = mean(away) + 3.0 * (composed - mean(away))
+  found = denoise(xt, level).x0[:, 0, 0, 0]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  guided = network.guided_denoiser(params, away, one, guidance)(xt, level).x0
+  expected = mean(away) + 3.0 * (mean(one) - mean(away))
+  np.testing.assert_allclose(guided[:, 0, 0, 0], expected, rtol=1e-5)
+
+
+SLOW = pytest.mark.slow
+COMPOSED = {
+  "a fox AND snow :0": "a fox",
+  "a fox :0.5 AND a fox :0.5": "a fox",
+}
+EQUAL = {
+  "[a fox:snow:0]": "snow",
+  "[a fox:snow:3]": "a fox",
+  "[a fox:a fox:1]": "a fox",
+}
+
+
+@pytest.mark.parametrize(
+  "prompt", [*EQUAL, *(pytest.param(each, marks=SLOW) for each in COMPOSED)]
+)
+def test_composed_and_edited_prompts_that_are_one_prompt(pipe, prompt):  # noqa: F811
+  found = latents(pipe, prompt, emphasis=True)
+  one = latents(pipe, (EQUAL | COMPOSED)[prompt], emphasis=True)
+  np.testing.assert_allclose(found, one, atol=1e-4 * np.abs(one).max())
+
+
+@SLOW
+def test_prompts_are_composed_and_edited(pipe):  # noqa: F811
+  """Each with as many as it has parts, in one call."""
+  prompts = ["a fox", "a fox AND snow :0.7", "[a fox:snow:1]", "[a fox|snow]"]
+  found = latents(pipe, prompts, emphasis=True)
+  for i, prompt in enumerate(prompts):
+    alone = latents(pipe, prompt, emphasis=True, index=i)
+    np.testing.assert_array_equal(found[i : i + 1], alone)
+    if i:
+      plain = latents(pipe, "a fox", emphasis=True, index=i)
+      assert np.abs(alone - plain).max() > 1e-3
+
+
+def test_interpolation_takes_one_prompt_at_either_end(pipe):  # noqa: F811
+  with pytest.raises(ConfigError, match="interpolate takes prompts without"):
+    pipe.prepare("a AND b", emphasis=True, interpolate=2, **SIZE)
+
+
+def test_syntax_that_is_not_read_is_named(pipe, caplog):  # noqa: F811
+  pipe.prepare("a (fox:1.2) BREAK [a:b:0.5] {a|b}", **SIZE)
+  (line,) = [m for m in caplog.messages if "plain text" in m]
+  assert line.startswith("(word:1.3), BREAK, [a:b:0.5], {a|b} in 'a (fox:1.2)")
+  assert "--emphasis" in line
+  caplog.clear()
+  fields = {"emphasis": True, "negative_prompt": "a AND b"} | SIZE
+  pipe.prepare("a (fox:1.2) BREAK <hypernet:x:1>", **fields)
+  lines = [m for m in caplog.messages if "plain text" in m]
+  assert [line.partition(" in ")[0] for line in lines] == [
+    "<hypernet:...>",
+    "AND of a negative prompt",
+  ]
+
+
+def test_an_edited_prompt_compiles_nothing(pipe):  # noqa: F811
+  latents(pipe, "a fox", emphasis=True)
+  from ldm_jax.sampling.request import GenerationRequest
+
+  _, engine = pipe._adapted.engine(GenerationRequest())
+  compiled = engine._chunk._cache_size()
+  latents(pipe, "[a fox:snow:0.4]", emphasis=True)
+  assert engine._chunk._cache_size() == compiled
