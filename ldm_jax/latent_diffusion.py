@@ -231,7 +231,7 @@ class LatentDiffusion:
     shapes = [jax.tree.map(jnp.shape, condition) for condition in conditions]
     if any(shape != shapes[0] for shape in shapes):
       return lambda xt, level: [
-        self.predict(params, xt, time(level, len(xt)), each)
+        self.predict(params, xt, time(level, xt.shape[0]), each)
         for each in conditions
       ]
     count = len(conditions)
@@ -239,7 +239,7 @@ class LatentDiffusion:
 
     def predict(xt: Array, level: Level) -> list[Array]:
       repeated = jnp.concatenate([xt] * count)
-      t = time(level, len(repeated))
+      t = time(level, repeated.shape[0])
       return jnp.split(self.predict(params, repeated, t, every), count)
 
     return predict

@@ -86,7 +86,7 @@ def test_impossible_requests_are_refused_by_field(fields, line):
 @pytest.mark.parametrize(
   "fields, line",
   [
-    ({"class_label": 1}, "knows no classes; leave class_label out"),
+    ({"class_label": 1}, "not conditioned on classes; leave class_label out"),
     ({"depth": IMAGE[..., 0]}, "takes no depth"),
     ({"height": 15}, "multiple of 2"),
     ({"steps": 1001}, "between 1 and 1000"),
@@ -340,7 +340,7 @@ def test_a_model_is_opened_from_a_folder_or_a_file(
     Pipeline.from_pretrained(file)
   with pytest.raises(ConfigError, match="there is no file"):
     Pipeline.from_single_file(folder)
-  with pytest.raises(ConfigError, match="no run"):
+  with pytest.raises(ConfigError, match="is not a run"):
     Pipeline.from_run(tmp_path)
 
 

@@ -233,7 +233,7 @@ REFUSED = {
             "it holds 2 entries (<a>, <b>); expected the vectors of one"),
   "nothing": ({}, {}, "it holds 0 entries (); expected the vectors of one"),
   "no floats": ({"<a>": np.ones((2, 16), np.int32)}, {}, "<a> is (2, 16)"),
-  "no rows": ({"<a>": rows(0, 16)}, {}, "<a> is (0, 16); needed"),
+  "no rows": ({"<a>": rows(0, 16)}, {}, "<a> is (0, 16); expected"),
   "known": ({"<a>": rows(1, 16)}, {"token": "Cat"},
             "the tokenizer has the token 'Cat' already; choose another one"),
   "a piece": ({"<a>": rows(1, 16)}, {"token": "ca"},
