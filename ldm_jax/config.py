@@ -13,6 +13,16 @@ from ldm_jax.data.sources.cached_latents import CachedLatents
 from ldm_jax.data.text.tokenizers import TokenizerConfig
 from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields import checks
+from ldm_jax.fields.limits import (
+  Count,
+  Fraction,
+  Natural,
+  NonNegative,
+  Positive,
+  Seed,
+  check_limits,
+)
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.monitoring.trackers import TensorBoard, Tracker
@@ -22,6 +32,7 @@ __all__ = [
   "Experiment",
   "PerceptualWeights",
   "Reports",
+  "check",
   "check_readable",
   "from_json",
   "load",
@@ -65,22 +76,14 @@ class Data:
   tokenizer: TokenizerConfig | None = None
   transforms: tuple[Transform, ...] = ()
   latents: str = ""
-  buckets: tuple[tuple[int, int], ...] = ()
-  batch: int = 64
-  held_out: int = 64
-  threads: int = 8
-  max_bad_fraction: float = 1e-3
+  buckets: tuple[tuple[Count, Count], ...] = ()
+  batch: Count = 64
+  held_out: Count = 64
+  threads: Natural = 8
+  max_bad_fraction: Fraction = 1e-3
 
   def __post_init__(self):
-    if min(self.batch, self.held_out) < 1 or self.threads < 0:
-      raise ValueError(
-        "data needs batch >= 1, held_out >= 1 and threads >= 0, got "
-        f"batch={self.batch} held_out={self.held_out} threads={self.threads}"
-      )
-    if not 0 <= self.max_bad_fraction <= 1:
-      raise ValueError(
-        f"max_bad_fraction={self.max_bad_fraction} must be from 0 to 1"
-      )
+    check_limits(self)
 
   @property
   def training(self) -> tuple[Source, Augment | None]:
@@ -108,11 +111,14 @@ class Reports:
     abort_seconds: how long until the run ends with exit code 70, or None.
   """
 
-  every: int = 50
-  previews_every: int = 1000
-  previews: int = 16
-  hang_seconds: float = 30.0
-  abort_seconds: float | None = None
+  every: Count = 50
+  previews_every: Natural = 1000
+  previews: Natural = 16
+  hang_seconds: NonNegative = 30.0
+  abort_seconds: Positive | None = None
+
+  def __post_init__(self):
+    check_limits(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +161,8 @@ class Experiment:
 
   task: Any
   data: Data
-  steps: int
-  seed: int = 0
+  steps: Count
+  seed: Seed = 0
   mesh: MeshShape = MeshShape()
   checkpoints: CheckpointPolicy = CheckpointPolicy()
   reports: Reports = Reports()
@@ -166,6 +172,9 @@ class Experiment:
   start: str = ""
   text_encoders: tuple[str, ...] = ()
   trackers: tuple[Tracker, ...] = (TensorBoard(),)
+
+  def __post_init__(self):
+    check_limits(self)
 
 
 def load(name: str) -> Experiment:
@@ -188,15 +197,46 @@ def load(name: str) -> Experiment:
       f"get_config() of {path} must return an ldm_jax.config.Experiment, got "
       f"{type(experiment).__name__}"
     )
+  try:
+    check(experiment)
+  except ConfigError as error:
+    raise ConfigError(f"{path}: {error}") from error
   return experiment
 
 
 def resolve(
   config: Experiment | str, overrides: Mapping[str, str] | None = None
 ) -> Experiment:
-  """An Experiment, given or from a config file, with fields set by path."""
+  """An Experiment, or the one of a config file, with fields set by path.
+
+  Raises:
+    ConfigError: as `load` and `override` do, or a field of it is of a wrong
+      type or outside its limits.
+  """
   experiment = load(config) if isinstance(config, str) else config
+  check(experiment)
   return override(experiment, overrides or {})
+
+
+def check(experiment: Experiment) -> None:
+  """Checks the type and the limits of every field; see `fields.checks`.
+
+  Raises:
+    ConfigError: a field has a wrong value; it names the dotted path.
+  """
+  if not isinstance(experiment, Experiment):
+    raise ConfigError(
+      "needs an ldm_jax.config.Experiment, or the name of a config file, got "
+      f"{type(experiment).__name__}"
+    )
+  checks.check_tree(experiment)
+  needed = ("init", "step", "measure", "preview", "frozen_shapes")
+  task = experiment.task
+  if not all(callable(getattr(task, name, None)) for name in needed):
+    raise ConfigError(
+      f"config.task: needs a dataclass with the functions {', '.join(needed)}, "
+      f"got {type(task).__name__}"
+    )
 
 
 def override(experiment: Any, texts: Mapping[str, str]) -> Any:
@@ -226,21 +266,9 @@ def check_readable(experiment: Experiment) -> None:
 
   This ensures that every run can be resumed and sampled.
   """
-  for kind, path in config_json.foreign_classes(experiment):
-    is_file = kind.__module__ in ("__main__", "<run_path>", "builtins")
-    if is_file or "<locals>" in kind.__qualname__:
-      raise ConfigError(
-        f"{path}: class {kind.__qualname__} is defined in the config file or "
-        "script itself, so a saved run could not be read back; move it to the "
-        "top level of an importable module of your own"
-      )
-  try:
-    tree = json.loads(json.dumps(config_json.to_json(experiment)))
-  except TypeError as error:
-    raise ConfigError(
-      f"{error}, so a saved run could not be read back; a config holds "
-      "numbers, text, tuples and frozen dataclasses"
-    ) from error
+  check(experiment)
+  config_json.check_importable(experiment)
+  tree = json.loads(json.dumps(config_json.to_json(experiment)))
   try:
     again = from_json(tree, packages(experiment))
   except ConfigError as error:
@@ -262,7 +290,11 @@ def from_json(tree: Any, trust: Collection[str] = ()) -> Experiment:
     ConfigError: it names unknown classes or fields, or a class of a package
       that is not trusted.
   """
-  experiment = config_json.from_json(tree, "config", trust)
+  try:
+    experiment = config_json.from_json(tree, "config", trust)
+  except RecursionError:
+    raise ConfigError("the JSON of a config is nested too deeply") from None
   if not isinstance(experiment, Experiment):
     raise ConfigError("the JSON of a config must be that of an Experiment")
+  check(experiment)
   return experiment

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields import checks
 
 PACKAGE = pathlib.Path(__file__).parent
 
@@ -64,13 +65,32 @@ def run(path: str) -> Any:
     with _neighbours_importable(path):
       names = runpy.run_path(path)
   except (SyntaxError, ImportError, ValueError, TypeError) as error:
-    raise ConfigError(f"{path}: {error}") from error
+    raise ConfigError(f"{path}: {_cause(error)}") from error
   if "get_config" not in names:
     raise ConfigError(f"{path} has no function get_config()")
   try:
     return names["get_config"]()
   except (ImportError, ValueError, TypeError) as error:
-    raise ConfigError(f"{path}: {error}") from error
+    raise ConfigError(f"{path}: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+  """An error's text; of a constructor's, the field of a wrong type.
+
+  A constructor that compares its fields fails with Python's own TypeError if
+  one of them is of a wrong type.
+  """
+  frame = error.__traceback__
+  while frame is not None:
+    node = frame.tb_frame.f_locals.get("self")
+    is_constructor = frame.tb_frame.f_code.co_name == "__post_init__"
+    if is_constructor and checks.is_node(node):
+      try:
+        checks.check_tree(node, type(node).__name__)
+      except ConfigError as wrong:
+        return str(wrong)
+    frame = frame.tb_next
+  return str(error)
 
 
 @contextlib.contextmanager

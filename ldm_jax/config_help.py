@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from ldm_jax.config_tree import annotation, fields, is_nodes
+from ldm_jax.fields.checks import annotation, fields, is_nodes, limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _rows(node: Any, prefix: str) -> Iterator[FieldRow]:
     value, path = getattr(node, field.name), prefix + field.name
     yield FieldRow(
       path,
-      _type_name(annotation(node, field)),
+      _type_name(annotation(node, field)) + _limit_text(node, field),
       _text(value),
       docs.get(field.name, ""),
       file,
@@ -72,6 +72,12 @@ def _text(value: Any) -> str:
   if is_nodes(value):
     return f"({', '.join(map(_text, value))})"
   return "none" if value is None else str(value)
+
+
+def _limit_text(node: Any, field: dataclasses.Field) -> str:
+  """A field's limits after its type: ", 1 or more"."""
+  limits = limit(node, field)
+  return f", {limits}" if limits else ""
 
 
 def _type_name(kind: Any) -> str:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ldm_jax import config_tree
-from ldm_jax.config_tree import annotation, fields, is_nodes
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.checks import annotation, check_field, fields
 
 # The classes of this package that a config may hold, by module.
 _MODULES = {
@@ -130,6 +130,18 @@ def foreign_classes(node: Any) -> Iterator[tuple[type, str]]:
   return walk(node, "config")
 
 
+def check_importable(node: Any) -> None:
+  """Raises ConfigError if a class in a tree cannot be imported by its name."""
+  for kind, path in foreign_classes(node):
+    is_file = kind.__module__ in ("__main__", "<run_path>", "builtins")
+    if is_file or "<locals>" in kind.__qualname__:
+      raise ConfigError(
+        f"{path}: class {kind.__qualname__} is defined in the config file or "
+        "script itself, so a saved run could not be read back; move it to the "
+        "top level of an importable module of your own"
+      )
+
+
 def to_json(node: Any) -> Any:
   """A tree of JSON values; every node names its class.
 
@@ -174,9 +186,7 @@ def from_json(
     here = f"{path}.{name}"
     field = config_tree.field_of(kind, name, here)
     value = from_json(item, here, trust)
-    if not dataclasses.is_dataclass(value) and not is_nodes(value):
-      value = config_tree.validated(annotation(kind, field), value, here, value)
-    values[name] = value
+    values[name] = check_field(kind, field, value, here)
   try:
     return kind(**values)
   except (TypeError, ValueError) as error:

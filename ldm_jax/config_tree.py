@@ -11,12 +11,20 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ldm_jax.errors import ConfigError
-
-_LINEN = {"parent", "name"}  # fields of every Linen module, not config fields
+from ldm_jax.fields.checks import (
+  admits_class,
+  annotation,
+  check_field,
+  class_names,
+  fields,
+  has_default,
+  holds_nodes,
+  is_nodes,
+  parts,
+)
 
 # From the text of an override and its path to a class, or None.
 FindClass = Callable[[str, str], type | None]
@@ -94,24 +102,25 @@ class _Overrides:
     below = [change for change in group if change.names]
     if at:
       *_, last = at
-      takes_nodes = _holds_nodes(kind) or Any in _parts(kind)
+      takes_nodes = holds_nodes(kind) or Any in parts(kind)
       new = self.find(last.text, last.path) if takes_nodes else None
       if new:
-        if not _admits_class(kind, new):
+        if not admits_class(kind, new):
           raise ConfigError(
-            f"{last.path}: needs {_class_names(kind)}, got {last.text!r}"
+            f"{last.path}: needs {class_names(kind)}, got {last.text!r}"
           )
         return self.new_node(new, below, last.path)
       if not below or last.text.lower() == "none":
-        return _parse(kind, value, last.text, last.path)
+        new = _parse(kind, value, last.text, last.path)
+        return check_field(node, field, new, last.path, last.text)
     *_, last = group
     if dataclasses.is_dataclass(value):
       return self.of_node(value, below)
     if is_nodes(value):
       return self.of_items(value, below)
     hint = ""
-    if value is None and _class_names(kind):
-      hint = f"; switch it on by its class: {field.name}={_class_names(kind)}"
+    if value is None and class_names(kind):
+      hint = f"; switch it on by its class: {field.name}={class_names(kind)}"
     raise ConfigError(
       f"{last.path}: {field.name} is {value!r}, without fields{hint}"
     )
@@ -141,13 +150,6 @@ def _made(make: Callable[[], Any], changes: list[Change]) -> Any:
     raise ConfigError(f"{texts}: {error}") from error
 
 
-def fields(node: Any) -> list[dataclasses.Field]:
-  """The fields of a node, or of its class, that a config sets."""
-  every = [field for field in dataclasses.fields(node) if field.init]
-  is_linen = {field.name for field in every} >= _LINEN
-  return [f for f in every if not (is_linen and f.name in _LINEN)]
-
-
 def field_of(node: Any, name: str, path: str) -> dataclasses.Field:
   """The field `name` of a node or of its class.
 
@@ -166,23 +168,6 @@ def field_of(node: Any, name: str, path: str) -> dataclasses.Field:
   )
 
 
-def annotation(node: Any, field: dataclasses.Field) -> Any:
-  """A field's type; Any where it is a string that cannot be resolved."""
-  if not isinstance(field.type, str):
-    return field.type
-  kind = node if isinstance(node, type) else type(node)
-  try:
-    return typing.get_type_hints(kind)[field.name]
-  except (NameError, TypeError, KeyError, AttributeError):
-    return Any
-
-
-def has_default(field: dataclasses.Field) -> bool:
-  """Whether a node can be made without the field."""
-  missing = dataclasses.MISSING
-  return field.default is not missing or field.default_factory is not missing
-
-
 def current(node: Any, field: dataclasses.Field) -> Any:
   """A field's value in a node, or its default in a class; None without one."""
   if not isinstance(node, type):
@@ -194,103 +179,35 @@ def current(node: Any, field: dataclasses.Field) -> Any:
   return None
 
 
-def is_nodes(value: Any) -> bool:
-  """Whether a value is a tuple that holds nodes."""
-  return isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))
-
-
 def _parse(kind: Any, value: Any, text: str, path: str) -> Any:
-  """The value that `text` means for a field that holds `value` now."""
+  """The value that `text` means for a field that holds `value` now.
+
+  Of a field of whole numbers, 1e5 means 100000.
+  """
   if text.lower() == "none":
-    return validated(kind, None, path, text)
+    return None
   if dataclasses.is_dataclass(value) or is_nodes(value):
     raise ConfigError(
       f"{path} is a {type(value).__name__}; set one of its fields, name "
       "another class, or write it in the config file"
     )
   if kind is str or kind == DTypeLike:
-    return validated(kind, text, path, text)
+    return text
   try:
     literal = ast.literal_eval(
       {"true": "True", "false": "False"}.get(text.lower(), text)
     )
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, RecursionError, MemoryError):
     literal = text
   if isinstance(value, tuple) and not isinstance(literal, tuple):
     literal = tuple(literal) if isinstance(literal, list) else (literal,)
-  return validated(kind, literal, path, text)
+  is_of_ints = int in parts(kind) and float not in parts(kind)
+  return _with_ints(literal) if is_of_ints else literal
 
 
-def validated(kind: Any, value: Any, path: str, text: object) -> Any:
-  """`value` if the annotation `kind` admits it without conversion.
-
-  Raises:
-    ConfigError: it does not; the message quotes `text`.
-  """
-  if kind == DTypeLike:
-    try:
-      return jnp.dtype(value).name
-    except TypeError:
-      raise ConfigError(
-        f"{path}: expected a number format such as float32 or bfloat16, got "
-        f"{text!r}"
-      ) from None
-  if kind is Any:
-    return value
-  if value is None or _holds_nodes(kind):
-    if value in (None, ()) and _admits(kind, value):
-      return value
-    raise ConfigError(f"{path}: needs {_type_names(kind)}, got {text!r}")
-  import pydantic
-
-  try:
-    return pydantic.TypeAdapter(kind).validate_python(value, strict=True)
-  except pydantic.ValidationError as error:
-    reason = error.errors()[0]["msg"]
-    raise ConfigError(f"{path}: {reason}, got {text!r}") from None
-  except pydantic.PydanticSchemaGenerationError:
-    return value  # a user-defined type that pydantic does not support
-
-
-def _parts(kind: Any) -> list[Any]:
-  """`kind` and everything it is built of."""
-  return [kind] + [p for arg in typing.get_args(kind) for p in _parts(arg)]
-
-
-def _is_node_type(kind: Any) -> bool:
-  """A config class, or a Protocol that such classes implement."""
-  return dataclasses.is_dataclass(kind) or _is_protocol(kind)
-
-
-def _is_protocol(kind: Any) -> bool:
-  return isinstance(kind, type) and getattr(kind, "_is_protocol", False)
-
-
-def _holds_nodes(kind: Any) -> bool:
-  return any(map(_is_node_type, _parts(kind)))
-
-
-def _admits(kind: Any, value: tuple | None) -> bool:
-  """Whether nothing, or no nodes at all, is a value of `kind`."""
-  wanted = type(None) if value is None else tuple
-  return any(wanted in (p, typing.get_origin(p)) for p in _parts(kind))
-
-
-def _admits_class(kind: Any, new: type) -> bool:
-  """Whether a node of the class `new` is a value of `kind`."""
-  return any(
-    p is Any
-    or _is_protocol(p)
-    or (dataclasses.is_dataclass(p) and issubclass(new, p))
-    for p in _parts(kind)
-  )
-
-
-def _type_names(kind: Any) -> str:
-  names = [p.__name__ for p in _parts(kind) if isinstance(p, type)]
-  return " or ".join(dict.fromkeys(n for n in names if n != "NoneType"))
-
-
-def _class_names(kind: Any) -> str:
-  kinds = [p for p in _parts(kind) if _is_node_type(p)]
-  return " or ".join(dict.fromkeys(p.__name__ for p in kinds))
+def _with_ints(value: Any) -> Any:
+  """A value with whole floats as ints."""
+  if isinstance(value, tuple):
+    return tuple(map(_with_ints, value))
+  is_whole = isinstance(value, float) and value.is_integer()
+  return int(value) if is_whole else value

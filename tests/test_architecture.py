@@ -17,9 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
   "errors": 0,
   "files": 0.5,
-  "config_tree": 1,
-  "config_files": 1,
-  "config_json": 2,
+  "fields": 1,
+  "config_tree": 2,
+  "config_files": 2,
+  "config_json": 3,
   "config_help": 2,
   "config_upgrade": 1,
   "pixels": 1,

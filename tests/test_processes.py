@@ -231,6 +231,6 @@ def test_an_error_of_one_process_is_printed_and_ends_both(tmp_path):
   running = start(lambda i: [*command, wrong] if i else command)
   errors = [process.communicate(timeout=400)[1] for process in running]
   assert running[1].returncode == 2
-  assert "learning rate must be positive" in errors[1]
+  assert "rate: needs above 0, got" in errors[1]
   assert running[0].returncode not in (0, None)
   assert time.monotonic() - begun < 5 * processes.HEARTBEAT_SECONDS

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.diffusion.prediction import Prediction, target, x0_gain
 from ldm_jax.diffusion.schedule import Schedule, Time, q_sample
+from ldm_jax.fields.limits import Positive
 
 Network = Callable[[Float[Array, "b *rest"], Time], Float[Array, "b *rest"]]
 
@@ -79,7 +80,7 @@ class DenoisingLoss:
   prediction: Prediction = "eps"
   density: Density = "uniform"
   norm: Literal["l1", "l2"] = "l2"
-  min_snr: float | None = None
+  min_snr: Positive | None = None
 
   def __post_init__(self):
     if self.min_snr is not None and self.norm != "l2":

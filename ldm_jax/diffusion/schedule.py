@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Count
+
 Time = Float[Array, ""] | Float[Array, " b"]
 
 CLEAN_TIME = -1.0  # time of the image itself, without noise: alpha-bar is 1
@@ -103,7 +105,7 @@ class Schedule:
   ] = "scaled_linear"
   start: float = 0.00085
   end: float = 0.012
-  steps: int = 1000
+  steps: Count = 1000
   zero_terminal_snr: bool = False
 
   def __post_init__(self):

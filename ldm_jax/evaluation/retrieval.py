@@ -98,10 +98,7 @@ def retrieve(request: RetrievalRequest) -> RetrievalResult:
     encode, size = encoder_of(request.encoder, request.trust)
     if request.image is not None:
       return RetrievalResult((_search_image(request, encode, size),))
-    experiment = request.config
-    if isinstance(experiment, str):
-      experiment = config.load(experiment)
-    data = experiment.data
+    data = config.resolve(request.config).data
     sources = {"train": data.source, "validation": data.validation}
     embeddings = {
       name: _embed(encode, size, _images_of(source), request.batch)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Below1, Count, Natural
 from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.bottleneck import (
   DeterministicPosterior,
@@ -45,19 +46,19 @@ class ConvStack:
     dtype: of computation; norms, softmax and results stay float32.
   """
 
-  channels: int = 128
-  multipliers: tuple[int, ...] = (1, 2, 4, 4)
-  blocks: int = 2
-  attention_levels: tuple[int, ...] = ()
+  channels: Count = 128
+  multipliers: tuple[Count, ...] = (1, 2, 4, 4)
+  blocks: Natural = 2
+  attention_levels: tuple[Natural, ...] = ()
   has_mid_attention: bool = True
-  dropout: float = 0.0
-  groups: int = 32
+  dropout: Below1 = 0.0
+  groups: Count = 32
   remat: Remat = "off"
   attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
 
   def __post_init__(self):
-    check_widths(self.channels, self.multipliers)
+    check_widths(self.channels, self.multipliers, self.groups)
 
   @property
   def halvings(self) -> int:
@@ -203,7 +204,7 @@ class Autoencoder(nn.Module):
   """
 
   trunk: ConvStack = ConvStack()
-  latent_channels: int = 4
+  latent_channels: Count = 4
   bottleneck: GaussianBottleneck | VectorQuantizer = GaussianBottleneck()
 
   @property

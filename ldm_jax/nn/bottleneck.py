@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Count, NonNegative
+
 
 @flax.struct.dataclass
 class DiagonalGaussian:
@@ -93,9 +95,9 @@ class VectorQuantizer(nn.Module):
       there and not, as in the paper's eq. 3, on the commitment term.
   """
 
-  codes: int = 8192
-  width: int = 3
-  beta: float = 0.25
+  codes: Count = 8192
+  width: Count = 3
+  beta: NonNegative = 0.25
 
   expansion = 1
 

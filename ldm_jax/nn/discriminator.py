@@ -6,6 +6,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Count, Natural
+
 
 class PatchDiscriminator(nn.Module):
   """PatchGAN (Isola et al. 2017, sec. 3.2.2; NLayerDiscriminator of LDM).
@@ -16,8 +18,8 @@ class PatchDiscriminator(nn.Module):
       pixels squared with three, 34 with two.
   """
 
-  width: int = 64
-  layers: int = 3
+  width: Count = 64
+  layers: Natural = 3
   dtype: DTypeLike = "float32"
 
   @nn.compact

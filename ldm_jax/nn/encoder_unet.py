@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Count
 from ldm_jax.nn.layers import conv, dense, group_norm
 from ldm_jax.nn.transformer import Attention
 from ldm_jax.nn.unet import EPSILON, UNet, coordinates
@@ -23,7 +24,7 @@ class EncoderUNet(UNet):
     out_channels: without effect.
   """
 
-  classes: int = 1000
+  classes: Count = 1000
 
   @nn.compact
   def __call__(

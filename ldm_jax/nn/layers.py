@@ -95,12 +95,26 @@ def dense(
   return rows.reshape(*x.shape[:-1], features)
 
 
-def check_widths(channels: int, multipliers: tuple[int, ...]) -> None:
-  """Raises ValueError unless there is a level and every width is positive."""
-  if not multipliers or min(channels, *multipliers) < 1:
+def check_widths(
+  channels: int, multipliers: tuple[int, ...], groups: int
+) -> None:
+  """Checks the widths `channels` * multiplier of the levels of a network.
+
+  Raises:
+    ValueError: there is no level, a width is not positive, or it does not
+      divide into the groups of its group norms.
+  """
+  if not multipliers or min(channels, groups, *multipliers) < 1:
     raise ValueError(
-      f"channels={channels} and multipliers={multipliers} must be positive"
+      f"channels={channels}, multipliers={multipliers} and groups={groups} "
+      "must be positive"
     )
+  for multiplier in multipliers:
+    if channels * multiplier % groups:
+      raise ValueError(
+        f"channels={channels} * {multiplier} do not divide into "
+        f"groups={groups}; set groups to a divisor of every level's channels"
+      )
 
 
 class GroupNorm(nn.Module):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ldm_jax.fields.limits import Count, Positive, check_limits
+
 FACTORS = {"lora_down", "lora_up"}  # names that no layer here has
 
 
@@ -27,13 +29,12 @@ class LoRA:
       layers, as in kohya's and diffusers' trainers.
   """
 
-  rank: int = 4
-  alpha: float = 4.0
+  rank: Count = 4
+  alpha: Positive = 4.0
   where: str = r"^unet/.*attention[12]/(q|k|v|out)/kernel$"
 
   def __post_init__(self):
-    if self.rank < 1:
-      raise ValueError(f"LoRA.rank={self.rank} must be 1 or more")
+    check_limits(self)
 
   def init(self, key: Array, base: Any) -> dict[str, Any]:
     """New factors for every kernel of `base` that `where` matches.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Count, Natural
 from ldm_jax.nn.attention import AttentionBackend, dot_product_attention
 from ldm_jax.nn.layers import (
   Remat,
@@ -37,10 +38,10 @@ class AttentionPlan:
     is_scanned: one scan over a level's blocks; see `SpatialTransformer`.
   """
 
-  depths: tuple[int, ...] = (1, 1, 1, 0)
-  mid_depth: int = 1
-  heads: int | None = 8
-  head_width: int | None = None
+  depths: tuple[Natural, ...] = (1, 1, 1, 0)
+  mid_depth: Natural = 1
+  heads: Count | None = 8
+  head_width: Count | None = None
   kind: Literal["transformer", "plain"] = "transformer"
   is_linear: bool = False
   cross_only: tuple[bool, ...] = ()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Below1, Count, Natural
 from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.layers import (
@@ -71,29 +72,34 @@ class UNet(nn.Module):
       float32.
   """
 
-  out_channels: int = 4
-  channels: int = 320
-  multipliers: tuple[int, ...] = (1, 2, 4, 4)
-  blocks: int = 2
+  out_channels: Count = 4
+  channels: Count = 320
+  multipliers: tuple[Count, ...] = (1, 2, 4, 4)
+  blocks: Count = 2
   attention: AttentionPlan = AttentionPlan()
   vector: Literal["mlp", "table"] | None = None
   modulation: Literal["add", "scale_shift"] = "add"
-  octaves: int = 0
+  octaves: Natural = 0
   resampling: Literal["conv", "block"] = "conv"
-  dropout: float = 0.0
-  groups: int = 32
+  dropout: Below1 = 0.0
+  groups: Count = 32
   remat: Remat = "off"
   attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
 
   def __post_init__(self):
     super().__post_init__()
-    check_widths(self.channels, self.multipliers)
+    check_widths(self.channels, self.multipliers, self.groups)
     if len(self.attention.depths) != len(self.multipliers):
       raise ValueError(
         f"attention.depths has {len(self.attention.depths)} levels, "
         f"multipliers has {len(self.multipliers)}; give one depth per level"
       )
+    for depth, multiplier in zip(
+      self.attention.depths, self.multipliers, strict=True
+    ):
+      if depth:
+        self.attention.split(self.channels * multiplier)
 
   @property
   def size_multiple(self) -> int:

@@ -60,10 +60,7 @@ def plan(request: PlanRequest) -> PlanResult:
 
 def _experiment(request: PlanRequest) -> Experiment:
   """The experiment with its overrides and first stage."""
-  experiment = request.config
-  if isinstance(experiment, str):
-    experiment = config.load(experiment)
-  experiment = config.override(experiment, request.overrides)
+  experiment = config.resolve(request.config, request.overrides)
   return with_first_stage(experiment, request.first_stage)
 
 

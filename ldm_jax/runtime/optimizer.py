@@ -1,7 +1,6 @@
 """Optimizers, the moving average of parameters, gradient accumulation."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,6 +10,14 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from ldm_jax.fields.limits import (
+  Below1,
+  Count,
+  Natural,
+  NonNegative,
+  Positive,
+  check_limits,
+)
 from ldm_jax.runtime.skip_updates import skip_bad_updates
 
 
@@ -37,32 +44,25 @@ class Optimizer:
       momentum (Dozat 2016), as in optax. None is AdamW for all.
   """
 
-  rate: float = 1e-4
-  betas: tuple[float, float] = (0.9, 0.999)
-  epsilon: float = 1e-8
-  weight_decay: float = 0.01
-  warmup: int = 0
+  rate: Positive = 1e-4
+  betas: tuple[Below1, Below1] = (0.9, 0.999)
+  epsilon: NonNegative = 1e-8
+  weight_decay: NonNegative = 0.01
+  warmup: Natural = 0
   decay: Literal["constant", "cosine"] = "constant"
-  decay_steps: int = 0
-  decay_to: float = 0.0
-  clip: float | None = None
-  spikes: float | None = None
-  patience: int = 10
-  muon: float | None = None
+  decay_steps: Natural = 0
+  decay_to: NonNegative = 0.0
+  clip: Positive | None = None
+  spikes: Positive | None = None
+  patience: Count = 10
+  muon: Positive | None = None
 
   def __post_init__(self):
+    check_limits(self)
     if self.decay == "cosine" and self.decay_steps <= self.warmup:
       raise ValueError(
         f"decay='cosine' ends at decay_steps, got {self.decay_steps}; give "
         f"more than the warm-up's {self.warmup}, usually the run's steps"
-      )
-    for rate in (self.rate, self.muon):
-      if rate is not None and not 0 < rate < math.inf:
-        raise ValueError(f"learning rate must be positive, got {rate}")
-    if self.patience < 1 or (self.spikes is not None and self.spikes <= 0):
-      raise ValueError(
-        "an optimizer needs patience >= 1 and spikes > 0, or none, got "
-        f"patience={self.patience} spikes={self.spikes}"
       )
 
   def schedule(self) -> optax.Schedule:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Below1, Natural, NonNegative
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.discriminator import (
   PatchDiscriminator,
@@ -83,16 +84,16 @@ class AutoencoderTask:
   optimizer: Optimizer = Optimizer(4.5e-6, (0.5, 0.9), weight_decay=0.0)
   critic_optimizer: Optimizer = Optimizer(4.5e-6, (0.5, 0.9), weight_decay=0.0)
   pixel_norm: Literal["l1", "l2"] = "l1"
-  perceptual_weight: float = 1.0
-  bottleneck_weight: float = 1e-6
+  perceptual_weight: NonNegative = 1.0
+  bottleneck_weight: NonNegative = 1e-6
   reduction: Literal["sum", "mean"] = "sum"
   logvar: float = 0.0
   learns_logvar: bool = False
-  disc_start: int = 50_001
-  disc_weight: float = 0.5
+  disc_start: Natural = 50_001
+  disc_weight: NonNegative = 0.5
   critic_loss: Literal["hinge", "vanilla"] = "hinge"
-  ema_decay: float | None = None
-  init_scale: float = 1.0
+  ema_decay: Below1 | None = None
+  init_scale: NonNegative = 1.0
 
   def frozen_shapes(self, batch: Batch) -> Frozen:
     """Shapes of `frozen` for batches like this one."""

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from ldm_jax.diffusion.loss import sample_times
 from ldm_jax.diffusion.schedule import Schedule, q_sample
+from ldm_jax.fields.limits import Fraction, Positive
 from ldm_jax.latents import (
   LatentChoice,
   encode_batch,
@@ -50,8 +51,8 @@ class ClassifierTask:
   schedule: Schedule = Schedule()
   optimizer: Optimizer = Optimizer()
   input_key: str = "label"
-  ema_decay: float = 0.9999
-  latent_scale: float | None = None
+  ema_decay: Fraction = 0.9999
+  latent_scale: Positive | None = None
   latents: LatentChoice = "sample"
 
   def with_first_stage(self, stage: FirstStage) -> "ClassifierTask":

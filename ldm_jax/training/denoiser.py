@@ -14,6 +14,7 @@ from ldm_jax.concat_conditioning import NoiseAugmentation, prepare_inputs
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.loss import DenoisingLoss, Loss, sample_times
+from ldm_jax.fields.limits import Count, Fraction, NonNegative, Positive
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.latents import (
   LatentChoice,
@@ -102,13 +103,13 @@ class DenoiserTask:
   model: LatentDiffusion = LatentDiffusion()
   optimizer: Optimizer = Optimizer()
   loss: Loss = DenoisingLoss()
-  ema_decay: float = 0.9999
-  accumulate: int = 1
-  latent_scale: float | None = None
+  ema_decay: Fraction = 0.9999
+  accumulate: Count = 1
+  latent_scale: Positive | None = None
   latents: LatentChoice = "sample"
-  preview_steps: int = 50
+  preview_steps: Count = 50
   preview_guidance: float = 3.0
-  offset_noise: float = 0.0
+  offset_noise: NonNegative = 0.0
   lora: LoRA | None = None
 
   def __post_init__(self):

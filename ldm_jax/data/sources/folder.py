@@ -15,6 +15,7 @@ from jaxtyping import Int
 from ldm_jax.data.annotations import ENDINGS, READERS, read_annotation
 from ldm_jax.data.images import EXTENSIONS, header_size, read_image
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.fields.limits import Count
 
 CAPTION = "caption.txt"  # one caption for all images of its folder
 METADATA = "metadata.jsonl"  # Hugging Face's ImageFolder with captions
@@ -53,7 +54,7 @@ class Folder:
   path: str
   only: tuple[str, ...] = ()
   without: tuple[str, ...] = ()
-  objects: int = 30
+  objects: Count = 30
 
   def __len__(self) -> int:
     return len(self.names)

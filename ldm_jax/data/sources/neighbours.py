@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.limits import Count
 from ldm_jax.files.numpy_files import read_npy
 
 ROWS = "database.npy"
@@ -36,7 +37,7 @@ class Neighbours:
   source: Any
   folder: str
   part: Literal["train", "validation"] = "train"
-  k: int = 4
+  k: Count = 4
 
   def __len__(self) -> int:
     return len(self.source)

@@ -23,6 +23,7 @@ from ldm_jax.data.annotations import ENDINGS, Member, read_annotation
 from ldm_jax.data.images import EXTENSIONS, decode_image, header_size
 from ldm_jax.data.sources.cached_latents import MANIFEST, read_manifest
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.fields.limits import Count
 from ldm_jax.files.strict_json import parse_object
 
 TAR, RECORD = ".tar", ".array_record"
@@ -52,7 +53,7 @@ class Shards:
   """
 
   path: str
-  objects: int = 30
+  objects: Count = 30
 
   def __len__(self) -> int:
     return int(self._ends[-1])

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from ldm_jax.data.annotations import pad_boxes
 from ldm_jax.data.images import decode_image, rgb
 from ldm_jax.errors import ConfigError, ImageError
+from ldm_jax.fields.limits import Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class TfdsSource:
   label: str | None = "label"
   segmap: str | None = None
   boxes: str | None = None
-  objects: int = 30
+  objects: Count = 30
 
   def __len__(self) -> int:
     return len(self._data)

@@ -17,6 +17,7 @@ from ldm_jax.data.text.pretrained_tokenizer import (
 from ldm_jax.data.text.prompt_weighting import WeightedPrompt
 from ldm_jax.data.text.tokenizer_files import GENERIC, read_tokenizer
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.fields.limits import Count
 
 SPECIALS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")  # ids 0 to 3 of a trained one
 BYTES = 256  # every byte is a token of byte-level BPE
@@ -36,8 +37,8 @@ class TokenizerConfig:
 
   path: str = ""
   kind: Literal["word", "bpe"] = "word"
-  vocabulary: int = 1000
-  length: int = 32
+  vocabulary: Count = 1000
+  length: Count = 32
 
   def __post_init__(self):
     least = len(SPECIALS) + (BYTES if self.kind == "bpe" else 1)

@@ -8,6 +8,7 @@ from jaxtyping import Float32, Shaped, UInt8
 
 from ldm_jax.data.images import resize, resize_map
 from ldm_jax.errors import DataError
+from ldm_jax.fields.limits import Count, Fraction, check_limits
 
 Place = tuple[float, float, float]  # fraction of the largest box, top, left
 Box = tuple[int, int, int, int]  # top, left, rows, columns
@@ -37,22 +38,19 @@ class Augment:
       example's aesthetic "score".
   """
 
-  size: int
+  size: Count
   crop: Literal["random", "center"] = "random"
-  scale: tuple[float, float] = (1.0, 1.0)
+  scale: tuple[Fraction, Fraction] = (1.0, 1.0)
   flip: bool = True
   size_conditioning: Literal["target", "score"] | None = None
 
   def __post_init__(self):
+    check_limits(self)
     low, high = self.scale
     if not 0.0 < low <= high <= 1.0:
       raise ValueError(
         f"scale {self.scale} must be two fractions of the shorter side, "
         "0 < low <= high <= 1; try (0.8, 1.0)"
-      )
-    if self.size < 1:
-      raise ValueError(
-        f"size {self.size} must be a number of pixels, 1 or more"
       )
 
   def random(

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ldm_jax.errors import DataError
+from ldm_jax.fields.limits import Count
 
 _FILTERS = (
   Image.Resampling.BILINEAR,
@@ -42,7 +43,7 @@ class Degradation:
     kind: see above.
   """
 
-  factor: int = 4
+  factor: Count = 4
   kind: Literal["area", "bicubic", "bsrgan"] = "bsrgan"
 
   output_key = "low"

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int32
 
 from ldm_jax.errors import DataError
+from ldm_jax.fields.limits import Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,8 @@ class LayoutTokens:
     has_crop: whether the two ids of the crop are appended.
   """
 
-  vocabulary: int = 8192
-  objects: int = 30
+  vocabulary: Count = 8192
+  objects: Count = 30
   has_crop: bool = True
 
   output_key = "layout"

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
+from ldm_jax.fields.limits import NonNegative
+
 Kind = Literal["box", "strokes", "object"]
 
 
@@ -34,7 +36,7 @@ class Masks:
   sides: tuple[float, float] = (0.25, 0.75)
   strokes: tuple[int, int] = (1, 4)
   brush: tuple[float, float] = (0.05, 0.2)
-  margin: float = 0.05
+  margin: NonNegative = 0.05
 
   output_key = "mask"
 

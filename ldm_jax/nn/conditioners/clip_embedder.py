@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ldm_jax.fields.limits import Fraction, Natural
 from ldm_jax.nn.conditioners.embedders import Condition, zero_where
 from ldm_jax.nn.encoders.clip_text import ClipOutput, ClipText
 
@@ -45,15 +46,15 @@ class ClipEmbedder(nn.Module):
   """
 
   encoders: tuple[ClipText, ...]
-  skips: tuple[int, ...] = (0,)
-  paddings: tuple[int, ...] = (49407,)
+  skips: tuple[Natural, ...] = (0,)
+  paddings: tuple[Natural, ...] = (49407,)
   is_normed: bool = True
   is_pooled: bool = False
   null: Literal["empty", "zeros"] = "empty"
-  begin: int = 49406
-  end: int = 49407
+  begin: Natural = 49406
+  end: Natural = 49407
   input_key: str = "tokens"
-  drop_rate: float = 0.1
+  drop_rate: Fraction = 0.1
   is_frozen: bool = True
 
   has_unconditional = True

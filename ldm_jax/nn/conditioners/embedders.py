@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Real
 
+from ldm_jax.fields.limits import Count, Fraction, Natural
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.layers import layer_norm, sinusoids
 
@@ -86,11 +87,11 @@ class ClassEmbedder(nn.Module):
     drop_rate: fraction of training examples with the unconditional class.
   """
 
-  classes: int
-  width: int
+  classes: Count
+  width: Count
   joins: Literal["context", "vector", "both"] = "context"
   input_key: str = "label"
-  drop_rate: float = 0.1
+  drop_rate: Fraction = 0.1
 
   has_unconditional = True
   is_frozen = False
@@ -130,9 +131,9 @@ class SizeEmbedder(nn.Module):
   """
 
   ends_with: Literal["target", "score"] = "target"
-  width: int = 256
+  width: Count = 256
   input_key: str = "sizes"
-  drop_rate: float = 0.0
+  drop_rate: Fraction = 0.0
 
   has_unconditional = False
   is_frozen = False
@@ -172,10 +173,10 @@ class TextEmbedder(nn.Module):
   """
 
   encoder: TextEncoder
-  empty: tuple[int, ...] = (2, 3)
-  padding: int = 0
+  empty: tuple[Natural, ...] = (2, 3)
+  padding: Natural = 0
   input_key: str = "tokens"
-  drop_rate: float = 0.1
+  drop_rate: Fraction = 0.1
   is_pooled: bool = False
 
   has_unconditional = True
@@ -214,7 +215,7 @@ class LayoutEmbedder(nn.Module):
 
   encoder: TextEncoder
   input_key: str = "layout"
-  drop_rate: float = 0.0
+  drop_rate: Fraction = 0.0
 
   has_unconditional = True
   is_frozen = False

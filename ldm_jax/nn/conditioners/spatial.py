@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
+from ldm_jax.fields.limits import Count, Fraction, Natural
 from ldm_jax.nn.conditioners.embedders import Condition, zero_where
 from ldm_jax.nn.layers import dense
 
@@ -34,13 +35,13 @@ class SegmentationEmbedder(nn.Module):
     drop_rate: fraction of training examples with zeros; LDM's is 0.
   """
 
-  classes: int = 182
-  width: int = 3
-  halvings: int = 2
+  classes: Count = 182
+  width: Count = 3
+  halvings: Natural = 2
   joins: Literal["concat", "context"] = "concat"
-  positions: int = 0
+  positions: Natural = 0
   input_key: str = "segmap"
-  drop_rate: float = 0.0
+  drop_rate: Fraction = 0.0
 
   is_frozen = False
 
@@ -107,7 +108,7 @@ class MaskedImage(nn.Module):
 
   convention: Literal["sd", "ldm"] = "sd"
   input_key: str = "mask"
-  drop_rate: float = 0.0
+  drop_rate: Fraction = 0.0
 
   is_frozen = False
 
@@ -174,10 +175,10 @@ class LowResolution(nn.Module):
     drop_rate: fraction of training examples with zeros, which keep the level.
   """
 
-  levels: int = 0
-  max_train_level: int = 350
+  levels: Natural = 0
+  max_train_level: Count = 350
   input_key: str = "low"
-  drop_rate: float = 0.0
+  drop_rate: Fraction = 0.0
 
   is_frozen = False
 
@@ -213,9 +214,9 @@ class DepthMap(nn.Module):
     drop_rate: fraction of training examples with zeros.
   """
 
-  cell: int = 8
+  cell: Count = 8
   input_key: str = "depth"
-  drop_rate: float = 0.0
+  drop_rate: Fraction = 0.0
 
   is_frozen = False
 
@@ -253,9 +254,9 @@ class NeighbourEmbeddings(nn.Module):
     drop_rate: fraction of training examples with zeros.
   """
 
-  width: int = 768
+  width: Count = 768
   input_key: str = "neighbours"
-  drop_rate: float = 0.1
+  drop_rate: Fraction = 0.1
 
   has_unconditional = True
   is_frozen = False

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ldm_jax.fields.limits import Count, Natural
 from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.layers import dense, layer_norm
 from ldm_jax.nn.transformer import Attention
@@ -88,15 +89,15 @@ class ClipText(nn.Module):
     ValueError: at construction, if the width does not divide into the heads.
   """
 
-  vocabulary: int = 49408
-  width: int = 768
-  depth: int = 12
-  heads: int = 12
-  length: int = 77
-  hidden: int | None = None
+  vocabulary: Count = 49408
+  width: Count = 768
+  depth: Natural = 12
+  heads: Count = 12
+  length: Count = 77
+  hidden: Count | None = None
   activation: Activation = "quick_gelu"
-  projection: int | None = None
-  end: int | None = None
+  projection: Count | None = None
+  end: Natural | None = None
   attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
 

@@ -6,6 +6,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Count
+
 # Mean and deviation of ImageNet, for images in [-1, 1] instead of [0, 1]
 # (ScalingLayer of the lpips package, v0.1).
 SHIFT = (-0.030, -0.088, -0.188)
@@ -63,7 +65,7 @@ class LPIPS(nn.Module):
     width: channels of the trunk's first stage; see `VGG16`.
   """
 
-  width: int = 64
+  width: Count = 64
   dtype: DTypeLike = "float32"
 
   @nn.compact

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ldm_jax.fields.limits import Count, Natural
 from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.layers import dense, layer_norm
 from ldm_jax.nn.transformer import Attention
@@ -28,12 +29,12 @@ class TextEncoder(nn.Module):
     length: the largest number of tokens, and of learned positions.
   """
 
-  vocabulary: int
-  width: int = 1280
-  depth: int = 32
-  heads: int = 8
-  head_width: int = 64
-  length: int = 77
+  vocabulary: Count
+  width: Count = 1280
+  depth: Natural = 32
+  heads: Count = 8
+  head_width: Count = 64
+  length: Count = 77
   attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
 

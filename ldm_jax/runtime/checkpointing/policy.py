@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from ldm_jax.fields.limits import Count, check_limits
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointPolicy:
@@ -18,18 +20,14 @@ class CheckpointPolicy:
     best_is: whether the lowest or the highest value is the best.
   """
 
-  every: int = 1000
-  keep: int = 2
-  keep_every: int | None = None
+  every: Count = 1000
+  keep: Count = 2
+  keep_every: Count | None = None
   best: str | None = None
   best_is: Literal["min", "max"] = "min"
 
   def __post_init__(self):
-    if self.every < 1 or self.keep < 1:
-      raise ValueError(
-        "checkpoints need every >= 1 and keep >= 1, got "
-        f"every={self.every} keep={self.keep}"
-      )
+    check_limits(self)
 
   def score(self, metrics: dict[str, float]) -> float:
     """The value of metric `best`; the worst possible if it is no number.

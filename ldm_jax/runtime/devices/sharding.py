@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from ldm_jax.fields.limits import Count
 from ldm_jax.runtime.devices.sharding_rules import (
   MIN_SIZE,
   REPLICATED,
@@ -43,10 +44,10 @@ class MeshShape:
     context: spatial parallelism: the height of images is sharded.
   """
 
-  data: int | None = None
-  fsdp: int = 1
-  tensor: int = 1
-  context: int = 1
+  data: Count | None = None
+  fsdp: Count = 1
+  tensor: Count = 1
+  context: Count = 1
 
   def build(
     self, devices: Sequence[jax.Device] | None = None, rules: Rules = RULES

@@ -1,0 +1,1 @@
+"""Fields of a config: their types, their limits, and the check of both."""
