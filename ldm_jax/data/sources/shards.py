@@ -42,8 +42,7 @@ class Shards:
 
   Attributes:
     path: a file, a pattern such as "data/*.tar", or a folder of files of one
-      kind; local or, for tars, any URL that etils.epath reads, such as
-      gs://bucket/data.
+      kind; local or, for tars, any URL that etils.epath reads (gs://...).
     objects: rows of "boxes"; objects beyond them are left out.
 
   Raises (all at first use):
