@@ -187,8 +187,6 @@ def test_unsupported_configs_are_refused_by_name(base, key, value, message):
     (UNet(resampling="block"), Inputs(4, 64, 768), "resampling='block'"),
     (UNet(attention=transformer((1, 1, 1, 2), 1, 8)), Inputs(4, 64, 768),
      "as deep as the last level"),
-    (UNet(attention=transformer((1, 1, 1, 0), 1, 7)), Inputs(4, 64, 768),
-     "do not divide"),
     (UNet(attention=plain((1, 1, 1, 0), 8), vector="mlp"),
      Inputs(4, 64, None, 9), "vector='mlp'"),
   ],
@@ -197,3 +195,8 @@ def test_unets_that_diffusers_has_not_are_refused(module, sizes, message):
   with pytest.raises(ConfigError) as error:
     unet_config(module, sizes)
   assert message in str(error.value)
+
+
+def test_a_unet_whose_channels_do_not_divide_into_heads_is_refused():
+  with pytest.raises(ValueError, match="320 channels do not divide into heads"):
+    UNet(attention=transformer((1, 1, 1, 0), 1, 7))
