@@ -218,7 +218,7 @@ def get_config():
 
 def test_what_json_cannot_hold_is_refused(own):
   bad = experiment(own, task=own.MeanColour(rate=np.float32(1)))
-  with pytest.raises(ConfigError, match="config.task.rate: needs numbers, text"):
+  with pytest.raises(ConfigError, match=r"task.rate: needs numbers, text"):
     config.check_readable(bad)
   config.check_readable(experiment(own))
 

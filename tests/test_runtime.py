@@ -236,7 +236,7 @@ def test_muon_updates_kernels_equally_in_all_directions():
   assert np.abs(off).max() < 0.1 * sizes.mean()
   # Liu et al. 2025, equation 4: rate * 0.2 * sqrt(longer side) U V^T.
   np.testing.assert_allclose(sizes.mean(), 0.2 * 0.2 * 6, rtol=0.2)
-  with pytest.raises(ValueError, match="Optimizer.muon: needs above 0, got -1"):
+  with pytest.raises(ValueError, match=r"muon: needs above 0, got -1"):
     Optimizer(muon=-1.0)
 
 

@@ -110,7 +110,7 @@ def test_norms_that_stay_high_are_accepted_in_the_end():
 
 def test_invalid_patience_and_spikes_are_refused():
   for wrong in ({"patience": 0}, {"spikes": 0.0}):
-    with pytest.raises(ValueError, match="Optimizer.(patience|spikes): needs"):
+    with pytest.raises(ValueError, match=r"Optimizer.(patience|spikes): needs"):
       Optimizer(**wrong)
 
 
