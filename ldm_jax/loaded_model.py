@@ -1,6 +1,8 @@
 """A model with everything that sampling from it needs."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts
 from ldm_jax.data.text.tokenizers import Tokenizer
@@ -21,6 +23,7 @@ class LoadedModel:
     height, width: default size of its images, in pixels.
     guidance: default scale of classifier-free guidance.
     sampler_config: default sampler.
+    scheduler: the scheduler_config.json that it was read of; None for a run.
     unet_channels: input channels of its U-Net; None means those of the
       latents.
     layout: turns bounding boxes into tokens, for a layout-to-image model.
@@ -34,6 +37,7 @@ class LoadedModel:
   width: int
   guidance: float = 3.0
   sampler_config: SamplerConfig = SamplerConfig()
+  scheduler: Mapping[str, Any] | None = None
   unet_channels: int | None = None
   layout: LayoutTokens | None = None
   warnings: tuple[str, ...] = ()

@@ -31,6 +31,7 @@ from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.pretrained import save_pretrained as saving
+from ldm_jax.pretrained.configs.scheduler_config import sampler_config, schedule
 from ldm_jax.pretrained.controlnet import with_controlnet
 from ldm_jax.pretrained.convert import ConvertRequest, ConvertResult
 from ldm_jax.pretrained.convert import convert as convert_model
@@ -127,6 +128,64 @@ def test_a_folder_is_read_as_it_was_written(model, folder):
   assert found.conditioners == made.conditioners
   assert found.schedule == made.schedule
   same(params, expected)
+
+
+SAMPLERS = {
+  "lcm": {"_class_name": "LCMScheduler", "original_inference_steps": 100},
+  "euler": {
+    "_class_name": "EulerDiscreteScheduler",
+    "timestep_spacing": "trailing",
+  },
+  "karras": {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "lambda_min_clipped": float("-inf"),  # as diffusers writes it
+    "use_karras_sigmas": True,
+  },
+  "zero": {
+    "_class_name": "DDIMScheduler",
+    "clip_sample": False,
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+  },
+}
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name == "karras" else pytest.param(name, marks=pytest.mark.slow)
+    for name in SAMPLERS
+  ],
+)
+def test_conversions_carry_the_sampler(model, clip_prompts, tmp_path, name):
+  """From folder to folder, to a single file, and back."""
+  made, params = model
+  read = SAMPLERS[name] | {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.001,
+    "beta_end": 0.02,
+    "prediction_type": "v_prediction",
+  }
+  noise, prediction = schedule(read)
+  made = dataclasses.replace(made, schedule=noise, prediction=prediction)
+  paths = [str(tmp_path / each) for each in ("a", "b", "c.safetensors", "d")]
+  prompts = clip_prompts[1]
+  ldm_jax.save_pretrained(
+    made, params, paths[0], tokenizer=prompts, scheduler=read
+  )
+  convert_model(ConvertRequest(paths[0], paths[1]))
+  convert_model(ConvertRequest(paths[1], paths[2], single_file=True))
+  options = LoadOptions(tokenizer=clip_prompts[0])
+  convert_model(ConvertRequest(paths[2], paths[3], options=options))
+  for path in (paths[0], paths[1], paths[3]):
+    folder = pathlib.Path(path)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", read["_class_name"]]
+    file = folder / "scheduler" / "scheduler_config.json"
+    assert json.loads(file.read_text()).items() >= read.items()
+  loaded = open_model(paths[3], LoadOptions())
+  assert loaded.sampler_config == sampler_config(read)
+  assert (loaded.model.schedule, loaded.model.prediction) == (noise, "v")
 
 
 def test_a_single_autoencoder_is_one_line(model, folder):

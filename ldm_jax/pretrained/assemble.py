@@ -87,6 +87,7 @@ def assemble(
     width=side,
     guidance=5.0 if inputs.sinusoids else 7.5,
     sampler_config=sampler_config,
+    scheduler=components.scheduler,
     unet_channels=inputs.channels,
     warnings=warnings,
   )

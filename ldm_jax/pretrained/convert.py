@@ -219,6 +219,7 @@ def _write(request: ConvertRequest, source: _Source) -> None:
       dtype=dtype,
       image_size=source.image_size,
       latent_scale=source.latent_scale,
+      scheduler=None if loaded is None else loaded.scheduler,
     )
     return
   save_pretrained(
@@ -230,4 +231,5 @@ def _write(request: ConvertRequest, source: _Source) -> None:
     tokenizer=None if loaded is None else loaded.tokenizer,
     image_size=source.image_size,
     latent_scale=source.latent_scale,
+    scheduler=None if loaded is None else loaded.scheduler,
   )

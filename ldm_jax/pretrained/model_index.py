@@ -46,6 +46,7 @@ def model_index(
   model: LatentDiffusion,
   networks: Sequence[Any],
   tokenizer: ClipPrompts | Tokenizer | None,
+  scheduler: str = "DDIMScheduler",
 ) -> dict[str, Any]:
   """model_index.json: the classes of the pipeline and of its components.
 
@@ -57,7 +58,7 @@ def model_index(
   listed: dict[str, Any] = {
     "_class_name": kind,
     "_diffusers_version": DIFFUSERS,
-    "scheduler": ["diffusers", "DDIMScheduler"],
+    "scheduler": ["diffusers", scheduler],
   }
   renamed = old_names(kind)
   for network in networks:

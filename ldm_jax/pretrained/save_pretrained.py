@@ -51,6 +51,7 @@ def save_pretrained(
   dtype: str = "fp32",
   max_shard_bytes: int = MAX_SHARD_BYTES,
   latent_scale: float | None = None,
+  scheduler: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a folder that diffusers and transformers load as it is.
 
@@ -65,6 +66,8 @@ def save_pretrained(
     max_shard_bytes: largest size of one file of weights.
     latent_scale: of an autoencoder alone, what its latents are to be multiplied
       by; None for 0.18215, diffusers' own default. A model has its own.
+    scheduler: a scheduler_config.json whose sampler is written with the model's
+      own schedule, such as `LoadedModel.scheduler`; None for DDIM.
 
   Raises:
     ConfigError: the format cannot hold a part of the model, which is named.
@@ -74,7 +77,16 @@ def save_pretrained(
   with _atomic_folder(folder) as path:
     if isinstance(module, LatentDiffusion):
       networks = export_networks(module, params, image_size)
-      _write_pipeline(path, module, networks, tokenizer, cast, max_shard_bytes)
+      sampler = scheduler_config.schedule_config(
+        module.schedule, module.prediction, scheduler
+      )
+      _write_json(path / "scheduler" / "scheduler_config.json", sampler)
+      index = model_index.model_index(
+        module, networks, tokenizer, sampler["_class_name"]
+      )
+      _write_pipeline(
+        path, module, networks, index, tokenizer, cast, max_shard_bytes
+      )
     else:
       network = export_network(module, params, image_size, latent_scale)
       _write_network(path, network, cast, max_shard_bytes)
@@ -88,6 +100,7 @@ def save_single_file(
   dtype: str = "fp32",
   image_size: int = 512,
   latent_scale: float | None = None,
+  scheduler: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes one .safetensors with the names of CompVis and Stability.
 
@@ -95,7 +108,7 @@ def save_single_file(
   family's) is in its metadata.
 
   Args:
-    image_size, latent_scale: as of `save_pretrained`.
+    image_size, latent_scale, scheduler: as of `save_pretrained`.
 
   Raises:
     ConfigError: the format cannot hold a part of the model, which is named.
@@ -111,7 +124,7 @@ def save_single_file(
       prefix, kind = prefixes[network.name]
       networks.append((prefix, dataclasses.replace(network, kind=kind)))
     scheduler = scheduler_config.schedule_config(
-      module.schedule, module.prediction
+      module.schedule, module.prediction, scheduler
     )
     index = model_index.unconditional_key(module)
   else:
@@ -149,17 +162,15 @@ def _write_pipeline(
   path: pathlib.Path,
   model: LatentDiffusion,
   networks: list[ExportedNetwork],
+  index: Mapping[str, Any],
   tokenizer: ClipPrompts | Tokenizer | None,
   cast: np.dtype,
   max_shard_bytes: int,
 ) -> None:
-  index = model_index.model_index(model, networks, tokenizer)
   renamed = model_index.old_names(index["_class_name"])
   for network in networks:
     name = renamed.get(network.name, network.name)
     _write_network(path / name, network, cast, max_shard_bytes)
-  scheduler = scheduler_config.schedule_config(model.schedule, model.prediction)
-  _write_json(path / "scheduler" / "scheduler_config.json", scheduler)
   for name, library_one in model_index.tokenizers(model, tokenizer).items():
     library_one.save_pretrained(str(path / name))
   (path / "README.md").write_text(

@@ -80,10 +80,12 @@ def _is_detected(
   if found.scheduler is None or configs.scheduler is None:
     # An autoencoder alone: the file does not say its scale.
     return False
-  noises = map(scheduler_config.schedule, (found.scheduler, configs.scheduler))
+  schedulers = found.scheduler, configs.scheduler
+  noises = map(scheduler_config.schedule, schedulers)
+  samplers = map(scheduler_config.sampler_config, schedulers)
   is_pair = "text_encoder_2" in needed and "text_encoder" in needed
   zeros = configs.index.get(_ZEROS, is_pair)
-  return len(set(noises)) == 1 and zeros == is_pair
+  return len({*noises}) == len({*samplers}) == 1 and zeros == is_pair
 
 
 def _is_same(found: Submodule, needed: Submodule) -> bool:
@@ -118,7 +120,7 @@ def read_stored(metadata: Mapping[str, str]) -> StoredConfigs | None:
   """
   if KEY not in metadata:
     return None
-  value = parse_json(metadata[KEY], WeightsError)
+  value = parse_json(metadata[KEY], WeightsError, has_constants=True)
   match value:
     case {"networks": dict(networks), "scheduler": scheduler, "index": dict()}:
       if networks and (scheduler is None or isinstance(scheduler, dict)):
