@@ -3,14 +3,24 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from lora_files import family, file_of
 from PIL import Image
 from test_pretrained import clip_prompts, file, folder, model  # noqa: F401, fixtures
 
+from ldm_jax.diffusion.torch_noise import torch_normal
 from ldm_jax.errors import ConfigError
-from ldm_jax.sampling.metadata import png_text, read_metadata
+from ldm_jax.runtime.image_files import write_png
+from ldm_jax.sampling.initial_latents import image_root
+from ldm_jax.sampling.metadata import (
+  image_metadata,
+  png_text,
+  read_metadata,
+  request_metadata,
+)
 from ldm_jax.sampling.pipeline import Pipeline
 from ldm_jax.sampling.request import GenerationRequest, Replay
 from ldm_jax.weights.safetensors_files import write_safetensors
@@ -47,8 +57,8 @@ def pixels(result):
     ({"num": 0}, "num must be 1 or more, got 0"),
     ({"batch": -1}, "batch must be 1 or more"),
     ({"window": 0}, "window must be 1 or more"),
-    ({"seed": -1}, "seed must be 0 to 4294967295"),
-    ({"seed": 2**32}, "seed must be"),
+    ({"seed": -2}, "seed must be 0 to 18446744073709551615, or -1"),
+    ({"seed": 2**64}, "seed must be"),
     ({"guidance": float("nan")}, "guidance must be within"),
     ({"guidance": 1e9}, "guidance must be within"),
     ({"guidance_rescale": 2.0}, "must be 0 to 1"),
@@ -203,8 +213,6 @@ OLD = {
 def test_metadata_of_the_version_before_is_read(pipe, tmp_path):
   path = str(tmp_path / "old.png")
   info = Image.new("RGB", (16, 16))
-  from ldm_jax.runtime.image_files import write_png
-
   write_png(path, np.asarray(info), {"ldm_jax": json.dumps(OLD)})
   request = pipe.request_of(path)
   assert request.timestep_spacing == "karras" and request.seed == 3
@@ -227,6 +235,52 @@ def test_other_programs_read_the_settings(pipe):
   first, second, settings = png_text(metadata)["parameters"].split("\n")
   assert (first, second) == ("a fox", "Negative prompt: wet, blue")
   assert "Sampler: DPM++ 2M, Schedule type: Karras" in settings
+
+
+@pytest.mark.parametrize("prompt", ["a fox", "caf\u00e9", "\u732b"])
+def test_text_of_latin_letters_is_in_chunks_that_all_readers_know(
+  tmp_path, prompt
+):
+  """The settings follow a negative prompt, even if there is none."""
+  fields = request_metadata(GenerationRequest(prompt=prompt, sampler="ddim"))
+  fields |= {"model": "", "width": 8, "height": 8}
+  metadata = image_metadata(fields, prompt, 0, Replay(1, 1, 0))
+  path = str(tmp_path / "a.png")
+  write_png(path, IMAGE, png_text(metadata))
+  kind = b"iTXt" if prompt == "\u732b" else b"tEXt"
+  assert kind + b"parameters\0" in (tmp_path / "a.png").read_bytes()
+  with Image.open(path) as image:
+    first, second, settings = image.text["parameters"].split("\n")
+  assert (first, second) == (prompt, "Negative prompt: ")
+  assert settings.startswith("Steps: 50, Sampler: DDIM")
+  assert read_metadata(path)["prompt"] == prompt
+
+
+def test_a_seed_is_drawn_and_reported(pipe, caplog):
+  caplog.set_level("INFO", logger="ldm_jax")
+  seeds = [
+    pipe.prepare("a fox", seed=-1, **SIZE).request.seed for _ in range(3)
+  ]
+  assert len(set(seeds)) > 1 and 0 <= min(seeds) <= max(seeds) < 2**32
+  for seed in seeds:
+    assert f"seed {seed}" in caplog.messages
+
+
+def test_seeds_have_64_bits():
+  root = lambda seed: jax.random.key_data(image_root(seed)).tolist()
+  seeds = [3, 2**32 + 3, 2**33 + 3, 2**64 - 1, 2**32 - 1]
+  assert len({tuple(root(seed)) for seed in seeds}) == len(seeds)
+  # Of 32 bits they are what they always were, traced or not.
+  own = jax.random.fold_in(jax.random.key(3), 0)
+  assert root(3) == jax.random.key_data(own).tolist()
+  assert root(jnp.uint32(3)) == root(3)
+  with jax.enable_x64(True):  # where jax itself has keys of 64 bits
+    key = jax.random.fold_in(jax.random.key(2**33 + 3), 0)
+    assert root(2**33 + 3) == jax.random.key_data(key).tolist()
+  # torch takes the lower 32.
+  np.testing.assert_array_equal(
+    torch_normal(2**40 + 5, (16,)), torch_normal(5, (16,))
+  )
 
 
 def test_a_callback_follows_every_step_and_changes_nothing(pipe):

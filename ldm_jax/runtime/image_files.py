@@ -65,14 +65,16 @@ def write_png(
   """Writes one uint8 image; the file appears only when it is complete.
 
   Args:
-    metadata: text chunks of the PNG by keyword.
+    metadata: text chunks of the PNG by keyword: tEXt, which every reader
+      knows, if the text is Latin-1, and iTXt otherwise.
   """
   from PIL import Image
   from PIL.PngImagePlugin import PngInfo
 
   info = PngInfo()
   for name, value in (metadata or {}).items():
-    info.add_itxt(name, value)
+    add = info.add_text if _is_latin1(value) else info.add_itxt
+    add(name, value)
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
   part = path + ".part"
   try:
@@ -82,3 +84,11 @@ def write_png(
     with contextlib.suppress(OSError):
       os.remove(part)
     raise OSError(error.errno, error.strerror, path) from error
+
+
+def _is_latin1(text: str) -> bool:
+  try:
+    text.encode("latin-1")
+  except UnicodeEncodeError:
+    return False
+  return True

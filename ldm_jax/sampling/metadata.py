@@ -123,9 +123,8 @@ def a1111_parameters(metadata: Mapping[str, Any]) -> str:
   prompt = metadata["prompt"]
   if not isinstance(prompt, str):  # an interpolation's two, or none
     prompt = prompt[0] if prompt else ""
-  lines = [prompt]
-  if metadata["negative_prompt"]:
-    lines.append(f"Negative prompt: {metadata['negative_prompt']}")
+  # Readers find the settings behind the negative prompt, even an empty one.
+  lines = [prompt, f"Negative prompt: {metadata['negative_prompt'] or ''}"]
   settings = (f"{k}: {v}" for k, v in pairs.items() if v is not None)
   return "\n".join([*lines, ", ".join(settings)])
 

@@ -175,7 +175,7 @@ class Pipeline:
       TooLarge: no device has the memory to decode a batch.
     """
     with config_errors():
-      request = _merged(request, fields)
+      request = _merged(request, fields).with_drawn_seed()
       if request.sampler is None:
         request = dataclasses.replace(request, sampler=self._sampler)
       images = read_images(request)  # before weights of a ControlNet

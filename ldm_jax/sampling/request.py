@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from ldm_jax.diffusion.samplers.sampler_names import (
   parse_timestep_spacing,
 )
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.runtime.devices import processes
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ ArrayLike = str | os.PathLike | np.ndarray
 Number = int | float
 
 MAX_NUMBER = 1e4  # of any scale
-SEEDS = 2**32  # how many there are
+SEEDS = 2**64  # how many there are, as in ComfyUI
+DRAWN = -1  # the seed in whose place one is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,8 @@ class GenerationRequest:
       output is scaled back (Lin et al. 2023).
     guidance_interval: values of t / T between which to guide.
     threshold: (quantile, largest value) of dynamic thresholding of x0.
-    seed: 0 to 2**32 - 1; an image is a function of (seed, index).
+    seed: 0 to 2**64 - 1; an image is a function of (seed, index). For -1 a
+      `Pipeline` draws one below 2**32, which it logs and writes to metadata.
     index: of the first image, by default 0. With `interpolate` the one image
       of the interpolation to generate.
     variation: 0 to 1, how far each image's noise is from that of image 0.
@@ -178,6 +182,15 @@ class GenerationRequest:
       self._check_interpolation()
       self._check_names()
 
+  def with_drawn_seed(self) -> "GenerationRequest":
+    """The request with a number in place of seed -1, on all processes."""
+    if self.seed != DRAWN:
+      return self
+    drawn = np.uint32([secrets.randbelow(2**32)]) * processes.is_first()
+    (seed,) = processes.sum_over([drawn])[0].tolist()
+    logger.info("seed %d", seed)
+    return dataclasses.replace(self, seed=seed)
+
   @property
   def prompts(self) -> tuple[str, ...]:
     """All prompts; none if the request has none."""
@@ -206,8 +219,10 @@ class GenerationRequest:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ConfigError(f"{name} must be 1 or more, got {value}")
-    if not 0 <= self.seed < SEEDS:
-      raise ConfigError(f"seed must be 0 to {SEEDS - 1}, got {self.seed}")
+    if self.seed != DRAWN and not 0 <= self.seed < SEEDS:
+      raise ConfigError(
+        f"seed must be 0 to {SEEDS - 1}, or -1 to draw one; got {self.seed}"
+      )
     if self.index is not None and not 0 <= self.index < 2**31:
       raise ConfigError(f"index must be 0 to 2**31 - 1, got {self.index}")
     for name in ("times", "sigmas"):

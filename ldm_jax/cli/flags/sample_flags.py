@@ -75,7 +75,7 @@ GROUPS = {
 """,
   "noise": """
 --seed: int
-  images are (seed, index) (default 0)
+  images are (seed, index) (default 0); -1 draws one and reports it
 --variation: float FRACTION
   0 to 1: how far each image's noise is from that of the first
 --rng: jax|torch
