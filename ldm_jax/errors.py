@@ -36,7 +36,7 @@ class ImageError(LdmJaxError, ValueError):
   """An image that cannot be used: `path`, `detail`, a `kind` to count by.
 
   Kinds: unreadable, not_an_image, too_large, truncated, corrupt, animated,
-  non_finite, unsupported.
+  non_finite, unsupported, mislabelled.
   """
 
   def __init__(self, path: str, kind: str, detail: str):

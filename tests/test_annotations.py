@@ -98,11 +98,11 @@ def spoil_box(path):
 @pytest.mark.parametrize(
   "spoil, line",
   [
-    (spoil_size, "a.map.png is 8 x 8, its image 12 x 8"),
-    (spoil_colour, "a.map.png has colours"),
-    (spoil_mask, "a.mask.png is no image"),
+    (spoil_size, "a.map.png: mislabelled image: is 8 x 8, its image 12 x 8"),
+    (spoil_colour, "a.map.png: mislabelled image: has colours"),
+    (spoil_mask, "a.mask.png: mislabelled image: is not an image"),
     (spoil_one, "b.depth.png is the first that is missing"),
-    (spoil_json, "a.boxes.json must hold a list"),
+    (spoil_json, "a.boxes.json: mislabelled image: must hold a list"),
     (spoil_box, "increasing within 0 to 1"),
   ],
 )

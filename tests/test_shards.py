@@ -168,8 +168,16 @@ DAMAGED = b"\x89PNG nothing"
     ({"txt": b"\xff"}, ValueError, "txt must be UTF-8"),
     ({"json": b"{"}, ValueError, "JSON object"),
     ({"json": b"[1]"}, ValueError, "JSON object"),
-    ({"map.png": DAMAGED}, ValueError, "x:0.map.png is not an image"),
-    ({"boxes.json": b"{}x"}, ValueError, "x:0.boxes.json must hold a list"),
+    (
+      {"map.png": DAMAGED},
+      ValueError,
+      "x:0.map.png: mislabelled image: is not an image",
+    ),
+    (
+      {"boxes.json": b"{}x"},
+      ValueError,
+      "x:0.boxes.json: mislabelled image: must hold a list",
+    ),
   ],
 )
 def test_a_bad_example_is_named(root, files, error, message):

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from ldm_jax.errors import DataError
+from ldm_jax.errors import DataError, ImageError
 from ldm_jax.files.strict_json import parse_json
 
 # File name endings, by the name of the array that is read from the file.
@@ -145,8 +145,12 @@ def read_annotation(
     objects: rows of "boxes"; see `pad_boxes`.
 
   Raises:
-    DataError: see `read_plane` and `read_boxes`.
+    ImageError: see `read_plane` and `read_boxes`; the example is bad.
   """
-  if key == "boxes":
-    return pad_boxes(read_boxes(path), objects)
-  return READERS[key](path, size)
+  try:
+    if key == "boxes":
+      return pad_boxes(read_boxes(path), objects)
+    return READERS[key](path, size)
+  except DataError as error:
+    detail = str(error).removeprefix(str(path)).lstrip(": ")
+    raise ImageError(str(path), "mislabelled", detail) from error

@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
+from ldm_jax.data.label_checks import check_example, path_of
 from ldm_jax.data.protocols import Source
 from ldm_jax.errors import DataError, ImageError
 from ldm_jax.files.strict_json import parse_lines
@@ -79,10 +81,15 @@ class SkipBadImages:
   Attributes:
     source: raises ImageError where an image is bad.
     log: records them, and raises DataError if there are too many.
+    classes: {array: number of classes}; an example with a class outside is as
+      bad as one whose image is. See `label_checks.check_example`.
   """
 
   source: Source
   log: BadImageLog
+  classes: Mapping[str, int] = dataclasses.field(
+    default_factory=dict, hash=False
+  )
 
   def __len__(self) -> int:
     return len(self.source)
@@ -92,7 +99,10 @@ class SkipBadImages:
     for step in range(count):
       number = (int(index) + step) % count
       try:
-        return self.source[number]
+        item = self.source[number]
+        if self.classes:
+          check_example(item, self.classes, path_of(self.source, number))
+        return item
       except ImageError as error:
         self.log.add(number, count, error)
     raise DataError(f"none of {count} images is good")

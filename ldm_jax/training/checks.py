@@ -8,19 +8,18 @@ import numpy as np
 
 from ldm_jax import config_json, config_upgrade
 from ldm_jax.config import Experiment
+from ldm_jax.data.label_checks import label_problem
 from ldm_jax.data.sources.cached_latents import CachedLatents
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.layout_tokens import LayoutTokens
 from ldm_jax.errors import ConfigError
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
-from ldm_jax.nn.conditioners.embedders import ClassEmbedder, TextEmbedder
-from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
+from ldm_jax.nn.conditioners.embedders import TextEmbedder
 from ldm_jax.run import shapes_of
 from ldm_jax.runtime.devices import memory
 from ldm_jax.runtime.program_cache import Structure, shared_by_value
-from ldm_jax.training.classifier import ClassifierTask
-from ldm_jax.training.dataloading import example_batch
+from ldm_jax.training.dataloading import classes_of, example_batch
 
 
 def conditioners_of(task: Any) -> tuple[Any, ...]:
@@ -47,10 +46,11 @@ def check_conditions(
   for part in conditioners:
     if isinstance(part, TextEmbedder | ClipEmbedder):
       _check_text(part, tokenizer)
-    elif isinstance(part, ClassEmbedder | SegmentationEmbedder):
-      _check_labels(example[part.input_key], part.classes)
-  if isinstance(task, ClassifierTask):
-    _check_labels(example[task.input_key], task.classifier.classes)
+  for name, count in classes_of(experiment).items():
+    if name in example and (
+      problem := label_problem(name, example[name], count)
+    ):
+      raise ConfigError(problem)
 
 
 def check_buckets(experiment: Experiment, tokenizer: Tokenizer | None) -> None:
@@ -123,15 +123,6 @@ def _check_shapes(task: Any, batch: Structure) -> None:
       f"the conditioners' outputs do not fit the latents: {first}; "
       "look at their sizes (halvings, cell, size) and widths"
     ) from error
-
-
-def _check_labels(labels: np.ndarray, classes: int) -> None:
-  most = int(labels.max())
-  if most >= classes:
-    raise ConfigError(
-      f"label {most} needs classes={most + 1} or more, the network has "
-      f"{classes}"
-    )
 
 
 def _check_text(

@@ -1,7 +1,7 @@
 """Batches of an experiment's data."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -9,9 +9,19 @@ import numpy as np
 from ldm_jax.config import Experiment
 from ldm_jax.data import batching
 from ldm_jax.data.bad_images import BadImageLog, SkipBadImages
+from ldm_jax.data.label_checks import check_batch
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.augment import Augment
+from ldm_jax.data.transforms.layout_tokens import LayoutTokens
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedders import (
+  ClassEmbedder,
+  LayoutEmbedder,
+  TextEmbedder,
+)
+from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
 from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.training.classifier import ClassifierTask
 
 
 def held_out(
@@ -21,12 +31,34 @@ def held_out(
   data = experiment.data
   count = min(data.held_out, len(data.validation))
   return batching.first(
-    SkipBadImages(data.validation, bad_image_log(experiment)),
+    SkipBadImages(
+      data.validation, bad_image_log(experiment), classes_of(experiment)
+    ),
     count,
     augment=data.centred,
     tokenizer=tokenizer,
     transforms=data.transforms,
   )
+
+
+def classes_of(experiment: Experiment) -> dict[str, int]:
+  """{array: number of classes} of what the network reads as classes or ids."""
+  task = experiment.task
+  counts: dict[str, int] = {}
+  for part in getattr(getattr(task, "model", None), "conditioners", ()):
+    if isinstance(part, ClassEmbedder | SegmentationEmbedder):
+      counts[part.input_key] = part.classes
+    elif isinstance(part, TextEmbedder | LayoutEmbedder):
+      counts[part.input_key] = part.encoder.vocabulary
+    elif isinstance(part, ClipEmbedder):
+      sizes = [encoder.vocabulary for encoder in part.encoders]
+      counts[part.input_key] = min(sizes)
+  if isinstance(task, ClassifierTask):
+    counts[task.input_key] = task.classifier.classes
+  for transform in experiment.data.transforms:
+    if isinstance(transform, LayoutTokens):
+      counts["boxes"] = transform.vocabulary - 1  # the last id is padding
+  return counts
 
 
 def bad_image_log(
@@ -40,12 +72,18 @@ def bad_image_log(
 
 
 def training_source(
-  experiment: Experiment, bad: BadImageLog
+  experiment: Experiment,
+  bad: BadImageLog,
+  classes: Mapping[str, int] | None = None,
 ) -> tuple[batching.Source, Augment | None]:
-  """The training source, bad images replaced, and its crop."""
+  """The training source, bad examples replaced, and its crop.
+
+  Args:
+    classes: as of `SkipBadImages`.
+  """
   source, augment = experiment.data.training
   if not experiment.data.latents:
-    source = SkipBadImages(source, bad)
+    source = SkipBadImages(source, bad, classes or {})
   return source, augment
 
 
@@ -86,10 +124,15 @@ def batches(
   sharding: Sharding,
   bad: BadImageLog,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """This process's part of every batch from step `start` on."""
-  data = experiment.data
-  source, augment = training_source(experiment, bad)
-  return batching.batches(
+  """This process's part of every batch from step `start` on.
+
+  Raises:
+    DataError: (while iterating) a batch has a label or id that the network has
+      no row for.
+  """
+  data, classes = experiment.data, classes_of(experiment)
+  source, augment = training_source(experiment, bad, classes)
+  stream = batching.batches(
     source,
     batch=data.batch,
     seed=experiment.seed,
@@ -101,6 +144,15 @@ def batches(
     threads=data.threads,
     buckets=data.buckets,
   )
+  return _checked(stream, classes)
+
+
+def _checked(
+  stream: Iterator[dict[str, np.ndarray]], classes: Mapping[str, int]
+) -> Iterator[dict[str, np.ndarray]]:
+  for batch in stream:
+    check_batch(batch, classes)
+    yield batch
 
 
 def example_indices(experiment: Experiment, step: int) -> list[int]:

@@ -72,6 +72,10 @@ class Folder:
       item["label"] = np.int32(self._labels[_first_folder(name)])
     return item
 
+  def path_of(self, index: int) -> str:
+    """The path of image `index`."""
+    return str(self._root / self.names[index])
+
   def _annotations(self, name: str, size: tuple[int, int]) -> dict[str, Any]:
     """The arrays of an image's annotation files."""
     stem = _stem(name)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.data.label_checks import path_of
 from ldm_jax.errors import DataError
 
 
@@ -43,12 +44,21 @@ class Mix:
     return int(self._ends[-1])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    source, place = self._place(index)
+    return source[place]
+
+  def path_of(self, index: int) -> str:
+    """The path of example `index`, in its own source."""
+    return path_of(*self._place(index))
+
+  def _place(self, index: int) -> tuple[Any, int]:
+    """An example's source and its index there."""
     if not 0 <= index < len(self):
       raise IndexError(f"the mix has {len(self)} examples, not {index}")
     number = int(np.searchsorted(self._ends, index, side="right"))
     begin = int(self._ends[number - 1]) if number else 0
     source = self.sources[number]
-    return source[(int(index) - begin) % len(source)]
+    return source, (int(index) - begin) % len(source)
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
