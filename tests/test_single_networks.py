@@ -1,5 +1,6 @@
 """Autoencoders and text encoders from files of their own."""
 
+import dataclasses
 import json
 
 import jax
@@ -22,13 +23,18 @@ from single_files import (
 
 import ldm_jax
 from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.pretrained import save_pretrained as saving
 from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   tiny_autoencoder,
   tiny_autoencoder_config,
 )
+from ldm_jax.pretrained.controlnet import with_controlnet
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
+from ldm_jax.weights.naming.convert import shapes as shapes_of
+from ldm_jax.weights.naming.parameter_names import Geometry, name_table
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 TINY = TinyAutoencoder(8, 4, (1, 2), (2, 1))
@@ -179,3 +185,78 @@ def test_text_encoders_that_a_file_lacks_come_from_folders(tmp_path):
   same(found, {"encoders_0": params, "encoders_1": params_2})
   with pytest.raises(ConfigError, match="is a second text_encoder"):
     open_offline(path, text_encoder=[first, first])
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory):
+  """An SD 1, and the tensors of a ControlNet for it by naming scheme."""
+  path = write_family(tmp_path_factory.mktemp("sd1") / "x.safetensors", "sd1")
+  loaded = open_model(path)
+  unet = loaded.model.unet
+  fields = {
+    field.name: getattr(unet, field.name)
+    for field in dataclasses.fields(unet)
+    if field.name not in ("parent", "name")
+  }
+  control = ControlNet(**fields, hint_channels=(8, 16))
+  shapes = jax.eval_shape(
+    lambda: control.init(
+      jax.random.key(0),
+      jnp.zeros((1, 4, 4, 4)),
+      jnp.zeros((1,)),
+      Condition(context=jnp.zeros((1, 1, 64))),
+      jnp.zeros((1, 8, 8, 3)),
+    )
+  )
+  geometry = Geometry(unet.attention.heads, unet.attention.head_width)
+  tensors = {}
+  for scheme in ("compvis", "diffusers"):
+    rows = name_table(
+      "unet", scheme, shapes_of(shapes["params"]), geometry
+    ).rows
+    rng = np.random.default_rng(3)
+    tensors[scheme] = {
+      row.foreign_name: np.float32(rng.standard_normal(row.foreign_shape()))
+      for row in rows
+    }
+  return path, loaded, control, tensors
+
+
+def test_a_controlnet_of_one_file(controlled, tmp_path):
+  _, loaded, control, tensors = controlled
+  compvis, diffusers = tensors["compvis"], tensors["diffusers"]
+  prefixed = {f"control_model.{n}": compvis[n] for n in compvis}
+  whole = prefixed | {"model.diffusion_model.x": np.zeros(3, np.float32)}
+  found = []
+  for i, each in enumerate((compvis, prefixed, whole, diffusers)):
+    file = tmp_path / f"{i}.safetensors"
+    write_safetensors(file, each)
+    made = with_controlnet(loaded, str(file))
+    assert made.model.control == control
+    found.append(made.params.control)
+  for params in found[1:3]:
+    same(params, found[0])
+  kernel = found[3]["params"]["hint_1"]["kernel"]
+  tensor = diffusers["controlnet_cond_embedding.blocks.1.weight"]
+  same(kernel, tensor.transpose(2, 3, 1, 0))
+
+
+def test_files_that_are_no_controlnet_for_the_model(controlled, tmp_path):
+  path, loaded, _, tensors = controlled
+  with pytest.raises(ConfigError, match="no ControlNet"):
+    with_controlnet(loaded, path)
+  other = dict(tensors["compvis"])
+  for name in other:
+    if "attn2.to_k" in name:
+      other[name] = other[name][:, :32]
+  file = tmp_path / "x.safetensors"
+  write_safetensors(file, other)
+  with pytest.raises(WeightsError, match="another U-Net, which reads 32"):
+    with_controlnet(loaded, str(file))
+  for mark, kind in (
+    ("lora_controlnet", "Control-LoRA"),
+    ("difference", "add"),
+  ):
+    write_safetensors(file, tensors["compvis"] | {mark: np.zeros(1)})
+    with pytest.raises(ConfigError, match=kind):
+      with_controlnet(loaded, str(file))

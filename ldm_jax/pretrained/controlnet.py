@@ -1,6 +1,7 @@
-"""A ControlNet of diffusers' layout, added to a model  (Zhang et al. 2023)."""
+"""A ControlNet added to a model  (Zhang et al. 2023)."""
 
 import dataclasses
+import os
 
 from jax.typing import DTypeLike
 
@@ -10,6 +11,7 @@ from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs.unet_reader import CONTROL
 from ldm_jax.pretrained.from_pretrained import find_components
 from ldm_jax.pretrained.networks import class_of, load
+from ldm_jax.pretrained.single_network.controlnet_file import controlnet_file
 
 
 def with_controlnet(
@@ -18,7 +20,8 @@ def with_controlnet(
   """The model with a ControlNet for its U-Net.
 
   Args:
-    path: folder or hub repository of one ControlNetModel.
+    path: folder or hub repository of one ControlNetModel, or a file with the
+      names of ControlNet's own code or of diffusers.
     dtype: of its parameters and computation.
 
   Raises:
@@ -31,12 +34,14 @@ def with_controlnet(
       f"a ControlNet needs a UNet; this model has a {type(unet).__name__}; "
       "leave controlnet out (--controlnet)"
     )
-  components = find_components(path)
-  single = components.single
+  if os.path.isfile(path):
+    single = controlnet_file(path, loaded)
+  else:
+    single = find_components(path).single
   if single is None or class_of(single.config) != CONTROL:
     raise ConfigError(
       f"controlnet {path!r} must be the folder of one ControlNetModel of "
-      "diffusers (--controlnet)"
+      "diffusers, or a file of one ControlNet (--controlnet)"
     )
   control, variables = load(single, dtype)
   found, needed = (

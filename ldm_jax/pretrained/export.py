@@ -180,6 +180,14 @@ def _unet(
   if type(unet) is not UNet:
     raise _unknown_class(unet)
   params = variables["params"]
+  inputs = unet_inputs(params)._replace(size=side, sinusoids=sinusoids)
+  return ExportedNetwork(
+    "unet", "unet", unet, params, unet_config(unet, inputs)
+  )
+
+
+def unet_inputs(params: Any) -> unet_reader.Inputs:
+  """Channels, context and vector of a U-Net, by its parameters."""
   shape = convert.shapes(params)
   vectors = [
     shape[n][0] for n in ("vector_1/kernel", "vector/kernel") if n in shape
@@ -189,15 +197,10 @@ def _unet(
     for name, size in shape.items()
     if name.endswith("attention2/k/kernel")
   }
-  inputs = unet_reader.Inputs(
+  return unet_reader.Inputs(
     channels=shape["conv_in/kernel"][2],
-    size=side,
     context=contexts.pop() if contexts else None,
     vector=vectors[0] if vectors else None,
-    sinusoids=sinusoids,
-  )
-  return ExportedNetwork(
-    "unet", "unet", unet, params, unet_config(unet, inputs)
   )
 
 
