@@ -94,6 +94,22 @@ class LatentDiffusion:
     return next((c for c in self.conditioners if isinstance(c, kind)), None)
 
   @property
+  def embeds_guidance(self) -> bool:
+    """Whether the U-Net reads the scale of guidance, as LCM's do.
+
+    It then predicts the guided output, and guidance takes no second call.
+    """
+    is_unet = isinstance(self.unet, UNet)
+    return is_unet and self.unet.guidance_width is not None
+
+  @property
+  def unconditional_keys(self) -> tuple[str, ...]:
+    """`input_key` of what guidance drops; none where the U-Net embeds it."""
+    if self.embeds_guidance:
+      return ()
+    return tuple(c.input_key for c in self.conditioners if c.has_unconditional)
+
+  @property
   def size_multiple(self) -> int:
     """Images' height and width in pixels must be multiples of it."""
     return self.first_stage.stride * self.unet.size_multiple

@@ -21,7 +21,9 @@ def unet_shapes(unet, channels, context=None, vector=None):
   """Of a U-Net with inputs of these channels, and widths of context, vector."""
   side = unet.size_multiple
   condition = Condition(
-    context=context and f32(1, 2, context), vector=vector and f32(1, vector)
+    context=context and f32(1, 2, context),
+    vector=vector and f32(1, vector),
+    guidance=f32(1) if unet.guidance_width else None,
   )
   return init_shapes(unet, f32(1, side, side, channels), f32(1), condition)
 

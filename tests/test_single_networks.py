@@ -13,7 +13,6 @@ from single_files import (
   OLD,
   SECOND,
   TINY_CLIP,
-  TINY_G,
   TINY_VAE,
   VAE,
   text_file,
@@ -165,9 +164,6 @@ def test_text_encoders_that_a_file_lacks_come_from_folders(tmp_path):
   first, params = text_folder(
     tmp_path / "text", TINY_CLIP, "clip", f"{OLD}transformer.text_model."
   )
-  second, params_2 = text_folder(
-    tmp_path / "text_2", TINY_G, "open_clip", f"{SECOND}model."
-  )
   path = write_family(tmp_path / "a.safetensors", "sd1", without=[CLIP])
   with pytest.raises(ConfigError, match=r"no text encoder.*--text_encoder"):
     open_offline(path)
@@ -180,9 +176,9 @@ def test_text_encoders_that_a_file_lacks_come_from_folders(tmp_path):
     with pytest.raises(ConfigError, match=r"give text_encoder.*--text_enc"):
       open_offline(path)
   path = write_family(tmp_path / "c.safetensors", "sdxl", without=[FIRST])
-  loaded = open_offline(path, text_encoder=[second, first])
+  loaded = open_offline(path, text_encoder=[first])
   found = loaded.params.conditioners["tokens"]["params"]
-  same(found, {"encoders_0": params, "encoders_1": params_2})
+  same(found["encoders_0"], params)
   with pytest.raises(ConfigError, match="is a second text_encoder"):
     open_offline(path, text_encoder=[first, first])
 

@@ -3,6 +3,9 @@
 import json
 import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from networks import unet_shapes
 from published_configs import (
@@ -13,9 +16,11 @@ from published_configs import (
   SD1,
   SDXL,
 )
-from published_networks import UNETS, plain, transformer
+from published_networks import UNETS, f32, plain, transformer
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.layers import upsample
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs.unet_reader import Inputs, inputs, unet
 from ldm_jax.pretrained.configs.unet_writer import unet_config
@@ -146,7 +151,6 @@ REFUSED = [
   (SD1, "norm_num_groups", None, "a divisor of all"),
   (SD1, "num_attention_heads", 8, "needed: null"),
   (SD1, "resnet_time_scale_shift", "ada_group", "'default' or 'scale_shift'"),
-  (SD1, "time_cond_proj_dim", 256, "needed: null"),
   (SD1, "attention_head_dim", [8, 8, 16, 20], "for all levels"),
   (SD1, "attention_head_dim", 7, "do not divide"),
   (SD1, "attention_head_dim", 0, "one number of heads"),
@@ -200,3 +204,37 @@ def test_unets_that_diffusers_has_not_are_refused(module, sizes, message):
 def test_a_unet_whose_channels_do_not_divide_into_heads_is_refused():
   with pytest.raises(ValueError, match="320 channels do not divide into heads"):
     UNet(attention=transformer((1, 1, 1, 0), 1, 7))
+
+
+@pytest.mark.parametrize("size", [(5, 3), (7, 8), (8, 8)])
+def test_odd_sides_come_back_at_their_size(size):
+  """An odd side n is halved to (n + 1) / 2, and doubled and cut again."""
+  module = UNet(3, 8, (1, 1, 1), 1, plain((0, 0, 0), heads=1), groups=4)
+  shapes = jax.eval_shape(
+    lambda x, t: module.init_with_output(jax.random.key(0), x, t, Condition()),
+    f32(1, *size, 3),
+    f32(1),
+  )
+  assert shapes[0].shape == (1, *size, 3)
+  assert module.size_multiple == 1
+  assert module.clone(resampling="block").size_multiple == 4
+
+
+@pytest.mark.parametrize("small, size", [(2, 3), (9, 17), (33, 65)])
+def test_doubling_and_cutting_takes_the_nearest_pixel(small, size):
+  """torch's nearest interpolation reads pixel i small // size."""
+  row = jnp.arange(small, dtype=jnp.float32).reshape(1, 1, small, 1)
+  found = upsample(row)[0, 0, :size, 0]
+  np.testing.assert_array_equal(found, np.arange(size) * small // size)
+
+
+def test_lcms_embedding_of_guidance_is_read_and_written():
+  config = dict(SD1) | {"time_cond_proj_dim": 256}
+  module = unet(config)
+  assert module.guidance_width == 256
+  written = unet_config(module, inputs(config))
+  assert written["time_cond_proj_dim"] == 256 and unet(written) == module
+  shapes = unet_shapes(module.clone(channels=32), 4, 768)
+  assert shapes["guidance/kernel"] == (256, 32)
+  with pytest.raises(ConfigError, match="time_cond_proj_dim"):
+    unet(dict(SD1) | {"time_cond_proj_dim": 3})

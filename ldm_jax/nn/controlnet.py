@@ -38,7 +38,7 @@ class ControlNet(UNet):
     Args:
       hint: edges, depth, a pose, ... in [0, 1], of the size of the image.
     """
-    emb = self.embed(t, condition.vector)
+    emb = self.embed(t, condition)
     h = conv(
       xt.astype(self.dtype), self.channels, name="conv_in", dtype=self.dtype
     )

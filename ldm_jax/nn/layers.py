@@ -191,6 +191,28 @@ def sinusoids(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def guidance_sinusoids(
+  scale: Float[Array, " b"] | None, width: int
+) -> Float[Array, "b width"]:
+  """[sin(w f_i) | cos(w f_i)], w = 1000 (scale - 1), as LCM's U-Nets read.
+
+  f_i = 10000^(-i / (half - 1)), half = width // 2.
+
+  Raises:
+    ValueError: the condition has no scale of guidance.
+  """
+  if scale is None:
+    raise ValueError(
+      "the U-Net embeds the scale of guidance (guidance_width), and the "
+      "condition has none"
+    )
+  half = width // 2
+  exponents = jnp.arange(half) / max(1, half - 1)
+  w = 1000 * (scale.astype(jnp.float32)[:, None] - 1)
+  angles = w * jnp.exp(-jnp.log(10000.0) * exponents)
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
   """Nearest neighbour, to twice the height and width."""
   return x.repeat(2, axis=1).repeat(2, axis=2)

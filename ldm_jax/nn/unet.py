@@ -18,6 +18,7 @@ from ldm_jax.nn.layers import (
   dense,
   downsample,
   group_norm,
+  guidance_sinusoids,
   remat_policy,
   sinusoids,
   upsample,
@@ -62,6 +63,8 @@ class UNet(nn.Module):
       sizes), "table" (a matrix without bias: rows of classes if the vector is
       one-hot), or None if there is none.
     modulation: of the residual blocks; see `ResBlock`.
+    guidance_width: features of the embedding of `Condition.guidance` (Meng et
+      al. 2023), which joins that of the time; None if there is none.
     octaves: of `coordinates`, concatenated with x_t as in CoordConv (Liu et
       al. 2018); 0 adds none. From zero padding alone a small network learns
       positions slowly.
@@ -83,6 +86,7 @@ class UNet(nn.Module):
   resampling: Literal["conv", "block"] = "conv"
   dropout: Below1 = 0.0
   groups: Count = 32
+  guidance_width: Count | None = None
   remat: Remat = "off"
   attention_backend: AttentionBackend = "auto"
   dtype: DTypeLike = "float32"
@@ -103,7 +107,13 @@ class UNet(nn.Module):
 
   @property
   def size_multiple(self) -> int:
-    """Latents' sides must be multiples of it: each level halves them."""
+    """Latents' sides must be multiples of it; 1 if every size is valid.
+
+    Convolutions halve an odd side to one more than its half, and the decoder
+    cuts it again. Residual blocks that resample take even sides alone.
+    """
+    if self.resampling == "conv":
+      return 1
     return 2 ** (len(self.multipliers) - 1)
 
   @nn.compact
@@ -113,7 +123,7 @@ class UNet(nn.Module):
     t: Float[Array, " b"],
     condition: Condition,
   ) -> Float[Array, "b h w d"]:
-    emb = self.embed(t, condition.vector)
+    emb = self.embed(t, condition)
     h = xt.astype(self.dtype)
     if condition.concat is not None:
       h = jnp.concatenate([h, condition.concat.astype(self.dtype)], axis=-1)
@@ -140,9 +150,9 @@ class UNet(nn.Module):
     )
     return h.astype(jnp.float32)
 
-  def embed(self, t: Array, vector: Array | None) -> Array:
+  def embed(self, t: Array, condition: Condition) -> Array:
     """MLP(sinusoids(t)), plus the embedding of the vector."""
-    if (vector is None) != (self.vector is None):
+    if ((vector := condition.vector) is None) != (self.vector is None):
       raise ValueError(
         f"the U-Net has vector={self.vector!r} but the condition "
         f"{'has no vector' if vector is None else 'has one'}"
@@ -153,7 +163,13 @@ class UNet(nn.Module):
       h = dense(x, width, name=f"{name}_1", dtype="float32")
       return dense(jax.nn.silu(h), width, name=f"{name}_2", dtype="float32")
 
-    emb = mlp(sinusoids(t, self.channels), "time")
+    waves = sinusoids(t, self.channels)
+    if self.guidance_width is not None:
+      more = guidance_sinusoids(condition.guidance, self.guidance_width)
+      waves = waves + dense(
+        more, self.channels, name="guidance", use_bias=False, dtype="float32"
+      )
+    emb = mlp(waves, "time")
     if self.vector == "mlp":
       emb = emb + mlp(vector, "vector")
     elif self.vector == "table":
@@ -208,7 +224,11 @@ class UNet(nn.Module):
         if self.resampling == "block":
           h = self.res_block(h, emb, level, name, "up")
         else:
-          h = conv(upsample(h), h.shape[-1], name=name, dtype=self.dtype)
+          h = upsample(h)
+          height, width = skips[-1].shape[1:3]
+          if h.shape[1:3] != (height, width):  # of odd sides
+            h = h[:, :height, :width]
+          h = conv(h, h.shape[-1], name=name, dtype=self.dtype)
     return h
 
   def res_block(

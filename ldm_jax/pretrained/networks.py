@@ -205,6 +205,7 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
   condition = Condition(
     context=None if context is None else jnp.zeros((1, 1, context)),
     vector=None if vector is None else jnp.zeros((1, vector)),
+    guidance=None if module.guidance_width is None else jnp.zeros((1,)),
   )
   latents = jnp.zeros((1, side, side, inputs.channels))
   if isinstance(module, ControlNet):

@@ -117,7 +117,7 @@ def step_inputs(
   """
   distribute, config, inputs = sharding.distribute, batch.config, batch.inputs
   start = batch.start
-  names = [p.input_key for p in model.conditioners if p.has_unconditional]
+  names = model.unconditional_keys
 
   def condition_of(side: Conditioning, null: Collection[str] = ()) -> Condition:
     side = distribute(side).with_images(start.images or {}, null)
@@ -135,6 +135,9 @@ def step_inputs(
     end = condition_of(inputs.end.rows(batch.places))
     condition = jax.tree.map(mix, condition, end)
   is_guided = config.guidance.needs_unconditional or bool(others)
+  if model.embeds_guidance:
+    scale = np.full(len(start.keys), config.guidance.scale, np.float32)
+    condition = condition.replace(guidance=distribute(scale))
   classifier, weights = None, None
   if inputs.labels is not None:
     labels = distribute(inputs.labels[batch.places].astype(np.int32))

@@ -184,6 +184,11 @@ def prepare(
   """
   if "" in request.prompts:
     logger.warning("a prompt is empty, so guidance has no effect")
+  if request.guidance == 0:
+    logger.warning(
+      "guidance 0 is the unconditional model; diffusers' guidance_scale=0, as "
+      "for Turbo models, is guidance=1 (or compat='diffusers')"
+    )
   check_model(request, loaded)
   config = sampling_config(request, loaded, images)
   inputs = generation_inputs(request, config, loaded, images)

@@ -27,6 +27,7 @@ class Condition:
     context: [b l d], tokens for cross-attention.
     concat: [b h w c], channels concatenated with x_t.
     vector: [b v], added to the time embedding through the U-Net's own layers.
+    guidance: [b], the scale of guidance, for a U-Net that embeds it.
     hint: [b H W 3] in [0, 1], the input image of a ControlNet.
     control: [b 3], the scale of its residuals, and the start and end of the
       interval of t / T in which they are added.
@@ -37,6 +38,7 @@ class Condition:
   context: Any = None
   concat: Any = None
   vector: Any = None
+  guidance: Any = None
   hint: Any = None
   control: Any = None
   residuals: Any = None

@@ -42,6 +42,7 @@ CONDITIONAL = Schema(
     "resnet_time_scale_shift": "default",
     "norm_num_groups": 32,
     "dropout": 0.0,
+    "time_cond_proj_dim": None,
   },
   demands=_UNET
   | {

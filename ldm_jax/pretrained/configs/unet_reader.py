@@ -107,7 +107,18 @@ def unet(config: Config) -> UNet:
     resampling=resampling,
     dropout=values["dropout"],
     groups=values["norm_num_groups"],
+    guidance_width=_guidance_width(kind, values),
   )
+
+
+def _guidance_width(kind: str, values: Config) -> int | None:
+  """Features of the embedding of the scale of guidance, as in LCM."""
+  width = values.get("time_cond_proj_dim")
+  if width is not None and not (is_count(width) and width % 2 == 0):
+    raise _refused(
+      kind, values, "time_cond_proj_dim", "an even number, or null"
+    )
+  return width
 
 
 def controlnet(config: Config) -> ControlNet:
@@ -119,7 +130,7 @@ def controlnet(config: Config) -> ControlNet:
   for key, needed in _HINTS.items():
     if key in config and config[key] not in needed:
       raise refusal(CONTROL, key, config[key], needed)
-  half = unet(config)
+  half = unet(config).clone(guidance_width=None)
   fields = [field.name for field in dataclasses.fields(half)]
   kept = {n: getattr(half, n) for n in fields if n not in ("parent", "name")}
   hints = config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))

@@ -98,6 +98,7 @@ def _conditional_config(unet: UNet, inputs: Inputs, levels: list[int]):
     "projection_class_embeddings_input_dim": inputs.vector
     if unet.vector == "mlp"
     else None,
+    "time_cond_proj_dim": unet.guidance_width,
     "transformer_layers_per_block": found.pop() if len(found) == 1 else depths,
     "use_linear_projection": plan.is_linear,
   }
@@ -105,6 +106,11 @@ def _conditional_config(unet: UNet, inputs: Inputs, levels: list[int]):
 
 def _unconditional_config(unet: UNet, inputs: Inputs, levels: list[int]):
   plan, kind = unet.attention, UNCONDITIONAL.kind
+  if unet.guidance_width is not None:
+    raise ConfigError(
+      f"diffusers has no {kind} with guidance_width={unet.guidance_width}; "
+      "needed: None"
+    )
   if unet.vector == "mlp" or inputs.context is not None:
     raise ConfigError(
       f"diffusers has no {kind} with vector={unet.vector!r} and a context of "

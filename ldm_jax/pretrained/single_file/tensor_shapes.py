@@ -139,6 +139,7 @@ def read_unet(shapes: Shapes) -> tuple[UNet, Inputs]:
     vector=vector,
     modulation="add" if modulated == widths[-1] else "scale_shift",
     resampling=grid.resampling,
+    guidance_width=_guidance_width(shapes),
   )
   context = f"{mid}.transformer_blocks.0.attn2.to_k.weight"
   return unet, Inputs(
@@ -146,6 +147,11 @@ def read_unet(shapes: Shapes) -> tuple[UNet, Inputs]:
     context=None if is_plain else shapes[context][1],
     vector=features,
   )
+
+
+def _guidance_width(shapes: Shapes) -> int | None:
+  name = "time_embed.cond_proj.weight"
+  return shapes[name][1] if name in shapes else None
 
 
 def _vector(shapes: Shapes) -> tuple[str | None, int | None]:

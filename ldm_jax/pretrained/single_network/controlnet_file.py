@@ -91,7 +91,7 @@ def _config(loaded: LoadedModel, hints: list[int]) -> dict[str, Any]:
     sinusoids=None if sizes is None else sizes.width,
   )
   config = unet_config(model.unet, inputs)
-  for key in ("up_block_types", "out_channels", "center_input_sample"):
+  for key in ("up_block_types", "out_channels", "time_cond_proj_dim"):
     config.pop(key, None)
   return config | {
     "_class_name": CONTROL,

@@ -114,12 +114,15 @@ def generate_traced(
   """
   encode = lambda side: model.condition(params, side["raw"], side["is_null"])
   positive, negative = map(encode, sides)
-  if any(part.has_unconditional for part in model.conditioners):
+  count = jax.tree.leaves(sides[0])[0].shape[0]
+  if model.embeds_guidance:
+    positive = positive.replace(guidance=jnp.full(count, guidance[0]))
+    denoise = model.denoiser(params, positive)
+  elif any(part.has_unconditional for part in model.conditioners):
     scales = ClassifierFreeGuidance(*(guidance[i] for i in range(4)))
     denoise = model.guided_denoiser(params, negative, positive, scales)
   else:
     denoise = model.denoiser(params, positive)
-  count = jax.tree.leaves(sides[0])[0].shape[0]
   keys = samplers.image_keys(
     image_root(seed), first + jnp.arange(count, dtype=jnp.int32)
   )

@@ -50,7 +50,7 @@ def condition_groups(
   plans = {pair: image_prompts(*pair, read, steps) for pair in set(pairs)}
   if not config.guidance.needs_unconditional:
     plans = {pair: plan.without_negative() for pair, plan in plans.items()}
-  _check_composition(request, plans)
+  _check_composition(request, plans, loaded.model.embeds_guidance)
   places: dict[Hashable, list[int]] = {}
   for i, pair in enumerate(pairs):
     # The two ends of an interpolation are mixed, and so of one length.
@@ -64,11 +64,18 @@ def condition_groups(
 
 
 def _check_composition(
-  request: GenerationRequest, plans: Mapping[tuple, ImagePrompts]
+  request: GenerationRequest,
+  plans: Mapping[tuple, ImagePrompts],
+  embeds_guidance: bool,
 ) -> None:
   """Raises ConfigError for prompts of several parts where one is needed."""
   if all(plan.is_plain for plan in plans.values()):
     return
+  if embeds_guidance:
+    raise ConfigError(
+      "this model's U-Net embeds the scale of guidance, and takes prompts "
+      "without AND, [a:b:0.5] and [a|b]; leave them out"
+    )
   for name in ("interpolate", "invert"):
     if getattr(request, name):
       raise ConfigError(

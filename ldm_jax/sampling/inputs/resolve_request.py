@@ -78,6 +78,8 @@ def sampling_config(
   """
   guidance = loaded.guidance if request.guidance is None else request.guidance
   if isinstance(guidance, Number):
+    if request.compat == "diffusers":
+      guidance = max(guidance, 1.0)  # which is without guidance there
     options = request.guidance_rescale, *request.guidance_interval
     guidance = ClassifierFreeGuidance(guidance, *options)
   height, width = images.size(loaded) or (loaded.height, loaded.width)
