@@ -127,8 +127,11 @@ def unet_submodule(
   if "attention_head_dim" not in overrides:
     heads = {"heads": family.heads, "head_width": family.head_width}
     plan = dataclasses.replace(plan, **heads)
-  groups = overrides.get("norm_num_groups", module.groups)
-  module = module.clone(attention=plan, groups=groups)
+  groups = overrides.get("norm_num_groups", tensor_shapes.GROUPS)
+  with _hint_at_config(site, "attention_head_dim"):
+    module = module.clone(attention=plan)
+  with _hint_at_config(site, "norm_num_groups"):
+    module = module.clone(groups=groups)
   sinusoids = (
     _sinusoids(shapes, inputs.vector, family) if family.sizes else None
   )
@@ -168,7 +171,10 @@ def vae_submodule(
       "scale_factor, which is missing; give it, as in "
       "config={'vae': {'scaling_factor': ...}}"
     )
+  groups = overrides.get("norm_num_groups", tensor_shapes.GROUPS)
   with _hint_at_config(site, "norm_num_groups"):
+    trunk = dataclasses.replace(module.trunk, groups=groups)
+    module = module.clone(trunk=trunk)
     size = family.size * module.stride
     config = autoencoder_config(module, scaling_factor=scale, sample_size=size)
     config |= overrides

@@ -2,9 +2,10 @@
 
 The names are CompVis's and OpenCLIP's, without each network's prefix. Shapes
 show everything but the number of heads, which is 1 here, and of norm groups,
-which is 32; the caller replaces both.
+which is a divisor of 32 here; the caller replaces both.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.pretrained.configs.unet_reader import Inputs
 
 Shape = tuple[int, ...]
+GROUPS = 32  # of the norms of all published networks
 
 
 class Shapes:
@@ -111,7 +113,7 @@ def _depth(shapes: Shapes, sites: Iterable[str], where: str) -> int:
 
 
 def read_unet(shapes: Shapes) -> tuple[UNet, Inputs]:
-  """A U-Net of one head and 32 groups, and its inputs.
+  """A U-Net of one head, and its inputs.
 
   Raises:
     WeightsError: its blocks are not those of a `UNet`.
@@ -137,6 +139,7 @@ def read_unet(shapes: Shapes) -> tuple[UNet, Inputs]:
     grid.rows - 1,
     plan,
     vector=vector,
+    groups=math.gcd(GROUPS, channels),
     modulation="add" if modulated == widths[-1] else "scale_shift",
     resampling=grid.resampling,
     guidance_width=_guidance_width(shapes),
@@ -196,7 +199,7 @@ def _multipliers(widths: Sequence[int], channels: int) -> tuple[int, ...]:
 
 
 def read_autoencoder(shapes: Shapes) -> Autoencoder:
-  """A first stage of 32 groups.
+  """A first stage.
 
   Raises:
     WeightsError: it is not laid out as `Autoencoder`.
@@ -216,6 +219,7 @@ def read_autoencoder(shapes: Shapes) -> Autoencoder:
     shapes.count("encoder.down.0.block"),
     tuple(n for n in levels if f"encoder.down.{n}.attn.0" in shapes),
     "encoder.mid.attn_1" in shapes,
+    groups=math.gcd(GROUPS, channels),
   )
   codes = "quantize.embedding.weight"
   if codes in shapes:
