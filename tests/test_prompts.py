@@ -1,20 +1,32 @@
 """Prompts of one call: each image is as if it were generated alone."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_generation import pipe  # noqa: F401, a fixture
+from lora_files import family, file_of
+from test_generation import (
+  distance,
+  pipe,  # noqa: F401, a fixture
+)
 from test_pretrained import clip_prompts, folder, model  # noqa: F401, fixtures
 
+from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.data.text.prompt_syntax import parts_of, phases_of, split_loras
+from ldm_jax.data.text.tokenizers import TokenizerConfig
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.schedule import Level
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.pretrained.lora.merge import merge_lora
 from ldm_jax.sampling.inputs import prompt_inputs
+from ldm_jax.sampling.inputs.lora_folder import find_loras
+from ldm_jax.sampling.pipeline import Pipeline
 from ldm_jax.sampling.request import Replay
+from ldm_jax.weights.safetensors_files import write_safetensors
 
 SIZE = {"height": 16, "width": 16, "steps": 3}
 LONG = "fox in the snow " * 30
@@ -209,3 +221,61 @@ def test_an_edited_prompt_compiles_nothing(pipe):  # noqa: F811
   compiled = engine._chunk._cache_size()
   latents(pipe, "[a fox:snow:0.4]", emphasis=True)
   assert engine._chunk._cache_size() == compiled
+
+
+@pytest.fixture
+def lora_folder(tmp_path):
+  for i, scale in enumerate((1.0, 0.1)):
+    tensors = file_of("sd1", "kohya")
+    tensors, info = tensors if isinstance(tensors, tuple) else (tensors, {})
+    tensors = {n: scale * t if "up" in n else t for n, t in tensors.items()}
+    path = str(tmp_path / f"style {i}.safetensors")
+    write_safetensors(path, tensors, metadata=info)
+  return tmp_path
+
+
+def test_a_prompt_names_its_loras(lora_folder):
+  """Each prompt of a call has its own; the model itself stays as it is."""
+  loaded, *_ = family("sd1")
+  syntax = PromptSyntax(TokenizerConfig(length=9).build(["a b"]), 0)
+  tokenizer = ClipPrompts((syntax,))
+  own_pipe = Pipeline(dataclasses.replace(loaded, tokenizer=tokenizer))
+  own_pipe.lora_folder = lora_folder
+  prompts = ["a", "a <lora:style 0:0.5>", "a", "a <lora:style 1>"]
+  generation = own_pipe.prepare(prompt=prompts, output="latents", **SIZE)
+  assert [group.places.tolist() for group in generation.groups] == [
+    [0, 2], [1], [3],
+  ]  # fmt: skip
+  own, first, second = (
+    generation.parameters(group.loras) for group in generation.groups
+  )
+  assert own is None
+  expected = merge_lora(loaded, lora_folder / "style 0.safetensors", scale=0.5)
+  assert distance(first.unet, expected.params.unet) == 0
+  assert distance(first.unet, second.unet) > 0
+  ids = [
+    group.variants[0].positives[0].raw["tokens"] for group in generation.groups
+  ]
+  np.testing.assert_array_equal(ids[0][0], ids[1][0])
+  assert set(generation.metadata(1)["prompt_loras"]) == {"style 0", "style 1"}
+  assert generation.metadata(1)["prompt"] == prompts[1]
+
+
+@pytest.mark.parametrize(
+  "name, line",
+  [
+    ("style", "did you mean style"),
+    ("../style 0", "no file '../style 0.safetensors'"),
+    ("/etc/passwd", "no file"),
+    ("style 0.safetensors", "no file"),
+  ],
+)
+def test_only_files_of_the_folder_are_named(lora_folder, name, line):
+  (lora_folder / "inside").mkdir()
+  with pytest.raises(ConfigError, match=line):
+    find_loras(lora_folder / "inside" / "..", [f"a <lora:{name}:1>"])
+  assert find_loras(lora_folder, ["a <lora:style 0>"])
+  with pytest.raises(ConfigError, match="--lora_folder"):
+    find_loras(None, [f"a <lora:{name}:1>"])
+  with pytest.raises(ConfigError, match="No such file"):
+    find_loras(lora_folder / "missing", [f"a <lora:{name}:1>"])

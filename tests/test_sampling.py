@@ -531,7 +531,7 @@ def test_the_negative_side_drops_what_training_dropped(model, rate):
     CONFIG, inputs, inputs.image_inputs, inpainting._plan(CONFIG), rows
   )
   positive, negative = sides(2)
-  batch = inpainting._batch(CONFIG, inputs, start, rows)
+  batch = inpainting._batch(params, CONFIG, inputs, start, rows)
   step = inpainting._step_inputs(batch, PromptVariant((positive,), negative))
   assert np.abs(step.positive.concat).max() > 0
   is_kept = rate == 0

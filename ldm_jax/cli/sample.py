@@ -40,7 +40,7 @@ def parser() -> Parser:
   for title, table in (sample_flags.GROUPS | {"output": OUTPUT}).items():
     add_flags(flags, title, table)
   add_reading(flags)
-  add_adapters(flags)
+  add_adapters(flags, has_prompts=True)
   flags.set_defaults(out="outputs")
   return flags
 
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str]) -> int:
   request = request_of(flags)
   read_images(request)  # checked before weights load
   pipe = Pipeline.open(flags.model, load_options(flags))
+  pipe.lora_folder = flags.lora_folder
   generation = pipe.prepare(request)
   latents = os.path.join(flags.out, "latents.npy")
   is_latent = request.output == "latents"

@@ -1,11 +1,13 @@
 """A pipeline's model with LoRAs, textual inversions and ControlNets."""
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel, skip_last_blocks
 from ldm_jax.pretrained.controlnet import with_controlnet
 from ldm_jax.pretrained.lora.merge import merge_lora
@@ -119,6 +121,27 @@ class AdaptedModel:
       )
       self._engines[key] = loaded, engine
     return self._engines[key]
+
+  def parameters_with(
+    self, loaded: LoadedModel, files: Mapping[str, str]
+  ) -> Callable[[tuple[tuple[str, float], ...]], Parameters | None]:
+    """(name, scale) of LoRAs -> the model's parameters with them merged.
+
+    The last ones are kept. Without LoRAs None.
+
+    Args:
+      files: of LoRAs, by name.
+    """
+
+    @functools.lru_cache(1)
+    def merged(loras: tuple[tuple[str, float], ...]) -> Parameters | None:
+      found = loaded
+      with config_errors():
+        for name, scale in loras:
+          found = merge_lora(found, files[name], scale=scale)
+      return found.params if loras else None
+
+    return merged
 
   def _names(self, name: str | None) -> list[str]:
     if name is None:

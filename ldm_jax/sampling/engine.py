@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -108,8 +108,14 @@ class SamplingEngine:
     group: ConditionGroup,
     inputs: GenerationInputs,
     progress: Progress | None = None,
+    parameters: Callable[[], Parameters | None] = lambda: None,
   ) -> Iterator[np.ndarray]:
-    """As `generate`, the images of one group of those that `inputs` has."""
+    """As `generate`, the images of one group of those that `inputs` has.
+
+    Args:
+      parameters: of the networks that denoise, called for every batch; None
+        are those of the engine.
+    """
     size, count = self.batch_size(inputs), len(group.places)
     for first in range(0, count, size):
       rows = np.minimum(np.arange(first, first + size), count - 1)
@@ -117,13 +123,14 @@ class SamplingEngine:
       images = inputs.image_inputs.rows(places)
       plan = self._plan(config)
       start = self._initial_latents.start(config, inputs, images, plan, places)
-      batch = self._batch(config, inputs, start, places)
+      params = parameters() or self._params
+      batch = self._batch(params, config, inputs, start, places)
       steps = [
         self._step_inputs(batch, variant.rows(rows))
         for variant in group.variants
       ]
       schedule = [(end, steps[i]) for end, i in group.schedule]
-      latents = self._run(config, plan.table, schedule, start, progress)
+      latents = self._run(params, config, plan.table, schedule, start, progress)
       keep = slice(count - first)
       if inputs.batch_row is not None:
         keep = slice(inputs.batch_row, inputs.batch_row + 1)
@@ -208,24 +215,28 @@ class SamplingEngine:
     start = InitialState(samplers.init_registers(latents), keys)
     inputs = GenerationInputs(len(rows), len(rows))
     sides = PromptVariant((conditioning,), conditioning)
-    step = self._step_inputs(self._batch(config, inputs, start, rows), sides)
-    return self._run(config, program, [(1.0, step)], start, None)
+    params = self._params
+    batch = self._batch(params, config, inputs, start, rows)
+    schedule = [(1.0, self._step_inputs(batch, sides))]
+    return self._run(params, config, program, schedule, start, None)
 
   def _plan(self, config: SamplingConfig) -> samplers.Plan:
     return config.sampler_config.plan(self._model.schedule, config.strength)
 
   def _batch(
     self,
+    params: Parameters,
     config: SamplingConfig,
     inputs: GenerationInputs,
     start: InitialState,
     places: np.ndarray,
   ) -> Batch:
-    variables = self._params, self._classifier_params
-    return Batch(*variables, config, inputs, start, places)
+    classifier = self._classifier_params
+    return Batch(params, classifier, config, inputs, start, places)
 
   def _run(
     self,
+    params: Parameters,
     config: SamplingConfig,
     program: samplers.Row,
     schedule: Sequence[tuple[float, StepInputs]],
@@ -250,7 +261,7 @@ class SamplingEngine:
         piece = keep_x0(piece)
       with self._log_compilation(config, state, step):
         state, done = self._chunk(
-          self._params, state, piece, start.keys, step, window=window
+          params, state, piece, start.keys, step, window=window
         )
       if progress is not None:
         # A copy: the next piece is given the state's own memory.

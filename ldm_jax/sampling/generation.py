@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ldm_jax.diffusion.samplers import CHUNK_ROWS
+from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.sampling.denoising_steps import Progress
 from ldm_jax.sampling.engine import SamplingEngine
@@ -35,6 +36,9 @@ from ldm_jax.sampling.sampling_config import (
 
 logger = logging.getLogger(__name__)
 
+# (name, scale) of LoRAs to the model's parameters with them; None without any.
+MergedParameters = Callable[[tuple[tuple[str, float], ...]], Parameters | None]
+
 # (network calls finished, of how many, a preview of x0, uint8 [b h w 3])
 Callback = Callable[[int, int, UInt8[np.ndarray, "b h w 3"] | None], None]
 
@@ -50,6 +54,7 @@ class Generation:
     network_calls: evaluations of the network in all.
     groups: images whose prompts have as many chunks, which are generated
       together, so that no image depends on the length of another's prompt.
+    parameters: of the model with the LoRAs that prompts name.
   """
 
   request: GenerationRequest
@@ -60,6 +65,7 @@ class Generation:
   config: SamplingConfig
   inputs: GenerationInputs
   groups: Sequence[ConditionGroup]
+  parameters: MergedParameters
 
   def batches(
     self,
@@ -175,6 +181,7 @@ def prepare(
   loaded: LoadedModel,
   engine: SamplingEngine,
   model_metadata: Mapping[str, Any],
+  parameters: MergedParameters = lambda loras: None,
 ) -> Generation:
   """Checks a request against its model and encodes its conditions.
 
@@ -195,6 +202,8 @@ def prepare(
   engine.check_memory(config, inputs)
   conditions = condition_inputs(request, config, loaded, inputs.count)
   groups = condition_groups(request, config, loaded, conditions)
+  for loras in dict.fromkeys(group.loras for group in groups):
+    parameters(loras)  # a file that cannot be used is found here
   prompts, end = prompt_lists(request)
   if end is not None:
     rows = np.arange(inputs.count, 2 * inputs.count)
@@ -214,4 +223,5 @@ def prepare(
     config,
     inputs,
     groups,
+    parameters,
   )

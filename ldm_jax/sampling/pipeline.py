@@ -16,10 +16,12 @@ from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.sampling.adapters import AdaptedModel, Lora
 from ldm_jax.sampling.generation import Callback, Generation, prepare
 from ldm_jax.sampling.inputs.image_inputs import read_images
-from ldm_jax.sampling.metadata import (
-  parse_metadata,
-  read_metadata,
+from ldm_jax.sampling.inputs.lora_folder import (
+  find_loras,
+  loras_metadata,
+  warn_of_other_loras,
 )
+from ldm_jax.sampling.metadata import parse_metadata, read_metadata
 from ldm_jax.sampling.outputs import GenerationResult, gather
 from ldm_jax.sampling.request import GenerationRequest
 
@@ -38,6 +40,7 @@ class Pipeline:
 
   Attributes:
     path: of the model, for metadata.
+    lora_folder: of the LoRAs that prompts name, <lora:NAME:0.8>; or None.
   """
 
   def __init__(
@@ -59,6 +62,7 @@ class Pipeline:
     """
     sharding = sharding or MeshShape().build()
     self.path, self._sampler = path, None
+    self.lora_folder: str | os.PathLike | None = None
     self._adapted = AdaptedModel(loaded, dtype, sharding, trust)
 
   @classmethod
@@ -179,8 +183,11 @@ class Pipeline:
       if request.sampler is None:
         request = dataclasses.replace(request, sampler=self._sampler)
       images = read_images(request)  # before weights of a ControlNet
+      loras = find_loras(self.lora_folder, request.prompts)
       loaded, engine = self._adapted.engine(request)
-      return prepare(request, images, loaded, engine, self._own_metadata())
+      own = self._own_metadata() | loras_metadata(loras)
+      parameters = self._adapted.parameters_with(loaded, loras)
+      return prepare(request, images, loaded, engine, own, parameters)
 
   def request_of(
     self, png: str | os.PathLike, **changes: Any
@@ -207,7 +214,10 @@ class Pipeline:
           "%s was made with %s %s; this pipeline has %s", png, name, then, now
         )
     with config_errors():
-      return parse_metadata(metadata, changes)
+      request = parse_metadata(metadata, changes)
+      loras = find_loras(self.lora_folder, request.prompts)
+      warn_of_other_loras(metadata, loras)
+      return request
 
   @property
   def sampler(self) -> str | None:

@@ -109,7 +109,9 @@ class GenerationRequest:
     variation: 0 to 1, how far each image's noise is from that of image 0.
     interpolate: number of images from one prompt to another (two prompts), or
       from the first noise to the second (one or none).
-    emphasis: read (word:1.3), (word) and [word] in prompts as weights.
+    emphasis: read AUTOMATIC1111's syntax: (word:1.3), (word) and [word] are
+      weights, BREAK begins a chunk, AND composes, [a:b:0.5] and [a|b] change
+      from step to step.
     rng: generator of the noise: "jax", or "torch" as in other programs on a
       CPU.
     initial_latents: [n h w c] of unit variance, or an .npy, in place of noise.

@@ -86,11 +86,13 @@ class ConditionGroup(NamedTuple):
     variants: conditions, each of some of the steps.
     schedule: (fraction of the network's evaluations at which it ends, place of
       its variant) in turn; the last ends at 1.
+    loras: (name, scale) of those that the prompts add to the model.
   """
 
   places: Int[ndarray, " n"]
   variants: tuple[PromptVariant, ...]
   schedule: tuple[tuple[float, int], ...] = ((1.0, 0),)
+  loras: tuple[tuple[str, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

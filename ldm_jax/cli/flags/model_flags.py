@@ -31,6 +31,10 @@ ADAPTERS = """
 --embedding: FILE+
   a textual inversion; repeat it for several
 """
+PROMPT_ADAPTERS = """
+--lora_folder: FOLDER
+  of the .safetensors files that prompts name as <lora:NAME:0.8>
+"""
 
 
 def add_reading(parser: Parser) -> None:
@@ -38,9 +42,14 @@ def add_reading(parser: Parser) -> None:
   add_flags(parser, "published weights", LOADING)
 
 
-def add_adapters(parser: Parser) -> None:
-  """Adds the flags of adapters that are merged into a model."""
-  add_flags(parser, "adapters", ADAPTERS)
+def add_adapters(parser: Parser, has_prompts: bool = False) -> None:
+  """Adds the flags of adapters that are merged into a model.
+
+  Args:
+    has_prompts: of the command, which may then name LoRAs.
+  """
+  more = PROMPT_ADAPTERS if has_prompts else ""
+  add_flags(parser, "adapters", ADAPTERS + more.lstrip())
 
 
 def load_options(flags: Any, ignored: Collection[str] = ()) -> Any:

@@ -43,7 +43,7 @@ GROUPS = {
 --interpolate: int N
   N images from one prompt to another, or from the first noise to the second
 --emphasis: yes
-  read (word:1.3), (word) and [word] in prompts as weights
+  read A1111's syntax in prompts: (word:1.3), [word], BREAK, AND, [a:b:0.5]
 --clip_skip: int N
   skip N - 1 last blocks of CLIP, in addition to those the model skips by
   itself (default 1)

@@ -32,7 +32,8 @@ def condition_groups(
   """The encoded conditions of all images.
 
   Images are in one group if each side of their prompts has as many chunks, and
-  the prompts as many parts (AND) and the same schedule ([a:b:0.5]).
+  the prompts as many parts (AND), the same schedule ([a:b:0.5]) and the same
+  LoRAs.
 
   Args:
     inputs: of all images; see `condition_inputs`.
@@ -69,6 +70,12 @@ def _check_composition(
   embeds_guidance: bool,
 ) -> None:
   """Raises ConfigError for prompts of several parts where one is needed."""
+  loras = {plan.loras for plan in plans.values()}
+  if request.interpolate is not None and len(loras) > 1:
+    raise ConfigError(
+      "the two prompts of an interpolation must name the same LoRAs, with the "
+      "same scales"
+    )
   if all(plan.is_plain for plan in plans.values()):
     return
   if embeds_guidance:
@@ -85,7 +92,7 @@ def _check_composition(
 
 
 def _shapes(loaded: LoadedModel, plan: ImagePrompts) -> Hashable:
-  """What determines the shapes of an image's conditions."""
+  """What determines the shapes of an image's conditions, and its LoRAs."""
   tokenizer = loaded.tokenizer
   count = lambda text: 1
   if isinstance(tokenizer, ClipPrompts):
@@ -94,7 +101,7 @@ def _shapes(loaded: LoadedModel, plan: ImagePrompts) -> Hashable:
     (tuple(count(part.prompt) for part in each.parts), count(each.negative))
     for each in plan.variants
   )
-  return plan.schedule, chunks
+  return plan.schedule, chunks, plan.loras
 
 
 def _group(
@@ -126,5 +133,8 @@ def _group(
 
   count = len(plans[0].variants)
   return ConditionGroup(
-    np.asarray(rows), tuple(map(encode, range(count))), plans[0].schedule
+    np.asarray(rows),
+    tuple(map(encode, range(count))),
+    plans[0].schedule,
+    plans[0].loras,
   )

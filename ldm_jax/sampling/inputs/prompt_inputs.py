@@ -9,6 +9,7 @@ import numpy as np
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts
 from ldm_jax.data.text.prompt_syntax import (
+  LoraTag,
   PromptPart,
   parts_of,
   phases_of,
@@ -180,10 +181,12 @@ class ImagePrompts(NamedTuple):
   Attributes:
     variants: each of some of the steps.
     schedule: (fraction of the steps at which it ends, place of its variant).
+    loras: that the prompt names.
   """
 
   variants: tuple[Variant, ...]
   schedule: tuple[tuple[float, int], ...]
+  loras: tuple[LoraTag, ...] = ()
 
   @property
   def is_plain(self) -> bool:
@@ -210,11 +213,11 @@ def image_prompts(
   Raises:
     ConfigError: a weight is out of its range.
   """
-  prompt = split_loras(prompt)[0]
+  prompt, loras = split_loras(prompt)
   if not has_syntax:
     away = None if negative is None else unweighted(negative)
     part = PromptPart(unweighted(prompt))
-    return ImagePrompts((Variant((part,), away),), ((1.0, 0),))
+    return ImagePrompts((Variant((part,), away),), ((1.0, 0),), loras)
   sides = [phases_of(prompt, steps), phases_of(negative or "", steps)]
   ends = sorted({phase.end for side in sides for phase in side})
   found: dict[tuple[str, ...], int] = {}
@@ -231,7 +234,7 @@ def image_prompts(
     )
     for text, away in found
   ]
-  return ImagePrompts(tuple(variants), tuple(schedule))
+  return ImagePrompts(tuple(variants), tuple(schedule), loras)
 
 
 def warn_of_unread_syntax(
