@@ -213,7 +213,18 @@ def first_stage():
   return jax.jit(STAGE.init)(jax.random.key(3), images, noise)
 
 
-@pytest.mark.parametrize("names", SETS, ids="+".join)
+@pytest.mark.parametrize(
+  "names",
+  [
+    # The combinations hold every condition.
+    pytest.param(
+      names,
+      id="+".join(names),
+      marks=pytest.mark.slow if len(names) == 1 else (),
+    )
+    for names in SETS
+  ],
+)
 def test_every_condition_is_embed(first_stage, names):
   """The loss depends on every array that is read, and on nothing else."""
   task = DenoiserTask(conditioned_model(names), latent_scale=1.0)
