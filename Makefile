@@ -12,10 +12,10 @@ PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart gallery test slow live everything reference lint check clean
 
-# Trains both stages on the built-in glyphs, samples, and scores the samples. As
-# two devices, two cores train half as fast again; optimization level 1 takes two
-# thirds of the time to compile, for code as fast. Other hardware ignores the
-# first flag. With the configs' own steps each stage takes 12 minutes.
+# Trains both stages on the built-in glyphs, samples, and scores the samples. Two
+# cores as two devices train 1.5 times as fast as one device; optimization level 1
+# compiles in two thirds of the time, to equally fast code. Other hardware ignores
+# the first flag. With the configs' own steps each stage takes 12 minutes.
 STEPS_ONE ?= 1200
 STEPS_TWO ?= 600
 quickstart: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 \
@@ -61,8 +61,8 @@ test: $(STAMP)
 slow: $(STAMP)
 	$(PYTEST) -m "slow and not rare"
 
-# Live comparisons with torch, diffusers and lpips; torch's CPU build is not there
-# for every Python (try PYTHON=python3.11 VENV=.venv311). lpips declares
+# Live comparisons with torch, diffusers and lpips; torch's CPU build is not
+# available for every Python (try PYTHON=python3.11 VENV=.venv311). lpips declares
 # torchvision, which has no CPU build and is not needed.
 live: reference
 	$(PYTEST) -m "slow and not rare" -k "reference or torch"
@@ -81,7 +81,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# What must hold before a commit lands: see .ci/run.
+# The checks that a commit must pass: see .ci/run.
 check:
 	.ci/run
 

@@ -1,11 +1,11 @@
 """Three claims about latent diffusion, measured on the built-in glyphs.
 
   python benchmarks/claims.py one     compress before you denoise
-  python benchmarks/claims.py two     what a bottleneck loses for good
-  python benchmarks/claims.py three   the price of the bottleneck, the scale
+  python benchmarks/claims.py two     what a bottleneck loses
+  python benchmarks/claims.py three   the KL weight, the scale of latents
 
-Each takes less than half an hour on two CPU cores, resumes after a stop,
-prints one line of JSON for each measurement, and writes a figure into
+Each takes less than half an hour on two CPU cores, resumes when it is run
+again, prints one line of JSON for each measurement, and writes a figure into
 benchmarks/claims/. Results are in benchmarks/claims.md. `make claim-one`
 installs what it needs.
 """
@@ -34,7 +34,8 @@ LEVELS = {
 STEPS, GUIDANCE, FEW, MANY = 15, 4.0, 64, 128
 # Claim one: seconds of training before each evaluation.
 TIMES = (90, 180)
-# What is learned first, and its chance: in so little time pixels learn no more.
+# The attribute learned first, and its chance; pixels learn no more in this
+# time.
 FIRST, CHANCE = "colour_accuracy", 1 / 8
 # Claim two: f, channels, and the config.
 BOTTLENECKS = [
@@ -49,8 +50,8 @@ LEARNED = {
   "task__optimizer__decay_steps": 900,
   "task__optimizer__muon": 1e-2,
 }
-# Claim three: the price of a nat, and the scale, None for 1 / std.
-PRICES = [(0.0, None), (1e-6, None), (1e-3, None), (1.0, None), (1e-6, 1.0)]
+# Claim three: the KL weight, and the latents' scale, None for 1 / std.
+KL_WEIGHTS = [(0.0, None), (1e-6, None), (1e-3, None), (1.0, None), (1e-6, 1.0)]
 ONE, TWO = 600, 350  # steps of its stages
 QUALITY = ("valid_fraction", "class_accuracy")
 SHOWN = (
@@ -103,7 +104,7 @@ def evaluated(name, count):
 
 
 def cached(claim, name, measure):
-  """A measurement by name; it is made once and kept in runs/claims."""
+  """A measurement by name; it is computed once and stored in runs/claims."""
   path = os.path.join(RUNS, f"{claim}.json")
   found = {}
   if os.path.exists(path):
@@ -132,8 +133,8 @@ def first_stage(factor):
   return os.path.join(RUNS, name)
 
 
-def price(factor):
-  """Claim one: what a step and a sample of one f cost."""
+def step_cost(factor):
+  """Claim one: the cost of a step and of a sample at one f."""
   config, name, fields = second_stage(factor)
   step = median(train(config, name, steps=20, **fields))
   return {
@@ -178,7 +179,7 @@ def time_to_reach(curve, level):
 
 
 def sampling_speed(name):
-  """Samples a second, of 15 guided steps, without compilation."""
+  """Samples per second, of 15 guided steps, without compilation."""
   import time
 
   from ldm_jax.data import batching
@@ -203,10 +204,10 @@ def sampling_speed(name):
 
 def one():
   """Quality of the same U-Net after equal training time, by f."""
-  prices, curves = {}, {}
+  costs, curves = {}, {}
   for f in FACTORS:
-    result = cached("one", f"f{f}", functools.partial(price, f))
-    prices[f], step = result, result["step_seconds"]
+    result = cached("one", f"f{f}", functools.partial(step_cost, f))
+    costs[f], step = result, result["step_seconds"]
     curves[f] = [
       cached("one", f"f{f} {t} s", functools.partial(quality, f, step, t))
       for t in TIMES
@@ -244,7 +245,7 @@ def one():
     ("step_seconds", "seconds of a step"),
     ("samples_per_second", "samples a second"),
   ):
-    values = [result[name] for result in prices.values()]
+    values = [result[name] for result in costs.values()]
     plot[2].semilogy(names, values, "s--", label=label)
   for axes in plot[:2]:
     axes.set_ylabel(FIRST.replace("_", " "))
@@ -378,9 +379,9 @@ def two():
   finish(plot, "two.png")
 
 
-def priced(price, scale):
-  """Claim three at one price: both stages."""
-  name = f"price_{price:g}"
+def train_stages(kl_weight, scale):
+  """Claim three at one KL weight: both stages."""
+  name = f"kl_weight_{kl_weight:g}"
   result = {}
   train(
     "glyphs_autoencoder",
@@ -388,7 +389,7 @@ def priced(price, scale):
     steps=ONE,
     task__optimizer__decay_steps=ONE,
     task__optimizer__muon=1e-2,
-    task__bottleneck_weight=price,
+    task__bottleneck_weight=kl_weight,
     checkpoints__every=ONE,
   )
   result |= statistics(os.path.join(RUNS, name))
@@ -434,15 +435,15 @@ def statistics(folder):
 
 
 def three():
-  """Reconstruction and samples by the price of a nat."""
+  """Reconstruction and samples by the KL weight."""
   found = {}
-  for price, scale in PRICES:
-    name = f"{price:g}" + ("" if scale is None else f", scale {scale:g}")
-    measure = functools.partial(priced, price, scale)
+  for kl_weight, scale in KL_WEIGHTS:
+    name = f"{kl_weight:g}" + ("" if scale is None else f", scale {scale:g}")
+    measure = functools.partial(train_stages, kl_weight, scale)
     found[name] = cached("three", name, measure)
   names = [n for n in found if "scale" not in n]
   unscaled = next(n for n in found if "scale" in n)
-  plot = canvas(4, "price of a nat")
+  plot = canvas(4, "weight of the KL term")
   for axes, shown in zip(plot, SHOWN, strict=True):
     for what in shown:
       values = [found[n][what] for n in names]

@@ -147,7 +147,7 @@ def torch_job(name):
 
 
 def work(library, name):
-  """Does the job for each line of stdin, and prints its duration."""
+  """Runs the job once for each line of stdin, and prints its duration."""
   run = {"jax": jax_job, "torch": torch_job}[library](name)
   began = time.perf_counter()
   run()

@@ -1,11 +1,12 @@
-"""Trains one condition on the built-in glyphs and reports how samples meet it.
+"""Trains one condition on the built-in glyphs and scores its samples.
 
   python benchmarks/glyphs.py class
 
 trains configs/glyphs_class.py into runs/glyphs_class, and the first stage into
-runs/glyphs_autoencoder if it does not exist; resumes after a stop. It prints
-one line of JSON and writes benchmarks/sheets/class.png. On two CPU cores set
-XLA_FLAGS=--xla_force_host_platform_device_count=2, as `make show-class` does.
+runs/glyphs_autoencoder if it does not exist; resumes when it is run again. It
+prints one line of JSON and writes benchmarks/sheets/class.png. On two CPU cores
+set XLA_FLAGS=--xla_force_host_platform_device_count=2, as `make show-class`
+does.
 """
 
 import argparse

@@ -2,13 +2,13 @@
 
   python benchmarks/gpu.py [--batch 8] [--tiny]
 
-Ours and diffusers' with torch.compile, on the same device in the same run, one
-after the other in processes of their own: a training step of the U-Net on
+This package and diffusers with torch.compile, on the same device in the same
+run, one after the other in separate processes: a training step of the U-Net on
 cached latents of 512 x 512 with AdamW, and 50 guided steps of DDIM decoded to
-images. Random weights; the text encoder is left out. Prints a line of JSON
-per library and job: images a second, model FLOPs utilisation where the device's
-peak is known, and peak memory. --tiny is for CPUs, which say nothing of speed.
-Results are in benchmarks/gpu.md.
+images. Random weights; the text encoder is left out. Prints a line of JSON per
+library and job: images per second, model FLOPs utilisation where the device's
+peak is known, and peak memory. --tiny tests the script on a CPU; its speed is
+not meaningful. Results are in benchmarks/gpu.md.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def sizes(is_tiny):
 
 
 def timed(run, repeats):
-  """Seconds of one call, after one that compiles; `run` waits for itself."""
+  """Seconds of one call, after one that compiles; `run` is blocking."""
   run()
   began = time.perf_counter()
   for _ in range(repeats):
@@ -37,7 +37,7 @@ def timed(run, repeats):
 
 
 def jax_jobs(options):
-  """(job, images a second, mfu, peak bytes) of ours."""
+  """(job, images per second, mfu, peak bytes) of this package."""
   import jax
   import jax.numpy as jnp
 

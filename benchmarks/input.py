@@ -34,7 +34,7 @@ AUGMENT = Augment(256, scale=(0.8, 1.0))
 
 
 def jpegs():
-  """Different files of the size that a camera makes."""
+  """Different files of a camera's typical size."""
   root, rng = (
     pathlib.Path(skimage.__file__).parent / "data",
     np.random.default_rng(0),
@@ -54,7 +54,7 @@ def jpegs():
 
 
 def speed(stream, batches, rows):
-  """Rows a second, after two batches."""
+  """Rows per second, after two batches."""
   next(stream), next(stream)
   began = time.perf_counter()
   for _ in range(batches):
@@ -63,7 +63,7 @@ def speed(stream, batches, rows):
 
 
 def one_core(files):
-  """Images decoded and cropped a second by one thread alone."""
+  """Images decoded and cropped per second by one thread alone."""
   rng = np.random.default_rng(0)
   make = lambda data: AUGMENT.random(
     {"image": decode_image(io.BytesIO(data), "an image")}, rng

@@ -1,11 +1,11 @@
-"""What cached latents save: steps of stage two with them and without.
+"""Speed of stage two with and without cached latents.
 
   python benchmarks/latents.py [--steps 60]
 
 Stage one has kl-f8's shape at a quarter of its width, fresh, on images of
-128 x 128 (scikit-image's, packed small); stage two is a U-Net of the glyphs'
-width on its 16 x 16 latents, batch 16. Both run through train.py. Prints one
-line of JSON.
+128 x 128 (scikit-image's, downscaled and packed); stage two is a U-Net of the
+glyphs' width on its 16 x 16 latents, batch 16. Both run through train.py.
+Prints one line of JSON.
 """
 
 import argparse

@@ -4,8 +4,8 @@
   python benchmarks/plans.py [NAME ...]
 
 Each plan compiles the real step and takes a quarter of an hour or more on two
-CPU cores; without a name all are made in turn. Prints the table of each and its
-line of JSON. Results are in benchmarks/plans.md.
+CPU cores; without a name, all are compiled in turn. Prints the table of each
+and its line of JSON. Results are in benchmarks/plans.md.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Images a second: one scan in chunks, a loop over a jitted step, diffusers.
+"""Images per second: one scan in chunks, a loop over a jitted step, diffusers.
 
   python benchmarks/sampling.py [--batch 4] [--side 32] [--channels 64]
 
-The same U-Net of Stable Diffusion's shape in small, random weights, 50 guided
-steps of DDIM, all in one run on one machine. diffusers takes part where torch
-and it are installed (pip install torch diffusers), and must give the same
+The same small U-Net with Stable Diffusion's architecture, random weights, 50
+guided steps of DDIM, all in one run on one machine. diffusers takes part where
+torch and it are installed (pip install torch diffusers), and must give the same
 latents. Prints one line of JSON.
 """
 

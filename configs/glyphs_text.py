@@ -14,7 +14,7 @@ LENGTH = 20
 
 
 def text_conditioning():
-  """The text encoder's embedder, and its tokenizer."""
+  """The conditioner of the text encoder, and its tokenizer."""
   encoder = TextEncoder(
     vocabulary=128, width=128, depth=1, heads=4, head_width=32, length=LENGTH
   )

@@ -1,4 +1,4 @@
-"""Stage one with a first stage and a source of one's own."""
+"""Stage one with a user-defined first stage and source."""
 
 from my_diffusion.first_stage import PatchAutoencoder
 from my_diffusion.source import CsvSource

@@ -1,5 +1,7 @@
-"""Stage two with a backbone, conditioner, transform, loss and tracker of one's
-own, on the latents of my_autoencoder.py."""
+"""Stage two on the latents of my_autoencoder.py, with user-defined parts.
+
+A backbone, conditioner, transform, loss and tracker of `my_diffusion`.
+"""
 
 from my_diffusion.backbone import FourierMixer
 from my_diffusion.conditioner import ColorEmbedder

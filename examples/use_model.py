@@ -1,5 +1,5 @@
-"""Samples from a run of my_denoiser.py, with a sampler and a guidance of one's
-own, and measures the samples.
+"""Samples from a run of my_denoiser.py with a user-defined sampler and
+guidance.
 
   python use_model.py runs/denoiser
 """

@@ -47,15 +47,15 @@ class Data:
   """Training and validation examples.
 
   Attributes:
-    source: a data.batching.Source: `len(source)` and `source[i]`, a dict of
+    source: a data.protocols.Source: `len(source)` and `source[i]`, a dict of
       arrays; from data/sources/ or user-defined.
     validation: the same, for examples that are held out.
     augment: random crop and mirroring; needed where images differ in size.
     validation_augment: the same for held-out images, always centred and never
       mirrored; None takes `augment`.
     tokenizer: for captions, or None to leave them out.
-    transforms: each a data.collate.Transform, applied to every example in this
-      order to make arrays for conditioners.
+    transforms: each a data.protocols.Transform, applied to every example in
+      this order to make arrays for conditioners.
     latents: a folder written by `ldm-jax prepare --first_stage` that replaces
       `source` in stage two: latents that need not be encoded again.
     buckets: shapes (height, width) that whole batches are cropped to instead

@@ -1,10 +1,10 @@
-"""One session: eight virtual devices, a compilation cache, checked shapes."""
+"""Test session: eight virtual devices, a compilation cache, checked shapes."""
 
 import os
 import pathlib
 import re
 
-# Half the time to compile; what is compiled runs for seconds.
+# Halves compile times; compiled programs run for seconds only.
 os.environ["XLA_FLAGS"] = " ".join(
   [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
 )
@@ -34,15 +34,15 @@ LONGEST = (
   *("text_encoders", "published_experiments", "processes"),
 )
 
-# Of the slow ones, those that say once more, or at length, what others say;
-# `make everything` runs them, and faults in full.
+# Slow tests that other tests cover in a shorter form; `make everything` runs
+# them, and fault injection in full.
 RARE = re.compile(
   r"one_device\[\w+-(1x8|2x4|4x1x2x1)|"
   r"to_report\[(?!class)|"
   r"learns\[(?!ldm/kl_f8\]|sd/(sd1|sdxl_base)\])|"
   r"begins_from_a_folder(\[False|_of_text)|"
   r"killed_at_random|a_hundred_steps|three_thousand|five_hundred|"
-  r"devices_that_are_here|statistics_agree|"
+  r"the_present_devices|statistics_agree|"
   r"digits_are_sampled|is_memorised|eight_modes|scores_of_images"
 )
 

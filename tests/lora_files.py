@@ -1,4 +1,4 @@
-"""Models in small, and files of LoRAs in every form for them."""
+"""Small models, and LoRA files of every form for them."""
 
 import functools
 import json
@@ -68,11 +68,11 @@ TEXT_ENCODER = {
   "block_1/up/kernel": "text_model.encoder.layers.1.mlp.fc1",
 }
 PROJECTION = {"projection/kernel": "text_projection"}
-RANK, ALPHA = 3, 6.0  # a ratio that leaves every bit where it is
+RANK, ALPHA = 3, 6.0  # a power of two, so scaling is exact
 
 
 def assembled(unet, inputs, encoders, sizes=(), tokenizer=None):
-  """A model of random parameters, with everything that no adapter needs."""
+  """A `LoadedModel` with random parameters and defaults for all else."""
   conditioners = {
     "tokens": {
       "params": {

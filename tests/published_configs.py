@@ -14,7 +14,7 @@ def blocks(attends, attending=CROSS, bare=BARE):
   }
 
 
-# The earliest config of SD 1.4's repository held little more than this.
+# The earliest config of SD 1.4's repository has few more keys.
 SD1 = CONDITIONAL | {
   "act_fn": "silu",
   "attention_head_dim": 8,

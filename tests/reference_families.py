@@ -1,4 +1,4 @@
-"""The families of torch's world, the same loaded by us, and how to compare."""
+"""Every family as a diffusers pipeline and loaded by ldm_jax, to compare."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ PROMPTS = ["a red fox in the snow", "painting of a cat"]
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-  """(name, their pipeline, its folder, the same loaded by us)."""
+  """(name, diffusers pipeline, its folder, the same loaded by ldm_jax)."""
   folder = tmp_path_factory.mktemp(request.param)
   torch.manual_seed(FAMILIES.index(request.param))
   pipe = torch_models.FAMILIES[request.param](folder)
@@ -49,7 +49,7 @@ def normal(*shape):
 
 
 def theirs(array, dtype=torch.float32):
-  """An array of ours for them: channels first."""
+  """A numpy or jax array as a torch tensor, channels first."""
   tensor = torch.tensor(np.asarray(array)).to(dtype)
   return tensor.movedim(-1, 1) if tensor.ndim == 4 else tensor
 
@@ -74,26 +74,27 @@ def bert_states(pipe, texts):
   return pipe.bert(ids)[0]
 
 
-def said_by_them(pipe, name, negative):
-  """(context, vector of text) of prompts, then of what is led away from."""
-  asked = {
+def reference_conditions(pipe, name, negative):
+  """diffusers' (context, text vector) of the prompts, then of the negative
+  one."""
+  options = {
     "device": "cpu",
     "num_images_per_prompt": 1,
     "do_classifier_free_guidance": True,
     "negative_prompt": None if negative is None else [negative] * 2,
   }
   if name in ("sdxl", "refiner"):
-    context, away, pooled, away_pooled = pipe.encode_prompt(PROMPTS, **asked)
+    context, away, pooled, away_pooled = pipe.encode_prompt(PROMPTS, **options)
     return (context, pooled), (away, away_pooled)
   if name == "ldm_text":
     sides = (PROMPTS, [negative or ""] * 2)
     return tuple((bert_states(pipe, texts), None) for texts in sides)
-  context, away = pipe.encode_prompt(PROMPTS, **asked)
+  context, away = pipe.encode_prompt(PROMPTS, **options)
   return (context, None), (away, None)
 
 
 def generate_latents(loaded, settings, request, noise):
-  """Latents of a request by us."""
+  """Latents of a request, by ldm_jax."""
   positive, away = encode_conditions(loaded, request)
   engine = SamplingEngine(loaded.model, loaded.params, MeshShape().build())
   order = GenerationInputs(len(noise), len(noise), noise, output="latents")
@@ -118,14 +119,14 @@ def condition_of(loaded, conditioning, concat=None):
 
 
 def by_hand(pipe, noise, sides, scale=4.0, concat=None):
-  """DDIM with their U-Net and scheduler, where no pipeline gives latents."""
+  """DDIM with diffusers' U-Net and scheduler, if no pipeline gives latents."""
   pipe.scheduler.set_timesteps(10)
   xt = theirs(noise)
   more = [] if concat is None else [theirs(concat)]
   with torch.no_grad():
     for t in pipe.scheduler.timesteps:
       read = torch.cat([xt, *more], 1)
-      answers = [pipe.unet(read, t, **side).sample for side in sides]
-      answer = answers[-1] + scale * (answers[0] - answers[-1])
-      xt = pipe.scheduler.step(answer, t, xt).prev_sample
+      outputs = [pipe.unet(read, t, **side).sample for side in sides]
+      output = outputs[-1] + scale * (outputs[0] - outputs[-1])
+      xt = pipe.scheduler.step(output, t, xt).prev_sample
   return ours(xt)

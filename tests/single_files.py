@@ -48,13 +48,13 @@ def write_family(path, name, *, without=(), more=None, seed=0):
 
 
 def under(prefix, network, shapes, geometry=None):
-  """What a single file calls parameters of these shapes."""
+  """The names in a single file of parameters with these shapes."""
   names = name_table(network, "compvis", shapes, geometry or Geometry())
   return {prefix + row.foreign_name: row.foreign_shape() for row in names.rows}
 
 
 def made_once(make):
-  """A function whose dictionaries are made once for the same arguments."""
+  """Caches a function that returns a dictionary; each call returns a copy."""
   cached = functools.cache(make)
   return lambda *args: dict(cached(*args))
 

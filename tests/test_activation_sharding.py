@@ -116,7 +116,7 @@ def test_other_networks_keep_their_rows(name, mesh):
 
 
 def test_without_constraints_rows_are_gathered():
-  """So the test above can fail."""
+  """Shows that the test above can fail."""
   network, arguments = KINDS["residual"]
   found = gathered(
     network, arguments(LATENT, TIME, CONTEXT), built((2, 4, 1)), False

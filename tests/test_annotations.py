@@ -54,8 +54,8 @@ def test_annotations_of_an_image_are_read(folder):
     np.testing.assert_array_equal(item["segmap"], segmap)
     np.testing.assert_array_equal(item["mask"], mask > 0)
     low, high = depth.min(), depth.max()
-    wanted = 2 * (depth.astype(float) - low) / (high - low) - 1
-    np.testing.assert_allclose(item["depth"], wanted, atol=1e-5)
+    expected = 2 * (depth.astype(float) - low) / (high - low) - 1
+    np.testing.assert_allclose(item["depth"], expected, atol=1e-5)
     assert item["boxes"].shape == (3, 5) and (item["boxes"][1:] == -1).all()
     np.testing.assert_allclose(item["boxes"][0], [0.1, 0.2, 0.5, 0.9, 3])
     assert item["score"] == (6.5, 4)[i] and item["caption"] == name
@@ -208,7 +208,7 @@ def leaves(tree, path=""):
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_every_known_mapping_reads_its_data_set(name):
+def test_every_mapping_of_the_table_reads_its_data_set(name):
   source, record = tfds_source(name), RECORDS[name]
   vars(source)["_data"] = [record]
   there = leaves(record)
@@ -259,7 +259,7 @@ def test_mappings_name_features_of_the_builder(name, tmp_path):
     assert source.label in features
 
 
-def test_every_known_set_is_tested():
+def test_every_data_set_of_the_table_is_tested():
   plain = {name.partition("/")[0] for name in RECORDS} | set(RECORDS)
   assert set(KNOWN) <= plain
   with pytest.raises(ValueError, match="is none of"):

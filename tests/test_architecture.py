@@ -1,4 +1,4 @@
-"""The import law of docs/architecture: who may import whom, and sizes."""
+"""Levels of modules: which may import which; limits on sizes."""
 
 import ast
 import functools
@@ -55,7 +55,7 @@ ALLOWED = {
   "files": {"filelock", "numpy"},
 }
 
-# Where a library may be imported at all.
+# The only units that may import a library.
 HOMES = {
   "optax": {"runtime", "training"},
   "orbax": {"runtime"},
@@ -93,7 +93,7 @@ def unit(name):
 
 
 def imported(path, is_top_only=False):
-  """(module, is ours) of everything that a file imports."""
+  """(module, whether it is of ldm_jax) of everything that a file imports."""
   tree = parsed(path)
   for node in tree.body if is_top_only else ast.walk(tree):
     if isinstance(node, ast.Import):
@@ -216,8 +216,8 @@ def test_files_functions_and_folders_are_small():
 
 
 def test_file_names_are_subjects():
-  drawers = {"utils", "util", "common", "helpers", "misc", "base", "types"}
-  assert not [path for path in FILES if path.stem in drawers]
+  catch_all = {"utils", "util", "common", "helpers", "misc", "base", "types"}
+  assert not [path for path in FILES if path.stem in catch_all]
 
 
 def test_commands_are_thin():
@@ -239,7 +239,7 @@ def test_public_functions_have_docstrings():
 
 @pytest.mark.parametrize("name", ["train", "sample"])
 def test_help_needs_no_heavy_library(name):
-  """--help must answer at once, so it may not import jax."""
+  """--help must be fast, so it may not import jax."""
   code = (
     f"import sys; from ldm_jax.cli.{name} import parser\n"
     "try: parser().parse_args(['--help'])\n"

@@ -1,4 +1,4 @@
-"""Stage one's step against the plain reading of its definition."""
+"""Stage one's step equals a direct implementation of its definition."""
 
 import dataclasses
 import functools
@@ -63,17 +63,17 @@ def noise_of(task, batch, key):
 
 
 def plain_losses(task, state, frozen, batch, key):
-  """Both players' losses as LDM's contperceptual.py words them."""
+  """Losses of autoencoder and discriminator, as in LDM's contperceptual.py."""
   images = to_float(batch["image"])
   noise = noise_of(task, batch, key)
   critic = task.discriminator.apply
 
   def parts(variables, logvar):
-    recon, price = task.autoencoder.apply(variables, images, noise)
+    recon, bottleneck_loss = task.autoencoder.apply(variables, images, noise)
     lpips = task.perceptual.apply(frozen.perceptual, images, recon)
     rec = jnp.abs(images - recon) + lpips.reshape(-1, 1, 1, 1)
     nll = (rec / jnp.exp(logvar) + logvar).sum() / len(images)
-    return nll, price, -critic(state.critic, recon).mean()
+    return nll, bottleneck_loss, -critic(state.critic, recon).mean()
 
   def with_last(kernel, index):
     variables = jax.tree.map(lambda x: x, state.params["autoencoder"])
@@ -86,8 +86,8 @@ def plain_losses(task, state, frozen, batch, key):
   d_weight = jnp.clip(norms[0] / (norms[1] + 1e-4), 0, 1e4)
 
   def generator(params):
-    nll, price, g = parts(params["autoencoder"], params["logvar"])
-    return nll + 1e-6 * price + 0.5 * d_weight * g
+    nll, bottleneck_loss, g = parts(params["autoencoder"], params["logvar"])
+    return nll + 1e-6 * bottleneck_loss + 0.5 * d_weight * g
 
   def discriminator(params):
     recon, _ = task.autoencoder.apply(
@@ -108,8 +108,8 @@ def close(a, b, rtol=1e-5):
 
 
 @pytest.mark.slow
-def test_one_forward_serves_both_players():
-  """Gradients equal those of the two losses differentiated on their own."""
+def test_one_forward_pass_updates_both_networks():
+  """Gradients equal those of the two losses differentiated separately."""
   state, frozen, batch = begin()
   state, key = state.replace(step=state.step + 1), jax.random.key(3)
   generator, discriminator, d_weight = plain_losses(
@@ -129,10 +129,10 @@ def test_one_forward_serves_both_players():
 
 
 @pytest.mark.parametrize("broken", ["critic", "autoencoder"])
-def test_a_gradient_that_is_no_number_moves_neither_player(broken):
-  """Each reads the other, so both their gradients break; neither moves."""
+def test_a_nan_gradient_updates_neither_network(broken):
+  """Each reads the other, so both gradients are NaN; neither is updated."""
   state, frozen, batch = begin()
-  state = state.replace(step=jnp.int32(1))  # the critic plays
+  state = state.replace(step=jnp.int32(1))  # the adversarial terms count
   spoiled = lambda tree: jax.tree.map(lambda x: x * jnp.nan, tree)
   if broken == "critic":
     state = state.replace(critic=spoiled(state.critic))
@@ -148,7 +148,7 @@ def test_a_gradient_that_is_no_number_moves_neither_player(broken):
   assert int(after.step) == 2
 
 
-def test_before_the_start_the_critic_rests_and_costs_nothing():
+def test_before_disc_start_the_discriminator_is_not_updated():
   state, frozen, batch = begin()
   step = stepping(TASK)
   first, metrics = step(state, frozen, batch, jax.random.key(3))
@@ -177,13 +177,13 @@ def test_logvar_stays_where_the_optimizer_does_not_see_it():
   state, frozen, batch = begin(task)
   after, metrics = stepping(task)(state, frozen, batch, jax.random.key(3))
   assert after.params["logvar"] == 0.5
-  # Nor has it a share in the norm that gradients are clipped by.
+  # Nor does it count in the norm that gradients are clipped by.
   moments = after.opt.inner[0].mu["autoencoder"]
   norm = optax.tree.norm(moments) / (1 - SLOW.betas[0])
   np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
 
 
-def test_the_price_of_a_gaussian():
+def test_the_kl_divergence_of_a_gaussian():
   """0 for N(0, 1); 2048 = 4096 / 2 for mean 1 on 4 x 32 x 32 latents."""
   zeros = jnp.zeros((2, 32, 32, 4))
   assert np.all(DiagonalGaussian(zeros, zeros).kl() == 0)
@@ -204,7 +204,7 @@ def test_the_price_of_a_gaussian():
 
 
 def test_vector_quantisation():
-  """Codes are nearest, gradients pass through, beta sits on the codebook."""
+  """Nearest codes, straight-through gradients, beta on the codebook loss."""
   layer = VectorQuantizer(codes=7, width=3)
   rng = np.random.default_rng(0)
   z = jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32)
@@ -218,10 +218,10 @@ def test_vector_quantisation():
   )
   np.testing.assert_array_equal(through(z), 1)
 
-  def price(variables, z):
+  def bottleneck_loss(variables, z):
     return layer.apply(variables, layer.posterior(z), z, method="loss")
 
-  by_code, by_z = jax.grad(price, (0, 1))(variables, z)
+  by_code, by_z = jax.grad(bottleneck_loss, (0, 1))(variables, z)
   np.testing.assert_allclose(by_z, 2 * (z - codes) / z.size, atol=1e-6)
   one = (distance.argmin(-1) == 2)[..., None]
   expected = 0.25 * 2 * ((book[2] - z) * one).sum((0, 1, 2)) / z.size

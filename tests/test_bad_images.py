@@ -96,8 +96,8 @@ def test_a_bad_image_is_replaced_by_the_next_good_one(folder, caplog):
   log = BadImageLog(fraction=0.1)
   source = SkipBadImages(Folder(str(folder)), log)
   for number in range(COUNT):
-    found, wanted = source[number]["image"], replacement(number)
-    np.testing.assert_array_equal(found, Folder(str(folder))[wanted]["image"])
+    found, expected = source[number]["image"], replacement(number)
+    np.testing.assert_array_equal(found, Folder(str(folder))[expected]["image"])
   assert len(log) == 6
   lines = [record.getMessage() for record in caplog.records]
   assert sum(line.startswith("replaced: ") for line in lines) == 6

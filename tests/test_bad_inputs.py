@@ -1,4 +1,4 @@
-"""Seventy bad inputs: the right code, one line, no traceback, nothing written.
+"""Bad inputs: the right exit code, one line, no traceback, nothing written.
 
 Rows are numbered T (train), S (sample) and W (weights).
 """
@@ -56,7 +56,7 @@ def place(tmp_path_factory):
 
 
 def write_images(root):
-  """Good ones and bad ones, each of the bad in a folder of its own."""
+  """Good and bad images, each bad one in a folder of its own."""
   rng = np.random.default_rng(0)
   random_image = lambda: Image.fromarray(
     rng.integers(0, 256, (24, 24, 3), np.uint8)
@@ -124,7 +124,7 @@ def forged(header, data=b"", length=None):
 
 
 def weights(root):
-  """Files that are no weights, or wrong ones."""
+  """Files that are not weights, or the wrong weights."""
   bad = root / "weights"
   bad.mkdir()
   sentinel = root / "sentinel"
@@ -202,7 +202,7 @@ def again(run, flags, *more):
   ]
 
 
-HEART = "\U0001f496"
+EMOJI = "\U0001f496"
 STEPS = ["--config.steps=9"]
 TRAIN = {
   "T1 no config": (
@@ -298,7 +298,7 @@ SAMPLE = {
   "S11 class": (["--model={root}/class", "--class_label=48"], 2, "0 to 47"),
   "S12 word": (["--model={root}/class", "--class_label=cat"], 2, "'cat'"),
   "S13 long": (two("--prompt=" + 50_000 * "word "), 2, "250000 characters"),
-  "S14 emoji": (two("--prompt=" + 5000 * HEART), 0, "png"),
+  "S14 emoji": (two("--prompt=" + 5000 * EMOJI), 0, "png"),
   "S15 control": (two("--prompt=a\x00\x1b[2J red circle"), 0, "2 control"),
   "S16 surrogate": (two("--prompt=a \ud800"), 2, "not Unicode text"),
   "S17 empty": (two("--prompt="), 0, "has no effect"),
@@ -398,7 +398,7 @@ EVALUATE = {
 
 @contextlib.contextmanager
 def ended(seconds):
-  """Whatever hangs inside is ended, and fails."""
+  """Ends a block that hangs, which then fails."""
 
   def end(*_):
     pytest.fail(f"it hangs, after {seconds} s")
@@ -413,12 +413,12 @@ def ended(seconds):
 
 
 def outcome(command, arguments, capsys):
-  """(exit code, output, seconds of a processor)."""
+  """(exit code, output, seconds of CPU time)."""
   capsys.readouterr()
-  begun = time.process_time()  # whatever else the machine does
+  start = time.process_time()  # independent of other load
   with ended(60):
     code = exit_status(command, arguments)
-  seconds = time.process_time() - begun
+  seconds = time.process_time() - start
   output = capsys.readouterr()
   return code, output.err + output.out, seconds
 
@@ -448,7 +448,7 @@ def check(root, command, arguments, code, text, capsys):
 
 
 def filled(flags, root, out):
-  """Flags with their places filled in; FOLDER: becomes a config."""
+  """Flags with their placeholders filled in; FOLDER: becomes a config."""
   found = []
   for flag in flags:
     if "FOLDER:" in flag:
@@ -467,7 +467,7 @@ def test_training(place, tmp_path, capsys, row):
   flags, code, text = TRAIN[row]
   out = tmp_path / "out"
   check(place, train.main, filled(flags, place, out), code, text, capsys)
-  # What is found while it runs leaves a run that can be resumed.
+  # Errors found during training leave a run that can be resumed.
   may = code == 0 or row in ("T14 over", "T17 captions")
   assert out.exists() == (may and "{out}" in str(flags))
 
@@ -508,7 +508,7 @@ def test_weights(place, tmp_path, capsys, row):
 
 
 def test_weights_that_are_not_finite(place, tmp_path, capsys):
-  """W9, and what a run draws whose first stage has lost its numbers."""
+  """W9, and sampling from a run whose first stage holds NaN."""
   vae = tmp_path / "vae"
   assert convert.main([str(place / "one"), str(vae)]) == 0
   path = vae / "diffusion_pytorch_model.safetensors"

@@ -41,7 +41,7 @@ class Noise:
 
 
 class Coordinates:
-  """An image of its own coordinates, with the same as a map."""
+  """An image of its pixels' coordinates, and the same as a map."""
 
   def __init__(self, height, width, count=512):
     rows, columns = np.mgrid[:height, :width]
@@ -77,14 +77,14 @@ def tokenizer():
   return TokenizerConfig(length=6).build([f"image {i}" for i in range(10)])
 
 
-def test_a_start_at_n_continues_as_if_there_had_been_no_stop(tokenizer):
+def test_batches_from_n_continue_the_same_stream(tokenizer):
   whole = take(9, augment=AUGMENT, tokenizer=tokenizer)
   for start in 1, 3, 7:  # the third batch spans two epochs
     rest = take(9 - start, augment=AUGMENT, tokenizer=tokenizer, start=start)
     assert_equal(rest, whole[start:])
 
 
-def test_a_start_far_ahead_is_reached_at_once():
+def test_a_start_far_ahead_is_reached_directly():
   far = take(1, augment=AUGMENT, start=10**9)
   assert_equal(take(1, augment=AUGMENT, start=10**9), far)
   assert sorted(set(far[0]["label"].tolist())) == sorted(far[0]["label"])
@@ -135,7 +135,9 @@ def test_an_example_is_equally_likely_at_every_position():
   counts = np.zeros((8, 8))
   for position, label in enumerate(labels):
     counts[position % 8, label] += 1
-  assert ((counts - 12.5) ** 2 / 12.5).sum() < 94  # 99.99 % of a fair shuffle
+  assert (
+    (counts - 12.5) ** 2 / 12.5
+  ).sum() < 94  # the 99.99 % quantile of a uniform shuffle
 
 
 def test_without_augment_an_example_is_unchanged(tokenizer):

@@ -67,9 +67,9 @@ def test_every_batch_has_one_shape_and_its_nearest_images():
       distances = np.abs(np.log(height / width) - ratios)
       assert SHAPES[int(np.argmin(distances))] == item[SHAPE]
       seen[item["number"]] += 1
-  # Nothing twice in an epoch, less than a batch of each shape left over.
+  # No example twice in an epoch, and less than a batch of each shape left over.
   assert set(seen.values()) == {1} and len(seen) > 300 - 3 * 8
-  # Which comes in another epoch, in another order.
+  # The remainder comes in another epoch, in another order.
   more = {buckets[position]["number"] for position in range(total * 8 * 6)}
   assert more == set(range(300))
   first, second = (

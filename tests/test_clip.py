@@ -321,5 +321,5 @@ def test_one_tokenizers_ids_get_every_encoders_padding():
   ids = jnp.array([[50, 3, 4, 51, 51, 51], [50, 7, 51, 51, 51, 51]])
   found = embedder.repeat_per_encoder(ids)
   np.testing.assert_array_equal(found[:, 0], ids)
-  wanted = [[50, 3, 4, 51, 0, 0], [50, 7, 51, 0, 0, 0]]
-  np.testing.assert_array_equal(found[:, 1], wanted)
+  expected = [[50, 3, 4, 51, 0, 0], [50, 7, 51, 0, 0, 0]]
+  np.testing.assert_array_equal(found[:, 1], expected)

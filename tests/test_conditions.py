@@ -77,7 +77,7 @@ def test_a_map_that_cannot_be_halved_is_refused():
 
 
 def test_both_conventions_of_inpainting():
-  """Order and values of the channels: systems.md's facts of LDM and SD."""
+  """Order and values of the channels are those of LDM and SD."""
   latents = jnp.asarray(RNG.standard_normal((2, 4, 4, 3)), jnp.float32)
   mask = jnp.asarray(RNG.random((2, 4, 4, 1)) < 0.5)
   seen = MaskedLatents(latents, mask)
@@ -120,11 +120,11 @@ def test_a_class_may_join_the_time(joins):
   labels = jnp.array([1, 2])
   condition, variables = embed(ClassEmbedder(4, 6, joins), labels, DROP)
   table = variables["params"]["table"]["embedding"]
-  wanted = table[jnp.array([1, 4])]
+  expected = table[jnp.array([1, 4])]
   assert (condition.context is None) == (joins == "vector")
   assert (condition.vector is None) == (joins == "context")
   for array in jax.tree.leaves(condition):
-    np.testing.assert_array_equal(array.reshape(2, 6), wanted)
+    np.testing.assert_array_equal(array.reshape(2, 6), expected)
 
 
 def test_the_unconditional_layout_has_no_object():
@@ -231,8 +231,8 @@ def test_every_condition_is_embed(first_stage, names):
   frozen, arrays = Frozen(first_stage, jnp.float32(1.0)), batch()
   key = jax.random.key(1)
   state = jax.jit(task.init)(key, arrays, frozen)
-  stir = lambda x: x + 0.3 * RNG.standard_normal(x.shape).astype(np.float32)
-  state = state.replace(ema=jax.tree.map(stir, state.params))
+  perturb = lambda x: x + 0.3 * RNG.standard_normal(x.shape).astype(np.float32)
+  state = state.replace(ema=jax.tree.map(perturb, state.params))
   loss = jax.jit(
     lambda arrays: task.measure(state, frozen, arrays, key)["loss"]
   )
@@ -246,7 +246,7 @@ def test_every_condition_is_embed(first_stage, names):
 # The whole set holds every kind of parameter but those of tokens of a map.
 @pytest.mark.parametrize("names", [("map tokens",), *SETS[-2:]], ids="+".join)
 def test_every_condition_trains(first_stage, names):
-  """A step moves every parameter but those nothing leads to yet."""
+  """A step updates every parameter except those without a gradient yet."""
   task = DenoiserTask(conditioned_model(names), latent_scale=1.0)
   frozen, arrays = Frozen(first_stage, jnp.float32(1.0)), batch()
   state = jax.jit(task.init)(jax.random.key(1), arrays, frozen)
@@ -287,13 +287,13 @@ def test_low_resolution_images_get_the_noise_of_their_level():
   noise = jnp.asarray(RNG.standard_normal(images.shape), jnp.float32)
   levels = jnp.array([0.0, 7.0])
   seen = low_resolution_input(model, images, NoiseAugmentation(levels, noise))
-  wanted = q_sample(model.noise_augmentation_schedule, images, levels, noise)
-  np.testing.assert_allclose(seen.image, wanted)
+  expected = q_sample(model.noise_augmentation_schedule, images, levels, noise)
+  np.testing.assert_allclose(seen.image, expected)
   plain = low_resolution_input(conditioned_model(("low",)), images, None)
   np.testing.assert_array_equal(plain.image, images)
 
 
-def test_levels_in_training_stay_below_the_most():
+def test_training_noise_levels_stay_below_the_largest():
   task = DenoiserTask(conditioned_model(("noisy low",)), latent_scale=1.0)
   draws = task.draw(jax.random.key(0), batch(64))
   assert (

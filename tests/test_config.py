@@ -35,7 +35,7 @@ def test_every_config_equals_its_json(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_leaf_can_be_set_to_itself(path):
-  """Walks all fields: what a config prints is what a flag takes."""
+  """Walks all fields: the printed value of a field is accepted by its flag."""
   experiment = config.load(str(path))
 
   def walk(node, prefix):
@@ -143,7 +143,7 @@ def test_json_instantiates_only_known_classes():
     config.from_json(tree)
 
 
-# What a shell sees: one line, no traceback, the code.
+# In a shell: one line, no traceback, and the exit code.
 SHELL = [
   (["train.py"], "required"),
   (["train.py", "--config=no.py", "--workdir=w"], "not found: no.py"),
@@ -153,7 +153,7 @@ SHELL = [
 
 
 @pytest.mark.parametrize("arguments, message", SHELL, ids=lambda a: a[0][:6])
-def test_the_shell_sees_one_line_and_2(arguments, message, tmp_path):
+def test_a_shell_gets_one_line_and_exit_code_2(arguments, message, tmp_path):
   script, *rest = arguments
   done = subprocess.run(
     [sys.executable, ROOT / script, *rest],

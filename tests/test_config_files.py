@@ -24,7 +24,7 @@ def test_every_name_is_a_file():
   assert all((CONFIGS / f"{name}.py").is_file() for name in names)
 
 
-def test_a_file_of_the_users_own_comes_before_a_name(tmp_path, monkeypatch):
+def test_a_file_takes_precedence_over_a_packaged_name(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "glyphs_text.py").touch()
   assert config_files.find("glyphs_text") == "glyphs_text.py"
@@ -38,7 +38,7 @@ def test_a_config_without_its_ending_loads_by_name(tmp_path, monkeypatch):
   )
 
 
-def test_a_wrong_name_names_the_nearest():
+def test_an_unknown_name_suggests_the_nearest():
   with pytest.raises(
     ConfigError, match="not found: sd/sd3; did you mean sd/sd"
   ):

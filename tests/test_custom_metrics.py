@@ -1,4 +1,4 @@
-"""A user's own metric is given as an object, or by name with trust."""
+"""A user-defined metric is given as an object, or by name with trust."""
 
 import json
 

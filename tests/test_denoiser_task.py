@@ -71,8 +71,8 @@ def stepping(task):
   return jax.jit(task.step)
 
 
-def stirred(state, seed=9):
-  """The same state with every zero weight replaced: a net that answers."""
+def perturbed(state, seed=9):
+  """The same state with every zero weight replaced: outputs are not 0."""
   leaves, tree = jax.tree.flatten(state.params)
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   noisy = [
@@ -84,7 +84,7 @@ def stirred(state, seed=9):
 
 
 def gradient(task, state, frozen, batch, key):
-  """The gradient the step takes, read off an SGD step of rate 1."""
+  """The gradient of a step, from an SGD update with learning rate 1."""
   draws = task.draw(key, batch)
   loss = lambda p: task._loss(p, frozen, batch, draws).mean()
   return jax.jit(jax.grad(loss))(state.params)
@@ -110,7 +110,7 @@ def test_an_initial_network_predicts_zero_at_loss_one():
 @pytest.mark.slow
 def test_slices_of_a_batch_are_the_batch():
   state, frozen, batch = begin()
-  state = stirred(state)
+  state = perturbed(state)
   whole, metrics = stepping(TASK)(state, frozen, batch, jax.random.key(3))
   task = dataclasses.replace(TASK, accumulate=4)
   parts, same = stepping(task)(state, frozen, batch, jax.random.key(3))
@@ -126,7 +126,7 @@ def test_slices_of_a_batch_are_the_batch():
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(remat):
   state, frozen, batch = begin()
-  state, key = stirred(state), jax.random.key(3)
+  state, key = perturbed(state), jax.random.key(3)
   unet = TASK.model.unet.clone(remat=remat)
   model = dataclasses.replace(TASK.model, unet=unet)
   task = dataclasses.replace(TASK, model=model)
@@ -139,7 +139,7 @@ def test_remat_changes_no_gradient(remat):
 
 def test_bfloat16_computes_what_float32_does():
   state, frozen, batch = begin()
-  state, key = stirred(state), jax.random.key(3)
+  state, key = perturbed(state), jax.random.key(3)
   unet = TASK.model.unet.clone(dtype="bfloat16")
   task = dataclasses.replace(
     TASK, model=dataclasses.replace(TASK.model, unet=unet)
@@ -153,7 +153,7 @@ def test_bfloat16_computes_what_float32_does():
 
 def test_the_first_stage_gets_no_gradient():
   state, frozen, batch = begin()
-  state = stirred(state)
+  state = perturbed(state)
   draws = TASK.draw(jax.random.key(3), batch)
   loss = lambda f: TASK._loss(state.params, f, batch, draws).mean()
   grads = jax.jit(jax.grad(loss))(frozen)
@@ -161,9 +161,9 @@ def test_the_first_stage_gets_no_gradient():
 
 
 def test_dropped_conditions_are_the_unconditional_ones():
-  """Training's drop, guidance's negative and an empty prompt are one thing."""
+  """A dropped, a negative and an empty prompt give the same condition."""
   state, frozen, batch = begin()
-  params = TASK.parameters(stirred(state).params, frozen)
+  params = TASK.parameters(perturbed(state).params, frozen)
   yes, no = jnp.ones(8, bool), jnp.zeros(8, bool)
   condition = jax.jit(TASK.model.condition)
   condition_of = lambda raw, drop: condition(params, raw, drop).context
@@ -193,7 +193,7 @@ def test_drop_rates_are_kept():
 
 def test_guidance_one_is_the_conditional_model():
   state, frozen, batch = begin()
-  params = TASK.parameters(stirred(state).params, frozen)
+  params = TASK.parameters(perturbed(state).params, frozen)
   yes, no = jnp.ones(8, bool), jnp.zeros(8, bool)
   condition_of = lambda drop: TASK.model.condition(
     params, batch, {"tokens": drop, "label": drop}
@@ -292,12 +292,14 @@ def test_an_initial_text_encoder_is_the_identity():
 def test_pooled_text_is_a_normalised_vector_next_to_the_tokens():
   pooled = TEXT.clone(is_pooled=True)
   tokens, drop = draw()["tokens"], jnp.arange(8) % 2 == 0
-  says, params = pooled.init_with_output(jax.random.key(0), tokens, drop)
-  np.testing.assert_allclose(says.vector.mean(-1), 0, atol=1e-6)
-  np.testing.assert_allclose(says.vector.var(-1), 1, rtol=1e-2)
+  condition, params = pooled.init_with_output(jax.random.key(0), tokens, drop)
+  np.testing.assert_allclose(condition.vector.mean(-1), 0, atol=1e-6)
+  np.testing.assert_allclose(condition.vector.var(-1), 1, rtol=1e-2)
   null = pooled.apply(params, tokens, jnp.ones(8, bool))
-  np.testing.assert_allclose(says.vector[::2], null.vector[::2], atol=1e-6)
-  assert float(jnp.abs(says.vector - null.vector)[1::2].max(-1).min()) > 0.1
+  np.testing.assert_allclose(condition.vector[::2], null.vector[::2], atol=1e-6)
+  assert (
+    float(jnp.abs(condition.vector - null.vector)[1::2].max(-1).min()) > 0.1
+  )
 
 
 def test_coordinates_run_from_the_first_pixel_to_the_last():
@@ -318,8 +320,8 @@ def test_coordinates_distinguish_equal_pixels(octaves):
   unet = UNet(3, 8, (1,), 1, plan, groups=1, octaves=octaves)
   params = unet.init(jax.random.key(0), flat, t, Condition())
   rng = np.random.default_rng(1)
-  stir = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)
-  answer = unet.apply(jax.tree.map(stir, params), flat, t, Condition())
-  # Twelve convolutions lie between x_t and the answer: no padding is in reach.
+  perturb = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)
+  answer = unet.apply(jax.tree.map(perturb, params), flat, t, Condition())
+  # Twelve convolutions lie between x_t and the output: no padding is in reach.
   spread = answer[0, 13:15, 13:15].std(axis=(0, 1)).max()
   assert spread > 1e-3 if octaves else spread < 1e-5

@@ -43,8 +43,8 @@ def test_commands_and_flags_exist(page):
       assert name in COMMANDS, name
       parser = importlib.import_module(f"ldm_jax.cli.{name}").parser()
       for flag in re.findall(r"(?<= )(--[\w-]+)(?![\w.-])", rest):
-        known = parser._option_string_actions
-        assert flag.replace("-", "_").replace("__", "--", 1) in known, flag
+        options = parser._option_string_actions
+        assert flag.replace("-", "_").replace("__", "--", 1) in options, flag
 
 
 def test_python_blocks_are_python():

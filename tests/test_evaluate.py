@@ -212,7 +212,7 @@ def test_what_cannot_be_measured_is_an_error_or_unavailable(
 
 
 def adms(path, rng):
-  """Made-up statistics in ADM's format, which has no resizing mode."""
+  """Random statistics in ADM's format, which has no resizing mode."""
   mu, sigma = rng.standard_normal(2048), np.eye(2048)
   np.savez(path, mu=mu, sigma=sigma)
   return path

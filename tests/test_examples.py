@@ -39,7 +39,7 @@ def pipeline():
   return ldm_jax.Pipeline.from_run("run", trust=("my_diffusion",))
 
 
-def test_a_run_of_own_classes_resumes_bit_for_bit(work):
+def test_a_run_of_user_classes_resumes_bit_for_bit(work):
   from ldm_jax.runtime.monitoring.metric_writer import read_metrics
 
   losses = [
@@ -49,7 +49,7 @@ def test_a_run_of_own_classes_resumes_bit_for_bit(work):
   assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
-def test_its_config_names_own_classes_by_module(work):
+def test_its_config_names_user_classes_by_module(work):
   text = (work / "run" / "config.json").read_text()
   for name in (
     "backbone:FourierMixer",
@@ -72,7 +72,7 @@ def test_it_is_opened_only_if_its_package_is_trusted(work):
     sample_command.main(["--model=run", "--out=refused"])
 
 
-def test_it_is_sampled_with_an_own_sampler_and_guidance(work):
+def test_it_is_sampled_with_a_user_sampler_and_guidance(work):
   from my_diffusion.guidance import FadingGuidance
   from my_diffusion.sampler import fading_ddim
 

@@ -21,7 +21,7 @@ from ldm_jax.sampling.export.exported_program import PLATFORMS, export_sampler
 
 PROMPT = "a red fox in the snow"
 
-# The exported folder's own program, in a process that may not have our code.
+# The exported folder's own program, in a process without ldm_jax.
 ALONE = """
 import runpy, sys
 sys.argv = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Classes of a user's own package: trained, saved, resumed, read back."""
+"""Classes of a user's package: trained, saved, resumed, read back."""
 
 import dataclasses
 import json
@@ -152,7 +152,7 @@ def own(tmp_path_factory):
 
 
 def experiment(own, steps=2, **fields):
-  """A backbone, a source and a loss of one's own."""
+  """A user-defined backbone, source and loss."""
   task = DenoiserTask(
     model=LatentDiffusion(
       first_stage=PixelSpace(),
@@ -169,7 +169,7 @@ def experiment(own, steps=2, **fields):
   return dataclasses.replace(whole, **fields)
 
 
-def test_own_classes_are_trained_resumed_and_read_back(own, tmp_path):
+def test_user_classes_are_trained_resumed_and_read_back(own, tmp_path):
   folder = str(tmp_path / "run")
   lines = tmp_path / "lines"
   first = train(experiment(own, trackers=(own.Lines(str(lines)),)), folder)
@@ -191,7 +191,7 @@ def test_own_classes_are_trained_resumed_and_read_back(own, tmp_path):
     Run.open(folder, ("own",))
 
 
-def test_an_own_task_is_trained_and_resumed(own, tmp_path):
+def test_a_user_defined_task_is_trained_and_resumed(own, tmp_path):
   folder = str(tmp_path / "run")
   mean = lambda steps: experiment(own, steps=steps, task=own.MeanColour())
   train(mean(2), folder)
@@ -223,7 +223,7 @@ def test_what_json_cannot_hold_is_refused(own):
   config.check_readable(experiment(own))
 
 
-def test_an_own_class_is_named_on_the_command_line(own):
+def test_a_user_class_is_named_on_the_command_line(own):
   base = experiment(own)
   changed = config.override(
     base,
@@ -255,6 +255,6 @@ def test_only_dataclasses_are_made_from_json():
     config.from_json(tree, ("subprocess",))
 
 
-def test_every_class_of_the_table_is_where_it_says():
+def test_every_class_of_the_table_exists():
   for name in config_json.CLASSES:
     assert config_json.class_name(config_json.find_class(name, "")) == name

@@ -20,7 +20,7 @@ import pytest
 from faulty import descend, make_trainer
 from full import FRACTION, repeated
 from test_processes import start
-from test_training import BLIND, CONFIGS, ONE, TWO
+from test_training import CONFIGS, NO_PREVIEWS, ONE, TWO
 
 from ldm_jax.errors import NonFinite
 from ldm_jax.runtime.checkpointing import read_checkpoints
@@ -103,7 +103,7 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(
   process = begin(run, 30, every=50, rest=0.3, SLOW="60")
   wait_for(run, 5, process)
   process.send_signal(signal.SIGINT)
-  time.sleep(1.5)  # by now it waits for its save
+  time.sleep(1.5)  # by then it waits for its save
   process.send_signal(signal.SIGINT)
   sent = time.monotonic()
   assert process.wait(30) == 130
@@ -117,7 +117,7 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_nothing_saved(
 
 @pytest.mark.parametrize("kind", ["batch", "gradient", "weight", "batches"])
 def test_a_nan_is_never_saved(tmp_path, kind):
-  """One bad update is skipped; a NaN that stays ends the run."""
+  """One bad update is skipped; a persistent NaN ends the run."""
   more = {
     "batch": {"bad": {5}},
     "gradient": {"breaks": {"breaks_gradient": 5}},
@@ -185,7 +185,7 @@ def command(stage, folder, steps, first=None, threads=2):
     f"--config.data.threads={threads}",
     *(ONE if stage == "one" else TWO),
     *more,
-    BLIND,
+    NO_PREVIEWS,
   ]
 
 

@@ -126,7 +126,7 @@ FOUR = array([4], "uint8", b"abcd")
     ({"a": b"bytes"}, "'a' is of type bytes"),
     ({"a": []}, "'a' is of type list"),
     ({"a": [1]}, "malformed msgpack"),
-    ({b"a": 1}, "b'a' is no string"),
+    ({b"a": 1}, "b'a' is not a string"),
     ({3: 1}, "malformed msgpack"),
     ({"a": {"b": 1}, "a/b": 1}, "two entries have the name 'a/b'"),
     ({"a": array([4], "uint8", b"abcde")}, "5 bytes for uint8"),

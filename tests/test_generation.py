@@ -100,7 +100,7 @@ def test_impossible_requests_are_refused_by_field(fields, line):
     ({"depth": IMAGE[..., 0]}, "takes no depth"),
     ({"height": 15}, "multiple of 2"),
     ({"steps": 1001}, "between 1 and 1000"),
-    ({"noise_level": 3}, "is no upscaler"),
+    ({"noise_level": 3}, "is not an upscaler"),
     ({"clip_skip": 0}, "cannot be skipped"),
     ({"sampler": "euler", "eta": 1.0}, "has no eta"),
     ({"rng": "torch", "eta": 1.0}, "draws more noise"),
@@ -210,7 +210,7 @@ OLD = {
 }  # fmt: skip
 
 
-def test_metadata_of_the_version_before_is_read(pipe, tmp_path):
+def test_metadata_of_the_previous_version_is_read(pipe, tmp_path):
   path = str(tmp_path / "old.png")
   info = Image.new("RGB", (16, 16))
   write_png(path, np.asarray(info), {"ldm_jax": json.dumps(OLD)})
@@ -343,7 +343,7 @@ def test_a_sampler_is_swapped_by_name(pipe):
     pipe.sampler = "eulr"
 
 
-def test_loras_come_and_go(tmp_path):
+def test_loras_are_loaded_scaled_and_unloaded(tmp_path):
   loaded, *_ = family("sd1")
   tensors = file_of("sd1", "kohya")
   tensors, info = tensors if isinstance(tensors, tuple) else (tensors, {})

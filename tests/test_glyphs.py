@@ -33,9 +33,9 @@ def digest(source, count):
   return total.hexdigest()
 
 
-# Made by this function on x86-64 on the day the data set was fixed; numpy
-# 2.0.0, 2.4.6 and 2.5.5 agree. If this fails, all published scores are void:
-# give the data set a new name rather than the test a new number.
+# Made by this function on x86-64 when the data set was defined; numpy 2.0.0,
+# 2.4.6 and 2.5.5 agree. If this fails, published scores are not comparable:
+# give the data set a new name, do not change the number.
 @pytest.mark.parametrize(
   "level, sha",
   [
@@ -120,10 +120,10 @@ def test_a_caption_names_all_six_attributes():
     scenes.POSITIONS,
     list(scenes.BACKGROUNDS),
   )
-  known = set(caption_words(0))
+  vocabulary = set(caption_words(0))
   for sample in Glyphs(0, size=500):
     text = sample["caption"]
-    assert set(text.split()) <= known
+    assert set(text.split()) <= vocabulary
     for table, k in zip(tables, sample["attributes"], strict=True):
       assert f" {table[k]}" in text, (text, table[k])
       longer = [n for n in table if table[k] in n and n != table[k]]
@@ -139,11 +139,11 @@ def test_captions_have_four_paraphrases():
 
 
 def test_captions_of_scenes_name_each_object_and_the_number():
-  known = set(caption_words(1))
+  vocabulary = set(caption_words(1))
   shapes, colours = list(scenes.SHAPES), list(scenes.COLOURS)
   for sample in Glyphs(1, size=500):
     text = sample["caption"]
-    assert set(text.split()) <= known
+    assert set(text.split()) <= vocabulary
     assert str(sample["number"]) in text.split()
     named = [word for word in text.split() if word in shapes]
     real = sample["attributes"][sample["attributes"][:, 0] >= 0]
@@ -169,7 +169,7 @@ def test_in_front_of_and_behind_are_true():
     hides = " in front of " in sample["caption"]
     if len(real) != 2 or hides == (" behind " in sample["caption"]):
       continue
-    # The thing in front is whole: as many pixels as one that stands alone.
+    # The thing in front is complete: as many pixels as one that is alone.
     front = real[0 if hides else 1].tolist()
     mask = scenes.stamp(front[0], front[2], scenes.LEVELS[1].radii[front[3]])
     assert scenes.covers(mask).sum() == (
@@ -300,8 +300,8 @@ def test_more_detail_is_the_same_scene(detail):
       np.testing.assert_array_equal(one[name], two[name])
     np.testing.assert_allclose(one["boxes"], two["boxes"], atol=1 / 32)
   read = read_glyphs(np.stack([each["image"] for each in fine]))
-  wanted = np.stack([each["attributes"] for each in fine])
-  np.testing.assert_array_equal(read.attributes, wanted)
+  expected = np.stack([each["attributes"] for each in fine])
+  np.testing.assert_array_equal(read.attributes, expected)
   assert read.residual.max() < 1
   segmaps = np.stack([each["segmap"] for each in fine])
   assert mean_iou(read.segmap, segmaps, 7)["mean_iou"] > 0.85

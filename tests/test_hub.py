@@ -1,4 +1,4 @@
-"""Repositories by name: from the hub's cache, or one line that says why not."""
+"""Repositories by name: from the hub's cache, or one line with the reason."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_a_repository_that_was_fetched_before_is_read_offline(tmp_path):
   assert network["parameters"] == sum(x.size for x in jax.tree.leaves(params))
 
 
-def test_a_repository_that_cannot_be_had_is_one_line(tmp_path):
+def test_a_repository_that_cannot_be_fetched_is_one_line(tmp_path):
   done = info(tmp_path, "owner/absent")
   assert done.returncode == 2
   assert done.stderr.count("\n") == 1
@@ -56,6 +56,6 @@ def test_a_repository_that_cannot_be_had_is_one_line(tmp_path):
 @pytest.mark.parametrize(
   "name", ["absent", "./absent/model", "/no/such/folder", "a/b/c"]
 )
-def test_what_is_no_repository_is_not_looked_for(name):
+def test_a_path_that_is_no_repository_name_is_not_looked_up(name):
   with pytest.raises(ConfigError, match="there is no run, file or folder"):
     hub.local_path(name)

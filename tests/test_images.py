@@ -231,7 +231,7 @@ def test_a_flipped_byte_in_a_png_is_noticed(tmp_path):
   assert str(caught.value).startswith("record 7:")
 
 
-def test_bytes_after_a_jpeg_do_no_harm():
+def test_bytes_after_a_jpeg_are_ignored():
   data = encoded("jpeg")
   np.testing.assert_array_equal(
     decode_image(io.BytesIO(data + b"\0" * 1000), "x"),

@@ -75,15 +75,14 @@ def params_of(folder):
 
 @pytest.mark.slow
 def test_fine_tuning_begins_with_the_parameters_of_its_start(runs, tmp_path):
-  """At a rate of almost nothing it is still the start; first stage, scale and
-  words are the start's too."""
+  """With a tiny learning rate all parameters equal those of the start."""
   start = f"--config.start={runs / 'text'}"
   still = "--config.task.optimizer.rate=1e-12"
   assert run("finetune", tmp_path / "same", 1, start, still, *TWO) == 0
   opened, found = params_of(tmp_path / "same")
-  before, wanted = params_of(runs / "text")
+  before, expected = params_of(runs / "text")
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
   )
   assert opened.params.latent_scale == before.params.latent_scale
   assert opened.tokenizer.encode(["red"]).tolist() == (
@@ -111,19 +110,19 @@ def test_a_lora_trains_its_factors_alone(runs, tmp_path, capsys):
   sharding = MeshShape().build()
   factors = made.trained(sharding)
   base = made.frozen(sharding).base
-  _, wanted = params_of(runs / "text")
-  jax.tree.map(np.testing.assert_array_equal, base, wanted)
+  _, expected = params_of(runs / "text")
+  jax.tree.map(np.testing.assert_array_equal, base, expected)
   _, merged = params_of(folder)
   jax.tree.map(
     np.testing.assert_array_equal,
     merged["conditioners"],
-    wanted["conditioners"],
+    expected["conditioners"],
   )
   differ = jax.tree.map(
-    lambda a, b: bool((a != b).any()), merged["unet"], wanted["unet"]
+    lambda a, b: bool((a != b).any()), merged["unet"], expected["unet"]
   )
   assert any(jax.tree.leaves(differ)) and factors.keys() == {"unet"}
-  # It samples, resumes, and is written for others, who get the same matrices.
+  # It samples, resumes, and is exported to files with the same matrices.
   out = tmp_path / "images"
   flags = [f"--model={folder}", "--prompt=a red circle", "--steps=2"]
   assert sample.main([*flags, f"--out={out}"]) == 0
@@ -157,13 +156,13 @@ def test_a_widened_input_computes_the_same(runs):
   t = jnp.array([3.0, 800.0])
   context = jnp.asarray(rng.standard_normal((2, 5, 16)), jnp.float32)
   vector = jnp.asarray(rng.standard_normal((2, 16)), jnp.float32)
-  stir = lambda x: x + 0.1
-  params = jax.tree.map(stir, opened.params.unet)
+  shift = lambda x: x + 0.1
+  params = jax.tree.map(shift, opened.params.unet)
   params["params"]["conv_in"]["kernel"] = kernel
-  said = Condition(context, vector=vector)
-  before = unet.apply(params, xt, t, said)
+  condition = Condition(context, vector=vector)
+  before = unet.apply(params, xt, t, condition)
   params["params"]["conv_in"]["kernel"] = wide
-  after = unet.apply(params, xt, t, said.replace(concat=more))
+  after = unet.apply(params, xt, t, condition.replace(concat=more))
   np.testing.assert_allclose(after, before, atol=1e-5)
   with pytest.raises(WeightsError, match="reads 20 channels"):
     widened(kernel, 3)
@@ -218,7 +217,7 @@ def test_conditioners_that_the_start_lacks_are_initialised(runs):
 # The slow tier: from config to report.
 
 
-SHOWS = {
+FLAGS_BY_CONDITION = {
   "class": ["--class_label=3"],
   "segmentation": ["--segmap={map}"],
   "segmentation_tokens": ["--segmap={map}"],
@@ -266,9 +265,9 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("show", SHOWS)
+@pytest.mark.parametrize("name", FLAGS_BY_CONDITION)
 def test_every_condition_from_config_to_report(
-  runs, files, tmp_path, monkeypatch, capsys, show
+  runs, files, tmp_path, monkeypatch, capsys, name
 ):
   monkeypatch.chdir(tmp_path)
   first = runs / "stage"
@@ -276,19 +275,19 @@ def test_every_condition_from_config_to_report(
     stage = [f.replace("=1,2", "=1,1,1") for f in STAGE]
     assert run("autoencoder", first, 2, *stage) == 0
   flags = [f"--config.first_stage={first}", *NET, *DATA]
-  if show == "velocity":
+  if name == "velocity":
     flags += WORDS
-  if show == "neighbours":
+  if name == "neighbours":
     (tmp_path / "runs").mkdir()
     search = ["--config=" + str(CONFIGS / "glyphs_neighbours.py")]
     monkeypatch.setattr(Glyphs, "__len__", lambda self: min(self.size, 64))
     asked = [f"--encoder={first}", "--out=runs/neighbours"]
     assert retrieve.main([*search, *asked]) == 0
   folder = tmp_path / "two"
-  assert run(show, folder, 2, *flags) == 0
+  assert run(name, folder, 2, *flags) == 0
   out = tmp_path / "out"
-  asked = [flag.format(**files) for flag in SHOWS[show]]
-  if show == "neighbours":
+  asked = [flag.format(**files) for flag in FLAGS_BY_CONDITION[name]]
+  if name == "neighbours":
     rows = np.load("runs/neighbours/database.npy")[:4]
     np.save("rows.npy", rows)
     asked = ["--neighbours=rows.npy"]
@@ -299,8 +298,8 @@ def test_every_condition_from_config_to_report(
   flags = [f"--model={folder}", f"--out={tmp_path / 'r'}", "--num=8"]
   assert report.main([*flags, "--steps=2"]) == 0
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
-  assert WANTED[show] in found and "valid_fraction" in found
-  if show == "inpainting":
+  assert WANTED[name] in found and "valid_fraction" in found
+  if name == "inpainting":
     assert found["changed_outside"] == 0
 
 

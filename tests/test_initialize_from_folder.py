@@ -104,7 +104,7 @@ def test_training_begins_from_a_folder(
 def test_inpainting_begins_from_a_folder_of_text(
   tmp_path, folder, model, clip_prompts
 ):
-  """At a rate of almost nothing: what the text model was, and zeros."""
+  """With a tiny learning rate: the text model's parameters, and zeros."""
   found = trained(
     tmp_path,
     folder,
@@ -125,7 +125,7 @@ def test_inpainting_begins_from_a_folder_of_text(
 def test_a_run_that_never_saved_begins_again(
   tmp_path, folder, clip_prompts, monkeypatch
 ):
-  """Stopped before its first checkpoint, the start is read once more."""
+  """Stopped before its first checkpoint, the run reads the start again."""
   flags, run = (
     flags_of(tmp_path, folder, clip_prompts, rate=1e-12),
     tmp_path / "run",

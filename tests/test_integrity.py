@@ -207,8 +207,7 @@ def test_five_hundred_flipped_bits(folder, tmp_path, caplog):
 
 
 def flips(folder, tmp_path, count, caplog):
-  """How many of `count` single flips led to a fallback; the others did no
-  harm."""
+  """How many of `count` single flips caused a fallback."""
   rng, fallbacks = np.random.default_rng(7), 0
   files = files_of(folder, 3)
   for _ in range(count):
@@ -360,8 +359,8 @@ def test_files_of_an_interrupted_write_are_removed(tmp_path):
   (tmp_path / "frozen.orbax-checkpoint-tmp-7").mkdir()
   tree_io.save_tree(str(folder), {"a": jnp.arange(4.0)})
   place = SingleDeviceSharding(jax.devices()[0])
-  wanted = {"a": jax.ShapeDtypeStruct((4,), np.float32, sharding=place)}
-  found = tree_io.load_tree(str(folder), wanted)
+  expected = {"a": jax.ShapeDtypeStruct((4,), np.float32, sharding=place)}
+  found = tree_io.load_tree(str(folder), expected)
   np.testing.assert_array_equal(found["a"], np.arange(4.0))
   assert [path.name for path in tmp_path.iterdir()] == ["frozen"]
 

@@ -1,4 +1,4 @@
-"""What is learned is what there is to learn: closed forms, and real digits."""
+"""Trained networks reach closed-form optima, and learn real digits."""
 
 import flax.linen as nn
 import jax
@@ -36,7 +36,7 @@ SCHEDULE = Schedule(start=0.0015, end=0.0205)
 
 
 def gaussian(schedule, mean, std):
-  """The denoiser that knows N(mean, std^2)."""
+  """The exact denoiser of N(mean, std^2)."""
 
   def denoise(xt, level):
     signal, sigma = append_dims(level.signal, xt), append_dims(level.sigma, xt)
@@ -48,7 +48,7 @@ def gaussian(schedule, mean, std):
 
 
 @pytest.mark.parametrize("kind", ["cosine", "rectified_flow"])
-def test_a_known_distribution_is_as_likely_as_it_is(kind):
+def test_the_likelihood_of_a_known_distribution_is_exact(kind):
   schedule = Schedule(kind)
   rng = np.random.default_rng(0)
   mean, std = np.array([0.3, -0.5, 0.1]), np.array([0.5, 0.2, 0.9])
@@ -60,8 +60,8 @@ def test_a_known_distribution_is_as_likely_as_it_is(kind):
   spread = np.sqrt(std**2 + float(first.ratio) ** 2)
   away = (np.asarray(x0 / first.signal) - mean) / spread
   each = -0.5 * (away**2 + np.log(2 * np.pi * spread**2))
-  truth = each.sum(1) - 3 * np.log(first.signal)
-  np.testing.assert_allclose(found, truth, atol=0.01)
+  expected = each.sum(1) - 3 * np.log(first.signal)
+  np.testing.assert_allclose(found, expected, atol=0.01)
   key = jax.random.key(0)
   guess = log_likelihood(denoise, schedule, x0, 50, key, probes=2)
   # The Jacobian is diagonal, so every probe of signs is exact.
@@ -92,7 +92,7 @@ class Net(nn.Module):
 
 
 def learned(draw, size, loss, steps, count=512, rate=2e-3):
-  """A network that has learned what `draw(key, count)` draws."""
+  """A network trained on samples of `draw(key, count)`."""
   net = Net(size)
   optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
   params = net.init(jax.random.key(1), jnp.zeros((1, size)), jnp.zeros(1))
@@ -123,7 +123,7 @@ def learned(draw, size, loss, steps, count=512, rate=2e-3):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_the_loss_comes_down_to_its_floor_and_not_below(prediction):
+def test_the_loss_reaches_its_lower_bound_and_not_less(prediction):
   """x0 ~ N(0, s^2): E|y - y*|^2 is the variance of y given x_t."""
   std = 0.7
   draw = lambda key, n: std * jax.random.normal(key, (n, 4))
@@ -144,7 +144,7 @@ def test_the_loss_comes_down_to_its_floor_and_not_below(prediction):
 
 @pytest.mark.slow
 def test_eight_modes_are_learned_and_sampled():
-  """The score of a mixture, and each hill as often as it should be."""
+  """The score of a mixture, and each mode as often as its weight."""
   angles = np.arange(8) * np.pi / 4
   hills = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], 1))
   std = 0.1
@@ -166,10 +166,10 @@ def test_eight_modes_are_learned_and_sampled():
     variance = signal**2 * std**2 + sigma**2
     apart = xt[:, None] - signal * hills
     weight = jax.nn.softmax(-jnp.square(apart).sum(2) / (2 * variance), 1)
-    truth = sigma * (weight[..., None] * apart).sum(1) / variance
+    expected = sigma * (weight[..., None] * apart).sum(1) / variance
     found = net.apply(params, xt, level.time)
     errors.append(
-      float(jnp.linalg.norm(found - truth) / jnp.linalg.norm(truth))
+      float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
     )
   assert np.mean(errors) < 0.05, errors
 
@@ -314,25 +314,28 @@ def test_digits_are_sampled_that_a_classifier_of_real_ones_reads():
     batch = {"image": images[rows], "label": labels[rows]}
     state, _ = step(state, frozen, batch, key)
   params = task.parameters(state.ema, frozen)
-  wanted = np.arange(200, dtype=np.int32) % 10
+  expected = np.arange(200, dtype=np.int32) % 10
   sharding = MeshShape().build(jax.devices()[:1])
   engine = SamplingEngine(model, params, sharding)
   settings = SamplingConfig(
     8, 8, samplers.SamplerConfig(25), ClassifierFreeGuidance(1.5)
   )
-  says = lambda null: Conditioning(
-    {"label": wanted}, {"label": np.full(200, null)}
+  conditioning = lambda null: Conditioning(
+    {"label": expected}, {"label": np.full(200, null)}
   )
   samples = np.concatenate(
     list(
       engine.generate(
-        settings, says(False), says(True), GenerationInputs(200, 200)
+        settings,
+        conditioning(False),
+        conditioning(True),
+        GenerationInputs(200, 200),
       )
     )
   )
   pixels = np.round(samples.mean(-1).reshape(200, -1) / 255 * 16)
-  accuracy = (classifier.predict(pixels) == wanted).mean()
+  accuracy = (classifier.predict(pixels) == expected).mean()
   assert accuracy >= 0.97, accuracy
-  # Nothing but noise falls into two classes: what is read is there.
+  # The classifier assigns noise to a few classes only, so it reads the digits.
   noise = np.random.default_rng(0).integers(0, 17, (200, 64))
   assert len(set(classifier.predict(noise))) < 5

@@ -76,12 +76,12 @@ def test_a_saved_lora_is_read_back(tmp_path, name, form, lora):
   factors = randomized(lora.init(jax.random.key(1), base))
   path = tmp_path / "lora.safetensors"
   save_lora(opened, lora, factors, path, form)
-  wanted = lora.merge(base, factors)
+  expected = lora.merge(base, factors)
   found = base_of(merge_lora(opened, path))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
     found,
-    wanted,
+    expected,
   )
 
 

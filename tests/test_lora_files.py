@@ -1,4 +1,4 @@
-"""LoRAs of every form, against numpy, and what is refused."""
+"""LoRAs of every form, compared with numpy, and errors."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ def merged(tmp_path, loaded, file, **options):
 
 
 def summed(weight, down, up, factor):
-  """The sum as the paper has it, in our layout."""
+  """The paper's sum, in the layout of ldm_jax."""
   i = "rihw,or->hwio" if down.ndim == 4 else "ri,or->io"
   up = up.reshape(len(up), -1)
   change = np.einsum(i, down.astype(np.float64), up.astype(np.float64))
@@ -41,7 +41,7 @@ def summed(weight, down, up, factor):
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
-def test_every_form_of_file_makes_the_same_sums(tmp_path, name):
+def test_every_form_of_file_gives_the_same_sums(tmp_path, name):
   loaded, *_ = family(name)
   whole = [merged(tmp_path, loaded, file_of(name, form)) for form in FORMS]
   tensors, _ = file_of(name, "processors")
@@ -68,7 +68,7 @@ def test_only_what_is_named_changes(tmp_path):
   assert changed.model is loaded.model
 
 
-def test_scales_add_up_and_nothing_is_nothing(tmp_path):
+def test_scales_add_up_and_scale_0_changes_nothing(tmp_path):
   loaded, *_ = family("sd1")
   file = file_of("sd1", "kohya")
   still = merged(tmp_path, loaded, file, scale=0.0)
@@ -127,17 +127,17 @@ def test_matrices_and_convolutions_of_one_pixel_are_the_same(tmp_path):
     loaded, *_ = family(name)
     down, up = factors(name)[place]
     found = []
-    for ones in ((), (1, 1)):
+    for axes in ((), (1, 1)):
       tensors = {
-        f"{start}.lora_down.weight": down.reshape(RANK, -1, *ones),
-        f"{start}.lora_up.weight": up.reshape(-1, RANK, *ones),
+        f"{start}.lora_down.weight": down.reshape(RANK, -1, *axes),
+        f"{start}.lora_up.weight": up.reshape(-1, RANK, *axes),
       }
       found.append(leaf(merged(tmp_path, loaded, tensors), place))
     np.testing.assert_array_equal(*found)
     assert (found[0] != leaf(loaded, place)).any()
 
 
-def test_sums_are_made_in_float32_and_lie_where_they_lay(tmp_path):
+def test_sums_are_computed_in_float32_and_keep_their_sharding(tmp_path):
   loaded, *_ = family("sd1")
   device = jax.devices()[3]
   to_bfloat16 = lambda x: jnp.asarray(x, jnp.bfloat16)
@@ -167,7 +167,7 @@ def test_sums_are_made_in_float32_and_lie_where_they_lay(tmp_path):
 def test_every_matrix_has_names_and_no_two_share_one():
   for name in ("sd1", "sdxl"):
     loaded, *_ = family(name)
-    known = targets(loaded)  # it compares whatever is spelled alike
+    named = targets(loaded)  # it raises if two have one name
     sizes = shapes(
       {
         "unet": loaded.params.unet,
@@ -175,8 +175,8 @@ def test_every_matrix_has_names_and_no_two_share_one():
       }
     )
     kernels = {path for path in sizes if path.endswith("/kernel")}
-    assert {"/".join(target.path) for target in known.values()} == kernels
-    for target in known.values():
+    assert {"/".join(target.path) for target in named.values()} == kernels
+    for target in named.values():
       assert target.row.shape == sizes["/".join(target.path)]
 
 
@@ -331,19 +331,19 @@ def test_scales_are_finite_and_files_are_there(tmp_path):
     ("a:b:1e-1", "a:b", 0.1),
   ],
 )
-def test_a_scale_stands_behind_the_last_colon(text, file, scale):
+def test_a_scale_follows_the_last_colon(text, file, scale):
   assert split_scale(text) == (file, scale)
 
 
 def test_adapters_are_repeated_on_the_command_line():
-  said = ["--model=x", "--lora=a:0.5", "--lora", "b", "--embedding", "c"]
-  flags, _ = parser().read(said)
+  arguments = ["--model=x", "--lora=a:0.5", "--lora", "b", "--embedding", "c"]
+  flags, _ = parser().read(arguments)
   assert (flags.lora, flags.embedding) == (["a:0.5", "b"], ["c"])
   flags, _ = parser().read(["--model=x"])
   assert (flags.lora, flags.embedding) == (None, None)
 
 
-def test_unloading_a_lora_gives_back_the_same_bits(tmp_path):
+def test_unloading_a_lora_restores_the_same_bits(tmp_path):
   """Scales are set on the base parameters, so nothing is rounded twice."""
   loaded, path = family("sd1")[0], tmp_path / "x.safetensors"
   tensors, metadata = file_of("sd1", "kohya")

@@ -221,14 +221,14 @@ def test_every_mesh_equals_one_device(task, mesh):
   losses, gradients, params = history(task, *mesh)
   alone, one_gradients, one_params = history(task, 1, 1, 1, 1)
   for step in range(STEPS):
-    for player in one_gradients[step]:
-      found, expected = gradients[step][player], one_gradients[step][player]
-      if player == "critic" and step < DISC_START:
+    for network in one_gradients[step]:
+      found, expected = gradients[step][network], one_gradients[step][network]
+      if network == "critic" and step < DISC_START:
         assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(found))
         continue
       # Later steps start from parameters that already differ by rounding.
       limit = 1e-5 if step == 0 else 1e-4
-      assert distance(found, expected) <= limit, (step, player)
+      assert distance(found, expected) <= limit, (step, network)
       floor = 1e-5 * float(optax.tree.norm(expected))
       for a, b in zip(
         jax.tree.leaves(found), jax.tree.leaves(expected), strict=True

@@ -47,8 +47,8 @@ def test_the_distance_of_gaussians_that_commute():
   found = frechet_distance(
     gaussian(basis @ m1, turn(s1)), gaussian(basis @ m2, turn(s2))
   )
-  wanted = np.square(m1 - m2).sum() + np.square(s1 - s2).sum()
-  np.testing.assert_allclose(found, wanted, rtol=1e-9)
+  expected = np.square(m1 - m2).sum() + np.square(s1 - s2).sum()
+  np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_the_distance_of_two_by_two_covariances():
@@ -61,8 +61,8 @@ def test_the_distance_of_two_by_two_covariances():
     root = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
     zero = np.zeros(2)
     found = frechet_distance(gaussian(zero, a), gaussian(zero, b))
-    wanted = np.trace(a) + np.trace(b) - 2 * root
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
+    expected = np.trace(a) + np.trace(b) - 2 * root
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_few_rows_of_many_features():
@@ -105,13 +105,13 @@ def test_kid_is_unbiased_and_that_of_a_shift():
   kernel = lambda a, b: (np.dot(a, b) / 5 + 1) ** 3
   pairs = [(i, j) for i in range(20) for j in range(20)]
   apart = [(i, j) for i, j in pairs if i != j]
-  wanted = (
+  expected = (
     np.mean([kernel(small[i], small[j]) for i, j in apart])
     + np.mean([kernel(other[i], other[j]) for i, j in apart])
     - 2 * np.mean([kernel(small[i], other[j]) for i, j in pairs])
   )
   found = distribution_distances.kernel_distance(small, other, 3, 20)
-  np.testing.assert_allclose(found.mean, wanted, rtol=1e-9)
+  np.testing.assert_allclose(found.mean, expected, rtol=1e-9)
 
 
 def test_cmmd_by_its_definition():
@@ -121,9 +121,9 @@ def test_cmmd_by_its_definition():
     -np.square(a[:, None] - b[None]).sum(-1) / 200
   ).mean()
   a, b = unit(x), unit(y)
-  wanted = 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
+  expected = 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
   np.testing.assert_allclose(
-    distribution_distances.cmmd(x, 3 * y), wanted, rtol=1e-9
+    distribution_distances.cmmd(x, 3 * y), expected, rtol=1e-9
   )
   assert distribution_distances.cmmd(x, x) == pytest.approx(0, abs=1e-9)
 
@@ -165,7 +165,7 @@ def test_precision_and_recall_by_their_definitions(monkeypatch):
   far = lambda a, b: np.linalg.norm(a[:, None] - b[None], axis=-1)
   radii = lambda a: np.sort(far(a, a), 1)[:, 2]
   inside = far(real, samples) <= radii(real)[:, None]
-  wanted = (
+  expected = (
     inside.any(0).mean(),
     (far(real, samples) <= radii(samples)[None]).any(1).mean(),
     inside.sum(0).mean() / 2,
@@ -174,7 +174,7 @@ def test_precision_and_recall_by_their_definitions(monkeypatch):
   for block in (5, 2048):
     monkeypatch.setattr(distribution_distances, "BLOCK", block)
     np.testing.assert_allclose(
-      distribution_distances.precision_recall(real, samples, 2), wanted
+      distribution_distances.precision_recall(real, samples, 2), expected
     )
 
 
@@ -186,7 +186,7 @@ def test_ssim_is_scikit_images(size):
   flat = np.full_like(x, 200)
   for other in (noisy, x, flat):
     found = np.asarray(ssim(jnp.asarray(x), jnp.asarray(other)))
-    wanted = [
+    expected = [
       structural_similarity(
         a,
         b,
@@ -198,7 +198,7 @@ def test_ssim_is_scikit_images(size):
       )
       for a, b in zip(x, other, strict=True)
     ]
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
   with pytest.raises(ValueError, match="each side must be 11"):
     ssim(jnp.zeros((1, 8, 8, 3), jnp.uint8), jnp.zeros((1, 8, 8, 3), jnp.uint8))
 
@@ -209,12 +209,12 @@ def test_clean_resizing_is_pillows(size):
   rng = np.random.default_rng(19)
   images = rng.integers(0, 256, (2, *size, 3), np.uint8)
   found = resizing.clean(jnp.asarray(images), 299)
-  wanted = np.empty((2, 299, 299, 3), np.float32)
+  expected = np.empty((2, 299, 299, 3), np.float32)
   for place in np.ndindex(2, 3):
     channel = images[place[0], :, :, place[1]].astype(np.float32)
     made = Image.fromarray(channel).resize((299, 299), Image.Resampling.BICUBIC)
-    wanted[place[0], :, :, place[1]] = np.asarray(made)
-  np.testing.assert_allclose(found, wanted.clip(0, 255), atol=0.02)
+    expected[place[0], :, :, place[1]] = np.asarray(made)
+  np.testing.assert_allclose(found, expected.clip(0, 255), atol=0.02)
 
 
 def test_legacy_and_clean_resizing():

@@ -105,7 +105,7 @@ def test_neutral_values_are_not_refused():
   assert autoencoder(KL_F8 | neutral) == autoencoder(KL_F8)
 
 
-def test_a_first_stage_that_diffusers_has_not_is_refused():
+def test_a_first_stage_without_a_diffusers_class_is_refused():
   wide = Autoencoder(ConvStack(multipliers=(2, 4)), 4)
   with pytest.raises(ConfigError, match="start with 1"):
     autoencoder_config(wide, scaling_factor=1.0)
@@ -237,6 +237,6 @@ def test_other_schedules_are_refused(key, value, message):
   assert message in str(error.value)
 
 
-def test_a_schedule_that_diffusers_has_not_is_refused():
+def test_a_schedule_without_a_diffusers_class_is_refused():
   with pytest.raises(ConfigError, match="no schedule of kind 'sqrt'"):
     schedule_config(Schedule("sqrt"), "eps")

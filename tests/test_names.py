@@ -1,4 +1,4 @@
-"""Conversion by name tables keeps every bit, or names what is wrong."""
+"""Conversion by name tables is exact, or an error names the cause."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Tables join both sides completely, and the join reads both ways."""
+"""Tables convert every parameter, in both directions."""
 
 import collections.abc
 import weakref
@@ -40,8 +40,8 @@ def test_reverting_inverts_converting():
     np.testing.assert_array_equal(back[name], tensor)
 
 
-def test_a_converted_convolution_convolves_alike():
-  """lax itself knows both layouts, OIHW and HWIO."""
+def test_a_converted_convolution_gives_the_same_result():
+  """lax supports both layouts, OIHW and HWIO."""
   tensors = small_tensors()
   params = convert(parse_table(SMALL), tensors)
   x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 6, 6, 4)))
@@ -90,11 +90,11 @@ def test_the_files_of_vgg16_and_lpips_have_the_shapes_of_ours():
   params = convert(read_table("lpips"), make(heads))
   params["trunk"] = convert(read_table("vgg16"), make(trunk))
   x = jnp.zeros((1, 16, 16, 3))
-  needed = jax.eval_shape(LPIPS().init, jax.random.key(0), x, x)["params"]
-  assert shapes(params) == shapes(needed)
+  expected = jax.eval_shape(LPIPS().init, jax.random.key(0), x, x)["params"]
+  assert shapes(params) == shapes(expected)
 
 
-def test_every_leftover_on_either_side_is_listed():
+def test_every_unmatched_name_on_either_side_is_listed():
   table, tensors = parse_table(SMALL), small_tensors()
   tensors["d.bias"] = tensors.pop("c.bias")
   with pytest.raises(
@@ -109,7 +109,7 @@ def test_every_leftover_on_either_side_is_listed():
     revert(table, params)
 
 
-def test_ignored_names_may_be_there_or_not():
+def test_ignored_names_are_optional():
   table = parse_table(f"{SMALL}-\thead.*\tignore\n")
   tensors = small_tensors()
   params = convert(table, tensors)
@@ -178,7 +178,7 @@ def test_reverting_inverts_converting_for_every_layout():
     np.testing.assert_array_equal(back[name], tensor)
 
 
-def test_nothing_is_copied_but_what_lies_in_many_heads():
+def test_only_projections_divided_by_heads_are_copied():
   tensors = shaped_tensors()
   params = convert(SHAPED, tensors)
   for row in SHAPED.rows:

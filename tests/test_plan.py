@@ -83,7 +83,7 @@ def planned(capsys, *flags):
 
 
 @pytest.mark.slow
-def test_a_plan_for_the_devices_that_are_here(capsys):
+def test_a_plan_for_the_present_devices(capsys):
   table, whole = planned(capsys, "--batch=8")
   assert whole["devices"] == 8 and whole["fits"] is True
   assert whole["mesh"]["data"] == 8 and whole["images_per_device"] == 1
@@ -209,7 +209,7 @@ def test_a_plan_to_sample(capsys):
 
 
 @pytest.mark.slow
-def test_a_plan_for_a_tpu_that_is_not_here(capsys):
+def test_a_plan_for_an_absent_tpu(capsys):
   pytest.importorskip("libtpu")
   _, found = planned(capsys, "--batch=16", "--topology=v5e:2x2", "--largest")
   assert found["fits"] is True and found["devices"] == 4

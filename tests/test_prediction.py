@@ -58,7 +58,7 @@ def test_weighted_losses_agree_across_predictions(kind):
   wrong = Estimate(*wrong)
 
   def loss(prediction):
-    # The same wrong x0 in either parameterization; eps follows from it.
+    # The same wrong x0 in every parameterization; eps follows from it.
     def network(xt, t):
       signal, sigma = SCHEDULE.signal_and_sigma(t)
       shape = (-1, 1, 1, 1)
@@ -257,6 +257,6 @@ def test_guidance_by_the_exact_classifier_gives_the_conditional_score():
     labels = jnp.array([0, 1, 1])
     found = with_classifier_guidance(mixture, logits, labels, 1.0)(xt, level)
     each = jax.vmap(scores, (0, None))(xt, level)[1]
-    wanted = of(each[jnp.arange(3), labels][:, None], xt, level)
-    np.testing.assert_allclose(found.eps, wanted.eps, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found.x0, wanted.x0, rtol=1e-2, atol=1e-2)
+    expected = of(each[jnp.arange(3), labels][:, None], xt, level)
+    np.testing.assert_allclose(found.eps, expected.eps, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.x0, expected.x0, rtol=1e-2, atol=1e-2)

@@ -1,4 +1,4 @@
-"""Cached latents replace the images they were made of."""
+"""Cached latents replace the images they were encoded from."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_training import BLIND, CONFIGS, ONE, run
+from test_training import CONFIGS, NO_PREVIEWS, ONE, run
 
 from ldm_jax.cli import prepare
 from ldm_jax.cli.exit_codes import CommandError
@@ -32,7 +32,7 @@ TWO = [
   "--config.data.batch=8",
   "--config.data.held_out=8",
   "--config.reports.every=1",
-  BLIND,
+  NO_PREVIEWS,
   *DATA,
 ]
 
@@ -40,7 +40,7 @@ TWO = [
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
   folder = tmp_path_factory.mktemp("stage") / "one"
-  assert run("glyphs_autoencoder.py", folder, 2, [*ONE, BLIND]) == 0
+  assert run("glyphs_autoencoder.py", folder, 2, [*ONE, NO_PREVIEWS]) == 0
   return str(folder)
 
 
@@ -72,7 +72,7 @@ def same_files(one, two):
     assert a == b, name
 
 
-def test_moments_are_those_of_the_images_and_the_rest_is_there(stage, folder):
+def test_moments_are_of_the_images_and_other_arrays_are_kept(stage, folder):
   source, latents = Glyphs(size=SIZE), CachedLatents(folder)
   assert len(latents) == SIZE
   opened = open_first_stage(stage)
@@ -91,7 +91,7 @@ def test_moments_are_those_of_the_images_and_the_rest_is_there(stage, folder):
       np.testing.assert_array_equal(item[name], value)
 
 
-def test_a_posterior_comes_back_from_its_moments(stage, folder):
+def test_a_posterior_is_rebuilt_from_its_moments(stage, folder):
   opened = open_first_stage(stage)
   module = opened.experiment.task.autoencoder
   params = opened.trained(MeshShape().build())
@@ -120,19 +120,21 @@ def test_an_interrupted_job_resumes_to_the_same_bytes(
     write(stage, tmp_path / "cut", "--dtype=float32")
   with pytest.raises(ValueError, match="not complete"):
     len(CachedLatents(str(tmp_path / "cut")))
-  asked = []
+  read_indices = []
 
   def noted(self, index):
-    asked.append(index)
+    read_indices.append(index)
     return take(self, index)
 
   monkeypatch.setattr(Glyphs, "__getitem__", noted)
   assert write(stage, tmp_path / "cut", "--dtype=float32") == 0
-  assert not set(range(1, 8)) & set(asked)  # what was done stays done
+  assert not set(range(1, 8)) & set(
+    read_indices
+  )  # finished blocks are not encoded again
   same_files(folder, tmp_path / "cut")
-  asked.clear()
+  read_indices.clear()
   assert write(stage, tmp_path / "cut", "--dtype=float32") == 0
-  assert set(asked) <= {0}
+  assert set(read_indices) <= {0}
 
 
 @pytest.mark.slow
@@ -153,7 +155,7 @@ def test_training_on_latents_is_training_on_their_images(
     )
   assert len(losses[0]) == 4
   np.testing.assert_allclose(*losses, rtol=1e-4)
-  # Resumed, and sampled from, without the cache's help.
+  # Resumed, and sampled from, without the cache.
   flags = [*TWO, f"--config.first_stage={stage}"]
   flags += [f"--config.data.latents={folder}"]
   assert run("glyphs_text.py", tmp_path / "latents", 4, flags, every=4) == 0
@@ -178,7 +180,7 @@ def test_batches_are_the_same_rows_on_any_number_of_processes(folder):
       np.testing.assert_array_equal(again["moments"], batch["moments"])
 
 
-def test_copies_are_cut_anew(stage, tmp_path):
+def test_every_copy_has_its_own_crop(stage, tmp_path):
   out = tmp_path / "two"
   assert write(stage, out, "--copies=2") == 0
   latents = CachedLatents(str(out))
@@ -194,9 +196,7 @@ def test_copies_are_cut_anew(stage, tmp_path):
     (["--config.data.latents=nowhere"], "holds no latents"),
   ],
 )
-def test_latents_of_something_else_are_refused(
-  stage, folder, tmp_path, more, message
-):
+def test_unsuitable_latents_are_refused(stage, folder, tmp_path, more, message):
   flags = [*TWO, f"--config.first_stage={stage}"]
   flags += [f"--config.data.latents={folder}", *more]
   with pytest.raises(CommandError, match=message) as caught:
@@ -216,10 +216,10 @@ def test_image_inputs_and_other_first_stages_are_refused(
   refused("glyphs_inpainting.py", "'mask' is made of images", cached)
   other = json.loads(pathlib.Path(folder, "manifest.json").read_text())
   other["first_stage"] = "0" * 64
-  strange = tmp_path / "strange"
-  strange.mkdir()
-  (strange / "manifest.json").write_text(json.dumps(other))
-  cached = f"--config.data.latents={strange}"
+  damaged = tmp_path / "strange"
+  damaged.mkdir()
+  (damaged / "manifest.json").write_text(json.dumps(other))
+  cached = f"--config.data.latents={damaged}"
   refused("glyphs_text.py", "made with another first_stage", cached)
   with pytest.raises(CommandError, match="another batch"):
     write(stage, folder, "--dtype=float32", "--batch=16")

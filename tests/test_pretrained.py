@@ -49,7 +49,7 @@ SIDE = 32
 PROMPT = "a red fox in the snow"
 
 
-def stirred(variables, seed):
+def perturbed(variables, seed):
   """Adds noise to every parameter: new networks are full of zeros."""
   leaves, tree = jax.tree.flatten(variables)
   rng = np.random.default_rng(seed)
@@ -72,7 +72,7 @@ def clip_prompts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(clip_prompts):
-  """Stable Diffusion 1 in small: eight heads, 32 groups, two levels."""
+  """A small Stable Diffusion 1: eight heads, 32 groups, two levels."""
   tokenizer = clip_prompts[1].syntaxes[0].tokenizer.backend
   encoder = ClipText(
     len(tokenizer), 64, 2, 1, hidden=80, end=tokenizer.eos_token_id
@@ -94,10 +94,10 @@ def model(clip_prompts):
   image, noise = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8, 8, 4))
   first = jax.jit(made.first_stage.init)(key, image, noise)
   return made, Parameters(
-    stirred(first, 1),
+    perturbed(first, 1),
     jnp.float32(0.18215),
-    stirred(trained["conditioners"], 2),
-    stirred(trained["unet"], 3),
+    perturbed(trained["conditioners"], 2),
+    perturbed(trained["unet"], 3),
   )
 
 
@@ -229,7 +229,7 @@ def test_half_precision_is_rounded_once(model, tmp_path, dtype):
   assert {x.dtype.name for x in jax.tree.leaves(stored)} == {"bfloat16"}
 
 
-def test_the_average_of_a_single_file_is_asked_for(model, file, tmp_path):
+def test_the_average_of_a_single_file_is_optional(model, file, tmp_path):
   tensors = read_tensors(file)
   prefix = "model.diffusion_model."
   both = {name: tensors[name] for name in tensors}
@@ -317,19 +317,19 @@ class OtherBackbone(nn.Module):
 
 
 class OtherUNet(UNet):
-  """A backbone of a user's own."""
+  """A user-defined backbone."""
 
 
 class OtherEmbedder(ClipEmbedder):
-  """A conditioner of a user's own."""
+  """A user-defined conditioner."""
 
 
 class OtherFirstStage(Autoencoder):
-  """A first stage of a user's own."""
+  """A user-defined first stage."""
 
 
 def other_classes(made):
-  """A model with one class of a user's own, by that class's name."""
+  """A model with one user-defined class, by that class's name."""
   fields = {"parent", "name"}
   values = lambda m: {
     f.name: getattr(m, f.name)
@@ -350,7 +350,7 @@ def other_classes(made):
 @pytest.mark.parametrize(
   "name", ["OtherUNet", "OtherEmbedder", "OtherFirstStage"]
 )
-def test_a_users_own_class_is_not_exported_but_named(model, tmp_path, name):
+def test_exporting_a_user_class_is_an_error(model, tmp_path, name):
   other = other_classes(model[0])[name]
   path = tmp_path / "x"
   for save in (saving.save_pretrained, saving.save_single_file):

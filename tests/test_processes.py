@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_training import BLIND, CONFIGS, ONE, TWO, run
+from test_training import CONFIGS, NO_PREVIEWS, ONE, TWO, run
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.run import Run
@@ -62,7 +62,7 @@ def test_an_mpirun_without_a_coordinator_address_needs_mpi4py(monkeypatch):
 
 
 def test_jax_detects_the_cluster_of_a_tpu(monkeypatch):
-  """On TPU VMs only the metadata server knows whether there is one."""
+  """On TPU VMs only the metadata server shows whether there is one."""
   calls = []
 
   def initialize(**options):
@@ -154,11 +154,11 @@ def pairs(tmp_path_factory):
   mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2"]
   mesh.append("--config.mesh.tensor=2")
   for name, config, flags in (
-    ("one", "glyphs_autoencoder.py", [*ONE, BLIND, *mesh]),
+    ("one", "glyphs_autoencoder.py", [*ONE, NO_PREVIEWS, *mesh]),
     (
       "two",
       "glyphs_text.py",
-      [*TWO, BLIND, *mesh, f"--config.first_stage={root / 'one_alone'}"],
+      [*TWO, NO_PREVIEWS, *mesh, f"--config.first_stage={root / 'one_alone'}"],
     ),
   ):
     assert run(config, root / f"{name}_alone", 3, flags, every=3) == 0

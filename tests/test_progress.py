@@ -174,7 +174,7 @@ def test_nothing_is_recompiled_or_transferred_implicitly(tmp_path):
 
 
 def test_the_transfer_guard_detects_an_array_of_the_host(tmp_path):
-  """The guard of the test above does its work."""
+  """Shows that the guard of the test above raises."""
   trainer, held_out = make_trainer(tmp_path, 6)
   task = Counted(trainer.task)
   compiled = CompiledTask(task, trainer.sharding, 0, None, held_out)

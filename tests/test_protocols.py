@@ -1,4 +1,4 @@
-"""Networks, conditioners and guidance of one's own, without a change here."""
+"""User-defined networks, conditioners and guidance."""
 
 from typing import NamedTuple
 
@@ -101,7 +101,7 @@ class HalvingStage(nn.Module):
 
 
 class HighNoiseGuidance(NamedTuple):
-  """Guidance whose scale falls to 1 with the noise."""
+  """Guidance whose scale decreases to 1 with the noise."""
 
   scale: float = 2.0
 
@@ -156,7 +156,7 @@ def test_the_packages_own_classes_fulfil_their_protocols(kind, members):
   assert not isinstance(object(), kind)
 
 
-def test_a_model_of_ones_own_networks_learns():
+def test_a_model_of_user_networks_learns():
   task = DenoiserTask(MODEL, Optimizer(rate=3e-3, warmup=0), latent_scale=1.0)
   rng = np.random.default_rng(0)
   batch = {
@@ -176,7 +176,7 @@ def test_a_model_of_ones_own_networks_learns():
   assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
 
 
-def test_a_model_of_ones_own_networks_is_sampled_with_ones_own_guidance():
+def test_a_model_of_user_networks_is_sampled_with_user_guidance():
   params = MODEL.init(
     jax.random.key(0), {"angle": jnp.zeros(1)}, (1, SIDE // 2, SIDE // 2, 3)
   )

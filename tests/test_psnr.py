@@ -35,7 +35,7 @@ def test_all_256_levels_are_rounded_exactly():
   levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
   nudged = to_float(levels) + np.float32(0.49 / 127.5)
   assert psnr(to_float(levels), nudged) == np.inf
-  # One level off everywhere is an error of one, but for the clipped last.
+  # One level off everywhere is an error of one, except at the clipped end.
   above = to_float(levels) + np.float32(0.51 / 127.5)
   expected = 10 * np.log10(255**2 / (255 / 256))
   np.testing.assert_allclose(psnr(to_float(levels), above), expected, rtol=1e-6)

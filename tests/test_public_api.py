@@ -1,4 +1,4 @@
-"""The names of `ldm_jax`: all there, documented, and imported when used."""
+"""The names of `ldm_jax` exist, are documented, and are imported when used."""
 
 import inspect
 import subprocess

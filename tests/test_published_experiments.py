@@ -192,7 +192,7 @@ def test_every_published_experiment_is_checked():
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_docstrings_say_what_was_published(name):
+def test_docstrings_state_what_was_published(name):
   text = (CONFIGS / f"{name}.py").read_text()
   text = text[: text.index('"""', 3)]
   assert "published" in text or "figure" in text or "FID" in text
@@ -287,11 +287,11 @@ def test_every_published_experiment_learns(name):
 
   @jax.jit
   def learn(given, frozen):
-    begun = task.init(key, given, frozen)
+    initial = task.init(key, given, frozen)
     step = lambda state, key: task.step(state, frozen, given, key)
-    state, metrics = jax.lax.scan(step, begun, jax.random.split(key, 2))
+    state, metrics = jax.lax.scan(step, initial, jax.random.split(key, 2))
     moved = jax.tree.map(
-      lambda a, b: (a != b).any(), begun.params, state.params
+      lambda a, b: (a != b).any(), initial.params, state.params
     )
     return moved, metrics
 
@@ -310,10 +310,10 @@ def test_the_schedules_are_those_of_the_papers():
     "sd/sd1": 0.004660099,
     "sd/x4_upscaler": 0.000733412,
   }
-  for name, wanted in last.items():
+  for name, expected in last.items():
     schedule = experiment(name).task.model.schedule
     assert isinstance(schedule, Schedule)
-    assert math.isclose(schedule.alpha_bar[-1], wanted, rel_tol=2e-6), name
+    assert math.isclose(schedule.alpha_bar[-1], expected, rel_tol=2e-6), name
 
 
 def test_lpips_is_part_of_every_first_stage():

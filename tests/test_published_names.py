@@ -1,4 +1,4 @@
-"""Every parameter of every published network has its name of the file."""
+"""Every parameter of every published network has the name in its file."""
 
 import functools
 import math
@@ -100,7 +100,7 @@ def test_a_text_encoder_has_a_name_for_every_parameter(
   assert size(foreign(names)) == count
 
 
-# Names and shapes as they stand in the published files.
+# Names and shapes of the published files.
 KNOWN = {
   ("sd1", "compvis"): {
     "time_embed.0.weight": (1280, 320),
@@ -232,7 +232,7 @@ def test_published_numbers_of_tensors(scheme):
 def test_names_of_ldms_text_encoder_and_class_embedder():
   encoder = text_shapes(TextEncoder(30_522, 1280, 32))
   found = foreign(name_table("text", "compvis", encoder))
-  known = {
+  expected = {
     "transformer.token_emb.weight": (30_522, 1280),
     "transformer.pos_emb.emb.weight": (77, 1280),
     "transformer.attn_layers.layers.62.0.weight": (1280,),
@@ -242,7 +242,7 @@ def test_names_of_ldms_text_encoder_and_class_embedder():
     "transformer.attn_layers.layers.63.1.net.2.weight": (1280, 5120),
     "transformer.norm.weight": (1280,),
   }
-  assert known.items() <= found.items()
+  assert expected.items() <= found.items()
   found = foreign(name_table("classes", "compvis", class_shapes(1000, 512)))
   assert found == {"embedding.weight": (1001, 512)}
 

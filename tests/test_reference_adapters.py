@@ -1,4 +1,4 @@
-"""Adapters against diffusers: merged weights, prompts with learned words."""
+"""Adapters compared with diffusers: merged weights and learned tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ def assert_same(ours, theirs):
 
 
 def test_every_layer_of_diffusers_is_changed(pipe, tmp_path):
-  """What torch adds to its layers is what we add, under kohya's names."""
+  """torch and ldm_jax add the same update, under kohya's names."""
   values, tensors = random_factors(pipe), {}
   for i, ((part, name), layer) in enumerate(layers(pipe).items()):
     down, up = (values[f"{part}/{name}", role] for role in ("down", "up"))
@@ -101,11 +101,11 @@ def test_every_layer_of_diffusers_is_changed(pipe, tmp_path):
   base = str(tmp_path / "base")
   ours = merge_lora(open_model(base), tmp_path / "x.safetensors", scale=0.7)
   assert_same(ours, open_model(str(tmp_path / "changed")))
-  said = LoadOptions(lora=[f"{tmp_path / 'x.safetensors'}:0.7"])
-  assert_same(open_model(base, said), ours)
+  options = LoadOptions(lora=[f"{tmp_path / 'x.safetensors'}:0.7"])
+  assert_same(open_model(base, options), ours)
 
 
-# Of SDXL in small; the blocks are counted by hand.
+# Of a small SDXL; the blocks are counted by hand.
 SGM = (
   "input_blocks_1_1_transformer_blocks_0_attn1_to_q",
   "input_blocks_3_1_transformer_blocks_1_attn2_to_k",
@@ -136,7 +136,7 @@ def sgm_file():
   }
   for number, width in ((1, 32), (2, 48)):
     start = f"lora_te{number}_text_model_encoder_layers_1_"
-    # diffusers knows kohya's q_proj only where there is an out_proj too.
+    # diffusers reads kohya's q_proj only where there is an out_proj too.
     places[f"{start}self_attn_q_proj"] = width, width
     places[f"{start}self_attn_out_proj"] = width, width
     places[f"{start}mlp_fc1"] = 3 * width, width
@@ -219,7 +219,7 @@ def test_diffusers_with_peft_merges_the_same(tmp_path, form):
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
-def test_what_was_trained_here_is_loaded_by_diffusers(name, form, tmp_path):
+def test_a_trained_model_is_loaded_by_diffusers(name, form, tmp_path):
   """A LoRA on text encoders and U-Net is the documented sum in both."""
   pytest.importorskip("peft")
   torch.manual_seed(0)
@@ -312,10 +312,10 @@ def test_learned_tokens_condition_as_in_diffusers(pipe, tmp_path, count):
   np.testing.assert_allclose(context, theirs, atol=2e-5)
   if pooled is not None:
     np.testing.assert_allclose(vector, pooled, atol=2e-5)
-  # The token changes the condition, which a model without it does not know.
+  # The token changes the condition; a model without it gives another one.
   assert np.abs(condition_of(loaded, PROMPTS)[0] - theirs)[:2].max() > 1e-2
-  said = LoadOptions(embedding=[str(path)])
-  again, _ = condition_of(open_model(str(tmp_path / "base"), said), PROMPTS)
+  options = LoadOptions(embedding=[str(path)])
+  again, _ = condition_of(open_model(str(tmp_path / "base"), options), PROMPTS)
   np.testing.assert_array_equal(again, context)
 
 

@@ -85,7 +85,7 @@ def levels(rng):
 
 
 def conditional(seed, kind):
-  """A config after the fashion of SD 1, SD 2, SDXL or the x4 upscaler."""
+  """A random config like that of SD 1, SD 2, SDXL or the x4 upscaler."""
   rng = np.random.default_rng(seed)
   widths, attends = levels(rng)
   config = {
@@ -119,7 +119,7 @@ def conditional(seed, kind):
 
 
 def answer(model, config, xt, t, context, labels):
-  """diffusers' answer, and the vector that our U-Net takes instead."""
+  """diffusers' output, and the vector that ldm_jax's U-Net takes instead."""
   extra, vector = {}, None
   if config["_class_name"] == "UNet2DConditionModel":
     extra["encoder_hidden_states"] = torch.tensor(context)
@@ -139,7 +139,7 @@ def answer(model, config, xt, t, context, labels):
 
 
 def check_unet(config):
-  """Sizes agree, so do answers, and what we write diffusers fills as well."""
+  """Sizes and outputs agree, and diffusers reads the written configs."""
   theirs, module, fed = make(config), unet(config), inputs(config)
   shapes = unet_shapes(module, fed.channels, fed.context, fed.vector)
   assert size(shapes) == count(theirs)
@@ -151,12 +151,12 @@ def check_unet(config):
   xt = rng.normal(size=(2, 8, 8, fed.channels)).astype(np.float32)
   t = rng.integers(0, 1000, 2).astype(np.float32)
   context = rng.normal(size=(2, 3, fed.context or 1)).astype(np.float32)
-  needed, vector = answer(again.eval(), written, xt, t, context, [1, 6])
+  expected, vector = answer(again.eval(), written, xt, t, context, [1, 6])
   params = ours(theirs, "unet", shapes)
   condition = Condition(context if fed.context else None, None, vector)
   found = jax.jit(module.apply)(params, xt, t, condition)
-  spread = np.abs(needed).max()
-  np.testing.assert_allclose(found / spread, needed / spread, atol=2e-5)
+  spread = np.abs(expected).max()
+  np.testing.assert_allclose(found / spread, expected / spread, atol=2e-5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -193,7 +193,7 @@ def test_unconditional_unets(head_width, modulation, resampling):
 
 
 def test_a_list_of_head_widths_does_not_pass_in_diffusers():
-  """Our own way of saying LSUN churches' heads must not be misread."""
+  """diffusers must not misread the list of head widths for LSUN churches."""
   config = {"_class_name": "UNet2DModel", "attention_head_dim": [28] * 4}
   with pytest.raises(TypeError):
     make(config)
@@ -230,9 +230,9 @@ def test_autoencoders(kind, seed):
     out = again.decode(mode).sample.numpy().transpose(0, 2, 3, 1)
   params = ours(theirs, "autoencoder", shapes)
   posterior = module.apply(params, jnp.asarray(images), method="encode")
-  needed = mode.numpy().transpose(0, 2, 3, 1)
-  np.testing.assert_allclose(posterior.mode(), needed, atol=2e-5)
-  found = module.apply(params, jnp.asarray(needed), method="decode")
+  expected = mode.numpy().transpose(0, 2, 3, 1)
+  np.testing.assert_allclose(posterior.mode(), expected, atol=2e-5)
+  found = module.apply(params, jnp.asarray(expected), method="decode")
   np.testing.assert_allclose(found, out, atol=1e-4)
 
 
@@ -278,14 +278,14 @@ def test_silent_schedulers(name):
     pytest.importorskip("torchsde")
   theirs = getattr(diffusers, name)()
   made, _ = schedule({"_class_name": name})
-  needed = theirs.alphas_cumprod.numpy()
-  np.testing.assert_allclose(made.alpha_bar, needed, rtol=2e-4)
+  expected = theirs.alphas_cumprod.numpy()
+  np.testing.assert_allclose(made.alpha_bar, expected, rtol=2e-4)
   assert schedule(whole(theirs))[0] == made
 
 
 @pytest.mark.parametrize("betas", ["scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("is_rescaled", [False, True])
-def test_what_we_write_of_a_schedule(betas, is_rescaled):
+def test_a_written_schedule_is_read_by_diffusers(betas, is_rescaled):
   made, _ = schedule(
     {
       "_class_name": "DDIMScheduler",
@@ -297,15 +297,15 @@ def test_what_we_write_of_a_schedule(betas, is_rescaled):
   )
   theirs = diffusers.DDIMScheduler.from_config(schedule_config(made, "v"))
   assert theirs.config.prediction_type == "v_prediction"
-  needed = theirs.alphas_cumprod.numpy()
-  np.testing.assert_allclose(made.alpha_bar, needed, atol=2e-6)
+  expected = theirs.alphas_cumprod.numpy()
+  np.testing.assert_allclose(made.alpha_bar, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("schema", [
   defaults.CONDITIONAL, defaults.UNCONDITIONAL, defaults.KL, defaults.VQ,
 ], ids=lambda schema: schema.kind)  # fmt: skip
 def test_schemas_have_diffusers_defaults(schema):
-  """And a key that we do not know is null or false when nothing is said."""
+  """And keys that ldm_jax does not list have null or false as default."""
   kind = getattr(diffusers, schema.kind)
   parameters = dict(inspect.signature(kind.__init__).parameters)
   del parameters["self"]

@@ -43,7 +43,7 @@ OLD_NAMES = {  # of the attention in autoencoders
 }
 
 
-def test_a_folder_comes_back_bit_for_bit(family, tmp_path):
+def test_a_folder_is_restored_bit_for_bit(family, tmp_path):
   name, pipe, _, loaded = family
   back = tmp_path / "back"
   if name in ("upscaler", "depth"):
@@ -81,7 +81,7 @@ def test_a_folder_comes_back_bit_for_bit(family, tmp_path):
     assert tokenizer(PROMPTS).input_ids == ids
 
 
-def test_a_single_file_comes_back_bit_for_bit(family, tmp_path):
+def test_a_single_file_is_restored_bit_for_bit(family, tmp_path):
   _, _, folder, loaded = family
   path = str(tmp_path / "model.safetensors")
   saving.save_single_file(loaded.model, loaded.params, path)
@@ -100,7 +100,8 @@ def test_a_single_file_comes_back_bit_for_bit(family, tmp_path):
 
 
 def test_other_files_of_torch_are_the_same_model(family, tmp_path):
-  """.bin by torch.save, attention named as of old, and a variant's halves."""
+  """.bin by torch.save, attention with its former names, and an fp16
+  variant."""
   name, pipe, folder, loaded = family
   if name != "sd1":
     pytest.skip("files are files in every family")

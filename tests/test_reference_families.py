@@ -1,4 +1,4 @@
-"""Every family against diffusers: random weights, the same numbers."""
+"""Every family compared with diffusers: random weights, the same numbers."""
 
 import copy
 import dataclasses
@@ -16,8 +16,8 @@ from reference_families import (
   generate_latents,
   normal,
   ours,
+  reference_conditions,
   request_of,
-  said_by_them,
   theirs,
 )
 
@@ -120,7 +120,7 @@ def test_moments_and_decoding(family):
   agree(found, run, vae)
 
 
-def asked_of(loaded, negative):
+def conditions_of(loaded, negative):
   """A request of every family; `condition_of` concatenates the depth map."""
   request = request_of([negative] * 2)
   if loaded.model.find_conditioner(DepthMap) is None:
@@ -129,15 +129,15 @@ def asked_of(loaded, negative):
 
 
 @pytest.mark.parametrize("negative", [None, "", "a cat"])
-def test_what_prompts_say(family, negative):
+def test_prompts_are_encoded_as_by_diffusers(family, negative):
   name, pipe, _, loaded = family
   if name == "ldm":
     pytest.skip("it is unconditional")
   with torch.no_grad():
-    expected = said_by_them(pipe, name, negative)
-  said = encode_conditions(loaded, asked_of(loaded, negative))
+    expected = reference_conditions(pipe, name, negative)
+  encoded = encode_conditions(loaded, conditions_of(loaded, negative))
   concat = normal(2, 8, 8, max(loaded.unet_channels - 4, 1))
-  for side, (context, pooled) in zip(said, expected, strict=True):
+  for side, (context, pooled) in zip(encoded, expected, strict=True):
     found = condition_of(loaded, side, concat)
     np.testing.assert_allclose(found.context, ours(context), atol=2e-5)
     if pooled is not None:
@@ -162,7 +162,7 @@ def test_ten_steps_of_guided_ddim(family, negative):
   if name == "ldm":
     expected = by_hand(pipe, noise, [{}])
   elif name == "ldm_text":
-    sides = said_by_them(pipe, name, negative)
+    sides = reference_conditions(pipe, name, negative)
     sides = [{"encoder_hidden_states": context} for context, _ in sides]
     expected = by_hand(pipe, noise, sides)
   else:
@@ -200,7 +200,7 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
     )
     concat = 2 * (concat - low) / (high - low) - 1
   with torch.no_grad():
-    expected = said_by_them(pipe, name, "a cat")
+    expected = reference_conditions(pipe, name, "a cat")
   sides = []
   for (context, pooled), score in zip(expected, (6.0, 2.5), strict=True):
     side = {"encoder_hidden_states": context}
@@ -215,7 +215,7 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
 
   model, params = loaded.model, loaded.params
   conditions = []
-  for side in encode_conditions(loaded, asked_of(loaded, "a cat")):
+  for side in encode_conditions(loaded, conditions_of(loaded, "a cat")):
     conditions.append(condition_of(loaded, side, concat))
   denoise = model.guided_denoiser(
     params, conditions[1], conditions[0], ClassifierFreeGuidance(4.0)
@@ -230,7 +230,7 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
   )
 
 
-def test_a_seed_of_torch_is_their_image(family, tmp_path):
+def test_a_torch_seed_gives_the_image_of_diffusers(family, tmp_path):
   name, pipe, folder, _ = family
   if name not in ("sd1", "sd2", "sdxl"):
     pytest.skip("no pipeline of theirs begins with a seed's noise alone")
@@ -266,7 +266,7 @@ def test_skipped_blocks_are_those_that_diffusers_skips(family):
   except AttributeError:
     pytest.skip("diffusers' own clip_skip is broken with this transformers")
   skipped = skip_last_blocks(loaded, 1)
-  said, _ = encode_conditions(skipped, request_of([None] * 2))
-  said = jax.tree.map(jnp.asarray, said)
-  found = skipped.model.condition(skipped.params, said.raw, said.is_null)
+  encoded, _ = encode_conditions(skipped, request_of([None] * 2))
+  encoded = jax.tree.map(jnp.asarray, encoded)
+  found = skipped.model.condition(skipped.params, encoded.raw, encoded.is_null)
   np.testing.assert_allclose(found.context, ours(expected), atol=2e-5)

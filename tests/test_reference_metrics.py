@@ -132,9 +132,9 @@ def test_features_are_torch_fidelitys(ours, theirs, size):
   images = image_batch(size)
   found = ours(images)
   taps = [*TAPS.items(), ("spatial", 4)]
-  for (name, index), wanted in zip(taps, theirs(images), strict=True):
-    wanted = wanted.reshape(len(images), -1)
-    error = np.abs(found[index] - wanted).max() / wanted.std()
+  for (name, index), expected in zip(taps, theirs(images), strict=True):
+    expected = expected.reshape(len(images), -1)
+    error = np.abs(found[index] - expected).max() / expected.std()
     # Single positions; the others are means over an image.
     assert error < (2e-5 if name == "spatial" else 1e-5), (name, error)
 
@@ -170,18 +170,18 @@ def test_scores_of_images_are_torch_fidelitys(file, theirs, fidelity):
     for k in (3, 4)
   )
   moments = [fid_features_to_statistics(rows) for rows in pooled]
-  wanted = fid_statistics_to_metric(*moments, verbose=False)
+  expected = fid_statistics_to_metric(*moments, verbose=False)
   np.testing.assert_allclose(
-    found["fid_legacy"], wanted["frechet_inception_distance"], rtol=1e-4
+    found["fid_legacy"], expected["frechet_inception_distance"], rtol=1e-4
   )
-  wanted = kid_features_to_metric(*pooled, kid_subset_size=256, verbose=False)
-  wanted = wanted["kernel_inception_distance_mean"]
-  np.testing.assert_allclose(found["kid_legacy"], wanted, rtol=1e-5)
-  wanted = isc_features_to_metric(logits[0])["inception_score_mean"]
-  np.testing.assert_allclose(found["is_legacy"], wanted, rtol=1e-4)
-  wanted = prc_features_to_metric(*pooled, verbose=False)
+  expected = kid_features_to_metric(*pooled, kid_subset_size=256, verbose=False)
+  expected = expected["kernel_inception_distance_mean"]
+  np.testing.assert_allclose(found["kid_legacy"], expected, rtol=1e-5)
+  expected = isc_features_to_metric(logits[0])["inception_score_mean"]
+  np.testing.assert_allclose(found["is_legacy"], expected, rtol=1e-4)
+  expected = prc_features_to_metric(*pooled, verbose=False)
   for name in ("precision", "recall"):
-    assert found[f"{name}_legacy"] == wanted[name]
+    assert found[f"{name}_legacy"] == expected[name]
 
 
 @pytest.mark.parametrize("size", [32, 300, 512])
@@ -194,10 +194,10 @@ def test_resizing_is_torch_fidelitys(fidelity, size):
   board = np.repeat(board[None, ..., None], 3, -1).astype(np.uint8)
   for images in (board, image_batch(size // 8 * 8)):
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    wanted = theirs(x, size=(IMAGE_SIZE, IMAGE_SIZE), align_corners=False)
+    expected = theirs(x, size=(IMAGE_SIZE, IMAGE_SIZE), align_corners=False)
     found = resizing.legacy(jnp.asarray(images), IMAGE_SIZE)
-    wanted = wanted.permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(found, wanted, atol=255e-5)
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, expected, atol=255e-5)
 
 
 def test_scores_are_torch_fidelitys(fidelity):
@@ -215,22 +215,24 @@ def test_scores_are_torch_fidelitys(fidelity):
   x, y = x.astype(np.float32), y.astype(np.float32)
   tensors = [torch.from_numpy(rows) for rows in (x, y)]
   moments = [fid_features_to_statistics(rows) for rows in tensors]
-  wanted = fid_statistics_to_metric(*moments, verbose=False)
+  expected = fid_statistics_to_metric(*moments, verbose=False)
   found = frechet_distance(Moments.of(x), Moments.of(y))
-  wanted = wanted["frechet_inception_distance"]
-  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  expected = expected["frechet_inception_distance"]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
-  wanted = kid_features_to_metric(*tensors, kid_subset_size=100, verbose=False)
+  expected = kid_features_to_metric(
+    *tensors, kid_subset_size=100, verbose=False
+  )
   found = distribution_distances.kernel_distance(x, y, 100, 100)
-  np.testing.assert_allclose(found, tuple(wanted.values()), rtol=1e-5)
+  np.testing.assert_allclose(found, tuple(expected.values()), rtol=1e-5)
 
   logits = (3 * rng.normal(size=(256, 20))).astype(np.float32)
-  wanted = isc_features_to_metric(torch.from_numpy(logits))
+  expected = isc_features_to_metric(torch.from_numpy(logits))
   found = distribution_distances.inception_score(logits)
-  np.testing.assert_allclose(found, tuple(wanted.values()), rtol=1e-4)
+  np.testing.assert_allclose(found, tuple(expected.values()), rtol=1e-4)
 
   # What is generated comes first there.
-  wanted = prc_features_to_metric(*tensors[::-1], verbose=False)
+  expected = prc_features_to_metric(*tensors[::-1], verbose=False)
   found = distribution_distances.precision_recall(x, y)
   names = ("precision", "recall")
-  assert [getattr(found, n) for n in names] == [wanted[n] for n in names]
+  assert [getattr(found, n) for n in names] == [expected[n] for n in names]

@@ -53,9 +53,9 @@ def tensors_of(names, params):
   }
 
 
-def assert_same(found, needed):
-  assert found.keys() == needed.keys()
-  for name, tensor in needed.items():
+def assert_same(found, expected):
+  assert found.keys() == expected.keys()
+  for name, tensor in expected.items():
     assert torch.equal(found[name], tensor), name
 
 
@@ -197,7 +197,7 @@ def test_unet_with_plain_attention(resampling):
   assert foreign(names) == state_shapes(model)
 
 
-def test_diffusers_splits_stacked_projections_alike():
+def test_diffusers_splits_stacked_projections_in_the_same_way():
   """As in its former converter of LDM's unconditional models."""
   from diffusers.pipelines.stable_diffusion import convert_from_ckpt
 
@@ -220,9 +220,11 @@ def test_diffusers_splits_stacked_projections_alike():
       },
       config={"num_head_channels": 16},
     )
-  needed = tensors_of(name_table("unet", "diffusers", sizes), params)
+  expected = tensors_of(name_table("unet", "diffusers", sizes), params)
   for name, tensor in found.items():
-    assert torch.equal(tensor.reshape(needed[name].shape), needed[name]), name
+    assert torch.equal(tensor.reshape(expected[name].shape), expected[name]), (
+      name
+    )
   assert len(found) == 6
 
 
@@ -288,8 +290,8 @@ def test_diffusers_reads_an_autoencoder_of_compvis(name):
     ).items()
   }
   found = convert_ldm_vae_checkpoint(single, config)
-  needed = tensors_of(name_table("autoencoder", "diffusers", sizes), params)
-  assert_same(found, needed)
+  expected = tensors_of(name_table("autoencoder", "diffusers", sizes), params)
+  assert_same(found, expected)
 
 
 def encoder_of(projection):
@@ -332,8 +334,8 @@ def test_diffusers_reads_a_text_encoder_of_open_clip(projection):
   }
   found = convert_open_clip_checkpoint(model, single, "encoder.")
   found = {k.removeprefix("text_model."): v for k, v in found.items()}
-  needed = tensors_of(name_table("open_clip", "diffusers", sizes), params)
-  assert_same(found, needed)
+  expected = tensors_of(name_table("open_clip", "diffusers", sizes), params)
+  assert_same(found, expected)
 
 
 def test_text_encoder():
@@ -351,8 +353,8 @@ def test_text_encoder():
   model = pipeline_latent_diffusion.LDMBertModel(config)
   sizes = text_shapes(TextEncoder(11, 8, 3, 2, 5, length=7))
   names = name_table("text", "diffusers", sizes)
-  needed = state_shapes(model)
-  logits = {k: v for k, v in needed.items() if k.startswith("to_logits.")}
-  assert foreign(names) | logits == needed
+  expected = state_shapes(model)
+  logits = {k: v for k, v in expected.items() if k.startswith("to_logits.")}
+  assert foreign(names) | logits == expected
   tensors = {k: v.numpy() for k, v in model.state_dict().items()}
   assert convert(names, tensors)["up_2"]["kernel"].shape == (8, 32)

@@ -161,9 +161,9 @@ def test_vgg16_equals_torch_at_every_tap(trunk):
     value = layer(value)
     theirs += [to_ours(value)] if place in taps else []
   ours = jax.jit(VGG16().apply)({"params": trunk}, jnp.asarray(x))
-  for mine, other in zip(ours, theirs, strict=True):
-    assert mine.shape == other.shape
-    assert np.linalg.norm(mine - other) <= 1e-5 * np.linalg.norm(other)
+  for ours_grad, other in zip(ours, theirs, strict=True):
+    assert ours_grad.shape == other.shape
+    assert np.linalg.norm(ours_grad - other) <= 1e-5 * np.linalg.norm(other)
 
 
 def test_lpips_and_its_slope_equal_the_package(lpips, trunk):
@@ -205,8 +205,8 @@ def test_evaluate_measures_pairs_as_the_package_does(lpips, tmp_path, capsys):
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
   x, y = (to_torch(p.astype(np.float32) / 127.5 - 1) for p in images)
   with torch.no_grad():
-    wanted = float(model(x, y).mean())
-  assert abs(found["lpips"] - wanted) < 1e-6
+    expected = float(model(x, y).mean())
+  assert abs(found["lpips"] - expected) < 1e-6
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])

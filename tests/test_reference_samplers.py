@@ -1,4 +1,4 @@
-"""Every sampler, spacing and prediction against diffusers' schedulers.
+"""Every sampler, spacing and prediction compared with diffusers' schedulers.
 
 Both have the same network, a mixture of Gaussians in closed form at the time
 that the network is given, and the same noise. The schedulers' float32 tables of
@@ -67,7 +67,7 @@ def network(x, time, kind, alpha_bar):
 
 
 def theirs(name, config, steps, kind, alpha_bar, options, monkeypatch):
-  """The final x of their loop, and its number of network calls."""
+  """The final x of diffusers' loop, and its number of network calls."""
   made = getattr(diffusers, name)(**BETAS, prediction_type=kind, **config)
   made.set_timesteps(steps)
   if isinstance(getattr(made, "sigmas", None), torch.Tensor):
@@ -275,7 +275,7 @@ def test_ddim_without_compat_is_more_accurate_than_diffusers(monkeypatch):
   x = solve(XT / high.signal, high.ratio, low.ratio)
   true = x - low.ratio * mixture_eps(x, low.ratio)
   error = lambda found: np.sqrt(np.mean((found - true) ** 2))
-  mine = follow(
+  ours = follow(
     SamplerConfig(30, timestep_spacing="linspace").plan(SCHEDULE).table,
     XT,
     mixture,
@@ -284,4 +284,4 @@ def test_ddim_without_compat_is_more_accurate_than_diffusers(monkeypatch):
   their, _ = theirs(
     "DDIMScheduler", config, 600, "epsilon", SCHEDULE.alpha_bar, {}, monkeypatch
   )
-  assert error(mine) < 0.5 * error(their)
+  assert error(ours) < 0.5 * error(their)

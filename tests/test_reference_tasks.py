@@ -1,4 +1,4 @@
-"""Tasks that begin with an image, against diffusers' pipelines."""
+"""Tasks that start from an image, compared with diffusers' pipelines."""
 
 import dataclasses
 
@@ -109,7 +109,7 @@ def ask(pipe, **more):
 
 
 def drawn(pipe, opened, noise, given, height=HEIGHT, width=WIDTH, **changes):
-  """Our latents, sampled as their pipeline's scheduler says."""
+  """ldm_jax's latents, sampled as the pipeline's scheduler specifies."""
   name = type(pipe.scheduler).__name__
   sampler_config = read_recipe(
     dict(pipe.scheduler.config) | {"_class_name": name}
@@ -139,7 +139,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("strength", [0.35, 0.8, 1.0])
-def test_images_to_images(sd1, same_noise, name, strength):
+def test_image_to_image(sd1, same_noise, name, strength):
   pipe, opened = sd1
   pipe = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components)
   noise = np.asarray(normal(2, 8, 12, 4))
@@ -214,7 +214,7 @@ def test_a_controlnet(sd1, tmp_path, scale):
   torch_models.randomized(control)
   with torch.no_grad():
     for parameter in control.parameters():
-      if not parameter.abs().sum():  # zero convolutions say nothing
+      if not parameter.abs().sum():  # zero convolutions would have no effect
         parameter.copy_(0.1 * torch.randn_like(parameter))
   control.save_pretrained(tmp_path / "control")
   both = diffusers.StableDiffusionControlNetPipeline(
@@ -233,5 +233,5 @@ def test_a_controlnet(sd1, tmp_path, scale):
   opened = with_controlnet(opened, str(tmp_path / "control"))
   found = drawn(both, opened, noise, given, control=(scale, 0.0, 1.0))
   close(found, expected)
-  silent = drawn(both, opened, noise, given, control=(0.0, 0.0, 1.0))
-  assert np.abs(silent - expected).max() > 0.02 * np.abs(expected).max()
+  inactive = drawn(both, opened, noise, given, control=(0.0, 0.0, 1.0))
+  assert np.abs(inactive - expected).max() > 0.02 * np.abs(expected).max()

@@ -28,8 +28,8 @@ def test_the_search_is_exact_for_any_block_size(monkeypatch, block):
   monkeypatch.setattr(nearest_neighbours, "QUERIES", 5)
   rows, queries = unit(100, 16), unit(12, 16)
   products = queries.astype(np.float64) @ rows.T.astype(np.float64)
-  wanted = np.argsort(-products, axis=1)[:, :6]
-  np.testing.assert_array_equal(nearest(queries, rows, 6), wanted)
+  expected = np.argsort(-products, axis=1)[:, :6]
+  np.testing.assert_array_equal(nearest(queries, rows, 6), expected)
 
 
 def test_a_row_is_its_own_neighbour_unless_left_out():

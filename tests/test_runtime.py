@@ -96,7 +96,7 @@ def test_a_signal_is_stored_and_a_second_one_ends_the_process(default_handlers):
     os.kill(os.getpid(), signal.SIGINT)
     assert interruption.received == signal.SIGINT
     assert exit_code(interruption.received) == 130
-    # test_faults.py sends a second one.
+    # test_faults.py sends a second signal.
     assert signal.getsignal(signal.SIGINT) is signals._exit_at_once
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
   with InterruptHandler() as interruption:

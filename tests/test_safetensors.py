@@ -133,7 +133,7 @@ class Lost:
 
 
 def test_a_file_is_replaced_only_by_a_complete_one(path):
-  """A failure leaves the old file only; arrays that were read stay valid."""
+  """A failed write leaves the old file; arrays that were read stay valid."""
   grid = bits(np.dtype("f4"))
   write_safetensors(path, {"a": grid})
   before = read_safetensors(path)["a"]
@@ -195,7 +195,7 @@ def test_a_file_with_a_damaged_byte_is_read_or_refused(path):
 
 
 GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-JUST = json.dumps(GOOD).encode()
+ENTRY = json.dumps(GOOD).encode()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ JUST = json.dumps(GOOD).encode()
     (b"{}\0\0", b"", "JSON is malformed"),
     (b'{"a": ' + b"[" * 10**6, b"", "JSON is malformed"),
     (b'{"a": ' + b"9" * 10**4 + b"}", b"", "JSON is malformed"),
-    (b'{"a":%b,"a":%b}' % (JUST, JUST), bytes(8), "'a' is twice"),
+    (b'{"a":%b,"a":%b}' % (ENTRY, ENTRY), bytes(8), "'a' is twice"),
     (b'{"a":{"dtype":1,"dtype":2}}', b"", "'dtype' is twice"),
   ],
 )

@@ -291,7 +291,7 @@ LIKE_SD = {
     ),
   ],
 )
-def test_a_model_is_sampled_as_its_config_says(name, config, expected):
+def test_a_model_is_sampled_as_its_config_specifies(name, config, expected):
   found = sampler_config({"_class_name": name, **LIKE_SD, **config})
   assert (found.sampler, found.timestep_spacing, found.final_time) == expected
   assert found.steps_offset == 1

@@ -50,7 +50,7 @@ def smooth(xt, level):
 
 
 def with_oracle(sampler_config, schedule=SCHEDULE):
-  """The final x of a sampler whose network knows x0."""
+  """The final x of a sampler whose network returns the true x0."""
   plan = sampler_config.plan(schedule)
   first = jax.tree.map(lambda x: x[0], plan.table.level)
   x0, noise = X0[0, 0, 0], NOISE[0, 0, 0]
@@ -92,13 +92,13 @@ def test_samplers_that_stop_early_stop_at_the_first_time(name):
     found, x0, noise = with_oracle(SamplerConfig(steps, name, final_time=0.0))
     first = SCHEDULE.level_at(0)
     np.testing.assert_allclose(first.signal**2, SCHEDULE.alpha_bar[0])
-    # A deterministic path of an oracle keeps its noise.
+    # A deterministic path with the true x0 keeps its noise.
     expected = first.signal * x0 + first.sigma * noise
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
-def test_pure_noise_at_the_last_time_divides_nothing_by_zero(name):
+def test_pure_noise_at_the_last_time_does_not_divide_by_zero(name):
   schedule = Schedule(zero_terminal_snr=True)
   for steps in (1, 2, 20):
     found, x0, _ = with_oracle(SamplerConfig(steps, name, "trailing"), schedule)
@@ -185,7 +185,7 @@ def pieces(sampler_config):
 
 
 # The same algorithm under two names, or by an option.
-TWINS = [
+EQUAL_SAMPLERS = [
   (SamplerConfig(20, "ddim", "karras"), SamplerConfig(20, "euler", "karras")),
   (SamplerConfig(20, "ddim", eta=1.0), SamplerConfig(20, "ddpm")),
   (
@@ -202,7 +202,7 @@ TWINS = [
 ]
 
 
-@pytest.mark.parametrize("pair", TWINS)
+@pytest.mark.parametrize("pair", EQUAL_SAMPLERS)
 def test_samplers_with_two_names_are_equal(pair):
   found = [
     follow(
@@ -400,14 +400,14 @@ def test_published_ddim_steps():
 
 
 def euler_by_hand(noise_levels, eta=0.0):
-  """A user's own sampler; eta is the variance of its noise, on purpose."""
+  """A user-defined sampler; eta is deliberately the variance of its noise."""
   for s, t in noise_levels.steps():
     noise = np.sqrt(eta) * t.sigma * sampler_table.NOISE
     x = t.signal * sampler_table.X0 + t.sigma * sampler_table.EPS
     yield samplers.row(s, t, x=x + noise)
 
 
-def test_a_sampler_may_be_a_function_of_ones_own():
+def test_a_sampler_may_be_a_user_defined_function():
   own = SamplerConfig(12, euler_by_hand, "karras")
   euler = SamplerConfig(12, "euler", "karras")
   a, b = (each.plan(SCHEDULE).table.mix for each in (own, euler))
@@ -422,7 +422,7 @@ def test_a_sampler_may_be_a_function_of_ones_own():
     SamplerConfig(12, lambda noise_levels: []).plan(SCHEDULE)
 
 
-def test_a_sampler_of_ones_own_may_have_a_name(monkeypatch):
+def test_a_user_defined_sampler_may_have_a_name(monkeypatch):
   monkeypatch.setattr(registry, "SAMPLERS", dict(SAMPLERS))
   monkeypatch.setattr(sampler_names, "SAMPLERS", registry.SAMPLERS)
   spec = samplers.SamplerSpec(euler_by_hand, "leading", may_stop_early=True)

@@ -197,8 +197,8 @@ def test_every_sampler_generates(engine, name):
   assert np.isfinite(found).all() and found.std() > 5
 
 
-def test_little_strength_changes_little(engine):
-  """One step of a thousand, from time 0: what was encoded, but for 0.03."""
+def test_low_strength_changes_little(engine):
+  """One step of a thousand, from time 0: the encoded latents within 0.03."""
   images = random_images(2)
   config = dataclasses.replace(
     CONFIG, sampler_config=SamplerConfig(1000), strength=0.001
@@ -212,7 +212,7 @@ def test_little_strength_changes_little(engine):
   assert 0 < np.abs(found - kept).mean() < 2 * sigma
 
 
-def test_a_strength_of_one_still_begins_with_the_image(engine):
+def test_strength_one_still_starts_from_the_image(engine):
   config = dataclasses.replace(
     CONFIG, sampler_config=SamplerConfig(times=(400,))
   )
@@ -499,7 +499,7 @@ def test_impossible_strengths_are_refused(strength):
 
 
 @pytest.mark.parametrize("part", [MaskedImage(), LowResolution()])
-def test_models_that_need_an_image_name_it(model, part):
+def test_an_error_names_the_image_that_a_model_needs(model, part):
   one = MeshShape().build(jax.devices()[:1])
   network, params = model
   parts = (*network.conditioners, part)

@@ -169,7 +169,7 @@ def test_an_image_that_a_disk_refuses_is_named_and_removed(
 
 
 def test_a_last_state_that_cannot_be_saved_is_an_error(run):
-  """Refused at once, twice: no later save would have noticed."""
+  """The save fails at once, twice: no later save would have noticed it."""
   saver, checkpoints, _ = run
   refuse = lambda *_, **__: (_ for _ in ()).throw(OSError("no space"))
   original = checkpoints._manager.save

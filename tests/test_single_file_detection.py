@@ -1,4 +1,4 @@
-"""A single file says by its tensors' shapes which family it is of."""
+"""The family of a single file is detected from its tensors' shapes."""
 
 import ml_dtypes  # noqa: F401 (registers bfloat16)
 import numpy as np
@@ -51,7 +51,7 @@ from ldm_jax.pretrained.single_file.detect import detect
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_file_gives_back_the_modules_it_was_made_of(family):
+def test_a_file_is_detected_as_the_modules_it_was_made_from(family):
   module, fed, others, vae, scale, noise = FAMILIES[family]
   shapes = unet_file(module, fed) | vae_file(vae) | others
   found = detect(shapes, read=lambda name: np.float32(0.7))
@@ -117,14 +117,15 @@ def test_a_single_unet_is_of_a_guessed_family_with_a_warning(prefix):
 
 
 def test_half_of_sdxls_text_encoders():
-  """The lone bigG of a base model does not make it the refiner."""
+  """bigG as the only text encoder does not turn a base model into the
+  refiner."""
   second = text_file(f"{SECOND}model.", "open_clip", TINY_G)
   found = detect(unet_file(SDXL, (4, 2048, 224)) | second)
   assert found.family == "sdxl"
   assert "only text_encoder_2" in found.warnings[1]
 
 
-def test_a_whole_model_says_nothing():
+def test_a_complete_model_has_no_warnings():
   shapes = unet_file(SD1, (4, 64)) | vae_file(TINY_VAE) | CLIP_PART
   assert detect(shapes).warnings == ()
 
@@ -146,7 +147,7 @@ def test_a_single_unet_is_recognised_by_its_context(module, fed, family):
 
 
 @pytest.mark.parametrize("prefix", ["", "vae.", VAE])
-def test_a_lone_autoencoder(prefix):
+def test_a_single_autoencoder_is_detected(prefix):
   found = detect(vae_file(TINY_VAE, prefix))
   assert (found.family, found.unet, found.scheduler) == ("vae", None, None)
   assert autoencoder(found.vae.config) == (TINY_VAE, 0.18215)
@@ -189,7 +190,7 @@ def test_sd2_is_recognised_by_the_spread_of_a_bias(spread, word):
   assert predicted(inpainting, read=read)[0] == "eps"
 
 
-def test_marks_and_callers_go_before_guesses():
+def test_marks_in_the_file_and_arguments_override_guesses():
   marked = unet_file(SDXL, SIZES) | XL_PARTS | {"v_pred": (0,), "ztsnr": (0,)}
   noise = Schedule(zero_terminal_snr=True)
   assert schedule(detect(marked).scheduler) == (noise, "v")
@@ -295,7 +296,7 @@ def test_the_size_of_sd2s_latents_follows_what_it_predicts():
   assert (size("eps"), size("v")) == (64, 96)
 
 
-def test_what_is_of_no_use_is_passed_over():
+def test_unused_tensors_are_ignored():
   more = dict.fromkeys(
     (
       "betas",
@@ -335,8 +336,8 @@ def test_a_config_adds_what_shapes_do_not_show():
   assert clip(found.text_encoders[0].config) == encoder
 
 
-def test_a_whole_folders_config_goes_before_the_family():
-  """A tiny model, its folder's configs at hand: all that they say holds."""
+def test_a_complete_folders_config_overrides_the_family():
+  """A tiny model with its folder's configs, which override everything."""
   folder = {
     "unet": {"_class_name": "UNet2DConditionModel", "attention_head_dim": 4},
     "vae": {"_class_name": "AutoencoderKL", "scaling_factor": 0.5},

@@ -1,4 +1,4 @@
-"""Files of feature statistics: ours, ADM's, torch-fidelity's, and others."""
+"""Files of feature statistics: ldm_jax's, ADM's and torch-fidelity's."""
 
 import pickle
 

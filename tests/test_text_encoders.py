@@ -1,4 +1,4 @@
-"""Stage two on a text encoder that was trained before, and its export."""
+"""Stage two on a pretrained text encoder, and its export."""
 
 import pathlib
 
@@ -108,7 +108,7 @@ def test_a_model_with_a_trained_text_encoder_is_exported_whole(
   assert not (folder / "previews").exists()
   run = Run.open(str(folder))
   trained = run.trained(MeshShape().build())
-  assert trained["conditioners"] == {}  # neither learned nor averaged
+  assert trained["conditioners"] == {}  # neither trained nor averaged
   assert convert.main([str(folder), str(tmp_path / "out")]) == 0
   model, params = ldm_jax.from_pretrained(str(tmp_path / "out"))
   found = params.conditioners["tokens"]["params"]["encoders_0"]

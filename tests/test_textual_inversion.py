@@ -1,4 +1,4 @@
-"""Words that a model learns by textual inversion, from files of every form."""
+"""Tokens learned by textual inversion, from files of every form."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def rows(*shape):
 
 
 def learned(tmp_path, loaded, content, name="x.safetensors", **options):
-  """The model with a file's word; .pt is torch's older layout."""
+  """The model with a file's token; .pt is torch's older layout."""
   path = tmp_path / name
   if name.endswith("safetensors"):
     write_safetensors(path, content)
@@ -116,7 +116,7 @@ def test_a_token_becomes_one_token_per_vector(tmp_path, folder, word):
   assert encoder.vocabulary == size + 3
   added = found.tokenizer.syntaxes[0].tokenizer.backend.added_tokens_encoder
   assert [added[f"{word}{end}"] for end in ("", "_1", "_2")] == new
-  # The caller's own model has learned nothing.
+  # The caller's model is unchanged.
   np.testing.assert_array_equal(
     loaded.tokenizer.encode([f"a {word} b"]), before
   )
@@ -176,7 +176,7 @@ def test_each_text_encoder_has_its_own_vectors(tmp_path, folder):
   assert (ids[0, 0] == ids[0, 1]).all() and size + 1 in ids
 
 
-def said(loaded, ids):
+def encode(loaded, ids):
   (embedder,) = loaded.model.conditioners
   params = loaded.params.conditioners["tokens"]
   run = jax.jit(embedder.apply)
@@ -199,8 +199,8 @@ def test_a_learned_token_conditions_as_a_token_of_its_embedding(
   new = found.tokenizer.encode(texts)
   assert (old[0] != new[0]).sum() == 1 and (old[1] == new[1]).all()
   pairs = zip(
-    jax.tree.leaves(said(found, new)),
-    jax.tree.leaves(said(loaded, old)),
+    jax.tree.leaves(encode(found, new)),
+    jax.tree.leaves(encode(loaded, old)),
     strict=True,
   )
   for ours, theirs in pairs:
@@ -214,7 +214,7 @@ def refused(call):
   return str(caught.value)
 
 
-def deaf(loaded):
+def without_clip(loaded):
   model = dataclasses.replace(loaded.model, conditioners=())
   return dataclasses.replace(loaded, model=model)
 
@@ -240,7 +240,7 @@ REFUSED = {
               "the tokenizer has the token 'ca' already"),
   "no word": ({"<a>": rows(1, 16)}, {"token": " "},
               "the tokenizer does not find ''"),
-  "deaf": ({"<a>": rows(1, 16)}, {"change": deaf},
+  "deaf": ({"<a>": rows(1, 16)}, {"change": without_clip},
            "the model has no CLIP text encoder"),
   "unread": ({"<a>": rows(1, 16)}, {"change": unread},
              "the model has no tokenizer to which a token could be added"),

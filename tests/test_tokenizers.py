@@ -156,8 +156,19 @@ def test_a_saved_tokenizer_loads_here_and_in_transformers(kind, tmp_path):
 def test_clip_from_its_bare_files_and_saved(clip, tmp_path):
   tokenizer = load(clip, 8)
   cat, begin, end = 513, 514, 515
-  bang = json.loads((clip / "vocab.json").read_text(encoding="utf-8"))["!</w>"]
-  expected = [begin, cat, cat, bang, end, end, end, end]  # padded by its end
+  exclamation = json.loads((clip / "vocab.json").read_text(encoding="utf-8"))[
+    "!</w>"
+  ]
+  expected = [
+    begin,
+    cat,
+    cat,
+    exclamation,
+    end,
+    end,
+    end,
+    end,
+  ]  # padded by its end
   np.testing.assert_array_equal(tokenizer.encode(["Cat cat!"])[0], expected)
   assert tokenizer.size == 516
   assert tokenizer.decode(np.array(expected)) == "cat cat !"

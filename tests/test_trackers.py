@@ -1,4 +1,4 @@
-"""Trackers receive what metrics.jsonl holds, and never end a run."""
+"""Trackers receive the values of metrics.jsonl; their errors end no run."""
 
 import contextlib
 import dataclasses
@@ -70,7 +70,7 @@ def test_only_the_first_process_opens_trackers(tmp_path):
   assert tracker.calls == [] and not list(tmp_path.iterdir())
 
 
-def test_a_tracker_that_raises_os_error_is_dropped_and_the_run_goes_on(
+def test_a_tracker_that_raises_os_error_is_dropped_and_the_run_continues(
   tmp_path, caplog
 ):
   for method, calls in (

@@ -1,4 +1,4 @@
-"""Both stages through the commands, in small: resume, move, sample."""
+"""Both stages through the commands, small: resume, move, sample."""
 
 import json
 import os
@@ -44,7 +44,7 @@ TWO = [
   *DATA,
 ]
 
-BLIND = "--config.reports.previews_every=0"
+NO_PREVIEWS = "--config.reports.previews_every=0"
 
 
 def run(config, folder, steps, flags, every=2):
@@ -61,16 +61,18 @@ def run(config, folder, steps, flags, every=2):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """Each stage once straight and once in two halves."""
+  """Each stage once uninterrupted and once in two halves."""
   root = tmp_path_factory.mktemp("runs")
   name = "glyphs_autoencoder.py"
   assert run(name, root / "one", 4, ONE) == 0
-  assert run(name, root / "one_halves", 2, [*ONE, BLIND]) == 0
-  assert run(name, root / "one_halves", 4, [*ONE, BLIND]) == 0
+  assert run(name, root / "one_halves", 2, [*ONE, NO_PREVIEWS]) == 0
+  assert run(name, root / "one_halves", 4, [*ONE, NO_PREVIEWS]) == 0
   first = [*TWO, f"--config.first_stage={root / 'one'}"]
   assert run("glyphs_text.py", root / "two", 4, first) == 0
-  assert run("glyphs_text.py", root / "two_halves", 2, [*first, BLIND]) == 0
-  assert run("glyphs_text.py", root / "two_halves", 4, [*TWO, BLIND]) == 0
+  assert (
+    run("glyphs_text.py", root / "two_halves", 2, [*first, NO_PREVIEWS]) == 0
+  )
+  assert run("glyphs_text.py", root / "two_halves", 4, [*TWO, NO_PREVIEWS]) == 0
   return root
 
 
@@ -86,11 +88,11 @@ def state_of(folder):
 
 @pytest.mark.slow
 def test_a_killed_start_is_repeated(runs, tmp_path):
-  """After what is frozen was written, and before config.json was."""
+  """Killed after frozen/ was written, and before config.json was."""
   begun = tmp_path / "run"
   shutil.copytree(runs / "two" / "frozen", begun / "frozen")
   (begun / "frozen.orbax-checkpoint-tmp-1").mkdir()
-  flags = [*TWO, BLIND, f"--config.first_stage={runs / 'one'}"]
+  flags = [*TWO, NO_PREVIEWS, f"--config.first_stage={runs / 'one'}"]
   assert run("glyphs_text.py", begun, 4, flags) == 0
   again, whole = (state_of(folder) for folder in (begun, runs / "two"))
   jax.tree.map(np.testing.assert_array_equal, again, whole)
@@ -205,9 +207,9 @@ def test_a_moved_run_samples_and_an_image_depends_on_seed_and_index(
   shutil.copytree(runs / "two", moved)
   (runs / "one").rename(runs / "hidden")
   try:
-    ask = ["--prompt", "a small red circle", "--num=3", "--seed=5"]
-    assert generate(moved, tmp_path / "a", *ask, "--batch=8") == 0
-    assert generate(moved, tmp_path / "b", *ask, "--batch=1") == 0
+    options = ["--prompt", "a small red circle", "--num=3", "--seed=5"]
+    assert generate(moved, tmp_path / "a", *options, "--batch=8") == 0
+    assert generate(moved, tmp_path / "b", *options, "--batch=1") == 0
   finally:
     (runs / "hidden").rename(runs / "one")
   paths = capsys.readouterr().out.split()
@@ -226,7 +228,8 @@ def test_a_moved_run_samples_and_an_image_depends_on_seed_and_index(
   assert found_["steps"] == 3 and found_["seed"] == 5
 
   assert (
-    generate(moved, tmp_path / "a", *ask, "--guidance=1", "--no_metadata") == 0
+    generate(moved, tmp_path / "a", *options, "--guidance=1", "--no_metadata")
+    == 0
   )
   paths = capsys.readouterr().out.split()
   assert os.path.basename(paths[0]) == "00003.png"
@@ -249,8 +252,8 @@ def test_a_report_has_scores_and_images(runs, tmp_path, capsys):
 def test_unknown_words_are_reported(runs, tmp_path, capsys):
   long = "a small red zebra " + "circle " * 40
   assert generate(runs / "two", tmp_path, "--prompt", long) == 0
-  said = capsys.readouterr().err
-  assert "has no token for zebra" in said and "beyond the length" in said
+  err = capsys.readouterr().err
+  assert "has no token for zebra" in err and "beyond the length" in err
 
 
 def test_images_are_inpainted_and_outpainted(runs, tmp_path, capsys):
@@ -282,16 +285,16 @@ def test_images_are_inpainted_and_outpainted(runs, tmp_path, capsys):
 def test_the_noise_of_an_image_is_found_and_sampled_from(
   runs, tmp_path, capsys
 ):
-  ask = ["--prompt=a red circle", "--guidance=1", "--steps=100"]
-  assert generate(runs / "two", tmp_path / "a", *ask) == 0
+  options = ["--prompt=a red circle", "--guidance=1", "--steps=100"]
+  assert generate(runs / "two", tmp_path / "a", *options) == 0
   image = f"--image={tmp_path / 'a' / '00000.png'}"
   back = ["--invert", image, "--output=latent"]
-  assert generate(runs / "two", tmp_path / "b", *ask, *back) == 0
+  assert generate(runs / "two", tmp_path / "b", *options, *back) == 0
   noise = np.load(tmp_path / "b" / "latents.npy")
   assert noise.shape[0] == 1 and 0.3 < noise.std() < 3
   again = [f"--initial_latents={tmp_path / 'b' / 'latents.npy'}"]
-  assert generate(runs / "two", tmp_path / "c", *ask, *again) == 0
-  # How near depends on the model; its mathematics is in test_sampling.
+  assert generate(runs / "two", tmp_path / "c", *options, *again) == 0
+  # The error depends on the model; test_sampling tests the method.
   assert pixels(tmp_path / "c" / "00000.png").shape == (32, 32, 3)
 
 
@@ -368,7 +371,7 @@ WRONG = {
   "strength alone": (["--model={two}", "--strength=0.5"], "is of an image"),
   "no image": (["--model={two}", "--image=x.png"], "image x.png: unreadable"),
   "no prompts": (["--model={two}", "--prompts_file=x"], "prompts_file 'x'"),
-  "noise level": (["--model={two}", "--noise_level=5"], "is no upscaler"),
+  "noise level": (["--model={two}", "--noise_level=5"], "is not an upscaler"),
   "inversion": (["--model={two}", "--invert"], "invert needs an image"),
   "num of a way": (
     ["--model={two}", "--interpolate=3", "--num=2"],

@@ -182,10 +182,10 @@ def test_bsrgan_keeps_position_and_brightness():
   v, u = np.mgrid[:64, :64] / 64
   smooth = np.stack([u, v, 0.5 * u + 0.5 * v], axis=-1)
   image = np.round(60 + 130 * smooth).astype(np.uint8)
-  wanted = area(image, 4).astype(float)
+  expected = area(image, 4).astype(float)
   for seed in range(30):
     small = Degradation()({"image": image}, rng(seed)).astype(float)
-    inner = (small - wanted)[2:-2, 2:-2]
+    inner = (small - expected)[2:-2, 2:-2]
     assert abs(inner.mean()) < 3 and np.abs(inner).mean() < 6, seed
 
 

@@ -195,7 +195,7 @@ def test_unsupported_configs_are_refused_by_name(base, key, value, message):
      Inputs(4, 64, None, 9), "vector='mlp'"),
   ],
 )  # fmt: skip
-def test_unets_that_diffusers_has_not_are_refused(module, sizes, message):
+def test_unets_without_a_diffusers_class_are_refused(module, sizes, message):
   with pytest.raises(ConfigError) as error:
     unet_config(module, sizes)
   assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""The watchdog reports where a run stands that makes no progress."""
+"""The watchdog logs the stacks of a run that makes no progress."""
 
 import json
 import logging
@@ -114,7 +114,7 @@ trainer.run(
 
 @pytest.mark.parametrize("what", ["input 0", "input 3", "devices 3"])
 def test_a_stuck_run_names_what_it_waits_for_and_ends_with_70(tmp_path, what):
-  begun = time.monotonic()
+  start = time.monotonic()
   done = subprocess.run(
     [sys.executable, "-c", HANGING, str(tmp_path), what],
     capture_output=True,
@@ -122,7 +122,7 @@ def test_a_stuck_run_names_what_it_waits_for_and_ends_with_70(tmp_path, what):
     timeout=120,
   )
   assert done.returncode == 70, done.stderr
-  assert time.monotonic() - begun < 50
+  assert time.monotonic() - start < 50
   kind, _ = what.split()
   assert f"error: process 0: waiting for the {kind}" in done.stderr
   assert f"gave up waiting for the {kind}" in done.stderr

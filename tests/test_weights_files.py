@@ -1,4 +1,4 @@
-"""Torch files are read bit for bit; anything else is refused in one line."""
+"""torch files are read bit for bit; anything else is a one-line error."""
 
 import collections
 import pickle

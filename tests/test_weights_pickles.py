@@ -1,4 +1,4 @@
-"""Pickles are read as plain data and tensors; code is refused by name."""
+"""Pickles are read as plain data and tensors; code is an error."""
 
 import collections
 import os

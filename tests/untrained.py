@@ -1,4 +1,4 @@
-"""Runs that have learned little or nothing, in no time."""
+"""Runs with few or no steps of training."""
 
 import contextlib
 import os

@@ -1,1 +1,1 @@
-"""A package of a user's own: one class or function for every protocol."""
+"""A user's package: one class or function for every protocol."""

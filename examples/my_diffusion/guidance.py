@@ -7,18 +7,18 @@ from jaxtyping import Array
 
 
 class FadingGuidance(NamedTuple):
-  """Classifier-free guidance whose scale falls from `scale` to 1 with t.
+  """Classifier-free guidance whose scale decreases from `scale` to 1 with t.
 
   Attributes:
     scale: at pure noise; it may be a traced number.
-    power: 1 falls linearly with t / T; larger falls sooner.
+    power: 1 is linear in t / T; larger values decrease sooner.
   """
 
   scale: Any = 5.0
   power: Any = 1.0
 
   def check(self) -> None:
-    """Raises ValueError for numbers that mean nothing."""
+    """Raises ValueError for invalid numbers."""
     if not self.power > 0:
       raise ValueError(f"power must be above 0, got {self.power}")
 

@@ -82,8 +82,8 @@ class EvaluationRequest:
       )
     if self.steps < 1 or self.train_images < 0:
       raise ConfigError(
-        f"steps is {self.steps} and train_images {self.train_images}; needed "
-        "are 1 or more, and 0 or more"
+        f"steps is {self.steps} and train_images {self.train_images}; "
+        "expected 1 or more, and 0 or more"
       )
 
   def check_count(self, count: int) -> None:

@@ -36,8 +36,7 @@ class InterruptHandler:
 
 
 def _exit_at_once(number: int, _: FrameType | None) -> None:
-  """Ends the process at once; a save in progress stays incomplete and is
-  ignored later."""
+  """Ends the process at once; a save in progress stays incomplete."""
   os.write(2, b"interrupted\n")
   os._exit(128 + number)
 

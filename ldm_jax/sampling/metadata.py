@@ -199,8 +199,7 @@ def _check_hashes(hashes: Mapping[str, str], fields: Mapping[str, Any]) -> None:
 
 
 def _of_old(metadata: Mapping[str, Any]) -> dict[str, Any]:
-  """Metadata of version 0.1.0 under the present names; it has no batch to
-  replay."""
+  """Metadata of version 0.1.0 under the present names, without a replay."""
   fields = {_OLD_NAMES.get(k, k): v for k, v in metadata.items()}
   if fields.get("toward") is not None:
     fields["prompt"] = (fields["prompt"], fields["toward"])

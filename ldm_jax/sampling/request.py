@@ -1,5 +1,4 @@
-"""What to generate: one request type for the command line, Python and
-servers."""
+"""What to generate: one request for the command, Python and servers."""
 
 import dataclasses
 import logging

@@ -30,7 +30,7 @@ class FirstStageParams(NamedTuple):
 
   Attributes:
     filled: the experiment with its architecture and digest filled in.
-    scale: of its latents, if it comes with a model that knows it.
+    scale: of its latents, if the model that it belongs to stores it.
   """
 
   params: Any

@@ -72,8 +72,8 @@ def read_tokenizer(path: pathlib.Path) -> PretrainedTokenizer:
   names = set(os.listdir(path))
   config = _read_json(path / "tokenizer_config.json")
   if "tokenizer.json" not in names and len(names & PAIR) == 1:
-    (lone,) = names & PAIR
-    raise ConfigError(f"{path} has {lone}, but not {min(PAIR - {lone})}")
+    (present,) = names & PAIR
+    raise ConfigError(f"{path} has {present}, but not {min(PAIR - {present})}")
   kind = _class_name(path, names, config)
   if kind not in _DEFAULTS or _is_special(path, config, kind):
     return _by_transformers(path, names, kind)

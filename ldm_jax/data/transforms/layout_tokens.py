@@ -40,8 +40,8 @@ class LayoutTokens:
   def __post_init__(self):
     if self.side < 2 or self.objects < 1:
       raise ValueError(
-        f"a vocabulary of {self.vocabulary} and {self.objects} objects; needed "
-        "are 4 ids, for a grid of 2, and 1 object at least"
+        f"a vocabulary of {self.vocabulary} and {self.objects} objects; "
+        "expected 4 ids, for a grid of 2, and 1 object at least"
       )
 
   @property

@@ -48,7 +48,7 @@ class Watchdog:
 
   def __enter__(self) -> "Watchdog":
     if self._timeout:
-      self._process = jax.process_index()  # might hang later
+      self._process = jax.process_index()  # a later call might hang
       self._thread.start()
     return self
 

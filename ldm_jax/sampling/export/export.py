@@ -177,8 +177,7 @@ def _conditioners(
 def _write_tokenizers(
   folder: str, loaded: LoadedModel, conditioners: list[dict[str, Any]]
 ) -> None:
-  """One tokenizer file per text encoder, with truncation, padding and special
-  tokens."""
+  """One tokenizer file per text encoder, which truncates and pads too."""
   for entry in conditioners:
     if entry["kind"] != "text":
       continue

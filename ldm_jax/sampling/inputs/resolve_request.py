@@ -94,7 +94,8 @@ def sampling_config(
     noise_level = NOISE_LEVEL
   elif loaded.model.noise_augmentation_schedule is None:
     raise ConfigError(
-      "this model is no upscaler with noise augmentation; leave noise_level out"
+      "this model is not an upscaler with noise augmentation; leave "
+      "noise_level out"
     )
   return SamplingConfig(
     height=height if request.height is None else request.height,
