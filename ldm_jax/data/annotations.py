@@ -2,12 +2,14 @@
 
 import io
 import pathlib
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
-from PIL import Image, UnidentifiedImageError
 
+from ldm_jax.data.open_images import open_image, orientation, upright
 from ldm_jax.errors import DataError, ImageError
+from ldm_jax.files.regular_files import read_regular
 from ldm_jax.files.strict_json import parse_json
 
 # File name endings, by the name of the array that is read from the file.
@@ -17,6 +19,9 @@ ENDINGS = {
   "depth": ".depth.png",
   "boxes": ".boxes.json",
 }
+
+
+MAX_CLASS = 2**24  # rows of boxes are float32
 
 
 class Member(io.BytesIO):
@@ -43,16 +48,19 @@ def read_plane(path: File, size: tuple[int, int] | None = None) -> np.ndarray:
     DataError: it is not an image, has several channels, or is of another size.
   """
   try:
-    with Image.open(path) as image:
+    with open_image(path, str(path)) as image:
       mode = image.mode
-      plane = np.array(image)
-  except (OSError, UnidentifiedImageError) as error:
-    raise DataError(f"{path} is not an image: {error}") from error
+      image.load()
+      plane = upright(image, orientation(image))
+  except ImageError as error:
+    raise DataError(f"{path} is not an image: {error.detail}") from error
   if plane.ndim != 2:
     raise DataError(
       f"{path} has colours ({mode}); expected one channel: grey values or "
       "palette indices"
     )
+  if not np.isfinite(plane).all():
+    raise DataError(f"{path} holds NaN or infinity; expected finite values")
   if size is not None and plane.shape != size:
     raise DataError(
       f"{path} is {plane.shape[0]} x {plane.shape[1]}, its image "
@@ -66,6 +74,8 @@ def read_map(
 ) -> UInt8[np.ndarray, "h w"]:
   """A segmentation map, classes 0 to 255; raises as `read_plane`."""
   plane = read_plane(path, size)
+  if plane.dtype.kind == "f" or plane.min(initial=0) < 0:
+    raise DataError(f"{path} must hold classes, whole numbers from 0 to 255")
   if plane.max(initial=0) > 255:
     raise DataError(f"{path} has class {plane.max()}; the largest is 255")
   return plane.astype(np.uint8)
@@ -102,13 +112,13 @@ def read_boxes(path: File) -> Float[np.ndarray, "k 5"]:
   """
   try:
     is_member = isinstance(path, Member)
-    data = path.getvalue() if is_member else pathlib.Path(path).read_bytes()
+    data = path.getvalue() if is_member else read_regular(path)
     entries = parse_json(data, DataError)
-    rows = [[*entry["box"], entry["class"]] for entry in entries]
+    rows = [_box(entry) for entry in entries]
     boxes = np.asarray(rows, np.float64).reshape(-1, 5)
   except OSError as error:
     raise DataError(f"{path}: {error}") from error
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
+  except (ValueError, TypeError) as error:
     raise DataError(
       f"{path} must hold a list such as "
       '[{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}]'
@@ -121,6 +131,17 @@ def read_boxes(path: File) -> Float[np.ndarray, "k 5"]:
       "1, and every class 0 or more"
     )
   return boxes
+
+
+def _box(entry: Any) -> list[float]:
+  """Sides and class of an object; raises ValueError for another value."""
+  match entry:
+    case {"box": [_, _, _, _] as sides, "class": number}:
+      row = [*sides, number]
+      is_number = all(type(value) in (int, float) for value in row)
+      if is_number and number < MAX_CLASS and number == int(number):
+        return row
+  raise ValueError(f"{entry!r}")
 
 
 def pad_boxes(

@@ -6,19 +6,22 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ldm_jax.data.open_images import (
+  open_image,
+  orientation,
+  upright,
+  upright_size,
+)
 from ldm_jax.errors import ImageError
 
-# EPS would start Ghostscript; Pillow's other readers are little tested.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset((
   ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
   ".ppm", ".pgm", ".pbm", ".pnm",
 ))  # fmt: skip
-MAX_PIXELS = 64_000_000  # an 11 KB PNG can hold 90 MP; Pillow only warns
+STACKED = ("TIFF", "MPO")  # formats of several images, which are no animation
 WHITE = (255, 255, 255, 255)
-ORIENTATION = ExifTags.Base.Orientation
 
 
 def read_image(path: str | pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -28,7 +31,7 @@ def read_image(path: str | pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
 
   Raises:
     ImageError: the file is missing, damaged, no image, animated, or larger
-      than MAX_PIXELS.
+      than MAX_PIXELS of open_images.py.
   """
   return decode_image(path, str(path))
 
@@ -41,39 +44,30 @@ def decode_image(
   Args:
     name: of the image in error messages.
   """
-  try:
-    if not isinstance(file, io.BytesIO):
-      file = io.BytesIO(pathlib.Path(file).read_bytes())
-    with Image.open(file, formats=FORMATS) as image:
-      pixels = image.width * image.height
-      if pixels > MAX_PIXELS:
-        raise ImageError(name, "too_large", _too_large(image.size))
-      if image.format != "TIFF" and getattr(image, "is_animated", False):
-        raise ImageError(name, "animated", "a still image is needed")
-      pixels = _decode_plain_jpeg(image, file)
-      if pixels is not None:
-        return pixels
-      image.load()
-      return _upright(_to_rgb(image, name), _orientation(image))
-  except ImageError:
-    raise
-  # On malformed bytes Pillow's readers raise a dozen exception types, even
-  # SyntaxError; in every case the image is bad, and the type decides the kind.
-  except Exception as error:
-    raise ImageError(name, _kind(error), _detail(error)) from error
+  with open_image(file, name) as image:
+    is_animated = getattr(image, "is_animated", False)
+    if is_animated and image.format not in STACKED:
+      raise ImageError(name, "animated", "a still image is needed")
+    pixels = _decode_plain_jpeg(image)
+    if pixels is not None:
+      return pixels
+    image.load()
+    return upright(_to_rgb(image, name), orientation(image))
 
 
 def _decode_plain_jpeg(
-  image: Image.Image, file: io.BytesIO
+  image: Image.Image,
 ) -> UInt8[np.ndarray, "h w 3"] | None:
   """An upright RGB JPEG by OpenCV, which copies less; None for others.
 
   A truncated file is left to Pillow, which reports it.
   """
-  data = file.getbuffer()
   is_plain = image.format == "JPEG" and image.mode == "RGB"
-  is_whole = bytes(data[-2:]) == b"\xff\xd9"
-  if not (is_plain and is_whole and _orientation(image) == 1):
+  if not (is_plain and orientation(image) == 1):
+    return None
+  image.fp.seek(0)
+  data = image.fp.read()
+  if data[-2:] != b"\xff\xd9":
     return None
   cv2 = _cv2()
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -105,18 +99,13 @@ def rgb(values: Shaped[np.ndarray, "..."], name: str) -> np.ndarray:
 
 
 def image_size(file: str | pathlib.Path | io.BytesIO) -> tuple[int, int]:
-  """Height and width of the upright image, from the file's header alone.
+  """Height and width of what `read_image` returns, mostly from the header.
 
   Raises:
-    ImageError: the header cannot be read.
+    ImageError: the header cannot be read, or names more than MAX_PIXELS.
   """
-  try:
-    with Image.open(file, formats=FORMATS) as image:
-      width, height = image.size
-      is_transposed = _orientation(image) >= 5
-  except Exception as error:  # see decode_image
-    raise ImageError(str(file), _kind(error), _detail(error)) from error
-  return (width, height) if is_transposed else (height, width)
+  with open_image(file, str(file)) as image:
+    return upright_size(image)
 
 
 def header_size(file: str | pathlib.Path | io.BytesIO) -> tuple[int, int]:
@@ -191,51 +180,3 @@ def _eight_bits(values: np.ndarray, name: str) -> UInt8[np.ndarray, "h w"]:
     detail = f"whole numbers from {low} to {high} exceed 16 bits"
     raise ImageError(name, "unsupported", detail)
   return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _orientation(image: Image.Image) -> int:
-  """EXIF orientation, 1 to 8; 1 (upright) if it is missing or damaged."""
-  try:
-    found = image.getexif().get(ORIENTATION, 1)
-  except (SyntaxError, ValueError, TypeError, OSError, KeyError):
-    return 1
-  return found if found in range(1, 9) else 1
-
-
-def _upright(image: Image.Image, orientation: int) -> np.ndarray:
-  """The pixels, transposed as EXIF asks.
-
-  Pillow rewrites the whole EXIF block of what it transposes, and so refuses a
-  damaged one: it gets a copy with the orientation alone.
-  """
-  if orientation == 1:
-    return np.asarray(image)
-  plain = Image.fromarray(np.asarray(image))
-  plain.getexif()[ORIENTATION] = orientation
-  return np.asarray(ImageOps.exif_transpose(plain))
-
-
-def _kind(error: Exception) -> str:
-  if isinstance(error, UnidentifiedImageError):
-    return "not_an_image"
-  bombs = Image.DecompressionBombError, Image.DecompressionBombWarning
-  if isinstance(error, bombs):
-    return "too_large"
-  if "truncated" in str(error).lower() or isinstance(error, EOFError):
-    return "truncated"
-  if isinstance(error, OSError) and error.errno is not None:
-    return "unreadable"
-  return "corrupt"
-
-
-def _detail(error: Exception) -> str:
-  if isinstance(error, UnidentifiedImageError):
-    return f"no reader of {', '.join(FORMATS)} knows it"
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  return f"{error}"[:200] or type(error).__name__
-
-
-def _too_large(size: tuple[int, int]) -> str:
-  limit = MAX_PIXELS // 1_000_000
-  return f"{size[0]} x {size[1]} pixels; at most {limit} million are read"

@@ -1,6 +1,5 @@
 """Describes a model or a generated image from its headers and configs."""
 
-import json
 import math
 import os
 from collections.abc import Collection
@@ -8,9 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
-from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.data.open_images import read_png_text
+from ldm_jax.errors import ConfigError, ImageError, config_errors
+from ldm_jax.files.strict_json import parse_object
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.configs.scheduler_config import schedule
 from ldm_jax.pretrained.from_pretrained import find_components
@@ -67,12 +67,12 @@ def _describe_run(run: Run) -> dict[str, Any]:
 
 
 def _describe_image(path: str) -> dict[str, Any]:
-  with Image.open(path) as image:
-    text = image.info.get("ldm_jax")
-    size = image.size
+  with config_errors(ImageError):
+    size, text = read_png_text(path, "ldm_jax")
   if text is None:
     raise ConfigError(f"{path} holds no settings of ldm_jax")
-  return {"kind": "image", "size": list(size)} | json.loads(text)
+  settings = parse_object(text, f"the settings in {path}", ConfigError)
+  return {"kind": "image", "size": list(size)} | settings
 
 
 def _describe_model(components: Components) -> dict[str, Any]:

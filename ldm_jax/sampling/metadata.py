@@ -11,11 +11,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 import ldm_jax
-from ldm_jax.errors import ConfigError
+from ldm_jax.data.open_images import read_png_text
+from ldm_jax.errors import ConfigError, ImageError, config_errors
+from ldm_jax.files.strict_json import parse_object
 from ldm_jax.sampling.inputs.files import is_path, sha256
+from ldm_jax.sampling.inputs.request_types import check_json_types
 from ldm_jax.sampling.request import GenerationRequest, Number, Replay
 
 # A1111's names where they are not this package's names in capitals.
@@ -135,18 +136,12 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
   Raises:
     ConfigError: it is not such an image.
   """
-  try:
-    with Image.open(path) as image:
-      text = image.info.get("ldm_jax")
-  except (OSError, UnidentifiedImageError) as error:
-    raise ConfigError(f"{os.fspath(path)} cannot be read: {error}") from error
-  try:
-    found = json.loads(text or "")
-  except ValueError:
-    found = None
-  if not isinstance(found, dict):
+  with config_errors(ImageError):
+    _, text = read_png_text(path, "ldm_jax")
+  if text is None:
     raise ConfigError(f"{os.fspath(path)} holds no metadata of ldm_jax")
-  return found
+  name = f"the metadata of ldm_jax in {os.fspath(path)}"
+  return parse_object(text, name, ConfigError)
 
 
 def parse_metadata(
@@ -162,24 +157,48 @@ def parse_metadata(
     ConfigError: a file is not the one that the image was made from, or was
       an array that the image does not hold.
   """
-  fields = metadata if "replay" in metadata else _of_old(metadata)
+  try:
+    fields = metadata if "replay" in metadata else _of_old(metadata)
+  except (TypeError, ValueError, AttributeError, KeyError) as error:
+    raise ConfigError(f"the image's metadata is malformed: {error}") from error
   known = {name: fields[name] for name in fields if name in FIELDS} | {"num": 1}
-  known.pop("replay", None)
-  if fields.get("replay") and not {"num", "batch"} & set(changes):
-    known["replay"] = Replay(**fields["replay"])
+  replay = known.pop("replay", None)
   for name, value in known.items():
     if isinstance(value, list) and name != "layout":
       known[name] = tuple(value)
+  check_json_types(known)
+  if replay and not {"num", "batch"} & set(changes):
+    known["replay"] = _replay(replay)
   known |= changes
   _check_hashes(fields.get("input_hashes", {}), known)
   return GenerationRequest(**known)
 
 
+def _replay(fields: Any) -> Replay:
+  """Raises ConfigError unless they are whole numbers."""
+  names = {field.name for field in dataclasses.fields(Replay)}
+  is_known = isinstance(fields, Mapping) and fields.keys() <= names
+  if is_known and all(
+    type(number) is int and 0 <= number < 2**31 for number in fields.values()
+  ):
+    try:
+      return Replay(**fields)
+    except TypeError:  # a name is missing
+      pass
+  raise ConfigError(
+    f"the image's metadata has a malformed replay; expected whole numbers "
+    f"{', '.join(sorted(names))}"
+  )
+
+
 def _check_hashes(hashes: Mapping[str, str], fields: Mapping[str, Any]) -> None:
+  if not isinstance(hashes, Mapping):
+    raise ConfigError("the image's metadata has malformed input_hashes")
   for name, expected in hashes.items():
     owner, _, key = name.partition(".")
     value = fields.get(owner)
-    value = value.get(key) if key and value else value
+    if key:
+      value = value.get(key) if isinstance(value, Mapping) else None
     if value is None:
       raise ConfigError(
         f"the image was made from {name} in memory, which it does not hold; "
@@ -194,7 +213,7 @@ def _check_hashes(hashes: Mapping[str, str], fields: Mapping[str, Any]) -> None:
     if found != expected and is_path(value):
       raise ConfigError(
         f"{name} {os.fspath(value)} is not the file that the image was made "
-        f"from (SHA-256 {found[:12]}, then {expected[:12]})"
+        f"from (SHA-256 {found[:12]}, then {str(expected)[:12]})"
       )
 
 

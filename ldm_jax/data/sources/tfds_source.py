@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
 
 from ldm_jax.data.annotations import pad_boxes
 from ldm_jax.data.images import decode_image, rgb
-from ldm_jax.errors import ConfigError, ImageError
+from ldm_jax.data.open_images import open_image, orientation, upright
+from ldm_jax.errors import ConfigError
 from ldm_jax.fields.limits import Count
 
 
@@ -211,11 +211,9 @@ def _boxes(bbox: Any, labels: Any) -> Float[np.ndarray, "k 5"]:
 
 
 def _plane(value: bytes, where: str) -> np.ndarray:
-  try:
-    with Image.open(io.BytesIO(value)) as image:
-      return np.array(image)
-  except (OSError, UnidentifiedImageError) as error:
-    raise ImageError(where, "not_an_image", f"its map: {error}") from error
+  with open_image(io.BytesIO(value), f"the map of {where}") as image:
+    image.load()
+    return upright(image, orientation(image))
 
 
 def _check_features(source: TfdsSource, features: dict[str, Any]) -> None:

@@ -162,7 +162,7 @@ def _compressed(image, rng):
 def _jpeg(image, quality):
   file = io.BytesIO()
   Image.fromarray(_bytes(image)).save(file, "JPEG", quality=quality)
-  return np.asarray(Image.open(file), np.float32)
+  return np.asarray(Image.open(file, formats=["JPEG"]), np.float32)
 
 
 def _resized(image, size, method):

@@ -16,6 +16,7 @@ from ldm_jax.data.annotations import Member
 from ldm_jax.data.images import decode_image, read_image
 from ldm_jax.errors import ConfigError, ImageError
 from ldm_jax.files.numpy_files import read_npy
+from ldm_jax.files.regular_files import open_regular
 
 MAX_PROMPTS = 100_000  # of one file
 
@@ -131,7 +132,7 @@ def sha256(value: Any) -> str:
   """Of a file's bytes, or of an array's or image's values."""
   digest = hashlib.sha256()
   if is_path(value):
-    with open(value, "rb") as file:
+    with open_regular(value) as file:
       for block in iter(lambda: file.read(2**20), b""):
         digest.update(block)
   elif isinstance(value, np.ndarray | Image.Image):
