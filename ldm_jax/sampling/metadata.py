@@ -57,6 +57,9 @@ def request_metadata(request: GenerationRequest) -> dict[str, Any]:
     for field in dataclasses.fields(request)
     if field.name not in UNWRITTEN
   }
+  boxes = fields["layout"]
+  if boxes is not None and not is_path(boxes):
+    boxes, fields["layout"] = [dict(box) for box in boxes], None
   hashes = {
     name: sha256(fields[name]) for name in FILES if fields[name] is not None
   }
@@ -67,6 +70,8 @@ def request_metadata(request: GenerationRequest) -> dict[str, Any]:
   for name in (*FILES, *FOLDERS):
     value = fields[name]
     fields[name] = os.fspath(value) if is_path(value) else None
+  if not is_path(boxes):
+    fields["layout"] = boxes  # JSON as it is
   if not isinstance(fields["sampler"], str | None):
     name = type(fields["sampler"]).__name__
     fields["sampler"] = getattr(fields["sampler"], "__name__", name)
