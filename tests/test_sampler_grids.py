@@ -1,6 +1,7 @@
 """Timestep spacings, and the names of spacings and samplers."""
 
 import pathlib
+import re
 import runpy
 
 import numpy as np
@@ -296,3 +297,25 @@ def test_a_model_is_sampled_as_its_config_specifies(name, config, expected):
   assert (found.sampler, found.timestep_spacing, found.final_time) == expected
   assert found.steps_offset == 1
   found.plan(SCHEDULE)
+
+
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "sampling.md"
+TABLE = PAGE.read_text().split("## Names of other programs")[1].split("##")[0]
+WORDS = re.findall(r"^\| [^|]+ \| `([^`]+)`[^|]*\| `(\w+)` \|", TABLE, re.M)
+
+
+@pytest.mark.parametrize("word, expected", WORDS)
+def test_words_of_other_programs_mean_what_the_table_says(word, expected):
+  if expected in SAMPLERS:
+    assert parse_sampler_name(word) == (expected, None)
+  elif " " in word and word.split()[0].lower() in SAMPLERS:
+    assert parse_sampler_name(word)[1] == expected
+  else:
+    assert parse_timestep_spacing(word) == expected
+
+
+def test_the_table_has_the_words_that_differ():
+  assert len(WORDS) == 18
+  assert SAMPLERS["unipc_bh1"].default("order") == 3  # of both programs
+  assert SAMPLERS["unipc_bh2"].default("order") == 3
+  assert SAMPLERS["unipc"].default("order") == 2

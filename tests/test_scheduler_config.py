@@ -138,6 +138,7 @@ def test_no_key_is_ignored_silently(kind, key):
     (EULER, {"final_sigmas_type": "sigma_min"}, "with compat diffusers"),
     (EULER, {"sigma_min": 0.1, "use_karras_sigmas": True}, "sigma_min is"),
     (DPM, {"algorithm_type": "dpmsolver"}, "ends at the image"),
+    (DPM, {"algorithm_type": "deis"}, "ends at the image"),
     (
       DPM,
       {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},

@@ -177,7 +177,7 @@ def _defects_of_dpm(
       "diffusers' stochastic formula of order 3 has a wrong sign or is "
       "missing; here the sign is that of the ODE"
     )
-  if algorithm.endswith("dpmsolver") and is_clean:
+  if is_clean and not algorithm.endswith("++"):
     yield (
       f"diffusers has no {algorithm!r} with final_sigmas_type 'zero'; here the "
       "last step ends at the image"
