@@ -17,6 +17,7 @@ What differs from this package's own noise levels:
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -181,6 +182,7 @@ def _in_alpha(options: DiffusersTimesteps, schedule: Schedule) -> NoiseLevels:
   return NoiseLevels(schedule, levels, next_levels, stride=stride)
 
 
+@functools.lru_cache(maxsize=8)
 def _sigma_table(schedule: Schedule) -> np.ndarray:
   """sigma / signal of every time."""
   levels = [schedule.level_at(t, MIN_ALPHA_BAR) for t in range(schedule.steps)]
