@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from ldm_jax import config_tree
 from ldm_jax.errors import ConfigError
-from ldm_jax.fields.checks import annotation, check_field, fields
+from ldm_jax.fields.checks import annotation, check_field, fields, is_nodes
 
 # The classes of this package that a config may hold, by module.
 _MODULES = {
@@ -202,6 +202,12 @@ def differences(ours: Any, theirs: Any, path: str = "config") -> list[str]:
       for line in differences(
         _value(ours, f), _value(theirs, f), f"{path}.{f.name}"
       )
+    ]
+  if is_nodes(ours) and is_nodes(theirs) and len(ours) == len(theirs):
+    return [
+      line
+      for i, (our, their) in enumerate(zip(ours, theirs, strict=True))
+      for line in differences(our, their, f"{path}.{i}")
     ]
   same = _plain(ours) == _plain(theirs)
   return [] if same else [f"{path}: {ours!r} is not {theirs!r}"]

@@ -4,6 +4,8 @@
   checkpoints/   the state, by step
   frozen/        parameters that are not trained: LPIPS, or the first stage
   tokenizer/     if there are captions
+  data.json      what the data was: count, classes, a hash of its names
+  changes.jsonl  what was changed when it was resumed
   metrics.jsonl, tensorboard/, previews/
   skipped.jsonl  updates that were skipped; bad_samples.jsonl, bad images
   damaged/       checkpoints that were found damaged
@@ -118,16 +120,6 @@ class Run:
     with open(path + ".part", "w") as file:
       json.dump(stored, file, indent=1)
     os.replace(path + ".part", path)
-
-  def check_same(self, experiment: Experiment) -> None:
-    """Raises ConfigError if `experiment` cannot resume this run."""
-    found = config_json.differences(experiment, self.experiment)
-    found = [line for line in found if not line.startswith(MAY_CHANGE)]
-    if found:
-      raise ConfigError(
-        f"{self.folder} holds another experiment: {found[0]}; choose another "
-        "workdir (--workdir), or the config it was started with"
-      )
 
   @property
   def has_step(self) -> bool:

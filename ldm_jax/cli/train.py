@@ -19,6 +19,12 @@ from ldm_jax.cli.flags.parser import Parser
 
 logger = logging.getLogger(__name__)
 
+SWITCHES = {
+  "--help_config": "list every field of the config and exit",
+  "--allow_changed_data": "resume although the data has changed",
+  "--override": "resume with another learning rate, batch, ...; it is recorded",
+}
+
 
 def parser() -> Parser:
   """The flags of train."""
@@ -28,16 +34,12 @@ def parser() -> Parser:
     "--config",
     required=True,
     metavar="FILE",
-    help="a Python file whose get_config() returns an Experiment, or the name "
-    "of a packaged one, such as sd/sd1; --config.FIELD[.FIELD...]=VALUE sets "
-    "fields of it",
+    help="a Python file whose get_config() returns an Experiment, or "
+    "a name, such as sd/sd1; --config.FIELD[.FIELD...]=VALUE sets a field",
   )
   add("--workdir", metavar="DIR", help="the run folder")
-  add(
-    "--help_config",
-    action="store_true",
-    help="list every field of the config and exit",
-  )
+  for name, text in SWITCHES.items():
+    add(name, action="store_true", help=text)
   add(
     "--profile",
     metavar="FROM:TO",
@@ -49,7 +51,7 @@ def parser() -> Parser:
     action="append",
     default=[],
     metavar="PACKAGE",
-    help="import classes of this package that the run or its first stage names",
+    help="import this package's classes that the run or its first stage names",
   )
   return flags
 
@@ -72,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     overrides=overrides,
     profile=flags.profile,
     trust=flags.trust,
+    allow_changed_data=flags.allow_changed_data,
+    override=flags.override,
   )
   if result.interrupted:
     logger.info(f"resume with: {_command_line()}")

@@ -30,6 +30,14 @@ from ldm_jax.training.compiled_steps import INIT
 from ldm_jax.training.dataloading import bad_image_log, example_of, held_out
 from ldm_jax.training.denoiser import DenoiserTask
 from ldm_jax.training.frozen import FirstStageParams, load_frozen
+from ldm_jax.training.resume import (
+  ResumeOptions,
+  check_data,
+  check_resumable,
+  record_changes,
+  with_batch,
+  write_fingerprints,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +61,7 @@ def prepare_run(
   folder: str,
   sharding: Sharding,
   trust: Sequence[str] = (),
+  options: ResumeOptions = ResumeOptions(),
 ) -> PreparedRun:
   """Opens the run in `folder`, or creates it.
 
@@ -64,7 +73,7 @@ def prepare_run(
   config.check_readable(experiment)
   trust = (*trust, *config.packages(experiment))
   if processes.broadcast(Run.exists(folder)):
-    return _reopened(experiment, folder, sharding, trust)
+    return _reopened(experiment, folder, sharding, trust, options)
   start = first_stage = None
   if experiment.start:
     if not isinstance(experiment.task, DenoiserTask):
@@ -99,12 +108,17 @@ def _write(run: Run, tokenizer: Tokenizer | None, frozen: Any) -> None:
   if processes.is_first():
     if tokenizer is not None:
       run.save_tokenizer(tokenizer)
+    write_fingerprints(run.folder, run.experiment)
     run.write()
   processes.barrier("run created")
 
 
 def _reopened(
-  experiment: Experiment, folder: str, sharding: Sharding, trust: Sequence[str]
+  experiment: Experiment,
+  folder: str,
+  sharding: Sharding,
+  trust: Sequence[str],
+  options: ResumeOptions,
 ) -> PreparedRun:
   """A run that exists."""
   stored = Run.open(folder, trust)
@@ -113,9 +127,14 @@ def _reopened(
     if experiment.first_stage:
       filled = _first_stage(experiment, None, sharding, trust).filled
     experiment = _with_first_stage(experiment, filled)
-  stored.check_same(experiment)
-  run = dataclasses.replace(stored, experiment=experiment)
+  changed = check_resumable(stored, experiment, options)
+  changed += check_data(stored, experiment, options)
+  before, now = stored.experiment.data.batch, experiment.data.batch
+  batch = with_batch(stored.batch, before, now)
+  run = dataclasses.replace(stored, experiment=experiment, batch=batch)
   if processes.is_first():
+    record_changes(run, changed)
+    write_fingerprints(folder, experiment)
     run.write()
   tokenizer, frozen, params = run.tokenizer, run.frozen(sharding), None
   start = experiment.start or stored.experiment.start

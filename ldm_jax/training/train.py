@@ -22,6 +22,7 @@ from ldm_jax.training.dataloading import (
   example_indices,
   held_out,
 )
+from ldm_jax.training.resume import ResumeOptions
 from ldm_jax.training.setup import PreparedRun, prepare_run
 from ldm_jax.training.trainer import Trainer, TrainingOutcome
 
@@ -55,6 +56,8 @@ def train(
   overrides: Mapping[str, str] | None = None,
   profile: tuple[int, int] | None = None,
   trust: Sequence[str] = (),
+  allow_changed_data: bool = False,
+  override: bool = False,
 ) -> TrainingResult:
   """Trains an experiment, or resumes the run of it in `workdir`.
 
@@ -66,6 +69,11 @@ def train(
     profile: the first and the last step to trace into WORKDIR/profile.
     trust: top-level packages whose classes the runs `first_stage` and `start`
       may name, in addition to those of the experiment's own classes.
+    allow_changed_data: resume although the data's count, classes or names are
+      others than when the run began; it is recorded in changes.jsonl.
+    override: resume with other values of fields that are safe to change, such
+      as the learning rate and the batch; recorded there too. See
+      `resume.OVERRIDABLE`.
 
   Raises:
     ConfigError: the experiment cannot run, could not be read back from the
@@ -85,12 +93,13 @@ def train(
           "as by gcsfuse) and give its path here"
         )
       processes.initialize()
+      options = ResumeOptions(allow_changed_data, override)
       _check_profile(profile)
       experiment = config.resolve(experiment, overrides or {})
       sharding = experiment.mesh.build()
       sharding.check_batch(experiment.data.batch, slices(experiment))
       _log_unfinished(held.enter_context(run_lock(workdir)))
-      prepared = prepare_run(experiment, workdir, sharding, trust)
+      prepared = prepare_run(experiment, workdir, sharding, trust, options)
     bad = bad_image_log(prepared.run.experiment, workdir)
     outcome = _run(prepared, sharding, profile, bad)
   metrics: dict[str, Any] = {}
