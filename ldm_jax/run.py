@@ -29,6 +29,7 @@ from ldm_jax.config import Experiment
 from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
+from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.strict_json import read_object
 from ldm_jax.runtime.checkpointing import read_checkpoints, tree_io
 from ldm_jax.runtime.devices.sharding import Sharding
@@ -117,9 +118,8 @@ class Run:
       "experiment": config_json.to_json(self.experiment),
       "batch": {n: [s.shape, s.dtype.name] for n, s in self.batch.items()},
     }
-    with open(path + ".part", "w") as file:
+    with replace_file(path, "utf-8") as file:
       json.dump(stored, file, indent=1)
-    os.replace(path + ".part", path)
 
   @property
   def has_step(self) -> bool:

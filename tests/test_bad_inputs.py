@@ -25,7 +25,7 @@ from ldm_jax.cli.exit_codes import exit_status
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
-from ldm_jax.runtime.checkpointing.run_lock import run_lock
+from ldm_jax.runtime.folder_lock import folder_lock
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -51,7 +51,7 @@ def place(tmp_path_factory):
     untrained(CONFIGS / f"glyphs_{name}.py", root / name, [*bare, flag])
   write_images(root)
   weights(root)
-  with run_lock(str(root / "locked")):
+  with folder_lock(str(root / "locked")):
     yield root
 
 

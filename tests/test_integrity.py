@@ -20,6 +20,7 @@ from jax.sharding import SingleDeviceSharding
 
 from ldm_jax.cli import verify
 from ldm_jax.errors import DamagedFile, NonFinite
+from ldm_jax.files.file_lock import OutputLocked
 from ldm_jax.runtime.checkpointing import host_sums, read_checkpoints, tree_io
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.checkpointing.checksums import (
@@ -28,8 +29,8 @@ from ldm_jax.runtime.checkpointing.checksums import (
   checksums,
 )
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
-from ldm_jax.runtime.checkpointing.run_lock import RunLocked, run_lock
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.folder_lock import folder_lock
 
 STEPS, POLICY = (1, 2, 3), CheckpointPolicy(keep=9, best="loss")
 
@@ -346,8 +347,8 @@ def test_verify_lists_every_step(folder, capsys):
 
 HOLDER = """
 import sys, time
-from ldm_jax.runtime.checkpointing.run_lock import run_lock
-with run_lock(sys.argv[1]):
+from ldm_jax.runtime.folder_lock import folder_lock
+with folder_lock(sys.argv[1]):
   print("held", flush=True)
   time.sleep(60)
 """
@@ -367,28 +368,28 @@ def test_files_of_an_interrupted_write_are_removed(tmp_path):
 
 def test_a_run_folder_has_one_writer(tmp_path):
   run = tmp_path / "run"
-  with run_lock(str(run)) as previous:
+  with folder_lock(str(run)) as previous:
     assert previous is None
     (run / "config.json").write_text("{}")
     # A lock object of its own, as another process has it.
     message = f"is written by process {os.getpid()} on .*choose another"
-    with pytest.raises(RunLocked, match=message), run_lock(str(run)):
+    with pytest.raises(OutputLocked, match=message), folder_lock(str(run)):
       raise AssertionError
-  with run_lock(str(run)) as previous:
+  with folder_lock(str(run)) as previous:
     assert previous is None
   with subprocess.Popen(
     [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE
   ) as other:
     other.stdout.readline()
     with (
-      pytest.raises(RunLocked, match=f"process {other.pid} "),
-      run_lock(str(run)),
+      pytest.raises(OutputLocked, match=f"process {other.pid} "),
+      folder_lock(str(run)),
     ):
       raise AssertionError
     other.kill()
-  with run_lock(str(run)) as previous:  # of a killed process
+  with folder_lock(str(run)) as previous:  # of a killed process
     assert previous["pid"] == other.pid
-  with pytest.raises(KeyError), run_lock(str(tmp_path / "new")):
+  with pytest.raises(KeyError), folder_lock(str(tmp_path / "new")):
     raise KeyError
   assert not (tmp_path / "new").exists()  # nothing was written there
 
@@ -404,7 +405,7 @@ def test_a_file_system_without_locks_gives_a_warning(
     raise error
 
   monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-  with run_lock(str(tmp_path / "run")):
+  with folder_lock(str(tmp_path / "run")):
     assert (tmp_path / "run" / "lock.json").exists()
   (record,) = caplog.records
   assert record.levelno == logging.WARNING

@@ -15,7 +15,8 @@ from ldm_jax.data.sources import shards
 from ldm_jax.data.sources.cached_latents import CachedLatents
 from ldm_jax.data.sources.folder import Folder
 from ldm_jax.data.sources.mix import Mix
-from ldm_jax.data.sources.shards import Shards, write_record
+from ldm_jax.data.sources.shards import Shards
+from ldm_jax.data.sources.write_records import write_record
 from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.errors import ImageError
 

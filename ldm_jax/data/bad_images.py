@@ -12,6 +12,7 @@ from typing import Any
 from ldm_jax.data.label_checks import check_example, path_of
 from ldm_jax.data.protocols import Source
 from ldm_jax.errors import DataError, ImageError
+from ldm_jax.files.atomic_writes import open_append, open_update
 from ldm_jax.files.strict_json import parse_lines
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ class BadImageLog:
     self._written.add(error.path)
     line = {"example": index, "path": error.path, "kind": error.kind}
     try:
-      with open(self._path, "a") as file:
-        file.write(json.dumps(line | {"detail": error.detail}) + "\n")
+      text = json.dumps(line | {"detail": error.detail}) + "\n"
+      with open_append(self._path) as file:
+        file.write(text.encode())
     except OSError as write_error:
       logger.warning("%s", write_error)
 
@@ -120,7 +122,7 @@ def _written(path: str | None) -> set[str]:
   """
   if path is None or not os.path.exists(path):
     return set()
-  with open(path, "r+b") as file:
+  with open_update(path) as file:
     content = file.read()
     end = content.rfind(b"\n") + 1
     file.truncate(end)

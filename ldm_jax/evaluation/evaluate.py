@@ -18,6 +18,7 @@ from ldm_jax.evaluation.metrics.statistics import (
   read_statistics,
 )
 from ldm_jax.evaluation.request import EvaluationRequest, EvaluationResult
+from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -212,6 +213,5 @@ def _settings(request: EvaluationRequest, case: Comparison) -> dict:
 
 
 def _write_json(path: str, result: EvaluationResult) -> None:
-  with open(path + ".part", "w") as file:
+  with replace_file(path, "utf-8") as file:
     file.write(json.dumps(result.to_json()) + "\n")
-  os.replace(path + ".part", path)

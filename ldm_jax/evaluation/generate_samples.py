@@ -17,6 +17,7 @@ from ldm_jax.evaluation.condition_sampler import ConditionSampler
 from ldm_jax.evaluation.image_sets import Images, ImageSet, folder_images
 from ldm_jax.evaluation.reconstruct import BATCH, reconstruction_function
 from ldm_jax.evaluation.request import EvaluationRequest
+from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.strict_json import read_object
 from ldm_jax.run import Run
 from ldm_jax.runtime import image_files
@@ -103,9 +104,8 @@ class SampleWriter:
       )
     os.makedirs(self._folder, exist_ok=True)
     if stored is None and processes.is_first():
-      with open(path + ".part", "w") as file:
+      with replace_file(path, "utf-8") as file:
         json.dump(settings, file)
-      os.replace(path + ".part", path)
 
   def write(self) -> ImageSet:
     """All images; those that exist already are not generated again."""

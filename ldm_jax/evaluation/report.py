@@ -29,6 +29,7 @@ from ldm_jax.evaluation.glyphs.glyph_classifier import read_glyphs
 from ldm_jax.evaluation.html_report import Page, html_page
 from ldm_jax.evaluation.metrics.psnr import psnr
 from ldm_jax.evaluation.reconstruct import reconstruction_function
+from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.pixels import to_float
 from ldm_jax.pretrained.open_model import open_denoiser_run
 from ldm_jax.run import Run
@@ -155,9 +156,8 @@ def _write(folder: str, page: Page) -> tuple[str, str]:
   """Writes the page and a sheet of its samples; returns their paths."""
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, "report.html")
-  with open(path + ".part", "w") as file:
+  with replace_file(path, "utf-8") as file:
     file.write(html_page(page))
-  os.replace(path + ".part", path)
   sheet = image_files.image_grid(page.samples, page.captions, columns=8)
   sheet_path = os.path.join(folder, "samples.png")
   image_files.write_png(sheet_path, sheet)

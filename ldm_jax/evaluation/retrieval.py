@@ -23,6 +23,7 @@ from ldm_jax.data.sources.neighbours import ROWS, Neighbours
 from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.errors import ConfigError, ImageError, config_errors
 from ldm_jax.evaluation.metrics.nearest_neighbours import nearest
+from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.numpy_files import read_npy
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.pixels import to_float
@@ -30,7 +31,6 @@ from ldm_jax.pretrained.components import open_network
 from ldm_jax.pretrained.networks import load
 from ldm_jax.run import Run, open_first_stage
 from ldm_jax.runtime.devices.sharding import MeshShape
-from ldm_jax.weights.mmap_files import replace_file
 
 Encoder = Callable[[UInt8[np.ndarray, "b h w 3"]], Float[np.ndarray, "b d"]]
 

@@ -41,8 +41,12 @@ def read_regular(path: str | os.PathLike) -> bytes:
 
 
 def check_regular(path: str | os.PathLike) -> None:
-  """Raises OSError if a path is no regular file, nor a link to one."""
-  _check_mode(os.stat(path).st_mode, path)
+  """Raises OSError if a path is no regular file, nor a link to one.
+
+  Paths with :// are those of storage buckets, which have files alone.
+  """
+  if "://" not in os.fspath(path):
+    _check_mode(os.stat(path).st_mode, path)
 
 
 def _check_mode(mode: int, path: str | os.PathLike) -> None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.lora.export import LoraFormat, save_lora
 from ldm_jax.pretrained.networks import load
@@ -129,9 +130,11 @@ def convert(request: ConvertRequest) -> ConvertResult:
       network.
     OSError: the target cannot be written.
   """
-  if os.path.exists(request.target):
-    raise ConfigError(f"{request.target} exists already; choose another target")
-  with config_errors():
+  with lock_output(request.target), config_errors():
+    if os.path.lexists(request.target):
+      raise ConfigError(
+        f"{request.target} exists already; choose another target"
+      )
     if request.lora:
       _convert_lora(request)
       return ConvertResult(request.target, "lora")

@@ -1,12 +1,9 @@
 """Writes models as diffusers folders or single files."""
 
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -15,6 +12,8 @@ import numpy as np
 from ldm_jax.data.text.clip_prompts import ClipPrompts
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
+from ldm_jax.files.atomic_writes import check_absent, new_folder, replace_file
+from ldm_jax.files.file_lock import lock_output
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.pretrained import model_index
 from ldm_jax.pretrained.configs import scheduler_config
@@ -74,7 +73,8 @@ def save_pretrained(
     FileExistsError: the folder exists and is not empty.
   """
   cast = _dtype(dtype)
-  with _atomic_folder(folder) as path:
+  with lock_output(folder), new_folder(folder) as name:
+    path = pathlib.Path(name)
     if isinstance(module, LatentDiffusion):
       networks = export_networks(module, params, image_size)
       sampler = scheduler_config.schedule_config(
@@ -115,8 +115,7 @@ def save_single_file(
     FileExistsError: the file exists.
   """
   cast = _dtype(dtype)
-  if os.path.exists(path):
-    raise FileExistsError(f"{path} exists already; choose another name")
+  check_absent(path)  # before anything is computed
   if isinstance(module, LatentDiffusion):
     prefixes = model_index.prefixes(module)
     networks = []
@@ -142,8 +141,8 @@ def save_single_file(
     for prefix, network in networks
   )
   own = stored(StoredConfigs(configs, scheduler, index), tensors)
-  os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-  write_safetensors(path, tensors, metadata=FORMAT | own)
+  with lock_output(path):
+    write_safetensors(path, tensors, metadata=FORMAT | own, is_new=True)
 
 
 def _marks(module: LatentDiffusion) -> list[str]:
@@ -173,9 +172,8 @@ def _write_pipeline(
     _write_network(path / name, network, cast, max_shard_bytes)
   for name, library_one in model_index.tokenizers(model, tokenizer).items():
     library_one.save_pretrained(str(path / name))
-  (path / "README.md").write_text(
-    model_index.model_card(index), encoding="utf-8"
-  )
+  with replace_file(path / "README.md", "utf-8") as file:
+    file.write(model_index.model_card(index))
   _write_json(path / "model_index.json", index)
 
 
@@ -202,25 +200,8 @@ def _write_network(
 
 def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-  path.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _atomic_folder(folder: str) -> Iterator[pathlib.Path]:
-  """A folder to write into, renamed to `folder` when it is complete."""
-  path = pathlib.Path(folder).absolute()
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise FileExistsError(f"{folder} exists already; choose another folder")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f"{path.name}.part")
-  shutil.rmtree(part, ignore_errors=True)
-  part.mkdir()
-  try:
-    yield part
-    os.replace(part, path)
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
+  with replace_file(path, "utf-8") as file:
+    file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def _dtype(name: str) -> np.dtype:

@@ -1,10 +1,12 @@
 """Images as PNG files, single or as a grid with captions."""
 
-import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import BinaryIO
 
 import numpy as np
+
+from ldm_jax.files.atomic_writes import replace_file, write_under_free_name
 
 
 def image_grid(
@@ -68,6 +70,26 @@ def write_png(
     metadata: text chunks of the PNG by keyword: tEXt, which every reader
       knows, if the text is Latin-1, and iTXt otherwise.
   """
+  os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+  with replace_file(path) as file:
+    _save(file, image, metadata)
+
+
+def write_new_png(
+  paths: Iterable[str],
+  image: np.ndarray,
+  metadata: Mapping[str, str] | None = None,
+) -> str:
+  """`write_png` to the first path that does not exist, which is returned.
+
+  Processes that write at the same time never overwrite each other's images.
+  """
+  return write_under_free_name(paths, lambda file: _save(file, image, metadata))
+
+
+def _save(
+  file: BinaryIO, image: np.ndarray, metadata: Mapping[str, str] | None
+) -> None:
   from PIL import Image
   from PIL.PngImagePlugin import PngInfo
 
@@ -75,15 +97,7 @@ def write_png(
   for name, value in (metadata or {}).items():
     add = info.add_text if _is_latin1(value) else info.add_itxt
     add(name, value)
-  os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-  part = path + ".part"
-  try:
-    Image.fromarray(image).save(part, "PNG", pnginfo=info)
-    os.replace(part, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      os.remove(part)
-    raise OSError(error.errno, error.strerror, path) from error
+  Image.fromarray(image).save(file, "PNG", pnginfo=info)
 
 
 def _is_latin1(text: str) -> bool:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from ldm_jax.errors import NonFinite
+from ldm_jax.files.atomic_writes import open_append
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.log import warn_on_os_error
 from ldm_jax.runtime.monitoring.metric_writer import read_json_lines
@@ -240,8 +241,8 @@ class NonFiniteMonitor:
     )
     if processes.is_first() and step not in self._written:
       line = {"step": step, "reason": reason, "examples": examples}
-      with warn_on_os_error(), open(self._path, "a") as file:
-        file.write(json.dumps(line) + "\n")
+      with warn_on_os_error(), open_append(self._path) as file:
+        file.write((json.dumps(line) + "\n").encode())
     if in_row >= self._patience:
       raise NonFinite(
         f"{in_row} updates in a row, up to step {step}, were skipped: "

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.runtime import image_files
 from ldm_jax.sampling.metadata import png_text
 from ldm_jax.sampling.request import GenerationRequest
-from ldm_jax.weights.mmap_files import replace_file
 
 Written = Callable[[str], None]  # is called with the path of a finished file
 

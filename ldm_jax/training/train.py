@@ -12,9 +12,9 @@ from ldm_jax import config
 from ldm_jax.config import Experiment
 from ldm_jax.data.bad_images import BadImageLog
 from ldm_jax.errors import ConfigError, config_errors
-from ldm_jax.runtime.checkpointing.run_lock import run_lock
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.runtime.folder_lock import folder_lock
 from ldm_jax.runtime.monitoring import metric_writer
 from ldm_jax.training.dataloading import (
   bad_image_log,
@@ -98,7 +98,7 @@ def train(
       experiment = config.resolve(experiment, overrides or {})
       sharding = experiment.mesh.build()
       sharding.check_batch(experiment.data.batch, slices(experiment))
-      _log_unfinished(held.enter_context(run_lock(workdir)))
+      _log_unfinished(held.enter_context(folder_lock(workdir)))
       prepared = prepare_run(experiment, workdir, sharding, trust, options)
     bad = bad_image_log(prepared.run.experiment, workdir)
     outcome = _run(prepared, sharding, profile, bad)

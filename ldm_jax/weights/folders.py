@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ldm_jax.errors import WeightsError
+from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.strict_json import parse_json
 from ldm_jax.weights.files import read_tensors
-from ldm_jax.weights.mmap_files import map_file, open_weights, replace_file
+from ldm_jax.weights.mmap_files import map_file, open_weights
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 # File names of the libraries, with those of their former Flax models

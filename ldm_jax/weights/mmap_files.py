@@ -1,4 +1,4 @@
-"""Memory-mapped files, checked shapes, and atomic replacement of files."""
+"""Memory-mapped files, and checked shapes."""
 
 import contextlib
 import math
@@ -62,21 +62,6 @@ def open_weights(path: str | os.PathLike) -> Iterator[Any]:
         yield file
     except OSError as error:
       raise WeightsError(f"it cannot be read ({error})") from error
-
-
-@contextlib.contextmanager
-def replace_file(path: str | os.PathLike) -> Iterator[Any]:
-  """A file to write, named PATH.part and moved to PATH when it is complete.
-
-  It is removed if an exception is raised.
-  """
-  part = pathlib.Path(f"{os.fspath(path)}.part")
-  try:
-    with part.open("wb") as file:
-      yield file
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def map_file(file: BinaryIO) -> np.ndarray:

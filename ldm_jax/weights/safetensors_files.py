@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ldm_jax.errors import WeightsError
+from ldm_jax.files.atomic_writes import new_file, replace_file
 from ldm_jax.files.strict_json import parse_json
 from ldm_jax.weights.file_types import START_LENGTH, explain
 from ldm_jax.weights.mmap_files import (
@@ -22,7 +23,6 @@ from ldm_jax.weights.mmap_files import (
   is_count,
   map_file,
   open_weights,
-  replace_file,
 )
 
 MAX_HEADER = 100_000_000  # safetensors/src/tensor.rs: MAX_HEADER_SIZE
@@ -89,21 +89,26 @@ def write_safetensors(
   tensors: Mapping[str, np.ndarray],
   *,
   metadata: Mapping[str, str] = FORMAT,
+  is_new: bool = False,
 ):
-  """Writes tensors to PATH.part, which is then moved to PATH.
+  """Writes a file, which appears when it is complete.
 
   The bytes equal those of the safetensors library: sorted by the width of the
   dtype, the widest first, which aligns them, and then by name.
 
+  Args:
+    is_new: whether `path` must not exist, rather than be replaced.
+
   Raises:
     WeightsError: the format lacks a dtype, or a name is not allowed.
+    FileExistsError: it exists, and `is_new`.
   """
   with error_context(path):
     for name, tensor in tensors.items():
       _check_writable(name, tensor.dtype.name)
     names = sorted(tensors, key=lambda n: (RANKS[tensors[n].dtype.name], n))
     header = _header({name: tensors[name] for name in names}, metadata)
-  with replace_file(path) as file:
+  with (new_file if is_new else replace_file)(path) as file:
     file.write(len(header).to_bytes(8, "little") + header)
     for name in names:
       array = np.asarray(tensors[name])

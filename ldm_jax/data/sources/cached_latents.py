@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt8
 
 from ldm_jax.errors import ConfigError, DataError
-from ldm_jax.files.numpy_files import read_npy
+from ldm_jax.files.atomic_writes import replace_file
+from ldm_jax.files.regular_files import check_regular
 from ldm_jax.files.strict_json import parse_object
 
 MANIFEST = "manifest.json"
@@ -102,23 +103,11 @@ class CachedLatents:
 
   def _read(self, name: str) -> Shaped[np.ndarray, "..."]:
     path = os.path.join(self.folder, f"{name}.npy")
-    return read_npy(path, DataError, is_mapped=True)
-
-
-def _check_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
-  """Raises DataError unless the entries are of the types that are written."""
-  match manifest:
-    case {
-      "count": int(count),
-      "is_complete": bool(),
-      "has_captions": bool(),
-      "arrays": dict(arrays),
-    } if count >= 0 and all(name.isidentifier() for name in arrays):
-      return
-  raise DataError(
-    f"{os.path.join(folder, MANIFEST)} is damaged; expected a count, "
-    "is_complete, has_captions and arrays by name"
-  )
+    try:
+      check_regular(path)
+      return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+      raise DataError(f"the latents' {path} cannot be read: {error}") from error
 
 
 def read_manifest(folder: str) -> dict[str, Any] | None:
@@ -131,6 +120,7 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
 
   path = epath.Path(folder) / MANIFEST
   try:
+    check_regular(path)
     text = path.read_bytes()
   except FileNotFoundError:
     return None
@@ -143,9 +133,8 @@ def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
   """Writes manifest.json, atomically."""
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, MANIFEST)
-  with open(path + ".part", "w", encoding="utf-8") as file:
+  with replace_file(path, "utf-8") as file:
     json.dump(manifest, file, indent=1)
-  os.replace(path + ".part", path)
 
 
 def write_captions(folder: str, captions: Sequence[str]) -> None:
@@ -155,6 +144,5 @@ def write_captions(folder: str, captions: Sequence[str]) -> None:
   ends = np.cumsum([len(each) for each in encoded], dtype=np.int64)
   for name, array in (("captions", text), ("captions_ends", ends)):
     path = os.path.join(folder, f"{name}.npy")
-    with open(path + ".part", "wb") as file:
+    with replace_file(path) as file:
       np.save(file, array)
-    os.replace(path + ".part", path)

@@ -16,6 +16,7 @@ from ldm_jax.data.annotations import ENDINGS, READERS, read_annotation
 from ldm_jax.data.images import EXTENSIONS, header_size, read_image
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.fields.limits import Count
+from ldm_jax.files.regular_files import read_regular
 
 CAPTION = "caption.txt"  # one caption for all images of its folder
 METADATA = "metadata.jsonl"  # Hugging Face's ImageFolder with captions
@@ -232,9 +233,11 @@ def _walk(root: pathlib.Path) -> Iterator[str]:
 
 def _read_text(path: pathlib.Path) -> str:
   try:
-    return path.read_text(encoding="utf-8-sig")
+    return read_regular(path).decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise DataError(f"{path} is not UTF-8: {error.reason}") from error
+  except OSError as error:
+    raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _read_metadata(

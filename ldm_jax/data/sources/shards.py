@@ -10,7 +10,6 @@ text), label and score; and those of annotations, such as "map.png".
 import concurrent.futures
 import dataclasses
 import functools
-import os
 import tarfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +23,7 @@ from ldm_jax.data.images import EXTENSIONS, decode_image, header_size
 from ldm_jax.data.sources.cached_latents import MANIFEST, read_manifest
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.fields.limits import Count
+from ldm_jax.files.regular_files import check_regular
 from ldm_jax.files.strict_json import parse_object
 
 TAR, RECORD = ".tar", ".array_record"
@@ -111,6 +111,8 @@ def shard_files(path: str) -> list[str]:
   else:
     names = [place] if place.exists() else []
   names = sorted(str(n) for n in names if str(n).endswith((TAR, RECORD)))
+  for name in names:
+    check_regular(name)
   kinds = {name.endswith(TAR) for name in names}
   if len(kinds) != 1:
     number = "no" if not kinds else "both kinds of"
@@ -285,16 +287,3 @@ class _Record:
     except (RuntimeError, ValueError) as error:
       raise DataError(f"{self._path} cannot be read: {error}") from error
     return source
-
-
-def write_record(path: str, examples: list[Files]) -> None:
-  """Writes an array record for random access, atomically."""
-  from array_record.python import array_record_module
-
-  writer = array_record_module.ArrayRecordWriter(
-    path + ".part", "group_size:1,uncompressed"
-  )
-  for files in examples:
-    writer.write(msgpack.packb(dict(files)))
-  writer.close()
-  os.replace(path + ".part", path)

@@ -70,6 +70,9 @@ def read_tokenizer(path: pathlib.Path) -> PretrainedTokenizer:
       transformers reads, which is not installed.
   """
   names = set(os.listdir(path))
+  for name in sorted(names):
+    if (file := path / name).exists() and not (file.is_file() or file.is_dir()):
+      raise ConfigError(f"{file} is a pipe or a device, expected a file")
   config = _read_json(path / "tokenizer_config.json")
   if "tokenizer.json" not in names and len(names & PAIR) == 1:
     (present,) = names & PAIR

@@ -5,7 +5,6 @@ sigma_s), and torch-fidelity's .pt (mu, sigma). No code in them is executed.
 """
 
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.metrics.frechet import Moments
 from ldm_jax.evaluation.metrics.resizing import ResizeMode
+from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.numpy_files import read_npz
 from ldm_jax.nn.encoders.inception import Features
 from ldm_jax.weights.torch.torch_files import read_pickled
@@ -60,10 +60,8 @@ class Statistics:
       moments = getattr(self, name)
       arrays |= {f"{name}_mean": moments.mean}
       arrays |= {f"{name}_scatter": moments.scatter}
-    part = path + ".part"
-    with open(part, "wb") as file:
+    with replace_file(path) as file:
       np.savez(file, **arrays)
-    os.replace(part, path)
 
 
 _NAMES = (

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ldm_jax.errors import WeightsError
+from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.lora import FACTORS, LoRA
 from ldm_jax.pretrained.lora.matrix_names import networks
@@ -71,7 +72,8 @@ def save_lora(
     )
   write = {"kohya": _as_kohya, "peft": _as_peft}[form]
   tensors, metadata = write(found, lora)
-  write_safetensors(path, tensors, metadata=metadata)
+  with lock_output(path):
+    write_safetensors(path, tensors, metadata=metadata)
 
 
 def _kohya(prefix: str, name: str) -> str:

@@ -11,6 +11,12 @@ from typing import Any
 import numpy as np
 
 from ldm_jax.errors import DamagedFile
+from ldm_jax.files.atomic_writes import (
+  open_append,
+  open_update,
+  replace_file,
+)
+from ldm_jax.files.regular_files import open_regular
 from ldm_jax.files.strict_json import parse_lines
 from ldm_jax.runtime.monitoring.trackers import TensorBoard, Tracker
 
@@ -47,11 +53,9 @@ class MetricWriter:
     if not is_writer:
       return
     os.makedirs(folder, exist_ok=True)
-    part = self._path + ".part"
-    with open(part, "w") as file:
+    with replace_file(self._path, "utf-8") as file:
       file.writelines(json.dumps(line) + "\n" for line in kept)
-    os.replace(part, self._path)
-    self._file = open(self._path, "a")  # noqa: SIM115, open until `close`
+    self._file = open_append(self._path)
     for tracker in trackers:
       with self._drop_on_os_error(tracker):
         self._trackers.append(tracker.open(folder, step))
@@ -141,7 +145,7 @@ def read_json_lines(
   """
   if not os.path.exists(path):
     return []
-  with open(path, "r+b" if repair else "rb") as file:
+  with open_update(path) if repair else open_regular(path) as file:
     text = file.read()
     end = text.rfind(b"\n") + 1
     if repair and end < len(text):

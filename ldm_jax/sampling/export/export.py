@@ -12,6 +12,8 @@ import numpy as np
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.files.atomic_writes import new_folder, replace_file
+from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.embedders import (
@@ -75,8 +77,13 @@ def export(request: ExportRequest) -> ExportResult:
       exported.
     WeightsError: see `open_model`.
   """
+  with lock_output(request.out):
+    return _export(request)
+
+
+def _export(request: ExportRequest) -> ExportResult:
   with config_errors():
-    if os.path.exists(request.out):
+    if os.path.lexists(request.out):
       raise ConfigError(
         f"{request.out} exists already; choose another folder (--out)"
       )
@@ -91,15 +98,6 @@ def export(request: ExportRequest) -> ExportResult:
       conditioning,
       is_inside=request.is_inside,
     )
-  part = request.out.rstrip(os.sep) + ".part"
-  shutil.rmtree(part, ignore_errors=True)
-  os.makedirs(part)
-  with open(os.path.join(part, "sampler.jax"), "wb") as file:
-    file.write(exported.program)
-  if exported.weights:
-    path = os.path.join(part, "weights.safetensors")
-    write_safetensors(path, exported.weights)
-  _write_tokenizers(part, loaded, conditioners)
   settings = {
     "height": config.height,
     "width": config.width,
@@ -107,11 +105,17 @@ def export(request: ExportRequest) -> ExportResult:
     "sampler_config": dataclasses.asdict(config.sampler_config),
     "conditioners": conditioners,
   }
-  with open(os.path.join(part, "sampler.json"), "w") as file:
-    json.dump(settings, file, indent=1)
-  runner = inspect.getsourcefile(exported_runner)
-  shutil.copy(runner, os.path.join(part, "run.py"))
-  os.replace(part, request.out)
+  with new_folder(request.out) as part:
+    with replace_file(os.path.join(part, "sampler.jax")) as file:
+      file.write(exported.program)
+    if exported.weights:
+      path = os.path.join(part, "weights.safetensors")
+      write_safetensors(path, exported.weights)
+    _write_tokenizers(part, loaded, conditioners)
+    with replace_file(os.path.join(part, "sampler.json"), "utf-8") as file:
+      json.dump(settings, file, indent=1)
+    runner = inspect.getsourcefile(exported_runner)
+    shutil.copy(runner, os.path.join(part, "run.py"))
   size = sum(entry.stat().st_size for entry in os.scandir(request.out))
   logger.info(
     "%.1f MiB; generate with python %s/run.py", size / 2**20, request.out

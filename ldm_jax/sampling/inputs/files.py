@@ -16,7 +16,7 @@ from ldm_jax.data.annotations import Member
 from ldm_jax.data.images import decode_image, read_image
 from ldm_jax.errors import ConfigError, ImageError
 from ldm_jax.files.numpy_files import read_npy
-from ldm_jax.files.regular_files import open_regular
+from ldm_jax.files.regular_files import open_regular, read_regular
 
 MAX_PROMPTS = 100_000  # of one file
 
@@ -111,8 +111,7 @@ def read_prompts(file: str | os.PathLike | TextIO) -> list[str]:
   name = f"prompts_file {os.fspath(file)!r}" if is_path(file) else "stdin"
   try:
     if is_path(file):
-      with open(file, encoding="utf-8-sig") as opened:
-        text = opened.read()
+      text = read_regular(file).decode("utf-8-sig")
     else:
       text = file.read()
   except (OSError, UnicodeDecodeError) as error:

@@ -19,8 +19,10 @@ from ldm_jax.config import Data, Experiment
 from ldm_jax.data.bad_images import SkipBadImages
 from ldm_jax.data.images import shrink, shrink_map
 from ldm_jax.data.sources.cached_latents import read_manifest, write_manifest
-from ldm_jax.data.sources.shards import RECORD, write_record
+from ldm_jax.data.sources.shards import RECORD
+from ldm_jax.data.sources.write_records import write_record
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.files.file_lock import is_unused
 from ldm_jax.runtime.devices import processes
 from ldm_jax.training.dataloading import bad_image_log
 from ldm_jax.training.preparation.request import PrepareRequest, PrepareResult
@@ -75,7 +77,7 @@ def _begin(folder: str, manifest: Mapping[str, Any]) -> None:
     ConfigError: it holds something else.
   """
   there = read_manifest(folder)
-  if there is None and os.path.isdir(folder) and os.listdir(folder):
+  if there is None and not is_unused(folder):
     raise ConfigError(
       f"{folder} holds other files; choose another folder (--out)"
     )

@@ -19,8 +19,7 @@ from ldm_jax.data.sources.cached_latents import (
   write_captions,
   write_manifest,
 )
-from ldm_jax.errors import ConfigError, DataError, config_errors
-from ldm_jax.files.strict_json import parse_json
+from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.latents import encode_batch
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.run import open_first_stage
@@ -28,6 +27,8 @@ from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import attention_kernels, processes
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.training.dataloading import bad_image_log
+from ldm_jax.training.preparation import array_files
+from ldm_jax.training.preparation.progress_log import ProgressLog
 from ldm_jax.training.preparation.request import PrepareRequest, PrepareResult
 
 logger = logging.getLogger(__name__)
@@ -100,16 +101,35 @@ def cache_latents(
     "arrays": {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items()},
   }
   manifest = json.loads(json.dumps(manifest))  # as JSON will restore it
-  with config_errors():
-    is_complete = not _begin(request.out, manifest, arrays)
-  if is_complete:
-    logger.info(f"{request.out} is complete")
-  else:
-    _encode_all(request, work, encode, arrays)
-    processes.barrier("examples encoded")
-    if processes.is_first():
-      _finish(request.out, manifest)
+  encode_missing(request, work, encode, arrays, manifest)
   return PrepareResult(request.out, "latents", work.count)
+
+
+def encode_missing(
+  request: PrepareRequest,
+  work: Work,
+  encode: Encode,
+  arrays: Mapping[str, np.ndarray],
+  manifest: Mapping[str, Any],
+) -> None:
+  """Encodes what `request.out` lacks, and marks it as complete.
+
+  Args:
+    arrays: a row of each file, by name.
+    manifest: what the folder will hold, as JSON.
+
+  Raises:
+    ConfigError: it holds other latents.
+  """
+  with config_errors():
+    is_begun = _begin(request.out, manifest, arrays)
+  if not is_begun:
+    logger.info(f"{request.out} is complete")
+    return
+  _encode_all(request, work, encode, arrays)
+  processes.barrier("all is encoded")
+  if processes.is_first():
+    _finish(request.out, manifest)
 
 
 def _encoder(
@@ -166,11 +186,7 @@ def _begin(
       )
   is_new = processes.broadcast(there is None)
   if is_new and processes.is_first():
-    os.makedirs(folder, exist_ok=True)
-    for name, array in arrays.items():
-      shape = (manifest["count"], *array.shape)
-      path = os.path.join(folder, f"{name}.npy")
-      np.lib.format.open_memmap(path, "w+", array.dtype, shape).flush()
+    array_files.create(folder, arrays, manifest["count"])
     write_manifest(folder, {**manifest, "is_complete": False})
   processes.barrier("files created")
   return not processes.broadcast(bool(there and there.get("is_complete")))
@@ -185,61 +201,24 @@ def _encode_all(
   """Encodes this process's blocks, from the first that is not on disk."""
   mine, count = jax.process_index(), jax.process_count()
   log = ProgressLog(os.path.join(request.out, f"done_{mine}_of_{count}.jsonl"))
-  open_array = lambda name: np.load(
-    os.path.join(request.out, f"{name}.npy"), mmap_mode="r+"
-  )
-  files = {name: open_array(name) for name in arrays}
   starts = range(mine * request.batch, work.count, count * request.batch)
-  done = len(log.blocks)
+  done = log.keep(starts)
   blocks = _read_ahead(work, starts[done:], request.batch, request.threads)
   bar = tqdm(total=len(starts), initial=done, unit="block", disable=mine > 0)
-  for number, (begin, items) in enumerate(blocks, done + 1):
-    images = [item["image"] for item in items]
-    # Padded, so that there is one shape to compile.
-    images += images[-1:] * (request.batch - len(images))
-    rows = slice(begin, begin + len(items))
-    files["moments"][rows] = encode(np.stack(images))[: len(items)]
-    for name in files.keys() - {"moments"}:
-      files[name][rows] = np.stack([item[name] for item in items])
-    log.blocks.append([begin, [item.get("caption") for item in items]])
-    if number % FLUSH_EVERY == 0 or number == len(starts):
-      for file in files.values():
-        file.flush()
-      log.write()
-    bar.update()
-  bar.close()
-
-
-class ProgressLog:
-  """Blocks that are on disk, each with its first number and its captions."""
-
-  def __init__(self, path: str):
-    self._path, self._written = path, 0
-    self.blocks: list[list[Any]] = []
-    if os.path.exists(path):
-      with open(path) as file:  # a killed process may leave half a line
-        lines = [line for line in file if line.endswith("\n")]
-      self.blocks = [_block(path, line) for line in lines]
-      with open(path, "w") as file:
-        file.writelines(lines)
-    self._written = len(self.blocks)
-
-  def write(self) -> None:
-    """Appends the blocks added since the last call."""
-    with open(self._path, "a") as file:
-      for block in self.blocks[self._written :]:
-        file.write(json.dumps(block) + "\n")
-    self._written = len(self.blocks)
-
-
-def _block(path: str, line: str) -> list[Any]:
-  """[first number, captions] of a line; raises DataError for another."""
-  match parse_json(line, DataError):
-    case [int() as begin, list() as texts] if all(
-      isinstance(text, str | None) for text in texts
-    ):
-      return [begin, texts]
-  raise DataError(f"{path} has a foreign line; delete its folder and try again")
+  with bar, array_files.opened(request.out, arrays, work.count) as files:
+    for number, (begin, items) in enumerate(blocks, done + 1):
+      images = [item["image"] for item in items]
+      # Padded, so that there is one shape to compile.
+      images += images[-1:] * (request.batch - len(images))
+      files["moments"].write(begin, encode(np.stack(images))[: len(items)])
+      for name in files.keys() - {"moments"}:
+        files[name].write(begin, np.stack([item[name] for item in items]))
+      log.blocks.append([begin, [item.get("caption") for item in items]])
+      if number % FLUSH_EVERY == 0 or number == len(starts):
+        for file in files.values():
+          file.flush()
+        log.write()
+      bar.update()
 
 
 def _read_ahead(
@@ -263,11 +242,12 @@ def _finish(folder: str, manifest: Mapping[str, Any]) -> None:
   """Writes the captions and marks the folder as complete."""
   ending = f"_of_{jax.process_count()}.jsonl"
   names = [name for name in os.listdir(folder) if name.startswith("done_")]
-  logs = [os.path.join(folder, n) for n in names if n.endswith(ending)]
+  every = [os.path.join(folder, name) for name in names]
+  logs = [path for path in every if path.endswith(ending)]
   if manifest["has_captions"]:
     blocks = [block for path in logs for block in ProgressLog(path).blocks]
     captions = [text for _, texts in sorted(blocks) for text in texts]
     write_captions(folder, captions)
   write_manifest(folder, {**manifest, "is_complete": True})
-  for path in logs:
+  for path in every:
     os.remove(path)
