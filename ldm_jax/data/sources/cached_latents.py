@@ -23,6 +23,7 @@ from jaxtyping import Integer, Shaped, UInt8
 
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.files.atomic_writes import replace_file
+from ldm_jax.files.numpy_files import read_npy
 from ldm_jax.files.regular_files import check_regular
 from ldm_jax.files.strict_json import parse_object
 
@@ -103,11 +104,23 @@ class CachedLatents:
 
   def _read(self, name: str) -> Shaped[np.ndarray, "..."]:
     path = os.path.join(self.folder, f"{name}.npy")
-    try:
-      check_regular(path)
-      return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-      raise DataError(f"the latents' {path} cannot be read: {error}") from error
+    return read_npy(path, DataError, is_mapped=True)
+
+
+def _check_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
+  """Raises DataError unless the entries are of the types that are written."""
+  match manifest:
+    case {
+      "count": int(count),
+      "is_complete": bool(),
+      "has_captions": bool(),
+      "arrays": dict(arrays),
+    } if count >= 0 and all(name.isidentifier() for name in arrays):
+      return
+  raise DataError(
+    f"{os.path.join(folder, MANIFEST)} is damaged; expected a count, "
+    "is_complete, has_captions and arrays by name"
+  )
 
 
 def read_manifest(folder: str) -> dict[str, Any] | None:
