@@ -53,7 +53,9 @@ class Source(Protocol):
   data.
 
   Aspect-ratio buckets need one more attribute, `sizes`: int [n, 2], height and
-  width of every image.
+  width of every image. Three others are optional: `names` of the examples and
+  `classes`, names in the order of the labels, by which a change of the data is
+  noticed when a run is resumed; and `path_of(index)`, for messages.
   """
 
   def __len__(self) -> int: ...
