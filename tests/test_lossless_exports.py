@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.pretrained import save_pretrained as saving
+from ldm_jax.pretrained.components import open_file
 from ldm_jax.pretrained.convert import ConvertRequest, convert
+from ldm_jax.pretrained.networks import load_lazily
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.pretrained.single_file.stored_configs import KEY
 from ldm_jax.weights.safetensors_files import (
@@ -221,3 +224,22 @@ def test_the_run_of_an_autoencoder_converts_with_its_scale_and_size(
   convert(dataclasses.replace(again, latent_scale=0.5))
   config = json.loads((first_stage / "again" / "config.json").read_text())
   assert config["scaling_factor"] == 0.5
+
+
+def test_a_network_is_converted_one_tensor_at_a_time(tmp_path):
+  """Its parameters are never in memory together, nor in float32."""
+  path = write_family(tmp_path / "a.safetensors", "sdxl")
+  network = open_file(path).networks["unet"]
+  module, params = load_lazily(network)
+  exported = saving.export_network(module, params)
+  tensors = exported.tensors("compvis", np.dtype(np.float16))
+  sizes = sorted(tensor.nbytes for tensor in tensors.values())
+  target = tmp_path / "b.safetensors"
+  tracemalloc.start()
+  write_safetensors(target, tensors)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 3 * sizes[-1] + 2**20 < sum(sizes) / 2
+  found = read_safetensors(target)
+  expected = {n: network.tensors[n].astype(np.float16) for n in network.tensors}
+  jax.tree.map(np.testing.assert_array_equal, found, expected)

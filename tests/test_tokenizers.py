@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import shutil
 import subprocess
 import sys
 
@@ -176,6 +177,23 @@ def test_clip_from_its_bare_files_and_saved(clip, tmp_path):
   tokenizer.save(tmp_path / "saved")
   again = load(tmp_path / "saved", 8)
   np.testing.assert_array_equal(again.encode(["Cat cat!"])[0], expected)
+
+
+def test_a_saved_clip_tokenizer_has_its_pair_of_files(clip, tmp_path):
+  """transformers 4's CLIPTokenizer reads vocab.json and merges.txt alone."""
+  loaded = load(clip, 20)
+  loaded.backend.add_tokens(["<new>"])
+  loaded.backend.save_pretrained(tmp_path / "saved")
+  names = {file.name for file in (tmp_path / "saved").iterdir()}
+  assert {"vocab.json", "merges.txt", "added_tokens.json"} <= names
+  bare = tmp_path / "bare"
+  bare.mkdir()
+  for name in ("vocab.json", "merges.txt"):
+    shutil.copy(tmp_path / "saved" / name, bare)
+  assert (bare / "merges.txt").read_text().startswith("#version")
+  again = load(bare, 20)
+  texts = ["a red fox", "snow, in the woods!"]
+  np.testing.assert_array_equal(again.encode(texts), loaded.encode(texts))
 
 
 def test_clip_as_stable_diffusion_ships_it(clip):

@@ -30,7 +30,7 @@ from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.conditioner_variables import conditioner_variables
 from ldm_jax.pretrained.configs import scheduler_config, unet_reader
-from ldm_jax.pretrained.networks import Module, latent_scale, load
+from ldm_jax.pretrained.networks import Module, latent_scale, load, load_lazily
 
 _BERT_EMPTY = (101, 102)  # [CLS] [SEP] of bert-base-uncased
 _OPEN_CLIP_PADDING = 0
@@ -38,9 +38,12 @@ _CLIP_PADDING = 49407
 
 
 def assemble(
-  components: Components, dtype: DTypeLike = "float32"
+  components: Components, dtype: DTypeLike | None = "float32"
 ) -> LoadedModel:
   """Reads all networks and assembles the model.
+
+  Args:
+    dtype: None leaves every parameter in its file, as a `LazyTensor`.
 
   Raises:
     ConfigError: a component is missing, or a config asks for something that is
@@ -49,7 +52,8 @@ def assemble(
   """
   _check_complete(components)
   networks = {
-    name: load(network, dtype) for name, network in components.networks.items()
+    name: load_lazily(network) if dtype is None else load(network, dtype)
+    for name, network in components.networks.items()
   }
   first_stage, first_params = networks.pop("vae")
   unet, unet_params = networks.pop("unet")

@@ -23,6 +23,7 @@ from ldm_jax.pretrained.single_file.submodules import PartialConfig
 from ldm_jax.pretrained.single_network.autoencoder_file import find_autoencoder
 from ldm_jax.weights import folders
 from ldm_jax.weights.files import read_global_step, read_metadata, read_tensors
+from ldm_jax.weights.scaled_tensors import scaled
 
 # Names that LDM's pipelines have for components of all models.
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}
@@ -169,7 +170,8 @@ def open_file(
   Raises:
     WeightsError: it is unreadable or of no known family.
   """
-  tensors = read_tensors(path)
+  raw = read_tensors(path)
+  tensors = scaled(raw)
   if is_averaged:
     tensors = averaged(tensors)
   if (alone := find_autoencoder(path, tensors)) is not None:
@@ -181,7 +183,7 @@ def open_file(
   if (configs := read_stored(metadata)) is not None:
     return _stored_components(configs, tensors, config or {}, prediction)
   found = detect(
-    {name: tuple(np.shape(tensors[name])) for name in tensors},
+    {name: tuple(np.shape(raw.get(name, ()))) for name in tensors},
     read=tensors.__getitem__,
     global_step=read_global_step(path),
     prediction=prediction,

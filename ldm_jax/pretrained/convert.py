@@ -13,7 +13,7 @@ from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.lora.export import LoraFormat, save_lora
-from ldm_jax.pretrained.networks import load
+from ldm_jax.pretrained.networks import load_lazily
 from ldm_jax.pretrained.open_model import (
   LoadOptions,
   assemble_model,
@@ -173,12 +173,12 @@ def _read(request: ConvertRequest) -> _Source:
     )
   components = components_of(request.source, options, request.subfolder)
   if components.single is None:
-    return _of_model(assemble_model(components, options))
+    return _of_model(assemble_model(components, options, is_lazy=True))
   if options.tokenizer:
     raise ConfigError(
       "a single network has no tokenizer; leave tokenizer out (--tokenizer)"
     )
-  return _Source(*load(components.single))
+  return _Source(*load_lazily(components.single))
 
 
 def _of_model(loaded: LoadedModel) -> _Source:
@@ -210,7 +210,7 @@ def _read_run(request: ConvertRequest, options: LoadOptions) -> _Source:
 
 
 def _write(request: ConvertRequest, source: _Source) -> None:
-  params = jax.tree.map(np.asarray, source.params)
+  params = source.params
   loaded, dtype = source.loaded, request.dtype
   if request.single_file:
     if loaded is not None and loaded.tokenizer is not None:

@@ -33,7 +33,9 @@ from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
 )
 from ldm_jax.pretrained.configs.unet_writer import unet_config
 from ldm_jax.pretrained.networks import Module, geometry
+from ldm_jax.weights.lazy_tensors import LazyTensor
 from ldm_jax.weights.naming import convert
+from ldm_jax.weights.naming.convert_lazily import revert_lazily
 from ldm_jax.weights.naming.parameter_names import name_table
 
 
@@ -53,8 +55,8 @@ class ExportedNetwork:
   params: Any
   config: dict[str, Any]
 
-  def tensors(self, scheme: str, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """By foreign name, in `dtype`.
+  def tensors(self, scheme: str, dtype: np.dtype) -> dict[str, LazyTensor]:
+    """By foreign name, in `dtype`; each is made when it is read.
 
     Raises:
       WeightsError: the scheme has no name for a parameter.
@@ -68,11 +70,7 @@ class ExportedNetwork:
       convert.shapes(self.params),
       geometry(self.module, self.config),
     )
-    tensors = convert.revert(found, self.params)
-    return {
-      name: np.ascontiguousarray(array, dtype)
-      for name, array in tensors.items()
-    }
+    return revert_lazily(found, self.params, dtype)
 
 
 def export_networks(

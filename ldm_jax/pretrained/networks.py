@@ -27,6 +27,7 @@ from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
 )
 from ldm_jax.weights import mmap_files
 from ldm_jax.weights.naming import convert, parameter_names
+from ldm_jax.weights.naming.convert_lazily import convert_lazily
 
 Module = (
   UNet
@@ -151,14 +152,40 @@ def load(
     tensors = parameter_names.modern_names(tensors)
 
   def place(path: str, array: np.ndarray) -> jax.Array:
-    if not np.issubdtype(array.dtype, np.number) and array.dtype.kind != "V":
-      raise WeightsError(f"{path} holds {array.dtype}; numbers are needed")
+    _check_floats(path, array.dtype)
     # A copy: the file may be deleted, and its pages are released.
     copy = np.array(array, jnp.dtype(dtype), order="C")
     mmap_files.release_pages(array)
     return jnp.asarray(copy)
 
   return module, {"params": convert.convert(table, tensors, place=place)}
+
+
+def load_lazily(network: ForeignNetwork) -> tuple[Module, dict[str, Any]]:
+  """The module and its variables as `LazyTensor`s, for writing them elsewhere.
+
+  Raises:
+    ConfigError: the config asks for something that is not supported.
+    WeightsError: the names of the tensors do not fit the config.
+  """
+  module = build(network.config)
+  tensors = network.tensors
+  if network.scheme == "diffusers":
+    tensors = parameter_names.modern_names(tensors)
+  for name in tensors:
+    _check_floats(name, tensors[name].dtype)
+  params = convert_lazily(table_of(module, network), tensors)
+  return module, {"params": params}
+
+
+def _check_floats(name: str, dtype: np.dtype) -> None:
+  """Raises WeightsError for a dtype that is no floating-point number's."""
+  # Other libraries' formats (bfloat16, 8-bit floats) are of kind V or f.
+  if dtype.kind not in "fV":
+    raise WeightsError(
+      f"{name} holds {dtype}; needed are floating-point numbers, and quantised "
+      "weights are not read: save the model in float16"
+    )
 
 
 def table_of(module: Module, network: ForeignNetwork) -> convert.Table:

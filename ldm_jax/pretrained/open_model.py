@@ -200,13 +200,15 @@ def components_of(
   )
 
 
-def assemble_model(components: Components, options: LoadOptions) -> LoadedModel:
+def assemble_model(
+  components: Components, options: LoadOptions, *, is_lazy: bool = False
+) -> LoadedModel:
   """A model from the networks of published weights; logs its warnings.
 
   Raises:
     ConfigError, WeightsError: as `open_model`.
   """
-  loaded = assemble(components, options.dtype)
+  loaded = assemble(components, None if is_lazy else options.dtype)
   for warning in loaded.warnings:
     logger.warning(f"{warning}")
   if options.tokenizer is None:

@@ -14,6 +14,7 @@ from ldm_jax.errors import WeightsError
 from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.strict_json import parse_json
 from ldm_jax.weights.files import read_tensors
+from ldm_jax.weights.lazy_tensors import LazyTensor
 from ldm_jax.weights.mmap_files import map_file, open_weights
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -102,7 +103,7 @@ def write_sharded(
   folder: str | os.PathLike,
   stem: str,
   *,
-  tensors: Mapping[str, np.ndarray],
+  tensors: Mapping[str, np.ndarray | LazyTensor],
   max_bytes: int,
   variant: str | None = None,
 ) -> tuple[pathlib.Path, ...]:

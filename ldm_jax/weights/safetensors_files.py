@@ -16,6 +16,7 @@ from ldm_jax.errors import WeightsError
 from ldm_jax.files.atomic_writes import new_file, replace_file
 from ldm_jax.files.strict_json import parse_json
 from ldm_jax.weights.file_types import START_LENGTH, explain
+from ldm_jax.weights.lazy_tensors import LazyTensor
 from ldm_jax.weights.mmap_files import (
   DTYPES,
   as_array,
@@ -23,6 +24,7 @@ from ldm_jax.weights.mmap_files import (
   is_count,
   map_file,
   open_weights,
+  release_pages,
 )
 
 MAX_HEADER = 100_000_000  # safetensors/src/tensor.rs: MAX_HEADER_SIZE
@@ -86,7 +88,7 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
 
 def write_safetensors(
   path: str | os.PathLike,
-  tensors: Mapping[str, np.ndarray],
+  tensors: Mapping[str, np.ndarray | LazyTensor],
   *,
   metadata: Mapping[str, str] = FORMAT,
   is_new: bool = False,
@@ -115,6 +117,7 @@ def write_safetensors(
       little = DTYPES[array.dtype.name]
       array = array.astype(little, order="C", copy=False)
       file.write(array.reshape(-1).view(np.uint8).data)
+      release_pages(array)
 
 
 def _split(data):

@@ -127,7 +127,11 @@ class PretrainedTokenizer:
     return text
 
   def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-    """Writes tokenizer.json and tokenizer_config.json."""
+    """Writes tokenizer.json and tokenizer_config.json.
+
+    Of byte-pair encodings also vocab.json and merges.txt, which transformers
+    4's CLIPTokenizer reads alone, and added_tokens.json where there are any.
+    """
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     text = json.dumps(
@@ -135,3 +139,26 @@ class PretrainedTokenizer:
     )
     (path / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
     self.backend_tokenizer.save(str(path / "tokenizer.json"))
+    self._save_pair(path)
+
+  def _save_pair(self, path: pathlib.Path) -> None:
+    """Writes the two files of a byte-pair encoding."""
+    model = json.loads(self.backend_tokenizer.to_str())["model"]
+    if model.get("type") != "BPE":
+      return
+    vocabulary = model["vocab"]
+    pairs = [
+      pair if isinstance(pair, str) else " ".join(pair)
+      for pair in model["merges"]
+    ]
+    # The first line is a comment, which readers skip.
+    lines = "\n".join(["#version: 0.2", *pairs]) + "\n"
+    (path / "merges.txt").write_text(lines, encoding="utf-8")
+    files = {"vocab.json": vocabulary}
+    if added := {
+      k: v for k, v in self.get_vocab().items() if k not in vocabulary
+    }:
+      files["added_tokens.json"] = added
+    for name, tokens in files.items():
+      text = json.dumps(tokens, ensure_ascii=False)
+      (path / name).write_text(text + "\n", encoding="utf-8")

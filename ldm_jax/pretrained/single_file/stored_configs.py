@@ -18,6 +18,7 @@ from ldm_jax.pretrained.configs import scheduler_config, unet_reader
 from ldm_jax.pretrained.networks import build, latent_scale
 from ldm_jax.pretrained.single_file.detect import detect
 from ldm_jax.pretrained.single_file.submodules import Submodule
+from ldm_jax.weights.lazy_tensors import LazyTensor
 
 KEY = "ldm_jax.components"
 _KINDS = ("unet", "autoencoder", "clip", "open_clip", "text", "classes")
@@ -39,7 +40,7 @@ class StoredConfigs(NamedTuple):
 
 
 def stored(
-  configs: StoredConfigs, tensors: Mapping[str, np.ndarray]
+  configs: StoredConfigs, tensors: Mapping[str, np.ndarray | LazyTensor]
 ) -> dict[str, str]:
   """The metadata of a file of these tensors; {} where they show everything."""
   if _is_detected(configs, tensors):
@@ -60,7 +61,7 @@ def stored(
 
 
 def _is_detected(
-  configs: StoredConfigs, tensors: Mapping[str, np.ndarray]
+  configs: StoredConfigs, tensors: Mapping[str, np.ndarray | LazyTensor]
 ) -> bool:
   shapes = {name: tuple(np.shape(tensors[name])) for name in tensors}
   try:

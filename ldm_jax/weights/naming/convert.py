@@ -63,7 +63,7 @@ def make_table(rows: Iterable[Row], ignored: Iterable[str]) -> Table:
   ):
     if len(set(side)) != len(side):
       raise WeightsError(f"the table repeats {_duplicates(side)}")
-  for name, group in _by_foreign_name(rows).items():
+  for name, group in by_foreign_name(rows).items():
     counts = {row.part.count if row.part else 1 for row in group}
     if counts != {len(group)}:
       raise WeightsError(
@@ -128,6 +128,13 @@ def convert(
       are not in the table (listed with their shapes), or a shape does not fit.
     NonFiniteWeights: a tensor holds NaN or infinity.
   """
+  check_tensors(table, tensors)
+  keep = place or (lambda _, array: array)
+  return nested(table, lambda row: keep(row.path, read_row(row, tensors)))
+
+
+def check_tensors(table: Table, tensors: Mapping[str, np.ndarray]) -> None:
+  """Raises WeightsError for missing and unexpected names."""
   needed = {row.foreign_name: row.foreign_shape() for row in table.rows}
   found = [
     name
@@ -136,18 +143,24 @@ def convert(
     or not any(fnmatch.fnmatchcase(name, p) for p in table.ignored)
   ]
   _check_names(needed, found, lambda name: np.shape(tensors[name]))
-  keep = place or (lambda _, array: array)
+
+
+def nested(table: Table, make: Callable[[Row], Any]) -> dict[str, Any]:
+  """A nested dict of what `make` returns for every row."""
   params = {}
   for row in table.rows:
     *parents, leaf = row.path.split("/")
     node = params
     for name in parents:
       node = node.setdefault(name, {})
-    node[leaf] = keep(
-      row.path,
-      _from_foreign(row, _finite(row.foreign_name, tensors[row.foreign_name])),
-    )
+    node[leaf] = make(row)
   return params
+
+
+def read_row(row: Row, tensors: Mapping) -> np.ndarray:
+  """A row's parameter, of finite numbers."""
+  tensor = tensors[row.foreign_name]
+  return _from_foreign(row, _finite(row.foreign_name, tensor))
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
@@ -169,15 +182,24 @@ def revert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   Raises:
     WeightsError: as `convert`.
   """
+  own = checked_leaves(table, params)
+  groups = by_foreign_name(table.rows)
+  return {name: foreign_tensor(rows, own) for name, rows in groups.items()}
+
+
+def checked_leaves(table: Table, params: Mapping[str, Any]) -> dict[str, Any]:
+  """Parameters by path; raises WeightsError for other names."""
   own = dict(_leaves(params, ""))
   needed = {row.path: row.shape for row in table.rows}
   _check_names(needed, own, lambda name: np.shape(own[name]))
-  tensors = {}
-  for name, rows in _by_foreign_name(table.rows).items():
-    arrays = [_to_foreign(row, np.asarray(own[row.path])) for row in rows]
-    part = rows[0].part
-    tensors[name] = stack(arrays, part.heads) if part else arrays[0]
-  return tensors
+  return own
+
+
+def foreign_tensor(rows: list[Row], own: Mapping[str, Any]) -> np.ndarray:
+  """The tensor of which the rows are the parts."""
+  arrays = [_to_foreign(row, np.asarray(own[row.path])) for row in rows]
+  part = rows[0].part
+  return stack(arrays, part.heads) if part else arrays[0]
 
 
 def shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -185,7 +207,7 @@ def shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
   return {name: tuple(leaf.shape) for name, leaf in _leaves(params, "")}
 
 
-def _by_foreign_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def by_foreign_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
   """Rows by foreign tensor, in the order of their parts."""
   groups = collections.defaultdict(list)
   for row in rows:
