@@ -1,8 +1,10 @@
 """Prompts of one call: each image is as if it were generated alone."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,12 +22,16 @@ from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.schedule import Level
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.pretrained.lora.merge import merge_lora
+from ldm_jax.sampling.denoising_steps import weighted_condition
 from ldm_jax.sampling.inputs import prompt_inputs
 from ldm_jax.sampling.inputs.lora_folder import find_loras
 from ldm_jax.sampling.pipeline import Pipeline
 from ldm_jax.sampling.request import Replay
+from ldm_jax.sampling.sampling_config import Conditioning
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 SIZE = {"height": 16, "width": 16, "steps": 3}
@@ -65,9 +71,44 @@ def test_a_side_of_guidance_does_not_depend_on_the_others_length(
 
 
 def test_without_guidance_the_negative_prompt_changes_nothing(pipe):  # noqa: F811
-  plain = latents(pipe, "a red fox", guidance=1.0)
-  long = latents(pipe, "a red fox", guidance=1.0, negative_prompt=LONG)
-  np.testing.assert_array_equal(plain, long)
+  ids = [
+    pipe.prepare("a red fox", guidance=1.0, negative_prompt=negative, **SIZE)
+    .groups[0]
+    .variants[0]
+    .positives[0]
+    .raw["tokens"]
+    for negative in (None, LONG)
+  ]
+  np.testing.assert_array_equal(*ids)
+
+
+def test_weights_change_the_features_of_their_encoder_alone():
+  """z_empty + weight (z - z_empty), by text encoder."""
+  encoders = ClipText(9, 2, 1, 1, 4), ClipText(9, 3, 1, 1, 4)
+  embedder = ClipEmbedder(encoders, (0, 0), (8, 0), begin=7, end=8)
+  network = LatentDiffusion(None, Mean(), (embedder,))
+  ids = jnp.int32([[[7, 1, 2, 8], [7, 3, 1, 8]]])
+  no, yes = jnp.zeros(1, bool), jnp.ones(1, bool)
+  variables = jax.jit(embedder.init)(jax.random.key(0), ids, no)
+  params = Parameters({}, 1.0, {"tokens": variables}, {})
+  plain, empty = (
+    np.asarray(jax.jit(embedder.apply)(variables, ids, drop).context)
+    for drop in (no, yes)
+  )
+  weights = np.ones((1, 2, 4), np.float32)
+  weights[0, 0, 1], weights[0, 1, 2] = 2.0, 0.0
+  side = Conditioning(
+    {"tokens": ids},
+    {"tokens": no},
+    jnp.asarray(weights),
+    {"tokens": embedder.empty_prompt_ids(4)[None]},
+  )
+  expected = plain.copy()
+  expected[0, 1, :2] = 2 * plain[0, 1, :2] - empty[0, 1, :2]
+  expected[0, 2, 2:] = empty[0, 2, 2:]
+  encode = jax.jit(functools.partial(weighted_condition, network))
+  found = encode(params, side).context
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_images_of_the_version_before_are_repeated(pipe):  # noqa: F811

@@ -76,11 +76,13 @@ def main(arguments: Sequence[str]) -> int:
   from ldm_jax.runtime.devices import processes
   from ldm_jax.sampling import outputs
   from ldm_jax.sampling.inputs.image_inputs import read_images
+  from ldm_jax.sampling.inputs.lora_folder import find_loras
   from ldm_jax.sampling.pipeline import Pipeline
 
   processes.initialize()
   request = request_of(flags)
   read_images(request)  # checked before weights load
+  find_loras(flags.lora_folder, request.prompts)
   pipe = Pipeline.open(flags.model, load_options(flags))
   pipe.lora_folder = flags.lora_folder
   generation = pipe.prepare(request)
