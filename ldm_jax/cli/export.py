@@ -4,7 +4,8 @@
   python portable/X/run.py --prompt "a red circle" --num 4
 
 The folder holds the sampler as StableHLO for CPUs, CUDA and TPUs, its weights,
-its tokenizers and run.py, which needs jax, numpy, pillow and tokenizers alone.
+its tokenizers and run.py, which needs jax, flatbuffers, numpy, pillow and
+tokenizers alone.
 Size, sampler and steps are fixed; prompts, seed, guidance and the number of
 images are not.
 """

@@ -11,6 +11,7 @@ import numpy as np
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.files.strict_json import read_object
+from ldm_jax.pretrained.configs.index_keys import unread_keys
 from ldm_jax.pretrained.configs.scheduler_config import PREDICTIONS
 from ldm_jax.pretrained.networks import Config, ForeignNetwork, kind_of
 from ldm_jax.pretrained.single_file.detect import detect
@@ -105,6 +106,7 @@ def open_folder(folder: str, variant: str | None = None) -> Components:
       for encoder, name in TOKENIZERS.items()
       if name in names
     },
+    warnings=unread_keys(index),
     low_res_scheduler=_scheduler(path, names, "low_res_scheduler"),
   )
 

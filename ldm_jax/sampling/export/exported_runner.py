@@ -2,7 +2,8 @@
 
   python run.py --prompt "a small red circle" --num 4 --out images
 
-Needs jax, numpy, pillow and, for text, tokenizers; nothing of ldm_jax.
+Needs jax, flatbuffers, numpy, pillow and, for text, tokenizers; nothing of
+ldm_jax. jax.export reads its files by flatbuffers, which jax does not install.
 """
 
 import argparse
