@@ -114,7 +114,7 @@ def condition_of(loaded, conditioning, concat=None):
   elif part := model.find_conditioner(DepthMap):
     pixels = jnp.kron(concat[..., 0], jnp.ones((1, part.cell, part.cell)))
     seen = {part.input_key: pixels}
-  conditioning = jax.tree.map(jnp.asarray, conditioning).seeing(seen)
+  conditioning = jax.tree.map(jnp.asarray, conditioning).with_images(seen)
   return model.condition(loaded.params, conditioning.raw, conditioning.is_null)
 
 

@@ -105,7 +105,8 @@ class HighNoiseGuidance(NamedTuple):
 
   scale: float = 2.0
 
-  needs_unconditional = True
+  def needs_unconditional(self):
+    return True
 
   def check(self):
     if self.scale < 0:

@@ -22,7 +22,6 @@ class FadingGuidance(NamedTuple):
     if not self.power > 0:
       raise ValueError(f"power must be above 0, got {self.power}")
 
-  @property
   def needs_unconditional(self) -> bool:
     """Whether the unconditional prediction is needed at all."""
     return self.scale != 1.0

@@ -20,7 +20,6 @@ class Guidance(Protocol):
   NamedTuple or a `flax.struct.dataclass` of numbers, which may be traced.
   """
 
-  @property
   def needs_unconditional(self) -> bool:
     """Whether `combine` uses the unconditional output; host only."""
     ...
@@ -75,7 +74,6 @@ class ClassifierFreeGuidance(NamedTuple):
         f"1 pure noise), got {self.start} to {self.stop}"
       )
 
-  @property
   def needs_unconditional(self) -> bool:
     """Whether the unconditional output is used at all."""
     return self.scale != 1.0

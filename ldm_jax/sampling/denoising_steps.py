@@ -134,7 +134,7 @@ def step_inputs(
     mix = lambda a, b: a + append_dims(fraction, a) * (b - a)
     end = condition_of(inputs.end.rows(batch.places))
     condition = jax.tree.map(mix, condition, end)
-  is_guided = config.guidance.needs_unconditional or bool(others)
+  is_guided = config.guidance.needs_unconditional() or bool(others)
   if model.embeds_guidance:
     scale = np.full(len(start.keys), config.guidance.scale, np.float32)
     condition = condition.replace(guidance=distribute(scale))
