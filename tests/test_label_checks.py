@@ -13,6 +13,7 @@ from ldm_jax.data.label_checks import check_batch, label_problem
 from ldm_jax.data.sources.folder import Folder
 from ldm_jax.data.sources.mix import Mix
 from ldm_jax.errors import ConfigError, DataError
+from ldm_jax.sampling.inputs.prompt_inputs import TextInput, check_ids
 from ldm_jax.training.checks import check_conditions
 from ldm_jax.training.dataloading import classes_of
 
@@ -128,3 +129,20 @@ def test_a_negative_label_of_the_first_example_is_refused_at_once():
   assert not classes_of(dataclasses.replace(experiment, task=task))
   with pytest.raises(ConfigError, match="a conditioner reads 'label'"):
     check_conditions(experiment, None, {"image": np.zeros((1, 8, 8, 3))})
+
+
+def test_a_prompts_ids_are_checked_against_every_embedding():
+  null = np.zeros(2, bool)
+  one = TextInput(np.array([[0, 5], [9, 2]]), null)
+  check_ids([one], [10])
+  two = TextInput(np.array([[[0, 5], [3, 6]]]), null)
+  check_ids([two], [6, 7])
+  for texts, sizes, wrong in (
+    (one, [9], 9),
+    (two, [6, 6], 6),
+    (two, [5, 7], 5),
+  ):
+    with pytest.raises(
+      ConfigError, match=f"gives id {wrong}, and .*--tokenizer"
+    ):
+      check_ids([texts], sizes)

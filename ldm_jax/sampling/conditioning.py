@@ -26,6 +26,7 @@ from ldm_jax.nn.conditioners.spatial import (
 from ldm_jax.sampling.inputs.condition_inputs import own_condition
 from ldm_jax.sampling.inputs.prompt_inputs import (
   TextInput,
+  check_ids,
   encode_clip,
   encode_text,
   weighted_prompts,
@@ -147,6 +148,8 @@ def _with_texts(
   else:
     encode = functools.partial(encode_text, loaded.tokenizer)
     texts = [encode(each, first.emphasis) for each in [negatives, *prompts]]
+  encoders = part.encoders if is_clip else (part.encoder,)
+  check_ids(texts, [encoder.vocabulary for encoder in encoders])
   name = part.input_key
   return [
     Conditioning(

@@ -131,6 +131,29 @@ def encode_clip(
   return TextInput(ids, is_null, weights, tokenizer.empty_like(ids))
 
 
+def check_ids(texts: Sequence[TextInput], vocabularies: Sequence[int]) -> None:
+  """Checks token ids against the embeddings that they are looked up in.
+
+  Args:
+    vocabularies: of the text encoders; of several, ids are [b, encoders, l].
+
+  Raises:
+    ConfigError: an id is negative, or has no embedding.
+  """
+  for text in texts:
+    ids = np.asarray(text.ids).reshape(
+      -1, len(vocabularies), text.ids.shape[-1]
+    )
+    for i, size in enumerate(vocabularies):
+      wrong = ids[:, i][(ids[:, i] < 0) | (ids[:, i] >= size)]
+      if wrong.size:
+        raise ConfigError(
+          f"the tokenizer gives id {wrong[0]}, and the text encoder has "
+          f"embeddings of ids 0 to {size - 1}; use the tokenizer that belongs "
+          "to this model (--tokenizer)"
+        )
+
+
 def with_equal_lengths(
   sides: Sequence[TextInput], chunk: int
 ) -> list[TextInput]:
