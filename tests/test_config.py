@@ -9,11 +9,12 @@ import sys
 import jax
 import pytest
 
-from ldm_jax import config, config_json, config_tree
+from ldm_jax import config, config_json
 from ldm_jax.cli import train
 from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.config import override
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields import checks
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(
@@ -39,7 +40,7 @@ def test_every_leaf_can_be_set_to_itself(path):
   experiment = config.load(str(path))
 
   def walk(node, prefix):
-    for field in config_tree.fields(node):
+    for field in checks.fields(node):
       value, name = getattr(node, field.name), prefix + field.name
       if dataclasses.is_dataclass(value):
         yield from walk(value, name + ".")

@@ -6,8 +6,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ldm_jax import config_tree
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields import checks
 from ldm_jax.sampling.request import GenerationRequest
 
 _PLAIN = (str, int, float, bool, types.NoneType, Any, ...)
@@ -23,7 +23,7 @@ def check_json_types(values: Mapping[str, Any]) -> None:
   for name, value in values.items():
     kind = kinds[name]
     if not (value is None and types.NoneType in typing.get_args(kind)):
-      config_tree.validated(kind, value, name, value)
+      checks.validated(kind, value, name, value)
     if isinstance(value, int) and abs(value) >= 2**64:
       raise ConfigError(f"{name} must have at most 64 bits, got {value}")
 
