@@ -128,7 +128,7 @@ class Run:
 
   @functools.cached_property
   def step(self) -> int:
-    """The step of the newest checkpoint.
+    """The step that `trained` has read; before that, the newest one.
 
     Raises:
       ConfigError: if there is none.
@@ -190,9 +190,10 @@ class Run:
       part = {"params": state.params}
     if not self.has_step:
       raise ConfigError(f"{self.folder} has no checkpoint yet")
-    _, restored = read_checkpoints.restore_newest_subtree(
+    step, restored = read_checkpoints.restore_newest_subtree(
       self._path("checkpoints"), _placed(part, sharding)
     )
+    vars(self)["step"] = step  # of what is used from here on
     if "ema" in part:
       return restored["ema"]
     params = restored["params"]

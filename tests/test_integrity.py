@@ -410,3 +410,11 @@ def test_a_file_system_without_locks_gives_a_warning(
   (record,) = caplog.records
   assert record.levelno == logging.WARNING
   assert "its file system has no locks" in record.message
+
+
+def test_an_empty_folder_is_not_a_checkpoint(folder):
+  (folder / "99").mkdir()
+  assert read_checkpoints.latest_step(str(folder)) == max(STEPS)
+  with contextlib.closing(Checkpoints(str(folder))) as checkpoints:
+    assert checkpoints.latest == max(STEPS)
+  assert (folder.parent / "damaged" / "99").is_dir()

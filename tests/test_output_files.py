@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -243,3 +244,65 @@ def test_temporary_names_fit_the_file_system(tmp_path):
     file.write(b"x")
   assert len(os.path.basename(temporary_name(long)).encode()) <= 255
   assert temporary_name(long) != temporary_name(long)
+
+
+CLOSED = """
+from tqdm import tqdm
+from ldm_jax.cli.exit_codes import run_command
+
+def main(arguments):
+  for _ in tqdm(range(20), mininterval=0):
+    print("x" * 10_000)
+  open(arguments[0], "w").close()
+  return 3
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+  "redirection, code",
+  [
+    ("2>&1 | true", 3),
+    ("2> >(true) > /dev/null", 3),
+    (">&-", 3),
+    ("2>&-", 3),
+    (">&- 2>&-", 3),
+    ("> /dev/full", 6),
+  ],
+)
+def test_a_command_goes_on_without_readers(tmp_path, redirection, code):
+  """Only an output that was asked for and cannot be written is an error."""
+  command = f'"$0" -c "$1" "$2" {redirection}; exit ${{PIPESTATUS[0]}}'
+  done = subprocess.run(
+    ["bash", "-c", command, sys.executable, CLOSED, tmp_path / "end"],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parent.parent,
+  )
+  assert done.returncode == code
+  assert (tmp_path / "end").exists() == (code == 3)
+  assert "Traceback" not in done.stderr
+
+
+STOPPED = """
+import time
+from ldm_jax.runtime.monitoring.watchdog import Watchdog
+with Watchdog(1.0, 2.0) as watchdog, watchdog.waiting_for("the input"):
+  print("waits", flush=True)
+  time.sleep(1.0)
+print("done", flush=True)
+with Watchdog(1.0, 2.0) as watchdog, watchdog.waiting_for("the input"):
+  time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_stopped_process_does_not_hang(tmp_path):
+  process = start(STOPPED, tmp_path)
+  assert process.stdout.readline() == "waits\n"
+  process.send_signal(signal.SIGSTOP)
+  time.sleep(5)
+  process.send_signal(signal.SIGCONT)
+  assert process.stdout.readline() == "done\n"
+  assert process.wait(30) == 70  # a real one still ends the process

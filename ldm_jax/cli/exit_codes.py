@@ -1,10 +1,11 @@
 """Exit codes, and how exceptions of the library become them."""
 
 import functools
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+
+from ldm_jax.cli.closed_streams import tolerate_closed_streams
 
 USAGE, NUMERICS, DATA, WEIGHTS, IO, INTERNAL = 2, 3, 4, 5, 6, 70
 
@@ -61,9 +62,6 @@ def exit_status(main: Main, arguments: Sequence[str]) -> int:
     sys.stdout.flush()
   except CommandError as error:
     return _print_error(str(error), error.code)
-  except BrokenPipeError:  # stdout was closed, as by `| head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     return 130
@@ -77,6 +75,7 @@ def exit_status(main: Main, arguments: Sequence[str]) -> int:
 
 def run_command(main: Main, arguments: Sequence[str] | None = None) -> None:
   """Runs a command and ends the process with its exit code."""
+  tolerate_closed_streams()
   code = exit_status(main, sys.argv[1:] if arguments is None else arguments)
   if "jax" in sys.modules:
     from ldm_jax.runtime.devices import processes

@@ -133,7 +133,7 @@ def read_boxes(path: File) -> Float[np.ndarray, "k 5"]:
   return boxes
 
 
-def _box(entry: Any) -> list[float]:
+def _box(entry: Any) -> list[Any]:
   """Sides and class of an object; raises ValueError for another value."""
   match entry:
     case {"box": [_, _, _, _] as sides, "class": number}:

@@ -1,5 +1,6 @@
 """Evaluation of a run, or of folders of images."""
 
+import contextlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.folder_lock import folder_lock
 from ldm_jax.training.dataloading import bad_image_log
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,16 @@ def evaluate(request: EvaluationRequest) -> EvaluationResult:
     ConfigError: the request cannot be fulfilled.
     ImageError: an image cannot be read.
     WeightsError: a file of weights cannot be used.
+    OutputLocked: another process writes to `request.out`.
   """
   with config_errors():
     processes.initialize()
+  with folder_lock(request.out) if request.out else contextlib.nullcontext():
+    return _evaluate(request)
+
+
+def _evaluate(request: EvaluationRequest) -> EvaluationResult:
+  with config_errors():
     sharding = MeshShape().build()
     custom = load_metrics(request.metrics, request.trust)
     if any(map(takes_features, custom)) and not request.inception:

@@ -35,6 +35,7 @@ from ldm_jax.pretrained.open_model import open_denoiser_run
 from ldm_jax.run import Run
 from ldm_jax.runtime import image_files
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.folder_lock import folder_lock
 from ldm_jax.runtime.json_values import json_value
 from ldm_jax.runtime.monitoring import metric_writer
 from ldm_jax.sampling import SamplingConfig
@@ -113,7 +114,13 @@ def report(request: ReportRequest) -> ReportResult:
 
   Raises:
     ConfigError: the request cannot be fulfilled.
+    OutputLocked: another process writes to `request.out`.
   """
+  with folder_lock(request.out):
+    return _report(request)
+
+
+def _report(request: ReportRequest) -> ReportResult:
   with config_errors():
     run = open_denoiser_run(request.model, request.trust)
     data = run.experiment.data

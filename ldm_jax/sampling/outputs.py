@@ -1,8 +1,10 @@
 """The results of a generation, and the files written from them."""
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.files.atomic_writes import replace_file
+from ldm_jax.files.atomic_writes import write_under_free_name
 from ldm_jax.runtime import image_files
 from ldm_jax.sampling.metadata import png_text
 from ldm_jax.sampling.request import GenerationRequest
@@ -57,12 +59,10 @@ class GenerationResult:
     if self.request.output == "latents":
       raise ConfigError("latents are not images; write them with numpy.save")
     os.makedirs(folder, exist_ok=True)
-    first, paths = next_number(folder), []
-    for i, (image, metadata) in enumerate(
-      zip(self.images, self.metadata, strict=True)
-    ):
-      paths.append(os.path.join(folder, f"{first + i:05d}.png"))
-      image_files.write_png(paths[-1], np.asarray(image), png_text(metadata))
+    free, paths = _free_names(folder), []
+    for image, metadata in zip(self.images, self.metadata, strict=True):
+      pixels, text = np.asarray(image), png_text(metadata)
+      paths.append(image_files.write_new_png(free, pixels, text))
     return paths
 
 
@@ -88,10 +88,11 @@ def write_images(
 ) -> None:
   """Numbered PNGs, each as soon as it is finished, and a grid of them.
 
-  Nothing is overwritten. Interrupted, the finished ones stay, and the grid
+  Nothing is overwritten, also not what other programs write at the same time;
+  their numbers are left out. Interrupted, the finished ones stay, and the grid
   shows them. Process 0 writes.
   """
-  first = next_number(folder)
+  free, paths = _free_names(folder), []
   images: list[np.ndarray] = []
   prompts: list[str] = []
   is_writer = jax.process_index() == 0
@@ -99,18 +100,19 @@ def write_images(
     for batch in batches:
       prompts += batch.prompts
       for image, metadata in zip(batch.arrays, batch.metadata, strict=True):
-        path = os.path.join(folder, f"{first + len(images):05d}.png")
         images.append(image)
         if is_writer:
           text = png_text(metadata) if has_metadata else None
-          image_files.write_png(path, image, text)
-          written(path)
+          paths.append(image_files.write_new_png(free, image, text))
+          written(paths[-1])
   finally:
-    if images and is_writer:
+    if paths and is_writer:
+      images = images[: len(paths)]
       sheet = image_files.image_grid(np.stack(images), prompts[: len(images)])
-      name = f"grid_{first:05d}.png" if first else "grid.png"
-      image_files.write_png(os.path.join(folder, name), sheet)
-      written(os.path.join(folder, name))
+      name = os.path.basename(paths[0]).removesuffix(".png")
+      stem = f"grid_{name}" if int(name) else "grid"
+      names = _numbered(os.path.join(folder, stem), ".png")
+      written(image_files.write_new_png(names, sheet))
 
 
 def write_latents(
@@ -119,18 +121,34 @@ def write_latents(
   *,
   written: Written = lambda path: None,
 ) -> None:
-  """All latents as one .npy; interrupted, those that are finished."""
+  """All latents as one .npy; interrupted, those that are finished.
+
+  Nothing is overwritten: another number is added to the name if need be.
+  """
   finished: list[np.ndarray] = []
   try:
     finished.extend(batch.arrays for batch in batches)
   finally:
     if finished and jax.process_index() == 0:
-      with replace_file(path) as file:
-        np.save(file, np.concatenate(finished))
-      written(path)
+      names = _numbered(path.removesuffix(".npy"), ".npy")
+      save = lambda file: np.save(file, np.concatenate(finished))
+      written(write_under_free_name(names, save))
 
 
 def next_number(folder: str | os.PathLike) -> int:
   """One more than the largest number of a PNG in `folder`."""
-  stems = (os.path.splitext(name)[0] for name in os.listdir(folder))
-  return max((int(stem) for stem in stems if stem.isdigit()), default=-1) + 1
+  found = (re.fullmatch(r"([0-9]+)\.\w+", n) for n in os.listdir(folder))
+  return max((int(match[1]) for match in found if match), default=-1) + 1
+
+
+def _free_names(folder: str | os.PathLike) -> Iterator[str]:
+  """Paths of numbered PNGs, from the first number that is free."""
+  for number in itertools.count(next_number(folder)):
+    yield os.path.join(folder, f"{number:05d}.png")
+
+
+def _numbered(stem: str, suffix: str) -> Iterator[str]:
+  """A name, then the same with numbers from 1 on."""
+  yield f"{stem}{suffix}"
+  for number in itertools.count(1):
+    yield f"{stem}_{number}{suffix}"

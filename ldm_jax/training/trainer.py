@@ -115,9 +115,6 @@ class Trainer:
     folder = os.path.join(self.folder, "checkpoints")
     policy = self.checkpoint_policy
     with contextlib.closing(Checkpoints(folder, policy)) as checkpoints:
-      if (checkpoints.latest or 0) >= self.steps:
-        logger.info(f"{self.folder} has already run its {self.steps} steps")
-        return TrainingOutcome(checkpoints.latest)
       compiled = CompiledTask(
         self.task, self.sharding, self.seed, frozen, held_out
       )
@@ -126,8 +123,11 @@ class Trainer:
         memory.bytes_per_device(compiled.shapes, compiled.shardings),
         "a larger mesh.fsdp",
       )
-      check_disk_space(folder, compiled.shapes, policy.keep)
       begin, state = self.initial_state(compiled, checkpoints, held_out)
+      if begin >= self.steps:  # and that checkpoint is intact
+        logger.info(f"{self.folder} has already run its {self.steps} steps")
+        return TrainingOutcome(begin)
+      check_disk_space(folder, compiled.shapes, policy.keep)
       writer = MetricWriter(
         self.folder, begin, processes.is_first(), self.trackers
       )
@@ -149,7 +149,8 @@ class Trainer:
       begin, state = checkpoints.restore_newest(
         compiled.shapes, compiled.shardings
       )
-      logger.info(f"resuming {self.folder} from step {begin}")
+      if begin < self.steps:
+        logger.info(f"resuming {self.folder} from step {begin}")
       return begin, state
     state = compiled.init(example)
     if self.start is not None:

@@ -18,7 +18,10 @@ from ldm_jax.errors import DamagedFile, NonFinite, SaveFailed
 from ldm_jax.files.strict_json import read_object
 from ldm_jax.runtime.checkpointing.checksums import checksums
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
-from ldm_jax.runtime.checkpointing.read_checkpoints import newest_intact
+from ldm_jax.runtime.checkpointing.read_checkpoints import (
+  is_empty_step,
+  newest_intact,
+)
 from ldm_jax.runtime.checkpointing.tree_io import (
   absolute,
   check_tree,
@@ -60,6 +63,7 @@ class Checkpoints:
     self._policy = policy
     self._folder = absolute(folder)
     if processes.is_first():
+      _set_aside_empty_steps(self._folder)
       _set_aside_damaged_metrics(self._folder)
     processes.barrier("metrics checked")
     self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -212,6 +216,19 @@ class Checkpoints:
           shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)
     self._manager.reload()
     return SaveFailed(f"step {step} is not saved in {self._folder}: {reason}")
+
+
+def _set_aside_empty_steps(folder: str) -> None:
+  """Moves empty folders of steps to damaged/.
+
+  Orbax counts them as checkpoints.
+  """
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  for name in names:
+    is_step = name.isdecimal() and os.path.isdir(os.path.join(folder, name))
+    if is_step and is_empty_step(folder, int(name)):
+      logger.warning(f"step {name} is an empty folder, not a checkpoint")
+      _set_aside(folder, name)
 
 
 def _set_aside_damaged_metrics(folder: str) -> None:

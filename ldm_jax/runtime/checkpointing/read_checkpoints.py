@@ -24,7 +24,13 @@ def latest_step(folder: str) -> int | None:
   if not os.path.isdir(folder):
     return None
   with _open_read_only(folder) as manager:
-    return manager.latest_step()
+    steps = [s for s in manager.all_steps() if not is_empty_step(folder, s)]
+    return max(steps, default=None)
+
+
+def is_empty_step(folder: str, step: int) -> bool:
+  """Whether a step's folder holds nothing; Orbax takes it for a checkpoint."""
+  return not os.listdir(os.path.join(folder, str(step)))
 
 
 def restore_newest_subtree(folder: str, target: Any) -> tuple[int, Any]:

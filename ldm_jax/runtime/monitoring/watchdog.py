@@ -28,7 +28,9 @@ class Watchdog:
   Within `with`, a thread checks whether what is waited for has come within
   `timeout` seconds, or three median steps if that is longer. Each process has
   its own and logs for itself, at level ERROR: any of them may be the one that
-  hangs. Nothing is watched while nothing is waited for, as in a compilation.
+  hangs. Time in which the process itself was stopped does not count, as by
+  Ctrl-Z or Slurm's suspension. Nothing is watched while nothing is waited for,
+  as in a compilation.
 
   Args:
     timeout: seconds; 0 watches nothing.
@@ -88,7 +90,15 @@ class Watchdog:
     return max(self._timeout, slow)
 
   def _watch(self) -> None:
-    while not self._ended.wait(min(1.0, self._timeout / 4)):
+    pause, before = min(1.0, self._timeout / 4), time.monotonic()
+    while not self._ended.wait(pause):
+      now = time.monotonic()
+      stopped, before = now - before - pause, now
+      if stopped > max(1.0, pause):
+        # The process was stopped (SIGSTOP) or the machine suspended: nothing
+        # could be done meanwhile, so it does not count as waiting.
+        self._since = min(self._since + stopped, now)
+        self._last_step = min(self._last_step + stopped, now)
       what, waited = self._what, time.monotonic() - self._since
       if what is None:
         continue
