@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from ldm_jax.errors import ConfigError
@@ -22,6 +23,7 @@ from ldm_jax.files.atomic_writes import (
 )
 from ldm_jax.files.file_lock import OutputLocked, lock_folder, lock_output
 from ldm_jax.files.regular_files import open_regular, read_regular
+from ldm_jax.sampling import outputs
 
 PROLOGUE = """
 import os, sys, time
@@ -306,3 +308,29 @@ def test_a_stopped_process_does_not_hang(tmp_path):
   process.send_signal(signal.SIGCONT)
   assert process.stdout.readline() == "done\n"
   assert process.wait(30) == 70  # a real one still ends the process
+
+
+def test_images_are_numbered_around_those_of_others(tmp_path):
+  written, others = [], ["00000.png", "00003.png", "\u00b2.png", "grid.png"]
+  batch = outputs.GenerationBatch(
+    np.zeros((3, 8, 8, 3), np.uint8), (), [{}] * 3
+  )
+  (tmp_path / "00001.png").write_bytes(b"another's")
+
+  def batches():
+    for name in others:  # of a program that began at the same time
+      (tmp_path / name).write_bytes(b"another's")
+    yield batch
+
+  outputs.write_images(
+    batches(), str(tmp_path), has_metadata=False, written=written.append
+  )
+  names = [os.path.basename(path) for path in written]
+  assert names == ["00002.png", "00004.png", "00005.png", "grid_00002.png"]
+  for name in [*others, "00001.png"]:
+    assert (tmp_path / name).read_bytes() == b"another's"
+  latents = outputs.GenerationBatch(np.zeros((1, 2, 2, 4)), (), ())
+  for name in "latents.npy", "latents_1.npy":
+    path = str(tmp_path / "latents.npy")
+    outputs.write_latents([latents], path, written=written.append)
+    assert os.path.basename(written[-1]) == name
