@@ -14,13 +14,13 @@ from torch_files import tensor, write
 
 from ldm_jax.cli.sample import parser
 from ldm_jax.errors import WeightsError
-from ldm_jax.pretrained.lora.matrix_names import targets
 from ldm_jax.pretrained.lora.merge import (
   apply_loras,
   load_lora,
   merge_lora,
   split_scale,
 )
+from ldm_jax.pretrained.lora.module_names import modules
 from ldm_jax.weights.naming.convert import shapes
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -164,19 +164,19 @@ def test_sums_are_computed_in_float32_and_keep_their_sharding(tmp_path):
     assert (error <= unit * np.abs(sums) + 2e-5).all()
 
 
-def test_every_matrix_has_names_and_no_two_share_one():
+def test_every_parameter_has_names_and_no_two_modules_share_one():
   for name in ("sd1", "sdxl"):
     loaded, *_ = family(name)
-    named = targets(loaded)  # it raises if two have one name
+    known = modules(loaded)  # it compares whatever is spelled alike
     sizes = shapes(
       {
         "unet": loaded.params.unet,
         "conditioners": loaded.params.conditioners,
       }
     )
-    kernels = {path for path in sizes if path.endswith("/kernel")}
-    assert {"/".join(target.path) for target in named.values()} == kernels
-    for target in named.values():
+    found = [t for module in known.values() for t in module if t is not None]
+    assert {"/".join(target.path) for target in found} == set(sizes)
+    for target in found:
       assert target.row.shape == sizes["/".join(target.path)]
 
 
@@ -191,7 +191,8 @@ BAD = {
   "an unknown module": (
     GOOD | {"lora_unet_nothing.alpha": np.float32(1)},
     "1 of 3 tensors do not fit the model, which is one with a context of 64; "
-    "expected two factors for matrices that it has; they are "
+    "needed are factors or differences of parameters that it has, and nothing "
+    "else; they are "
     "lora_unet_nothing.alpha ()",
   ),
   "one factor": ({f"{UNDER}.lora_up.weight": UP}, "1 of 1 tensors do not fit"),
@@ -202,7 +203,8 @@ BAD = {
   "two ranks": (
     GOOD | {f"{UNDER}.lora_up.weight": UP[:, :1]},
     f"2 of 2 tensors do not fit the model, which is one with a context of 64; "
-    f"expected two factors for matrices that it has; they are "
+    f"needed are factors or differences of parameters that it has, and nothing "
+    "else; they are "
     f"{UNDER}.lora_down.weight (2, 64), {UNDER}.lora_up.weight (64, 1)",
   ),
   "no rank": (
@@ -218,7 +220,7 @@ BAD = {
   ),
   "no number": (
     GOOD | {f"{UNDER}.alpha": np.float32(np.nan)},
-    f"alpha of {UNDER} is nan; a finite number is needed",
+    f"{UNDER}.alpha has 1 values of 1 that are not finite",
   ),
   "two of one": (
     GOOD | {f"unet.{Q}.lora_A.weight": DOWN},
@@ -239,11 +241,11 @@ BAD = {
   ),
   "SDXL's text encoder": (
     {
-      "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": DOWN,
-      "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": UP,
+      "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": DOWN,
+      "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": UP,
     },
     "2 of 2 tensors do not fit the model, which is one with a context of 64; "
-    "the file seems to be for SDXL; they are lora_te1_",
+    "the file seems to be for SDXL; they are lora_te2_",
   ),
   "Flux": (
     {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": DOWN},
@@ -273,24 +275,21 @@ def test_files_that_do_not_fit_are_refused(tmp_path, case):
 @pytest.mark.parametrize(
   "end, kind",
   [
-    ("dora_scale", "DoRA"),
-    ("lora_magnitude_vector", "DoRA"),
-    ("hada_w1_a", "LoHa"),
-    ("lokr_w2", "LoKr"),
     ("oft_blocks", "OFT"),
+    ("boft_R", "OFT"),
     ("a1.weight", "GLoRA"),
     ("on_input", "IA3"),
-    ("lora_mid.weight", "LoCon with Tucker's cores"),
-    ("w_norm", "set of differences of norms"),
-    ("diff", "set of differences of whole weights"),
-    ("diff_b", "set of differences of whole weights"),
+    ("lokr_t1", "LoKr with a core for its first factor"),
+    ("lora_embedding_A", "LoRA of embeddings"),
+    ("set_weight", "set of weights that replace the model's"),
+    ("reshape_weight", "LoRA that enlarges the model's weights"),
   ],
 )
 def test_other_adapters_are_called_by_their_names(tmp_path, end, kind):
   loaded, *_ = family("sd1")
   tensors = GOOD | {f"{UNDER}.{end}": np.ones((5, 7), np.float32)}
   error = refused(lambda: merged(tmp_path, loaded, tensors))
-  assert f"{UNDER}.{end} (5, 7) is of a {kind}, which cannot" in str(error)
+  assert f"{UNDER}.{end} is of a {kind}, which cannot" in str(error)
 
 
 @pytest.mark.parametrize(

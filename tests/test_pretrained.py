@@ -36,7 +36,7 @@ from ldm_jax.pretrained.controlnet import with_controlnet
 from ldm_jax.pretrained.convert import ConvertRequest, ConvertResult
 from ldm_jax.pretrained.convert import convert as convert_model
 from ldm_jax.pretrained.inspect import inspect
-from ldm_jax.pretrained.lora.matrix_names import targets
+from ldm_jax.pretrained.lora.module_names import modules
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
 from ldm_jax.weights.files import read_tensors
@@ -364,7 +364,7 @@ def test_loras_and_controlnets_are_refused_for_other_backbones(folder):
   model = dataclasses.replace(loaded.model, unet=OtherBackbone())
   other = dataclasses.replace(loaded, model=model)
   with pytest.raises(ConfigError, match="backbone of class OtherBackbone"):
-    targets(other)
+    modules(other)
   with pytest.raises(ConfigError, match="this model has a OtherBackbone"):
     with_controlnet(other, "control")
 

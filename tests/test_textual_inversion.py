@@ -14,8 +14,10 @@ from torch_files import tensor, write
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.data.text.tokenizers import load
+from ldm_jax.errors import NonFiniteWeights, WeightsError
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.pretrained.lora.merge import merge_lora
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -272,3 +274,33 @@ def test_a_token_is_learned_once_and_by_all_encoders(tmp_path, folder):
   error = refused(lambda: learned(tmp_path, with_tokenizers(folder, 2), uneven))
   line = "2 and 3 vectors for the text encoders; as many for each are needed"
   assert error.endswith(line)
+
+
+@pytest.mark.parametrize("key", ["emb_params", "string_to_param.*", "clip_l"])
+def test_embeddings_bundled_with_a_lora_become_tokens(tmp_path, folder, key):
+  loaded, vectors = with_tokenizers(folder), rows(2, 16)
+  path = tmp_path / "x.safetensors"
+  norm = "lora_unet_mid_block_resnets_1_norm1.w_norm"
+  size = loaded.params.unet["params"]["mid_block_1"]["norm1"]["scale"].shape
+  file = {f"bundle_emb.my.toy.{key}": vectors, norm: rows(*size)}
+  write_safetensors(path, file)
+  found = merge_lora(loaded, path, scale=0.5)
+  count = len(table(loaded))
+  np.testing.assert_array_equal(table(found)[count:], vectors)
+  ids = found.tokenizer.syntaxes[0].ids("my.toy")
+  assert ids == [count, count + 1]
+  write_safetensors(path, {"bundle_emb.toy": vectors})
+  with pytest.raises(WeightsError, match=r"bundle_emb\.toy is no embedding"):
+    merge_lora(loaded, path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", NAMED)
+def test_vectors_that_are_not_finite_are_refused(tmp_path, folder, name, value):
+  file, content = NAMED[name]
+  bad = THREE.copy()
+  bad[1, 2] = value
+  replaced = lambda x: bad if x is THREE else x
+  content = jax.tree.map(replaced, content)
+  with pytest.raises(NonFiniteWeights, match="has 1 values of 48 that are not"):
+    learned(tmp_path, with_tokenizers(folder), content, file)

@@ -18,14 +18,11 @@ from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
-from ldm_jax.pretrained.lora.merge import (
-  get_leaf,
-  is_safetensors,
-  like_leaf,
-  with_leaf,
-)
+from ldm_jax.pretrained.lora.adapter_config import is_safetensors
+from ldm_jax.pretrained.lora.leaves import get_leaf, like_leaf, with_leaf
 from ldm_jax.weights import mmap_files
 from ldm_jax.weights.files import read_pickled, read_tensors
+from ldm_jax.weights.naming.convert import check_finite
 
 Vectors = Shaped[np.ndarray, "_ _"]  # encoders differ in width
 
@@ -57,13 +54,27 @@ def load_inversion(
     WeightsError: the file is unreadable, or its vectors are not as wide as the
       text encoders, or not for as many.
   """
-  embedder, tokenizer = _embedder(loaded)
   content = _read(path)
   with mmap_files.error_context(path):
-    name, rows = _parse(content)
-    _check(rows, embedder.encoders)
+    name, _ = _parse(content)
   default = name or pathlib.Path(path).stem
-  token = (default if token is None else token).strip()
+  with mmap_files.error_context(path):
+    return add_inversion(loaded, content, default if token is None else token)
+
+
+def add_inversion(loaded: LoadedModel, content: Any, token: str) -> LoadedModel:
+  """The model with a token that stands for vectors.
+
+  Args:
+    content: what a file of textual inversion holds; see `load_inversion`.
+
+  Raises:
+    ConfigError, ValueError, WeightsError: as `load_inversion`.
+  """
+  embedder, tokenizer = _embedder(loaded)
+  _, rows = _parse(content)
+  _check(rows, embedder.encoders)
+  token = token.strip()
   syntaxes, encoders = [], []
   params = loaded.params.conditioners
   for i, syntax in enumerate(tokenizer.syntaxes):
@@ -144,6 +155,7 @@ def _vectors(key: str, array: Any) -> Vectors:
   if not is_array or array.ndim not in (1, 2) or not array.size:
     shape = np.shape(array) if isinstance(array, np.ndarray) else "no tensor"
     raise WeightsError(f"{str(key)[:50]} is {shape}; {_NEEDED}")
+  check_finite(str(key)[:50], array)
   return array.reshape(-1, array.shape[-1])
 
 
@@ -171,7 +183,7 @@ def _grown_table(table: Any, rows: Vectors, ids: list[int]) -> Any:
   wide = np.zeros((size, old.shape[1]), np.float32)
   wide[: len(old)] = old
   wide[ids] = rows
-  return like_leaf(wide, table)
+  return like_leaf(wide, table, "an embedding")
 
 
 def _grown_encoder(

@@ -139,6 +139,11 @@ class AdaptedModel:
       with config_errors():
         for name, scale in loras:
           found = merge_lora(found, files[name], scale=scale)
+      if found.model is not loaded.model:
+        raise ConfigError(
+          f"a LoRA of {', '.join(name for name, _ in loras)} holds embeddings, "
+          "which a prompt cannot load; load it with the model (--lora)"
+        )
       return found.params if loras else None
 
     return merged
@@ -154,12 +159,15 @@ class AdaptedModel:
   def _merge(self, loras: Mapping[str, Lora]) -> None:
     """Merges these LoRAs, and no others, into the model as it was read.
 
-    Engines keep what they have compiled: only parameters change.
+    Engines keep what they have compiled where only parameters change; with
+    embeddings that are bundled with LoRAs the text encoders change too.
     """
     loaded = self._base
     with config_errors():
       for lora in loras.values():
         loaded = merge_lora(loaded, lora.file, scale=lora.scale)
+    if loaded.model != self._loaded.model:
+      self._engines.clear()  # the tables of tokens have another length
     self.loras, self._loaded = dict(loras), loaded
     for key, (variant, engine) in self._engines.items():
       params = variant.params.replace(

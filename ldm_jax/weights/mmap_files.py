@@ -42,7 +42,7 @@ def error_context(path: str | os.PathLike) -> Iterator[None]:
     yield
   except WeightsError as error:
     line = "".join(c if c.isprintable() else " " for c in str(error))
-    raise WeightsError(f"{path}: {line}") from error
+    raise type(error)(f"{path}: {line}") from error
 
 
 @contextlib.contextmanager

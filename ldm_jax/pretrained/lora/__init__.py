@@ -1,1 +1,1 @@
-"""LoRA files: names of matrices, merging, export."""
+"""LoRA files and their kin: names, kinds of changes, merging, export."""

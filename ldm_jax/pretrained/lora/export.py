@@ -11,7 +11,7 @@ from ldm_jax.errors import WeightsError
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.lora import FACTORS, LoRA
-from ldm_jax.pretrained.lora.matrix_names import networks
+from ldm_jax.pretrained.lora.module_names import networks
 from ldm_jax.weights.naming.convert import Row, list_names
 from ldm_jax.weights.naming.layouts import LAYOUTS
 from ldm_jax.weights.safetensors_files import write_safetensors

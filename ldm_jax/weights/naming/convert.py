@@ -160,10 +160,10 @@ def nested(table: Table, make: Callable[[Row], Any]) -> dict[str, Any]:
 def read_row(row: Row, tensors: Mapping) -> np.ndarray:
   """A row's parameter, of finite numbers."""
   tensor = tensors[row.foreign_name]
-  return _from_foreign(row, _finite(row.foreign_name, tensor))
+  return _from_foreign(row, check_finite(row.foreign_name, tensor))
 
 
-def _finite(name: str, array: np.ndarray) -> np.ndarray:
+def check_finite(name: str, array: np.ndarray) -> np.ndarray:
   """The same tensor; raises NonFiniteWeights if it holds NaN or infinity."""
   if array.dtype.kind in "iub":
     return array

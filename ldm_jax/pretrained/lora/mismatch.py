@@ -1,0 +1,63 @@
+"""The error of a LoRA file that does not fit a model."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.pretrained.lora.tensor_names import parse_name
+from ldm_jax.weights.naming.convert import list_names, shapes
+
+Tensors = Mapping[str, np.ndarray]
+
+# Features of the context of a family's U-Net.
+_CONTEXTS = {768: "SD 1", 1024: "SD 2", 1280: "SDXL's refiner", 2048: "SDXL"}
+_CONTEXT = re.compile(r"attn2[._](processor\.)?to_[kv]")
+_MARKS = {
+  "double_blocks": "Flux",
+  "single_transformer_blocks": "Flux",
+  "joint_blocks": "Stable Diffusion 3",
+  "lora_te2_": "SDXL",
+  "text_encoder_2.": "SDXL",
+}
+
+
+def mismatch(unfit: list[str], tensors: Tensors, loaded: LoadedModel) -> str:
+  """The error's line: what does not fit, and which model it may be for."""
+  file_family, family = _family(tensors), _model_family(loaded)
+  hint = (
+    "needed are factors or differences of parameters that it has, and nothing "
+    "else"
+  )
+  if file_family not in (None, family):
+    hint = f"the file seems to be for {file_family}"
+  return (
+    f"{len(unfit)} of {len(tensors)} tensors do not fit the model, which is "
+    f"{family}; {hint}; they are "
+    f"{list_names(unfit, lambda name: np.shape(tensors[name]))}"
+  )
+
+
+def _family(tensors: Tensors) -> str | None:
+  """The family a LoRA is for, by the width of its context or by a name."""
+  for name, tensor in tensors.items():
+    module, role, _ = parse_name(name)
+    is_down = role == "lora_down" and tensor.ndim > 1
+    if is_down and _CONTEXT.search(module):
+      return _named(tensor.shape[1])
+  marked = (f for mark, f in _MARKS.items() if any(mark in n for n in tensors))
+  return next(marked, None)
+
+
+def _model_family(loaded: LoadedModel) -> str:
+  sizes = shapes(loaded.params.unet["params"])
+  ends = "attention2/k/kernel"
+  widths = (size[0] for name, size in sizes.items() if name.endswith(ends))
+  width = next(widths, None)
+  return _named(width) if width else "one that attends to no text"
+
+
+def _named(width: int) -> str:
+  """The family whose U-Net has a context of so many features."""
+  return f"{_CONTEXTS.get(width, 'one')} with a context of {width}"
