@@ -311,13 +311,13 @@ def test_a_stopped_process_does_not_hang(tmp_path):
 
 
 def test_images_are_numbered_around_those_of_others(tmp_path):
-  written, others = [], ["00000.png", "00003.png", "\u00b2.png", "grid.png"]
-  batch = outputs.GenerationBatch(
-    np.zeros((3, 8, 8, 3), np.uint8), (), [{}] * 3
-  )
+  written, others = [], ["00003.png", "\u00b2.png", "grid_00002.png"]
+  pixels = np.zeros((1, 8, 8, 3), np.uint8)
+  batch = outputs.GenerationBatch(pixels, (), [{}])
   (tmp_path / "00001.png").write_bytes(b"another's")
 
   def batches():
+    yield batch
     for name in others:  # of a program that began at the same time
       (tmp_path / name).write_bytes(b"another's")
     yield batch
@@ -326,7 +326,7 @@ def test_images_are_numbered_around_those_of_others(tmp_path):
     batches(), str(tmp_path), has_metadata=False, written=written.append
   )
   names = [os.path.basename(path) for path in written]
-  assert names == ["00002.png", "00004.png", "00005.png", "grid_00002.png"]
+  assert names == ["00002.png", "00004.png", "grid_00002_1.png"]
   for name in [*others, "00001.png"]:
     assert (tmp_path / name).read_bytes() == b"another's"
   latents = outputs.GenerationBatch(np.zeros((1, 2, 2, 4)), (), ())
