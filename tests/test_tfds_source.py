@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.data.sources.tfds_source import TfdsSource
-from ldm_jax.errors import ImageError
+from ldm_jax.errors import ConfigError, DataError, ImageError
 
 BUILDER = '''
 import io
@@ -154,3 +154,30 @@ def test_a_format_that_cannot_be_read_at_random(data_dir, tmp_path):
   with pytest.raises(ValueError, match=r"access.*array_record") as caught:
     len(TfdsSource("tiny_animals", data_dir=str(tmp_path / "data")))
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "features",
+  [
+    {"type": "evil_features.Image", "content": {}},
+    {"pythonClassName": "tensorflow_datasets.x", "featuresDict": {
+      "features": {"a": {"pythonClassName": "evil_features.Image"}}}},
+    {"type": "tensorflow_datasets.core.features.image_feature.Image",
+     "proto_cls": "evil_features.Proto", "content": {}},
+  ],
+)  # fmt: skip
+def test_no_module_is_imported_that_a_data_set_names(
+  tmp_path, monkeypatch, features
+):
+  (tmp_path / "evil_features.py").write_text("raise SystemExit('imported')")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  folder = tmp_path / "some" / "1.0.0"
+  folder.mkdir(parents=True)
+  (folder / "features.json").write_text(json.dumps(features))
+  source = TfdsSource("some", data_dir=str(tmp_path))
+  with pytest.raises(ConfigError, match="which is not of tensorflow-datasets"):
+    len(source)
+  assert "evil_features" not in sys.modules
+  (folder / "features.json").write_text("[1]")
+  with pytest.raises(DataError, match="expected a JSON object"):
+    len(source)

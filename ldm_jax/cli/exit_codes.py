@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from ldm_jax.cli.closed_streams import tolerate_closed_streams
+from ldm_jax.files.printable import printable
 
 USAGE, NUMERICS, DATA, WEIGHTS, IO, INTERNAL = 2, 3, 4, 5, 6, 70
 
@@ -68,7 +69,7 @@ def exit_status(main: Main, arguments: Sequence[str]) -> int:
   except OSError as error:
     return _print_error(str(error), IO)
   except Exception:
-    traceback.print_exc()
+    sys.stderr.write(printable(traceback.format_exc(), keep="\n"))
     return INTERNAL
   return code
 
@@ -86,6 +87,5 @@ def run_command(main: Main, arguments: Sequence[str] | None = None) -> None:
 
 def _print_error(line: str, code: int) -> int:
   """Prints one line; control characters cannot reach the terminal."""
-  kept = "".join(c if c.isprintable() else " " for c in line)
-  print(f"error: {kept}", file=sys.stderr)
+  print(f"error: {printable(line)}", file=sys.stderr)
   return code

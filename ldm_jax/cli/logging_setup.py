@@ -3,12 +3,23 @@
 import logging
 import sys
 
+from ldm_jax.files.printable import printable
+
 
 class _Formatter(logging.Formatter):
-  """The bare message; all levels but INFO put their name before it."""
+  """The bare message; all levels but INFO put their name before it.
+
+  Control characters, of file names, configs or captions, become escapes, and
+  a message of this package is one line, but for a report of the watchdog.
+  """
 
   def format(self, record: logging.LogRecord) -> str:
-    text = super().format(record)
+    is_own = record.name.startswith("ldm_jax")
+    is_line = is_own and not vars(record).get("all_processes")
+    copy = logging.makeLogRecord(vars(record))
+    copy.msg = printable(record.getMessage(), keep="" if is_line else "\n\t")
+    copy.args = None
+    text = printable(super().format(copy), keep="\n\t")
     if record.levelno == logging.INFO:
       return text
     return f"{record.levelname.lower()}: {text}"

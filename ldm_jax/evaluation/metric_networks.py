@@ -19,6 +19,7 @@ from ldm_jax.evaluation.metrics.resizing import ResizeMode
 from ldm_jax.evaluation.metrics.ssim import WIDTH, ssim
 from ldm_jax.evaluation.reconstruct import padded
 from ldm_jax.evaluation.request import EvaluationRequest
+from ldm_jax.files.printable import printable
 from ldm_jax.nn.encoders.inception import Features
 from ldm_jax.nn.encoders.lpips import LPIPS, STRIDE
 from ldm_jax.pixels import to_float
@@ -168,7 +169,9 @@ class _CroppedSource:
 
 def _with_progress(images: ImageSet, label: str) -> Iterator[Images]:
   """The blocks of a set, with a progress bar."""
-  with tqdm(total=len(images), unit="image", desc=label, leave=False) as bar:
+  with tqdm(
+    total=len(images), unit="image", desc=printable(label), leave=False
+  ) as bar:
     for block in images.blocks(BLOCK):
       yield block
       bar.update(len(block))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import array_utils
 
 from ldm_jax.errors import WeightsError
+from ldm_jax.files.printable import printable
 
 MAX_RANK = 32
 
@@ -41,8 +42,7 @@ def error_context(path: str | os.PathLike) -> Iterator[None]:
   try:
     yield
   except WeightsError as error:
-    line = "".join(c if c.isprintable() else " " for c in str(error))
-    raise type(error)(f"{path}: {line}") from error
+    raise type(error)(printable(f"{path}: {error}")) from error
 
 
 @contextlib.contextmanager

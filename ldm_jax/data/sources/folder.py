@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -14,12 +13,10 @@ from jaxtyping import Int
 
 from ldm_jax.data.annotations import ENDINGS, READERS, read_annotation
 from ldm_jax.data.images import EXTENSIONS, header_size, read_image
+from ldm_jax.data.sources.folder_captions import Captions, read_captions
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.fields.limits import Count
-from ldm_jax.files.regular_files import read_regular
 
-CAPTION = "caption.txt"  # one caption for all images of its folder
-METADATA = "metadata.jsonl"  # Hugging Face's ImageFolder with captions
 _PLANES = tuple(ENDINGS[key] for key in READERS)  # not images
 
 
@@ -28,10 +25,12 @@ class Folder:
   """Every image below `path`, in the sorted order of its relative name.
 
   "label" is the index of an image's first-level folder among `classes`; it is
-  present if every image is in such a folder. "caption" is `<stem>.txt` next to
-  the image, else caption.txt in its folder, else metadata.jsonl in the root,
-  else ""; it is present if any image has one. "score" is the number of that
-  name in metadata.jsonl. They do not depend on `only` and `without`, so two
+  present if every image is in such a folder. "caption" is `<stem>.txt` or
+  `<stem>.caption` next to the image, else caption.txt in its folder, else the
+  text of a metadata.jsonl or metadata.csv, else ""; it is present if any image
+  has one, and the images without are counted in a warning. "score" is the
+  number of that name in the metadata, whose file_name is relative to its own
+  folder. They do not depend on `only` and `without`, so two
   subsets of a folder agree. Names that begin with a dot are skipped, links to
   folders are followed.
 
@@ -48,7 +47,8 @@ class Folder:
 
   Raises (all at first use):
     ConfigError: there is no such folder, or an image of `only` is missing.
-    DataError: there are no images, or annotations that do not fit them.
+    DataError: there are no images, or annotations or metadata that do not fit
+      them.
     ImageError: an image is bad; see `read_image`.
   """
 
@@ -63,11 +63,10 @@ class Folder:
   def __getitem__(self, index: int) -> dict[str, Any]:
     name = self.names[index]
     item: dict[str, Any] = {"image": read_image(self._root / name)}
-    if self._has_captions:
-      item["caption"] = self._caption(name)
-    score = self._metadata.get(name, ("", None))[1]
-    if score is not None:
-      item["score"] = np.float32(score)
+    if self._captions:
+      item["caption"] = self._captions[name]
+    if name in self._captions.scores:
+      item["score"] = np.float32(self._captions.scores[name])
     item |= self._annotations(name, item["image"].shape[:2])
     if self.classes:
       item["label"] = np.int32(self._labels[_first_folder(name)])
@@ -177,32 +176,8 @@ class Folder:
     return names
 
   @functools.cached_property
-  def _texts(self) -> frozenset[str]:
-    return frozenset(name for name in self._files if _suffix(name) == ".txt")
-
-  @functools.cached_property
-  def _metadata(self) -> dict[str, tuple[str, float | None]]:
-    return _read_metadata(self._root) if METADATA in self._files else {}
-
-  @functools.cached_property
-  def _has_captions(self) -> bool:
-    return any(
-      self._text_of(name) or name in self._metadata for name in self._images
-    )
-
-  def _text_of(self, name: str) -> str | None:
-    """The relative name of the text file that captions an image."""
-    image = pathlib.PurePosixPath(name)
-    for text in image.with_suffix(".txt"), image.with_name(CAPTION):
-      if str(text) in self._texts:
-        return str(text)
-    return None
-
-  def _caption(self, name: str) -> str:
-    text = self._text_of(name)
-    if text is None:
-      return self._metadata.get(name, ("", None))[0]
-    return " ".join(_read_text(self._root / text).split())
+  def _captions(self) -> Captions:
+    return read_captions(self._root, self._files, self._images)
 
 
 def _first_folder(name: str) -> str:
@@ -229,35 +204,3 @@ def _walk(root: pathlib.Path) -> Iterator[str]:
       names = (name for name in files if not name.startswith("."))
       yield from ((relative / name).as_posix() for name in names)
     seen.add(real)
-
-
-def _read_text(path: pathlib.Path) -> str:
-  try:
-    return read_regular(path).decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise DataError(f"{path} is not UTF-8: {error.reason}") from error
-  except OSError as error:
-    raise DataError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _read_metadata(
-  root: pathlib.Path,
-) -> dict[str, tuple[str, float | None]]:
-  """{name: (caption, score)} of lines {"file_name": ..., "text": ...}."""
-  captions = {}
-  path = root / METADATA
-  for number, line in enumerate(_read_text(path).splitlines(), 1):
-    if not line.strip():
-      continue
-    try:
-      entry = json.loads(line)
-      name, text, score = entry["file_name"], entry["text"], entry.get("score")
-      score = None if score is None else float(score)
-    except (ValueError, TypeError, KeyError) as error:
-      raise DataError(
-        f"{path}:{number}: expected a JSON object with file_name and text, "
-        f"got {line.strip()[:60]!r}"
-      ) from error
-    name = pathlib.PurePosixPath(str(name)).as_posix()
-    captions[name] = " ".join(str(text).split()), score
-  return captions

@@ -7,30 +7,34 @@ caption; "cls", a label in digits; "json", an object with any of caption (or
 text), label and score; and those of annotations, such as "map.png".
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
+import logging
 import tarfile
-from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
 import numpy as np
 from jaxtyping import Int
 
-from ldm_jax.data.annotations import ENDINGS, Member, read_annotation
-from ldm_jax.data.images import EXTENSIONS, decode_image, header_size
+from ldm_jax.data.images import header_size
 from ldm_jax.data.sources.cached_latents import MANIFEST, read_manifest
+from ldm_jax.data.sources.packed_examples import (
+  READ,
+  Files,
+  example,
+  image_of,
+  split_dotted,
+)
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.fields.limits import Count
 from ldm_jax.files.regular_files import check_regular
-from ldm_jax.files.strict_json import parse_object
+
+logger = logging.getLogger(__name__)
 
 TAR, RECORD = ".tar", ".array_record"
-IMAGES = frozenset(ending.removeprefix(".") for ending in EXTENSIONS)
-ANNOTATIONS = {ending.removeprefix("."): key for key, ending in ENDINGS.items()}
-
-Files = Mapping[str, bytes]  # of an example: {ending: content}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Shards:
 
   def _size(self, index: int) -> tuple[int, int]:
     files, name = self._files(index)
-    return header_size(_image(files, name))
+    return header_size(image_of(files, name))
 
   def _files(self, index: int) -> "tuple[Files, str]":
     shard = int(np.searchsorted(self._ends, index, side="right"))
@@ -121,68 +125,6 @@ def shard_files(path: str) -> list[str]:
       'by a folder or a pattern such as "data/*.tar"'
     )
   return names
-
-
-def example(files: Files, name: str, objects: int = 30) -> dict[str, Any]:
-  """The arrays of an example, and its caption.
-
-  Args:
-    name: of the example in error messages.
-    objects: rows of "boxes".
-
-  Raises:
-    DataError: a file is malformed, or there is no image.
-    ImageError: the image is bad.
-  """
-  image = _image(files, name)
-  item: dict[str, Any] = {"image": decode_image(image, str(image))}
-  metadata = _metadata(files, name)
-  if "caption" in metadata:
-    item["caption"] = " ".join(str(metadata["caption"]).split())
-  for key, kind in (("label", np.int32), ("score", np.float32)):
-    if key in metadata:
-      item[key] = kind(metadata[key])
-  size = item["image"].shape[:2]
-  for ending, key in ANNOTATIONS.items():
-    if ending in files:
-      member = Member(files[ending], f"{name}.{ending}")
-      item[key] = read_annotation(key, member, size, objects)
-  return item
-
-
-def _image(files: Files, name: str) -> Member:
-  images = sorted(files.keys() & IMAGES)
-  if not images:
-    raise DataError(
-      f"{name} has no image among {', '.join(sorted(files)) or 'nothing'}; "
-      f"expected one of {' '.join(sorted(IMAGES))}"
-    )
-  return Member(files[images[0]], f"{name}.{images[0]}")
-
-
-def _metadata(files: Files, name: str) -> dict[str, Any]:
-  """Caption, label and score, of json, txt and cls files."""
-  metadata: dict[str, Any] = {}
-  try:
-    if "json" in files:
-      entry = parse_object(files["json"], f"{name}.json", DataError)
-      metadata = {
-        key: entry[key] for key in ("caption", "label", "score") if key in entry
-      }
-      if "text" in entry:
-        metadata.setdefault("caption", entry["text"])
-    if "txt" in files:
-      metadata["caption"] = files["txt"].decode("utf-8-sig")
-    if "cls" in files:
-      metadata["label"] = int(files["cls"])
-  except DataError:
-    raise
-  except ValueError as error:
-    raise DataError(
-      f"{name}: txt must be UTF-8, cls a whole number and json an object: "
-      f"{error}"
-    ) from error
-  return metadata
 
 
 class _Shard(Protocol):
@@ -254,7 +196,31 @@ class _Tar:
         f"{self._path} is not an uncompressed tar, which random access needs: "
         f"{error}"
       ) from error
+    found = [each for entry in found for each in _examples_of(*entry)]
+    others = collections.Counter(
+      extent.ending
+      for _, extents in found
+      for extent in extents
+      if extent.ending not in READ
+    )
+    if others:
+      names = ", ".join(f"{name} ({n})" for name, n in others.most_common(5))
+      logger.warning("%s: files that are not read: %s", self._path, names)
     return found
+
+
+def _examples_of(
+  name: str, extents: "list[_Extent]"
+) -> "list[tuple[str, list[_Extent]]]":
+  """One example, or several whose names hold dots."""
+  by_ending = {extent.ending: extent for extent in extents}
+  several = split_dotted(name, tuple(by_ending))
+  if several is None:
+    return [(name, extents)]
+  return [
+    (each, [by_ending[old]._replace(ending=new) for new, old in files.items()])
+    for each, files in several.items()
+  ]
 
 
 class _Record:

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from ldm_jax.data.annotations import pad_boxes
 from ldm_jax.data.images import decode_image, rgb
 from ldm_jax.data.open_images import open_image, orientation, upright
+from ldm_jax.data.sources.tfds_features import check_features
 from ldm_jax.errors import ConfigError
 from ldm_jax.fields.limits import Count
 
@@ -104,6 +105,7 @@ class TfdsSource:
   def _builder(self) -> Any:
     import tensorflow_datasets as tfds
 
+    check_features(self._plain_name, self.data_dir)
     try:
       builder = tfds.builder(self._plain_name, data_dir=self.data_dir)
     except Exception as error:  # tfds raises its own, import and value errors
