@@ -90,7 +90,7 @@ def test_an_orientation_after_the_pixels_of_a_png_counts():
   assert decode_image(io.BytesIO(moved), "x").shape == (48, 32, 3)
 
 
-def test_the_first_image_of_a_multi_picture_jpeg_is_read():
+def test_the_first_image_of_an_mpo_is_read():
   """Telephones write them, with a preview or a gain map."""
   file = io.BytesIO()
   second = Image.new("L", (9, 9))

@@ -140,7 +140,7 @@ def _box(entry: Any) -> list[Any]:
       row = [*sides, number]
       is_number = all(type(value) in (int, float) for value in row)
       if is_number and number < MAX_CLASS and number == int(number):
-        return row
+        return [float(value) for value in row]
   raise ValueError(f"{entry!r}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.files.strict_json import MAX_BYTES, parse_object
 
+LEVELS = ("", "*/", "*/*/")  # versions, and versions of configs
 OWN = "tensorflow_datasets.core.features."
 # Keys of features.json, of the present form and the one before.
 KEYS = ("pythonClassName", "python_class_name", "type")
@@ -36,7 +37,10 @@ def check_features(name: str, data_dir: str | None) -> None:
   base = name.partition(":")[0].partition("/")[0]
   for folder in file_utils.list_data_dirs(given_data_dir=data_dir):
     root = epath.Path(folder) / base
-    for path in root.glob("**/features.json") if root.is_dir() else ():
+    paths = [
+      path for level in LEVELS for path in root.glob(f"{level}features.json")
+    ]
+    for path in paths:
       if path.stat().length > MAX_BYTES:
         raise DataError(f"{path} has more than {MAX_BYTES} bytes")
       tree = parse_object(path.read_bytes(), str(path), DataError)
