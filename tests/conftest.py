@@ -43,7 +43,7 @@ RARE = re.compile(
   r"begins_from_a_folder(\[False|_of_text)|"
   r"killed_at_random|a_hundred_steps|three_thousand|five_hundred|"
   r"the_present_devices|statistics_agree|"
-  r"digits_are_sampled|is_memorised|eight_modes|scores_of_images"
+  r"twenty_thousand|digits_are_sampled|is_memorised|eight_modes|scores_of_images"
 )
 
 # Shapes in signatures are checked here, and only here.

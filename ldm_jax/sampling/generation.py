@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ldm_jax.diffusion.samplers import CHUNK_ROWS
+from ldm_jax.errors import NonFinite
 from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.sampling.denoising_steps import Progress
@@ -133,6 +134,7 @@ class Generation:
     return np.asarray(self.engine.invert(self.config, latents, conditioning))
 
   def _batch(self, arrays: np.ndarray, first: int) -> GenerationBatch:
+    check_finite(arrays)
     prompts = self.prompts[first : first + len(arrays)]
     places = range(first, first + len(arrays))
     return GenerationBatch(arrays, prompts, [self.metadata(i) for i in places])
@@ -225,3 +227,13 @@ def prepare(
     groups,
     parameters,
   )
+
+
+def check_finite(arrays: np.ndarray) -> None:
+  """Raises NonFinite if latents hold NaN or infinity, as of images."""
+  bad = sum(not np.isfinite(array).all() for array in arrays)
+  if bad:
+    raise NonFinite(
+      f"{bad} of {len(arrays)} latents hold NaN or infinity; compute in "
+      "float32, or check the weights"
+    )
