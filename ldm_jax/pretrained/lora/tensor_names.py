@@ -25,7 +25,7 @@ _PATTERNS = {
   "loha": rf"(?P<role>hada_(w[12]_[ab]|t[12])){_ADAPTER}",
   "lokr": rf"(?P<role>lokr_(w[12](_[ab])?|t2)){_ADAPTER}",
   "difference": r"(?P<role>diff|diff_b|w_norm|b_norm)",
-  # Whole parameters, which peft saves beside the factors.
+  # Whole parameters, which peft saves next to the factors.
   "value": r"(base_layer\.|modules_to_save\.[^.]+\.)?(?P<role>weight|bias)",
 }
 _ROLES = {
