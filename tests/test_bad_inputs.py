@@ -26,6 +26,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.folder_lock import folder_lock
+from ldm_jax.sampling import latent_codec
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.safetensors_files import write_safetensors
 
@@ -220,10 +221,10 @@ TRAIN = {
   ),
   "T6 nan": (glyphs("--config.task.optimizer.rate=nan"), 2, "rate"),
   "T6 inf": (glyphs("--config.task.optimizer.rate=inf"), 2, "rate"),
-  "T6 negative": (glyphs("--config.task.optimizer.rate=-1"), 2, "positive"),
+  "T6 negative": (glyphs("--config.task.optimizer.rate=-1"), 2, "above 0"),
   "T7 zero": (glyphs("--config.data.batch=0"), 2, "batch"),
   "T7 negative": (glyphs("--config.data.batch=-8"), 2, "batch"),
-  "T7 huge": (glyphs("--config.data.batch=8000000000000"), 2, "GiB"),
+  "T7 huge": (glyphs("--config.data.batch=2000000000"), 2, "GiB"),
   "T8 indivisible": (glyphs("--config.data.batch=6"), 2, "try 8"),
   "T9 width": (text("--config.task.model.unet.channels=-32"), 2, "channels"),
   "T9 heads": (text("--config.task.model.unet.attention.heads=7"), 2, "heads"),
@@ -249,7 +250,7 @@ TRAIN = {
   "T18 half": (folder("half"), 4, "is the first that is missing"),
   "T19 tiny": (folder("tiny"), 0, ""),
   "T20 few": (folder("few"), 0, ""),
-  "T21 a file": ([*glyphs()[:1], "--workdir={root}/a_file"], 6, "a_file"),
+  "T21 a file": ([*glyphs()[:1], "--workdir={root}/a_file"], 2, "a_file"),
   "T21 nowhere": ([*glyphs()[:1], "--workdir=/proc/x"], 6, "/proc/x"),
   "T22 width": (
     again("one", ONE, *STEPS, "--config.task.autoencoder.latent_channels=3"),
@@ -291,7 +292,7 @@ SAMPLE = {
   "S8 nan": (two("--cfg-scale=nan"), 2, "guidance must be"),
   "S8 large": (two("--guidance=1e9"), 2, "guidance must be"),
   "S8 inf": (two("--scale=-inf"), 2, "guidance must be"),
-  "S9 negative": (two("--seed=-1"), 2, "seed must be"),
+  "S9 negative": (two("--seed=-2"), 2, "seed must be"),
   "S9 large": (two(f"--seed={2**70}"), 2, "seed must be"),
   "S9 word": (two("--seed=abc"), 2, "invalid int value"),
   "S10 sampler": (two("--sampler=foo"), 2, "foo"),
@@ -333,7 +334,7 @@ SAMPLE = {
   "S23 full": (two("--out=/dev/full"), 6, "/dev/full"),
   "S24 no map": (["--model={root}/segmentation"], 2, "--segmap"),
   "S24 box": (two("--layout={root}/boxes.json"), 2, "increasing within 0 to 1"),
-  "S24 nan": (two("--layout={root}/nan.json"), 2, "increasing within 0 to 1"),
+  "S24 nan": (two("--layout={root}/nan.json"), 2, "must hold a list"),
   "S25 no image": (["--model={root}/upscaling"], 2, "give it an image"),
   "S26 eta": (two("--sampler=euler", "--eta=1"), 2, "has no eta"),
 }
@@ -549,6 +550,9 @@ def test_images_that_are_not_finite(place, tmp_path, capsys, monkeypatch):
   whole = LatentDiffusion.decode
   spoiled = lambda *arguments: whole(*arguments).at[0, 3, 3].set(jnp.nan)
   monkeypatch.setattr(LatentDiffusion, "decode", spoiled)
+  # Not the functions that other tests have compiled.
+  own = latent_codec._programs.__wrapped__
+  monkeypatch.setattr(latent_codec, "_programs", own)
   flags = [f"--model={place / 'two'}", "--steps=2", f"--out={tmp_path / 'x'}"]
   text = "hold NaN or infinity"
   check(place, sample.main, flags, 3, text, capsys)

@@ -328,13 +328,13 @@ def test_an_interruption_keeps_what_is_finished(
 ):
   from ldm_jax.sampling import SamplingEngine
 
-  whole = SamplingEngine.generate
+  whole = SamplingEngine.generate_group
 
   def interrupted(self, *arguments):
     yield next(whole(self, *arguments))
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(SamplingEngine, "generate", interrupted)
+  monkeypatch.setattr(SamplingEngine, "generate_group", interrupted)
   with pytest.raises(KeyboardInterrupt):
     generate(runs / "two", tmp_path, "--prompt=a", "--num=9", "--batch=1")
   names = sorted(os.listdir(tmp_path))

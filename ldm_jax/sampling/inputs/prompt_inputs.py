@@ -81,7 +81,7 @@ def encode_text(
   for text in dict.fromkeys(each.text for each in texts):
     if unknown := tokenizer.unknown(text):
       names = ", ".join(unknown)
-      logger.warning("the model does not know %s (%r)", names, text)
+      logger.warning("the tokenizer has no token for %s (%r)", names, text)
     (lost,) = tokenizer.cut([text])
     if lost:
       logger.warning(
