@@ -37,7 +37,9 @@ LONGEST = (
 # Slow tests that other tests cover in a shorter form; `make everything` runs
 # them, and fault injection in full.
 RARE = re.compile(
-  r"one_device\[\w+-(1x8|2x4|4x1x2x1)|"
+  r"one_device\[\w+-(1x8|2x4|4x1x2x1|8x1)|"
+  r"keep_their_rows\[.*\((1, 4, 2|2, 2, 2)\)|"
+  r"memorisation_ratio|do_not_depend_on_batches_or_devices|"
   r"to_report\[(?!class)|"
   r"learns\[(?!ldm/kl_f8\]|sd/(sd1|sdxl_base)\])|"
   r"begins_from_a_folder(\[False|_of_text)|"
