@@ -270,7 +270,7 @@ def test_wrong_arguments_are_refused_at_the_call(options, message):
 def test_wrong_scales_are_refused(scale):
   with pytest.raises(ValueError, match="scale"):
     Augment(8, scale=scale)
-  with pytest.raises(ValueError, match="size 0"):
+  with pytest.raises(ValueError, match="size: needs 1 or more"):
     Augment(0)
 
 
