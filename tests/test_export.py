@@ -30,7 +30,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("is_inside", [False, True])
+@pytest.mark.parametrize(
+  "is_inside", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_any_number_of_images_equals_the_engines(is_inside):
   module, params = class_model()
   one = MeshShape().build(jax.devices()[:1])

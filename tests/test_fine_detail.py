@@ -42,6 +42,7 @@ def test_another_number_is_not_read(examples):
   assert numbers_read(images, wrong) == 0
 
 
+@pytest.mark.slow
 def test_blur_removes_the_finest_detail_first(examples):
   images, scenes = examples
   half, quarter = blurred(images, 2), blurred(images, 4)
