@@ -25,42 +25,6 @@ from ldm_jax.runtime.monitoring import metric_writer
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(
-  "environment, expected",
-  [
-    ({}, None),
-    ({"SLURM_NTASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
-    ({"SLURM_NTASKS": "4"}, {}),
-    ({"SLURM_NTASKS": "32", "SLURM_TASKS_PER_NODE": "8(x4)"}, {}),
-    (
-      {
-        "SLURM_NTASKS": "4",
-        "SLURM_TASKS_PER_NODE": "1(x4)",
-        "SLURM_GPUS_ON_NODE": "8",
-      },
-      {"local_device_ids": list(range(8))},
-    ),
-    ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp"}, {}),
-    ({"TPU_PROCESS_ADDRESSES": "10.0.0.1:8476,10.0.0.2:8476"}, {}),
-    ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, {}),
-    ({"MEGASCALE_COORDINATOR_ADDRESS": "here"}, {}),
-  ],
-)
-def test_several_processes_are_recognised(environment, expected):
-  assert processes._options(environment) == expected
-
-
-def test_an_mpirun_without_a_coordinator_address_needs_mpi4py(monkeypatch):
-  found = lambda spec: lambda name: spec
-  monkeypatch.setattr(processes.importlib.util, "find_spec", found(None))
-  for size in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-    with pytest.raises(ValueError, match="pip install mpi4py, or set JAX_COO"):
-      processes.initialize({size: "2"})
-  monkeypatch.setattr(processes.importlib.util, "find_spec", found("a spec"))
-  expected = {"cluster_detection_method": "mpi4py"}
-  assert processes._options({"PMI_SIZE": "2"}) == expected
-
-
 def test_jax_detects_the_cluster_of_a_tpu(monkeypatch):
   """On TPU VMs only the metadata server shows whether there is one."""
   calls = []

@@ -458,7 +458,7 @@ def condition_of(model):
 @pytest.mark.parametrize(
   "config, inputs, message",
   [
-    ({"height": 17}, GenerationInputs(1, 1), "try 16 in place of 17"),
+    ({"height": 17}, GenerationInputs(1, 1), "try 16"),
     (
       {},
       GenerationInputs(1, 1, image_inputs=ImageInputs(random_images(1, 8))),

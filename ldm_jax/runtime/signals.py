@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM become a flag that the training loop reads."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 become a flag that the loop reads."""
 
 import os
 import signal
@@ -7,6 +7,13 @@ from types import FrameType
 import jax
 
 from ldm_jax.runtime.devices.sharding import Sharding
+
+# SIGUSR1 and SIGUSR2 are what Slurm's --signal usually sends before the end.
+SIGNALS = tuple(
+  getattr(signal, name)
+  for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+  if hasattr(signal, name)  # Windows has the first two
+)
 
 
 class InterruptHandler:
@@ -21,7 +28,7 @@ class InterruptHandler:
     self._previous = {}
 
   def __enter__(self) -> "InterruptHandler":
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
       self._previous[number] = signal.signal(number, self._store)
     return self
 

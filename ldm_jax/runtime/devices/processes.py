@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.runtime.devices import launchers
 
 INITIALIZATION_SECONDS = 300
 HEARTBEAT_SECONDS = 60
@@ -21,8 +22,8 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
   """Calls `jax.distributed.initialize` if this is one of several processes.
 
   Processes are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID, or as jax finds those of Slurm, mpirun and TPU pods (GKE's
-  too). Must be called before anything uses devices.
+  JAX_PROCESS_ID, or by what Slurm, mpirun and TPU pods (GKE's too) set; see
+  `launchers`. Must be called before anything uses devices.
 
   A process without a heartbeat for LDM_JAX_HEARTBEAT_SECONDS (60 if unset)
   counts as dead.
@@ -32,7 +33,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
   """
   if jax.distributed.is_initialized():
     return
-  options = _options(environment)
+  options = launchers.options(environment)
   heartbeat = _heartbeat_seconds(environment)
   may_be_alone = options is None and _has_tpu(environment)
   if options is None and not may_be_alone:
@@ -49,49 +50,6 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
       raise
 
 
-def _options(environment: Mapping[str, str]) -> dict[str, Any] | None:
-  """Arguments of `jax.distributed.initialize`; None for a single process."""
-  address = environment.get("JAX_COORDINATOR_ADDRESS")
-  if address:
-    count = _number(environment, "JAX_NUM_PROCESSES")
-    process = _number(environment, "JAX_PROCESS_ID")
-    if not 0 <= process < count:
-      raise ConfigError(
-        f"JAX_PROCESS_ID={process} must be 0 to {count - 1}, one of "
-        f"JAX_NUM_PROCESSES={count}"
-      )
-    return {
-      "coordinator_address": address,
-      "num_processes": count,
-      "process_id": process,
-    }
-  are_many = lambda name: environment.get(name, "1") not in ("", "1")
-  if are_many("SLURM_NTASKS"):
-    return _slurm_options(environment)
-  if are_many("OMPI_COMM_WORLD_SIZE") or are_many("PMI_SIZE"):
-    if "OMPI_MCA_orte_hnp_uri" in environment:
-      return {}
-    if importlib.util.find_spec("mpi4py") is None:
-      raise ConfigError(
-        "this mpirun gives no coordinator address; pip install mpi4py, or set "
-        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-      )
-    return {"cluster_detection_method": "mpi4py"}
-  names = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-  hosts = any("," in environment.get(name, "") for name in names)
-  slices = "MEGASCALE_COORDINATOR_ADDRESS" in environment
-  return {} if hosts or slices else None
-
-
-def _slurm_options(environment: Mapping[str, str]) -> dict[str, Any]:
-  """All GPUs for the only task of a node; jax would take one per task."""
-  tasks = environment.get("SLURM_TASKS_PER_NODE", "").partition("(")[0]
-  gpus = environment.get("SLURM_GPUS_ON_NODE", "")
-  if tasks == "1" and gpus.isdigit():
-    return {"local_device_ids": list(range(int(gpus)))}
-  return {}
-
-
 def _has_tpu(environment: Mapping[str, str]) -> bool:
   """Whether this host has TPU chips; jax itself detects a pod."""
   if environment.get("JAX_PLATFORMS", "tpu").partition(",")[0] != "tpu":
@@ -104,16 +62,6 @@ def _heartbeat_seconds(environment: Mapping[str, str]) -> int:
   value = environment.get(HEARTBEAT, str(HEARTBEAT_SECONDS))
   if not value.isdigit() or int(value) < 5:
     raise ConfigError(f"{HEARTBEAT} must be 5 seconds or more, got {value!r}")
-  return int(value)
-
-
-def _number(environment: Mapping[str, str], name: str) -> int:
-  value = environment.get(name, "")
-  if not value.isdigit():
-    raise ConfigError(
-      f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a whole number, got "
-      f"{value!r}"
-    )
   return int(value)
 
 
