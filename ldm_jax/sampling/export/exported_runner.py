@@ -7,6 +7,7 @@ ldm_jax. jax.export reads its files by flatbuffers, which jax does not install.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
@@ -81,6 +82,27 @@ def side(conditioners, text, label, count, is_negative):
   return {"raw": raw, "is_null": nulls}
 
 
+def save(folder, images):
+  """Writes PNGs under the next free numbers, and yields their paths.
+
+  The file of a number is created exclusively, so that programs which write to
+  one folder at once overwrite nothing.
+  """
+  from PIL import Image
+
+  number = sum(1 for _ in folder.glob("*.png"))
+  for image in images:
+    file = None
+    while file is None:
+      path = folder / f"{number:05d}.png"
+      number += 1
+      with contextlib.suppress(FileExistsError):
+        file = path.open("xb")
+    with file:
+      Image.fromarray(image).save(file, "PNG")
+    yield path
+
+
 def main():
   """Generates what the flags ask for."""
   settings = json.loads((HERE / "sampler.json").read_text())
@@ -108,15 +130,9 @@ def main():
     np.int32(0),
     np.float32([given.guidance, 0, 0, 1]),
   )
-  from PIL import Image
-
   folder = pathlib.Path(given.out)
   folder.mkdir(parents=True, exist_ok=True)
-  number = sum(1 for _ in folder.glob("*.png"))
-  for image in np.asarray(images):
-    while (path := folder / f"{number:05d}.png").exists():
-      number += 1
-    Image.fromarray(image).save(path)
+  for path in save(folder, np.asarray(images)):
     print(path)
 
 
