@@ -1,15 +1,19 @@
 """LoRA: which kernels it changes, how, and its files."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from lora_files import family
+from safetensors.numpy import load_file
 
 from ldm_jax.errors import WeightsError
 from ldm_jax.nn.lora import LoRA
 from ldm_jax.pretrained.lora.export import pairs_of, save_lora
 from ldm_jax.pretrained.lora.merge import merge_lora
+from ldm_jax.weights.safetensors_files import metadata
 
 RNG = np.random.default_rng(2)
 ALL_KERNELS = LoRA(3, 6.0, r"kernel$")
@@ -83,6 +87,23 @@ def test_a_saved_lora_is_read_back(tmp_path, name, form, lora):
     found,
     expected,
   )
+
+
+def test_pefts_text_encoders_are_named_for_old_and_new_transformers(tmp_path):
+  """Tensors have `text_model`, which diffusers removes; modules have not."""
+  opened, _, _ = family("sdxl")
+  lora = LoRA(3, 6.0, r"^conditioners/.*kernel$")
+  factors = randomized(lora.init(jax.random.key(1), base_of(opened)))
+  path = tmp_path / "lora.safetensors"
+  save_lora(opened, lora, factors, path, "peft")
+  config = json.loads(metadata(path)["lora_adapter_metadata"])
+  names = set(load_file(path))
+  for network in ("text_encoder", "text_encoder_2"):
+    layer = "encoder.layers.0.self_attn.q_proj"
+    assert f"{network}.text_model.{layer}.lora_A.weight" in names
+    assert layer in config[f"{network}.target_modules"]
+  assert "text_encoder_2.text_projection.lora_A.weight" in names
+  assert "text_projection" in config["text_encoder_2.target_modules"]
 
 
 def test_a_kernel_without_a_published_name_is_named_in_the_error(tmp_path):

@@ -45,8 +45,8 @@ def save_lora(
   """Writes the factors as a .safetensors of kohya's form, or of peft's.
 
   kohya's has a tensor of alpha for every matrix; peft's has alpha in its
-  metadata, and the names of the modules that diffusers with transformers 5
-  adapts.
+  metadata, and the ends of the names of the modules to adapt, which are the
+  same in transformers 4 and 5.
 
   Raises:
     WeightsError: a matrix has no name in LoRA files; they are listed.
@@ -82,6 +82,15 @@ def _kohya(prefix: str, name: str) -> str:
   return prefix + "text_model_" * is_bare + name.replace(".", "_")
 
 
+def _wrapped(network: str, module: str) -> str:
+  """A text encoder's module under transformers 4's `text_model`.
+
+  diffusers removes it where transformers 5's encoder has none.
+  """
+  is_bare = network != "unet" and not module.startswith("text_")
+  return "text_model." * is_bare + module
+
+
 def _as_kohya(
   found: Mapping[str, list[Factors]], lora: LoRA
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -102,7 +111,7 @@ def _as_peft(
   tensors, config = {}, {}
   for network, pairs in found.items():
     for pair in pairs:
-      name = f"{network}.{pair.module}"
+      name = f"{network}.{_wrapped(network, pair.module)}"
       tensors[f"{name}.lora_A.weight"] = pair.down
       tensors[f"{name}.lora_B.weight"] = pair.up
     config |= {
