@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldm_jax.fields.limits import Count
+from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.layers import conv, dense, group_norm
 from ldm_jax.nn.transformer import Attention
 from ldm_jax.nn.unet import EPSILON, UNet, coordinates
@@ -31,7 +32,7 @@ class EncoderUNet(UNet):
     self, xt: Float[Array, "b h w c"], t: Float[Array, " b"]
   ) -> Float[Array, "b k"]:
     """Logits of the classes, float32."""
-    emb = self.embed(t, None)
+    emb = self.embed(t, Condition())
     h = xt.astype(self.dtype)
     if self.octaves:
       h = jnp.concatenate([h, coordinates(h, self.octaves)], axis=-1)
