@@ -20,8 +20,9 @@ from published_networks import UNETS, f32, plain, transformer
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.nn.layers import upsample
-from ldm_jax.nn.unet import UNet
+from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.pretrained.configs.unet_reader import Inputs, inputs, unet
 from ldm_jax.pretrained.configs.unet_writer import unet_config
 
@@ -238,3 +239,16 @@ def test_lcms_embedding_of_guidance_is_read_and_written():
   assert shapes["guidance/kernel"] == (256, 32)
   with pytest.raises(ConfigError, match="time_cond_proj_dim"):
     unet(dict(SD1) | {"time_cond_proj_dim": 3})
+
+
+def test_the_encoder_of_a_unet_gives_logits():
+  network = EncoderUNet(
+    *(4, 16, (1, 2), 1),
+    AttentionPlan((0, 1), heads=2, kind="plain"),
+    groups=4,
+    classes=7,
+  )
+  xt, t = jax.ShapeDtypeStruct((2, 8, 8, 4), "float32"), jnp.ones(2)
+  variables = jax.eval_shape(network.init, jax.random.key(0), xt, t)
+  logits = jax.eval_shape(network.apply, variables, xt, t)
+  assert logits.shape == (2, 7) and logits.dtype == jnp.float32
