@@ -21,6 +21,7 @@ def step(**more):
     "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
     "SLURM_PROCID": "2",
     "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
   } | more
 
 
@@ -83,6 +84,32 @@ def test_one_task_of_a_node_and_bound_gpus_take_what_they_see():
   assert "local_device_ids" not in launchers.options(bound)
   free = step(CUDA_VISIBLE_DEVICES="0,1", SLURM_LOCALID="1")
   assert launchers.options(free)["local_device_ids"] == [1]
+
+
+def test_nodes_may_have_different_numbers_of_tasks():
+  for tasks, expected in (("1,2", [1]), ("2,1", None), ("1(x3),2", None)):
+    found = launchers.options(
+      step(SLURM_STEP_TASKS_PER_NODE=tasks, SLURM_LOCALID="1")
+    )
+    assert found.get("local_device_ids") == expected
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_PROCID", "SLURM_NODEID"],
+)
+def test_variables_of_slurm_are_numbers(name):
+  with pytest.raises(ConfigError, match=f"{name} must be a whole number"):
+    launchers.options(step(**{name: "x"}))
+
+
+def test_two_mpiruns_of_one_job_have_ports_of_their_own():
+  job = {"SLURM_JOB_NODELIST": "node[017-018]", "SLURM_JOB_ID": "7"}
+  one, other = (
+    launchers.options(job | open_mpi("4", "2", PMIX_NAMESPACE=name))
+    for name in ("a", "b")
+  )
+  assert one["coordinator_address"] != other["coordinator_address"]
 
 
 def test_a_batch_script_without_srun_is_one_line():

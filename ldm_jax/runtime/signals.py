@@ -17,7 +17,10 @@ SIGNALS = tuple(
 
 
 class InterruptHandler:
-  """Within `with`, stores the first signal; a second one ends the process.
+  """Within `with`, stores the first signal; Ctrl-C after it ends the process.
+
+  Others after it are ignored: a batch system often sends SIGTERM while the save
+  that SIGUSR1 asked for is being written.
 
   Attributes:
     received: the signal, or None.
@@ -39,7 +42,8 @@ class InterruptHandler:
   def _store(self, number: int, _: FrameType | None) -> None:
     self.received = signal.Signals(number)
     for each in self._previous:
-      signal.signal(each, _exit_at_once)
+      is_ctrl_c = each == signal.SIGINT
+      signal.signal(each, _exit_at_once if is_ctrl_c else signal.SIG_IGN)
 
 
 def _exit_at_once(number: int, _: FrameType | None) -> None:

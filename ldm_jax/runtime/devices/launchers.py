@@ -94,7 +94,8 @@ def _of_mpi(environment: Environment, mpi: Rank) -> dict[str, Any]:
       return _explicit(f"127.0.0.1:{_port(job)}", mpi, environment)
   elif nodes := environment.get("SLURM_JOB_NODELIST"):
     # mpirun puts its first process on the first host of the job.
-    address = f"{first_host(nodes)}:{_port(environment['SLURM_JOB_ID'])}"
+    job = f"{_number(environment, 'SLURM_JOB_ID')}.{_shared_name(environment)}"
+    address = f"{first_host(nodes)}:{_port(job)}"
     return _explicit(address, mpi, environment)
   elif "OMPI_MCA_orte_hnp_uri" in environment:
     return {"cluster_detection_method": "ompi"}
@@ -114,21 +115,36 @@ def _of_slurm(environment: Environment) -> dict[str, Any]:
       "process was not started by srun; write srun before the command, or ask "
       "for one task (--ntasks=1)"
     )
-  size = environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"]
-  tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "") or environment.get(
-    "SLURM_TASKS_PER_NODE", ""
-  )
-  here = re.match(r"\d+", tasks)
+  has_size = "SLURM_STEP_NUM_TASKS" in environment
+  size = "SLURM_STEP_NUM_TASKS" if has_size else "SLURM_NTASKS"
   rank = Rank(
-    _number(environment, "SLURM_PROCID"),
-    int(size),
-    int(environment.get("SLURM_LOCALID", "0")),
-    int(here[0]) if here else 1,
+    *(_number(environment, name) for name in ("SLURM_PROCID", size)),
+    _number(environment, "SLURM_LOCALID"),
+    _tasks_here(environment),
   )
   step = environment.get("SLURM_STEP_ID", "0")
   port = _port(f"{environment.get('SLURM_JOB_ID')}.{step}")
   host = first_host(environment["SLURM_STEP_NODELIST"])
   return _explicit(f"{host}:{port}", rank, environment)
+
+
+def _tasks_here(environment: Environment) -> int:
+  """Tasks of this process's node, of a list such as 2(x3),1."""
+  name = "SLURM_STEP_TASKS_PER_NODE"
+  if name not in environment:
+    name = "SLURM_TASKS_PER_NODE"
+  counts: list[int] = []
+  for part in environment.get(name, "").split(","):
+    match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+    if match is None:
+      raise ConfigError(f"{name} must be as 2(x3),1, got {part!r}")
+    counts += [int(match[1])] * int(match[2] or 1)
+  node = _number(environment, "SLURM_NODEID")
+  if node >= len(counts):
+    raise ConfigError(
+      f"SLURM_NODEID={node}, but {name} has {len(counts)} nodes"
+    )
+  return counts[node]
 
 
 def _explicit(
@@ -166,12 +182,16 @@ def _port(job: str) -> int:
 
 def _mpirun(environment: Environment) -> str | None:
   """A name that the processes of one mpirun share, and no other's."""
-  for name in ("PMIX_NAMESPACE", "OMPI_MCA_orte_hnp_uri"):
-    if name in environment:
-      return environment[name]
-  if job := environment.get("OMPI_MCA_ess_base_jobid"):
-    return job
-  return _ancestor(os.getpid())
+  return _shared_name(environment) or _ancestor(os.getpid())
+
+
+def _shared_name(environment: Environment) -> str:
+  """What Open MPI gives all processes of one mpirun; empty for Hydra."""
+  names = (
+    *("PMIX_NAMESPACE", "OMPI_MCA_orte_hnp_uri"),
+    "OMPI_MCA_ess_base_jobid",
+  )
+  return next((environment[name] for name in names if name in environment), "")
 
 
 def _ancestor(pid: int) -> str | None:
