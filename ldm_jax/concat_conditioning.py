@@ -1,13 +1,15 @@
-"""Prepares the inputs of conditioners for masked or low-resolution images."""
+"""Prepares the inputs of conditioners over images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ldm_jax.diffusion.schedule import q_sample
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import (
   LowResolution,
   MaskedImage,
@@ -36,7 +38,7 @@ def prepare_inputs(
   raw: Mapping[str, Any],
   noise_augmentation: NoiseAugmentation | None,
 ) -> dict[str, Any]:
-  """`raw` with masks and low-resolution images as the conditioners take them.
+  """`raw` with masks and images as the conditioners take them.
 
   Args:
     raw: a batch; masks hide parts of its "image".
@@ -55,6 +57,8 @@ def prepare_inputs(
       inputs[name] = low_resolution_input(
         model, to_float(raw[name]), noise_augmentation
       )
+    elif isinstance(conditioner, SourceImage):
+      inputs[name] = model.encode(params, to_float(raw[name])).mode()
   return inputs
 
 
@@ -73,3 +77,28 @@ def low_resolution_input(
     noise_augmentation.noise,
   )
   return NoisyLowResolution(noisy, noise_augmentation.level)
+
+
+def draw_drops(
+  model: LatentDiffusion, key: Array, keys: Sequence[Array], count: int
+) -> dict[str, Bool[Array, " b"]]:
+  """The examples of a training batch that each conditioner drops.
+
+  Args:
+    key: of the step.
+    keys: of the conditioners.
+    count: examples.
+  """
+  drop = {
+    part.input_key: jax.random.bernoulli(k, part.drop_rate, (count,))
+    for part, k in zip(model.conditioners, keys, strict=True)
+  }
+  source = model.find_conditioner(SourceImage)
+  if source is None or not source.joint_drop_rate:
+    return drop
+  key = jax.random.fold_in(key, 2)
+  every = jax.random.bernoulli(key, source.joint_drop_rate, (count,))
+  for part in model.conditioners:
+    if part.has_unconditional:
+      drop[part.input_key] |= every
+  return drop

@@ -59,6 +59,7 @@ _MODULES = {
     "SizeEmbedder",
     "TextEmbedder",
   ),
+  "nn.conditioners.source_image": ("SourceImage",),
   "nn.conditioners.spatial": (
     "DepthMap",
     "LowResolution",

@@ -214,23 +214,35 @@ class LatentDiffusion:
     params: Parameters,
     negative: Condition,
     positives: Sequence[Condition],
-    weights: Float[Array, "b k"],
+    weights: Float[Array, "b k"] | None,
     guidance: Guidance,
+    image: tuple[Condition, Guidance] | None = None,
   ) -> Denoiser:
     """Guidance towards several conditions  (Liu et al. 2022, eq. 11).
 
     The conditional output is negative + sum_i w_i (positive_i - negative).
+
+    Args:
+      weights: None of one condition.
+      image: where `negative` has the image that is edited: the condition
+        without it, and the guidance towards it (Brooks et al. 2023, eq. 3).
     """
-    predict = self._predictor(params, [negative, *positives])
+    without = [] if image is None else [image[0]]
+    predict = self._predictor(params, [negative, *positives, *without])
 
     def denoise(xt: Array, level: Level) -> Estimate:
       away, *outputs = predict(xt, level)
-      composed = away + sum(
-        append_dims(weights[:, i], xt) * (output - away)
-        for i, output in enumerate(outputs)
-      )
       fraction = level.time / self.schedule.steps
-      output = guidance.combine(away, composed, fraction)
+      change = 0.0
+      if image is not None:
+        change = image[1].combine(outputs.pop(), away, fraction) - away
+      composed = outputs[0]
+      if weights is not None:
+        composed = away + sum(
+          append_dims(weights[:, i], xt) * (output - away)
+          for i, output in enumerate(outputs)
+        )
+      output = guidance.combine(away, composed, fraction) + change
       return to_estimate(self.prediction, level, xt, output)
 
     return denoise

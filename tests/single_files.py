@@ -129,12 +129,18 @@ LDM_CLASSES = ClassEmbedder(10, 24)
 FAMILIES = {
   "sd1": (SD1, (4, 64), CLIP_PART, TINY_VAE, 0.18215, Schedule()),
   "sd1-inpainting": (SD1, (9, 64), CLIP_PART, TINY_VAE, 0.18215, Schedule()),
+  "sd1-instruct-pix2pix": (
+    SD1, (8, 64), CLIP_PART, TINY_VAE, 0.18215, Schedule(),
+  ),
   "sd2-v": (SD2, (4, 128), H_PART, TINY_VAE, 0.18215, Schedule()),
   "sd2-inpainting": (SD2, (9, 128), H_PART, TINY_VAE, 0.18215, Schedule()),
   "sd2-depth": (SD2, (5, 128), H_PART, TINY_VAE, 0.18215, Schedule()),
   "sdxl": (SDXL, SIZES, XL_PARTS, TINY_VAE, 0.13025, Schedule()),
   "sdxl-inpainting": (
     SDXL, (9, *SIZES[1:]), XL_PARTS, TINY_VAE, 0.13025, Schedule(),
+  ),
+  "sdxl-instruct-pix2pix": (
+    SDXL, (8, *SIZES[1:]), XL_PARTS, TINY_VAE, 0.13025, Schedule(),
   ),
   "sdxl-refiner": (
     SDXL, (4, 128, 5 * 16 + 128),

@@ -21,6 +21,7 @@ from ldm_jax.nn.conditioners.embedders import (
   SizeEmbedder,
   TextEmbedder,
 )
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import (
   LowResolution,
   MaskedImage,
@@ -168,6 +169,7 @@ PARTS = {
   "low": LowResolution(),
   "noisy low": LowResolution(10, 8),
   "neighbours": NeighbourEmbeddings(16, drop_rate=0.5),
+  "source": SourceImage(drop_rate=0.5),
 }
 SETS = [(name,) for name in PARTS] + [
   ("text", "masked"),
@@ -186,6 +188,7 @@ def batch(count=4):
     "layout": rng.integers(0, 49, (count, 5)).astype(np.int32),
     "mask": rng.random((count, 16, 16)) < 0.4,
     "low": rng.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8),
+    "source": rng.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8),
     "neighbours": rng.standard_normal((count, 2, 16)).astype(np.float32),
   }
 
@@ -193,7 +196,8 @@ def batch(count=4):
 def conditioned_model(names):
   parts = tuple(PARTS[name] for name in names)
   vectors = {"class", "noisy low"} & set(names)
-  tokens = set(names) - {"map", "masked", "masked ldm", "low", "noisy low"}
+  planes = {"map", "masked", "masked ldm", "low", "noisy low", "source"}
+  tokens = set(names) - planes
   plan = AttentionPlan((1,), heads=2, kind="transformer" if tokens else "plain")
   unet = UNet(4, 16, (1,), 1, plan, groups=4, vector="mlp" if vectors else None)
   is_noisy = "noisy low" in names

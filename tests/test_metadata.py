@@ -20,6 +20,7 @@ from ldm_jax.nn.conditioners.embedders import (
   LayoutEmbedder,
   SizeEmbedder,
 )
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import (
   DepthMap,
   LowResolution,
@@ -74,6 +75,12 @@ TASKS = {
     0,
   ),
   "masked image": ("mask", {"image": "image", "mask": "mask", "num": 2}, 1),
+  "editing": (
+    "edit",
+    TEXT | {"image": "image", "image_guidance_scale": 1.8},
+    0,
+  ),
+  "editing, defaults": ("edit", TEXT | {"image": "image"}, 0),
   "upscaling": ("low", {"image": "image", "noise_level": None}, 0),
   "class": ("class", {"class_label": 2, "num": 2}, 1),
   "segmap": ("map", {"segmap": "map"}, 0),
@@ -113,6 +120,7 @@ def pipeline(kind):
     "neighbours": (NeighbourEmbeddings(16),),
     "mask": (MaskedImage(),),
     "low": (LowResolution(),),
+    "edit": (text, SourceImage()),
   }[kind]
   model = LatentDiffusion(
     Autoencoder(STACK, 3),
@@ -120,7 +128,7 @@ def pipeline(kind):
     parts,
   )
   params = Parameters({}, 1.0, {part.input_key: {} for part in parts}, {})
-  tokenizer = ClipPrompts((syntax,)) if kind == "text" else None
+  tokenizer = ClipPrompts((syntax,)) if kind in ("text", "edit") else None
   layout = LayoutTokens(24, 1, has_crop=False) if kind == "layout" else None
   return Pipeline(LoadedModel(model, params, tokenizer, 16, 16, layout=layout))
 

@@ -23,6 +23,7 @@ from ldm_jax.nn.conditioners.embedders import (
   SizeEmbedder,
   TextEmbedder,
 )
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import (
   DepthMap,
   LowResolution,
@@ -145,6 +146,7 @@ MODEL = LatentDiffusion(HalvingStage(), FourierMixer(), (AngleEmbedder(),))
         DepthMap(),
         MaskedImage(),
         LowResolution(),
+        SourceImage(),
         NeighbourEmbeddings(),
       ],
     ),

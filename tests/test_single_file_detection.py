@@ -362,7 +362,6 @@ REFUSED = {
   "folder": ({"down_blocks.0.resnets.0.norm1.weight": (1,)}, "the folder"),
   "more": (LONE | {"embedding_manager.x": (1,)}, "embedding_manager.x"),
   "edm": (LONE | {"edm_mean": (4,)}, "EDM"),
-  "pix2pix": (unet_file(SD1, (8, 64)), "8 channels in and 4 out"),
   "concat": (unet_file(FACES, (6,)), "6 channels in and 3 out"),
   "unclip": (unet_file(SDXL, (4, 1024, 2048)), "of no family"),
   "layout": (

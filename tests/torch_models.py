@@ -12,6 +12,7 @@ from diffusers import (
   LDMTextToImagePipeline,
   StableDiffusionDepth2ImgPipeline,
   StableDiffusionInpaintPipeline,
+  StableDiffusionInstructPix2PixPipeline,
   StableDiffusionPipeline,
   StableDiffusionUpscalePipeline,
   StableDiffusionXLImg2ImgPipeline,
@@ -267,6 +268,23 @@ def inpainting(folder: pathlib.Path) -> StableDiffusionInpaintPipeline:
     text_encoder(clip_tokenizer, 32, activation="quick_gelu"),
     clip_tokenizer,
     unet(in_channels=9),
+    scheduler(),
+    None,
+    None,
+    requires_safety_checker=False,
+  )
+
+
+def instruct_pix2pix(
+  folder: pathlib.Path,
+) -> StableDiffusionInstructPix2PixPipeline:
+  """SD 1 with the latents of an image to edit after those it diffuses."""
+  clip_tokenizer = tokenizer(folder / "words")
+  return StableDiffusionInstructPix2PixPipeline(
+    vae(),
+    text_encoder(clip_tokenizer, 32, activation="quick_gelu"),
+    clip_tokenizer,
+    unet(in_channels=8),
     scheduler(),
     None,
     None,

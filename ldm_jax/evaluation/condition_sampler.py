@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import LowResolution, MaskedImage
 from ldm_jax.pretrained.open_model import open_run
 from ldm_jax.run import Run
@@ -108,9 +109,10 @@ class ConditionSampler:
     )
 
   def _image_inputs(self, examples: Examples) -> ImageInputs:
-    """The images that inpainting and super-resolution are given."""
+    """The images that inpainting, upscaling and editing are given."""
     if part := self.model.find_conditioner(MaskedImage):
       return ImageInputs(examples["image"], examples[part.input_key])
-    if part := self.model.find_conditioner(LowResolution):
-      return ImageInputs(examples[part.input_key])
+    for kind in (LowResolution, SourceImage):
+      if part := self.model.find_conditioner(kind):
+        return ImageInputs(examples[part.input_key])
     return ImageInputs()

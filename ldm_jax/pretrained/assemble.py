@@ -24,12 +24,12 @@ from ldm_jax.nn.conditioners.embedders import (
   SizeEmbedder,
   TextEmbedder,
 )
-from ldm_jax.nn.conditioners.spatial import DepthMap, LowResolution, MaskedImage
+from ldm_jax.nn.conditioners.spatial import LowResolution
 from ldm_jax.nn.encoders.clip_text import ClipText
-from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.conditioner_variables import conditioner_variables
 from ldm_jax.pretrained.configs import scheduler_config, unet_reader
+from ldm_jax.pretrained.configs.concat_inputs import concat_conditioners
 from ldm_jax.pretrained.networks import Module, latent_scale, load, load_lazily
 
 _BERT_EMPTY = (101, 102)  # [CLS] [SEP] of bert-base-uncased
@@ -68,7 +68,9 @@ def assemble(
     warnings += scheduler_config.unsupported_options(components.scheduler)
   tokenizer = tokenizer_of(components)
   conditioners = conditioners_of(components, networks, tokenizer)
-  conditioners += _concat_conditioners(components, first_stage)
+  conditioners += concat_conditioners(
+    components.index, inputs, first_stage.latent_channels, first_stage.stride
+  )
   model = LatentDiffusion(
     first_stage,
     unet,
@@ -117,20 +119,6 @@ def _check_complete(components: Components) -> None:
       "encoder; give one with text_encoder=[FOLDER] (--text_encoder), and "
       "tokenizer=FOLDER (--tokenizer)"
     )
-
-
-def _concat_conditioners(
-  components: Components, first_stage: FirstStage
-) -> list[Conditioner]:
-  """What is concatenated with x_t, by the number of the U-Net's channels."""
-  inputs, latents = _unet_inputs(components), first_stage.latent_channels
-  if inputs.channels == 2 * latents + 1:
-    return [MaskedImage()]
-  if inputs.channels == latents + 3 and inputs.vector is not None:
-    return [LowResolution(inputs.vector, min(350, inputs.vector))]
-  if inputs.channels == latents + 1:
-    return [DepthMap(cell=first_stage.stride)]
-  return []
 
 
 def _noise_augmentation(

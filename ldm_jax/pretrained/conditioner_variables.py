@@ -8,11 +8,12 @@ from ldm_jax.nn.conditioners.embedders import (
   SizeEmbedder,
   TextEmbedder,
 )
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import DepthMap, LowResolution, MaskedImage
 from ldm_jax.pretrained.networks import Module
 
 # Conditioners without parameters.
-WEIGHTLESS = SizeEmbedder | MaskedImage | LowResolution | DepthMap
+WEIGHTLESS = SizeEmbedder | MaskedImage | LowResolution | DepthMap | SourceImage
 
 
 def conditioner_variables(

@@ -14,6 +14,7 @@ from ldm_jax.nn.conditioners.embedders import (
   SizeEmbedder,
   TextEmbedder,
 )
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.pretrained.configs.strict_config import DIFFUSERS
@@ -73,13 +74,13 @@ def model_index(
     listed[name] = ["transformers", class_name]
   if kind.startswith("StableDiffusionXL"):
     listed |= unconditional_key(model)
-    if kind != "StableDiffusionXLPipeline":  # which takes no such argument
+    if kind.endswith(("XLInpaintPipeline", "XLImg2ImgPipeline")):
       ends = {getattr(c, "ends_with", None) for c in model.conditioners}
       listed["requires_aesthetics_score"] = "score" in ends
     for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
       listed.setdefault(name, [None, None])
     listed |= {"image_encoder": [None, None], "feature_extractor": [None, None]}
-  elif kind in ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"):
+  elif kind.startswith("StableDiffusion"):
     listed |= {
       "safety_checker": [None, None],
       "feature_extractor": [None, None],
@@ -155,18 +156,20 @@ def pipeline(model: LatentDiffusion, channels: int) -> str:
       "schedule that this model does not hold; write a single file instead, or "
       "the U-Net and the autoencoder by themselves"
     )
-  if channels not in (latents, 2 * latents + 1):
+  is_editing = SourceImage in kinds and channels == 2 * latents
+  if channels not in (latents, 2 * latents + 1) and not is_editing:
     raise ConfigError(
       f"diffusers has no text pipeline for a U-Net that reads {channels} "
       f"channels with latents of {latents}; write a single file instead, or "
       "the U-Net and the autoencoder by themselves"
     )
-  is_inpainting = channels > latents
+  middle = "InstructPix2Pix" if is_editing else ""
+  middle = "Inpaint" if channels == 2 * latents + 1 else middle
   sizes = [c for c in model.conditioners if isinstance(c, SizeEmbedder)]
   if not sizes:
-    return f"StableDiffusion{'Inpaint' * is_inpainting}Pipeline"
+    return f"StableDiffusion{middle}Pipeline"
   is_refiner = sizes[0].ends_with == "score"
-  middle = "Inpaint" if is_inpainting else "Img2Img" * is_refiner
+  middle = middle or "Img2Img" * is_refiner
   return f"StableDiffusionXL{middle}Pipeline"
 
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import (
@@ -23,6 +22,7 @@ from ldm_jax.diffusion.prediction import Denoiser, with_thresholding
 from ldm_jax.diffusion.schedule import append_dims
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import Condition, merge
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
@@ -47,6 +47,8 @@ class StepInputs(NamedTuple):
     classifier: its parameters, the classes [b], and its scale; or None.
     others: conditions that are composed with `positive`.
     weights: [b k] of `positive` and the others; None without others.
+    image: the condition without the image that is edited, and the guidance
+      towards it; None where that guidance is off.
   """
 
   positive: Condition
@@ -57,6 +59,7 @@ class StepInputs(NamedTuple):
   classifier: tuple[Any, Array, float] | None = None
   others: tuple[Condition, ...] = ()
   weights: Array | None = None
+  image: tuple[Condition, Guidance] | None = None
 
 
 def weighted_condition(
@@ -138,21 +141,29 @@ def step_inputs(
   if model.embeds_guidance:
     scale = np.full(len(start.keys), config.guidance.scale, np.float32)
     condition = condition.replace(guidance=distribute(scale))
-  classifier, weights = None, None
+  classifier = weights = negative = image = None
   if inputs.labels is not None:
     labels = distribute(inputs.labels[batch.places].astype(np.int32))
     classifier = batch.classifier, labels, config.classifier_scale
   if others:
     weights = distribute(np.float32(variant.weights))
+  # Guidance keeps the image to edit on both sides; a third has none.
+  source = model.find_conditioner(SourceImage)
+  away = [name for name in names if source is None or name != source.input_key]
+  if config.image_guidance.needs_unconditional() and len(away) < len(names):
+    image = condition_of(variant.negative, names), config.image_guidance
+  if (away and is_guided) or image is not None:
+    negative = condition_of(variant.negative, away)
   return StepInputs(
     condition,
-    condition_of(variant.negative, names) if names and is_guided else None,
+    negative,
     config.guidance,
     config.threshold,
     start.known,
     classifier,
     tuple(others),
     weights,
+    image,
   )
 
 
@@ -183,13 +194,13 @@ def run_piece(
     positive = cut(step.positive)
     if step.negative is None:
       return model.denoiser(params, positive)
-    if step.others:
-      positives = [positive, *map(cut, step.others)]
-      return model.composed_denoiser(
-        params, cut(step.negative), positives, step.weights, step.guidance
-      )
-    return model.guided_denoiser(
-      params, cut(step.negative), positive, step.guidance
+    negative, guidance = cut(step.negative), step.guidance
+    if not step.others and step.image is None:
+      return model.guided_denoiser(params, negative, positive, guidance)
+    positives = [positive, *map(cut, step.others)]
+    image = step.image and (cut(step.image[0]), step.image[1])
+    return model.composed_denoiser(
+      params, negative, positives, step.weights, guidance, image
     )
 
   size = state.shape[2:4]
@@ -245,27 +256,6 @@ def scheduled_pieces(
     part = jax.tree.map(operator.itemgetter(rows), program)
     for piece in pieces(part, length):
       yield piece, step
-
-
-def add_x0_register(
-  state: Float[Array, "r b h w c"],
-) -> Float[Array, "r2 b h w c"]:
-  """The registers and one more, in which `keep_x0` leaves x0."""
-  return jnp.concatenate([state, jnp.zeros_like(state[:1])])
-
-
-def keep_x0(piece: samplers.Row) -> samplers.Row:
-  """The piece for `add_x0_register`: each row also stores its x0.
-
-  A row mixes the registers, x0, eps and noise linearly; see
-  diffusion/samplers/sampler_table.py.
-  """
-  length, registers, basis = piece.mix.shape
-  mix = np.zeros((length, registers + 1, basis + 1), piece.mix.dtype)
-  mix[:, :-1, :registers] = piece.mix[:, :, :registers]
-  mix[:, :-1, registers + 1 :] = piece.mix[:, :, registers:]
-  mix[:, -1, registers + 1] = 1  # x0 comes first after the registers
-  return piece._replace(mix=mix)
 
 
 def report(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
+from ldm_jax.diffusion.samplers.x0_register import add_x0_register, keep_x0
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.runtime.devices import attention_kernels, processes
@@ -22,8 +23,6 @@ from ldm_jax.sampling.denoising_steps import (
   Batch,
   Progress,
   StepInputs,
-  add_x0_register,
-  keep_x0,
   programs,
   report,
   scheduled_pieces,

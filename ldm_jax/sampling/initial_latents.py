@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 from ldm_jax.concat_conditioning import low_resolution_input
 from ldm_jax.diffusion import samplers
 from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import (
   LowResolution,
   MaskedImage,
@@ -94,6 +95,8 @@ class InitialLatents:
         "this model is for inpainting; give it an image and a mask (--image, "
         "--mask)"
       )
+    if self._model.find_conditioner(SourceImage) and images.images is None:
+      raise ValueError("this model edits an image; give it one (--image)")
     if (self._model.control is not None) != (images.hints is not None):
       raise ValueError(
         "a ControlNet and its conditioning image go together (--controlnet, "
@@ -179,6 +182,8 @@ class InitialLatents:
     known, concatenated = None, {}
     latents = self._codec.encode(images.images, tile=config.tile)
     masks = images.masks
+    if part := self._model.find_conditioner(SourceImage):
+      concatenated[part.input_key] = self._codec.unscaled(latents)
     if masks is not None:
       stride = self._model.first_stage.stride
       if part := self._model.find_conditioner(MaskedImage):
@@ -189,7 +194,7 @@ class InitialLatents:
         is_diffusers = config.sampler_config.compat is not None
         cells = subsample_mask if is_diffusers else latent_mask
         known = KnownRegion(latents, noise, distribute(cells(masks, stride)))
-    if masks is not None and config.strength == 1:
+    if (masks is not None or concatenated) and config.strength == 1:
       state = _registers(noise, plan.init_noise_sigma)
       return InitialState(state, keys, known, concatenated)
     level = jax.tree.map(lambda x: jnp.float32(x[0]), plan.table.level)

@@ -65,6 +65,12 @@ class LatentCodec:
       logger.warning("tiles encoded differ by %.3f in latents", float(seam))
     return latents
 
+  def unscaled(
+    self, latents: Float[Array, "b h w c"]
+  ) -> Float[Array, "b h w c"]:
+    """Latents as the first stage encodes them, without their scale."""
+    return latents / self._params.latent_scale
+
   def decode(
     self, latents: Float[Array, "b h w c"], tile: int | None = None
   ) -> UInt8[np.ndarray, "b H W 3"]:

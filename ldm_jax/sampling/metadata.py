@@ -119,6 +119,7 @@ def a1111_parameters(metadata: Mapping[str, Any]) -> str:
     "Sampler": A1111_SAMPLERS.get(sampler, sampler.upper()),
     "Schedule type": A1111_SCHEDULES.get(metadata["timestep_spacing"]),
     "CFG scale": None if scale is None else f"{scale:g}",
+    "Image CFG scale": metadata["image_guidance_scale"],
     "Seed": metadata["seed"],
     "Size": f"{metadata['width']}x{metadata['height']}",
     "Model": json.dumps(model) if "," in model else model,

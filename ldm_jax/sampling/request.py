@@ -100,6 +100,7 @@ class GenerationRequest:
     guidance_rescale: 0 to 1, how far the standard deviation of the guided
       output is scaled back (Lin et al. 2023).
     guidance_interval: values of t / T between which to guide.
+    image_guidance_scale: towards the image of a model that edits it; 1.5.
     threshold: (quantile, largest value) of dynamic thresholding of x0.
     seed: 0 to 2**64 - 1; an image is a function of (seed, index). For -1 a
       `Pipeline` draws one below 2**32, which it logs and writes to metadata.
@@ -160,6 +161,7 @@ class GenerationRequest:
   guidance: Number | Guidance | None = None
   guidance_rescale: Number = 0.0
   guidance_interval: tuple[Number, Number] = (0.0, 1.0)
+  image_guidance_scale: Number | None = None
   threshold: tuple[Number, Number] | None = None
   seed: int = 0
   index: int | None = None

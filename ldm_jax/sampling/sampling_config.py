@@ -117,6 +117,7 @@ class SamplingConfig:
     control: scale of a ControlNet, and the values of t / T between which it is
       used.
     classifier_scale: of classifier guidance.
+    image_guidance: towards the image that is edited  (Brooks et al. 2023).
   """
 
   height: int
@@ -131,6 +132,7 @@ class SamplingConfig:
   noise_level: int = 20
   control: tuple[float, float, float] = (1.0, 0.0, 1.0)
   classifier_scale: float = 1.0
+  image_guidance: Guidance = ClassifierFreeGuidance()
 
   def __post_init__(self):
     if not 0 < self.strength <= 1:
@@ -138,6 +140,13 @@ class SamplingConfig:
         f"strength must be above 0 and at most 1, got {self.strength}"
       )
     self.guidance.check()
+    self.image_guidance.check()
+
+  @property
+  def needs_negative(self) -> bool:
+    """Whether the negative side of guidance is used at all."""
+    guidances = self.guidance, self.image_guidance
+    return any(each.needs_unconditional() for each in guidances)
 
 
 @dataclasses.dataclass(frozen=True)

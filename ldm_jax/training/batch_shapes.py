@@ -17,6 +17,7 @@ from ldm_jax.nn.conditioners.embedders import (
   SizeEmbedder,
   TextEmbedder,
 )
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import (
   DepthMap,
   LowResolution,
@@ -65,6 +66,8 @@ def shapes_of(experiment: Experiment, batch: int) -> Shapes:
     elif isinstance(part, LowResolution):
       small = side // model.first_stage.stride
       shapes[part.input_key] = array(jnp.uint8, small, small, 3)
+    elif isinstance(part, SourceImage):
+      shapes[part.input_key] = array(jnp.uint8, side, side, 3)
     elif isinstance(part, NeighbourEmbeddings):
       shapes[part.input_key] = array(jnp.float32, 4, part.width)
   if hasattr(task, "input_key"):

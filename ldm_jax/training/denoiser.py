@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from ldm_jax.concat_conditioning import NoiseAugmentation, prepare_inputs
+from ldm_jax.concat_conditioning import (
+  NoiseAugmentation,
+  draw_drops,
+  prepare_inputs,
+)
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.loss import DenoisingLoss, Loss, sample_times
@@ -243,9 +247,8 @@ class DenoiserTask:
   def draw(self, key: Array, batch: Batch) -> StepNoise:
     """All random numbers of a step, from one key."""
     shape = self._latent_shape(batch)
-    conditioners = self.model.conditioners
     key_post, key_noise, key_t, key_out, *key_drop = jax.random.split(
-      key, 4 + len(conditioners)
+      key, 4 + len(self.model.conditioners)
     )
     noise = jax.random.normal(key_noise, shape)
     if self.offset_noise:
@@ -256,10 +259,7 @@ class DenoiserTask:
       posterior=jax.random.normal(key_post, shape),
       noise=noise,
       t=sample_times(key_t, self.model.schedule, shape[0], self.loss.density),
-      drop={
-        part.input_key: jax.random.bernoulli(k, part.drop_rate, shape[:1])
-        for part, k in zip(conditioners, key_drop, strict=True)
-      },
+      drop=draw_drops(self.model, key, key_drop, shape[0]),
       dropout=jax.random.split(key_out, shape[0]),
       noise_augmentation=self._noise_augmentation(
         jax.random.fold_in(key, 1), batch

@@ -4,8 +4,7 @@ SAMPLING = """
 --steps -s --num_inference_steps --ddim_steps: int
   of the sampler, 1 to the length of the schedule (default 50)
 --sampler: NAME
-  such as ddim, euler a, DPM++ 2M Karras, UniPCMultistepScheduler (default:
-  the model's own)
+  such as ddim, euler a, DPM++ 2M Karras (default: the model's own)
 --timestep_spacing --schedule --grid: NAME
   leading, trailing, linspace, quadratic, karras, exponential, beta,
   sgm_uniform, simple, kl_optimal, lcm
@@ -45,12 +44,11 @@ GROUPS = {
 --emphasis: yes
   read A1111's syntax in prompts: (word:1.3), [word], BREAK, AND, [a:b:0.5]
 --clip_skip: int N
-  skip N - 1 last blocks of CLIP, in addition to those the model skips by
-  itself (default 1)
+  skip N - 1 last blocks of CLIP more than the model itself does (default 1)
 """,
   "other conditions": """
 --segmap: FILE
-  a map: a PNG whose grey values or palette indices are classes
+  a PNG whose grey values or palette indices are classes
 --depth: FILE
   a PNG of grey values, lighter is nearer, for depth-conditional models
 --layout: FILE
@@ -66,6 +64,8 @@ GROUPS = {
 --guidance --guidance_scale --cfg_scale --scale: float
   scale of classifier-free guidance; 1 is none (default 3 for a run, 7.5 for
   Stable Diffusion, 5 for SDXL)
+--image_guidance_scale: float
+  towards the image that InstructPix2Pix edits (default 1.5)
 --guidance_rescale: float
   0 to 1: scale the standard deviation of the output back (default 0)
 --guidance_interval: float FROM TO

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Array, Bool
 
 from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import LowResolution, MaskedImage
 
 
@@ -40,4 +41,4 @@ class Conditioner(Protocol):
 
 # Their inputs are made of images, not read from the batch as they are; see
 # concat_conditioning.py.
-ConcatConditioner = MaskedImage | LowResolution
+ConcatConditioner = MaskedImage | LowResolution | SourceImage

@@ -61,7 +61,7 @@ _IGNORED = re.compile(
   r"(\.weight)?"
 )
 _SCALE = "scale_factor"
-_OF_TWO_TEXTS = ("sdxl", "sdxl-inpainting")
+_OF_TWO_TEXTS = ("sdxl", "sdxl-inpainting", "sdxl-instruct-pix2pix")
 _UNCONDITIONAL = ("ldm-unconditional", "ldm-churches")
 _LISTED = 5  # names in a message
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")

@@ -41,12 +41,14 @@ _SDXL = Family(128, 0.13025, head_width=64, sizes=6)
 FAMILIES = {
   "sd1": _SD1,
   "sd1-inpainting": _SD1,
+  "sd1-instruct-pix2pix": _SD1,
   "sd2": _SD2,
   "sd2-v": _SD2._replace(size=96, prediction="v"),
   "sd2-inpainting": _SD2,
   "sd2-depth": _SD2,
   "sdxl": _SDXL,
   "sdxl-inpainting": _SDXL,
+  "sdxl-instruct-pix2pix": _SDXL,
   "sdxl-refiner": _SDXL._replace(sizes=5),
   "x4-upscaler": Family(
     128,
@@ -102,6 +104,7 @@ def family_of(unet: UNet, inputs: Inputs, texts: Collection[str]) -> str:
   if name == "x4-upscaler":
     extra -= 3  # the low-resolution image
   suffix = {0: "", 1: "-depth", unet.out_channels + 1: "-inpainting"}
+  suffix.setdefault(unet.out_channels, "-instruct-pix2pix")
   name += suffix.get(extra, "-unknown")
   if name not in FAMILIES:
     raise WeightsError(

@@ -49,7 +49,7 @@ def condition_groups(
   pairs = zip(texts or [""] * inputs.count, negatives, strict=True)
   pairs = list(pairs)
   plans = {pair: image_prompts(*pair, read, steps) for pair in set(pairs)}
-  if not config.guidance.needs_unconditional():
+  if not config.needs_negative:
     plans = {pair: plan.without_negative() for pair, plan in plans.items()}
   _check_composition(request, plans, loaded.model.embeds_guidance)
   places: dict[Hashable, list[int]] = {}

@@ -6,8 +6,10 @@ import logging
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import LowResolution
 from ldm_jax.sampling.inputs.files import read_rgb
 from ldm_jax.sampling.inputs.resize import extend_canvas, fit_image, fit_mask
@@ -15,6 +17,8 @@ from ldm_jax.sampling.request import GenerationRequest
 from ldm_jax.sampling.sampling_config import ImageInputs, SamplingConfig
 
 logger = logging.getLogger(__name__)
+
+IMAGE_GUIDANCE = 1.5  # of InstructPix2Pix, as in diffusers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +99,26 @@ def read_images(request: GenerationRequest) -> RequestImages:
     shown = read_rgb(request.mask, "mask")
     mask = fit_mask(shown, *shown.shape[:2])
   return RequestImages(image, mask, hint)
+
+
+def image_guidance(
+  request: GenerationRequest, loaded: LoadedModel
+) -> ClassifierFreeGuidance:
+  """Guidance towards the image that is edited; scale 1 is none.
+
+  Raises:
+    ConfigError: the model edits no image.
+  """
+  source = loaded.model.find_conditioner(SourceImage)
+  scale = request.image_guidance_scale
+  names = loaded.model.unconditional_keys
+  if source is None or source.input_key not in names:
+    if scale is not None:
+      raise ConfigError(
+        "this model is not guided towards an image that it edits; leave "
+        "image_guidance_scale out (--image_guidance_scale)"
+      )
+    return ClassifierFreeGuidance()
+  scale = IMAGE_GUIDANCE if scale is None else scale
+  start, stop = request.guidance_interval
+  return ClassifierFreeGuidance(*map(float, (scale, 0, start, stop)))

@@ -24,7 +24,7 @@ from ldm_jax.sampling.inputs.condition_inputs import (
   read_segmap,
 )
 from ldm_jax.sampling.inputs.files import read_array, read_floats
-from ldm_jax.sampling.inputs.image_inputs import RequestImages
+from ldm_jax.sampling.inputs.image_inputs import RequestImages, image_guidance
 from ldm_jax.sampling.request import GenerationRequest, Number
 from ldm_jax.sampling.sampling_config import (
   GenerationInputs,
@@ -52,8 +52,8 @@ def check_model(request: GenerationRequest, loaded: LoadedModel) -> None:
   if loaded.unet_channels not in (None, channels) and not is_known:
     raise ConfigError(
       f"this model's U-Net reads {loaded.unet_channels} channels, {channels} "
-      "of them latents, and is not of the inpainting, upscaling or depth kind; "
-      "use the U-Net alone from Python (ldm_jax.from_pretrained)"
+      "of them latents, and is not of the inpainting, upscaling, depth or "
+      "editing kind; use the U-Net alone from Python (ldm_jax.from_pretrained)"
     )
 
 
@@ -77,11 +77,15 @@ def sampling_config(
     ValueError: a value is not possible with this model.
   """
   guidance = loaded.guidance if request.guidance is None else request.guidance
+  of_image = image_guidance(request, loaded)
   if isinstance(guidance, Number):
     if request.compat == "diffusers":
       guidance = max(guidance, 1.0)  # which is without guidance there
+      if guidance == 1 or of_image.scale < 1:
+        guidance, of_image = 1.0, of_image._replace(scale=1.0)
     options = request.guidance_rescale, *request.guidance_interval
-    guidance = ClassifierFreeGuidance(guidance, *options)
+    # Of floats alone, since a whole number would compile again.
+    guidance = ClassifierFreeGuidance(*map(float, (guidance, *options)))
   height, width = images.size(loaded) or (loaded.height, loaded.width)
   strength = request.strength
   if strength is None:
@@ -110,6 +114,7 @@ def sampling_config(
     noise_level=noise_level,
     classifier_scale=request.classifier_scale,
     control=(request.control_scale, *request.control_interval),
+    image_guidance=of_image,
   )
 
 
@@ -281,4 +286,14 @@ def with_model_defaults(
     order=sampler.order,
     guidance=guidance.scale if is_standard else guidance,
     strength=None if request.image is None else config.strength,
+    image_guidance_scale=_written_scale(request, config),
   )
+
+
+def _written_scale(
+  request: GenerationRequest, config: SamplingConfig
+) -> Number | None:
+  """Of guidance towards an image; None for models that have none."""
+  scale = config.image_guidance.scale
+  is_default = request.image_guidance_scale is None and scale == 1
+  return None if is_default else scale
