@@ -1,12 +1,14 @@
 """Stable Diffusion 1.5's parts on a CPU, compared with torch and diffusers.
 
-  python benchmarks/cpu.py [--rounds 5]
+  python benchmarks/cpu.py [--rounds 5] [--torch_python PYTHON]
 
-Two processes, one of jax and one of torch, hold the same networks (random
-weights, float32) and take turns, so that load on the machine affects both.
-Prints a line of JSON per job: medians in seconds, their ratio, and each
-process's peak memory in GB. Needs torch and diffusers (pip install torch
-diffusers). Results are in benchmarks/cpu.md.
+Three processes hold the same networks (random weights, float32) and take turns,
+so that load on the machine affects all: jax, jax with XLA's own operators alone
+(`operators("xla")`), and torch. Prints a line of JSON per job: medians in
+seconds, their ratios to torch's, seconds of the first call (which compiles),
+and each process's peak memory in GB. Needs torch and diffusers (pip install
+torch diffusers), in this Python or another one. Results are in
+benchmarks/cpu.md.
 """
 
 import argparse
@@ -70,9 +72,11 @@ def jax_job(name):
     apply = lambda p: network.apply(p, latents, method="decode")
   # Random numbers by numpy: the job is measured, not the initialization.
   leaves, tree = jax.tree.flatten(shapes)
-  values = [0.02 * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)]
-  params = jax.tree.unflatten(tree, [jnp.asarray(each) for each in values])
-  del values
+  values = (
+    jnp.array(np.float32(0.02) * normal(i, *leaf.shape), copy=True)
+    for i, leaf in enumerate(leaves)
+  )
+  params = jax.tree.unflatten(tree, list(values))
   if name in ("unet", "decode"):
     forward = jax.jit(apply)
     return lambda: forward(params).block_until_ready()
@@ -147,8 +151,18 @@ def torch_job(name):
 
 
 def work(library, name):
-  """Runs the job once for each line of stdin, and prints its duration."""
-  run = {"jax": jax_job, "torch": torch_job}[library](name)
+  """Does a job by a library, once for each line of stdin."""
+  if library == "xla":
+    from ldm_jax.nn.operators.choice import operators
+
+    with operators("xla"):
+      take_turns(jax_job(name))
+  else:
+    take_turns({"jax": jax_job, "torch": torch_job}[library](name))
+
+
+def take_turns(run):
+  """Runs a job once, and then once for each line of stdin."""
   began = time.perf_counter()
   run()
   print(json.dumps({"first": time.perf_counter() - began}), flush=True)
@@ -164,6 +178,7 @@ def main():
   flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   flags.add_argument("--rounds", type=int, default=5)
   flags.add_argument("--jobs", nargs="*", default=list(JOBS), choices=JOBS)
+  flags.add_argument("--torch_python", default=sys.executable)
   flags.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
   options = flags.parse_args()
   if options.work:
@@ -171,14 +186,16 @@ def main():
     return
   for name in options.jobs:
     sides = {}
-    for library in ("jax", "torch"):
+    first = {}
+    for library in ("jax", "xla", "torch"):
+      python = sys.executable if library != "torch" else options.torch_python
       sides[library] = subprocess.Popen(
-        [sys.executable, __file__, "--work", library, name],
+        [python, __file__, "--work", library, name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
       )
-      sides[library].stdout.readline()  # ready, and compiled
+      first[library] = json.loads(sides[library].stdout.readline())["first"]
     seconds, peaks = {library: [] for library in sides}, {}
     for _ in range(options.rounds):
       for library, side in sides.items():
@@ -192,7 +209,10 @@ def main():
     median = {n: statistics.median(values) for n, values in seconds.items()}
     line = {"job": name, "what": JOBS[name]}
     line |= {f"{n}_seconds": round(value, 3) for n, value in median.items()}
-    line["ratio"] = round(median["jax"] / median["torch"], 3)
+    for library in ("jax", "xla"):
+      ratio = median[library] / median["torch"]
+      line[f"{library}_ratio"] = round(ratio, 3)
+    line |= {f"{n}_first": round(value, 1) for n, value in first.items()}
     line |= {f"{n}_peak_gb": round(value, 2) for n, value in peaks.items()}
     print(json.dumps(line), flush=True)
 

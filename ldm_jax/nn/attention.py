@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.operators.choice import is_by_head
+from ldm_jax.nn.operators.head_attention import head_attention
+
 # An accelerator's own attention: the result, or None where it does not support
 # these arrays. `runtime/devices/attention_kernels.py` puts one in place of a
 # backend's name.
@@ -36,8 +39,9 @@ def dot_product_attention(
 
   Args:
     attention_backend: "xla" stores all l x m scores; "chunked" never does,
-      forward or backward; "auto" takes "chunked" for long sequences. What a
-      kernel does not support, causal attention included, is as "auto".
+      forward or backward; "auto" takes "chunked" for long sequences, or on a
+      CPU one head at a time. What a kernel does not support, causal attention
+      included, is as "auto".
     is_causal: query i attends to keys 0 to i only.
 
   Raises:
@@ -53,6 +57,13 @@ def dot_product_attention(
       f"attention_backend {attention_backend!r} needs an accelerator; "
       "runtime.devices.attention_kernels sets it"
     )
+  lengths = q.shape[1], k.shape[1]
+  if (
+    attention_backend == "auto"
+    and not is_causal
+    and is_by_head(*lengths, q.dtype)
+  ):
+    return head_attention(q, k, v)
   is_long = q.shape[1] * k.shape[1] >= _MANY_SCORES
   if attention_backend == "chunked" or (
     attention_backend == "auto" and is_long

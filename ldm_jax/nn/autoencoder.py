@@ -23,7 +23,7 @@ from ldm_jax.nn.layers import (
   downsample,
   group_norm,
   remat_policy,
-  upsample,
+  upsample_conv,
 )
 from ldm_jax.nn.resnet import ResBlock
 from ldm_jax.nn.transformer import PixelAttention
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
       h = trunk.level_blocks(h, level, trunk.blocks + 1, "up")
       if level > 0:
         name = f"up_{level}_upsample"
-        h = conv(upsample(h), h.shape[-1], name=name, dtype=dtype)
+        h = upsample_conv(h, h.shape[-1], name=name, dtype=dtype)
     return trunk.out(h, 3).astype(jnp.float32)
 
 

@@ -12,6 +12,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.operators.convolution import (
+  convolve,
+  convolve_doubled,
+  double,
+)
+
 Remat = Literal["off", "dots", "full"]
 
 
@@ -72,7 +78,36 @@ def conv(
     padding=size // 2,
     dtype=dtype,
     name=name,
+    conv_general_dilated=convolve,
     **init,
+  )
+  return layer(x)
+
+
+def upsample_conv(
+  x: Float[Array, "b h w c"],
+  features: int,
+  *,
+  name: str,
+  size: tuple[int, int] | None = None,
+  dtype: DTypeLike,
+) -> Float[Array, "b h2 w2 d"]:
+  """A 3 x 3 `conv` of `upsample` of x, as one operator where that is faster.
+
+  `size` cuts the upsampled x to a smaller height and width.
+  """
+  doubled = 2 * x.shape[1], 2 * x.shape[2]
+  if size is not None and tuple(size) != doubled:
+    x = upsample(x)[:, : size[0], : size[1]]
+    return conv(x, features, name=name, dtype=dtype)
+  layer = nn.Conv(
+    features,
+    (3, 3),
+    padding=1,
+    dtype=dtype,
+    name=name,
+    conv_general_dilated=convolve_doubled,
+    **torch_init(9 * x.shape[-1]),
   )
   return layer(x)
 
@@ -215,7 +250,7 @@ def guidance_sinusoids(
 
 def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
   """Nearest neighbour, to twice the height and width."""
-  return x.repeat(2, axis=1).repeat(2, axis=2)
+  return double(x)
 
 
 def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

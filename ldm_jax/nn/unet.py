@@ -21,7 +21,7 @@ from ldm_jax.nn.layers import (
   guidance_sinusoids,
   remat_policy,
   sinusoids,
-  upsample,
+  upsample_conv,
 )
 from ldm_jax.nn.resnet import ResBlock
 from ldm_jax.nn.transformer import (
@@ -224,11 +224,10 @@ class UNet(nn.Module):
         if self.resampling == "block":
           h = self.res_block(h, emb, level, name, "up")
         else:
-          h = upsample(h)
-          height, width = skips[-1].shape[1:3]
-          if h.shape[1:3] != (height, width):  # of odd sides
-            h = h[:, :height, :width]
-          h = conv(h, h.shape[-1], name=name, dtype=self.dtype)
+          size = skips[-1].shape[1:3]
+          h = upsample_conv(
+            h, h.shape[-1], name=name, size=size, dtype=self.dtype
+          )
     return h
 
   def res_block(

@@ -1,5 +1,6 @@
 """Plans training or sampling: whether it fits, and the cost of a step."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import jax
 from ldm_jax import config
 from ldm_jax.config import Experiment
 from ldm_jax.errors import config_errors
+from ldm_jax.nn.operators.choice import operators
 from ldm_jax.planning.memory_needs import (
   largest_batch,
   memory_needs,
@@ -31,6 +33,14 @@ def plan(request: PlanRequest) -> PlanResult:
   Raises:
     ConfigError: the request cannot be fulfilled.
   """
+  # Those of the CPU are not in a program for another platform.
+  is_cpu = request.topology is None
+  with contextlib.nullcontext() if is_cpu else operators("xla"):
+    return _plan(request)
+
+
+def _plan(request: PlanRequest) -> PlanResult:
+  """`plan` with the operators of this context."""
   steps = request.sampler_steps
   with config_errors():
     experiment = _experiment(request)
@@ -43,7 +53,8 @@ def plan(request: PlanRequest) -> PlanResult:
     sharding.check_batch(batch, accumulated)
     build = functools.partial(build_program, experiment, sharding, steps)
     plain = build(batch, use_kernels=False)
-    operations = flops.count(plain.function, *plain.args)
+    with operators("xla"):
+      operations = flops.count(plain.function, *plain.args)
   what = f"a sampler of {steps} steps" if steps else "the training step"
   logger.info(f"compiling {what} ...")
   program = build(batch)

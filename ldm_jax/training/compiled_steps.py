@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from ldm_jax.nn.operators.choice import operators
 from ldm_jax.runtime import skip_updates
 from ldm_jax.runtime.devices import attention_kernels
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
@@ -65,10 +66,12 @@ class CompiledTask:
     )
     self.shapes, self.shardings = programs.shapes, programs.shardings
 
-    # FLOPs of a step are counted without fused kernels, which are opaque.
-    self.work = lambda batch: flops.count(
-      task.step, self.shapes, frozen, batch, keys[0]
-    )
+    def work(batch: Batch) -> int:
+      """FLOPs without fused kernels, which are opaque, and Winograd's."""
+      with operators("xla"):
+        return flops.count(task.step, self.shapes, frozen, batch, keys[0])
+
+    self.work = work
 
     def bound(jitted: Callable, n: int) -> Callable:
       return lambda state, batch: jitted(state, frozen, batch, keys[n])

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from ldm_jax.diffusion.prediction import Denoiser
 from ldm_jax.diffusion.schedule import Level, Schedule
+from ldm_jax.nn.operators.choice import operators
 
 # Of pixels in [-1, 1] with 256 levels: log2 of levels in a unit.
 LEVELS = float(np.log2(127.5))
@@ -56,7 +57,8 @@ def log_likelihood(
 
   first, last = (jnp.asarray(path.signal[end], kind) for end in (0, -1))
   start = x0 / first, jnp.zeros(len(x0), kind)
-  y, change = _integrate(flow, start, path)
+  with operators("xla"):  # which have forward-mode derivatives
+    y, change = _integrate(flow, start, path)
   left = (last * y).reshape(len(x0), -1)
   normal = -0.5 * (jnp.square(left) + jnp.log(2 * jnp.pi)).sum(1)
   # The density of y is that of x = signal y, times signal for every number.

@@ -12,6 +12,7 @@ from jaxtyping import Array, UInt8
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.operators.choice import operators
 from ldm_jax.pixels import to_uint8
 from ldm_jax.sampling.initial_latents import image_root
 from ldm_jax.sampling.sampling_config import Conditioning, SamplingConfig
@@ -90,9 +91,10 @@ def export_sampler(
     shapes, kept = {}, {}
   else:
     inside, kept = generate, weights
-  exported = export.export(jax.jit(inside), platforms=PLATFORMS)(
-    shapes, *arguments
-  )
+  with operators("xla"):  # the program runs on every platform
+    exported = export.export(jax.jit(inside), platforms=PLATFORMS)(
+      shapes, *arguments
+    )
   return ExportedSampler(bytes(exported.serialize()), kept)
 
 

@@ -1,0 +1,5 @@
+"""Convolutions and attention by algorithms that are faster on a CPU.
+
+The same functions as XLA's own to float32's rounding, chosen by shape, format
+and platform in `choice`; TPUs and GPUs keep XLA's.
+"""

@@ -1,0 +1,104 @@
+"""Which algorithm computes a convolution or an attention.
+
+The thresholds were measured on two AVX-512 cores; see benchmarks/cpu.md.
+"""
+
+import math
+import os
+from contextlib import AbstractContextManager
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+Operators = Literal["auto", "xla"]
+Convolution = Literal["xla", "winograd", "im2col"]
+
+VARIABLE = "LDM_JAX_OPERATORS"  # of the environment: the default
+
+# A part of the key under which `jax.jit` keeps traced functions.
+_OPERATORS = jax.make_user_context(os.environ.get(VARIABLE, "auto"))
+
+# Below this many channels the transforms cost more than the products save.
+_LEAST_CHANNELS = 128
+# Up to this many tiles of 2 x 2 pixels Winograd's transform of the kernel costs
+# more than the products save.
+_FEW_TILES = 40
+# Bytes of the columns of im2col.
+_MOST_COLUMNS = 2**28
+# Scores per head from which one head at a time is faster.
+_MANY_SCORES = 2**18
+
+
+def operators(which: Operators) -> AbstractContextManager:
+  """A context in which functions are traced with these operators.
+
+  "auto" takes the fastest of the default backend's platform; "xla" always
+  takes XLA's own, which also have forward-mode derivatives (`jax.jvp`) and are
+  right for programs that are compiled for another platform than the default
+  one. The default is the environment's LDM_JAX_OPERATORS, or "auto".
+  """
+  return _OPERATORS(which)
+
+
+def is_enabled() -> bool:
+  """Whether the operators of this package may be used.
+
+  Raises:
+    ValueError: LDM_JAX_OPERATORS has another value than "auto" and "xla".
+  """
+  which = _OPERATORS.value
+  if which not in get_args(Operators):
+    raise ValueError(
+      f"{VARIABLE}={which} in the environment, needs one of "
+      f"{', '.join(get_args(Operators))}"
+    )
+  return which == "auto" and jax.default_backend() == "cpu"
+
+
+def choose_convolution(
+  pixels: tuple[Any, ...], kernel: tuple[int, ...], dtype: DTypeLike
+) -> Convolution:
+  """The fastest algorithm of a 3 x 3 convolution of stride 1.
+
+  Args:
+    pixels: the shape [b h w c] of the input.
+    kernel: the shape [3 3 c d] of the kernel.
+    dtype: of both; half precision has fast products but no convolution on
+      CPUs, and Winograd's transforms would lose its digits.
+  """
+  if not is_enabled() or min(kernel[2:]) < _LEAST_CHANNELS:
+    return "xla"
+  if not _are_known(pixels):
+    return "xla"
+  batch, height, width, channels = pixels
+  if dtype == jnp.bfloat16:
+    columns = 2 * 9 * channels * batch * height * width
+    return "im2col" if columns <= _MOST_COLUMNS else "xla"
+  if dtype != jnp.float32:
+    return "xla"
+  tiles = batch * math.ceil(height / 2) * math.ceil(width / 2)
+  return "im2col" if tiles <= _FEW_TILES else "winograd"
+
+
+def is_doubled_at_once(kernel: tuple[int, ...], dtype: DTypeLike) -> bool:
+  """Whether nearest doubling and the convolution after it are one operator."""
+  return (
+    is_enabled() and dtype == jnp.float32 and min(kernel[2:]) >= _LEAST_CHANNELS
+  )
+
+
+def is_by_head(queries: Any, keys: Any, dtype: DTypeLike) -> bool:
+  """Whether attention is computed one head after the other."""
+  return (
+    is_enabled()
+    and dtype == jnp.float32
+    and _are_known((queries, keys))
+    and queries * keys >= _MANY_SCORES
+  )
+
+
+def _are_known(shape: tuple[Any, ...]) -> bool:
+  """Whether no size is symbolic, as in `jax.export`."""
+  return all(isinstance(size, int) for size in shape)

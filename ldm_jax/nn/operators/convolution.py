@@ -1,0 +1,49 @@
+"""Convolutions by the chosen algorithm, in the form that `nn.Conv` calls."""
+
+from typing import Any
+
+from jax import lax
+from jaxtyping import Array, Float
+
+from ldm_jax.nn.operators.choice import choose_convolution, is_doubled_at_once
+from ldm_jax.nn.operators.doubling import doubled_convolution
+from ldm_jax.nn.operators.im2col import im2col_convolution
+from ldm_jax.nn.operators.winograd import winograd_convolution
+
+_ALGORITHMS = {
+  "winograd": winograd_convolution,
+  "im2col": im2col_convolution,
+}
+
+
+def convolve(
+  x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
+) -> Array:
+  """`jax.lax.conv_general_dilated`; 3 x 3 of stride 1 by the fastest way.
+
+  A value of `flax.linen.Conv`'s field `conv_general_dilated`.
+  """
+  is_same = kernel.shape[:2] == (3, 3) and tuple(padding) == ((1, 1), (1, 1))
+  if is_same and tuple(strides) == (1, 1):
+    name = choose_convolution(x.shape, kernel.shape, x.dtype)
+    if name != "xla":
+      return _ALGORITHMS[name](x, kernel)
+  return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def convolve_doubled(
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "3 3 c d"],
+  strides: Any,
+  padding: Any,
+  **options: Any,
+) -> Float[Array, "b 2*h 2*w d"]:
+  """`convolve` of x repeated twice along height and width (nearest)."""
+  if is_doubled_at_once(kernel.shape, x.dtype):
+    return doubled_convolution(x, kernel)
+  return convolve(double(x), kernel, strides, padding, **options)
+
+
+def double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+  """Nearest neighbour, to twice the height and width."""
+  return x.repeat(2, axis=1).repeat(2, axis=2)

@@ -1,0 +1,38 @@
+"""A 3 x 3 convolution as one product of matrices (Chellapilla et al. 2006)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.custom_vjp
+def im2col_convolution(
+  x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
+) -> Float[Array, "b h w d"]:
+  """A 3 x 3 convolution of stride 1, padded with one zero on every side."""
+  products = _columns(x) @ kernel.reshape(-1, kernel.shape[-1])
+  return products.reshape(*x.shape[:3], -1)
+
+
+def _columns(x: Array) -> Array:
+  """[b*h*w 9c]: the neighbourhood of every pixel."""
+  b, h, w, c = x.shape
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  taps = [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+  return jnp.concatenate(taps, axis=-1).reshape(b * h * w, 9 * c)
+
+
+def _forward(x: Array, kernel: Array):
+  return im2col_convolution(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], grad: Array):
+  x, kernel = saved
+  # The gradient of x is the convolution with the kernel turned and transposed.
+  turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  rows = grad.reshape(-1, grad.shape[-1])
+  kernel_grad = (_columns(x).T @ rows).reshape(kernel.shape)
+  return im2col_convolution(grad, turned), kernel_grad
+
+
+im2col_convolution.defvjp(_forward, _backward)

@@ -1,0 +1,205 @@
+"""The CPU's operators are XLA's, to float32's rounding, and are chosen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ldm_jax.nn import layers
+from ldm_jax.nn.operators import choice, head_attention
+from ldm_jax.nn.operators.convolution import double
+from ldm_jax.nn.operators.doubling import doubled_convolution
+from ldm_jax.nn.operators.im2col import im2col_convolution
+from ldm_jax.nn.operators.winograd import winograd_convolution
+
+ALGORITHMS = [winograd_convolution, im2col_convolution, doubled_convolution]
+# Even, odd and thin images; channels that differ.
+SHAPES = [(2, 8, 6, 12, 20), (1, 7, 5, 20, 12), (1, 1, 9, 8, 8)]
+
+
+def exact(x, kernel, is_doubled):
+  """The convolution in float64 NumPy."""
+  x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+  if is_doubled:
+    x = x.repeat(2, 1).repeat(2, 2)
+  _, h, w, _ = x.shape
+  x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  return sum(
+    x[:, i : i + h, j : j + w] @ kernel[i, j]
+    for i in range(3)
+    for j in range(3)
+  )
+
+
+def exact_gradients(x, kernel, grad, is_doubled):
+  """The gradients of sum(grad * convolution), one tap at a time."""
+  x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+  grad = np.asarray(grad, np.float64)
+  if is_doubled:
+    x = x.repeat(2, 1).repeat(2, 2)
+  b, h, w, c = x.shape
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  dx, dkernel = np.zeros_like(padded), np.zeros_like(kernel)
+  for i in range(3):
+    for j in range(3):
+      seen = padded[:, i : i + h, j : j + w]
+      dkernel[i, j] = np.einsum("bhwc,bhwd->cd", seen, grad)
+      dx[:, i : i + h, j : j + w] += grad @ kernel[i, j].T
+  dx = dx[:, 1:-1, 1:-1]
+  if is_doubled:
+    dx = dx.reshape(b, h // 2, 2, w // 2, 2, c).sum((2, 4))
+  return dx, dkernel
+
+
+def draw(b, h, w, c, d, is_doubled=False):
+  rng = np.random.default_rng()
+  times = 2 if is_doubled else 1
+  shapes = (b, h, w, c), (3, 3, c, d), (b, times * h, times * w, d)
+  return [
+    jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes
+  ]
+
+
+def assert_near(found, right, limit=3e-6):
+  scale = np.abs(right).max()
+  np.testing.assert_allclose(found, right, rtol=0, atol=limit * scale)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("convolution", ALGORITHMS)
+def test_convolutions_are_exact(convolution, shape):
+  is_doubled = convolution is doubled_convolution
+  x, kernel, grad = draw(*shape, is_doubled)
+  found, pull = jax.vjp(convolution, x, kernel)
+  assert_near(found, exact(x, kernel, is_doubled))
+  right = exact_gradients(x, kernel, grad, is_doubled)
+  for ours, theirs in zip(pull(grad), right, strict=True):
+    assert_near(ours, theirs)
+
+
+@pytest.mark.parametrize("lengths", [(64, 64), (37, 77), (60, 90), (13, 5)])
+def test_attention_by_head_is_exact(monkeypatch, lengths):
+  """With a few scores held at once, so that all loops are gone through."""
+  monkeypatch.setattr(head_attention, "_SCORES", 1024)
+  rng = np.random.default_rng()
+  q, k, v, grad = (
+    jnp.asarray(rng.standard_normal((2, length, 3, 8)), jnp.float32)
+    for length in (lengths[0], lengths[1], lengths[1], lengths[0])
+  )
+
+  def stored(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v)
+
+  found, pull = jax.vjp(head_attention.head_attention, q, k, v)
+  right, pull_right = jax.vjp(stored, q, k, v)
+  assert_near(found, np.asarray(right))
+  for ours, theirs in zip(pull(grad), pull_right(grad), strict=True):
+    assert_near(ours, np.asarray(theirs), 1e-5)
+
+
+@pytest.mark.parametrize("convolution", ALGORITHMS)
+@pytest.mark.parametrize("spec", [("data", None), (None, "tensor")])
+def test_gradients_on_a_mesh_are_one_devices(convolution, spec):
+  is_doubled = convolution is doubled_convolution
+  x, kernel, grad = draw(8, 4, 4, 16, 16, is_doubled)
+  mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "tensor"))
+  place = lambda array, *axes: jax.device_put(
+    array, NamedSharding(mesh, PartitionSpec(*axes))
+  )
+
+  @jax.jit
+  def pull(x, kernel, grad):
+    return jax.vjp(convolution, x, kernel)[1](grad)
+
+  data, tensor = spec
+  placed = (
+    place(x, data),
+    place(kernel, None, None, None, tensor),
+    place(grad, data, None, None, tensor),
+  )
+  for ours, theirs in zip(pull(*placed), pull(x, kernel, grad), strict=True):
+    assert_near(np.asarray(ours), np.asarray(theirs), 1e-5)
+
+
+WIDE, NARROW = (3, 3, 128, 128), (3, 3, 64, 128)
+
+
+@pytest.mark.parametrize(
+  ("pixels", "kernel", "dtype", "right"),
+  [
+    ((2, 16, 16, 128), WIDE, jnp.float32, "winograd"),
+    ((2, 8, 8, 128), WIDE, jnp.float32, "im2col"),
+    ((2, 16, 16, 64), NARROW, jnp.float32, "xla"),
+    ((2, 16, 16, 128), WIDE, jnp.bfloat16, "im2col"),
+    ((64, 256, 256, 128), WIDE, jnp.bfloat16, "xla"),
+    ((2, 16, 16, 128), WIDE, jnp.float16, "xla"),
+  ],
+)
+def test_the_algorithm_is_chosen_by_shape_and_format(
+  pixels, kernel, dtype, right
+):
+  assert choice.choose_convolution(pixels, kernel, dtype) == right
+  with choice.operators("xla"):
+    assert choice.choose_convolution(pixels, kernel, dtype) == "xla"
+
+
+def test_layers_call_what_was_chosen():
+  """The same parameters and values; a context traces anew."""
+  x = np.random.default_rng().standard_normal((1, 16, 16, 128))
+  x = jnp.asarray(x, jnp.float32)
+
+  class Two(layers.nn.Module):
+    @layers.nn.compact
+    def __call__(self, x):
+      x = layers.conv(x, 128, name="one", dtype="float32")
+      return layers.upsample_conv(x, 128, name="two", dtype="float32")
+
+  apply = jax.jit(Two().apply)
+  params = Two().init(jax.random.key(0), x)
+  fast = apply(params, x)
+  text = apply.lower(params, x).as_text()
+  with choice.operators("xla"):
+    plain = apply(params, x)
+    plain_text = apply.lower(params, x).as_text()
+  assert "stablehlo.convolution" not in text
+  assert plain_text.count("stablehlo.convolution") == 2
+  assert not np.array_equal(fast, plain)
+  assert_near(np.asarray(fast), np.asarray(plain), 1e-5)
+
+
+def test_an_odd_skip_is_cut_before_the_convolution():
+  x = np.random.default_rng().standard_normal((1, 4, 4, 128))
+  x = jnp.asarray(x, jnp.float32)
+
+  class Cut(layers.nn.Module):
+    @layers.nn.compact
+    def __call__(self, x):
+      return layers.upsample_conv(
+        x, 8, name="two", size=(7, 8), dtype="float32"
+      )
+
+  params = Cut().init(jax.random.key(0), x)
+  kernel = params["params"]["two"]["kernel"]
+  bias = np.asarray(params["params"]["two"]["bias"])
+  right = exact(double(jnp.asarray(x))[:, :7], kernel, False) + bias
+  assert_near(np.asarray(Cut().apply(params, x)), right)
+
+
+def test_what_is_no_name_is_refused():
+  text = r"LDM_JAX_OPERATORS=fast .* auto, xla"
+  with choice._OPERATORS("fast"), pytest.raises(ValueError, match=text):
+    choice.is_enabled()
+
+
+def test_xlas_operators_have_forward_derivatives():
+  layer = layers.nn.Conv(
+    128, (3, 3), padding=1, conv_general_dilated=layers.convolve
+  )
+  x = np.random.default_rng().standard_normal((1, 16, 16, 128))
+  x = jnp.asarray(x, jnp.float32)
+  params = layer.init(jax.random.key(0), x)
+  with choice.operators("xla"):
+    _, slope = jax.jvp(lambda x: layer.apply(params, x), (x,), (x,))
+  bias = params["params"]["bias"]
+  np.testing.assert_allclose(slope, layer.apply(params, x) - bias, atol=1e-4)
