@@ -29,6 +29,7 @@ from ldm_jax.config import Experiment
 from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.arguments import checked
 from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.strict_json import read_object
 from ldm_jax.runtime.checkpointing import read_checkpoints, tree_io
@@ -63,6 +64,7 @@ class Run:
   batch: Shapes
 
   @classmethod
+  @checked
   def open(cls, folder: str, trust: Collection[str] = ()) -> "Run":
     """Reads config.json.
 

@@ -20,6 +20,7 @@ from ldm_jax.run import open_first_stage
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.monitoring import metric_writer
 from ldm_jax.training.preparation import latents as cached
+from ldm_jax.training.preparation.progress_log import ProgressLog
 
 SIZE = 40
 DATA = [f"--config.data.source.size={SIZE}"]
@@ -223,3 +224,21 @@ def test_image_inputs_and_other_first_stages_are_refused(
   refused("glyphs_text.py", "made with another first_stage", cached)
   with pytest.raises(CommandError, match="another batch"):
     write(stage, folder, "--dtype=float32", "--batch=16")
+
+
+@pytest.mark.parametrize("line", [
+  b"5", b"null", b"[]", b"{}", b'["0", []]', b"[0, [3]]", b"[0, null]",
+  b"[1e999, []]", b"\xff\xfe", b"[" * 5000, b'[0, ["a"]', b"[0, [], 1]",
+])  # fmt: skip
+def test_blocks_after_a_foreign_line_are_made_again(tmp_path, line):
+  path = tmp_path / "done_0_of_1.jsonl"
+  blocks = [[0, ["a", None]], [8, []], [16, ["b"]]]
+  lines = [json.dumps(block).encode() for block in blocks]
+  path.write_bytes(b"\n".join([lines[0], line, *lines[1:], b""]))
+  log = ProgressLog(str(path))
+  assert log.blocks == blocks[:1] and log.keep([0, 8, 16]) == 1
+  log.blocks += blocks[1:]
+  log.write()
+  assert ProgressLog(str(path)).blocks == blocks
+  path.write_bytes(b"\n".join([*lines, line]))  # half a line, as when killed
+  assert ProgressLog(str(path)).keep([0, 8, 16]) == 3

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -54,6 +55,20 @@ def test_a_log_record_is_one_line(capsys, level):
   LOGGER.log(level, "%s of %d", HOSTILE, 3)
   LOGGER.log(level, f"in {HOSTILE}")
   assert is_clean(capsys.readouterr().err, lines=2)
+
+
+def test_a_warning_of_python_is_one_line():
+  code = (
+    "import warnings\n"
+    "from ldm_jax.cli.logging_setup import configure\n"
+    "configure(), configure()\n"
+    f"warnings.warn({HOSTILE!r}, stacklevel=1)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert "UserWarning: a\\x1b[2J" in done.stderr
+  assert is_clean(done.stderr, lines=2)  # the second is of the source
 
 
 def test_names_of_files_and_values_of_configs_are_escaped(tmp_path, capsys):

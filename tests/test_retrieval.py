@@ -1,17 +1,22 @@
 """Exact nearest neighbours, their files, and sources that read them."""
 
+import concurrent.futures
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
 
+import ldm_jax
 from ldm_jax.cli import retrieve
 from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.data.sources.neighbours import Neighbours
+from ldm_jax.errors import ConfigError
 from ldm_jax.evaluation.metrics import nearest_neighbours
 from ldm_jax.evaluation.metrics.nearest_neighbours import nearest
+from ldm_jax.files.file_lock import OutputLocked, lock_folder, lock_output
 
 RNG = np.random.default_rng(4)
 
@@ -145,3 +150,31 @@ def test_an_encoder_must_be_an_image_encoder(tmp_path):
   flags = [f"--encoder={tmp_path}", f"--out={tmp_path / 'x'}", "--image=a"]
   with pytest.raises(CommandError):
     retrieve.main(flags)
+
+
+@pytest.mark.parametrize("kind", ["retrieve", "retrieve one", "statistics"])
+def test_an_output_that_another_writes_is_refused(tmp_path, kind):
+  out = str(tmp_path / "out")
+  call = {
+    "retrieve": lambda: ldm_jax.retrieve(
+      ldm_jax.RetrievalRequest("nowhere", out, "birds")
+    ),
+    "retrieve one": lambda: ldm_jax.retrieve(
+      ldm_jax.RetrievalRequest("nowhere", out, image="a.png")
+    ),
+    "statistics": lambda: ldm_jax.evaluate(
+      ldm_jax.EvaluationRequest(
+        "nowhere", inception="a", resize="clean", write_statistics=out
+      )
+    ),
+  }[kind]
+  lock = lock_folder if kind == "retrieve" else lock_output
+  with (
+    lock(out),
+    concurrent.futures.ThreadPoolExecutor(1) as other,
+    pytest.raises(OutputLocked, match="is written by process"),
+  ):
+    other.submit(call).result()
+  with pytest.raises(ConfigError, match="nowhere"):
+    call()
+  assert not os.listdir(tmp_path)

@@ -225,7 +225,7 @@ def test_every_sampler_and_spacing_has_its_own_name():
   assert parse_timestep_spacing("SGM Uniform") == "sgm_uniform"
 
 
-@pytest.mark.parametrize("name", ["DPM fast", "eulr", "", "karras"])
+@pytest.mark.parametrize("name", ["DPM quick", "eulr", "", "karras"])
 def test_unknown_names_are_refused_with_a_list(name):
   with pytest.raises(ValueError, match="there are ddim, ddpm"):
     parse_sampler_name(name)

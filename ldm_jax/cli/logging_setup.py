@@ -2,8 +2,25 @@
 
 import logging
 import sys
+import warnings
 
 from ldm_jax.files.printable import printable
+
+_format_warning = warnings.formatwarning
+
+
+def _printable_warning(
+  message: Warning | str,
+  category: type[Warning],
+  filename: str,
+  lineno: int,
+  line: str | None = None,
+) -> str:
+  """The text of `warnings.warn`, without control characters."""
+  text = printable(str(message))
+  return printable(
+    _format_warning(text, category, filename, lineno, line), keep="\n\t"
+  )
 
 
 class _Formatter(logging.Formatter):
@@ -55,6 +72,8 @@ def _is_shown(record: logging.LogRecord) -> bool:
 def configure(verbosity: int = 0) -> None:
   """Sends records of `ldm_jax` to stderr; may be called again.
 
+  Messages of `warnings.warn` lose their control characters too.
+
   Args:
     verbosity: -1 warnings only, 0 progress too, 1 debugging messages too.
   """
@@ -66,6 +85,7 @@ def configure(verbosity: int = 0) -> None:
     handler.setFormatter(_Formatter())
     handler.addFilter(_is_shown)
     logger.addHandler(handler)
+  warnings.formatwarning = _printable_warning
   root = logging.getLogger()
   if not root.handlers:  # else a library's basicConfig would repeat our records
     other = _Handler(logging.WARNING)

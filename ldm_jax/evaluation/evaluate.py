@@ -19,16 +19,18 @@ from ldm_jax.evaluation.metrics.statistics import (
   read_statistics,
 )
 from ldm_jax.evaluation.request import EvaluationRequest, EvaluationResult
+from ldm_jax.fields.arguments import checked
 from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import MeshShape
-from ldm_jax.runtime.folder_lock import folder_lock
+from ldm_jax.runtime.folder_lock import folder_lock, output_lock
 from ldm_jax.training.dataloading import bad_image_log
 
 logger = logging.getLogger(__name__)
 
 
+@checked
 def evaluate(request: EvaluationRequest) -> EvaluationResult:
   """Metrics of a run's samples or reconstructions, or of a folder of images.
 
@@ -39,11 +41,16 @@ def evaluate(request: EvaluationRequest) -> EvaluationResult:
     ConfigError: the request cannot be fulfilled.
     ImageError: an image cannot be read.
     WeightsError: a file of weights cannot be used.
-    OutputLocked: another process writes to `request.out`.
+    OutputLocked: another process writes to `request.out`, or to the file of
+      `request.write_statistics`.
   """
   with config_errors():
     processes.initialize()
-  with folder_lock(request.out) if request.out else contextlib.nullcontext():
+  with contextlib.ExitStack() as held:
+    if request.out:
+      held.enter_context(folder_lock(request.out))
+    if request.write_statistics:
+      held.enter_context(output_lock(request.write_statistics))
     return _evaluate(request)
 
 

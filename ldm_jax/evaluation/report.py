@@ -29,6 +29,7 @@ from ldm_jax.evaluation.glyphs.glyph_classifier import read_glyphs
 from ldm_jax.evaluation.html_report import Page, html_page
 from ldm_jax.evaluation.metrics.psnr import psnr
 from ldm_jax.evaluation.reconstruct import reconstruction_function
+from ldm_jax.fields.arguments import check_request, checked
 from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.pixels import to_float
 from ldm_jax.pretrained.open_model import open_denoiser_run
@@ -80,6 +81,7 @@ class ReportRequest:
   trust: tuple[str, ...] = ()
 
   def __post_init__(self):
+    check_request(self)
     if self.num < 1:
       raise ConfigError(f"num must be 1 or more, got {self.num} (--num)")
     if self.steps < 1:
@@ -105,6 +107,7 @@ class ReportResult:
     return {name: json_value(value) for name, value in self.metrics.items()}
 
 
+@checked
 def report(request: ReportRequest) -> ReportResult:
   """Generates samples for held-out examples and measures both stages.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.arguments import check_request
 from ldm_jax.runtime.json_values import json_value
 
 MIN_FRECHET_COUNT = 2048  # images, as many as features
@@ -67,6 +68,7 @@ class EvaluationRequest:
   unconditional: bool = False
 
   def __post_init__(self):
+    check_request(self)
     if self.resize not in ("legacy", "clean", "both"):
       raise ConfigError(
         f"resize is {self.resize!r}; it must be legacy, clean or both"

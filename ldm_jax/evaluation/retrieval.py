@@ -23,6 +23,7 @@ from ldm_jax.data.sources.neighbours import ROWS, Neighbours
 from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.errors import ConfigError, ImageError, config_errors
 from ldm_jax.evaluation.metrics.nearest_neighbours import nearest
+from ldm_jax.fields.arguments import check_request, checked
 from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.numpy_files import read_npy
 from ldm_jax.nn.encoders.clip_vision import ClipVision
@@ -31,6 +32,7 @@ from ldm_jax.pretrained.components import open_network
 from ldm_jax.pretrained.networks import load
 from ldm_jax.run import Run, open_first_stage
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.folder_lock import folder_lock, output_lock
 
 Encoder = Callable[[UInt8[np.ndarray, "b h w 3"]], Float[np.ndarray, "b d"]]
 
@@ -63,6 +65,7 @@ class RetrievalRequest:
   trust: tuple[str, ...] = ()
 
   def __post_init__(self):
+    check_request(self)
     if (self.config is None) == (self.image is None):
       raise ConfigError(
         "give --config to search for its examples, or --image for one image"
@@ -86,14 +89,22 @@ class RetrievalResult:
   files: tuple[str, ...]
 
 
+@checked
 def retrieve(request: RetrievalRequest) -> RetrievalResult:
   """Embeds images, finds their nearest neighbours, and writes both.
 
   Raises:
     ConfigError: the request cannot be fulfilled.
     ImageError: an image of the data cannot be read.
+    OutputLocked: another process writes to `request.out`.
     WeightsError: the encoder's weights cannot be used.
   """
+  lock = folder_lock if request.image is None else output_lock
+  with lock(request.out):
+    return _retrieve(request)
+
+
+def _retrieve(request: RetrievalRequest) -> RetrievalResult:
   with config_errors():
     encode, size = encoder_of(request.encoder, request.trust)
     if request.image is not None:

@@ -10,6 +10,7 @@ import jax
 from ldm_jax import config
 from ldm_jax.config import Experiment
 from ldm_jax.errors import config_errors
+from ldm_jax.fields.arguments import checked
 from ldm_jax.nn.operators.choice import operators
 from ldm_jax.planning.memory_needs import (
   largest_batch,
@@ -27,6 +28,7 @@ from ldm_jax.training.batch_shapes import with_first_stage
 logger = logging.getLogger(__name__)
 
 
+@checked
 def plan(request: PlanRequest) -> PlanResult:
   """Compiles a step for the devices; computes nothing and reads no data.
 

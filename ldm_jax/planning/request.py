@@ -6,6 +6,7 @@ from typing import Any
 
 from ldm_jax.config import Experiment
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.arguments import check_request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class PlanRequest:
   largest: bool = False
 
   def __post_init__(self):
+    check_request(self)
     for name, flag in (
       ("slices", "slices"),
       ("batch", "batch"),

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.fields.arguments import check_request, checked
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.lora.export import LoraFormat, save_lora
@@ -71,6 +72,7 @@ class ConvertRequest:
   options: LoadOptions = LoadOptions()
 
   def __post_init__(self):
+    check_request(self)
     if self.dtype not in DTYPES:
       raise ConfigError(
         f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}"
@@ -120,6 +122,7 @@ class _Source:
   latent_scale: float | None = None
 
 
+@checked
 def convert(request: ConvertRequest) -> ConvertResult:
   """Reads a model and writes it in another form, completely or not at all.
 

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.fields.arguments import checked
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.pretrained import components, hub
 from ldm_jax.pretrained.assemble import assemble
@@ -24,6 +25,7 @@ Loaded = tuple[LatentDiffusion, Parameters] | tuple[Module, dict[str, Any]]
 Weights = Literal["raw", "ema"]
 
 
+@checked
 def from_pretrained(
   path: str,
   subfolder: str | None = None,
@@ -65,6 +67,7 @@ def from_pretrained(
   return _load(found, dtype)
 
 
+@checked
 def from_single_file(
   path: str,
   *,

@@ -10,6 +10,7 @@ import numpy as np
 
 from ldm_jax.data.open_images import read_png_text
 from ldm_jax.errors import ConfigError, ImageError, config_errors
+from ldm_jax.fields.arguments import checked
 from ldm_jax.files.strict_json import parse_object
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.configs.scheduler_config import schedule
@@ -21,6 +22,7 @@ from ldm_jax.run import Run
 PNG = b"\x89PNG"  # the first bytes of such a file
 
 
+@checked
 def inspect(
   path: str, variant: str | None = None, trust: Collection[str] = ()
 ) -> dict[str, Any]:

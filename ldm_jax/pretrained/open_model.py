@@ -12,6 +12,7 @@ from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.layout_tokens import LayoutTokens
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.fields.arguments import check_request, checked
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.latents import image_shape
 from ldm_jax.loaded_model import LoadedModel
@@ -67,6 +68,7 @@ class LoadOptions:
   trust: Collection[str] = ()
 
   def __post_init__(self):
+    check_request(self)
     if self.dtype not in DTYPES:
       raise ConfigError(
         f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}"
@@ -95,6 +97,7 @@ class LoadOptions:
     return own == LoadOptions()
 
 
+@checked
 def open_model(path: str, options: LoadOptions = LoadOptions()) -> LoadedModel:
   """A model by its run folder, diffusers folder, single file or repository.
 

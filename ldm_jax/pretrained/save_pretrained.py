@@ -12,6 +12,7 @@ import numpy as np
 from ldm_jax.data.text.clip_prompts import ClipPrompts
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.arguments import checked
 from ldm_jax.files.atomic_writes import check_absent, new_folder, replace_file
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
@@ -40,6 +41,7 @@ DTYPES = {
 }
 
 
+@checked
 def save_pretrained(
   module: LatentDiffusion | Module,
   params: Parameters | Mapping[str, Any],
@@ -92,6 +94,7 @@ def save_pretrained(
       _write_network(path, network, cast, max_shard_bytes)
 
 
+@checked
 def save_single_file(
   module: LatentDiffusion | Module,
   params: Parameters | Mapping[str, Any],

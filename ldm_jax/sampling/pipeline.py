@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm_jax.diffusion.samplers.sampler_names import parse_sampler_name
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.fields.arguments import checked_methods
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.lora.merge import split_scale
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
@@ -28,6 +29,7 @@ from ldm_jax.sampling.request import GenerationRequest
 logger = logging.getLogger(__name__)
 
 
+@checked_methods
 class Pipeline:
   """A model that fulfils `GenerationRequest`s.
 
@@ -165,9 +167,7 @@ class Pipeline:
     return gather(generation.request, batches)
 
   def prepare(
-    self,
-    request: GenerationRequest | str | None = None,
-    **fields: Any,
+    self, request: GenerationRequest | str | None = None, **fields: Any
   ) -> Generation:
     """Checks a request against the model and encodes its conditions.
 

@@ -19,6 +19,7 @@ from ldm_jax.diffusion.samplers.sampler_names import (
   parse_timestep_spacing,
 )
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.fields.arguments import check_request
 from ldm_jax.runtime.devices import processes
 
 logger = logging.getLogger(__name__)
@@ -178,6 +179,7 @@ class GenerationRequest:
   replay: Replay | None = None
 
   def __post_init__(self):
+    check_request(self)
     with config_errors():
       self._clean()
       self._check_numbers()

@@ -12,6 +12,7 @@ from ldm_jax import config
 from ldm_jax.config import Experiment
 from ldm_jax.data.bad_images import BadImageLog
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.fields.arguments import checked
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.folder_lock import folder_lock
@@ -49,6 +50,7 @@ class TrainingResult:
   interrupted: signal.Signals | None = None
 
 
+@checked
 def train(
   experiment: Experiment | str,
   workdir: str,

@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.arguments import checked
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing import read_checkpoints, tree_io
 from ldm_jax.runtime.checkpointing.checksums import combined_checksum
@@ -43,6 +44,7 @@ class VerifyResult:
     return all(tree.is_whole for tree in (*self.checkpoints, self.frozen))
 
 
+@checked
 def verify(folder: str, trust: tuple[str, ...] = ()) -> VerifyResult:
   """Reads every checkpoint of the run in `folder`.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts
 from ldm_jax.errors import ConfigError, config_errors
+from ldm_jax.fields.arguments import check_request, checked
 from ldm_jax.files.atomic_writes import new_folder, replace_file
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
@@ -55,6 +56,9 @@ class ExportRequest:
   options: LoadOptions = LoadOptions()
   is_inside: bool = False
 
+  def __post_init__(self):
+    check_request(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class ExportResult:
@@ -69,6 +73,7 @@ class ExportResult:
   bytes: int
 
 
+@checked
 def export(request: ExportRequest) -> ExportResult:
   """Writes the folder of a sampler that runs without this package.
 

@@ -2,6 +2,7 @@
 
 from ldm_jax import config
 from ldm_jax.errors import config_errors
+from ldm_jax.fields.arguments import checked
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.folder_lock import folder_lock
 from ldm_jax.training.preparation.images import pack_images
@@ -9,6 +10,7 @@ from ldm_jax.training.preparation.latents import cache_latents
 from ldm_jax.training.preparation.request import PrepareRequest, PrepareResult
 
 
+@checked
 def prepare(request: PrepareRequest) -> PrepareResult:
   """Writes `request.out`, or what an interrupted preparation has not written.
 

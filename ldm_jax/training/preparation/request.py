@@ -6,6 +6,7 @@ from typing import Literal
 
 from ldm_jax.config import Experiment
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.arguments import check_request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class PrepareRequest:
   trust: tuple[str, ...] = ()
 
   def __post_init__(self):
+    check_request(self)
     for name in ("copies", "batch", "threads"):
       if getattr(self, name) < 1:
         raise ConfigError(
