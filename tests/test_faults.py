@@ -76,7 +76,8 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+  "number, code",
+  [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)],
 )
 def test_a_signal_loses_no_step(straight, tmp_path, number, code):
   run = tmp_path / "run"

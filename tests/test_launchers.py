@@ -69,10 +69,14 @@ def test_a_step_of_slurm_has_an_address_of_its_own():
   assert found["num_processes"] == 4 and found["process_id"] == 2
   assert found["local_device_ids"] == [0]
   assert found["cluster_detection_method"] == "deactivate"
-  assert found["coordinator_address"].startswith("node017:")
+  assert found["coordinator_address"].host == "node017"
   same = launchers.options(step(SLURM_PROCID="0", SLURM_LOCALID="0"))
   assert same["coordinator_address"] == found["coordinator_address"]
-  for name, value in (("SLURM_STEP_ID", "1"), ("SLURM_JOB_ID", "8")):
+  for name, value in (
+    ("SLURM_STEP_ID", "1"),
+    ("SLURM_JOB_ID", "8"),
+    ("SLURM_RESTART_COUNT", "1"),
+  ):
     other = launchers.options(step(**{name: value}))
     assert other["coordinator_address"] != found["coordinator_address"]
 
@@ -103,7 +107,7 @@ def test_variables_of_slurm_are_numbers(name):
     launchers.options(step(**{name: "x"}))
 
 
-def test_two_mpiruns_of_one_job_have_ports_of_their_own():
+def test_two_mpiruns_of_one_job_have_names_of_their_own():
   job = {"SLURM_JOB_NODELIST": "node[017-018]", "SLURM_JOB_ID": "7"}
   one, other = (
     launchers.options(job | open_mpi("4", "2", PMIX_NAMESPACE=name))
@@ -133,7 +137,7 @@ def test_the_first_host_of_a_list(nodes, first):
 
 def test_an_mpirun_on_one_host_needs_nothing_more():
   one = launchers.options(open_mpi(PMIX_NAMESPACE="a"))
-  assert one["coordinator_address"].startswith("127.0.0.1:")
+  assert one["coordinator_address"].host == "127.0.0.1"
   assert one["process_id"] == 1 and one["local_device_ids"] == [1]
   other = launchers.options(open_mpi(PMIX_NAMESPACE="b"))
   assert one["coordinator_address"] != other["coordinator_address"]
@@ -166,7 +170,7 @@ def test_an_ancestor_is_found_by_its_name(tmp_path):
 
 def test_pmi_of_srun_is_slurms():
   found = launchers.options(step(PMI_RANK="2", PMI_SIZE="4"))
-  assert found["coordinator_address"].startswith("node017:")
+  assert found["coordinator_address"].host == "node017"
 
 
 def test_mpirun_inside_slurm_does_not_take_the_daemons_for_its_processes():
@@ -174,7 +178,7 @@ def test_mpirun_inside_slurm_does_not_take_the_daemons_for_its_processes():
   job = {"SLURM_JOB_NODELIST": "node[017-018]"}
   found = launchers.options(daemons | job | open_mpi("4", "2"))
   assert found["num_processes"] == 4 and found["process_id"] == 1
-  assert found["coordinator_address"].startswith("node017:")
+  assert found["coordinator_address"].host == "node017"
 
 
 def test_an_mpirun_over_hosts_without_an_address_is_one_line(monkeypatch):
@@ -185,6 +189,11 @@ def test_an_mpirun_over_hosts_without_an_address_is_one_line(monkeypatch):
   monkeypatch.setattr(launchers.importlib.util, "find_spec", spec("a spec"))
   expected = {"cluster_detection_method": "mpi4py"}
   assert launchers.options(open_mpi("4", "2")) == expected
+
+
+def test_an_address_has_a_port():
+  with pytest.raises(ConfigError, match="must be HOST:PORT, got 'host'"):
+    launchers.options({"JAX_COORDINATOR_ADDRESS": "host"})
 
 
 def test_an_address_may_be_given_to_mpirun():

@@ -173,6 +173,8 @@ def test_two_processes_generate_the_images_of_one(pairs, tmp_path):
   command += ["--steps=3", "--batch=8", "--prompt=a red circle"]
   outputs = run_together([*command, f"--out={tmp_path / 'both'}"])
   assert len(outputs[0]) == 4 and not outputs[1]
+  expected = ["00000.png", "00001.png", "00002.png", "grid.png"]
+  assert sorted(files(tmp_path / "both")) == expected
   alone = [sys.executable, *command, f"--out={tmp_path / 'alone'}"]
   env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
   subprocess.run(alone, cwd=ROOT, env=env, check=True, capture_output=True)
@@ -184,6 +186,58 @@ def test_two_processes_generate_the_images_of_one(pairs, tmp_path):
       for side in ("alone", "both")
     )
     assert np.abs(one - two).max() <= 1
+
+
+def files(folder):
+  """All files by their path; locks and events are not results."""
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in folder.rglob("*")
+    if path.is_file() and not path.name.startswith(".")
+  }
+
+
+def both_and_alone(module, arguments, tmp_path):
+  """The files that two processes write, and those of one; lines of stdout."""
+  command = ["-m", f"ldm_jax.cli.{module}", *arguments]
+  outputs = run_together([*command, f"--out={tmp_path / 'both'}"])
+  alone = [sys.executable, *command, f"--out={tmp_path / 'alone'}"]
+  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+  subprocess.run(alone, cwd=ROOT, env=env, check=True, capture_output=True)
+  return files(tmp_path / "both"), files(tmp_path / "alone"), outputs
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(pairs, tmp_path):
+  arguments = [str(pairs / "two_alone"), "--num=16", "--steps=2"]
+  arguments += ["--train=16", "--allow_small"]
+  both, alone, outputs = both_and_alone("evaluate", arguments, tmp_path)
+  assert set(both) == set(alone) and outputs[0] and not outputs[1]
+  one, two = (
+    json.loads(found["evaluation.json"])["metrics"] for found in (alone, both)
+  )
+  assert set(one) == set(two)
+  for name, value in one.items():
+    assert two[name] == pytest.approx(value, rel=1e-3), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["latents", "images"])
+def test_two_processes_prepare_as_one(pairs, tmp_path, what):
+  arguments = [f"--config={CONFIGS / 'glyphs_text.py'}", "--batch=8"]
+  arguments += ["--config.data.source.size=40"]
+  if what == "latents":
+    arguments.append(f"--first_stage={pairs / 'one_alone'}")
+  else:
+    arguments += ["--size=32", "--format=png"]
+  both, alone, outputs = both_and_alone("prepare", arguments, tmp_path)
+  assert set(both) == set(alone) and not outputs[1]
+  for name, data in alone.items():
+    if name.endswith(".npy") and "moments" in name:
+      one, two = (np.load(tmp_path / n / name) for n in ("alone", "both"))
+      np.testing.assert_allclose(two, one, atol=1e-2)
+    else:
+      assert both[name] == data, name
 
 
 @pytest.mark.slow

@@ -1,22 +1,28 @@
 """The processes that a launcher started: Slurm, MPI, TPU pods, or variables.
 
 The arguments of `jax.distributed.initialize` are complete wherever the
-environment gives them, and jax's own detection is off: inside a Slurm job it
-takes the daemons of mpirun for the processes, it needs mpi4py for Open MPI 5
-and MPICH, and it gives two steps of one job the same port.
+environment gives them, except for the coordinator's port (see `coordinator`),
+and jax's own detection is off: inside a Slurm job it takes the daemons of
+mpirun for the processes, it needs mpi4py for Open MPI 5 and MPICH, and it gives
+two steps of one job the same port.
 """
 
 import importlib.util
 import os
 import re
-import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ldm_jax.errors import ConfigError
 
 Environment = Mapping[str, str]
-FIRST_PORT, PORTS = 61440, 4096  # as jax's: the upper end of the ephemeral ones
+
+
+class Job(NamedTuple):
+  """The host of process 0, and a name that only its processes share."""
+
+  host: str
+  name: str
 
 
 class Rank(NamedTuple):
@@ -30,6 +36,8 @@ class Rank(NamedTuple):
 
 def options(environment: Environment) -> dict[str, Any] | None:
   """Arguments of `jax.distributed.initialize`; None for a single process.
+
+  `coordinator_address` is a `Job` where the launcher gives no port.
 
   Raises:
     ConfigError: a variable is missing or invalid, or the launcher gives no
@@ -72,8 +80,13 @@ def mpi_rank(environment: Environment) -> Rank | None:
 
 def _of_variables(environment: Environment, mpi: Rank | None) -> dict[str, Any]:
   """JAX_COORDINATOR_ADDRESS, with the rank of its companions or of mpirun."""
+  address = environment["JAX_COORDINATOR_ADDRESS"]
+  if not re.fullmatch(r".+:\d{1,5}", address):
+    raise ConfigError(
+      f"JAX_COORDINATOR_ADDRESS must be HOST:PORT, got {address!r}"
+    )
   if mpi is not None and "JAX_PROCESS_ID" not in environment:
-    return _explicit(environment["JAX_COORDINATOR_ADDRESS"], mpi, environment)
+    return _explicit(address, mpi, environment)
   count = _number(environment, "JAX_NUM_PROCESSES")
   process = _number(environment, "JAX_PROCESS_ID")
   if not 0 <= process < count:
@@ -82,7 +95,7 @@ def _of_variables(environment: Environment, mpi: Rank | None) -> dict[str, Any]:
       f"JAX_NUM_PROCESSES={count}"
     )
   return {
-    "coordinator_address": environment["JAX_COORDINATOR_ADDRESS"],
+    "coordinator_address": address,
     "num_processes": count,
     "process_id": process,
   }
@@ -91,12 +104,11 @@ def _of_variables(environment: Environment, mpi: Rank | None) -> dict[str, Any]:
 def _of_mpi(environment: Environment, mpi: Rank) -> dict[str, Any]:
   if mpi.local_size == mpi.size:
     if job := _mpirun(environment):
-      return _explicit(f"127.0.0.1:{_port(job)}", mpi, environment)
+      return _explicit(Job("127.0.0.1", job), mpi, environment)
   elif nodes := environment.get("SLURM_JOB_NODELIST"):
     # mpirun puts its first process on the first host of the job.
-    job = f"{_number(environment, 'SLURM_JOB_ID')}.{_shared_name(environment)}"
-    address = f"{first_host(nodes)}:{_port(job)}"
-    return _explicit(address, mpi, environment)
+    name = f"{_slurm_job(environment)} {_shared_name(environment)}".strip()
+    return _explicit(Job(first_host(nodes), name), mpi, environment)
   elif "OMPI_MCA_orte_hnp_uri" in environment:
     return {"cluster_detection_method": "ompi"}
   if importlib.util.find_spec("mpi4py") is None:
@@ -108,7 +120,7 @@ def _of_mpi(environment: Environment, mpi: Rank) -> dict[str, Any]:
 
 
 def _of_slurm(environment: Environment) -> dict[str, Any]:
-  """Inside a step of srun; two steps of one job have ports of their own."""
+  """Inside a step of srun, of which one job may have several at once."""
   if "SLURM_STEP_NODELIST" not in environment:
     raise ConfigError(
       f"this Slurm job has {environment.get('SLURM_NTASKS')} tasks, but this "
@@ -122,10 +134,16 @@ def _of_slurm(environment: Environment) -> dict[str, Any]:
     _number(environment, "SLURM_LOCALID"),
     _tasks_here(environment),
   )
-  step = environment.get("SLURM_STEP_ID", "0")
-  port = _port(f"{environment.get('SLURM_JOB_ID')}.{step}")
+  name = f"{_slurm_job(environment)} step {environment.get('SLURM_STEP_ID', 0)}"
   host = first_host(environment["SLURM_STEP_NODELIST"])
-  return _explicit(f"{host}:{port}", rank, environment)
+  return _explicit(Job(host, name), rank, environment)
+
+
+def _slurm_job(environment: Environment) -> str:
+  """Its number; a requeued job must not meet what is left of itself."""
+  restart = environment.get("SLURM_RESTART_COUNT")
+  name = f"Slurm's job {environment.get('SLURM_JOB_ID')}"
+  return f"{name} restart {restart}" if restart else name
 
 
 def _tasks_here(environment: Environment) -> int:
@@ -148,7 +166,7 @@ def _tasks_here(environment: Environment) -> int:
 
 
 def _explicit(
-  address: str, rank: Rank, environment: Environment
+  address: str | Job, rank: Rank, environment: Environment
 ) -> dict[str, Any]:
   """A process alone on its host takes all devices, others one each.
 
@@ -173,11 +191,6 @@ def first_host(nodes: str) -> str:
   if match is None:
     raise ConfigError(f"SLURM_STEP_NODELIST is no list of hosts: {nodes!r}")
   return match[1] + (match[2] or "")
-
-
-def _port(job: str) -> int:
-  """A port of a job's own, the same in all its processes."""
-  return FIRST_PORT + zlib.crc32(job.encode()) % PORTS
 
 
 def _mpirun(environment: Environment) -> str | None:

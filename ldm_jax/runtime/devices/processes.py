@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.runtime.devices import launchers
+from ldm_jax.runtime.devices import coordinator, launchers
 
 INITIALIZATION_SECONDS = 300
 HEARTBEAT_SECONDS = 60
@@ -40,7 +40,7 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
     return
   try:
     jax.distributed.initialize(
-      **(options or {}),
+      **_with_port(options or {}),
       initialization_timeout=INITIALIZATION_SECONDS,
       heartbeat_timeout_seconds=heartbeat,
       shutdown_timeout_seconds=SHUTDOWN_SECONDS,
@@ -48,6 +48,19 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
   except ValueError:  # jax finds no cluster that this TPU belongs to
     if not may_be_alone:
       raise
+
+
+def _with_port(options: dict[str, Any]) -> dict[str, Any]:
+  """The coordinator's address as HOST:PORT, that only this job has."""
+  address, rank = (
+    options.get(name) for name in ("coordinator_address", "process_id")
+  )
+  if isinstance(address, launchers.Job):
+    found = coordinator.address(*address, rank, INITIALIZATION_SECONDS)
+    return options | {"coordinator_address": found}
+  if address and rank == 0:
+    coordinator.require_free(int(address.rpartition(":")[2]))
+  return options
 
 
 def _has_tpu(environment: Mapping[str, str]) -> bool:
