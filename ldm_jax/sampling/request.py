@@ -204,9 +204,8 @@ class GenerationRequest:
   def _clean(self) -> None:
     """Prompts without control characters; sigmas without the image's own 0."""
     clean = lambda text: clean_prompt(text, logger.warning)
-    prompt = self.prompt
-    is_one = isinstance(prompt, str)
-    prompt = clean(prompt) if is_one else tuple(map(clean, prompt))
+    is_one = isinstance(self.prompt, str)
+    prompt = clean(self.prompt) if is_one else tuple(map(clean, self.prompt))
     object.__setattr__(self, "prompt", prompt)
     if self.negative_prompt:
       object.__setattr__(self, "negative_prompt", clean(self.negative_prompt))
