@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import command, run_command
+from ldm_jax.cli.flags.cache_flag import add_cache_flag, use_cache
 from ldm_jax.cli.flags.parser import Parser
 
 SMALL = "allow Frechet distances of fewer than 2048 images"
@@ -61,6 +62,7 @@ def parser() -> Parser:
   add("--eta", type=float, help="noise of DDIM (default: the sampler's)")
   add("--seed", type=int, default=0)
   add("--unconditional", "--null", action="store_true", help="no conditions")
+  add_cache_flag(flags)
   return flags
 
 
@@ -68,6 +70,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags, evaluates and prints; returns the exit code."""
   flags, _ = parser().read(arguments)
+  use_cache(flags)
   from ldm_jax.evaluation.evaluate import evaluate  # imports jax
   from ldm_jax.evaluation.request import EvaluationRequest
   from ldm_jax.runtime.devices import processes

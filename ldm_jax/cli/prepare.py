@@ -20,6 +20,7 @@ work on one file system.
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import command, run_command
+from ldm_jax.cli.flags.cache_flag import add_cache_flag, use_cache
 from ldm_jax.cli.flags.parser import Parser
 
 
@@ -66,6 +67,7 @@ def parser() -> Parser:
     default="float16",
     help="of the stored moments (default float16)",
   )
+  add_cache_flag(flags)
   return flags
 
 
@@ -73,6 +75,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags, and packs or encodes; returns the exit code."""
   flags, overrides = parser().read(arguments, "config")
+  use_cache(flags)
   from ldm_jax.runtime.devices import processes
   from ldm_jax.training.preparation.prepare import prepare
   from ldm_jax.training.preparation.request import PrepareRequest

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import command, run_command
+from ldm_jax.cli.flags.cache_flag import add_cache_flag, use_cache
 from ldm_jax.cli.flags.parser import Parser
 
 
@@ -35,6 +36,7 @@ def parser() -> Parser:
   add("--classifier_scale", type=float, default=1.0, help="default 1")
   add("--unconditional", "--null", action="store_true", help="no conditions")
   add("--trust", action="append", default=[], metavar="PACKAGE")
+  add_cache_flag(flags)
   return flags
 
 
@@ -42,6 +44,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags, reports and prints; returns the exit code."""
   flags, _ = parser().read(arguments)
+  use_cache(flags)
   from ldm_jax.evaluation.report import ReportRequest, report  # imports jax
 
   fields = vars(flags)

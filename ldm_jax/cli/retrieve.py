@@ -18,6 +18,7 @@ autoencoder, whose latents are the embedding.
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import command, run_command
+from ldm_jax.cli.flags.cache_flag import add_cache_flag, use_cache
 from ldm_jax.cli.flags.parser import Parser
 
 
@@ -33,6 +34,7 @@ def parser() -> Parser:
   add("--k", type=int, default=4, help="neighbours (default 4)")
   add("--batch", type=int, default=64, help="images at a time (default 64)")
   add("--trust", action="append", default=[], metavar="PACKAGE")
+  add_cache_flag(flags)
   return flags
 
 
@@ -40,6 +42,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags, searches and prints the files; returns the exit code."""
   flags, _ = parser().read(arguments)
+  use_cache(flags)
   from ldm_jax.evaluation.retrieval import RetrievalRequest, retrieve
 
   fields = vars(flags)

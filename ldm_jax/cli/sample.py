@@ -18,6 +18,7 @@ from typing import Any
 
 from ldm_jax.cli.exit_codes import command, run_command
 from ldm_jax.cli.flags import sample_flags
+from ldm_jax.cli.flags.cache_flag import add_cache_flag, use_cache
 from ldm_jax.cli.flags.flag_notation import add_flags
 from ldm_jax.cli.flags.model_flags import (
   add_adapters,
@@ -42,6 +43,7 @@ def parser() -> Parser:
   add_reading(flags)
   add_adapters(flags, has_prompts=True)
   flags.set_defaults(out="outputs")
+  add_cache_flag(flags)
   return flags
 
 
@@ -73,6 +75,7 @@ def request_of(flags: Any) -> Any:
 def main(arguments: Sequence[str]) -> int:
   """Reads the flags, generates and writes; returns the exit code."""
   flags, _ = parser().read(arguments)
+  use_cache(flags)
   from ldm_jax.runtime.devices import processes
   from ldm_jax.sampling import outputs
   from ldm_jax.sampling.inputs.image_inputs import read_images
@@ -87,8 +90,7 @@ def main(arguments: Sequence[str]) -> int:
   pipe.lora_folder = flags.lora_folder
   generation = pipe.prepare(request)
   latents = os.path.join(flags.out, "latents.npy")
-  is_latent = request.output == "latents"
-  if is_latent and os.path.exists(latents):
+  if (is_latent := request.output == "latents") and os.path.exists(latents):
     raise ConfigError(f"{latents} exists already; choose another --out")
   os.makedirs(flags.out, exist_ok=True)
   written = functools.partial(print, flush=True)
@@ -96,10 +98,8 @@ def main(arguments: Sequence[str]) -> int:
   if is_latent:
     outputs.write_latents(batches, latents, written=written)
   else:
-    has_metadata = not flags.no_metadata
-    outputs.write_images(
-      batches, flags.out, has_metadata=has_metadata, written=written
-    )
+    options = {"has_metadata": not flags.no_metadata, "written": written}
+    outputs.write_images(batches, flags.out, **options)
   return 0
 
 

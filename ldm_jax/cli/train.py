@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 
 from ldm_jax.cli.exit_codes import USAGE, CommandError, command, run_command
+from ldm_jax.cli.flags.cache_flag import add_cache_flag, use_cache
+from ldm_jax.cli.flags.flag_notation import steps_range
 from ldm_jax.cli.flags.parser import Parser
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ def parser() -> Parser:
   add(
     "--profile",
     metavar="FROM:TO",
-    type=_steps,
+    type=steps_range,
     help="trace these steps into DIR/profile, for TensorBoard or Perfetto",
   )
   add(
@@ -53,6 +55,7 @@ def parser() -> Parser:
     metavar="PACKAGE",
     help="import this package's classes that the run or its first stage names",
   )
+  add_cache_flag(flags)
   return flags
 
 
@@ -64,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     return _print_fields(flags.config, overrides)
   if flags.workdir is None:
     raise CommandError("ldm-jax train: --workdir is required", USAGE)
+  use_cache(flags)
   from ldm_jax.runtime.devices import processes
   from ldm_jax.runtime.signals import exit_code
   from ldm_jax.training.train import train
@@ -102,18 +106,6 @@ def _print_fields(path: str, overrides: dict[str, str]) -> int:
   for row in field_rows(config.resolve(path, overrides)):
     print(row)
   return 0
-
-
-def _steps(text: str) -> tuple[int, int]:
-  """FROM:TO as two numbers."""
-  first, _, last = text.partition(":")
-  if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
-    raise CommandError(
-      "--profile takes the first and the last step, such as 100:110, got "
-      f"{text!r}",
-      USAGE,
-    )
-  return int(first), int(last)
 
 
 if __name__ == "__main__":

@@ -85,3 +85,13 @@ def _options(kind: str) -> dict[str, Any]:
   if len(metavars) == 1:
     options["metavar"] = metavars[0]
   return options
+
+
+def steps_range(text: str) -> tuple[int, int]:
+  """FROM:TO as two numbers."""
+  first, _, last = text.partition(":")
+  if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+    raise argparse.ArgumentTypeError(
+      "takes the first and the last step, such as 100:110, got " + repr(text)
+    )
+  return int(first), int(last)
