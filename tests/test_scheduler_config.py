@@ -167,6 +167,14 @@ def test_what_is_done_otherwise_is_named(kind, config, message):
   assert message in line and line.startswith(kind)
 
 
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "DDPMScheduler"])
+def test_a_missing_clip_sample_is_named(kind):
+  config = {"_class_name": kind, **LIKE_SD}
+  del config["clip_sample"]
+  (line,) = unsupported_options(config)
+  assert "clip_sample" in line
+
+
 def test_usual_configs_need_no_warning():
   for kind in ("DDIMScheduler", "PNDMScheduler", EULER, DPM, UNIPC):
     more = {"skip_prk_steps": True, "_diffusers_version": "0.21", "foo": None}
@@ -182,6 +190,7 @@ def test_usual_configs_need_no_warning():
     ("DDPMScheduler", {"variance_type": "learned"}, "'fixed_small'"),
     ("DDPMScheduler", {"variance_type": "fixed_large_log"}, "'fixed_small'"),
     (EULER, {"timestep_spacing": "even"}, "'leading' or 'trailing'"),
+    (DPM, {"final_sigmas_type": 0}, "'sigma_min'"),
     (EULER, {"steps_offset": "1"}, "a whole number"),
     (EULER, {"steps_offset": 1.5}, "a whole number"),
     (EULER, {"beta_start": "small"}, "a finite number"),
