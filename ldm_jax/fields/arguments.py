@@ -151,10 +151,12 @@ def _items(origin: Any, args: tuple[Any, ...], value: Any) -> Any:
   kinds = args[:1] * len(value) if is_any_length else args
   _needs(value, len(kinds) == len(value))
   items = [_fitted(kind, item) for kind, item in zip(kinds, value, strict=True)]
-  if origin is tuple and isinstance(value, list):
-    return tuple(items)
   is_same = all(a is b for a, b in zip(items, value, strict=True))
-  return value if is_same else type(value)(items)
+  if is_same and not (origin is tuple and isinstance(value, list)):
+    return value
+  if isinstance(value, set | frozenset):
+    return frozenset(items)
+  return tuple(items) if origin is tuple else items
 
 
 def _plain(kind: Any, value: Any) -> Any:

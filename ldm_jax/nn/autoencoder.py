@@ -15,7 +15,7 @@ from ldm_jax.nn.bottleneck import (
   GaussianBottleneck,
   VectorQuantizer,
 )
-from ldm_jax.nn.first_stage import Posterior
+from ldm_jax.nn.first_stage import Posterior, latent_shape
 from ldm_jax.nn.layers import (
   Remat,
   check_widths,
@@ -218,14 +218,9 @@ class Autoencoder(nn.Module):
     Raises:
       ValueError: a side is not a multiple of the stride.
     """
-    for side in (height, width):
-      if side < self.stride or side % self.stride:
-        near = max(1, round(side / self.stride)) * self.stride
-        raise ValueError(
-          f"image size {side} must be a multiple of {self.stride} (the "
-          f"autoencoder halves it {self.trunk.halvings} times); try {near}"
-        )
-    return height // self.stride, width // self.stride, self.latent_channels
+    return latent_shape(
+      height, width, self.trunk.halvings, self.latent_channels
+    )
 
   def setup(self):
     moments = self.bottleneck.expansion * self.latent_channels

@@ -76,3 +76,22 @@ class FirstStage(Protocol):
   def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
     """As in every Linen module."""
     ...
+
+
+def latent_shape(
+  height: int, width: int, halvings: int, channels: int
+) -> tuple[int, int, int]:
+  """(h, w, c) of latents where an autoencoder halves images `halvings` times.
+
+  Raises:
+    ValueError: a side is not a multiple of 2 ** halvings.
+  """
+  stride = 2**halvings
+  for side in (height, width):
+    if side < stride or side % stride:
+      near = max(1, round(side / stride)) * stride
+      raise ValueError(
+        f"image size {side} must be a multiple of {stride} (the autoencoder "
+        f"halves it {halvings} times); try {near}"
+      )
+  return height // stride, width // stride, channels

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.bottleneck import DeterministicPosterior
+from ldm_jax.nn.first_stage import latent_shape
 from ldm_jax.nn.layers import conv, upsample
 
 _LIMIT = 3.0  # decoded latents are limited to it, smoothly
@@ -120,13 +121,9 @@ class TinyAutoencoder(nn.Module):
     Raises:
       ValueError: a side is not a multiple of the stride.
     """
-    for side in (height, width):
-      if side < self.stride or side % self.stride:
-        near = max(1, round(side / self.stride)) * self.stride
-        raise ValueError(
-          f"image size {side} must be a multiple of {self.stride}; try {near}"
-        )
-    return height // self.stride, width // self.stride, self.latent_channels
+    return latent_shape(
+      height, width, len(self.encoder_blocks) - 1, self.latent_channels
+    )
 
   def setup(self):
     self.encoder = TinyEncoder(

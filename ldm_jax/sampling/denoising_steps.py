@@ -187,6 +187,7 @@ def run_piece(
   """
 
   def make(crop: Crop = lambda array: array) -> Denoiser:
+    """The guided denoiser, with conditions cut to a window by `crop`."""
     cut = lambda condition: condition.replace(
       concat=jax.tree.map(crop, condition.concat),
       hint=jax.tree.map(crop, condition.hint),

@@ -113,6 +113,7 @@ def _group(
   """The encoded conditions of the images `rows`."""
 
   def encode(place: int) -> PromptVariant:
+    """The conditions of the images' variants at one place of their plans."""
     variants = [plan.variants[place] for plan in plans]
     each_part = [
       dataclasses.replace(
