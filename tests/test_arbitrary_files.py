@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +24,28 @@ from ldm_jax.data.images import decode_image, image_size
 from ldm_jax.data.sources.cached_latents import CachedLatents, read_manifest
 from ldm_jax.data.sources.folder_captions import read_captions
 from ldm_jax.data.sources.packed_examples import example
+from ldm_jax.data.text import tokenizers
 from ldm_jax.errors import ConfigError, DamagedFile, DataError, LdmJaxError
 from ldm_jax.evaluation.metrics.statistics import read_statistics
 from ldm_jax.files.numpy_files import read_npy, read_npz
+from ldm_jax.pretrained.assemble import _unet_inputs
+from ldm_jax.pretrained.components import (
+  Components,
+  ForeignNetwork,
+  open_folder,
+  read_json,
+)
+from ldm_jax.pretrained.configs.concat_inputs import concat_conditioners
+from ldm_jax.pretrained.configs.encoder_keys import unread_encoder_keys
+from ldm_jax.pretrained.configs.scheduler_config import (
+  sampler_config,
+  schedule,
+  unsupported_options,
+)
+from ldm_jax.pretrained.configs.unet_reader import Inputs
+from ldm_jax.pretrained.lora.adapter_config import read_configs
+from ldm_jax.pretrained.networks import build, kind_of, latent_scale
+from ldm_jax.pretrained.single_file.stored_configs import read_stored
 from ldm_jax.run import Run
 from ldm_jax.runtime.monitoring.metric_writer import read_metrics
 from ldm_jax.sampling.metadata import parse_metadata, read_metadata
@@ -100,6 +120,103 @@ def settings_of(content):
   )(png(ldm_jax=content.decode()))
 
 
+def config(read):
+  """A reader of the configs of pretrained networks and schedulers."""
+  return in_folder("config.json", lambda f, p: read(read_json(Path(p))))
+
+
+def of_scheduler(values):
+  return schedule(values), sampler_config(values), unsupported_options(values)
+
+
+def of_network(values):
+  kind = kind_of(values)
+  found = [build(values), unread_encoder_keys("x", kind, values)]
+  if kind == "unet":
+    networks = {"unet": ForeignNetwork(values, {}, "unet", "diffusers")}
+    found.append(_unet_inputs(Components(networks)))
+  return found + ([latent_scale(values)] if kind == "autoencoder" else [])
+
+
+def stored_networks(configs):
+  found = [build(each.config) for each in configs.networks]
+  return found, configs.scheduler and of_scheduler(configs.scheduler)
+
+
+TOKENS = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
+
+
+def of_tokenizer(folder, path):
+  files = {"vocab.json": json.dumps(TOKENS), "merges.txt": "#version: 0.2\n"}
+  for name, text in files.items():
+    if not os.path.exists(os.path.join(folder, name)):
+      Path(folder, name).write_text(text, encoding="utf-8")
+  return tokenizers.load(folder, 9)
+
+
+def of_adapter(folder, path):
+  Path(folder, "adapter_model.safetensors").write_bytes(safetensors())
+  configs = read_configs(os.path.join(folder, "adapter_model.safetensors"))
+  return [
+    (each.rank_of("a.b"), each.alpha_of("a.b"), each.is_whole("a.b"))
+    for each in configs.values()
+  ]
+
+
+def safetensors():
+  header = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+  return len(header).to_bytes(8, "little") + header + b"ab"
+
+
+DDIM = {
+  "_class_name": "DDIMScheduler",
+  "beta_start": 0.00085,
+  "beta_schedule": "scaled_linear",
+  "clip_sample": False,
+  "num_train_timesteps": 10,
+  "timestep_spacing": "leading",
+  "steps_offset": 1,
+}
+DPM = {
+  "_class_name": "DPMSolverMultistepScheduler",
+  "algorithm_type": "dpmsolver++",
+  "final_sigmas_type": "zero",
+  "lambda_min_clipped": -5.0,
+  "solver_order": 2,
+  "trained_betas": None,
+}
+UNIPC = {"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0]}
+UNET = {
+  "_class_name": "UNet2DConditionModel",
+  "attention_head_dim": [2, 4],
+  "block_out_channels": [32, 64],
+  "cross_attention_dim": 16,
+  "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+  "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+  "layers_per_block": 1,
+  "sample_size": 8,
+  "transformer_layers_per_block": [1, [1]],
+}
+VAE = {
+  "_class_name": "AutoencoderKL",
+  "block_out_channels": [32],
+  "down_block_types": ["DownEncoderBlock2D"],
+  "up_block_types": ["UpDecoderBlock2D"],
+  "norm_num_groups": 8,
+  "scaling_factor": 0.18215,
+}
+CLIP = {
+  "architectures": ["CLIPTextModel"],
+  "eos_token_id": 2,
+  "hidden_act": "gelu",
+  "hidden_size": 64,
+  "num_hidden_layers": 1,
+}
+VISION = {
+  "architectures": ["CLIPModel"],
+  "projection_dim": 8,
+  "vision_config": {"hidden_size": 64, "num_attention_heads": 2},
+}
 BOXES = [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}]
 JSON_FILES = {
   "boxes": (BOXES, in_folder("a.json", lambda f, p: read_boxes(p))),
@@ -131,6 +248,72 @@ JSON_FILES = {
     in_folder("config.json", lambda f, p: (Run.exists(f), Run.open(f))),
   ),
   "settings of a PNG": (REQUEST, settings_of),
+  "ddim": (DDIM, config(of_scheduler)),
+  "dpm": (DPM, config(of_scheduler)),
+  "unipc": (UNIPC, config(of_scheduler)),
+  "unet": (UNET, config(of_network)),
+  "vae": (VAE, config(of_network)),
+  "clip": (CLIP, config(of_network)),
+  "clip vision": (VISION, config(of_network)),
+  "model_index": (
+    {
+      "_class_name": "StableDiffusionInstructPix2PixPipeline",
+      "unet": ["diffusers", "UNet2DConditionModel"],
+      "safety_checker": [None, None],
+      "requires_safety_checker": False,
+    },
+    in_folder(
+      "model_index.json",
+      lambda f, p: (
+        concat_conditioners(
+          read_json(Path(p)), Inputs(channels=8, context=768), 4, 8
+        ),
+        open_folder(f),
+      ),
+    ),
+  ),
+  "tokenizer_config": (
+    {
+      "tokenizer_class": "CLIPTokenizer",
+      "bos_token": {"__type": "AddedToken", "content": "<|startoftext|>"},
+      "pad_token": "<|endoftext|>",
+      "do_lower_case": True,
+      "added_tokens_decoder": {"1": {"content": "<|endoftext|>"}},
+      "additional_special_tokens": ["a"],
+    },
+    in_folder("tokenizer_config.json", of_tokenizer),
+  ),
+  "special_tokens_map": (
+    {"bos_token": {"content": "<|startoftext|>"}, "unk_token": "x"},
+    in_folder("special_tokens_map.json", of_tokenizer),
+  ),
+  "added_tokens": ({"b": 3}, in_folder("added_tokens.json", of_tokenizer)),
+  "vocab": (TOKENS, in_folder("vocab.json", of_tokenizer)),
+  "adapter_config": (
+    {
+      "peft_type": "LORA",
+      "r": 4,
+      "lora_alpha": 8,
+      "rank_pattern": {"a.b": 2},
+      "alpha_pattern": {},
+      "bias": "none",
+      "modules_to_save": ["c"],
+      "unet.use_dora": False,
+    },
+    in_folder("adapter_config.json", of_adapter),
+  ),
+  "stored configs": (
+    {
+      "networks": {
+        "vae": {"kind": "autoencoder", "prefix": "x.", "config": VAE}
+      },
+      "scheduler": DDIM,
+      "index": {},
+    },
+    lambda content: stored_networks(
+      read_stored({"ldm_jax.components": content.decode()})
+    ),
+  ),
 }
 
 
@@ -138,11 +321,6 @@ def numpy_file(save):
   file = io.BytesIO()
   save(file)
   return file.getvalue()
-
-
-def safetensors():
-  header = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
-  return len(header).to_bytes(8, "little") + header + b"ab"
 
 
 CONTAINERS = {

@@ -87,7 +87,7 @@ def test_a_first_stage_is_read_as_it_was_written(module):
     (KL_F8, "use_post_quant_conv", False, "needed: True"),
     (KL_F8, "in_channels", 1, "needed: 3"),
     (KL_F8, "scaling_factor", None, "a number above 0"),
-    (KL_F8, "latent_channels", "4", "a number above 0"),
+    (KL_F8, "latent_channels", "4", "a whole number"),
     (KL_F8, "norm_num_groups", 48, "a divisor of all"),
     (VQ_F4, "norm_type", "spatial", "needed: 'group'"),
     (VQ_F4, "vq_embed_dim", 4, "needed: 3"),

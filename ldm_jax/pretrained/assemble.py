@@ -30,6 +30,8 @@ from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.conditioner_variables import conditioner_variables
 from ldm_jax.pretrained.configs import scheduler_config, unet_reader
 from ldm_jax.pretrained.configs.concat_inputs import concat_conditioners
+from ldm_jax.pretrained.configs.encoder_keys import unread_encoder_keys
+from ldm_jax.pretrained.configs.value_types import malformed_values
 from ldm_jax.pretrained.networks import Module, latent_scale, load, load_lazily
 
 _BERT_EMPTY = (101, 102)  # [CLS] [SEP] of bert-base-uncased
@@ -59,7 +61,7 @@ def assemble(
   unet, unet_params = networks.pop("unet")
   scale = latent_scale(components.networks["vae"].config)
   inputs = _unet_inputs(components)
-  warnings = components.warnings
+  warnings = _index_and_encoder_warnings(components)
   schedule, prediction = Schedule(), "eps"
   sampler_config = SamplerConfig(final_time=0.0)
   if components.scheduler is not None:
@@ -99,6 +101,13 @@ def assemble(
   )
 
 
+def _index_and_encoder_warnings(components: Components) -> tuple[str, ...]:
+  warnings = components.warnings
+  for name, network in components.networks.items():
+    warnings += unread_encoder_keys(name, network.kind, network.config)
+  return warnings
+
+
 def _check_complete(components: Components) -> None:
   """Raises ConfigError for a missing U-Net or autoencoder."""
   listed = ", ".join(components.networks)
@@ -133,7 +142,8 @@ def _noise_augmentation(
 
 
 def _unet_inputs(components: Components) -> unet_reader.Inputs:
-  return unet_reader.inputs(components.networks["unet"].config)
+  with malformed_values("the config of the U-Net"):
+    return unet_reader.inputs(components.networks["unet"].config)
 
 
 def conditioners_of(

@@ -21,10 +21,12 @@ from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
+from ldm_jax.pretrained.configs.strict_config import refusal
 from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   TINY,
   tiny_autoencoder,
 )
+from ldm_jax.pretrained.configs.value_types import malformed_values
 from ldm_jax.weights import mmap_files
 from ldm_jax.weights.naming import convert, parameter_names
 from ldm_jax.weights.naming.convert_lazily import convert_lazily
@@ -85,7 +87,10 @@ def class_of(config: Config) -> str:
   Raises:
     ConfigError: it names none that is supported.
   """
-  listed = [config.get("_class_name"), *(config.get("architectures") or ())]
+  listed = config.get("architectures") or []
+  if not isinstance(listed, list | tuple):
+    raise refusal("config.json", "architectures", listed, "a list of classes")
+  listed = [config.get("_class_name"), *listed]
   if not any(listed) and config.get("model_type") == "clip_text_model":
     return "CLIPTextModel"
   kinds = [str(name).removeprefix("Flax") for name in listed if name]
@@ -113,7 +118,10 @@ def build(config: Config, dtype: DTypeLike = "float32") -> Module:
   Raises:
     ConfigError: it asks for something that is not supported.
   """
-  return with_dtype(_BUILDERS[class_of(config)][1](config), dtype)
+  kind = class_of(config)
+  with malformed_values(f"the config of a {kind}"):
+    module = _BUILDERS[kind][1](config)
+  return with_dtype(module, dtype)
 
 
 def latent_scale(config: Config) -> float:
@@ -122,8 +130,10 @@ def latent_scale(config: Config) -> float:
   Raises:
     ConfigError: as `build`.
   """
-  is_tiny = class_of(config) == TINY.kind
-  return (tiny_autoencoder if is_tiny else autoencoder)(config)[1]
+  kind = class_of(config)
+  read = tiny_autoencoder if kind == TINY.kind else autoencoder
+  with malformed_values(f"the config of a {kind}"):
+    return float(read(config)[1])
 
 
 def with_dtype(module: Module, dtype: DTypeLike) -> Module:

@@ -17,6 +17,10 @@ from ldm_jax.data.text.pretrained_tokenizer import (
   UNLIMITED,
   PretrainedTokenizer,
 )
+from ldm_jax.data.text.tokenizer_keys import (
+  check_types,
+  warn_of_unread_keys,
+)
 from ldm_jax.data.text.tokenizer_models import (
   MODELS,
   plain,
@@ -74,12 +78,14 @@ def read_tokenizer(path: pathlib.Path) -> PretrainedTokenizer:
     if (file := path / name).exists() and not (file.is_file() or file.is_dir()):
       raise ConfigError(f"{file} is a pipe or a device, expected a file")
   config = _read_json(path / "tokenizer_config.json")
+  check_types(config)
   if "tokenizer.json" not in names and len(names & PAIR) == 1:
     (present,) = names & PAIR
     raise ConfigError(f"{path} has {present}, but not {min(PAIR - {present})}")
   kind = _class_name(path, names, config)
   if kind not in _DEFAULTS or _is_special(path, config, kind):
     return _by_transformers(path, names, kind)
+  warn_of_unread_keys(path, kind, config)
   file = path / "tokenizer.json"
   stored = _read_json(file)
   if kind == "BertTokenizer" and not (config or stored):

@@ -146,6 +146,16 @@ VQ = Schema(
   passive=("force_upcast", "sample_size"),
 )
 
+# Of all of transformers: other networks, or other forms of the weights.
+_ENCODER = {
+  "add_cross_attention": (False, None),
+  "cross_attention_hidden_size": (None,),
+  "is_decoder": (False, None),
+  "is_encoder_decoder": (False, None),
+  "pruned_heads": ({}, None),
+  "quantization_config": (None,),
+}
+
 CLIP = Schema(
   "CLIPTextModel",
   defaults={
@@ -160,7 +170,8 @@ CLIP = Schema(
     "projection_dim": 512,
     "eos_token_id": 49407,
   },
-  demands={"layer_norm_eps": (1e-5,), "model_type": ("clip_text_model",)},
+  demands={"layer_norm_eps": (1e-5,), "model_type": ("clip_text_model",)}
+  | _ENCODER,
   passive=None,
 )
 
@@ -181,7 +192,8 @@ VISION = Schema(
     "layer_norm_eps": (1e-5,),
     "num_channels": (3,),
     "model_type": ("clip_vision_model",),
-  },
+  }
+  | _ENCODER,
   passive=None,
 )
 
@@ -197,7 +209,8 @@ BERT = Schema(
     "encoder_ffn_dim": 5120,
     "max_position_embeddings": 77,
   },
-  demands={"activation_function": ("gelu",), "model_type": ("ldmbert",)},
+  demands={"activation_function": ("gelu",), "model_type": ("ldmbert",)}
+  | _ENCODER,
   passive=None,
 )
 

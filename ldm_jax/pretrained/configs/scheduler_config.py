@@ -49,8 +49,8 @@ def schedule(config: Config) -> tuple[Schedule, Prediction]:
   try:
     made = Schedule(
       _BETAS[values["beta_schedule"]],
-      values["beta_start"],
-      values["beta_end"],
+      float(values["beta_start"]),
+      float(values["beta_end"]),
       values["num_train_timesteps"],
       bool(config.get("rescale_betas_zero_snr", False)),
     )
@@ -96,12 +96,20 @@ def sampler_config(config: Config) -> SamplerConfig:
       eta=1.0 if is_single_sde else None,
       order=order,
       final_time=CLEAN_TIME if _ends_clean(sampler, values) else 0.0,
-      steps_offset=config.get("steps_offset", 0),
+      steps_offset=_steps_offset(kind, config),
       base_spacing=base,
       options=_options(sampler, values),
     )
   except ValueError as error:
     raise ConfigError(f"{kind}: {error}") from error
+
+
+def _steps_offset(kind: str, config: Config) -> int:
+  """Read even of a class without such a key, as the schedule's rescaling."""
+  offset = config.get("steps_offset")
+  if offset is not None and type(offset) is not int:
+    raise refusal(kind, "steps_offset", offset, "a whole number")
+  return offset or 0
 
 
 def _is_sde(values: Config) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.pretrained.configs.value_types import check_value
 
 Config = Mapping[str, Any]
 
@@ -64,9 +65,10 @@ def read(config: Config, schema: Schema) -> dict[str, Any]:
   for key, value in config.items():
     value = tuple(value) if isinstance(value, list) else value
     if key in values:
+      check_value(schema.kind, key, value, values[key])
       values[key] = value
     elif key in schema.demands:
-      if value not in schema.demands[key]:
+      if not any(value == each for each in schema.demands[key]):
         raise refusal(schema.kind, key, value, schema.demands[key])
     elif _is_asking(schema, key) and value is not None and value is not False:
       raise refusal(schema.kind, key, value, (None,))
