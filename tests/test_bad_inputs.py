@@ -73,6 +73,7 @@ def write_images(root):
       '[{"class": 1, "box": [0.9, 0.1, 0.2, 0.5]}]'
     )
   Image.new("L", (24, 24)).save(root / "half" / "00.map.png")
+  np.save(root / "huge.npy", np.full((1, 16, 16, 8), 3e38, np.float32))
   (root / "empty").mkdir()
   for name in ("corrupt", "over"):
     shutil.copytree(root / "good", root / name)
@@ -307,6 +308,11 @@ SAMPLE = {
   "S19 binary": (two("--prompts_file={root}/binary.txt"), 2, "utf-8"),
   "S19 mark": (two("--prompts_file={root}/bom.txt"), 0, "png"),
   "S19 million": (two("--prompts_file={root}/million.txt"), 2, "1000000"),
+  "S19 overflow": (
+    two("--initial_latents={root}/huge.npy", "--output=latent"),
+    3,
+    "1 of 1 latents hold NaN or infinity",
+  ),
   "S19 nothing": (two("--prompts_file={root}/nothing.txt"), 2, "no prompt"),
   "S20 html": (two("--image={root}/html.png"), 2, "not_an_image"),
   "S20 inks": (two("--image={root}/cmyk.jpg"), 0, "png"),
@@ -484,6 +490,8 @@ def test_sampling(place, tmp_path, capsys, row):
   if code == 0:
     names = sorted(path.name for path in out.iterdir())
     assert names == ["00000.png", "grid.png"]
+  elif code == 3:  # found while it generates
+    assert not list(out.iterdir())
   else:
     assert not out.exists()
 
