@@ -1,5 +1,6 @@
 """LoRA: which kernels it changes, how, and its files."""
 
+import functools
 import json
 
 import jax
@@ -9,10 +10,12 @@ import pytest
 from lora_files import family
 from safetensors.numpy import load_file
 
+from ldm_jax.config import load
 from ldm_jax.errors import WeightsError
 from ldm_jax.nn.lora import LoRA
 from ldm_jax.pretrained.lora.export import pairs_of, save_lora
 from ldm_jax.pretrained.lora.merge import merge_lora
+from ldm_jax.pretrained.lora.skipped_modules import skipped_modules
 from ldm_jax.weights.safetensors_files import metadata
 
 RNG = np.random.default_rng(2)
@@ -104,6 +107,108 @@ def test_pefts_text_encoders_are_named_for_old_and_new_transformers(tmp_path):
     assert layer in config[f"{network}.target_modules"]
   assert "text_encoder_2.text_projection.lora_A.weight" in names
   assert "text_projection" in config["text_encoder_2.target_modules"]
+
+
+VARIED = LoRA(
+  3,
+  6.0,
+  r"kernel$",
+  rank_pattern=((r"attention1/q/kernel", 5), (r"attention1", 2)),
+  alpha_pattern=((r"mid_", 1.5),),
+)
+
+
+def test_kernels_may_have_ranks_and_scales_of_their_own():
+  base = base_of(family("sd1")[0])
+  factors = randomized(VARIED.init(jax.random.key(1), base))
+  merged = dict(arrays(VARIED.merge(base, factors)))
+  before, ranks = dict(arrays(base)), set()
+  for path, (down, up) in pairs_of(factors):
+    rank = 2 if "attention1" in path else 3
+    rank = 5 if path[-3:] == ("attention1", "q", "kernel") else rank
+    assert down.shape[-1] == len(up) == rank
+    alpha = 1.5 if any(name.startswith("mid_") for name in path) else 6.0
+    change = alpha / rank * np.tensordot(down, up, 1)
+    close = functools.partial(np.testing.assert_allclose, atol=2e-4)
+    close(merged[path], before[path] + change.reshape(before[path].shape))
+    ranks.add((rank, alpha))
+  assert len(ranks) == 6
+
+
+def arrays(tree):
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return [(tuple(e.key for e in path), leaf) for path, leaf in leaves]
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_ranks_and_scales_of_kernels_are_saved(tmp_path, form):
+  opened, _, _ = family("sdxl")
+  base = base_of(opened)
+  factors = randomized(VARIED.init(jax.random.key(1), base))
+  path = tmp_path / "lora.safetensors"
+  save_lora(opened, VARIED, factors, path, form)
+  expected, found = (
+    VARIED.merge(base, factors),
+    base_of(merge_lora(opened, path)),
+  )
+  close = functools.partial(np.testing.assert_allclose, atol=2e-4)
+  jax.tree.map(close, found, expected)
+  if form == "peft":
+    config = json.loads(metadata(path)["lora_adapter_metadata"])
+    place = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    assert (config["unet.r"], config["unet.lora_alpha"]) == (3, 6.0)
+    assert config["unet.rank_pattern"][place] == 5
+    assert config["unet.alpha_pattern"]["mid_block.resnets.0.conv1"] == 1.5
+    # diffusers 0.36 looks both up without asking whether they are there.
+    assert config["text_encoder.alpha_pattern"] == {}
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"where": "("}, "where: needs a regular expression, got '\\('"),
+    ({"rank_pattern": (("(", 2),)}, "rank_pattern: needs a regular"),
+    ({"rank_pattern": (("q", 0),)}, "needs whole numbers above 0, got 0"),
+    ({"rank_pattern": (("q", 2.5),)}, "needs whole numbers above 0, got 2.5"),
+    ({"rank_pattern": ("q", 2)}, "needs pairs of a regular expression"),
+    ({"alpha_pattern": (("q", -1.0),)}, "needs numbers above 0, got -1.0"),
+  ],
+)
+def test_patterns_are_checked_at_construction(options, message):
+  with pytest.raises(ValueError, match=message):
+    LoRA(**options)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_one_warning_names_what_other_programs_skip(tmp_path, caplog, name):
+  opened, _, _ = family(name)
+  base = base_of(opened)
+  for number, (lora, form, count) in enumerate(
+    (
+      (LoRA(), "kohya", 0),
+      (LoRA(where=r"/attention/|_block_.*kernel"), "kohya", 0),
+      (ALL_KERNELS, "peft", 0),
+      (ALL_KERNELS, "kohya", 1),
+    )
+  ):
+    caplog.clear()
+    factors = lora.init(jax.random.key(0), base)
+    save_lora(opened, lora, factors, tmp_path / f"{number}.safetensors", form)
+    lines = [r.getMessage() for r in caplog.records if "skip" in r.getMessage()]
+    assert len(lines) == count
+  (line,) = lines
+  assert "sd-scripts skips" in line and "conv_in" in line
+  assert "diffusers 0.36" in line and "attn" not in line
+
+
+def test_a_lora_of_another_model_is_said_to_be_only_for_this_package():
+  """That of configs/glyphs_lora.py: no other program has its conditioner."""
+  experiment = load("configs/glyphs_lora.py")
+  line = skipped_modules(
+    experiment.task.model, [("unet", "conv_in")] * 3, "kohya"
+  )
+  assert line.startswith("diffusers, sd-scripts and ComfyUI have no model with")
+  assert "TextEmbedder" in line and "skip all 3 modules" in line
 
 
 def test_a_kernel_without_a_published_name_is_named_in_the_error(tmp_path):

@@ -94,6 +94,19 @@ CONFIGS = {
     {"unet.lora_alpha": 6, "unet.alpha_pattern": {"attn2.to_q": 12}},
     2.0,
   ),
+  "an expression": (
+    {"unet.lora_alpha": 6, "unet.alpha_pattern": {r"down.*1\.to_[qk]": 12}},
+    4.0,
+  ),
+  "an expression of the whole": (
+    {"unet.lora_alpha": 6, "unet.alpha_pattern": {"^down_blocks.0.*to_q": 12}},
+    4.0,
+  ),
+  "an expression of the middle": (
+    {"unet.lora_alpha": 6, "unet.alpha_pattern": {"^attn1": 3, "attn1": 12}},
+    2.0,
+  ),
+  "the first of two": ({"unet.alpha_pattern": {"to_k|to_q": 6, Q: 12}}, 2.0),
   "stabilised": (
     {"unet.lora_alpha": 6, "unet.use_rslora": True},
     6 / math.sqrt(3),
@@ -299,7 +312,9 @@ def test_other_adapters_are_called_by_their_names(tmp_path, end, kind):
     ("{", "its JSON is malformed"),
     ('{"lora_alpha": "6"}', f"alpha of unet.{Q} is '6'; a finite number"),
     ('{"alpha_pattern": [3]}', "its alpha_pattern is a list"),
-    ('{"alpha_pattern": {".*": 3}}', "its alpha_pattern has '.*'; expected"),
+    ('{"alpha_pattern": {"(": 3}}', "its alpha_pattern has '('; needed is a"),
+    ('{"rank_pattern": {"(x+)+": 3}}', "its rank_pattern has '(x+)+'; needed"),
+    ('{"rank_pattern": {"(a)\\\\1": 3}}', "its rank_pattern has '(a)"),
   ],
 )
 def test_malformed_metadata_is_refused(tmp_path, text, message):

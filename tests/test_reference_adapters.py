@@ -227,7 +227,13 @@ def test_a_trained_model_is_loaded_by_diffusers(name, form, tmp_path):
   pipe.save_pretrained(tmp_path / "base")
   base, path = open_model(str(tmp_path / "base")), tmp_path / "x.safetensors"
   where = r"attention[12]/(q|k|v|out)/kernel$|/attention/(q|k|v|out)/kernel$"
-  lora = LoRA(rank=3, alpha=2.0, where=where)
+  lora = LoRA(
+    rank=3,
+    alpha=2.0,
+    where=where,
+    rank_pattern=(("attention2/q", 5), ("block_1/attention/v", 2)),
+    alpha_pattern=(("mid_attention.*out", 1.5), ("block_0/attention/k", 4.0)),
+  )
   trees = {"unet": base.params.unet, "conditioners": base.params.conditioners}
   fresh = lora.init(jax.random.key(0), trees)
   assert fresh.keys() == {"unet", "conditioners"}

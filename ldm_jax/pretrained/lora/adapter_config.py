@@ -40,6 +40,10 @@ _HARMLESS = frozenset({
 # (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) store factors for a changed one.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _BIASES = ("none", "all", "lora_only")
+_NETWORKS = ("unet.", "text_encoder.", "text_encoder_2.", "text_model.")
+_REPEATS = re.compile(r"(?<!\\)[*+{]")
+# A repeated group, a reference to a group, a group of special meaning.
+_SLOW = re.compile(r"\)[*+{]|\\[1-9]|\(\?(?!:)")
 
 
 class AdapterConfig(NamedTuple):
@@ -161,15 +165,25 @@ def is_safetensors(path: str | os.PathLike) -> bool:
 
 
 def _of_module(module: str, patterns: Mapping[str, Any], default: Any) -> Any:
+  """The value of the first pattern that matches, as peft finds it.
+
+  A pattern is a regular expression of a whole name, or of its end after a dot.
+  """
+  names = _within_networks(module)
   for pattern, value in patterns.items():
-    if f".{module}".endswith(f".{_plain(pattern)}"):
+    found = re.compile(rf"(.*\.)?({pattern})$")
+    if any(found.match(name) for name in names):
       return value
   return default
 
 
-def _plain(pattern: str) -> str:
-  """The name in a pattern, which may say that it is the whole name."""
-  return pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+def _within_networks(module: str) -> list[str]:
+  """A module's name, and that without its network and `text_model`."""
+  names = [module]
+  for start in _NETWORKS:
+    if names[-1].startswith(start):
+      names.append(names[-1].removeprefix(start))
+  return names
 
 
 def _refusal(key: str, value: Any, needed: str) -> WeightsError:
@@ -185,16 +199,25 @@ def _any(key: str, value: Any) -> Any:
 
 
 def _pattern(key: str, value: Any) -> Any:
-  """Names and values; peft allows regular expressions too.
+  """Regular expressions of modules' names, and values.
 
   Raises:
-    WeightsError: there is another kind, or a regular expression.
+    WeightsError: there is another kind, or an expression that is malformed or
+      could take long: one that repeats a group, refers back, or has more than
+      four repetitions.
   """
   if not isinstance(value, dict | None):
     raise WeightsError(f"its {key} is a {type(value).__name__}")
-  for name in value or {}:
-    if not re.fullmatch(r"[\w.]+", _plain(name)):
-      raise WeightsError(f"its {key} has {name!r}; expected names of modules")
+  for pattern in value or {}:
+    needed = None
+    if _SLOW.search(pattern) or len(_REPEATS.findall(pattern)) > 4:
+      needed = "at most four repetitions, of single letters"
+    try:
+      re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError):
+      needed = "a name of modules or a regular expression"
+    if needed:
+      raise WeightsError(f"its {key} has {pattern[:80]!r}; needed is {needed}")
   return value
 
 

@@ -1,8 +1,10 @@
 """Writes a trained LoRA as other programs read it."""
 
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,12 +14,15 @@ from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.lora import FACTORS, LoRA
 from ldm_jax.pretrained.lora.module_names import networks
+from ldm_jax.pretrained.lora.skipped_modules import skipped_modules
 from ldm_jax.weights.naming.convert import Row, list_names
 from ldm_jax.weights.naming.layouts import LAYOUTS
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 LoraFormat = Literal["kohya", "peft"]
 Path = tuple[str, ...]
+
+logger = logging.getLogger(__name__)
 
 
 class Factors(NamedTuple):
@@ -27,12 +32,21 @@ class Factors(NamedTuple):
     kohya: its full name in a file of kohya's form.
     module: its name within the network.
     down, up: [r i ...] and [o r ...].
+    alpha: the product is scaled by alpha / r.
   """
 
   kohya: str
   module: str
   down: np.ndarray
   up: np.ndarray
+  alpha: float
+
+  @property
+  def rank(self) -> int:
+    return len(self.down)
+
+
+Found = Mapping[str, list[Factors]]  # by network
 
 
 def save_lora(
@@ -44,9 +58,9 @@ def save_lora(
 ) -> None:
   """Writes the factors as a .safetensors of kohya's form, or of peft's.
 
-  kohya's has a tensor of alpha for every matrix; peft's has alpha in its
+  kohya's has a tensor of alpha for every matrix; peft's has r and alpha in its
   metadata, and the ends of the names of the modules to adapt, which are the
-  same in transformers 4 and 5.
+  same in transformers 4 and 5. A warning names what other programs skip.
 
   Raises:
     WeightsError: a matrix has no name in LoRA files; they are listed.
@@ -62,8 +76,9 @@ def save_lora(
       if path_in_model in remaining:
         down, up = _torch_layout(*remaining.pop(path_in_model), row)
         module = row.foreign_name.removesuffix(".weight")
+        alpha = lora.alpha_of("/".join(path_in_model))
         found.setdefault(network, []).append(
-          Factors(_kohya(prefix, module), module, down, up)
+          Factors(_kohya(prefix, module), module, down, up, alpha)
         )
   if remaining:
     names = ["/".join(kernel) for kernel in remaining]
@@ -71,7 +86,9 @@ def save_lora(
       f"no format of LoRA has names for {list_names(names, lambda _: ())}"
     )
   write = {"kohya": _as_kohya, "peft": _as_peft}[form]
-  tensors, metadata = write(found, lora)
+  tensors, metadata = write(found)
+  if skipped := skipped_modules(loaded.model, _modules(found), form):
+    logger.warning(skipped)
   with lock_output(path):
     write_safetensors(path, tensors, metadata=metadata)
 
@@ -91,35 +108,49 @@ def _wrapped(network: str, module: str) -> str:
   return "text_model." * is_bare + module
 
 
-def _as_kohya(
-  found: Mapping[str, list[Factors]], lora: LoRA
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _modules(found: Found) -> list[tuple[str, str]]:
+  """(network, module) of every matrix."""
+  return [(net, pair.module) for net, pairs in found.items() for pair in pairs]
+
+
+def _as_kohya(found: Found) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """With a tensor of alpha for every pair."""
-  alpha = np.float32(lora.alpha).reshape(())
   tensors = {}
   for pair in (pair for pairs in found.values() for pair in pairs):
     tensors[f"{pair.kohya}.lora_down.weight"] = pair.down
     tensors[f"{pair.kohya}.lora_up.weight"] = pair.up
-    tensors[f"{pair.kohya}.alpha"] = alpha
+    tensors[f"{pair.kohya}.alpha"] = np.float32(pair.alpha).reshape(())
   return tensors, {"format": "pt"}
 
 
-def _as_peft(
-  found: Mapping[str, list[Factors]], lora: LoRA
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """With alpha and the modules' names in the metadata, by network."""
+def _as_peft(found: Found) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """With r, alpha and the modules' names in the metadata, by network."""
   tensors, config = {}, {}
   for network, pairs in found.items():
     for pair in pairs:
       name = f"{network}.{_wrapped(network, pair.module)}"
       tensors[f"{name}.lora_A.weight"] = pair.down
       tensors[f"{name}.lora_B.weight"] = pair.up
-    config |= {
-      f"{network}.r": lora.rank,
-      f"{network}.lora_alpha": lora.alpha,
-      f"{network}.target_modules": [pair.module for pair in pairs],
-    }
+    of_network = _adapter_config(pairs)
+    config |= {f"{network}.{key}": value for key, value in of_network.items()}
   return tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
+
+
+def _adapter_config(pairs: Sequence[Factors]) -> dict[str, Any]:
+  """The most frequent r and alpha, and patterns of the modules of others.
+
+  A pattern is a module's name, which ends no other module's. diffusers 0.36
+  needs both keys, be they empty.
+  """
+  rank = Counter(pair.rank for pair in pairs).most_common(1)[0][0]
+  alpha = Counter(pair.alpha for pair in pairs).most_common(1)[0][0]
+  config: dict[str, Any] = {"r": rank, "lora_alpha": alpha}
+  config["target_modules"] = [pair.module for pair in pairs]
+  patterns = {
+    "rank_pattern": {p.module: p.rank for p in pairs if p.rank != rank},
+    "alpha_pattern": {p.module: p.alpha for p in pairs if p.alpha != alpha},
+  }
+  return config | patterns
 
 
 def pairs_of(
