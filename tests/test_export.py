@@ -15,9 +15,12 @@ from test_sampling import CONFIG, class_model, generated, sides
 
 from ldm_jax.cli import export, sample
 from ldm_jax.cli.exit_codes import CommandError
+from ldm_jax.data.text.prompt_weighting import parse_prompt_weights
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.sampling import GenerationInputs, SamplingEngine
+from ldm_jax.sampling.export import exported_runner
 from ldm_jax.sampling.export.exported_program import PLATFORMS, export_sampler
+from ldm_jax.sampling.initial_latents import image_root
 
 PROMPT = "a red fox in the snow"
 
@@ -50,7 +53,7 @@ def test_any_number_of_images_equals_the_engines(is_inside):
     found = jax.jit(program.call)(
       made.weights,
       tuple(both),
-      np.uint32(CONFIG.seed),
+      np.uint32([0, CONFIG.seed]),
       np.int32(first),
       guidance,
     )
@@ -68,9 +71,11 @@ def test_the_folder_generates_without_this_package(folder, tmp_path, capsys):  #
   out = tmp_path / "portable"
   size = ["--steps=3", "-H=16", "-W=16", "--sampler=euler a"]
   flags = [f"--model={folder}", *size]
-  assert export.main([*flags, f"--out={out}", "--guidance=2"]) == 0
+  made = [*flags, f"--out={out}", "--guidance=2", "--chunks=2"]
+  assert export.main(made) == 0
   assert capsys.readouterr().out.split() == [str(out)]
-  asked = ["--prompt", PROMPT, "--num", "2", "--seed", "7"]
+  prompt = f"{PROMPT} BREAK a blue car"
+  asked = ["--prompt", prompt, "--num", "2", "--seed", str(2**40 + 7)]
   there = ["--out", str(tmp_path / "theirs")]
   done = subprocess.run(
     [sys.executable, "-c", ALONE, str(out / "run.py"), *asked, *there],
@@ -86,7 +91,7 @@ def test_the_folder_generates_without_this_package(folder, tmp_path, capsys):  #
     saved_images(tmp_path / "ours"),
   )
   assert expected.std() > 1
-  assert np.abs(found - expected).max() <= 1
+  np.testing.assert_array_equal(found, expected)
   # Another prompt gives another image.
   other = ["--prompt", "a blue car", "--num", "1", "--seed", "7"]
   subprocess.run(
@@ -97,15 +102,78 @@ def test_the_folder_generates_without_this_package(folder, tmp_path, capsys):  #
   assert np.abs(saved_images(tmp_path / "other") - found[:1]).max() > 1
 
 
-def test_tokenizers_fill_their_chunk_by_themselves(clip_prompts):  # noqa: F811
-  """As `ClipPrompts` does, for texts of one chunk; longer ones are cut."""
-  (syntax,) = clip_prompts[1].syntaxes
-  texts = ["", PROMPT, "snow " * 75, "snow " * 90]
-  found = [row.ids for row in syntax.fixed.encode_batch(texts)]
-  for text, row in zip(texts, found, strict=True):
-    np.testing.assert_array_equal(
-      row, clip_prompts[1].encode([text])[0, 0, :77]
+TEXTS = (
+  *("", PROMPT, "snow " * 75, "snow " * 76, "snow " * 160),
+  *(f"{PROMPT} BREAK a blue car", "snow " * 80 + "BREAK fox", "fox BREAK"),
+)
+
+
+@pytest.fixture
+def alone(clip_prompts, tmp_path, monkeypatch):  # noqa: F811
+  """run.py's own functions, with a tokenizer file next to it."""
+  prompts = clip_prompts[1]
+  prompts.syntaxes[0].fixed.save(str(tmp_path / "tokenizer_0.json"))
+  monkeypatch.setattr(exported_runner, "HERE", tmp_path)
+  return {
+    "kind": "text",
+    "input_key": "tokens",
+    "is_stacked": True,
+    "tokenizers": ["tokenizer_0.json"],
+  }, prompts
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_prompts_are_split_as_by_sample(alone, text):
+  """Into chunks, at BREAK too."""
+  conditioner, prompts = alone
+  found = exported_runner.tokens(conditioner, text)
+  wanted = prompts.encode([parse_prompt_weights(text)])
+  np.testing.assert_array_equal(found, wanted)
+
+
+def test_both_sides_have_one_length_or_are_refused(alone):
+  conditioner, _ = alone
+  settings = {"conditioners": [conditioner], "tokens_per_chunk": 77}
+  side = lambda text: {
+    "raw": {"tokens": exported_runner.tokens(conditioner, text)}
+  }
+  for texts, most, chunks in (
+    (("snow " * 160, ""), 3, 3),
+    ((PROMPT, "snow " * 80), 2, 2),
+    (("snow " * 160, "snow " * 80), 6, 6),
+    ((PROMPT, ""), 1, 1),
+  ):
+    sides = [side(text) for text in texts]
+    found = exported_runner.same_length(settings | {"chunks": most}, sides)
+    assert found == chunks
+    assert {s["raw"]["tokens"].shape for s in sides} == {(1, 1, 77 * chunks)}
+  with pytest.raises(SystemExit, match="export with --chunks 3"):
+    exported_runner.same_length(
+      settings | {"chunks": 2}, [side("snow " * 160), side("")]
     )
+
+
+@pytest.mark.parametrize(
+  "text, names",
+  [
+    ("a fox AND a car", "AND"),
+    ("a [fox:car:0.5]", "[a:b:0.5]"),
+    ("a (fox:1.3)", "(weights)"),
+    ("a fox <lora:snow:0.8>", "<lora:x:0.8>"),
+    ("a fox BREAK and a car", None),
+  ],
+)
+def test_syntax_that_run_py_does_not_read_is_named(capsys, text, names):
+  exported_runner.check_syntax((text, None))
+  said = capsys.readouterr().err
+  assert (names is None and not said) or said.startswith(f"note: {names} in")
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 2**64 - 1])
+def test_seeds_of_64_bits_are_those_of_sample(seed):
+  words = np.array([seed >> 32, seed % 2**32], np.uint32)
+  found = jax.jit(lambda s: jax.random.key_data(image_root(s)))(words)
+  np.testing.assert_array_equal(found, jax.random.key_data(image_root(seed)))
 
 
 def test_what_cannot_be_exported_is_one_line(folder, tmp_path):  # noqa: F811
@@ -114,6 +182,7 @@ def test_what_cannot_be_exported_is_one_line(folder, tmp_path):  # noqa: F811
     (["--steps=0"], "steps must be between"),
     (["-H=17", "-W=16"], "multiples of"),
     (["--sampler=eulr"], "eulr"),
+    (["--chunks=0"], "chunks must be 1 to 8, got 0"),
     ([f"--out={tmp_path}"], "exists already"),
   ):
     with pytest.raises(CommandError, match=message) as caught:

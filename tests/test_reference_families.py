@@ -230,21 +230,25 @@ def test_ten_steps_where_a_pipeline_begins_with_an_image(family):
   )
 
 
-def test_a_torch_seed_gives_the_image_of_diffusers(family, tmp_path):
+@pytest.mark.parametrize("size", [(32, 48), (40, 56)])
+def test_a_torch_seed_gives_the_image_of_diffusers(family, tmp_path, size):
+  """The second size has odd sides of features within the U-Net."""
+  height, width = size
   name, pipe, folder, _ = family
   if name not in ("sd1", "sd2", "sdxl"):
     pytest.skip("no pipeline of theirs begins with a seed's noise alone")
   flags = ["--rng=torch", "--seed=7", "--steps=4", "--guidance=3"]
   flags += [f"--prompt={PROMPTS[0]}", "--num=2", f"--out={tmp_path}"]
-  assert sample.main([f"--model={folder}", "-H=32", "-W=48", *flags]) == 0
+  flags += [f"-H={height}", f"-W={width}"]
+  assert sample.main([f"--model={folder}", *flags]) == 0
   expected = pipe(
     PROMPTS[0],
     num_images_per_prompt=2,
     generator=torch.Generator().manual_seed(7),
     num_inference_steps=4,
     guidance_scale=3.0,
-    height=32,
-    width=48,
+    height=height,
+    width=width,
   ).images
   for i, image in enumerate(expected):
     with Image.open(tmp_path / f"{i:05d}.png") as stored:

@@ -30,6 +30,8 @@ EXPORT = """
   pixels (default: as trained)
 --guidance: float
   scale that run.py takes by default (default: the model's)
+--chunks: int
+  the most chunks of 75 tokens that a prompt may have (default: 1)
 --inside: yes
   put the weights into the program instead of a file next to it
 """
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     sampling=request_of(flags),
     options=load_options(flags),
     is_inside=bool(flags.inside),
+    chunks=1 if flags.chunks is None else flags.chunks,
   )
   print(export(request).folder)
   return 0

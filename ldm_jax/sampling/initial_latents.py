@@ -254,17 +254,18 @@ def image_root(seed: int | Array) -> Array:
   """The key from which the keys of a seed's images are made.
 
   Args:
-    seed: a traced one has 32 bits, a number up to 64.
+    seed: up to 64 bits; in an array, its upper and its lower 32.
   """
   return jax.random.fold_in(_seed_key(seed), _IMAGES)
 
 
 def _seed_key(seed: int | Array) -> Array:
   """`jax.random.key`, which by itself ignores all but the lower 32 bits."""
-  if not isinstance(seed, int) or seed < 2**32:
-    return jax.random.key(seed)
-  words = np.array([seed >> 32, seed % 2**32], np.uint32)
-  return jax.random.wrap_key_data(words, impl="threefry2x32")
+  if isinstance(seed, int):
+    if seed < 2**32:
+      return jax.random.key(seed)
+    seed = np.array([seed >> 32, seed % 2**32], np.uint32)
+  return jax.random.wrap_key_data(seed, impl="threefry2x32")
 
 
 def _check_noise(

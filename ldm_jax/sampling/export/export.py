@@ -34,6 +34,7 @@ from ldm_jax.weights.safetensors_files import write_safetensors
 
 logger = logging.getLogger(__name__)
 
+MAX_CHUNKS = 8
 EXPORTABLE = (TextEmbedder, ClipEmbedder, ClassEmbedder, SizeEmbedder)
 
 
@@ -48,6 +49,8 @@ class ExportRequest:
       not used. Size, sampler and steps are fixed by the export.
     options: how the model is read.
     is_inside: put the weights into the program instead of a file of their own.
+    chunks: the most that a prompt for CLIP may have; there is a program for
+      each number of them.
   """
 
   model: str
@@ -55,6 +58,13 @@ class ExportRequest:
   sampling: GenerationRequest = GenerationRequest()
   options: LoadOptions = LoadOptions()
   is_inside: bool = False
+  chunks: int = 1
+
+  def __post_init__(self):
+    if type(self.chunks) is not int or not 1 <= self.chunks <= MAX_CHUNKS:
+      raise ConfigError(
+        f"chunks must be 1 to {MAX_CHUNKS}, got {self.chunks!r}"
+      )
 
   def __post_init__(self):
     check_request(self)
@@ -96,26 +106,24 @@ def _export(request: ExportRequest) -> ExportResult:
     config = _config(request.sampling, loaded)
     conditioning, conditioners = _conditioners(loaded, config)
   with log_duration("exporting the sampler"):
-    exported = export_sampler(
-      loaded.model,
-      loaded.params,
-      config,
-      conditioning,
-      is_inside=request.is_inside,
-    )
+    programs, weights = _programs(request, loaded, config, conditioning)
   settings = {
     "height": config.height,
     "width": config.width,
     "guidance": float(config.guidance.scale),
     "sampler_config": dataclasses.asdict(config.sampler_config),
     "conditioners": conditioners,
+    "chunks": len(programs),
   }
+  if isinstance(loaded.tokenizer, ClipPrompts):
+    settings["tokens_per_chunk"] = loaded.tokenizer.tokens_per_chunk + 2
   with new_folder(request.out) as part:
-    with replace_file(os.path.join(part, "sampler.jax")) as file:
-      file.write(exported.program)
-    if exported.weights:
+    for name, program in programs.items():
+      with replace_file(os.path.join(part, name)) as file:
+        file.write(program)
+    if weights:
       path = os.path.join(part, "weights.safetensors")
-      write_safetensors(path, exported.weights)
+      write_safetensors(path, weights)
     _write_tokenizers(part, loaded, conditioners)
     with replace_file(os.path.join(part, "sampler.json"), "utf-8") as file:
       json.dump(settings, file, indent=1)
@@ -126,6 +134,45 @@ def _export(request: ExportRequest) -> ExportResult:
     "%.1f MiB; generate with python %s/run.py", size / 2**20, request.out
   )
   return ExportResult(request.out, size)
+
+
+def _programs(
+  request: ExportRequest,
+  loaded: LoadedModel,
+  config: SamplingConfig,
+  conditioning: Conditioning,
+) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
+  """A program for every number of chunks, by file, and their weights.
+
+  Raises:
+    ConfigError: several chunks are wanted of a model without CLIP.
+  """
+  keys = [
+    part.input_key
+    for part in loaded.model.conditioners
+    if isinstance(part, ClipEmbedder)
+  ]
+  if request.chunks > 1 and not keys:
+    raise ConfigError(
+      f"chunks={request.chunks}: this model has no CLIP text encoder, whose "
+      "prompts alone have chunks; leave it out (--chunks)"
+    )
+  programs, weights = {}, {}
+  for count in range(1, request.chunks + 1):
+    raw = dict(conditioning.raw)
+    for key in keys:
+      raw[key] = np.tile(raw[key], count)
+    exported = export_sampler(
+      loaded.model,
+      loaded.params,
+      config,
+      dataclasses.replace(conditioning, raw=raw),
+      is_inside=request.is_inside,
+    )
+    end = "" if count == 1 else f"_{count}"
+    programs[f"sampler{end}.jax"] = exported.program
+    weights = exported.weights
+  return programs, weights
 
 
 def _config(request: GenerationRequest, loaded: LoadedModel) -> SamplingConfig:

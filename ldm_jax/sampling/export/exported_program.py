@@ -27,8 +27,9 @@ class ExportedSampler(NamedTuple):
     program: StableHLO, serialized by jax.export. Called with (weights,
       (positive, negative), seed, first, guidance) it generates images first,
       first + 1, ... of a seed, as many as the arrays of either side have
-      rows. A side is {"raw": arrays, "is_null": bool [b]}, both by the
-      name that each conditioner reads; guidance is scale, rescale, start, stop.
+      rows. The seed is its upper and its lower 32 bits. A side is
+      {"raw": arrays, "is_null": bool [b]}, both by the name that each
+      conditioner reads; guidance is scale, rescale, start, stop.
     weights: arrays by path; empty if they are inside the program.
   """
 
@@ -82,7 +83,7 @@ def export_sampler(
   }
   arguments = (
     (side, side),
-    jax.ShapeDtypeStruct((), np.uint32),
+    jax.ShapeDtypeStruct((2,), np.uint32),
     jax.ShapeDtypeStruct((), np.int32),
     jax.ShapeDtypeStruct((4,), np.float32),
   )

@@ -9,7 +9,9 @@ ldm_jax. jax.export reads its files by flatbuffers, which jax does not install.
 import argparse
 import contextlib
 import json
+import math
 import pathlib
+import re
 import sys
 
 import jax
@@ -39,21 +41,70 @@ def weights(path):
   return found
 
 
-def tokens(conditioner, texts):
-  """Ids of every text: [b, l], or [b, encoders, l] for CLIP."""
+def note(text):
+  """Writes a line for the user."""
+  print(f"note: {text}", file=sys.stderr)
+
+
+SYNTAX = {
+  "AND": r"\bAND\b",
+  "[a:b:0.5]": r"\[[^\[\]]*[:|][^\[\]]*\]",
+  "(weights)": r"(?<!\\)\(.+\)|(?<!\\)\[[^:|]+\]",
+  "<lora:x:0.8>": r"<(lora|lyco|hypernet):",
+}
+
+
+def tokens(conditioner, text):
+  """Ids of a text: [1, l], or [1, encoders, l] for CLIP, in whole chunks."""
   from tokenizers import Tokenizer
 
-  encoders = []
+  is_clip, encoders = conditioner["is_stacked"], []
   for name in conditioner["tokenizers"]:
-    rows = Tokenizer.from_file(str(HERE / name)).encode_batch(texts)
-    for text, row in zip(texts, rows, strict=True):
-      if row.overflowing:
-        print(
-          f"note: the end of {text!r} is beyond its length", file=sys.stderr
-        )
+    tokenizer = Tokenizer.from_file(str(HERE / name))
+    parts = re.split(r"\s*\bBREAK\b\s*", text) if is_clip else [text]
+    if len(parts) > 1 and not parts[-1].strip():
+      del parts[-1]  # nothing after the last one
+    rows = [tokenizer.encode(part.strip() if is_clip else part)
+            for part in parts]  # fmt: skip
+    if is_clip:  # what is too long for a chunk is in further ones
+      rows = [chunk for row in rows for chunk in (row, *row.overflowing)]
+    elif rows[0].overflowing:
+      note(f"the end of {text!r} is beyond its length")
     encoders.append([row.ids for row in rows])
-  ids = np.asarray(encoders, np.int32)
-  return ids.swapaxes(0, 1) if conditioner["is_stacked"] else ids[0]
+  most = max(map(len, encoders))
+  for rows, name in zip(encoders, conditioner["tokenizers"], strict=True):
+    empty = Tokenizer.from_file(str(HERE / name)).encode("").ids
+    rows.extend([empty] * (most - len(rows)))
+  ids = np.asarray(encoders, np.int32).reshape(1, len(encoders), -1)
+  return ids if is_clip else ids[:, 0]
+
+
+def same_length(settings, sides):
+  """The chunks of both sides' texts, repeated to one number, and that."""
+  names = [c["input_key"] for c in settings["conditioners"]
+           if c["kind"] == "text" and c["is_stacked"]]  # fmt: skip
+  if not names:
+    return 1
+  size, (key,) = settings["tokens_per_chunk"], names
+  counts = [side["raw"][key].shape[-1] // size for side in sides]
+  chunks, most = math.lcm(*counts), settings["chunks"]
+  if chunks > most:
+    sys.exit(
+      f"error: the prompts have {counts[0]} and {counts[1]} chunks, which "
+      f"needs a sampler of {chunks}; this one was exported with {most}: "
+      f"shorten them, or export with --chunks {chunks}"
+    )
+  for side, count in zip(sides, counts, strict=True):
+    side["raw"][key] = np.tile(side["raw"][key], chunks // count)
+  return chunks
+
+
+def check_syntax(texts):
+  """Names what `ldm-jax sample` reads in a prompt and this program does not."""
+  for text in filter(None, texts):
+    found = [name for name, form in SYNTAX.items() if re.search(form, text)]
+    if found:
+      note(f"{', '.join(found)} in {text!r} is read as letters here")
 
 
 def side(conditioners, text, label, count, is_negative):
@@ -61,7 +112,7 @@ def side(conditioners, text, label, count, is_negative):
   raw, nulls = {}, {}
   for conditioner in conditioners:
     if conditioner["kind"] == "text":
-      array = tokens(conditioner, [text or ""] * count)
+      array = np.repeat(tokens(conditioner, text or ""), count, 0)
       is_null = not (text or "").strip()
       if conditioner["is_stacked"]:  # CLIP: unconditional only without any text
         is_null = is_negative and text is None
@@ -115,18 +166,22 @@ def main():
   flags.add_argument("--guidance", type=float, default=settings["guidance"])
   flags.add_argument("--out", default="images")
   given = flags.parse_args()
-  if given.num < 1 or not 0 <= given.seed < 2**32:
-    sys.exit("error: --num must be 1 or more, --seed 0 to 2**32 - 1")
-  program = export.deserialize(bytearray((HERE / "sampler.jax").read_bytes()))
+  if given.num < 1 or not 0 <= given.seed < 2**64:
+    sys.exit("error: --num must be 1 or more, --seed 0 to 2**64 - 1")
+  if any(c["kind"] == "text" for c in settings["conditioners"]):
+    check_syntax((given.prompt, given.negative_prompt))
   conditioners, num = settings["conditioners"], given.num
   sides = (
     side(conditioners, given.prompt, given.class_label, num, False),
     side(conditioners, given.negative_prompt, None, num, True),
   )
+  chunks = same_length(settings, sides)
+  file = HERE / ("sampler.jax" if chunks == 1 else f"sampler_{chunks}.jax")
+  program = export.deserialize(bytearray(file.read_bytes()))
   images = jax.jit(program.call)(
     weights(HERE / "weights.safetensors"),
     sides,
-    np.uint32(given.seed),
+    np.array([given.seed >> 32, given.seed % 2**32], np.uint32),
     np.int32(0),
     np.float32([given.guidance, 0, 0, 1]),
   )
