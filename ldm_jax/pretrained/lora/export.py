@@ -114,12 +114,20 @@ def _modules(found: Found) -> list[tuple[str, str]]:
 
 
 def _as_kohya(found: Found) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """With a tensor of alpha for every pair."""
+  """With a tensor of alpha for every pair, the same for all.
+
+  diffusers (0.36, 0.42) takes the most frequent one for all pairs, so others
+  are part of `up`.
+  """
+  pairs = [pair for pairs in found.values() for pair in pairs]
+  alpha = Counter(pair.alpha for pair in pairs).most_common(1)[0][0]
   tensors = {}
-  for pair in (pair for pairs in found.values() for pair in pairs):
+  for pair in pairs:
+    is_other = pair.alpha != alpha
+    up = pair.up * np.float32(pair.alpha / alpha) if is_other else pair.up
     tensors[f"{pair.kohya}.lora_down.weight"] = pair.down
-    tensors[f"{pair.kohya}.lora_up.weight"] = pair.up
-    tensors[f"{pair.kohya}.alpha"] = np.float32(pair.alpha).reshape(())
+    tensors[f"{pair.kohya}.lora_up.weight"] = up
+    tensors[f"{pair.kohya}.alpha"] = np.float32(alpha).reshape(())
   return tensors, {"format": "pt"}
 
 
