@@ -84,14 +84,20 @@ def test_the_folder_generates_without_this_package(folder, tmp_path, capsys):  #
     check=False,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  ours = [*flags, *asked, "--guidance=2", f"--out={tmp_path / 'ours'}"]
+  ours = [
+    *flags,
+    *asked,
+    "--guidance=2",
+    "--emphasis",
+    f"--out={tmp_path / 'ours'}",
+  ]
   assert sample.main(ours) == 0
   found, expected = (
     saved_images(tmp_path / "theirs"),
     saved_images(tmp_path / "ours"),
   )
   assert expected.std() > 1
-  np.testing.assert_array_equal(found, expected)
+  assert np.abs(found - expected).max() <= 1
   # Another prompt gives another image.
   other = ["--prompt", "a blue car", "--num", "1", "--seed", "7"]
   subprocess.run(

@@ -29,9 +29,9 @@ from ldm_jax.weights.safetensors_files import write_safetensors
 
 def spoiled(folder, value, tensors):
   """A file whose middle tensor has one such value: (path, tensor's name)."""
-  tensors = {name: np.array(x) for name, x in tensors.items()}
+  tensors = {name: np.asarray(x).copy() for name, x in tensors.items()}
   name = sorted(tensors)[len(tensors) // 2]
-  tensors[name].flat[-1] = value
+  tensors[name][(0,) * tensors[name].ndim] = value
   path = folder / "spoiled.safetensors"
   write_safetensors(path, tensors)
   return path, name
@@ -49,7 +49,10 @@ def assert_named(read, file, name):
   with pytest.raises(NonFiniteWeights) as caught:
     read()
   text = str(caught.value)
-  assert file.name in text and name in text and "\n" not in text
+  found, _, rest = text.removeprefix(f"{file}: ").partition(" ")
+  # The name within the network, without the prefix of a file's part.
+  assert text.startswith(f"{file}: ") and name.endswith(found)
+  assert "values" in rest and "\n" not in text
 
 
 VALUES = pytest.mark.parametrize("value", [np.nan, -np.inf])

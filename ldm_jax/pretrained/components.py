@@ -152,7 +152,9 @@ def open_network(
     prefix = prefixes[kind] + ("/" if is_flax else ".")
     tensors = without_prefix(tensors, prefix)
   scheme = "flax" if is_flax else "diffusers"
-  return ForeignNetwork(config, tensors, kind, scheme)
+  files = found.files
+  path = str(files[0] if len(files) == 1 else folder)
+  return ForeignNetwork(config, tensors, kind, scheme, path)
 
 
 def open_file(
@@ -178,12 +180,13 @@ def open_file(
     tensors = averaged(tensors)
   if (alone := find_autoencoder(path, tensors)) is not None:
     own = (config or {}).get("vae", {})
-    alone = dataclasses.replace(alone, config=dict(alone.config) | own)
+    own_config = dict(alone.config) | own
+    alone = dataclasses.replace(alone, config=own_config, path=path)
     is_unknown = alone.kind == "autoencoder" and "scaling_factor" not in own
     return Components({"vae": alone}, family="vae", is_scale_unknown=is_unknown)
   metadata = read_metadata(path)
   if (configs := read_stored(metadata)) is not None:
-    return _stored_components(configs, tensors, config or {}, prediction)
+    return _stored_components(path, configs, tensors, config or {}, prediction)
   found = detect(
     {name: tuple(np.shape(raw.get(name, ()))) for name in tensors},
     read=tensors.__getitem__,
@@ -200,6 +203,7 @@ def open_file(
         under_prefix(tensors, submodule.prefix),
         submodule.kind,
         "compvis",
+        path,
       )
       for submodule in submodules
       if submodule
@@ -213,6 +217,7 @@ def open_file(
 
 
 def _stored_components(
+  path: str,
   configs: StoredConfigs,
   tensors: Mapping[str, np.ndarray],
   overrides: Mapping[str, PartialConfig],
@@ -232,6 +237,7 @@ def _stored_components(
         under_prefix(tensors, each.prefix),
         each.kind,
         "compvis",
+        path,
       )
       for each in configs.networks
     },

@@ -1,6 +1,8 @@
 """Reads one published network into a Flax module and its parameters."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,12 +75,14 @@ class ForeignNetwork:
     config: what its config.json holds, or would hold.
     tensors: by the scheme's names, without a prefix.
     kind, scheme: see `weights.naming.parameter_names.name_table`.
+    path: of the file, or of the folder of several, for errors.
   """
 
   config: Config
   tensors: Mapping[str, np.ndarray]
   kind: str
   scheme: str
+  path: str = ""
 
 
 def class_of(config: Config) -> str:
@@ -168,7 +172,8 @@ def load(
     mmap_files.release_pages(array)
     return jnp.asarray(copy)
 
-  return module, {"params": convert.convert(table, tensors, place=place)}
+  with _named(network):
+    return module, {"params": convert.convert(table, tensors, place=place)}
 
 
 def load_lazily(network: ForeignNetwork) -> tuple[Module, dict[str, Any]]:
@@ -184,8 +189,24 @@ def load_lazily(network: ForeignNetwork) -> tuple[Module, dict[str, Any]]:
     tensors = parameter_names.modern_names(tensors)
   for name in tensors:
     _check_floats(name, tensors[name].dtype)
-  params = convert_lazily(table_of(module, network), tensors)
+  table = table_of(module, network)
+  read = functools.partial(_read_row, network)
+  params = convert_lazily(table, tensors, read)
   return module, {"params": params}
+
+
+def _read_row(
+  network: ForeignNetwork, row: convert.Row, tensors: Mapping[str, np.ndarray]
+) -> np.ndarray:
+  with _named(network):
+    return convert.read_row(row, tensors)
+
+
+def _named(network: ForeignNetwork):
+  """A context whose errors name the network's file."""
+  if network.path:
+    return mmap_files.error_context(network.path)
+  return contextlib.nullcontext()
 
 
 def _check_floats(name: str, dtype: np.dtype) -> None:

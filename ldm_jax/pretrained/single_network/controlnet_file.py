@@ -64,7 +64,7 @@ def controlnet_file(path: str, loaded: LoadedModel) -> ForeignNetwork:
   own = under_prefix(tensors, prefix)
   config = _config(loaded, _hint_channels(own, scheme, found[2]))
   _check_width(path, own, scheme, config)
-  return ForeignNetwork(config, own, "unet", scheme)
+  return ForeignNetwork(config, own, "unet", scheme, path)
 
 
 def _hint_channels(

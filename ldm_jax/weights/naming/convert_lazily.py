@@ -1,7 +1,7 @@
 """The same conversions with tensors that are read one at a time."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,14 @@ from ldm_jax.weights.naming.convert import (
 
 
 def convert_lazily(
-  table: Table, tensors: Mapping[str, np.ndarray]
+  table: Table,
+  tensors: Mapping[str, np.ndarray],
+  read: Callable[[Row, Mapping[str, np.ndarray]], np.ndarray] = read_row,
 ) -> dict[str, Any]:
   """`convert.convert` to `LazyTensor`s, in the dtype of the file.
+
+  Args:
+    read: a row's parameter.
 
   Raises:
     WeightsError: names do not match the table. Shapes and values are checked as
@@ -34,7 +39,7 @@ def convert_lazily(
     lambda row: LazyTensor(
       row.shape,
       tensors[row.foreign_name].dtype,
-      functools.partial(read_row, row, tensors),
+      functools.partial(read, row, tensors),
     ),
   )
 
