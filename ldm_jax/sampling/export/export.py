@@ -61,13 +61,11 @@ class ExportRequest:
   chunks: int = 1
 
   def __post_init__(self):
-    if type(self.chunks) is not int or not 1 <= self.chunks <= MAX_CHUNKS:
+    check_request(self)
+    if not 1 <= self.chunks <= MAX_CHUNKS:
       raise ConfigError(
         f"chunks must be 1 to {MAX_CHUNKS}, got {self.chunks!r}"
       )
-
-  def __post_init__(self):
-    check_request(self)
 
 
 @dataclasses.dataclass(frozen=True)
