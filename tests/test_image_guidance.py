@@ -223,3 +223,14 @@ def test_a_pipelines_class_says_what_eight_channels_are(kind):
   assert concat_conditioners(index, nine, 4, 8) == [MaskedImage()]
   with pytest.raises(ConfigError, match="is_cosxl_edit"):
     concat_conditioners(index | {"is_cosxl_edit": True}, EIGHT, 4, 8)
+
+
+def test_guidance_0_says_that_it_is_the_unconditional_model(caplog):
+  """diffusers' guidance_scale=0, as for SD-Turbo, is guidance 1 here."""
+  pipe = pipe_of(MODEL.conditioners[0])
+  generation = pipe.prepare(class_label=1, guidance=0)
+  assert generation.config.guidance.scale == 0
+  assert "diffusers' guidance_scale=0" in caplog.text
+  caplog.clear()
+  generation = pipe.prepare(class_label=1, guidance=0, compat="diffusers")
+  assert generation.config.guidance.scale == 1
