@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from PIL import Image
 
@@ -238,6 +239,83 @@ def test_muon_updates_kernels_equally_in_all_directions():
   np.testing.assert_allclose(sizes.mean(), 0.2 * 0.2 * 6, rtol=0.2)
   with pytest.raises(ValueError, match=r"muon: needs above 0, got -1"):
     Optimizer(muon=-1.0)
+
+
+def _optax_muon(optimizer):
+  """The same optimizer as optax builds it, which traces each leaf."""
+
+  def dimensions(params):
+    wanted = optax.contrib.MuonDimensionNumbers((0,), 1)
+    return jax.tree.map(lambda leaf: wanted if leaf.ndim == 2 else None, params)
+
+  return optax.contrib.muon(
+    optimizer.muon,
+    ns_steps=3,
+    preconditioning="aol",
+    eps=optimizer.epsilon,
+    weight_decay=optimizer.weight_decay,
+    adam_b1=optimizer.betas[0],
+    adam_b2=optimizer.betas[1],
+    adam_weight_decay=optimizer.weight_decay,
+    adam_learning_rate=optimizer.rate,
+    muon_weight_dimension_numbers=dimensions,
+    consistent_rms=0.2,
+  )
+
+
+def test_muon_is_optax_s_bit_for_bit():
+  """Its state has the same tree, so that older checkpoints are read."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  params = {
+    str(i): {"kernel": draw(*shape), "bias": draw(shape[1])}
+    for i, shape in enumerate([(12, 5), (5, 12), (12, 5)])
+  }
+  optimizer = Optimizer(rate=0.1, muon=0.2)
+  own, theirs = optimizer.build(), _optax_muon(optimizer)
+
+  def trained(tx, inner):
+    state, now = tx.init(params), params
+    step = jax.jit(lambda now, state: tx.update(now, state, now))
+    for _ in range(3):
+      updates, state = step(now, state)
+      now = optax.apply_updates(now, updates)
+    return now, inner(state)
+
+  own = trained(own, lambda state: state.inner)
+  theirs = trained(theirs, lambda state: state)
+  paths = lambda tree: [
+    jax.tree_util.keystr(path)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    if leaf.ndim  # a schedule counts, a constant rate does not
+  ]
+  assert paths(own) == paths(theirs)
+  arrays = [
+    [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
+    for tree in (own, theirs)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *arrays)
+
+
+def test_muon_is_traced_once_for_each_shape(monkeypatch):
+  traced, inner = [], optax.contrib.scale_by_muon
+
+  def counted(**options):
+    made = inner(**options)
+
+    def update(kernel, state):
+      traced.append(kernel.shape)
+      return made.update(kernel, state)
+
+    return made._replace(update=update)
+
+  monkeypatch.setattr(optax.contrib, "scale_by_muon", counted)
+  shapes = [(7, 13), (7, 13), (13, 7), (3, 3, 7, 13), (3, 3, 7, 13)]
+  kernels = {str(i): {"kernel": jnp.ones(s)} for i, s in enumerate(shapes)}
+  tx = Optimizer(muon=0.2).build()
+  step = lambda params: tx.update(params, tx.init(params), params)
+  jax.eval_shape(step, kernels)
+  assert sorted(traced) == sorted(set(shapes))
 
 
 def test_clipping_keeps_the_direction_and_bounds_the_norm():

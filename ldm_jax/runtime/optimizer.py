@@ -1,14 +1,12 @@
 """Optimizers, the moving average of parameters, gradient accumulation."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from ldm_jax.fields.limits import (
   Below1,
@@ -18,6 +16,7 @@ from ldm_jax.fields.limits import (
   Positive,
   check_limits,
 )
+from ldm_jax.runtime import muon
 from ldm_jax.runtime.skip_updates import skip_bad_updates
 
 
@@ -98,38 +97,19 @@ class Optimizer:
     )
 
   def _muon(self) -> optax.GradientTransformation:
-    return optax.contrib.muon(
-      self._schedule(self.muon),
-      ns_steps=3,  # with this preconditioning as good as 5, at 2/3 the cost
-      preconditioning="aol",
+    adamw = optax.adamw(
+      self.schedule(),
+      *self.betas,
       eps=self.epsilon,
       weight_decay=self.weight_decay,
-      adam_b1=self.betas[0],
-      adam_b2=self.betas[1],
-      adam_weight_decay=self.weight_decay,
-      adam_learning_rate=self.schedule(),
-      muon_weight_dimension_numbers=_muon_dimensions,
-      consistent_rms=0.2,
+      nesterov=True,
     )
-
-
-def _muon_dimensions(params: Any) -> Any:
-  """Kernels as matrices of inputs times outputs; None for AdamW's leaves.
-
-  The first and the last convolution are AdamW's: they map data to features and
-  features to data, for which Muon's norm from features to features is not
-  meant.
-  """
-
-  def dimensions(path: Any, leaf: jax.Array) -> Any:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if leaf.ndim < 2 or re.search(r"conv_(in|out)/|(?<!kernel)$", name):
-      return None
-    return optax.contrib.MuonDimensionNumbers(
-      tuple(range(leaf.ndim - 1)), leaf.ndim - 1
+    return muon.muon(
+      self._schedule(self.muon),
+      adamw,
+      weight_decay=self.weight_decay,
+      epsilon=self.epsilon,
     )
-
-  return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def ema_update(average: Any, params: Any, step: Any, decay: float) -> Any:
