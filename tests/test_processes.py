@@ -213,31 +213,44 @@ def test_two_processes_evaluate_as_one(pairs, tmp_path):
   arguments += ["--train=16", "--allow_small"]
   both, alone, outputs = both_and_alone("evaluate", arguments, tmp_path)
   assert set(both) == set(alone) and outputs[0] and not outputs[1]
-  one, two = (
-    json.loads(found["evaluation.json"])["metrics"] for found in (alone, both)
-  )
+  one, two = (json.loads(each["evaluation.json"]) for each in (alone, both))
   assert set(one) == set(two)
   for name, value in one.items():
-    assert two[name] == pytest.approx(value, rel=1e-3), name
+    is_number = isinstance(value, float)
+    expected = pytest.approx(value, rel=1e-2) if is_number else value
+    assert two[name] == expected, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["latents", "images"])
-def test_two_processes_prepare_as_one(pairs, tmp_path, what):
+def test_two_processes_prepare_latents_as_one(pairs, tmp_path):
   arguments = [f"--config={CONFIGS / 'glyphs_text.py'}", "--batch=8"]
-  arguments += ["--config.data.source.size=40"]
-  if what == "latents":
-    arguments.append(f"--first_stage={pairs / 'one_alone'}")
-  else:
-    arguments += ["--size=32", "--format=png"]
+  arguments.append("--config.data.source.size=40")
+  arguments.append(f"--first_stage={pairs / 'one_alone'}")
   both, alone, outputs = both_and_alone("prepare", arguments, tmp_path)
-  assert set(both) == set(alone) and not outputs[1]
+  assert set(both) == set(alone) and len(outputs[0]) == 1 and not outputs[1]
   for name, data in alone.items():
-    if name.endswith(".npy") and "moments" in name:
+    if "moments" in name:
       one, two = (np.load(tmp_path / n / name) for n in ("alone", "both"))
       np.testing.assert_allclose(two, one, atol=1e-2)
     else:
       assert both[name] == data, name
+
+
+@pytest.mark.slow
+def test_two_processes_pack_images_as_one(tmp_path):
+  """Three files of records, so that each process has some."""
+  from PIL import Image
+
+  (tmp_path / "photos").mkdir()
+  for i in range(2003):
+    image = np.full((16, 20, 3), i % 256, np.uint8)
+    Image.fromarray(image).save(tmp_path / "photos" / f"{i:04d}.png")
+  arguments = [f"--config={CONFIGS / 'ldm' / 'ffhq256.py'}", "--size=16"]
+  arguments.append(f"--config.data.source.path={tmp_path / 'photos'}")
+  arguments.append("--format=png")
+  both, alone, outputs = both_and_alone("prepare", arguments, tmp_path)
+  assert both == alone and len(alone) == 4
+  assert len(outputs[0]) == 1 and not outputs[1]
 
 
 @pytest.mark.slow
