@@ -120,9 +120,13 @@ def stop_until(cluster, job, end):
 
 
 def resume_at_once(cluster, job):
-  """The job waits for two minutes otherwise, after it was requeued."""
+  """The job waits for two minutes otherwise, after it was requeued.
+
+  Within a second, slurmd takes it for the one that it has just ended.
+  """
   is_requeued = lambda: cluster.job(job)["JobState"] == "PENDING"
   wait_for(is_requeued, 90, f"requeue of job {job}")
+  time.sleep(3)
   cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
