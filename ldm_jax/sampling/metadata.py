@@ -197,7 +197,7 @@ def _replay(fields: Any) -> Replay:
   )
 
 
-def _check_hashes(hashes: Mapping[str, str], fields: Mapping[str, Any]) -> None:
+def _check_hashes(hashes: Any, fields: Mapping[str, Any]) -> None:
   if not isinstance(hashes, Mapping):
     raise ConfigError("the image's metadata has malformed input_hashes")
   for name, expected in hashes.items():
