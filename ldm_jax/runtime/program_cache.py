@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import jaxpr_as_fun
 
 SIZE = 8  # results kept of each function
 
@@ -52,3 +53,36 @@ def shared_by_value(build: Callable) -> Callable:
     return kept(*args)
 
   return get
+
+
+class Initialization(NamedTuple):
+  """How a training state is initialised.
+
+  Attributes:
+    shapes: of the state.
+    function: (key, batch, frozen) -> state, without another trace of `init`.
+  """
+
+  shapes: Any
+  function: Callable
+
+
+@shared_by_value
+def initialization(
+  task: Any, batch: Structure, frozen: Structure
+) -> Initialization:
+  """Traces `task.init`, once for its shapes and its values.
+
+  Args:
+    task: has `init(key, batch, frozen)`, as a training task has.
+  """
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  trace = jax.make_jaxpr(task.init, return_shape=True)
+  jaxpr, shapes = trace(key, batch.shapes, frozen.shapes)
+  form = jax.tree.structure(shapes)
+
+  def init(key: jax.Array, batch: Any, frozen: Any) -> Any:
+    leaves = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((key, batch, frozen)))
+    return jax.tree.unflatten(form, leaves)
+
+  return Initialization(shapes, init)

@@ -18,8 +18,16 @@ from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.embedders import TextEmbedder
 from ldm_jax.run import shapes_of
 from ldm_jax.runtime.devices import memory
-from ldm_jax.runtime.program_cache import Structure, shared_by_value
-from ldm_jax.training.dataloading import classes_of, example_batch
+from ldm_jax.runtime.program_cache import (
+  Structure,
+  initialization,
+  shared_by_value,
+)
+from ldm_jax.training.dataloading import (
+  classes_of,
+  example_batch,
+  held_out_rows,
+)
 
 
 def conditioners_of(task: Any) -> tuple[Any, ...]:
@@ -42,7 +50,9 @@ def check_conditions(
         f"{', '.join(sorted(example))}"
         + ("; set data.tokenizer" if part.input_key == "tokens" else "")
       )
-  _check_shapes(task, Structure.of(shapes_of(example, 1)))
+  # Of the rows that the trainer initialises with, so that it traces no more.
+  rows = held_out_rows(experiment)
+  _check_shapes(task, Structure.of(shapes_of(example, rows)))
   for part in conditioners:
     if isinstance(part, TextEmbedder | ClipEmbedder):
       _check_text(part, tokenizer)
@@ -116,7 +126,7 @@ def _check_shapes(task: Any, batch: Structure) -> None:
   """Raises ConfigError unless the network takes such batches."""
   frozen = task.frozen_shapes(batch.shapes)
   try:
-    jax.eval_shape(task.init, jax.random.key(0), batch.shapes, frozen)
+    initialization(task, batch, Structure.of(frozen))
   except TypeError as error:  # jax's, where shapes do not match
     first, *_ = str(error).splitlines()
     raise ConfigError(

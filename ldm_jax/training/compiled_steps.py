@@ -11,7 +11,11 @@ from ldm_jax.runtime.devices import attention_kernels
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.monitoring import flops
-from ldm_jax.runtime.program_cache import Structure, shared_by_value
+from ldm_jax.runtime.program_cache import (
+  Structure,
+  initialization,
+  shared_by_value,
+)
 
 Batch = dict[str, jax.Array]
 
@@ -104,8 +108,7 @@ class _Programs(NamedTuple):
 def _programs(
   task: Task, sharding: Sharding, frozen: Structure, batch: Structure
 ) -> _Programs:
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  shapes = jax.eval_shape(task.init, key, batch.shapes, frozen.shapes)
+  shapes, init = initialization(task, batch, frozen)
   shardings = sharding.tree_shardings(shapes)
   fast = attention_kernels.with_attention_kernels(task, sharding)
   copied = sharding.replicated
@@ -125,7 +128,7 @@ def _programs(
   return _Programs(
     shapes,
     shardings,
-    jax.jit(task.init, out_shardings=shardings, compiler_options=options),
+    jax.jit(init, out_shardings=shardings, compiler_options=options),
     jitted(step, donate_argnums=0, out_shardings=(shardings, copied)),
     jitted(fast.measure, out_shardings=copied),
     jitted(fast.preview, out_shardings=copied),

@@ -28,8 +28,7 @@ def held_out(
   experiment: Experiment, tokenizer: Tokenizer | None
 ) -> dict[str, np.ndarray]:
   """The batch of validation examples that is measured."""
-  data = experiment.data
-  count = min(data.held_out, len(data.validation))
+  data, count = experiment.data, held_out_rows(experiment)
   return batching.first(
     SkipBadImages(
       data.validation, bad_image_log(experiment), classes_of(experiment)
@@ -39,6 +38,12 @@ def held_out(
     tokenizer=tokenizer,
     transforms=data.transforms,
   )
+
+
+def held_out_rows(experiment: Experiment) -> int:
+  """The number of validation examples that are measured."""
+  data = experiment.data
+  return min(data.held_out, len(data.validation))
 
 
 def classes_of(experiment: Experiment) -> dict[str, int]:
