@@ -34,6 +34,11 @@ from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.strict_json import read_object
 from ldm_jax.runtime.checkpointing import read_checkpoints, tree_io
 from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.runtime.program_cache import (
+  Structure,
+  initialization,
+  shared_by_value,
+)
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -166,7 +171,7 @@ class Run:
     Raises:
       DamagedFile: their checksums differ from what was written.
     """
-    shapes = self.experiment.task.frozen_shapes(self.batch)
+    shapes = _frozen_shapes(self.experiment.task, Structure.of(self.batch))
     if not shapes:
       return shapes
     return tree_io.load_tree(self._path("frozen"), _placed(shapes, sharding))
@@ -181,9 +186,9 @@ class Run:
       ConfigError: there is no checkpoint.
       DamagedFile: they are intact in no step.
     """
-    task = self.experiment.task
-    frozen = task.frozen_shapes(self.batch)
-    state = jax.eval_shape(task.init, jax.random.key(0), self.batch, frozen)
+    task, batch = self.experiment.task, Structure.of(self.batch)
+    frozen = Structure.of(_frozen_shapes(task, batch))
+    state = initialization(task, batch, frozen).shapes
     if getattr(state, "ema", None) is not None:
       part = {"ema": state.ema}
     elif is_autoencoder(task):
@@ -242,6 +247,12 @@ def shapes_of(batch: dict[str, np.ndarray], rows: int) -> Shapes:
     name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
     for name, array in batch.items()
   }
+
+
+@shared_by_value
+def _frozen_shapes(task: Any, batch: Structure) -> Any:
+  """Shapes of a task's frozen parameters, which take a trace of a network."""
+  return task.frozen_shapes(batch.shapes)
 
 
 def _placed(shapes: Any, sharding: Sharding) -> Any:
