@@ -273,7 +273,8 @@ def test_seeds_have_64_bits():
   # Of 32 bits they are what they always were, traced or not.
   own = jax.random.fold_in(jax.random.key(3), 0)
   assert root(3) == jax.random.key_data(own).tolist()
-  assert root(jnp.uint32(3)) == root(3)
+  assert root(jnp.array([0, 3], jnp.uint32)) == root(3)
+  assert root(jnp.array([2, 3], jnp.uint32)) == root(2**33 + 3)
   with jax.enable_x64(True):  # where jax itself has keys of 64 bits
     key = jax.random.fold_in(jax.random.key(2**33 + 3), 0)
     assert root(2**33 + 3) == jax.random.key_data(key).tolist()

@@ -198,7 +198,7 @@ def test_chosen_steps_are_profiled(tmp_path):
 @pytest.mark.parametrize("text", ["3", "5:2", "0:4", "a:b"])
 def test_invalid_ranges_of_profiled_steps_are_refused(text, tmp_path):
   flags = ["--config=configs/glyphs_text.py", f"--workdir={tmp_path}"]
-  with pytest.raises(CommandError, match="--profile takes the first") as caught:
+  with pytest.raises(CommandError, match="takes the first and") as caught:
     main([*flags, f"--profile={text}"])
   assert caught.value.code == 2
 
