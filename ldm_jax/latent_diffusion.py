@@ -231,6 +231,7 @@ class LatentDiffusion:
     predict = self._predictor(params, [negative, *positives, *without])
 
     def denoise(xt: Array, level: Level) -> Estimate:
+      """x0 and eps of the guided outputs."""
       away, *outputs = predict(xt, level)
       fraction = level.time / self.schedule.steps
       change = 0.0

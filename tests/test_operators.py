@@ -98,6 +98,13 @@ def test_attention_by_head_is_exact(monkeypatch, lengths):
     assert_near(ours, np.asarray(theirs), 1e-5)
 
 
+def test_lengths_without_equal_chunks_are_not_by_head():
+  """4,099 is prime: its equal chunks would be of one query each."""
+  assert head_attention.has_even_chunks(4096, 4096)
+  assert head_attention.has_even_chunks(4100, 77)
+  assert not head_attention.has_even_chunks(4099, 4099)
+
+
 @pytest.mark.parametrize("convolution", ALGORITHMS)
 @pytest.mark.parametrize("spec", [("data", None), (None, "tensor")])
 def test_gradients_on_a_mesh_are_one_devices(convolution, spec):

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.operators.choice import is_by_head
-from ldm_jax.nn.operators.head_attention import head_attention
+from ldm_jax.nn.operators.head_attention import (
+  has_even_chunks,
+  head_attention,
+)
 
 # An accelerator's own attention: the result, or None where it does not support
 # these arrays. `runtime/devices/attention_kernels.py` puts one in place of a
@@ -62,6 +65,7 @@ def dot_product_attention(
     attention_backend == "auto"
     and not is_causal
     and is_by_head(*lengths, q.dtype)
+    and has_even_chunks(*lengths)
   ):
     return head_attention(q, k, v)
   is_long = q.shape[1] * k.shape[1] >= _MANY_SCORES

@@ -59,6 +59,7 @@ def _scale_by_muon(epsilon: float) -> optax.GradientTransformation:
   """Orthogonal updates along Nesterov's momentum, as long as AdamW's."""
 
   def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    """The updates and the state with their momentum."""
     del params
     momentum = optax.tree.update_moment(grads, state.mu, BETA, 1)
     count = optax.safe_increment(state.count)

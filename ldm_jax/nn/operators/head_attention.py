@@ -1,11 +1,18 @@
 """Attention one head at a time, so that its scores stay in the cache."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 _SCORES = 2**21  # of one head that are held at once
+
+
+def has_even_chunks(queries: int, keys: int) -> bool:
+  """Whether chunks of equal length are few: a prime number has no others."""
+  return _chunks(queries, keys) <= 4 * math.ceil(queries * keys / _SCORES)
 
 
 @jax.custom_vjp
@@ -50,6 +57,7 @@ def _backward(saved, grad: Array):
   inner = (grads * out).sum(-1, keepdims=True)
 
   def over_queries(head):
+    """dq, dk, dv of one head."""
     queries, keys, values, *rest = head
 
     def attend(carry, rows):
