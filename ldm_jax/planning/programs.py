@@ -118,8 +118,8 @@ def sampling_program(
   number = lambda dtype, *shape: jax.ShapeDtypeStruct(
     shape, dtype, sharding=sharding.replicated
   )
-  # Seed, index of the first image, and guidance.
-  numbers = number("uint32"), number("int32"), number("float32", 4)
+  # Seed (two words), index of the first image, and guidance.
+  numbers = number("uint32", 2), number("int32"), number("float32", 4)
 
   @functools.partial(constrain_activations, sharding=sharding)
   def generate(params: Any, sides: Any, numbers: Any) -> Any:
