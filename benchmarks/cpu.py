@@ -4,9 +4,10 @@
 
 Three processes hold the same networks (random weights, float32) and take turns,
 so that load on the machine affects all: jax, jax with XLA's own operators alone
-(`operators("xla")`), and torch. Prints a line of JSON per job: medians in
-seconds, their ratios to torch's, seconds of the first call (which compiles),
-and each process's peak memory in GB. Needs torch and diffusers (pip install
+(`operators("xla")`), and torch. Prints a line of JSON per job: medians of
+wall seconds and of CPU seconds (of all cores, which other load changes little),
+their ratios to torch's, seconds of the first call (which compiles), and each
+process's peak memory in GB. Needs torch and diffusers (pip install
 torch diffusers), in this Python or another one. Results are in
 benchmarks/cpu.md.
 """
@@ -167,11 +168,13 @@ def take_turns(run):
   run()
   print(json.dumps({"first": time.perf_counter() - began}), flush=True)
   for _ in sys.stdin:
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     run()
     seconds = time.perf_counter() - began
+    cpu = time.process_time() - cpu_began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
+    line = {"seconds": seconds, "cpu": cpu, "peak": peak}
+    print(json.dumps(line), flush=True)
 
 
 def main():
@@ -196,22 +199,24 @@ def main():
         text=True,
       )
       first[library] = json.loads(sides[library].stdout.readline())["first"]
-    seconds, peaks = {library: [] for library in sides}, {}
+    seconds, cpu, peaks = {n: [] for n in sides}, {n: [] for n in sides}, {}
     for _ in range(options.rounds):
       for library, side in sides.items():
         print("go", file=side.stdin, flush=True)
         line = json.loads(side.stdout.readline())
         seconds[library].append(line["seconds"])
+        cpu[library].append(line["cpu"])
         peaks[library] = line["peak"]
     for side in sides.values():
       side.stdin.close()
       side.wait()
-    median = {n: statistics.median(values) for n, values in seconds.items()}
     line = {"job": name, "what": JOBS[name]}
-    line |= {f"{n}_seconds": round(value, 3) for n, value in median.items()}
-    for library in ("jax", "xla"):
-      ratio = median[library] / median["torch"]
-      line[f"{library}_ratio"] = round(ratio, 3)
+    for unit, found in (("seconds", seconds), ("cpu", cpu)):
+      median = {n: statistics.median(values) for n, values in found.items()}
+      line |= {f"{n}_{unit}": round(value, 3) for n, value in median.items()}
+      for library in ("jax", "xla"):
+        ratio = median[library] / median["torch"]
+        line[f"{library}_{unit}_ratio"] = round(ratio, 3)
     line |= {f"{n}_first": round(value, 1) for n, value in first.items()}
     line |= {f"{n}_peak_gb": round(value, 2) for n, value in peaks.items()}
     print(json.dumps(line), flush=True)
