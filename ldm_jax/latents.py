@@ -10,7 +10,9 @@ from jaxtyping import Array
 
 from ldm_jax.errors import NonFinite
 from ldm_jax.nn.first_stage import FirstStage, Posterior
+from ldm_jax.nn.operators.choice import current_operators
 from ldm_jax.pixels import to_float
+from ldm_jax.runtime.stored_programs import StoredProgram
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 LatentChoice = Literal["sample", "mode"]
@@ -64,14 +66,16 @@ def measure_latent_scale(
   """
 
   @jax.jit
-  def moments(batch: Batch, key: Array) -> Array:
+  def moments(params: Any, batch: Batch, key: Array) -> Array:
     posterior = encode_batch(stage, params, batch)
     noise = jax.random.normal(key, posterior.mode().shape)
     latents = select_latents(posterior, noise, which)
     return jnp.stack([latents.mean(), jnp.square(latents).mean()])
 
+  parts = "moments of latents", stage, which
+  program = StoredProgram(moments, parts, current_operators)
   totals = [
-    moments(batch, jax.random.fold_in(key, i))
+    program(params, batch, jax.random.fold_in(key, i))
     for i, batch in enumerate(batches)
   ]
   mean, square = (float(total) for total in sum(totals) / len(totals))

@@ -39,6 +39,7 @@ from ldm_jax.runtime.program_cache import (
   initialization,
   shared_by_value,
 )
+from ldm_jax.runtime.stored_programs import stored_value
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -252,7 +253,8 @@ def shapes_of(batch: dict[str, np.ndarray], rows: int) -> Shapes:
 @shared_by_value
 def _frozen_shapes(task: Any, batch: Structure) -> Any:
   """Shapes of a task's frozen parameters, which take a trace of a network."""
-  return task.frozen_shapes(batch.shapes)
+  trace = lambda: task.frozen_shapes(batch.shapes)
+  return stored_value(("frozen shapes", task, batch), trace)
 
 
 def _placed(shapes: Any, sharding: Sharding) -> Any:

@@ -26,6 +26,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+# Functions are traced, so that shapes are checked, whatever was stored before.
+os.environ["LDM_JAX_STORED_PROGRAMS"] = "0"
+
 # The longest first, so that no worker is left with one of them at the end.
 LONGEST = (
   *("training", "meshes", "bad_inputs", "initialize_from", "pretrained"),

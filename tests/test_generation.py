@@ -314,7 +314,7 @@ def test_batches_are_yielded_as_they_are_finished(pipe):
 def test_nothing_but_a_size_compiles(pipe):
   pipe("a fox", num=2, **SIZE)
   _, engine = pipe._adapted.engine(GenerationRequest())
-  compiled = engine._chunk._cache_size()
+  compiled = engine._chunk._jitted._cache_size()
   for fields in (
     {"steps": 7},
     {"guidance": 2.0, "guidance_rescale": 0.5},
@@ -324,9 +324,9 @@ def test_nothing_but_a_size_compiles(pipe):
     {"prompt": "snow"},
   ):
     pipe(**({"prompt": "a fox", "num": 2} | SIZE | fields))
-  assert engine._chunk._cache_size() == compiled
+  assert engine._chunk._jitted._cache_size() == compiled
   pipe("a fox", num=2, height=20, width=16, steps=3)
-  assert engine._chunk._cache_size() == compiled + 1
+  assert engine._chunk._jitted._cache_size() == compiled + 1
 
 
 def test_a_sampler_is_swapped_by_name(pipe):

@@ -139,10 +139,10 @@ def test_without_guidance_towards_the_image_it_is_on_both_sides(engine):
 
 def test_other_scales_compile_nothing(engine):
   sampled(engine, 1.5, 4)
-  compiled = engine._chunk._cache_size()
+  compiled = engine._chunk._jitted._cache_size()
   sampled(engine, 1.2, 6.5)
   sampled(engine, 1.7, 1)
-  assert engine._chunk._cache_size() == compiled
+  assert engine._chunk._jitted._cache_size() == compiled
 
 
 def test_the_latents_of_the_image_have_no_scale():

@@ -263,9 +263,9 @@ def test_an_edited_prompt_compiles_nothing(pipe):  # noqa: F811
   from ldm_jax.sampling.request import GenerationRequest
 
   _, engine = pipe._adapted.engine(GenerationRequest())
-  compiled = engine._chunk._cache_size()
+  compiled = engine._chunk._jitted._cache_size()
   latents(pipe, "[a fox:snow:0.4]", emphasis=True)
-  assert engine._chunk._cache_size() == compiled
+  assert engine._chunk._jitted._cache_size() == compiled
 
 
 @pytest.fixture

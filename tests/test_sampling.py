@@ -147,7 +147,7 @@ def test_results_do_not_depend_on_the_devices(engine, model, count):
 def test_only_a_new_size_compiles_and_logs_it(engine, caplog):
   base = dataclasses.replace(CONFIG, guidance=ClassifierFreeGuidance(1.5))
   generated(engine, base, GenerationInputs(2, 2))
-  compiled = engine._chunk._cache_size()
+  compiled = engine._chunk._jitted._cache_size()
   caplog.set_level("INFO", logger="ldm_jax")
   caplog.clear()
   for config in (
@@ -166,12 +166,12 @@ def test_only_a_new_size_compiles_and_logs_it(engine, caplog):
     dataclasses.replace(base, sampler_config=SamplerConfig(times=(900, 3.5))),
   ):
     generated(engine, config, GenerationInputs(2, 2))
-  assert engine._chunk._cache_size() == compiled
+  assert engine._chunk._jitted._cache_size() == compiled
   assert not caplog.messages
   generated(
     engine, dataclasses.replace(base, height=20), GenerationInputs(2, 2)
   )
-  assert engine._chunk._cache_size() == compiled + 1
+  assert engine._chunk._jitted._cache_size() == compiled + 1
   line = "compiling the sampler for 20 x 16, 2 at a time ..."
   assert caplog.messages[0] == line
   assert re.fullmatch(r"compiled in [\d.]+ s", caplog.messages[1])

@@ -1,16 +1,18 @@
-"""JAX's persistent compilation cache, in the user's cache folder."""
+"""Compiled programs are kept on disk, in the user's cache folder."""
 
-import hashlib
 import logging
 import os
 import pathlib
-import platform
 
 import jax
+
+from ldm_jax.runtime.program_identity import processor
+from ldm_jax.runtime.stored_programs import store_programs
 
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 4 * 2**30  # the entries used last are kept
+EXECUTABLES = "executables"  # the subfolder of `stored_programs`
 
 
 def use_compilation_cache(
@@ -18,13 +20,15 @@ def use_compilation_cache(
 ) -> str | None:
   """Keeps compiled programs on disk, so that later processes compile nothing.
 
-  JAX finds a program by its code, the versions of jax and XLA, XLA's flags and
-  the devices. A folder that is configured already (JAX_COMPILATION_CACHE_DIR,
-  or `jax.config`) stays.
+  JAX's cache finds a program by its text, the versions of jax and XLA, XLA's
+  flags and the devices. The large programs of sampling and training are found
+  without their text, see `stored_programs`. A folder that is configured already
+  (JAX_COMPILATION_CACHE_DIR, or `jax.config`) stays.
 
   Args:
     folder: where; `default_folder()` if None.
-    most_bytes: of all programs; those used longest ago are removed.
+    most_bytes: of all programs, one half for each of the two; those used
+      longest ago are removed.
 
   Returns:
     The folder, or None where no cache can be written.
@@ -32,7 +36,10 @@ def use_compilation_cache(
   if not jax.config.jax_enable_compilation_cache:
     return None
   if jax.config.jax_compilation_cache_dir:
-    return jax.config.jax_compilation_cache_dir
+    configured = jax.config.jax_compilation_cache_dir
+    if "://" not in configured:
+      store_programs(pathlib.Path(configured) / EXECUTABLES, most_bytes // 2)
+    return configured
   path = pathlib.Path(folder or default_folder())
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -43,8 +50,9 @@ def use_compilation_cache(
     logger.debug(f"programs are not cached: {path} cannot be written")
     return None
   jax.config.update("jax_compilation_cache_dir", str(path))
-  jax.config.update("jax_compilation_cache_max_size", most_bytes)
+  jax.config.update("jax_compilation_cache_max_size", most_bytes // 2)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  store_programs(path / EXECUTABLES, most_bytes // 2)
   logger.debug(f"programs are cached in {path}")
   return str(path)
 
@@ -56,19 +64,4 @@ def default_folder() -> pathlib.Path:
   the machine, and a home folder may be shared by several machines.
   """
   base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return pathlib.Path(base) / "ldm_jax" / "programs" / _processor()
-
-
-def _processor() -> str:
-  """A name that processors with the same instruction sets share."""
-  text = platform.machine() + platform.processor()
-  try:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    lines = []
-  for line in lines:
-    if line.startswith(("flags", "Features", "model name")):
-      text += line
-    elif not line:  # the end of the first core
-      break
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return pathlib.Path(base) / "ldm_jax" / "programs" / processor()

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import jaxpr_as_fun
 
+from ldm_jax.runtime.stored_programs import stored_value
+
 SIZE = 8  # results kept of each function
 
 
@@ -71,18 +73,22 @@ class Initialization(NamedTuple):
 def initialization(
   task: Any, batch: Structure, frozen: Structure
 ) -> Initialization:
-  """Traces `task.init`, once for its shapes and its values.
+  """Traces `task.init`, at most once for its shapes and its values.
 
   Args:
     task: has `init(key, batch, frozen)`, as a training task has.
   """
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  trace = jax.make_jaxpr(task.init, return_shape=True)
-  jaxpr, shapes = trace(key, batch.shapes, frozen.shapes)
-  form = jax.tree.structure(shapes)
+
+  @functools.cache
+  def trace() -> Any:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(task.init, return_shape=True)
+    return traced(key, batch.shapes, frozen.shapes)
 
   def init(key: jax.Array, batch: Any, frozen: Any) -> Any:
+    jaxpr, shapes = trace()
     leaves = jaxpr_as_fun(jaxpr)(*jax.tree.leaves((key, batch, frozen)))
-    return jax.tree.unflatten(form, leaves)
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
-  return Initialization(shapes, init)
+  parts = "state shapes", task, batch, frozen
+  return Initialization(stored_value(parts, lambda: trace()[1]), init)

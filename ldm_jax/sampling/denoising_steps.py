@@ -24,9 +24,11 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import Condition, merge
 from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.encoder_unet import EncoderUNet
+from ldm_jax.nn.operators.choice import current_operators
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.program_cache import shared_by_value
+from ldm_jax.runtime.stored_programs import StoredProgram
 from ldm_jax.sampling.initial_latents import InitialState
 from ldm_jax.sampling.inpainting import KnownRegion
 from ldm_jax.sampling.sampling_config import (
@@ -281,11 +283,14 @@ def programs(
   """Jitted `weighted_condition` and `run_piece`; equal models share them."""
   condition = functools.partial(weighted_condition, model)
   piece = functools.partial(run_piece, model, classifier)
+  jitted = jax.jit(constrain_activations(condition, sharding))
+  jitted_piece = jax.jit(
+    constrain_activations(piece, sharding),
+    static_argnames="window",
+    donate_argnums=1,
+  )
+  stored = functools.partial(StoredProgram, context=current_operators)
   return (
-    jax.jit(constrain_activations(condition, sharding)),
-    jax.jit(
-      constrain_activations(piece, sharding),
-      static_argnames="window",
-      donate_argnums=1,
-    ),
+    stored(jitted, ("condition", model, sharding)),
+    stored(jitted_piece, ("sampler", model, classifier, sharding)),
   )

@@ -17,11 +17,13 @@ from jaxtyping import Array, Bool, Float, UInt8
 from ldm_jax.errors import NonFinite
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.spatial import MaskedImage
+from ldm_jax.nn.operators.choice import current_operators
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.devices import memory, processes
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.program_cache import shared_by_value
+from ldm_jax.runtime.stored_programs import StoredProgram, stored_value
 from ldm_jax.sampling.tiling import blend
 
 logger = logging.getLogger(__name__)
@@ -109,9 +111,13 @@ class LatentCodec:
     rows = -(-rows // self._sharding.batch_shards)
     one = jax.ShapeDtypeStruct((rows, height, width, channels), jnp.float32)
     stride = self._model.first_stage.stride
+    needed = stored_value(
+      ("bytes of decoding", self._model, one, current_operators()),
+      lambda: memory.minimum_bytes(self._model.decode, self._params, one),
+    )
     memory.check_fits(
       f"decoding {rows} of {height * stride} x {width * stride}",
-      memory.minimum_bytes(self._model.decode, self._params, one),
+      needed,
       "a smaller --batch, --height and --width, or --tiled",
     )
 
@@ -124,13 +130,17 @@ class LatentCodec:
 def _programs(
   model: LatentDiffusion, sharding: Sharding
 ) -> tuple[Callable, Callable]:
-  """Encoding and decoding."""
-  jitted = functools.partial(jax.jit, static_argnames="side")
-  encoded, decoded = (functools.partial(f, model) for f in (_encoded, _decoded))
-  return (
-    jitted(constrain_activations(encoded, sharding)),
-    jitted(constrain_activations(decoded, sharding)),
-  )
+  """Encoding and decoding, jitted."""
+
+  def program(name: str, function: Callable) -> StoredProgram:
+    bound = functools.partial(function, model)
+    jitted = jax.jit(
+      constrain_activations(bound, sharding), static_argnames="side"
+    )
+    parts = name, model, sharding
+    return StoredProgram(jitted, parts, current_operators)
+
+  return program("encoder", _encoded), program("decoder", _decoded)
 
 
 def _encoded(

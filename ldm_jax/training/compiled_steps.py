@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from ldm_jax.nn.operators.choice import operators
+from ldm_jax.nn.operators.choice import current_operators, operators
 from ldm_jax.runtime import skip_updates
 from ldm_jax.runtime.devices import attention_kernels
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
@@ -16,6 +16,7 @@ from ldm_jax.runtime.program_cache import (
   initialization,
   shared_by_value,
 )
+from ldm_jax.runtime.stored_programs import StoredProgram
 
 Batch = dict[str, jax.Array]
 
@@ -118,8 +119,11 @@ def _programs(
     state, metrics = fast.step(state, frozen, batch, key)
     return state, metrics | skip_updates.update_health(state)
 
-  def jitted(function: Callable, **options: Any) -> Callable:
-    return jax.jit(constrain_activations(function, sharding), **options)
+  parts = task, sharding, frozen, batch
+
+  def jitted(name: str, function: Callable, **options: Any) -> Callable:
+    jitted = jax.jit(constrain_activations(function, sharding), **options)
+    return StoredProgram(jitted, (name, *parts), current_operators)
 
   # Runs once and initialises every kernel by itself: optimised, its
   # compilation takes a CPU as long as the step's.
@@ -128,10 +132,14 @@ def _programs(
   return _Programs(
     shapes,
     shardings,
-    jax.jit(init, out_shardings=shardings, compiler_options=options),
-    jitted(step, donate_argnums=0, out_shardings=(shardings, copied)),
-    jitted(fast.measure, out_shardings=copied),
-    jitted(fast.preview, out_shardings=copied),
+    StoredProgram(
+      jax.jit(init, out_shardings=shardings, compiler_options=options),
+      ("init", *parts, options),
+      current_operators,
+    ),
+    jitted("step", step, donate_argnums=0, out_shardings=(shardings, copied)),
+    jitted("measure", fast.measure, out_shardings=copied),
+    jitted("preview", fast.preview, out_shardings=copied),
   )
 
 

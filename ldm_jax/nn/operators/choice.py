@@ -42,6 +42,11 @@ def operators(which: Operators) -> AbstractContextManager:
   return _OPERATORS(which)
 
 
+def current_operators() -> str:
+  """Those with which functions are traced."""
+  return _OPERATORS.value
+
+
 def is_enabled() -> bool:
   """Whether the operators of this package may be used.
 
