@@ -27,6 +27,7 @@ class LoadedModel:
     unet_channels: input channels of its U-Net; None means those of the
       latents.
     layout: turns bounding boxes into tokens, for a layout-to-image model.
+    classes: the names of its labels, in their order; () if they have none.
     warnings: what was missing or guessed when it was read, one line each.
   """
 
@@ -40,6 +41,7 @@ class LoadedModel:
   scheduler: Mapping[str, Any] | None = None
   unet_channels: int | None = None
   layout: LayoutTokens | None = None
+  classes: tuple[str, ...] = ()
   warnings: tuple[str, ...] = ()
 
 

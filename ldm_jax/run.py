@@ -43,6 +43,8 @@ from ldm_jax.runtime.stored_programs import stored_value
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
+DATA = "data.json"  # in a run folder: the fingerprints of its data
+
 # What may change when a run is resumed.
 MAY_CHANGE = (
   "config.steps",
@@ -209,6 +211,31 @@ class Run:
 
   def _path(self, name: str) -> str:
     return os.path.join(self.folder, name)
+
+
+def recorded_data(folder: str) -> dict[str, Any]:
+  """The fingerprint of a run's training data, {} if none is recorded.
+
+  See `data.fingerprint`: "count", "classes" and "names".
+
+  Raises:
+    ConfigError: data.json is damaged.
+  """
+  path = os.path.join(folder, DATA)
+  try:
+    stored = read_object(path, ConfigError)
+  except FileNotFoundError:
+    return {}
+  match stored:
+    case {"training data": {"count": int(), "classes": list(names)} as found}:
+      if all(isinstance(name, str) for name in names):
+        return found
+  raise ConfigError(f"{path} is damaged; expected count and classes")
+
+
+def class_names(folder: str) -> tuple[str, ...]:
+  """The names of a run's labels, in their order; () if they have none."""
+  return tuple(recorded_data(folder).get("classes", ()))
 
 
 def is_autoencoder(task: Any) -> bool:

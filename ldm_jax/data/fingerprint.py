@@ -52,7 +52,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   found = []
   if before["count"] != now["count"]:
     found.append(f"{before['count']} examples became {now['count']}")
-  old, new = list(before["classes"]), list(now["classes"])
+  old = list(before["classes"])
+  new = list(now["classes"]) if old else []  # none were recorded to compare
   for words, names in (
     ("new classes", [name for name in new if name not in old]),
     ("missing classes", [name for name in old if name not in new]),

@@ -12,12 +12,13 @@ from ldm_jax.data.open_images import read_png_text
 from ldm_jax.errors import ConfigError, ImageError, config_errors
 from ldm_jax.fields.arguments import checked
 from ldm_jax.files.strict_json import parse_object
+from ldm_jax.latents import image_shape
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.configs.scheduler_config import schedule
 from ldm_jax.pretrained.from_pretrained import find_components
 from ldm_jax.pretrained.networks import ForeignNetwork, class_of
 from ldm_jax.pretrained.open_model import is_denoiser
-from ldm_jax.run import Run
+from ldm_jax.run import Run, class_names, recorded_data
 
 PNG = b"\x89PNG"  # the first bytes of such a file
 
@@ -35,11 +36,13 @@ def inspect(
     trust: packages whose classes a run may name; see `Run.open`.
 
   Returns:
-    "kind" and what depends on it. "run": task, step, prediction and "trained
-    parameters". "model": family (of a single file), pipeline (of a folder),
-    prediction, and by network its class, number of parameters and, by dtype,
-    how many of them; "notices" lists what is missing or was guessed. "image":
-    its size [width, height] and the settings that generated it.
+    "kind" and what depends on it. "run": task, step, prediction, size [width,
+    height], data, the names of its classes, "first stage" with the shape
+    [h, w, c] of its latents, and "trained parameters". "model": family (of a
+    single file), pipeline (of a folder), prediction, and by network its class,
+    number of parameters and, by dtype, how many of them; "notices" lists what
+    is missing or was guessed. "image": its size [width, height] and the
+    settings that generated it.
 
   Raises:
     ConfigError: there is nothing of the kind, or a PNG without settings.
@@ -58,14 +61,45 @@ def inspect(
 
 def _describe_run(run: Run) -> dict[str, Any]:
   task = run.experiment.task
-  found = {"kind": "run", "task": type(task).__name__, "step": run.step}
+  step = run.step if run.has_step else 0
+  found = {"kind": "run", "task": type(task).__name__, "step": step}
   if is_denoiser(task):
     found["prediction"] = task.model.prediction
+  found |= _describe_images(run)
+  found["data"] = _describe_data(run)
+  if classes := class_names(run.folder):
+    found["classes"] = list(classes)
   shapes = jax.eval_shape(
     task.init, jax.random.key(0), run.batch, task.frozen_shapes(run.batch)
   )
   sizes = jax.tree.map(lambda leaf: math.prod(leaf.shape), shapes.params)
   return found | {"trained parameters": sum(jax.tree.leaves(sizes))}
+
+
+def _describe_images(run: Run) -> dict[str, Any]:
+  """The size of the images of a run, and the first stage that encodes them."""
+  stage = getattr(run.experiment.task, "first_stage", None)
+  if stage is None:
+    image = run.batch.get("image")
+    return {} if image is None else {"size": list(image.shape[2:0:-1])}
+  _, height, width, _ = image_shape(stage, run.batch)
+  described = {
+    "class": type(stage).__name__,
+    "run": run.experiment.first_stage,
+    "latents": list(stage.latent_shape(height, width)),
+  }
+  return {"size": [width, height], "first stage": described}
+
+
+def _describe_data(run: Run) -> dict[str, Any]:
+  """The class of the training source, where it is, and its examples."""
+  source, _ = run.experiment.data.training
+  found = {"source": type(source).__name__}
+  for name in ("path", "folder", "name", "split"):
+    if isinstance(value := getattr(source, name, None), str):
+      found[name] = value
+  recorded = recorded_data(run.folder)
+  return found | ({"examples": recorded["count"]} if recorded else {})
 
 
 def _describe_image(path: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ldm_jax.pretrained.from_pretrained import find_components, with_networks
 from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
 from ldm_jax.pretrained.single_network.replace_vae import with_vae
 from ldm_jax.pretrained.textual_inversion import load_inversion
-from ldm_jax.run import Run
+from ldm_jax.run import Run, class_names
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 
 logger = logging.getLogger(__name__)
@@ -169,6 +169,7 @@ def open_run(run: Run, sharding: Sharding) -> LoadedModel:
     height=height,
     width=width,
     layout=next((t for t in transforms if isinstance(t, LayoutTokens)), None),
+    classes=class_names(run.folder),
   )
 
 

@@ -16,6 +16,7 @@ from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.sampling.denoising_steps import Progress
 from ldm_jax.sampling.engine import SamplingEngine
+from ldm_jax.sampling.inputs.class_labels import with_class_number
 from ldm_jax.sampling.inputs.condition_groups import condition_groups
 from ldm_jax.sampling.inputs.image_inputs import RequestImages
 from ldm_jax.sampling.inputs.resolve_request import (
@@ -198,6 +199,7 @@ def prepare(
       "guidance 0 is the unconditional model; diffusers' guidance_scale=0, as "
       "for Turbo models, is guidance=1 (or compat='diffusers')"
     )
+  request = with_class_number(request, loaded.classes)
   check_model(request, loaded)
   config = sampling_config(request, loaded, images)
   inputs = generation_inputs(request, config, loaded, images)

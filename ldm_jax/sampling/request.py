@@ -60,7 +60,7 @@ class GenerationRequest:
   Attributes:
     prompt: text, or several texts, each of which gives `num` images.
     negative_prompt: what guidance steers away from; None is unconditional.
-    class_label: for class-conditional models, and of a classifier.
+    class_label: number or name, for models of classes, and of a classifier.
     segmap: a map of classes: grey values or palette indices, uint8 [h w].
     depth: of models with depth conditioning; larger is nearer, [h w].
     layout: boxes [{"class": 3, "box": [left, top, right, bottom]}, ...] with
@@ -130,7 +130,7 @@ class GenerationRequest:
 
   prompt: str | Sequence[str] = ()
   negative_prompt: str | None = None
-  class_label: int | None = None
+  class_label: int | str | None = None
   segmap: ImageLike | None = None
   depth: ImageLike | None = None
   layout: str | os.PathLike | Sequence[Mapping[str, Any]] | None = None

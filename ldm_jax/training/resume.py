@@ -15,12 +15,11 @@ from ldm_jax.config import Experiment
 from ldm_jax.data import fingerprint
 from ldm_jax.errors import ConfigError
 from ldm_jax.files.strict_json import read_object
-from ldm_jax.run import MAY_CHANGE, Run, Shapes
+from ldm_jax.run import DATA, MAY_CHANGE, Run, Shapes
 from ldm_jax.training.denoiser import DenoiserTask
 
 logger = logging.getLogger(__name__)
 
-DATA = "data.json"  # in a run folder: the fingerprints of its data
 CHANGES = "changes.jsonl"  # in a run folder: what was changed on resuming
 
 # Fields that change how training continues, not what its parameters mean.

@@ -1,10 +1,10 @@
 """Tables of flags as text: names and a kind on one line, help indented below.
 
-A kind is the type of the value: int, float, text, numbers or integers
-(separated by commas), pairs (NAME=VALUE), yes (a switch without a value),
-choices as a|b, or a placeholder such as FILE. A trailing + allows the flag to
-be repeated; two placeholders mean two values; ?V makes the value optional, with
-default V.
+A kind is the type of the value: int, float, text, label (a number or a name),
+numbers or integers (separated by commas), pairs (NAME=VALUE), yes (a switch
+without a value), choices as a|b, or a placeholder such as FILE. A trailing +
+allows the flag to be repeated; two placeholders mean two values; ?V makes the
+value optional, with default V.
 """
 
 import argparse
@@ -45,7 +45,15 @@ def pairs(text: str) -> dict[str, str]:
   return found
 
 
-TYPES = {"int": int, "float": float, "text": str}
+def label(text: str) -> int | str:
+  """The number of a class where the text is one, else its name."""
+  try:
+    return int(text)
+  except ValueError:
+    return text
+
+
+TYPES = {"int": int, "float": float, "text": str, "label": label}
 TYPES |= {"numbers": numbers, "integers": integers, "pairs": pairs}
 
 

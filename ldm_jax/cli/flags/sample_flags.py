@@ -31,8 +31,8 @@ GROUPS = {
   prompts, one a line; - reads them from stdin
 --negative_prompt: text
   what guidance steers away from
---class_label: int
-  for class-conditional models
+--class_label: label N|NAME
+  for class-conditional models; ldm-jax info lists the names of a run
 --num -n: int
   images per prompt (default 1)
 --height -H: int

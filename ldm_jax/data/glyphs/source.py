@@ -236,6 +236,12 @@ class Glyphs:
     wanted = self.split == "held_out"
     return [label for label in pairs if is_held_out(label) == wanted]
 
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the labels of all splits, such as "red circle"."""
+    shapes = list(SHAPES)[: LEVELS[self.level].shapes]
+    return tuple(f"{colour} {shape}" for shape in shapes for colour in COLOURS)
+
   def scene(self, index: SupportsIndex) -> Scene:
     """The scene of sample `index`."""
     return self._sample(index)[0]

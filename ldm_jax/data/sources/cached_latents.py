@@ -65,6 +65,11 @@ class CachedLatents:
       bytes(text[ends[i - 1] if i else 0 : ends[i]]).decode() for i in indices
     ]
 
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the labels of the source they were encoded from."""
+    return class_names(self.manifest, self.folder)
+
   @functools.cached_property
   def manifest(self) -> dict[str, Any]:
     """The content of manifest.json."""
@@ -140,6 +145,21 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
   except OSError as error:
     raise DataError(f"{path} cannot be read: {error}") from error
   return parse_object(text, str(path), DataError)
+
+
+def class_names(manifest: Mapping[str, Any], folder: str) -> tuple[str, ...]:
+  """The names of the labels that a manifest lists; () if it lists none.
+
+  Raises:
+    DataError: they are no texts.
+  """
+  names = manifest.get("classes", [])
+  if isinstance(names, list) and all(isinstance(name, str) for name in names):
+    return tuple(names)
+  raise DataError(
+    f"{os.path.join(folder, MANIFEST)} is damaged; expected the names of "
+    f"classes, got {str(names)[:60]}"
+  )
 
 
 def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:

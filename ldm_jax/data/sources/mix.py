@@ -51,6 +51,12 @@ class Mix:
     """The path of example `index`, in its own source."""
     return path_of(*self._place(index))
 
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the labels, or () unless all sources have the same."""
+    names = {tuple(getattr(each, "classes", ())) for each in self.sources}
+    return names.pop() if len(names) == 1 else ()
+
   def _place(self, index: int) -> tuple[Any, int]:
     """An example's source and its index there."""
     if not 0 <= index < len(self):

@@ -47,6 +47,11 @@ class Neighbours:
     item["neighbours"] = np.asarray(self._rows[self.places(index)], np.float32)
     return item
 
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the source's labels, or () if it has none."""
+    return tuple(getattr(self.source, "classes", ()))
+
   def places(self, index: int) -> np.ndarray:
     """Rows of the database that are nearest to an example, nearest first."""
     return self._nearest[index, : self.k]

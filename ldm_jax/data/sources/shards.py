@@ -20,7 +20,11 @@ import numpy as np
 from jaxtyping import Int
 
 from ldm_jax.data.images import header_size
-from ldm_jax.data.sources.cached_latents import MANIFEST, read_manifest
+from ldm_jax.data.sources.cached_latents import (
+  MANIFEST,
+  class_names,
+  read_manifest,
+)
 from ldm_jax.data.sources.packed_examples import (
   READ,
   Files,
@@ -65,6 +69,15 @@ class Shards:
     if not 0 <= index < len(self):
       raise IndexError(f"{self.path} has {len(self)} examples, not {index}")
     return example(*self._files(index), self.objects)
+
+  @functools.cached_property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the labels, where `prepare` has written the folder."""
+    from etils import epath
+
+    is_folder = epath.Path(self.path).is_dir()
+    manifest = read_manifest(self.path) if is_folder else None
+    return class_names(manifest or {}, self.path)
 
   @functools.cached_property
   def sizes(self) -> Int[np.ndarray, "n 2"]:

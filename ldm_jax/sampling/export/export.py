@@ -219,6 +219,7 @@ def _conditioners(
     entry: dict[str, Any] = {"input_key": part.input_key}
     if isinstance(part, ClassEmbedder):
       entry |= {"kind": "class", "classes": part.classes}
+      entry["names"] = list(loaded.classes)
     elif isinstance(part, SizeEmbedder):
       rows = [np.asarray(side.raw[part.input_key][0]) for side in sides]
       entry |= {"kind": "sizes", "rows": [row.tolist() for row in rows]}

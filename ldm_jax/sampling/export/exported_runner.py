@@ -107,6 +107,20 @@ def check_syntax(texts):
       note(f"{', '.join(found)} in {text!r} is read as letters here")
 
 
+def class_number(conditioners, text):
+  """The number of a class, of which `text` is the number or the name."""
+  names = next(
+    (c.get("names", []) for c in conditioners if c["kind"] == "class"), []
+  )
+  if text is None or text in names:
+    return text and names.index(text)
+  try:
+    return int(text)
+  except ValueError:
+    known = ", ".join(names) or "known by numbers only"
+    sys.exit(f"error: no class is named {text!r}; the classes are {known}")
+
+
 def side(conditioners, text, label, count, is_negative):
   """The input of every conditioner, for `count` images."""
   raw, nulls = {}, {}
@@ -160,7 +174,7 @@ def main():
   flags = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   flags.add_argument("--prompt", default="")
   flags.add_argument("--negative_prompt")
-  flags.add_argument("--class_label", type=int)
+  flags.add_argument("--class_label", help="a number or a name")
   flags.add_argument("--num", type=int, default=1)
   flags.add_argument("--seed", type=int, default=0)
   flags.add_argument("--guidance", type=float, default=settings["guidance"])
@@ -171,8 +185,9 @@ def main():
   if any(c["kind"] == "text" for c in settings["conditioners"]):
     check_syntax((given.prompt, given.negative_prompt))
   conditioners, num = settings["conditioners"], given.num
+  label = class_number(conditioners, given.class_label)
   sides = (
-    side(conditioners, given.prompt, given.class_label, num, False),
+    side(conditioners, given.prompt, label, num, False),
     side(conditioners, given.negative_prompt, None, num, True),
   )
   chunks = same_length(settings, sides)

@@ -59,7 +59,10 @@ def pack_images(
   _write_all(request, len(source), encode)
   processes.barrier("examples packed")
   if processes.is_first():
-    write_manifest(request.out, {**manifest, "is_complete": True})
+    classes = list(getattr(source, "classes", ()))
+    write_manifest(
+      request.out, {**manifest, "classes": classes, "is_complete": True}
+    )
   return PrepareResult(request.out, "images", len(source))
 
 

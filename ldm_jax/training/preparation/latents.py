@@ -129,7 +129,8 @@ def encode_missing(
   _encode_all(request, work, encode, arrays)
   processes.barrier("all is encoded")
   if processes.is_first():
-    _finish(request.out, manifest)
+    classes = list(getattr(work.data.source, "classes", ()))
+    _finish(request.out, {**manifest, "classes": classes})
 
 
 def _encoder(
