@@ -215,3 +215,17 @@ def test_the_count_of_a_flax_module_equals_that_by_hand():
   x = jnp.zeros((2, 8, 8, 8))
   params = jax.eval_shape(Net().init, jax.random.key(0), x)
   assert flops.count(Net().apply, params, x) == 2 * (2 * 64 * 16) * 9 * 8
+
+
+def test_what_follows_the_last_step_is_logged(tmp_path, caplog):
+  caplog.set_level("INFO")
+  trainer, held_out = make_trainer(tmp_path, 2)
+  assert trainer.run(None, stream, held_out, held_out).step == 2
+  lines = [line for line in caplog.messages if line.endswith(" ...")]
+  assert [line.split()[0] for line in lines] == [
+    "compiling",  # the initialisation
+    "compiling",  # the step
+    "measuring",
+    "saving",
+  ]
+  assert lines[-1] == "saving the checkpoint of step 2 ..."

@@ -38,6 +38,7 @@ from ldm_jax.runtime import image_files
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.folder_lock import folder_lock
 from ldm_jax.runtime.json_values import json_value
+from ldm_jax.runtime.log import log_duration
 from ldm_jax.runtime.monitoring import metric_writer
 from ldm_jax.sampling import SamplingConfig
 
@@ -141,14 +142,16 @@ def _report(request: ReportRequest) -> ReportResult:
       request.trust,
     )
     sampler.check(examples)
-  reconstructions = reconstruction_function(run, sharding)(examples["image"])
   count = len(examples["image"])
+  with log_duration(f"reconstructing {count} images by the first stage"):
+    reconstructions = reconstruction_function(run, sharding)(examples["image"])
   with tqdm(total=sampler.network_calls(count), unit="step") as bar:
     samples = sampler.generate(examples, progress=bar.update)
   metrics = {"psnr": _mean_psnr(examples["image"], reconstructions)}
-  metrics |= _glyph_metrics(
-    request, run, data.validation, samples, reconstructions, examples
-  )
+  with log_duration("measuring reconstructions and samples"):
+    metrics |= _glyph_metrics(
+      request, run, data.validation, samples, reconstructions, examples
+    )
   stages = {"one": run.experiment.first_stage, "two": request.model}
   logs = {
     name: metric_writer.read_metrics(folder) for name, folder in stages.items()

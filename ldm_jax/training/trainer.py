@@ -24,7 +24,7 @@ from ldm_jax.runtime.checkpointing.checkpoint_saver import (
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices import memory, processes
 from ldm_jax.runtime.devices.sharding import Sharding
-from ldm_jax.runtime.log import warn_on_os_error
+from ldm_jax.runtime.log import log_duration, warn_on_os_error
 from ldm_jax.runtime.monitoring import flops
 from ldm_jax.runtime.monitoring.metric_writer import MetricWriter
 from ldm_jax.runtime.monitoring.step_timer import (
@@ -152,7 +152,8 @@ class Trainer:
       if begin < self.steps:
         logger.info(f"resuming {self.folder} from step {begin}")
       return begin, state
-    state = compiled.init(example)
+    with log_duration("compiling and running the initialisation"):
+      state = jax.block_until_ready(compiled.init(example))
     if self.start is not None:
       state = compiled.with_params(state, self.start)
     return 0, state
@@ -211,7 +212,8 @@ class TrainingSession:
         if each and (step == trainer.steps or step % each == 0):
           self.preview(step, state, watchdog)
         if is_last:
-          with watchdog.waiting_for(DISK):
+          done = log_duration(f"saving the checkpoint of step {step}")
+          with done, watchdog.waiting_for(DISK):
             self.saver.finish(step, state)
           break
     if received is not None:
@@ -226,9 +228,11 @@ class TrainingSession:
 
   def save(self, step: int, state: Any, watchdog: Watchdog) -> None:
     """Measures the held-out batch and writes a checkpoint."""
-    measured = self.compiled.measure(state, self.held_out)
-    with watchdog.waiting_for(DEVICES):
-      metrics = {name: float(value) for name, value in measured.items()}
+    count = len(next(iter(self.held_out.values())))
+    with log_duration(f"measuring {count} held-out examples"):
+      measured = self.compiled.measure(state, self.held_out)
+      with watchdog.waiting_for(DEVICES):
+        metrics = {name: float(value) for name, value in measured.items()}
     if any(map(math.isnan, metrics.values())):
       raise NonFinite(f"held-out {metrics} at step {step} is not a number")
     prefixed = {f"validation_{name}": value for name, value in metrics.items()}
@@ -238,9 +242,10 @@ class TrainingSession:
 
   def preview(self, step: int, state: Any, watchdog: Watchdog) -> None:
     """Writes previews/NAME_STEP.png and the same to the trackers."""
-    shown = self.compiled.preview(state, self.shown)
-    with watchdog.waiting_for(DEVICES):
-      jax.block_until_ready(shown)
+    with log_duration("making a preview"):
+      shown = self.compiled.preview(state, self.shown)
+      with watchdog.waiting_for(DEVICES):
+        jax.block_until_ready(shown)
     if jax.process_index() > 0:
       return
     for name, images in shown.items():
