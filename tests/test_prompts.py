@@ -26,12 +26,12 @@ from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.pretrained.lora.merge import merge_lora
-from ldm_jax.sampling.denoising_steps import weighted_condition
 from ldm_jax.sampling.inputs import prompt_inputs
 from ldm_jax.sampling.inputs.lora_folder import find_loras
 from ldm_jax.sampling.pipeline import Pipeline
 from ldm_jax.sampling.request import Replay
 from ldm_jax.sampling.sampling_config import Conditioning
+from ldm_jax.sampling.steps.denoising_steps import weighted_condition
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 SIZE = {"height": 16, "width": 16, "steps": 3}

@@ -208,7 +208,7 @@ def test_low_strength_changes_little(engine):
   )
   found = generated(engine, config, inputs)
   kept = np.asarray(engine.codec.encode(images))
-  sigma = engine._model.schedule.level_at(0).sigma
+  sigma = engine.model.schedule.level_at(0).sigma
   assert 0 < np.abs(found - kept).mean() < 2 * sigma
 
 

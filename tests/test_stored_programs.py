@@ -22,10 +22,10 @@ from ldm_jax.sampling import (
   GenerationInputs,
   SamplingConfig,
   SamplingEngine,
-  denoising_steps,
   engine,
   latent_codec,
 )
+from ldm_jax.sampling.steps import denoising_steps
 from ldm_jax.training import autoencoder, compiled_steps
 from ldm_jax.training.autoencoder import AutoencoderTask
 

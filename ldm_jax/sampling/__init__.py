@@ -1,6 +1,5 @@
 """Sampling: requests, conditions and noise to images."""
 
-from ldm_jax.sampling.denoising_steps import Progress
 from ldm_jax.sampling.engine import SamplingEngine
 from ldm_jax.sampling.sampling_config import (
   Conditioning,
@@ -8,6 +7,7 @@ from ldm_jax.sampling.sampling_config import (
   ImageInputs,
   SamplingConfig,
 )
+from ldm_jax.sampling.steps.pieces import Progress
 
 __all__ = [
   "Conditioning",

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,15 +19,6 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.encoder_unet import EncoderUNet
 from ldm_jax.runtime.devices import attention_kernels, processes
 from ldm_jax.runtime.devices.sharding import Sharding
-from ldm_jax.sampling.denoising_steps import (
-  Batch,
-  Progress,
-  StepInputs,
-  programs,
-  report,
-  scheduled_pieces,
-  step_inputs,
-)
 from ldm_jax.sampling.initial_latents import InitialLatents, InitialState
 from ldm_jax.sampling.inpainting import paste
 from ldm_jax.sampling.latent_codec import LatentCodec
@@ -35,9 +26,18 @@ from ldm_jax.sampling.sampling_config import (
   ConditionGroup,
   Conditioning,
   GenerationInputs,
+  ImageInputs,
   PromptVariant,
   SamplingConfig,
 )
+from ldm_jax.sampling.steps.begun_batch import BegunBatch
+from ldm_jax.sampling.steps.denoising_steps import (
+  Batch,
+  StepInputs,
+  programs,
+  step_inputs,
+)
+from ldm_jax.sampling.steps.pieces import Progress, report, scheduled_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class SamplingEngine:
   """A model with its parameters on the devices, ready to sample.
 
   Attributes:
+    model: with the attention kernels of its devices.
+    sharding: of its arrays.
     codec: its first stage, images to latents and back.
   """
 
@@ -62,7 +64,7 @@ class SamplingEngine:
       classifier: with its parameters; it guides inputs that have labels.
     """
     model = attention_kernels.with_attention_kernels(model, sharding)
-    self._model, self._params, self._sharding = model, params, sharding
+    self.model, self.sharding, self._params = model, sharding, params
     self._compiled: set[tuple] = set()
     module, self._classifier_params = classifier or (None, None)
     self._classes = 0 if module is None else module.classes
@@ -118,18 +120,9 @@ class SamplingEngine:
     size, count = self.batch_size(inputs), len(group.places)
     for first in range(0, count, size):
       rows = np.minimum(np.arange(first, first + size), count - 1)
-      places = group.places[rows]
-      images = inputs.image_inputs.rows(places)
-      plan = self._plan(config)
-      start = self._initial_latents.start(config, inputs, images, plan, places)
-      params = parameters() or self._params
-      batch = self._batch(params, config, inputs, start, places)
-      steps = [
-        self._step_inputs(batch, variant.rows(rows))
-        for variant in group.variants
-      ]
-      schedule = [(end, steps[i]) for end, i in group.schedule]
-      latents = self._run(params, config, plan.table, schedule, start, progress)
+      begun = self.begin(config, group, inputs, rows, parameters())
+      images = begun.images
+      latents = self._run(begun, config, progress)
       keep = slice(count - first)
       if inputs.batch_row is not None:
         keep = slice(inputs.batch_row, inputs.batch_row + 1)
@@ -143,7 +136,7 @@ class SamplingEngine:
 
   def batch_size(self, inputs: GenerationInputs) -> int:
     """Rows of a batch."""
-    devices = self._sharding.batch_shards
+    devices = self.sharding.batch_shards
     wanted = inputs.batch
     if inputs.batch_row is None:
       wanted = min(wanted, inputs.count)
@@ -168,7 +161,7 @@ class SamplingEngine:
         raise ValueError(
           f"class_label must be 0 to {last}, got {inputs.labels.max()}"
         )
-    has_zero_snr = self._model.schedule.has_zero_terminal_snr
+    has_zero_snr = self.model.schedule.has_zero_terminal_snr
     if inputs.labels is not None and has_zero_snr:
       raise ValueError(
         "a classifier cannot guide where nothing of the image is left at the "
@@ -182,7 +175,7 @@ class SamplingEngine:
     """Raises TooLarge if no device has the memory to decode a batch."""
     if inputs.output == "images":
       size = config.height, config.width
-      shape = self._model.first_stage.latent_shape(*size)
+      shape = self.model.first_stage.latent_shape(*size)
       self.codec.check_memory((self.batch_size(inputs), *shape), config.tile)
 
   def network_calls(self, config: SamplingConfig) -> int:
@@ -198,7 +191,7 @@ class SamplingEngine:
     There is no guidance, which inversion could not undo. Steps and timesteps
     are those of config.sampler_config.
     """
-    model = self._model
+    model = self.model
     # At the image itself x0 alone does not determine the noise; at the first
     # time it does.
     final_time = (
@@ -215,52 +208,59 @@ class SamplingEngine:
     inputs = GenerationInputs(len(rows), len(rows))
     sides = PromptVariant((conditioning,), conditioning)
     params = self._params
-    batch = self._batch(params, config, inputs, start, rows)
-    schedule = [(1.0, self._step_inputs(batch, sides))]
-    return self._run(params, config, program, schedule, start, None)
+    batch = Batch(params, self._classifier_params, config, inputs, start, rows)
+    schedule = ((1.0, self._step_inputs(batch, sides)),)
+    begun = BegunBatch(params, ImageInputs(), program, start, schedule)
+    return self._run(begun, config, None)
 
   def _plan(self, config: SamplingConfig) -> samplers.Plan:
-    return config.sampler_config.plan(self._model.schedule, config.strength)
+    return config.sampler_config.plan(self.model.schedule, config.strength)
 
-  def _batch(
+  def begin(
     self,
-    params: Parameters,
     config: SamplingConfig,
+    group: ConditionGroup,
     inputs: GenerationInputs,
-    start: InitialState,
-    places: np.ndarray,
-  ) -> Batch:
+    rows: np.ndarray,
+    params: Parameters | None = None,
+  ) -> BegunBatch:
+    """Encodes the conditions and makes the first noise of some images.
+
+    Args:
+      rows: of the images in `group`, a multiple of the devices.
+      params: None are the engine's.
+    """
+    places = group.places[rows]
+    images = inputs.image_inputs.rows(places)
+    plan, params = self._plan(config), params or self._params
+    start = self._initial_latents.start(config, inputs, images, plan, places)
     classifier = self._classifier_params
-    return Batch(params, classifier, config, inputs, start, places)
+    batch = Batch(params, classifier, config, inputs, start, places)
+    steps = [
+      self._step_inputs(batch, variant.rows(rows)) for variant in group.variants
+    ]
+    schedule = tuple((end, steps[i]) for end, i in group.schedule)
+    return BegunBatch(params, images, plan.table, start, schedule)
 
   def _run(
     self,
-    params: Parameters,
+    begun: BegunBatch,
     config: SamplingConfig,
-    program: samplers.Row,
-    schedule: Sequence[tuple[float, StepInputs]],
-    start: InitialState,
     progress: Progress | None,
   ) -> Array:
-    """Follows a program piece by piece, one piece ahead of `progress`.
-
-    Args:
-      schedule: what the steps take, each until a fraction of the program.
-    """
-    window = config.window
-    if window is not None:
-      window = max(1, window // self._model.first_stage.stride)
-    state, waiting = start.state, []
+    """Follows a program piece by piece, one piece ahead of `progress`."""
+    window, keys = self.window(config), begun.start.keys
+    state, waiting = begun.start.state, []
     with_x0 = progress is not None and progress.with_x0
     if with_x0:
       state = add_x0_register(state)
     length = samplers.CHUNK_ROWS if progress is None else progress.length
-    for piece, step in scheduled_pieces(program, length, schedule):
+    for piece, step in scheduled_pieces(begun.table, length, begun.schedule):
       if with_x0:
         piece = keep_x0(piece)
       with self._log_compilation(config, state, step):
         state, done = self._chunk(
-          params, state, piece, start.keys, step, window=window
+          begun.params, state, piece, keys, step, window=window
         )
       if progress is not None:
         # A copy: the next piece is given the state's own memory.
@@ -268,6 +268,11 @@ class SamplingEngine:
         report(progress, waiting, keep=1)
     report(progress, waiting, keep=0)
     return state[0]
+
+  def window(self, config: SamplingConfig) -> int | None:
+    """The side of windows in latents, or None."""
+    stride = self.model.first_stage.stride
+    return None if config.window is None else max(1, config.window // stride)
 
   @contextlib.contextmanager
   def _log_compilation(

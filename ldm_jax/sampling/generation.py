@@ -14,7 +14,6 @@ from ldm_jax.diffusion.samplers import CHUNK_ROWS
 from ldm_jax.errors import NonFinite
 from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.sampling.denoising_steps import Progress
 from ldm_jax.sampling.engine import SamplingEngine
 from ldm_jax.sampling.inputs.class_labels import with_class_number
 from ldm_jax.sampling.inputs.condition_groups import condition_groups
@@ -35,6 +34,7 @@ from ldm_jax.sampling.sampling_config import (
   GenerationInputs,
   SamplingConfig,
 )
+from ldm_jax.sampling.steps.pieces import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -153,15 +153,19 @@ class Generation:
     if replay is None:
       size = self.engine.batch_size(self.inputs)
       count = self.inputs.first + self.inputs.count
-      replay = Replay(count, size, self._position(place) % size)
+      replay = Replay(count, size, self.locate(place)[1] % size)
     return image_metadata(self.fields, prompt, first + place, replay)
 
-  def _position(self, place: int) -> int:
-    """Where the image is in its group."""
+  def locate(self, place: int) -> tuple[ConditionGroup, int]:
+    """The group of the image at `place`, and the image's row there.
+
+    Raises:
+      IndexError: there is no such image.
+    """
     for group in self.groups:
       at = np.searchsorted(group.places, place)
       if at < len(group.places) and group.places[at] == place:
-        return int(at)
+        return group, int(at)
     raise IndexError(f"there is no image {place}")
 
 

@@ -139,12 +139,7 @@ def run(
   """
 
   def advance(state: Array, each: Row) -> Array:
-    x0, eps = denoise(state[0], each.level)
-    row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1 + each.index)
-    noise = normal(row_keys, state.shape[2:], state.dtype)
-    basis = jnp.concatenate([state, jnp.stack([x0, eps, noise])])
-    state = jnp.tensordot(each.mix, basis, 1, precision="highest")
-    return state.at[0].set(replace_known(state[0], each.next_level))
+    return run_row(denoise, state, each, keys, replace_known)
 
   def body(state: Array, each: Row) -> tuple[Array, None]:
     return jax.lax.cond(
@@ -158,6 +153,22 @@ def run(
     table,
   )
   return jax.lax.scan(body, state, table)[0]
+
+
+def run_row(
+  denoise: Denoiser,
+  state: Float[Array, "r b *rest"],
+  each: Row,
+  keys: Key[Array, " b"],
+  replace_known: ReplaceKnown = lambda x, level: x,
+) -> Float[Array, "r b *rest"]:
+  """The registers after one row, active or not; see `run`."""
+  x0, eps = denoise(state[0], each.level)
+  row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1 + each.index)
+  noise = normal(row_keys, state.shape[2:], state.dtype)
+  basis = jnp.concatenate([state, jnp.stack([x0, eps, noise])])
+  state = jnp.tensordot(each.mix, basis, 1, precision="highest")
+  return state.at[0].set(replace_known(state[0], each.next_level))
 
 
 def sample(

@@ -1,12 +1,7 @@
-"""A sampler's program in pieces: the compiled function, and progress reports.
-
-A piece of any length is padded with inactive rows to the length that is
-compiled, so that progress after every step costs no compilation.
-"""
+"""What a sampler's steps take, and the compiled function that follows them."""
 
 import functools
-import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -169,23 +164,19 @@ def step_inputs(
   )
 
 
-def run_piece(
+def step_denoiser(
   model: LatentDiffusion,
   classifier: EncoderUNet | None,
   params: Parameters,
-  state: Array,
-  piece: samplers.Row,
-  keys: Array,
   step: StepInputs,
-  *,
+  size: tuple[int, int],
   window: int | None,
-) -> tuple[Array, Array]:
-  """Follows the active rows of a piece; also returns how many there were.
+) -> tuple[Denoiser, samplers.ReplaceKnown]:
+  """The guided denoiser of a step, and what restores its known region.
 
   Args:
-    state: registers of the sampler, [r b h w c].
-    keys: one per image.
-    window: side of windows in latents, or None; the one static argument.
+    size: height and width of the latents.
+    window: side of windows in latents, or None.
   """
 
   def make(crop: Crop = lambda array: array) -> Denoiser:
@@ -206,7 +197,6 @@ def run_piece(
       params, negative, positives, step.weights, guidance, image
     )
 
-  size = state.shape[2:4]
   denoise = make() if window is None else windowed(make, size, window)
   if step.classifier is not None:
     variables, labels, scale = step.classifier
@@ -214,66 +204,36 @@ def run_piece(
     denoise = with_classifier_guidance(denoise, logits, labels, scale)
   if step.threshold is not None:
     denoise = with_thresholding(denoise, *step.threshold)
-  mend = (lambda x, level: x) if step.known is None else step.known.mend
+  return denoise, _keep_all if step.known is None else step.known.mend
+
+
+def _keep_all(x: Array, level: Any) -> Array:
+  """x: no region is known."""
+  return x
+
+
+def run_piece(
+  model: LatentDiffusion,
+  classifier: EncoderUNet | None,
+  params: Parameters,
+  state: Array,
+  piece: samplers.Row,
+  keys: Array,
+  step: StepInputs,
+  *,
+  window: int | None,
+) -> tuple[Array, Array]:
+  """Follows the active rows of a piece; also returns how many there were.
+
+  Args:
+    state: registers of the sampler, [r b h w c].
+    keys: one per image.
+    window: side of windows in latents, or None; the one static argument.
+  """
+  size = state.shape[2:4]
+  denoise, mend = step_denoiser(model, classifier, params, step, size, window)
   state = samplers.run(denoise, state, piece, keys, mend)
   return state, piece.is_active.sum()
-
-
-class Progress(NamedTuple):
-  """Progress reports for the caller of `generate`.
-
-  Attributes:
-    advance: called with the number of network calls just finished, and with
-      the latents of x0, [b h w c], if `with_x0`, else with None.
-    length: network calls between two calls of `advance`, at most
-      samplers.CHUNK_ROWS.
-  """
-
-  advance: Callable[[int, Array | None], None]
-  length: int = samplers.CHUNK_ROWS
-  with_x0: bool = False
-
-
-def pieces(program: samplers.Row, length: int) -> Iterator[samplers.Row]:
-  """The table, `length` rows at a time, each padded to CHUNK_ROWS."""
-  length = min(length, samplers.CHUNK_ROWS)
-  for part in samplers.split_table(program, length):
-    (padded,) = samplers.split_table(part)
-    yield padded
-
-
-def scheduled_pieces(
-  program: samplers.Row,
-  length: int,
-  schedule: Sequence[tuple[float, StepInputs]],
-) -> Iterator[tuple[samplers.Row, StepInputs]]:
-  """`pieces`, each with what its steps take.
-
-  Args:
-    schedule: (fraction of the rows at which it ends, inputs) in turn.
-  """
-  first, count = 0, len(program.index)
-  for end, step in schedule:
-    rows = slice(first, max(first, round(end * count)))
-    first = rows.stop
-    part = jax.tree.map(operator.itemgetter(rows), program)
-    for piece in pieces(part, length):
-      yield piece, step
-
-
-def report(
-  progress: Progress | None,
-  waiting: list[tuple[Array, Array | None]],
-  keep: int,
-) -> None:
-  """Reports all but the last `keep` of the finished pieces, in order.
-
-  Args:
-    waiting: of each piece the number of its active rows, and x0 or None.
-  """
-  while len(waiting) > keep:
-    done, x0 = waiting.pop(0)
-    progress.advance(int(done), x0)
 
 
 @shared_by_value

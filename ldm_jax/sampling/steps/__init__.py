@@ -1,0 +1,1 @@
+"""What the steps of a sampler compute: inputs, functions, pieces."""
