@@ -226,6 +226,7 @@ def test_what_follows_the_last_step_is_logged(tmp_path, caplog):
     "compiling",  # the initialisation
     "compiling",  # the step
     "measuring",
+    "making",  # a preview
     "saving",
   ]
   assert lines[-1] == "saving the checkpoint of step 2 ..."
