@@ -24,6 +24,8 @@ _MODULES = {
   "runtime.devices.sharding": ("MeshShape",),
   "runtime.checkpointing.policy": ("CheckpointPolicy",),
   "runtime.monitoring.trackers": ("TensorBoard",),
+  "runtime.monitoring.wandb_tracker": ("Trackio", "Wandb"),
+  "runtime.monitoring.mlflow_tracker": ("MLflow",),
   "runtime.optimizer": ("Optimizer",),
   "data.glyphs.source": ("Glyphs",),
   "data.sources.folder": ("Folder",),

@@ -7,6 +7,7 @@
   data.json      what the data was: count, classes, a hash of its names
   changes.jsonl  what was changed when it was resumed
   metrics.jsonl, tensorboard/, previews/
+  trackers.json  the run's ids in Weights & Biases, Trackio and MLflow
   skipped.jsonl  updates that were skipped; bad_samples.jsonl, bad images
   damaged/       checkpoints that were found damaged
   lock           held by the process that writes to the folder

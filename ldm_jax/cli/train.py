@@ -49,6 +49,13 @@ def parser() -> Parser:
     help="trace these steps into DIR/profile, for TensorBoard or Perfetto",
   )
   add(
+    "--tracker",
+    action="append",
+    default=[],
+    metavar="NAME",
+    help="log to wandb, trackio or mlflow too; may be repeated",
+  )
+  add(
     "--trust",
     action="append",
     default=[],
@@ -80,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
     trust=flags.trust,
     allow_changed_data=flags.allow_changed_data,
     override=flags.override,
+    trackers=flags.tracker,
   )
   if result.interrupted:
     logger.info(f"resume with: {_command_line()}")

@@ -68,6 +68,14 @@ class Optimizer:
     """The learning rate as a function of the number of updates."""
     return self._schedule(self.rate)
 
+  def current_rate(self, state: Any) -> jax.Array:
+    """The learning rate of the update that follows a state of `build`.
+
+    Skipped updates do not count.
+    """
+    (_, count), *_ = optax.tree.get_all_with_path(state.inner, "count")
+    return jnp.asarray(self.schedule()(count), jnp.float32)
+
   def _schedule(self, rate: float) -> optax.Schedule:
     if self.decay == "cosine":
       return optax.warmup_cosine_decay_schedule(

@@ -152,6 +152,7 @@ class AutoencoderTask:
     loss = nll + self.bottleneck_weight * bottleneck_loss
     metrics |= {"loss": loss, "bottleneck_loss": bottleneck_loss}
     metrics |= {"gradient_norm": optax.tree.norm(grads)} | adversarial
+    metrics["learning_rate"] = self.optimizer.current_rate(state.opt)
     return self._updated(state, grads), metrics
 
   def measure(

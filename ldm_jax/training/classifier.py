@@ -101,6 +101,7 @@ class ClassifierTask:
     ema = ema_update(state.ema, params, step, self.ema_decay)
     metrics = {"loss": loss_now, "accuracy": accuracy}
     metrics["gradient_norm"] = optax.tree.norm(grads)
+    metrics["learning_rate"] = self.optimizer.current_rate(state.opt)
     return State(step, params, ema, opt), metrics
 
   def measure(

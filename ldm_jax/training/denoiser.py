@@ -189,6 +189,7 @@ class DenoiserTask:
     step = state.step + 1
     ema = ema_update(state.ema, params, step, self.ema_decay)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+    metrics["learning_rate"] = self.optimizer.current_rate(state.opt)
     return State(step, params, ema, opt), metrics
 
   def measure(

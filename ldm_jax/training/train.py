@@ -17,6 +17,7 @@ from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.folder_lock import folder_lock
 from ldm_jax.runtime.monitoring import metric_writer
+from ldm_jax.runtime.monitoring.tracker_names import check_trackers, tracker_of
 from ldm_jax.training.dataloading import (
   bad_image_log,
   batches,
@@ -60,6 +61,7 @@ def train(
   trust: Sequence[str] = (),
   allow_changed_data: bool = False,
   override: bool = False,
+  trackers: Sequence[str] = (),
 ) -> TrainingResult:
   """Trains an experiment, or resumes the run of it in `workdir`.
 
@@ -76,6 +78,8 @@ def train(
     override: resume with other values of fields that are safe to change, such
       as the learning rate and the batch; recorded there too. See
       `resume.OVERRIDABLE`.
+    trackers: names of trackers to use besides the experiment's: "wandb",
+      "trackio" or "mlflow", with their defaults.
 
   Raises:
     ConfigError: the experiment cannot run, could not be read back from the
@@ -89,15 +93,12 @@ def train(
   """
   with contextlib.ExitStack() as held:
     with config_errors():
-      if "://" in workdir:
-        raise ConfigError(
-          f"workdir {workdir} is not on this machine; mount the bucket (such "
-          "as by gcsfuse) and give its path here"
-        )
+      _check_workdir(workdir)
       processes.initialize()
       options = ResumeOptions(allow_changed_data, override)
       _check_profile(profile)
       experiment = config.resolve(experiment, overrides or {})
+      experiment = _with_trackers(experiment, trackers)
       sharding = experiment.mesh.build()
       sharding.check_batch(experiment.data.batch, slices(experiment))
       _log_unfinished(held.enter_context(folder_lock(workdir)))
@@ -111,6 +112,28 @@ def train(
   return TrainingResult(
     workdir, outcome.step, metrics, len(bad), outcome.interrupted
   )
+
+
+def _check_workdir(workdir: str) -> None:
+  if "://" in workdir:
+    raise ConfigError(
+      f"workdir {workdir} is not on this machine; mount the bucket (such as "
+      "by gcsfuse) and give its path here"
+    )
+
+
+def _with_trackers(experiment: Experiment, names: Sequence[str]) -> Experiment:
+  """The experiment with further trackers, unless it has some of their kind.
+
+  Raises:
+    ConfigError: there is none of that name, or its package is missing.
+  """
+  found = list(experiment.trackers)
+  for tracker in map(tracker_of, names):
+    if type(tracker) not in map(type, found):
+      found.append(tracker)
+  check_trackers(found)
+  return dataclasses.replace(experiment, trackers=tuple(found))
 
 
 def slices(experiment: Experiment) -> int:

@@ -22,13 +22,20 @@ from ldm_jax.runtime.monitoring.trackers import TensorBoard, Tracker
 
 logger = logging.getLogger(__name__)
 
+VALIDATION = "validation_"  # begins the names of what is measured held out
+PERFORMANCE = frozenset((
+  "images_per_second", "images_per_second_per_device", "step_seconds_p50",
+  "step_seconds_p95", "input_starved", "mfu", "failed_saves",
+))  # fmt: skip
+
 
 class MetricWriter:
   """Writes metrics.jsonl of a run folder and forwards to trackers.
 
   A resumed run drops the lines beyond the restored step, so that every step is
   reported once. Lines that the disk refuses are kept and written with the next
-  one. A tracker that raises OSError is dropped with a warning.
+  one. Trackers get the names that `grouped` gives. A tracker that raises
+  OSError is dropped with a warning.
 
   Args:
     step: the step that is resumed from; 0 for a new run.
@@ -77,7 +84,7 @@ class MetricWriter:
     self._flush(is_first_refusal)
     for tracker in tuple(self._trackers):
       with self._drop_on_os_error(tracker):
-        tracker.log(step, dict(numbers))
+        tracker.log(step, {grouped(n): v for n, v in numbers.items()})
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Forwards an image, uint8 [h, w, 3], to the trackers."""
@@ -116,6 +123,15 @@ class MetricWriter:
         f"tracker {type(tracker).__name__} is not used any more in this run: "
         f"{error}"
       )
+
+
+def grouped(name: str) -> str:
+  """A metric's name for trackers: train/NAME, val/NAME or perf/NAME."""
+  if name in PERFORMANCE:
+    return f"perf/{name}"
+  if name.startswith(VALIDATION):
+    return f"val/{name.removeprefix(VALIDATION)}"
+  return f"train/{name}"
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:

@@ -12,9 +12,12 @@ A user-defined tracker derives from `Tracker` and overrides `log`:
 import dataclasses
 import os
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from ldm_jax.runtime.monitoring.hyperparameters import Scalar, hyperparameters
 
 
 @runtime_checkable
@@ -37,7 +40,10 @@ class Tracker(Protocol):
     return self
 
   def log(self, step: int, metrics: dict[str, float]) -> None:
-    """Scalars by name, after `step` updates; NaN and infinity included."""
+    """Scalars by name, after `step` updates; NaN and infinity included.
+
+    Names are train/NAME, val/NAME (of held-out examples) or perf/NAME.
+    """
     raise NotImplementedError(f"{type(self).__name__} needs a method `log`")
 
   def image(self, step: int, name: str, array: np.ndarray) -> None:
@@ -59,7 +65,8 @@ class TensorBoard(Tracker):
 
   def open(self, folder: str, step: int) -> Tracker:
     """A new event file in `subfolder`."""
-    return TensorBoardFile(os.path.join(folder, self.subfolder), step + 1)
+    files = os.path.join(folder, self.subfolder)
+    return TensorBoardFile(files, step + 1, hyperparameters(folder))
 
 
 class TensorBoardFile(Tracker):
@@ -69,8 +76,14 @@ class TensorBoardFile(Tracker):
   has failed.
   """
 
-  def __init__(self, folder: str, step: int):
-    """Events of `step` and later in earlier files are hidden from now on."""
+  def __init__(
+    self, folder: str, step: int, settings: Mapping[str, Scalar] | None = None
+  ):
+    """Events of `step` and later in earlier files are hidden from now on.
+
+    Args:
+      settings: for TensorBoard's page of hyperparameters.
+    """
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto import event_pb2
 
@@ -81,6 +94,7 @@ class TensorBoardFile(Tracker):
     if is_resumed:
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       self._write(step, session_log=start)
+    self._write_settings(settings or {})
 
   def log(self, step: int, metrics: dict[str, float]) -> None:
     """One scalar summary each."""
@@ -99,6 +113,14 @@ class TensorBoardFile(Tracker):
   def close(self) -> None:
     """Flushes and closes the file."""
     self._file.close()
+
+  def _write_settings(self, settings: Mapping[str, Scalar]) -> None:
+    from tensorboardX import summary
+
+    values = {n: "None" if v is None else v for n, v in settings.items()}
+    if values:
+      for part in summary.hparams(values, {"train/loss": 0, "val/loss": 0}):
+        self._write(0, summary=part)
 
   def _write(self, step: int, **content: Any) -> None:
     event = self._event(step=step, wall_time=time.time(), **content)
