@@ -175,7 +175,7 @@ class Run:
     Raises:
       DamagedFile: their checksums differ from what was written.
     """
-    shapes = _frozen_shapes(self.experiment.task, Structure.of(self.batch))
+    shapes = frozen_shapes(self.experiment.task, Structure.of(self.batch))
     if not shapes:
       return shapes
     return tree_io.load_tree(self._path("frozen"), _placed(shapes, sharding))
@@ -191,7 +191,7 @@ class Run:
       DamagedFile: they are intact in no step.
     """
     task, batch = self.experiment.task, Structure.of(self.batch)
-    frozen = Structure.of(_frozen_shapes(task, batch))
+    frozen = Structure.of(frozen_shapes(task, batch))
     state = initialization(task, batch, frozen).shapes
     if getattr(state, "ema", None) is not None:
       part = {"ema": state.ema}
@@ -279,7 +279,7 @@ def shapes_of(batch: dict[str, np.ndarray], rows: int) -> Shapes:
 
 
 @shared_by_value
-def _frozen_shapes(task: Any, batch: Structure) -> Any:
+def frozen_shapes(task: Any, batch: Structure) -> Any:
   """Shapes of a task's frozen parameters, which take a trace of a network."""
   trace = lambda: task.frozen_shapes(batch.shapes)
   return stored_value(("frozen shapes", task, batch), trace)

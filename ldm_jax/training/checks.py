@@ -16,7 +16,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.embedders import TextEmbedder
-from ldm_jax.run import shapes_of
+from ldm_jax.run import frozen_shapes, shapes_of
 from ldm_jax.runtime.devices import memory
 from ldm_jax.runtime.program_cache import (
   Structure,
@@ -124,7 +124,7 @@ def check_memory(example: dict[str, np.ndarray], batch: int) -> None:
 @shared_by_value
 def _check_shapes(task: Any, batch: Structure) -> None:
   """Raises ConfigError unless the network takes such batches."""
-  frozen = task.frozen_shapes(batch.shapes)
+  frozen = frozen_shapes(task, batch)
   try:
     initialization(task, batch, Structure.of(frozen))
   except TypeError as error:  # jax's, where shapes do not match
