@@ -17,6 +17,7 @@ import logging
 import os
 import pathlib
 import pickle
+import threading
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -44,6 +45,9 @@ class _Store:
   """Where this process keeps programs; nowhere at first."""
 
   files: ProgramFiles | None = None
+  lock = (
+    threading.Lock()
+  )  # of the setting that `_without_compilation_cache` has
 
 
 def store_programs(folder: pathlib.Path, most_bytes: int) -> bool:
@@ -117,7 +121,7 @@ class StoredProgram:
     try:
       form, leaves, context = key
       own = describe((self._parts, context))
-      call = describe_tree(form), describe(leaves)
+      call = describe_tree(form), "".join(map(_described, leaves))
       link = _digest(source_digest(), own, *call, environment())
     except Unknown as error:
       logger.debug(f"{self._parts[0]} is not stored: it depends on {error}")
@@ -185,13 +189,17 @@ def stored_value(parts: tuple[Any, ...], build: Callable[[], Any]) -> Any:
   return value
 
 
-def _signature(leaf: Any) -> tuple:
-  """What a program's text depends on in an argument."""
-  aval = jax.typeof(leaf)
-  sharding = None
+def _signature(leaf: Any) -> tuple[Any, Any]:
+  """An argument's type and sharding, on which a program's text depends."""
   if isinstance(leaf, jax.Array) and leaf.committed:
-    sharding = leaf.sharding
-  return aval.shape, str(aval.dtype), aval.weak_type, sharding
+    return jax.typeof(leaf), leaf.sharding
+  return jax.typeof(leaf), None
+
+
+def _described(signature: tuple[Any, Any]) -> str:
+  kind, sharding = signature
+  text = f"{kind.shape}{kind.dtype}{kind.weak_type}"
+  return text + describe(sharding)
 
 
 def _devices(leaves: list[Any]) -> list[jax.Device]:
@@ -234,14 +242,15 @@ def _without_compilation_cache() -> Iterator[None]:
   jitted function, cannot be stored again: it does not hold its own code
   (jaxlib 0.10 to 0.12).
   """
-  before = jax.config.jax_enable_compilation_cache
-  jax.config.update("jax_enable_compilation_cache", False)
-  compilation_cache.reset_cache()
-  try:
-    yield
-  finally:
-    jax.config.update("jax_enable_compilation_cache", before)
+  with _Store.lock:
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
+    try:
+      yield
+    finally:
+      jax.config.update("jax_enable_compilation_cache", before)
+      compilation_cache.reset_cache()
 
 
 def _read(files: ProgramFiles, name: str) -> bytes | None:
