@@ -41,6 +41,7 @@ LEVELS = {
   "sampling": 7,
   "evaluation": 8,
   "planning": 8,
+  "serving": 8,
   "cli": 9,
   "__main__": 10,
 }
@@ -66,6 +67,8 @@ HOMES = {
   "argparse": {"cli"},
   "gradio": {"serving"},
   "fastapi": {"serving"},
+  "prometheus_client": {"serving"},
+  "uvicorn": {"serving"},
 }
 
 # A program that leaves the package: it is copied next to an exported sampler.

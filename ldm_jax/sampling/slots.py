@@ -159,6 +159,7 @@ class Slots:
   """The images of one signature that are denoised together.
 
   Attributes:
+    engine: of the jobs' model.
     jobs: in each slot, or None where it is free.
     done: rows that the image of each slot has followed.
   """
@@ -170,7 +171,7 @@ class Slots:
       example: a job of the signature.
       count: of slots; rounded up to a multiple of the devices.
     """
-    engine = example.engine
+    self.engine = engine = example.engine
     shards = engine.sharding.batch_shards
     count = -(-count // shards) * shards
     self.jobs: list[SlotJob | None] = [None] * count
@@ -183,6 +184,7 @@ class Slots:
     arrays = jax.tree.map(repeat, example.arrays)
     place = functools.partial(jax.device_put, device=engine.sharding.batch)
     self._arrays = jax.tree.map(place, arrays)
+    self._before = self._arrays.state
     self._idle = jax.tree.map(lambda x: np.zeros_like(x[0]), example.table)
 
   def free(self) -> int | None:
@@ -193,6 +195,12 @@ class Slots:
     """Places an image in a free slot."""
     self.jobs[slot], self.done[slot] = job, 0
     self._arrays = self._put(self._arrays, job.arrays, slot)
+    self._before = self._arrays.state
+
+  @property
+  def occupied(self) -> int:
+    """Slots that hold an image."""
+    return sum(job is not None for job in self.jobs)
 
   def remove(self, slot: int) -> None:
     """Frees a slot."""
@@ -209,6 +217,7 @@ class Slots:
     ]
     table = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     table = jax.tree.map(_single, table)
+    self._before = self._arrays.state
     state = self._advance(
       self._params, self._arrays, table, window=self._window
     )
@@ -233,8 +242,8 @@ class Slots:
     return self._take(self._arrays.state, slot)[-1]
 
   def wait(self) -> None:
-    """Waits until every row that was enqueued is computed."""
-    self._arrays.state.block_until_ready()
+    """Waits until all rows but the last that was enqueued are computed."""
+    self._before.block_until_ready()
 
   def _change_conditions(self, slot: int, job: SlotJob) -> None:
     """Where a prompt changes from step to step, its next conditions."""

@@ -1,0 +1,1 @@
+"""A web page and an HTTP API over one `Pipeline` (extra `web`)."""
