@@ -1,4 +1,4 @@
-"""Latents as small pictures by a linear map to red, green and blue."""
+"""Latents as small images by a linear map to red, green and blue."""
 
 import time
 
@@ -33,7 +33,9 @@ class LatentPreview:
     self._square = _RIDGE * np.eye(shape[-1] + 1)
     self._product = np.zeros((shape[-1] + 1, 3))
     for latent, image in zip(
-      latents, engine.codec.decode(latents), strict=True
+      latents,
+      engine.codec.decode(engine.sharding.distribute(latents)),
+      strict=True,
     ):
       self.learn(latent, image)
 
@@ -49,7 +51,7 @@ class LatentPreview:
     self._square += rows.T @ rows / len(rows)
     self._product += rows.T @ colours.reshape(-1, 3) / len(rows)
 
-  def picture(
+  def image(
     self, latents: Float[np.ndarray, "h w c"]
   ) -> UInt8[np.ndarray, "h w 3"]:
     """A pixel for every latent."""
@@ -72,7 +74,7 @@ def _enlarged(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Previews:
-  """The latest x0 of tickets' images as pictures, not too often."""
+  """The latest x0 of tickets' images as images, not too often."""
 
   def __init__(self, seconds: float = 0.25):
     """Decodes nothing yet.
@@ -92,7 +94,7 @@ class Previews:
     if id(group.engine) not in self._fits:
       self._fits[id(group.engine)] = group.engine, LatentPreview(group.engine)
     _, fit = self._fits[id(group.engine)]
-    ticket.preview = fit.picture(np.asarray(group.preview(slot)[0]))
+    ticket.preview = fit.image(np.asarray(group.preview(slot)[0]))
     self._shown[ticket.id] = now + self._seconds
 
   def learn(

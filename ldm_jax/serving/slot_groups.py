@@ -39,7 +39,7 @@ class SlotGroups:
     return len(self._items)
 
   @property
-  def has_room(self) -> bool:
+  def has_space(self) -> bool:
     """Whether an image of some signature could enter a slot."""
     if len(self._held) >= self._count:
       return False
@@ -69,7 +69,7 @@ class SlotGroups:
     """Puts an image in a free slot of its signature, or holds it."""
     group = self._groups.pop(job.signature, None)
     if group is None:
-      group = Slots(job, self._count) if self._make_room() else None
+      group = Slots(job, self._count) if self._make_space() else None
     if group is not None:
       self._groups[job.signature] = group  # the last used is the last
     slot = None if group is None else group.free()
@@ -105,7 +105,7 @@ class SlotGroups:
     del self._groups[signature]
     return items
 
-  def _make_room(self) -> bool:
+  def _make_space(self) -> bool:
     """Drops the slots of a signature that is not used, if there are many."""
     if len(self._groups) < PROGRAMS:
       return True

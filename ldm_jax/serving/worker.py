@@ -202,7 +202,7 @@ class Worker:
   def _fill(self) -> None:
     """Places as many images as there are free slots for."""
     self._groups.place_held()
-    while self._groups.has_room:
+    while self._groups.has_space:
       with self._change:
         if not len(self._queue):
           return
