@@ -12,7 +12,7 @@ Train and measure:
 Weights:
   from_pretrained, from_single_file, save_pretrained, save_single_file
   open_model         module and parameters of any model, runs included
-  convert, inspect, export
+  convert, inspect, export, push_to_hub
 
 Folders: `nn` networks, `diffusion` schedules and samplers, `data` sources and
 transforms, `weights` foreign files, `runtime` meshes and checkpoints;
@@ -58,6 +58,8 @@ _PUBLIC = {
   "convert": "ldm_jax.pretrained.convert",
   "ConvertRequest": "ldm_jax.pretrained.convert",
   "inspect": "ldm_jax.pretrained.inspect",
+  "push_to_hub": "ldm_jax.pretrained.hub.push",
+  "PushRequest": "ldm_jax.pretrained.hub.push",
   "LatentDiffusion": "ldm_jax.latent_diffusion",
   "Autoencoder": "ldm_jax.nn.autoencoder",
   "UNet": "ldm_jax.nn.unet",

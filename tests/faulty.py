@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldm_jax.cli import logging_setup
 from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.cli.streams import logging_setup
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices import processes

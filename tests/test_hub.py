@@ -12,7 +12,7 @@ import pytest
 import ldm_jax
 from ldm_jax.errors import ConfigError
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
-from ldm_jax.pretrained import hub
+from ldm_jax.pretrained.hub.fetch import local_path
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -58,4 +58,4 @@ def test_a_repository_that_cannot_be_fetched_is_one_line(tmp_path):
 )
 def test_a_path_that_is_no_repository_name_is_not_looked_up(name):
   with pytest.raises(ConfigError, match="there is no run, file or folder"):
-    hub.local_path(name)
+    local_path(name)

@@ -5,8 +5,8 @@ import logging
 import pytest
 import tqdm
 
-from ldm_jax.cli import logging_setup
 from ldm_jax.cli.flags.parser import Parser
+from ldm_jax.cli.streams import logging_setup
 from ldm_jax.runtime.devices import processes
 
 PACKAGE = logging.getLogger("ldm_jax")

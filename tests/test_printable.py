@@ -9,7 +9,7 @@ import pytest
 
 from ldm_jax.cli import info, train
 from ldm_jax.cli.exit_codes import INTERNAL, USAGE, exit_status
-from ldm_jax.cli.logging_setup import configure
+from ldm_jax.cli.streams.logging_setup import configure
 from ldm_jax.errors import ConfigError, DataError, ImageError, WeightsError
 from ldm_jax.files.printable import printable
 
@@ -60,7 +60,7 @@ def test_a_log_record_is_one_line(capsys, level):
 def test_a_warning_of_python_is_one_line():
   code = (
     "import warnings\n"
-    "from ldm_jax.cli.logging_setup import configure\n"
+    "from ldm_jax.cli.streams.logging_setup import configure\n"
     "configure(), configure()\n"
     f"warnings.warn({HOSTILE!r}, stacklevel=1)"
   )

@@ -78,7 +78,7 @@ HANGING = """
 import json, sys, time
 import jax
 import jax.numpy as jnp
-from ldm_jax.cli import logging_setup
+from ldm_jax.cli.streams import logging_setup
 from ldm_jax.training.trainer import Trainer
 from ldm_jax.runtime.devices.sharding import MeshShape
 sys.path.insert(0, "tests")

@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from ldm_jax.cli.closed_streams import tolerate_closed_streams
+from ldm_jax.cli.streams.closed_streams import tolerate_closed_streams
 from ldm_jax.files.printable import printable
 
 USAGE, NUMERICS, DATA, WEIGHTS, IO, INTERNAL = 2, 3, 4, 5, 6, 70

@@ -16,6 +16,7 @@ COMMANDS = {
   "evaluate": "metrics of a run or of folders of images",
   "report": "score a run on the built-in data and write an HTML report",
   "convert": "convert between runs, diffusers folders and single files",
+  "push": "upload a run, a folder of weights or an adapter to the hub",
   "info": "describe a model, a run or a generated PNG",
   "prepare": "resize a data set once, or cache its latents",
   "plan": "memory and cost of an experiment, also on absent devices",

@@ -13,6 +13,7 @@ from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.fields.arguments import check_request, checked
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.lora.export import LoraFormat, save_lora
 from ldm_jax.pretrained.networks import load_lazily
 from ldm_jax.pretrained.open_model import (
@@ -138,6 +139,10 @@ def convert(request: ConvertRequest) -> ConvertResult:
       raise ConfigError(
         f"{request.target} exists already; choose another target"
       )
+    options = {"subfolder": request.subfolder}
+    options["variant"] = request.options.variant
+    source = local_path(request.source, **options)
+    request = dataclasses.replace(request, source=source)
     if request.lora:
       _convert_lora(request)
       return ConvertResult(request.target, "lora")

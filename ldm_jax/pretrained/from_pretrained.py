@@ -11,9 +11,10 @@ from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.fields.arguments import checked
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.pretrained import components, hub
+from ldm_jax.pretrained import components
 from ldm_jax.pretrained.assemble import assemble
 from ldm_jax.pretrained.components import Components
+from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.networks import Module, load
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
 from ldm_jax.pretrained.single_network.add_text_encoders import (
@@ -130,7 +131,7 @@ def find_components(
       config=read_configs(config) if isinstance(config, str) else config,
       is_averaged=weights == "ema",
     )
-  folder = hub.local_path(
+  folder = local_path(
     path, subfolder=subfolder, variant=variant, revision=revision
   )
   if prediction or config or weights != "raw":

@@ -16,6 +16,7 @@ from ldm_jax.latents import image_shape
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.configs.scheduler_config import schedule
 from ldm_jax.pretrained.from_pretrained import find_components
+from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.networks import ForeignNetwork, class_of
 from ldm_jax.pretrained.open_model import is_denoiser
 from ldm_jax.run import Run, class_names, recorded_data
@@ -36,19 +37,20 @@ def inspect(
     trust: packages whose classes a run may name; see `Run.open`.
 
   Returns:
-    "kind" and what depends on it. "run": task, step, prediction, size [width,
-    height], data, the names of its classes, "first stage" with the shape
-    [h, w, c] of its latents, and "trained parameters". "model": family (of a
-    single file), pipeline (of a folder), prediction, and by network its class,
-    number of parameters and, by dtype, how many of them; "notices" lists what
-    is missing or was guessed. "image": its size [width, height] and the
-    settings that generated it.
+    "kind" and what depends on it. "run": task, step, prediction, the arrays it
+    is conditioned on, size [width, height], data, the names of its classes,
+    "first stage" with the shape [h, w, c] of its latents, and "trained
+    parameters". "model": family (of a single file), pipeline (of a folder),
+    prediction, and by network its class, number of parameters and, by dtype,
+    how many of them; "notices" lists what is missing or was guessed. "image":
+    its size [width, height] and the settings that generated it.
 
   Raises:
     ConfigError: there is nothing of the kind, or a PNG without settings.
     WeightsError: a file of weights is unreadable or of no known family.
   """
   with config_errors():
+    path = local_path(path, variant=variant)
     if Run.exists(path):
       return _describe_run(Run.open(path, trust))
     if os.path.isfile(path):
@@ -65,6 +67,7 @@ def _describe_run(run: Run) -> dict[str, Any]:
   found = {"kind": "run", "task": type(task).__name__, "step": step}
   if is_denoiser(task):
     found["prediction"] = task.model.prediction
+    found["conditions"] = [p.input_key for p in task.model.conditioners]
   found |= _describe_images(run)
   found["data"] = _describe_data(run)
   if classes := class_names(run.folder):

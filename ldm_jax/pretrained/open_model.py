@@ -20,6 +20,7 @@ from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.pretrained.assemble import assemble, with_tokenizer
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.from_pretrained import find_components, with_networks
+from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
 from ldm_jax.pretrained.single_network.replace_vae import with_vae
 from ldm_jax.pretrained.textual_inversion import load_inversion
@@ -118,6 +119,7 @@ def open_model(path: str, options: LoadOptions = LoadOptions()) -> LoadedModel:
 
 def _open_base(path: str, options: LoadOptions) -> LoadedModel:
   """The model without LoRAs and textual inversions."""
+  path = local_path(path, variant=options.variant)
   if not Run.exists(path):
     return assemble_model(components_of(path, options), options)
   if not options.is_default:

@@ -6,8 +6,8 @@ from typing import Any
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.encoders.clip_text import ClipText
-from ldm_jax.pretrained import hub
 from ldm_jax.pretrained.components import open_network
+from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.networks import load, with_dtype
 
 
@@ -49,7 +49,7 @@ def load_text_encoders(
 
 
 def _read(needed: ClipText, folder: str) -> Any:
-  found, variables = load(open_network(hub.local_path(folder)))
+  found, variables = load(open_network(local_path(folder)))
   same = with_dtype(found, needed.dtype).clone(
     end=needed.end, attention_backend=needed.attention_backend
   )

@@ -18,6 +18,7 @@ from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.pretrained.hub.fetch import local_adapter
 from ldm_jax.pretrained.lora.adapter_config import is_safetensors
 from ldm_jax.pretrained.lora.leaves import get_leaf, like_leaf, with_leaf
 from ldm_jax.weights import mmap_files
@@ -117,6 +118,7 @@ def _embedder(loaded: LoadedModel) -> tuple[ClipEmbedder, ClipPrompts]:
 
 def _read(path: str | os.PathLike) -> Any:
   """What the file holds; torch's files may nest dictionaries."""
+  path = local_adapter(path)
   if is_safetensors(path):
     return read_tensors(path)
   return read_pickled(path)

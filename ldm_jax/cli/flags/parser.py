@@ -4,8 +4,8 @@ import argparse
 import difflib
 from collections.abc import Sequence
 
-from ldm_jax.cli import logging_setup
 from ldm_jax.cli.exit_codes import USAGE, CommandError
+from ldm_jax.cli.streams import logging_setup
 
 
 class Parser(argparse.ArgumentParser):

@@ -21,6 +21,7 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.pretrained.hub.fetch import local_adapter
 from ldm_jax.pretrained.lora.adapter_config import read_configs
 from ldm_jax.pretrained.lora.leaves import get_leaf, like_leaf, with_leaf
 from ldm_jax.pretrained.lora.parameter_update import Update
@@ -49,6 +50,8 @@ class LoraWeights:
 def load_lora(loaded: LoadedModel, path: str | os.PathLike) -> LoraWeights:
   """The updates of a LoRA file, for the parameters of a model.
 
+  The file may be in a repository of the hub, see `local_adapter`.
+
   Reads files of kohya's form, with the names of diffusers or of Stability's
   sgm, of peft's, ComfyUI's, and of diffusers' older ones. They may hold LoRAs,
   also with Tucker's cores, LoHas, LoKrs, DoRAs, and differences of weights,
@@ -59,6 +62,7 @@ def load_lora(loaded: LoadedModel, path: str | os.PathLike) -> LoraWeights:
     WeightsError: the file is unreadable, one of its tensors fits nothing in the
       model or is not finite, or it holds another kind of adapter.
   """
+  path = local_adapter(path)
   tensors, configs = read_tensors(path), read_configs(path)
   with mmap_files.error_context(path):
     factors, embeddings = split_bundle(tensors)

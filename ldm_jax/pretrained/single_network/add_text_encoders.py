@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.pretrained import hub
 from ldm_jax.pretrained.components import NETWORKS, Components, open_network
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
+from ldm_jax.pretrained.hub.fetch import local_path
 
 
 def add_text_encoders(
@@ -29,7 +29,7 @@ def add_text_encoders(
   inputs = unet_reader.inputs(components.networks["unet"].config)
   found = {}
   for folder in folders:
-    network = open_network(hub.local_path(folder))
+    network = open_network(local_path(folder))
     if network.kind != "clip":
       raise ConfigError(
         f"text_encoder {folder!r} holds a network of kind {network.kind!r}; "

@@ -1,0 +1,1 @@
+"""Standard output and error of the commands: logging, closed pipes."""

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: models fetched from it and pushed to it."""
