@@ -14,7 +14,8 @@ install = { command -v uv || $(BIN)/pip install -q uv; } > /dev/null && \
 # One worker runs all of a file; tests/conftest.py orders the files.
 PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart gallery test slow live everything reference lint check clean
+.PHONY: quickstart gallery test slow live everything reference lint check docs \
+  clean
 
 # Trains both stages on the built-in glyphs, samples, and scores the samples. Two
 # cores as two devices train 1.5 times as fast as one device; optimization level 1
@@ -83,6 +84,14 @@ reference: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The site, in build/site; a broken link or an unknown name is an error.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+
+$(VENV)/installed-docs: $(BASE)
+	$(BIN)/pip install -q -e ".[docs]"
+	touch $@
 
 # The checks that a commit must pass: see .ci/run.
 check:

@@ -1,13 +1,14 @@
 """The pages of docs/ name what exists, and their Python code runs."""
 
 import importlib
-import pathlib
 import re
 
 import pytest
+import yaml
+from documentation import DOCS, PAGES, ROOT, blocks, commands, name_of
 
-ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+import ldm_jax
+
 WHERE = (ROOT / "docs" / "where.md").read_text()
 ROWS = re.findall(r"^\| ([^|]+) \| ([^|]*`[^|]+) \| ([^|]+) \|$", WHERE, re.M)
 
@@ -21,7 +22,7 @@ def test_what_where_md_names_exists(subject, modules, names):
     assert any(hasattr(module, name) for module in found), (subject, name)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_and_files_exist(page):
   text = page.read_text()
   for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
@@ -32,22 +33,55 @@ def test_links_and_files_exist(page):
     assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_commands_and_flags_exist(page):
-  """Every `ldm-jax NAME --flag` of a page is one that the command takes."""
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_are_parsed(page):
+  """Every `ldm-jax NAME ...` of a page is one that its parser takes."""
   from ldm_jax.cli.main import COMMANDS
 
-  for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S):
-    text = re.sub(r"#.*", "", block.replace("\\\n", " "))
-    for name, rest in re.findall(r"ldm-jax (\w+)(.*)", text):
-      assert name in COMMANDS, name
-      parser = importlib.import_module(f"ldm_jax.cli.{name}").parser()
-      for flag in re.findall(r"(?<= )(--[\w-]+)(?![\w.-])", rest):
-        options = parser._option_string_actions
-        assert flag.replace("-", "_").replace("__", "--", 1) in options, flag
+  for name, *rest in commands(page):
+    if name.startswith("-"):
+      continue
+    assert name in COMMANDS, name
+    parser = importlib.import_module(f"ldm_jax.cli.{name}").parser()
+    _, others = parser.parse_known_args(rest)
+    fields = [each for each in others if each != "--help-config"]
+    assert all(each.startswith("--config.") for each in fields), fields
+    assert not others or name in ("train", "prepare", "plan"), others
 
 
-def test_python_blocks_are_python():
-  for page in PAGES:
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
-      compile(block, page.name, "exec")
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_blocks_are_python(page):
+  for block in blocks(page, "python"):
+    compile(block.text, page.name, "exec")
+
+
+def navigation(entries):
+  for entry in entries:
+    if isinstance(entry, dict):
+      (entry,) = entry.values()
+    yield from [entry] if isinstance(entry, str) else navigation(entry)
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+  pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+  pages |= {f"benchmarks/{p.name}" for p in (ROOT / "benchmarks").glob("*.md")}
+  notebooks = (DOCS / "notebooks").glob("*.ipynb")
+  pages |= {f"notebooks/{path.stem}.md" for path in notebooks}
+  outside = ("examples/README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+  pages |= {name for name in outside if (ROOT / name).exists()}
+  site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+  named = set(navigation(site["nav"]))
+  assert named - pages == set(), "of mkdocs.yml, which do not exist"
+  assert pages - named == set(), "which the nav of mkdocs.yml must name"
+
+
+@pytest.mark.parametrize("name", ldm_jax.__all__)
+def test_every_public_name_is_in_the_reference_with_an_example(name):
+  """A request's example is that of the function that takes it."""
+  reference = "".join(p.read_text() for p in (DOCS / "api").glob("*.md"))
+  _, *entries = re.split(r"^::: ", reference, flags=re.M)
+  found = [e for e in entries if e.split()[0].endswith(f".{name}")]
+  assert found, f"a page of docs/api must have ::: MODULE.{name}"
+  assert "```python" in found[0] or (
+    name.endswith("Request") and f"ldm_jax.{name}(" in reference
+  ), f"::: ...{name} must be followed by an example"

@@ -87,7 +87,8 @@ def from_single_file(
       diffusers' layout that has them.
     prediction: what the U-Net predicts, if the file does not say.
     weights: "ema" takes the U-Net's moving average where the file has both.
-    vae, text_encoder: see `with_networks`.
+    vae: see `with_networks`.
+    text_encoder: see `with_networks`.
 
   Raises:
     ConfigError, WeightsError: as `from_pretrained`.

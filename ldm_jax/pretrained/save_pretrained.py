@@ -111,7 +111,9 @@ def save_single_file(
   family's) is in its metadata.
 
   Args:
-    image_size, latent_scale, scheduler: as of `save_pretrained`.
+    image_size: as of `save_pretrained`.
+    latent_scale: the same.
+    scheduler: the same.
 
   Raises:
     ConfigError: the format cannot hold a part of the model, which is named.
