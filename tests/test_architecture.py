@@ -69,6 +69,7 @@ HOMES = {
   "fastapi": {"serving"},
   "prometheus_client": {"serving"},
   "uvicorn": {"serving"},
+  "plotly": {"serving"},
 }
 
 # A program that leaves the package: it is copied next to an exported sampler.

@@ -111,6 +111,16 @@ def test_progress_counts_steps_and_shows_x0(worker):
   assert progress.preview.shape == (8, 8, 3)
 
 
+def test_a_film_ends_with_the_image(worker):
+  """DDIM's last x0 is its result."""
+  ticket = worker.submit(request(num=2, steps=4, sampler="ddim"), has_film=True)
+  images = ticket.wait(300)
+  for place, image in enumerate(images):
+    film = ticket.film_images(place)
+    assert len(film) == 4
+    np.testing.assert_array_equal(film[-1], image)
+
+
 def test_a_request_that_cannot_be_fulfilled_is_refused_at_once(worker):
   with pytest.raises(ConfigError, match="steps must be at most 50"):
     worker.submit(request(steps=51))

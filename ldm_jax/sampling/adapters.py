@@ -35,6 +35,7 @@ class AdaptedModel:
   """The model as it was read, the adapters merged into it, and its engines.
 
   Attributes:
+    loaded: with what is merged into it.
     loras: that are merged, by name, in order.
     embeddings: files of textual inversion.
   """
@@ -53,7 +54,7 @@ class AdaptedModel:
       trust: of a classifier's run, see `Run.open`.
     """
     self._trust = trust
-    self._base = self._loaded = loaded  # without and with LoRAs
+    self._base = self.loaded = loaded  # without and with LoRAs
     self._dtype, self._sharding = dtype, sharding
     self.loras: dict[str, Lora] = {}
     self.embeddings: list[str] = []
@@ -108,7 +109,7 @@ class AdaptedModel:
     )
     key = request.clip_skip, network, classifier
     if key not in self._engines:
-      loaded, guide = self._loaded, None
+      loaded, guide = self.loaded, None
       if request.clip_skip is not None:
         loaded = skip_last_blocks(loaded, request.clip_skip - 1)
       if network is not None:
@@ -166,9 +167,9 @@ class AdaptedModel:
     with config_errors():
       for lora in loras.values():
         loaded = merge_lora(loaded, lora.file, scale=lora.scale)
-    if loaded.model != self._loaded.model:
+    if loaded.model != self.loaded.model:
       self._engines.clear()  # the tables of tokens have another length
-    self.loras, self._loaded = dict(loras), loaded
+    self.loras, self.loaded = dict(loras), loaded
     for key, (variant, engine) in self._engines.items():
       params = variant.params.replace(
         unet=loaded.params.unet, conditioners=loaded.params.conditioners

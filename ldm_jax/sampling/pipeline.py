@@ -77,12 +77,8 @@ class Pipeline:
     """
     with config_errors():
       plain = dataclasses.replace(options, lora=(), embedding=())
-      pipe = cls(
-        open_model(path, plain),
-        path=path,
-        dtype=options.dtype,
-        trust=options.trust,
-      )
+      loaded = open_model(path, plain)
+      pipe = cls(loaded, path=path, dtype=options.dtype, trust=options.trust)
       for file in options.embedding:
         pipe.load_textual_inversion(file)
       for lora in options.lora:
@@ -235,6 +231,11 @@ class Pipeline:
     self._sampler = name
 
   @property
+  def loaded(self) -> LoadedModel:
+    """The model, with what is merged into it."""
+    return self._adapted.loaded
+
+  @property
   def loras(self) -> Mapping[str, Lora]:
     """The LoRAs that are merged, by name, in order."""
     return dict(self._adapted.loras)
@@ -272,8 +273,7 @@ class Pipeline:
     """Adds a token learned by textual inversion to the text encoders.
 
     Args:
-      token: its text in prompts; by default that in the file, or the file's
-        name.
+      token: its text in prompts; by default the file's own, or its name.
 
     Raises:
       ConfigError: the model reads no prompts, or has the token already.

@@ -52,6 +52,14 @@ class Limits:
         f"{self.pixels} pixels"
       )
 
+  def check_queue(self, waiting: int, more: int) -> None:
+    """Raises QueueFull if no more images may wait with those that do."""
+    if waiting + more > self.queue:
+      raise QueueFull(
+        f"{waiting} images are waiting, and at most {self.queue} may; try "
+        "again later"
+      )
+
   def check_images(self, count: int) -> None:
     """Raises ConfigError for more images than one submission may have."""
     if count > self.images:

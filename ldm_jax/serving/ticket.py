@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from ldm_jax.errors import LdmJaxError
 from ldm_jax.sampling.generation import Generation
@@ -58,6 +60,9 @@ class Ticket:
     images: uint8 [h w 3] of those that are finished, in order, else None.
     metadata: of every image, as its PNG holds it.
     has_preview: whether previews are computed.
+    has_film: whether x0 is kept after every step.
+    film: x0 of every image after each of its steps, latents [h w c]; empty
+      without `has_film`.
     submitted, finished: in seconds, `time.monotonic`.
     error: why it failed, or None.
   """
@@ -68,6 +73,7 @@ class Ticket:
     generations: Sequence[Generation],
     *,
     has_preview: bool = False,
+    has_film: bool = False,
   ):
     self.id, self.client = secrets.token_hex(16), client
     self.sources = [
@@ -76,7 +82,8 @@ class Ticket:
       for place in range(generation.inputs.count)
     ]
     self.images: list[np.ndarray | None] = [None] * len(self.sources)
-    self.has_preview = has_preview
+    self.has_preview, self.has_film = has_preview, has_film
+    self.film: list[list[np.ndarray]] = [[] for _ in self.sources]
     self.submitted, self.finished = time.monotonic(), None
     self.error: Exception | None = None
     self.preview: np.ndarray | None = None
@@ -144,6 +151,14 @@ class Ticket:
     if not self._ended.wait(timeout):
       raise TimeoutError(f"the images take longer than {timeout:g} s")
     return self.result()
+
+  def film_images(self, place: int) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """x0 of an image after each of its steps, decoded."""
+    generation, _ = self.sources[place]
+    engine, tile = generation.engine, generation.config.tile
+    row = lambda x0: jnp.repeat(x0[None], engine.sharding.batch_shards, 0)
+    decode = lambda x0: engine.codec.decode(row(x0), tile)[0]
+    return [decode(jnp.asarray(x0)) for x0 in self.film[place]]
 
   def result(self) -> list[np.ndarray]:
     """The images of a ticket that has ended; raises as `wait` does."""

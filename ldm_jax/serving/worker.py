@@ -16,7 +16,7 @@ from ldm_jax.sampling.request import GenerationRequest
 from ldm_jax.sampling.slots import Slots, slot_job
 from ldm_jax.serving.fair_queue import FairQueue
 from ldm_jax.serving.latent_preview import Previews
-from ldm_jax.serving.limits import Draining, Limits, QueueFull
+from ldm_jax.serving.limits import Draining, Limits
 from ldm_jax.serving.slot_groups import Item, SlotGroups
 from ldm_jax.serving.statistics import Statistics
 from ldm_jax.serving.ticket import Cancelled, Progress, Ticket
@@ -102,8 +102,9 @@ class Worker:
     client: str = "",
     *,
     has_preview: bool = False,
+    has_film: bool = False,
   ) -> Ticket:
-    """Checks requests and puts their images in the queue.
+    """Checks requests and puts their images in the queue; see `Ticket`.
 
     Raises:
       ConfigError: one cannot be fulfilled, by this model or on this server.
@@ -118,17 +119,14 @@ class Worker:
       generations = [self.pipeline.prepare(each) for each in requests]
     for generation in generations:
       self.limits.check(generation.request)
-    ticket = Ticket(client, generations, has_preview=has_preview)
+    options = {"has_preview": has_preview, "has_film": has_film}
+    ticket = Ticket(client, generations, **options)
     count = len(ticket.sources)
     self.limits.check_images(count)
     with self._change:
       if self._is_draining:
         raise Draining("the server is ending; try again later")
-      if self.waiting + count > self.limits.queue:
-        raise QueueFull(
-          f"{self.waiting} images are waiting, and at most "
-          f"{self.limits.queue} may; try again later"
-        )
+      self.limits.check_queue(self.waiting, count)
       for place in range(count):
         self._queue.push(client, Item(ticket, place))
       self._change.notify_all()
@@ -233,6 +231,9 @@ class Worker:
         for slot, item in self._groups.items(signature):
           item.ticket.rows_done[item.place] = group.done[slot]
           self._previews.show(item.ticket, group, slot)
+          if item.ticket.has_film:
+            x0 = np.asarray(group.preview(slot)[0])
+            item.ticket.film[item.place].append(x0)
           if slot in finished:
             with self._failing([item.ticket]):
               self._finish(item, group, slot)
@@ -271,9 +272,8 @@ class Worker:
         for image in batch.arrays:
           self._add(Item(ticket, first), image)
           first += 1
-    is_done = lambda each: each.ticket is ticket and each.place < first
     with self._change:
-      self._queue.remove(is_done)
+      self._queue.remove(lambda i: i.ticket is ticket and i.place < first)
 
   @contextlib.contextmanager
   def _failing(
