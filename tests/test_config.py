@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -32,6 +33,16 @@ def test_every_config_equals_its_json(path):
   again = config.from_json(tree)
   assert again == experiment and not config_json.differences(again, experiment)
   assert '"""' in path.read_text()[:10]
+
+
+def test_the_quickstart_trains_shipped_configs_to_the_end_of_their_decay():
+  text = (ROOT / "Makefile").read_text()
+  found = re.findall(r"--config=(configs/\S+)", text)
+  assert found
+  for path in found:
+    experiment = config.load(str(ROOT / path))
+    steps = experiment.task.optimizer.decay_steps, experiment.checkpoints.every
+    assert steps == (experiment.steps, experiment.steps)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
