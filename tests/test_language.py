@@ -20,7 +20,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = ("ldm_jax", "configs", "docs", "benchmarks", "examples", "tests")
 SINGLE = ("train.py", "sample.py", "setup.py", "setup.cfg", "pyproject.toml")
-SINGLE += ("README.md", "Makefile", ".ci/run")
+SINGLE += ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile")
+SINGLE += ("Makefile", ".ci/run", "mkdocs.yml")
 ENDINGS = {".py", ".md", ".ipynb"}
 
 # This file lists the words. Old run folders are read by old names.
