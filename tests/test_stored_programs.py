@@ -312,6 +312,7 @@ def test_a_stored_step_trains_the_same_state(store, events, monkeypatch):
   events.clear()
   read = two_steps(compiled)
   assert not events
+  assert len(programs.step._programs) == 1  # also for what it has returned
   monkeypatch.setattr(stored_programs._Store, "files", None)
   forget_shared(monkeypatch)
   compiled = compiled_steps.CompiledTask(task, sharding, 0, frozen, batch)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -121,7 +122,7 @@ class StoredProgram:
     try:
       form, leaves, context = key
       own = describe((self._parts, context))
-      call = describe_tree(form), "".join(map(_described, leaves))
+      call = describe_tree(form), describe(leaves)
       link = _digest(source_digest(), own, *call, environment())
     except Unknown as error:
       logger.debug(f"{self._parts[0]} is not stored: it depends on {error}")
@@ -189,17 +190,17 @@ def stored_value(parts: tuple[Any, ...], build: Callable[[], Any]) -> Any:
   return value
 
 
-def _signature(leaf: Any) -> tuple[Any, Any]:
-  """An argument's type and sharding, on which a program's text depends."""
+def _signature(leaf: Any) -> tuple:
+  """What a program's text depends on in an argument.
+
+  Not jax's type of the argument itself: those of a loaded program's results
+  are equal to no other (jax 0.12).
+  """
+  kind, sharding = jax.typeof(leaf), None
+  dtype = kind.dtype if isinstance(kind.dtype, np.dtype) else str(kind.dtype)
   if isinstance(leaf, jax.Array) and leaf.committed:
-    return jax.typeof(leaf), leaf.sharding
-  return jax.typeof(leaf), None
-
-
-def _described(signature: tuple[Any, Any]) -> str:
-  kind, sharding = signature
-  text = f"{kind.shape}{kind.dtype}{kind.weak_type}"
-  return text + describe(sharding)
+    sharding = leaf.sharding
+  return kind.shape, dtype, kind.weak_type, sharding
 
 
 def _devices(leaves: list[Any]) -> list[jax.Device]:
