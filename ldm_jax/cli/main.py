@@ -13,6 +13,7 @@ from ldm_jax.cli.exit_codes import USAGE, CommandError, run_command
 COMMANDS = {
   "train": "train either stage, or resume a run",
   "sample": "generate images from a run or from published weights",
+  "serve": "a web page and an HTTP API for a model",
   "evaluate": "metrics of a run or of folders of images",
   "report": "score a run on the built-in data and write an HTML report",
   "convert": "convert between runs, diffusers folders and single files",

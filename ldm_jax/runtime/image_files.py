@@ -1,8 +1,8 @@
 """Images as PNG files, single or as a grid with captions."""
 
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import BinaryIO
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def write_png(
   """
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
   with replace_file(path) as file:
-    _save(file, image, metadata)
+    save_png(file, image, metadata)
 
 
 def write_new_png(
@@ -84,12 +84,17 @@ def write_new_png(
 
   Processes that write at the same time never overwrite each other's images.
   """
-  return write_under_free_name(paths, lambda file: _save(file, image, metadata))
+  return write_under_free_name(
+    paths, lambda file: save_png(file, image, metadata)
+  )
 
 
-def _save(
-  file: BinaryIO, image: np.ndarray, metadata: Mapping[str, str] | None
+def save_png(
+  file: io.IOBase,
+  image: np.ndarray,
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
+  """Writes one uint8 image to an open file; see `write_png`."""
   from PIL import Image
   from PIL.PngImagePlugin import PngInfo
 

@@ -1,0 +1,139 @@
+"""A model behind an HTTP API."""
+
+import dataclasses
+import logging
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from ldm_jax.errors import ConfigError
+from ldm_jax.fields.arguments import check_request
+from ldm_jax.pretrained.open_model import LoadOptions
+from ldm_jax.sampling.pipeline import Pipeline
+from ldm_jax.serving.limits import Limits
+from ldm_jax.serving.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeRequest:
+  """What to serve, and to whom.
+
+  Attributes:
+    model: a run, a diffusers folder, a single file, or owner/model.
+    options: of reading it.
+    lora_folder: of the LoRAs that prompts may name; None for none.
+    name: of the model for clients; by default the last part of its path.
+    host: address to bind to; 127.0.0.1 is this machine alone.
+    port: 0 takes a free one.
+    slots: images that are denoised together.
+    limits: of what clients may ask for.
+    api_key: a file whose first line every client must know; None for none.
+    allowed_origins: of pages whose scripts may read answers (CORS).
+    drain: seconds for which requests are finished at the end.
+
+  Raises:
+    ConfigError: a value is out of its range.
+  """
+
+  model: str
+  options: LoadOptions = LoadOptions()
+  lora_folder: str | os.PathLike | None = None
+  name: str | None = None
+  host: str = "127.0.0.1"
+  port: int = 7860
+  slots: int = 4
+  limits: Limits = Limits()
+  api_key: str | os.PathLike | None = None
+  allowed_origins: tuple[str, ...] = ()
+  drain: int = 60
+
+  def __post_init__(self):
+    check_request(self)
+    if not 0 <= self.port < 2**16:
+      raise ConfigError(f"port must be 0 to 65535, got {self.port}")
+    if not 1 <= self.slots <= 1024:
+      raise ConfigError(f"slots must be 1 to 1024, got {self.slots}")
+    if self.drain < 0:
+      raise ConfigError(f"drain must be 0 or more, got {self.drain}")
+
+
+def serve(
+  request: ServeRequest, is_ready: Callable[[str], None] = lambda url: None
+) -> None:
+  """Serves until SIGTERM or SIGINT, then finishes what was submitted.
+
+  Args:
+    is_ready: called with the address once it answers.
+
+  Raises:
+    ConfigError: the extra `web` is not installed, the key cannot be read, the
+      address is in use, or the model cannot be opened.
+  """
+  try:
+    import uvicorn
+
+    from ldm_jax.serving.app import create_app
+  except ImportError as error:
+    raise ConfigError(
+      f"serve needs the extra web ({error}); pip install 'ldm_jax[web]'"
+    ) from error
+  key = None if request.api_key is None else read_key(request.api_key)
+  pipeline = Pipeline.open(request.model, request.options)
+  pipeline.lora_folder = request.lora_folder
+  worker = Worker(pipeline, request.slots, request.limits)
+  name = request.name or pathlib.PurePath(request.model).name
+  app = create_app(
+    worker, name, api_key=key, allowed_origins=request.allowed_origins
+  )
+  config = uvicorn.Config(
+    app,
+    host=request.host,
+    port=request.port,
+    log_level="warning",
+    timeout_graceful_shutdown=request.drain or None,
+  )
+  server = _server(config, is_ready)
+  worker.start()
+  try:
+    server.run()
+  except SystemExit as error:  # uvicorn cannot bind
+    raise ConfigError(
+      f"cannot bind to {request.host}:{request.port}; it may be in use, try "
+      "another port (--port)"
+    ) from error
+  finally:
+    worker.stop(timeout=request.drain)
+
+
+def _server(config: Any, is_ready: Callable[[str], None]) -> Any:
+  """A uvicorn server that reports its address."""
+  import uvicorn
+
+  class Server(uvicorn.Server):
+    async def startup(self, sockets=None) -> None:
+      await super().startup(sockets)
+      if self.started:
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        is_ready(f"http://{shown}:{port}")
+
+  return Server(config)
+
+
+def read_key(path: str | os.PathLike) -> str:
+  """The first line of a file, without white space around it.
+
+  Raises:
+    ConfigError: it cannot be read, or is empty.
+  """
+  try:
+    with open(path, encoding="utf-8") as file:
+      key = file.readline(4096).strip()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f"the key in {os.fspath(path)}: {error}") from error
+  if not key:
+    raise ConfigError(f"{os.fspath(path)} is empty; write a key into it")
+  return key
