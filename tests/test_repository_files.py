@@ -56,7 +56,7 @@ def test_the_dockerfile_copies_what_the_package_is_built_from():
 
 def test_the_dockerfile_ends_as_a_user_with_the_command():
   found = docker_instructions()
-  last = {name: text for name, text in found}
+  last = dict(found)
   assert last["USER"] not in ("root", "0")
   assert json.loads(last["ENTRYPOINT"]) == ["ldm-jax"]
   assert json.loads(last["CMD"]) == ["--help"]
