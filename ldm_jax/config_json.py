@@ -29,6 +29,7 @@ _MODULES = {
   "runtime.optimizer": ("Optimizer",),
   "data.glyphs.source": ("Glyphs",),
   "data.sources.folder": ("Folder",),
+  "data.sources.hf_dataset": ("HfDataset",),
   "data.sources.tfds_source": ("TfdsSource",),
   "data.sources.shards": ("Shards",),
   "data.sources.mix": ("Mix",),

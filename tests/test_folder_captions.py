@@ -112,7 +112,7 @@ REFUSED = {
   ),
   "parquet": (
     {"a.png": None, "metadata.parquet": b"PAR1"},
-    r"metadata.parquet is not read; save it as metadata.jsonl or metadata.csv",
+    r"metadata.parquet cannot be read: ",
   ),
   "a number": (
     {"a.png": None, "metadata.jsonl": line(file_name="a.png", text=3)},

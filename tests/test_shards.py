@@ -1,5 +1,6 @@
 """Packed examples are those of the folder they were packed from."""
 
+import io
 import json
 import tarfile
 
@@ -11,14 +12,14 @@ from PIL import Image
 from ldm_jax.cli import prepare
 from ldm_jax.cli.exit_codes import DATA, USAGE, CommandError
 from ldm_jax.data import batching
-from ldm_jax.data.sources import shards
+from ldm_jax.data.sources import packed_examples, shards
 from ldm_jax.data.sources.cached_latents import CachedLatents
 from ldm_jax.data.sources.folder import Folder
 from ldm_jax.data.sources.mix import Mix
 from ldm_jax.data.sources.shards import Shards
 from ldm_jax.data.sources.write_records import write_record
 from ldm_jax.data.transforms.augment import Augment
-from ldm_jax.errors import ImageError
+from ldm_jax.errors import DataError, ImageError
 
 NAMES = [f"{kind}/{i}" for kind in ("ants", "bees") for i in range(5)]
 CONFIG = """
@@ -278,3 +279,45 @@ def test_tars_in_a_storage_bucket_read_as_in_a_folder(root, tmp_path):
     manifest.write_text(json.dumps({"is_complete": False}))
     with pytest.raises(ValueError, match="is not complete"):
       len(Shards("gs://bucket"))
+
+
+def test_the_output_of_img2dataset_is_read(tmp_path):
+  """Tars, a Parquet table and statistics of each; NaN and null in the json."""
+  rows = [("000000000", "a fox"), ("000000001", None), ("000000003", "a cat")]
+  with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+    for number, (key, caption) in enumerate(rows):
+      file = io.BytesIO()
+      Image.new("RGB", (8, 8), (number, 0, 0)).save(file, "JPEG", quality=100)
+      entry = {
+        "caption": caption,
+        "url": "https://example.org/a.jpg",
+        "key": key,
+        "status": "success",
+        "error_message": None,
+        "width": 8,
+        "height": 8,
+        "original_width": 9,
+        "original_height": 9,
+        "punsafe": float("nan"),
+        "exif": '{"Image Tag 0x0": "x"}',
+        "sha256": "0" * 64,
+      }
+      members = {"jpg": file.getvalue(), "json": json.dumps(entry).encode()}
+      if caption is not None:
+        members["txt"] = caption.encode()
+      for ending, data in members.items():
+        member = tarfile.TarInfo(f"{key}.{ending}")
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+  (tmp_path / "00000.parquet").write_bytes(b"PAR1")
+  (tmp_path / "00000_stats.json").write_text('{"count": 4, "successes": 3}')
+  source = Shards(str(tmp_path))
+  assert [source[i]["caption"] for i in range(3)] == ["a fox", "", "a cat"]
+  assert source[0].keys() == {"image", "caption"}
+
+
+@pytest.mark.parametrize("score", ["NaN", "1e39", "null"])
+def test_a_score_that_is_no_finite_number_is_refused(score):
+  files = {"png": b"", "json": f'{{"score": {score}}}'.encode()}
+  with pytest.raises(DataError, match="score is"):
+    packed_examples._metadata(files, "x")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ldm_jax.data.protocols import Source
 from ldm_jax.data.sources.cached_latents import CachedLatents
+from ldm_jax.data.sources.hf_dataset import HfDataset
 from ldm_jax.data.sources.mix import Mix
 from ldm_jax.data.sources.neighbours import Neighbours
 from ldm_jax.data.sources.shards import Shards, shard_files
@@ -42,6 +43,8 @@ def _names(source: Any) -> list[Any]:
     return _names(source.source)
   if isinstance(source, Shards):
     return [os.path.basename(name) for name in shard_files(source.path)]
+  if isinstance(source, HfDataset):
+    return [os.path.basename(name) for name in source.files]
   if isinstance(source, CachedLatents):
     return [json.dumps(source.manifest, sort_keys=True)]
   return sorted(map(str, getattr(source, "names", ())))

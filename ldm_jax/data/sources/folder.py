@@ -27,10 +27,10 @@ class Folder:
   "label" is the index of an image's first-level folder among `classes`; it is
   present if every image is in such a folder. "caption" is `<stem>.txt` or
   `<stem>.caption` next to the image, else caption.txt in its folder, else the
-  text of a metadata.jsonl or metadata.csv, else ""; it is present if any image
-  has one, and the images without are counted in a warning. "score" is the
-  number of that name in the metadata, whose file_name is relative to its own
-  folder. They do not depend on `only` and `without`, so two
+  text of a metadata.jsonl, .csv or .parquet, else ""; it is present if any
+  image has one, and the images without are counted in a warning. "score" is
+  the number of that name in the metadata, whose file_name is relative to its
+  own folder. They do not depend on `only` and `without`, so two
   subsets of a folder agree. Names that begin with a dot are skipped, links to
   folders are followed.
 

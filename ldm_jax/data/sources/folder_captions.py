@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ldm_jax.data.sources.tables import PARQUET, GroupCache, open_table
 from ldm_jax.errors import DataError
 from ldm_jax.files.regular_files import read_regular
 from ldm_jax.files.strict_json import parse_object
@@ -20,8 +21,8 @@ logger = logging.getLogger(__name__)
 ENDINGS = (".txt", ".caption")  # of an image's own caption, in this order
 FOLDER_CAPTION = "caption.txt"  # one caption for all images of its folder
 # Hugging Face's ImageFolder with captions; names are relative to the file.
-METADATA = ("metadata.jsonl", "metadata.csv")
-UNREAD = "metadata.parquet"
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+FIELDS = ("file_name", "text", "caption", "score")
 NEEDED = "expected file_name and text, and a finite score if there is one"
 
 
@@ -62,8 +63,8 @@ def read_captions(
   logged, if there are captions at all.
 
   Raises:
-    DataError: a metadata file is malformed, of a kind that is not read, or
-      names an image twice or one that does not exist.
+    DataError: a metadata file is malformed, or names an image twice or one
+      that does not exist.
   """
   known = frozenset(images)
   listed: dict[str, str | None] = {}
@@ -71,10 +72,6 @@ def read_captions(
   several = 0
   for file in files:
     folder, base = posixpath.split(file)
-    if base == UNREAD:
-      raise DataError(
-        f"{root / file} is not read; save it as {' or '.join(METADATA)}"
-      )
     if base not in METADATA:
       continue
     for where, entry in _entries(root / file):
@@ -177,6 +174,11 @@ def _report(
 
 def _entries(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """(place in error messages, entry) of a metadata file."""
+  if path.suffix == PARQUET:
+    table = open_table(str(path), FIELDS, GroupCache(0.0))
+    for number in range(len(table)):
+      yield f"{path}:{number}", table.row(number)
+    return
   text = _read_text(path)
   if path.suffix == ".csv":
     rows = csv.DictReader(io.StringIO(text, newline=""))

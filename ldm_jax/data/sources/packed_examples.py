@@ -61,7 +61,10 @@ def _metadata(files: Files, name: str) -> dict[str, Any]:
   metadata: dict[str, Any] = {}
   try:
     if "json" in files:
-      entry = parse_object(files["json"], f"{name}.json", DataError)
+      # img2dataset writes NaN for what its table lacks.
+      entry = parse_object(
+        files["json"], f"{name}.json", DataError, has_constants=True
+      )
       metadata = {
         key: entry[key] for key in ("caption", "label", "score") if key in entry
       }
@@ -87,7 +90,7 @@ def _check_numbers(metadata: Mapping[str, Any]) -> None:
   label, score = metadata.get("label", 0), metadata.get("score", 0)
   if type(label) is not int or abs(label) >= 2**31:
     raise ValueError(f"label is {label!r}")
-  if type(score) not in (int, float) or abs(score) > 1e38:
+  if type(score) not in (int, float) or not abs(score) <= 1e38:
     raise ValueError(f"score is {score!r}")
 
 
