@@ -1,0 +1,53 @@
+"""How the web pages look, and how they are mounted: nothing but local files."""
+
+import os
+
+import gradio as gr
+from fastapi import FastAPI
+
+FONT = ("system-ui", "sans-serif")
+MONOSPACE = ("ui-monospace", "monospace")
+
+CSS = """
+.gradio-container { width: 100%; max-width: 1400px !important;
+  margin: 0 auto; }
+.progress { display: flex; flex-direction: column; gap: 0.5rem; }
+.progress progress { width: 100%; height: 0.75rem; accent-color: #2563eb; }
+.progress img { width: 256px; max-width: 100%; image-rendering: pixelated;
+  border-radius: 4px; }
+.progress p { margin: 0; font-variant-numeric: tabular-nums; }
+.gradio-container table { font-variant-numeric: tabular-nums; }
+footer { display: none !important; }
+"""
+
+
+def new_blocks(title: str) -> gr.Blocks:
+  """An empty page without telemetry, whose files are deleted after a day."""
+  os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # of errors too
+  return gr.Blocks(
+    title=title, analytics_enabled=False, delete_cache=(3600, 86400)
+  )
+
+
+def mount_page(app: FastAPI, blocks: gr.Blocks, path: str = "/") -> FastAPI:
+  """Mounts a page with system fonts and local scripts alone.
+
+  Args:
+    path: of the page; other routes of `app` must be added before "/".
+  """
+  theme = gr.themes.Base(
+    primary_hue="blue", font=FONT, font_mono=MONOSPACE, radius_size="sm"
+  )
+  return gr.mount_gradio_app(
+    app,
+    blocks,
+    path=path,
+    theme=theme,
+    css=CSS,
+    footer_links=[],
+    run_history=False,
+    ssr_mode=False,
+    mcp_server=False,
+    pwa=False,
+    enable_monitoring=False,
+  )
