@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax.nn import layers
-from ldm_jax.nn.operators import choice, head_attention
+from ldm_jax.nn.operators import choice, head_attention, strips
 from ldm_jax.nn.operators.convolution import double
 from ldm_jax.nn.operators.doubling import doubled_convolution
 from ldm_jax.nn.operators.im2col import im2col_convolution
@@ -16,6 +16,9 @@ from ldm_jax.nn.operators.winograd import winograd_convolution
 ALGORITHMS = [winograd_convolution, im2col_convolution, doubled_convolution]
 # Even, odd and thin images; channels that differ.
 SHAPES = [(2, 8, 6, 12, 20), (1, 7, 5, 20, 12), (1, 1, 9, 8, 8)]
+
+# Large for their channels: in strips of 4 tiles.
+STRIPED = [(2, 13, 11, 2, 3), (1, 16, 10, 3, 2), (1, 7, 40, 2, 2)]
 
 
 def exact(x, kernel, is_doubled):
@@ -78,6 +81,19 @@ def test_convolutions_are_exact(convolution, shape):
     assert_near(ours, theirs)
 
 
+@pytest.mark.parametrize("shape", STRIPED)
+@pytest.mark.parametrize(
+  "convolution", [winograd_convolution, doubled_convolution]
+)
+def test_strips_of_lines_are_exact(monkeypatch, convolution, shape):
+  """Odd heights and widths, a last strip that is not full, two images."""
+  monkeypatch.setattr(strips, "_TILES", 4)
+  b, h, w, c, d = shape
+  assert strips.are_many(b * (h // 2) * (w // 2) // 4, jnp.empty((3, 3, c, d)))
+  assert strips.lines_of_a_strip(h, b * w, 1) < h
+  test_convolutions_are_exact(convolution, shape)
+
+
 @pytest.mark.parametrize("lengths", [(64, 64), (37, 77), (60, 90), (13, 5)])
 def test_attention_by_head_is_exact(monkeypatch, lengths):
   """With a few scores held at once, so that all loops are gone through."""
@@ -107,9 +123,14 @@ def test_lengths_without_equal_chunks_are_not_by_head():
 
 @pytest.mark.parametrize("convolution", ALGORITHMS)
 @pytest.mark.parametrize("spec", [("data", None), (None, "tensor")])
-def test_gradients_on_a_mesh_are_one_devices(convolution, spec):
+@pytest.mark.parametrize("shape", [(8, 4, 4, 16, 16), (8, 8, 8, 4, 4)])
+def test_gradients_on_a_mesh_are_one_devices(
+  monkeypatch, convolution, spec, shape
+):
+  """The second shape is computed in strips."""
+  monkeypatch.setattr(strips, "_TILES", 4)
   is_doubled = convolution is doubled_convolution
-  x, kernel, grad = draw(8, 4, 4, 16, 16, is_doubled)
+  x, kernel, grad = draw(*shape, is_doubled)
   mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "tensor"))
   place = lambda array, *axes: jax.device_put(
     array, NamedSharding(mesh, PartitionSpec(*axes))
