@@ -249,12 +249,15 @@ def test_temporary_names_fit_the_file_system(tmp_path):
 
 
 CLOSED = """
-from tqdm import tqdm
 from ldm_jax.cli.exit_codes import run_command
+from ldm_jax.runtime.monitoring import progress
 
 def main(arguments):
-  for _ in tqdm(range(20), mininterval=0):
-    print("x" * 10_000)
+  progress.PERIOD = 0.0
+  with progress.Progress("testing", 20) as bar:
+    for _ in range(20):
+      print("x" * 10_000)
+      bar.update()
   open(arguments[0], "w").close()
   return 3
 

@@ -104,14 +104,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _with_bar(generation: Any) -> Any:
-  """The batches, with a bar of network calls on stderr."""
-  from tqdm import tqdm
+  """The batches, with the progress of network calls on stderr."""
+  from ldm_jax.runtime.monitoring.progress import Progress
 
   if generation.request.invert:
     yield from generation.batches()
     return
-  with tqdm(total=generation.network_calls, unit="step") as bar:
-    advance = lambda done, total, preview: bar.update(done - bar.n)
+  with Progress("sampling", generation.network_calls) as bar:
+    advance = lambda done, total, preview: bar.update(done - bar.done)
     yield from generation.batches(advance, callback_steps=10)
 
 

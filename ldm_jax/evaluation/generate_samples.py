@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ldm_jax.data import batching
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
@@ -23,6 +22,7 @@ from ldm_jax.run import Run
 from ldm_jax.runtime import image_files
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.runtime.monitoring.progress import Progress
 from ldm_jax.sampling import SamplingConfig
 from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.denoiser import DenoiserTask
@@ -115,7 +115,7 @@ class SampleWriter:
     done = next(
       (i for i in range(self.count) if not os.path.exists(path(i))), self.count
     )
-    with tqdm(total=self.count, initial=done, unit="image") as bar:
+    with Progress("sampling", self.count, "images", done) as bar:
       for begin, images in self._blocks(done):
         for i, image in enumerate(images, begin):
           if processes.is_first():

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from ldm_jax.config import PerceptualWeights
 from ldm_jax.data.transforms.augment import Augment
@@ -19,7 +18,6 @@ from ldm_jax.evaluation.metrics.resizing import ResizeMode
 from ldm_jax.evaluation.metrics.ssim import WIDTH, ssim
 from ldm_jax.evaluation.reconstruct import padded
 from ldm_jax.evaluation.request import EvaluationRequest
-from ldm_jax.files.printable import printable
 from ldm_jax.nn.encoders.inception import Features
 from ldm_jax.nn.encoders.lpips import LPIPS, STRIDE
 from ldm_jax.pixels import to_float
@@ -28,6 +26,7 @@ from ldm_jax.pretrained.metric_networks import inception as inceptions
 from ldm_jax.pretrained.metric_networks.lpips import SOURCES, perceptual
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.runtime.monitoring.progress import Progress
 
 BLOCK = 64
 Images = UInt8[np.ndarray, "b h w 3"]
@@ -169,9 +168,7 @@ class _CroppedSource:
 
 def _with_progress(images: ImageSet, label: str) -> Iterator[Images]:
   """The blocks of a set, with a progress bar."""
-  with tqdm(
-    total=len(images), unit="image", desc=printable(label), leave=False
-  ) as bar:
+  with Progress(label, len(images), "images") as bar:
     for block in images.blocks(BLOCK):
       yield block
       bar.update(len(block))

@@ -9,7 +9,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from ldm_jax.config import Data
 from ldm_jax.data import batching
@@ -40,6 +39,7 @@ from ldm_jax.runtime.folder_lock import folder_lock
 from ldm_jax.runtime.json_values import json_value
 from ldm_jax.runtime.log import log_duration
 from ldm_jax.runtime.monitoring import metric_writer
+from ldm_jax.runtime.monitoring.progress import Progress
 from ldm_jax.sampling import SamplingConfig
 
 SHOWN = 16
@@ -145,7 +145,7 @@ def _report(request: ReportRequest) -> ReportResult:
   count = len(examples["image"])
   with log_duration(f"reconstructing {count} images by the first stage"):
     reconstructions = reconstruction_function(run, sharding)(examples["image"])
-  with tqdm(total=sampler.network_calls(count), unit="step") as bar:
+  with Progress("sampling", sampler.network_calls(count)) as bar:
     samples = sampler.generate(examples, progress=bar.update)
   metrics = {"psnr": _mean_psnr(examples["image"], reconstructions)}
   with log_duration("measuring reconstructions and samples"):

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from ldm_jax import config
 from ldm_jax.config import Experiment
@@ -33,6 +32,7 @@ from ldm_jax.pretrained.networks import load
 from ldm_jax.run import Run, open_first_stage
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.folder_lock import folder_lock, output_lock
+from ldm_jax.runtime.monitoring.progress import Progress
 
 Encoder = Callable[[UInt8[np.ndarray, "b h w 3"]], Float[np.ndarray, "b d"]]
 
@@ -207,7 +207,7 @@ def _embed(
   """The embeddings of a whole source, in its order."""
   images = (_fitted(source[i]["image"], size) for i in range(len(source)))
   found = []
-  with tqdm(total=len(source), unit="image") as bar:
+  with Progress("embedding", len(source), "images") as bar:
     for block in _blocks(images, batch):
       count = len(block)
       # Padded to one shape, so that it compiles once.

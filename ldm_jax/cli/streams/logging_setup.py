@@ -48,12 +48,13 @@ class _Handler(logging.Handler):
   def emit(self, record: logging.LogRecord) -> None:
     try:
       line = self.format(record)
-      tqdm = sys.modules.get("tqdm")  # no bar is shown before its import
-      if tqdm is None:
+      # Nothing is shown before its import.
+      progress = sys.modules.get("ldm_jax.runtime.monitoring.progress")
+      if progress is None:
         sys.stderr.write(f"{line}\n")
-      else:  # clears the bars, writes the line and shows the bars again
-        tqdm.tqdm.write(line, file=sys.stderr)
-      sys.stderr.flush()
+        sys.stderr.flush()
+      else:  # above the lines of progress
+        progress.write_line(line)
     except Exception:
       self.handleError(record)
 

@@ -7,7 +7,6 @@ n runs.
 import concurrent.futures
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import numpy as np
 from ldm_jax.errors import NonFinite
 from ldm_jax.runtime.monitoring import flops
 from ldm_jax.runtime.monitoring.metric_writer import MetricWriter
+from ldm_jax.runtime.monitoring.progress import Progress
 from ldm_jax.runtime.skip_updates import HEALTH
 
 Item = TypeVar("Item")
@@ -164,17 +164,11 @@ class ProgressReporter:
     begin: int,
     steps: int,
   ):
-    from tqdm import tqdm
-
     self._metric_writer, self._step_timer = metric_writer, step_timer
     self._pending: tuple[int, Any] | None = None
     self._reported = begin
-    self._bar = tqdm(
-      total=steps,
-      initial=begin,
-      disable=jax.process_index() > 0,
-      mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
+    is_first = jax.process_index() == 0
+    self._bar = Progress("training", steps, "steps", begin, is_first)
 
   def defer(self, step: int, metrics: Any) -> None:
     """Keeps the metrics of `step` for the next `flush`."""
@@ -195,12 +189,9 @@ class ProgressReporter:
     timing = self._step_timer.metrics()
     self._metric_writer.write(step, values | timing)
     speed = timing.get("images_per_second")
-    self._bar.set_postfix_str(
-      f"loss {values['loss']:.4g}"
-      + (f", {speed:.0f} images/s" if speed else ""),
-      refresh=False,
-    )
-    self._bar.update(step - self._reported)
+    text = f"loss {values['loss']:.4g}"
+    text += f", {speed:.0f} images/s" if speed else ""
+    self._bar.update(step - self._reported, text)
     self._reported = step
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad and not health["in_row"]:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ldm_jax import config_json
 from ldm_jax.config import Data, Experiment
@@ -24,6 +23,7 @@ from ldm_jax.data.sources.write_records import write_record
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.files.file_lock import is_unused
 from ldm_jax.runtime.devices import processes
+from ldm_jax.runtime.monitoring.progress import Progress
 from ldm_jax.training.dataloading import bad_image_log
 from ldm_jax.training.preparation.request import PrepareRequest, PrepareResult
 
@@ -112,10 +112,13 @@ def _write_all(
     logger.info(
       "%d of %d files exist already", len(mine) - len(missing), len(mine)
     )
-  with concurrent.futures.ThreadPoolExecutor(request.threads) as pool:
-    for n in tqdm(missing, unit="file", disable=not processes.is_first()):
+  done, is_first = len(mine) - len(missing), processes.is_first()
+  bar = Progress("packing", len(mine), "files", done, is_first)
+  with bar, concurrent.futures.ThreadPoolExecutor(request.threads) as pool:
+    for n in missing:
       numbers = range(n * EACH, min((n + 1) * EACH, count))
       write_record(paths[n], list(pool.map(encode, numbers)))
+      bar.update()
 
 
 def _files(source: Any, side: int, form: str, index: int) -> dict[str, bytes]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from ldm_jax import config_json
 from ldm_jax.config import Data, Experiment, packages
@@ -26,6 +25,7 @@ from ldm_jax.run import open_first_stage
 from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import attention_kernels, processes
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
+from ldm_jax.runtime.monitoring.progress import Progress
 from ldm_jax.training.dataloading import bad_image_log
 from ldm_jax.training.preparation import array_files
 from ldm_jax.training.preparation.progress_log import ProgressLog
@@ -205,7 +205,7 @@ def _encode_all(
   starts = range(mine * request.batch, work.count, count * request.batch)
   done = log.keep(starts)
   blocks = _read_ahead(work, starts[done:], request.batch, request.threads)
-  bar = tqdm(total=len(starts), initial=done, unit="block", disable=mine > 0)
+  bar = Progress("encoding", len(starts), "blocks", done, mine == 0)
   with bar, array_files.opened(request.out, arrays, work.count) as files:
     for number, (begin, items) in enumerate(blocks, done + 1):
       images = [item["image"] for item in items]
