@@ -15,7 +15,7 @@ install = { command -v uv || $(BIN)/pip install -q uv; } > /dev/null && \
 PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart gallery test slow live everything reference lint check docs \
-  clean
+  figures clean
 
 # Trains both stages on the built-in glyphs, samples, and scores the samples. Two
 # cores as two devices train 1.5 times as fast as one device; optimization level 1
@@ -57,6 +57,12 @@ claim-%: $(BASE)
 # The images of docs/gallery.md, from the quickstart's model.
 gallery: $(BASE)
 	$(BIN)/python docs/gallery.py
+
+# The figures of docs/how, by their code; two_stages.png from the quickstart's model.
+figures: $(BASE)
+	$(BIN)/pip install -q -e ".[docs]"
+	for name in compression two_stages schedules guidance sampler_tables \
+	  bottleneck; do $(BIN)/python docs/figures/$$name.py || exit 1; done
 
 test: $(STAMP)
 	$(PYTEST) $(ONLY)

@@ -66,9 +66,9 @@ def commands(page: pathlib.Path) -> list[list[str]]:
 def small(config: str) -> dict[str, str]:
   """Overrides that make a shipped experiment small, by its name."""
   name = pathlib.Path(config).stem
-  if name == "glyphs_autoencoder":
-    return small_models.ONE
-  if name.startswith("glyphs"):
+  if name in ("glyphs_autoencoder", "quickstart_autoencoder"):
+    return small_models.ONE | {"task.optimizer.muon": "none"}
+  if name.startswith(("glyphs", "quickstart")):
     return small_models.TWO
   return {}
 
