@@ -30,6 +30,7 @@ _MODULES = {
   "data.glyphs.source": ("Glyphs",),
   "data.sources.folder": ("Folder",),
   "data.sources.hf_dataset": ("HfDataset",),
+  "data.sources.mds_source": ("MdsSource",),
   "data.sources.tfds_source": ("TfdsSource",),
   "data.sources.shards": ("Shards",),
   "data.sources.mix": ("Mix",),
