@@ -35,6 +35,10 @@ SERVER = """
   its first line is the key that every client must send
 --allowed_origins: URL+
   a page whose scripts may read answers (CORS); repeat it for several
+--controlnets: FOLDER+
+  a ControlNet that the page offers; repeat it for several
+--no_page: yes
+  the HTTP API alone
 --drain: int
   seconds for which requests are finished at the end (default: 60)
 """
@@ -81,13 +85,15 @@ def main(arguments: Sequence[str]) -> int:
   given = {k: v for k, v in vars(flags).items() if v is not None}
   names = {field.name for field in dataclasses.fields(ServeRequest)}
   fields = {name: given[name] for name in names if name in given}
-  if "allowed_origins" in fields:
-    fields["allowed_origins"] = tuple(fields["allowed_origins"])
+  for name in ("allowed_origins", "controlnets"):
+    if name in fields:
+      fields[name] = tuple(fields[name])
   limits = {new: given[old] for old, new in _NAMES.items() if old in given}
   request = ServeRequest(
     **fields,
     options=load_options(flags, ignored=("name",)),
     limits=Limits(**limits),
+    has_page=not given.get("no_page", False),
   )
   serve(request, functools.partial(print, flush=True))
   return 0

@@ -1,4 +1,4 @@
-"""A model behind an HTTP API."""
+"""A model behind a web page and an HTTP API."""
 
 import dataclasses
 import logging
@@ -25,6 +25,7 @@ class ServeRequest:
     model: a run, a diffusers folder, a single file, or owner/model.
     options: of reading it.
     lora_folder: of the LoRAs that prompts may name; None for none.
+    controlnets: folders of ControlNets that the page offers.
     name: of the model for clients; by default the last part of its path.
     host: address to bind to; 127.0.0.1 is this machine alone.
     port: 0 takes a free one.
@@ -32,6 +33,7 @@ class ServeRequest:
     limits: of what clients may ask for.
     api_key: a file whose first line every client must know; None for none.
     allowed_origins: of pages whose scripts may read answers (CORS).
+    has_page: whether there is a web page next to the API.
     drain: seconds for which requests are finished at the end.
 
   Raises:
@@ -41,6 +43,7 @@ class ServeRequest:
   model: str
   options: LoadOptions = LoadOptions()
   lora_folder: str | os.PathLike | None = None
+  controlnets: tuple[str, ...] = ()
   name: str | None = None
   host: str = "127.0.0.1"
   port: int = 7860
@@ -48,6 +51,7 @@ class ServeRequest:
   limits: Limits = Limits()
   api_key: str | os.PathLike | None = None
   allowed_origins: tuple[str, ...] = ()
+  has_page: bool = True
   drain: int = 60
 
   def __post_init__(self):
@@ -88,6 +92,11 @@ def serve(
   app = create_app(
     worker, name, api_key=key, allowed_origins=request.allowed_origins
   )
+  if request.has_page:
+    from ldm_jax.serving.appearance import mount_page
+    from ldm_jax.serving.page import build_page
+
+    app = mount_page(app, build_page(worker, request.controlnets))
   config = uvicorn.Config(
     app,
     host=request.host,
