@@ -14,6 +14,7 @@ COMMANDS = {
   "train": "train either stage, or resume a run",
   "sample": "generate images from a run or from published weights",
   "serve": "a web page and an HTTP API for a model",
+  "watch": "follow runs on a web page while they train",
   "evaluate": "metrics of a run or of folders of images",
   "report": "score a run on the built-in data and write an HTML report",
   "convert": "convert between runs, diffusers folders and single files",
