@@ -5,7 +5,6 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.fields.arguments import check_request
@@ -77,9 +76,8 @@ def serve(
       address is in use, or the model cannot be opened.
   """
   try:
-    import uvicorn
-
     from ldm_jax.serving.app import create_app
+    from ldm_jax.serving.http_server import run_server
   except ImportError as error:
     raise ConfigError(
       f"serve needs the extra web ({error}); pip install 'ldm_jax[web]'"
@@ -97,39 +95,12 @@ def serve(
     from ldm_jax.serving.page import build_page
 
     app = mount_page(app, build_page(worker, request.controlnets))
-  config = uvicorn.Config(
-    app,
-    host=request.host,
-    port=request.port,
-    log_level="warning",
-    timeout_graceful_shutdown=request.drain or None,
-  )
-  server = _server(config, is_ready)
+  host, port, drain = request.host, request.port, request.drain
   worker.start()
   try:
-    server.run()
-  except SystemExit as error:  # uvicorn cannot bind
-    raise ConfigError(
-      f"cannot bind to {request.host}:{request.port}; it may be in use, try "
-      "another port (--port)"
-    ) from error
+    run_server(app, host, port, drain=drain, is_ready=is_ready)
   finally:
     worker.stop(timeout=request.drain)
-
-
-def _server(config: Any, is_ready: Callable[[str], None]) -> Any:
-  """A uvicorn server that reports its address."""
-  import uvicorn
-
-  class Server(uvicorn.Server):
-    async def startup(self, sockets=None) -> None:
-      await super().startup(sockets)
-      if self.started:
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        is_ready(f"http://{shown}:{port}")
-
-  return Server(config)
 
 
 def read_key(path: str | os.PathLike) -> str:

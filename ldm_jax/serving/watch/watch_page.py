@@ -83,7 +83,11 @@ class _View:
     self.images = gr.HTML(elem_id="previews")
 
   def connect(
-    self, folders: list[str], state: gr.State, every: float | int, blocks: gr.Blocks
+    self,
+    folders: list[str],
+    state: gr.State,
+    every: float | int,
+    blocks: gr.Blocks,
   ) -> None:
     """Refreshes the components when the files or the choices change."""
 
