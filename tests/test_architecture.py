@@ -232,7 +232,7 @@ def test_commands_are_thin():
     p: p.read_text().count("\n") for p in (PACKAGE / "cli").rglob("*.py")
   }
   assert max(sizes.values()) <= 120, max(sizes, key=sizes.get)
-  assert sum(sizes.values()) < 1800
+  assert sum(sizes.values()) < 2000
 
 
 def test_public_functions_have_docstrings():
