@@ -109,10 +109,10 @@ class _View:
       runs = list(map(read_run, folders))
       return False, run_tables.preview_images(runs, name, int(step))
 
-    drawn = [self.loss, self.rate, self.speed, self.other]
+    figures = [self.loss, self.rate, self.speed, self.other]
     tables = [self.overview, self.checkpoints, self.skipped, self.config]
     previews = [self.step, self.images]
-    outputs = [*tables, self.metric, self.preview, *drawn, *previews]
+    outputs = [*tables, self.metric, self.preview, *figures, *previews]
     inputs = [self.is_log, self.metric, self.preview, self.step, self.follows]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     everything = [state, *outputs]
@@ -120,7 +120,7 @@ class _View:
     blocks.load(refresh, [state, *inputs], everything, **quiet)
     timer.tick(refresh, [state, *inputs], everything, **quiet)
     for part in (self.is_log, self.metric):
-      part.input(plots, [self.is_log, self.metric], drawn, **quiet)
+      part.input(plots, [self.is_log, self.metric], figures, **quiet)
     for part in (self.preview, self.follows):
       choices = [self.preview, self.step, self.follows]
       part.input(images, choices, previews, **quiet)
