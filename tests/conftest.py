@@ -1,5 +1,6 @@
 """Test session: eight virtual devices, a compilation cache, checked shapes."""
 
+import gc
 import os
 import pathlib
 import re
@@ -10,6 +11,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -53,6 +55,23 @@ RARE = re.compile(
 
 # Shapes in signatures are checked here, and only here.
 install_import_hook("ldm_jax", "beartype.beartype")
+
+# The checks take two fifths of the time of tracing. These files trace
+# networks of published sizes, which their own tests check in small.
+UNCHECKED = ("published_experiments", "published_sizes")
+
+# Tracing allocates many objects that live as long as the program: collecting at
+# the usual threshold takes a sixth of its time.
+gc.set_threshold(200_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def checked_shapes(request: pytest.FixtureRequest):
+  """Shapes are checked in every file but those above."""
+  name = request.path.stem.removeprefix("test_")
+  jaxtyping.config.update("jaxtyping_disable", name in UNCHECKED)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import random_state, random_variables
 
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import (
@@ -45,9 +46,10 @@ def draw(seed=0, count=4, side=16):
 def begin(task=TASK, seed=0):
   batch = draw(seed)
   images = to_float(batch["image"])
-  lpips = jax.jit(task.perceptual.init)(jax.random.key(1), images, images)
-  frozen = Frozen(lpips)
-  return jax.jit(task.init)(jax.random.key(2), batch, frozen), frozen, batch
+  frozen = Frozen(random_variables(task.perceptual, images, images))
+  state = random_state(task, batch, frozen)
+  params = state.params | {"logvar": jnp.float32(task.logvar)}
+  return state.replace(params=params), frozen, batch
 
 
 @functools.cache
@@ -260,9 +262,7 @@ def test_the_autoencoder_pads_right_and_bottom():
   trunk = ConvStack(8, (1, 2), 1, has_mid_attention=False, groups=1)
   autoencoder = Autoencoder(trunk, 3)
   images = to_float(draw(5, 1, 32)["image"])
-  variables = jax.jit(autoencoder.init)(
-    jax.random.key(0), images, jnp.zeros((1, 16, 16, 3))
-  )
+  variables = random_variables(autoencoder, images, jnp.zeros((1, 16, 16, 3)))
   kernel = variables["params"]["encoder"]["down_0_downsample"]["kernel"]
   one = jnp.zeros((1, 8, 8, 8)).at[0, 0, 0, 0].set(1.0)
 

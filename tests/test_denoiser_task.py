@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import random_like, random_variables
 
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.loss import DenoisingLoss
@@ -57,8 +58,8 @@ def begin(task=TASK, seed=0):
   batch = draw(seed)
   shapes = task.frozen_shapes(batch)
   noise = jnp.zeros((8, 4, 4, 3))
-  first_stage = jax.jit(task.model.first_stage.init)(
-    jax.random.key(1), to_float(batch["image"]), noise
+  first_stage = random_variables(
+    task.model.first_stage, to_float(batch["image"]), noise
   )
   frozen = Frozen(first_stage, jnp.float32(1.7))
   jax.tree.map(lambda a, b: a.shape == b.shape or 1 / 0, frozen, shapes)
@@ -71,23 +72,32 @@ def stepping(task):
   return jax.jit(task.step)
 
 
-def perturbed(state, seed=9):
-  """The same state with every zero weight replaced: outputs are not 0."""
-  leaves, tree = jax.tree.flatten(state.params)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  noisy = [
-    leaf + 0.05 * jax.random.normal(key, leaf.shape)
-    for leaf, key in zip(leaves, keys, strict=True)
-  ]
-  params = jax.tree.unflatten(tree, noisy)
+def perturbed(state):
+  """The same state with random weights: outputs are not 0."""
+  params = random_like(state.params, seed=9)
   return state.replace(params=params, ema=params)
 
 
-def gradient(task, state, frozen, batch, key):
-  """The gradient of a step, from an SGD update with learning rate 1."""
-  draws = task.draw(key, batch)
-  loss = lambda p: task._loss(p, frozen, batch, draws).mean()
-  return jax.jit(jax.grad(loss))(state.params)
+@functools.cache
+def loss_of(task):
+  """The loss of a batch, compiled once for equal tasks."""
+  return jax.jit(lambda *inputs: task._loss(*inputs).mean())
+
+
+@functools.cache
+def unet_gradient(remat):
+  """The gradient of a loss of the U-Net with rematerialisation as given."""
+  state = perturbed(begin()[0])
+  xt = jnp.asarray(
+    np.random.default_rng(1).standard_normal((8, 4, 4, 3)), jnp.float32
+  )
+  rows = np.random.default_rng(2).standard_normal((8, 7, 16))
+  condition = Condition(jnp.asarray(rows, jnp.float32))
+  unet = TASK.model.unet.clone(remat=remat)
+  loss = lambda params: jnp.square(
+    unet.apply(params, xt, jnp.arange(8.0), condition)
+  ).mean()
+  return jax.jit(jax.grad(loss))(state.params["unet"])
 
 
 def test_an_initial_network_predicts_zero_at_loss_one():
@@ -100,11 +110,9 @@ def test_an_initial_network_predicts_zero_at_loss_one():
   network = jax.jit(TASK.model.predict)
   out = network(params, xt, jnp.arange(8.0), condition)
   assert np.all(out == 0)
-  _, metrics = stepping(TASK)(state, frozen, batch, jax.random.key(3))
   draws = TASK.draw(jax.random.key(3), batch)
-  np.testing.assert_allclose(
-    metrics["loss"], jnp.square(draws.noise).mean(), rtol=1e-5
-  )
+  loss = loss_of(TASK)(state.params, frozen, batch, draws)
+  np.testing.assert_allclose(loss, jnp.square(draws.noise).mean(), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -125,13 +133,7 @@ def test_slices_of_a_batch_are_the_batch():
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(remat):
-  state, frozen, batch = begin()
-  state, key = perturbed(state), jax.random.key(3)
-  unet = TASK.model.unet.clone(remat=remat)
-  model = dataclasses.replace(TASK.model, unet=unet)
-  task = dataclasses.replace(TASK, model=model)
-  ours = gradient(TASK, state, frozen, batch, key)
-  theirs = gradient(task, state, frozen, batch, key)
+  ours, theirs = unet_gradient("off"), unet_gradient(remat)
   norm = float(optax.tree.norm(ours))
   difference = optax.tree.norm(jax.tree.map(jnp.subtract, ours, theirs))
   assert norm > 0 and difference / norm < 1e-5
@@ -144,9 +146,11 @@ def test_bfloat16_computes_what_float32_does():
   task = dataclasses.replace(
     TASK, model=dataclasses.replace(TASK.model, unet=unet)
   )
-  _, half = stepping(task)(state, frozen, batch, key)
-  after, full = stepping(TASK)(state, frozen, batch, key)
-  np.testing.assert_allclose(half["loss"], full["loss"], rtol=0.02)
+  inputs = state.params, frozen, batch, TASK.draw(key, batch)
+  half, full = loss_of(task)(*inputs), loss_of(TASK)(*inputs)
+  np.testing.assert_allclose(half, full, rtol=0.02)
+  assert half != full
+  after, _ = jax.eval_shape(task.step, state, frozen, batch, key)
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(after.params)}
   assert dtypes == {jnp.dtype("float32")}
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_like, random_variables
 from PIL import Image
 
 import ldm_jax
@@ -49,17 +50,6 @@ SIDE = 32
 PROMPT = "a red fox in the snow"
 
 
-def perturbed(variables, seed):
-  """Adds noise to every parameter: new networks are full of zeros."""
-  leaves, tree = jax.tree.flatten(variables)
-  rng = np.random.default_rng(seed)
-  stirred_leaves = [
-    leaf + jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32)
-    for leaf in leaves
-  ]
-  return jax.tree.unflatten(tree, stirred_leaves)
-
-
 @pytest.fixture(scope="module")
 def clip_prompts(tmp_path_factory):
   """A tokenizer of CLIP's kind: its folder, and as `ClipPrompts`."""
@@ -90,14 +80,15 @@ def model(clip_prompts):
   )
   key = jax.random.key(0)
   ids = jnp.asarray(clip_prompts[1].encode([PROMPT]))
-  trained = jax.jit(lambda: made.init(key, {"tokens": ids}, (1, 8, 8, 4)))()
+  trained = random_like(
+    jax.eval_shape(lambda: made.init(key, {"tokens": ids}, (1, 8, 8, 4)))
+  )
   image, noise = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8, 8, 4))
-  first = jax.jit(made.first_stage.init)(key, image, noise)
   return made, Parameters(
-    perturbed(first, 1),
+    random_variables(made.first_stage, image, noise, seed=1),
     jnp.float32(0.18215),
-    perturbed(trained["conditioners"], 2),
-    perturbed(trained["unet"], 3),
+    trained["conditioners"],
+    trained["unet"],
   )
 
 

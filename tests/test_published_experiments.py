@@ -107,6 +107,13 @@ def stage_of(made):
   return experiment(path).task.autoencoder
 
 
+@functools.cache
+def stage_shapes(stage, side):
+  images = jnp.zeros((1, side, side, 3))
+  latents = jnp.zeros((1, *stage.latent_shape(side, side)))
+  return jax.eval_shape(stage.init, jax.random.key(0), images, latents)
+
+
 def count(tree):
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
@@ -149,13 +156,7 @@ def batch(task, side, rows):
 @pytest.mark.parametrize("name", STAGES)
 def test_first_stages_have_their_size(name):
   autoencoder = experiment(name).task.autoencoder
-  side = autoencoder.stride
-  shapes = jax.eval_shape(
-    autoencoder.init,
-    jax.random.key(0),
-    jnp.zeros((1, side, side, 3)),
-    jnp.zeros((1, *autoencoder.latent_shape(side, side))),
-  )
+  shapes = stage_shapes(autoencoder, autoencoder.stride)
   assert count(shapes) == STAGES[name]
 
 
@@ -165,16 +166,7 @@ def test_second_stages_have_their_size(name):
   task = made.task.with_first_stage(stage_of(made))
   side = task.model.size_multiple
   given = batch(task, side, 1)
-  shape = (1, *task.first_stage.latent_shape(side, side))
-  frozen = Frozen(
-    jax.eval_shape(
-      task.first_stage.init,
-      jax.random.key(0),
-      jnp.zeros((1, side, side, 3)),
-      jnp.zeros(shape),
-    ),
-    jnp.float32(1.0),
-  )
+  frozen = Frozen(stage_shapes(task.first_stage, side), jnp.float32(1.0))
   shapes = jax.eval_shape(task.init_params, jax.random.key(0), given, frozen)
   found = count(shapes["unet"]), count(shapes["conditioners"])
   assert found == DIFFUSIONS[name]

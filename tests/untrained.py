@@ -3,6 +3,9 @@
 import contextlib
 import os
 
+import jax
+from networks import state_like
+
 from ldm_jax import config
 from ldm_jax.config import override
 from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
@@ -37,7 +40,7 @@ def get_config():
 
 
 def untrained(path, folder, flags):
-  """Writes the run of a config with these flags, at step 0 of its steps."""
+  """Writes the run of a config with these flags, at step 0, random."""
   overrides = dict(
     flag.removeprefix("--config.").split("=", 1) for flag in flags
   )
@@ -48,4 +51,5 @@ def untrained(path, folder, flags):
   programs = CompiledTask(run.experiment.task, sharding, 0, frozen, batch)
   where = os.path.join(folder, "checkpoints")
   with contextlib.closing(Checkpoints(where)) as checkpoints:
-    checkpoints.save(1, programs.init(batch))
+    state = jax.device_put(state_like(programs.shapes), programs.shardings)
+    checkpoints.save(1, state)
