@@ -7,10 +7,12 @@ import math
 import unittest.mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from networks import random_state
 
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
@@ -56,6 +58,9 @@ class Descent(Optimizer):
 
   def build(self):
     return optax.chain(optax.trace(0.0), optax.scale(-self.rate))
+
+  def current_rate(self, state):
+    return jnp.float32(self.rate)
 
 
 STACK = ConvStack(8, (1, 2), 1, groups=4)
@@ -143,13 +148,6 @@ def frozen_of(task):
   return jax.tree.unflatten(tree, [np.float32(x) for x in drawn])
 
 
-def with_noise(params):
-  """Parameters with noise on every leaf; zero-initialised layers too."""
-  rng = np.random.default_rng(3)
-  add = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)
-  return jax.tree.map(lambda x: add(np.asarray(x)), params)
-
-
 TASKS = {
   "one": STAGE_ONE,
   "lpips": WITH_LPIPS,
@@ -167,15 +165,10 @@ def history(task_name, *mesh):
   sharding = dataclasses.replace(sharding, min_size=256)
   frozen = frozen_of(task)
   frozen = jax.device_put(frozen, sharding.tree_shardings(frozen))
-  key = jax.random.key(0)
-  batch = sharding.put_batch(draw(0))
-  shardings = sharding.tree_shardings(
-    jax.eval_shape(task.init, key, batch, frozen)
-  )
-  state = jax.jit(task.init, out_shardings=shardings)(key, batch, frozen)
-  if isinstance(task, DenoiserTask):  # most initial gradients are zero
-    params = jax.device_put(with_noise(state.params), shardings.params)
-    state = state.replace(params=params)
+  # Most gradients of an initial state are zero.
+  state = random_state(task, draw(0), frozen)
+  shardings = sharding.tree_shardings(state)
+  state = jax.device_put(state, shardings)
   if mesh[1] * mesh[2] > 1:
     sharded = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
     assert len(sharded) > 20

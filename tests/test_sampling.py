@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_like, random_variables
 
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.prediction import Estimate
@@ -37,7 +38,7 @@ from ldm_jax.sampling import (
 )
 from ldm_jax.sampling.inpainting import latent_mask, slerp
 from ldm_jax.sampling.inputs.resize import extend_canvas, fit_image, fit_mask
-from ldm_jax.sampling.sampling_config import PromptVariant
+from ldm_jax.sampling.sampling_config import ConditionGroup, PromptVariant
 from ldm_jax.sampling.tiling import blend, starts, windowed
 
 SIDE = 16
@@ -74,15 +75,17 @@ def class_model(latents=3):
   )
   key = jax.random.key(0)
   label = {"label": jnp.zeros((1,), jnp.int32)}
-  first = jax.jit(model.first_stage.init)(
-    key, jnp.zeros((1, SIDE, SIDE, 3)), jnp.zeros((1, 8, 8, latents))
+  first = random_variables(
+    model.first_stage,
+    jnp.zeros((1, SIDE, SIDE, 3)),
+    jnp.zeros((1, 8, 8, latents)),
+    seed=1,
   )
-  trained = jax.jit(lambda: model.init(key, label, (1, 8, 8, latents)))()
+  trained = random_like(
+    jax.eval_shape(lambda: model.init(key, label, (1, 8, 8, latents))), 2
+  )
   params = Parameters(
-    perturbed(first, 1),
-    jnp.float32(0.8),
-    perturbed(trained["conditioners"], 2),
-    perturbed(trained["unet"], 3),
+    first, jnp.float32(0.8), trained["conditioners"], trained["unet"]
   )
   return model, params
 
@@ -527,12 +530,10 @@ def test_the_negative_side_drops_what_training_dropped(model, rate):
     2, 2, image_inputs=ImageInputs(random_images(2), masks)
   )
   rows = np.arange(2)
-  start = inpainting._initial_latents.start(
-    CONFIG, inputs, inputs.image_inputs, inpainting._plan(CONFIG), rows
-  )
   positive, negative = sides(2)
-  batch = inpainting._batch(params, CONFIG, inputs, start, rows)
-  step = inpainting._step_inputs(batch, PromptVariant((positive,), negative))
+  group = ConditionGroup(rows, (PromptVariant((positive,), negative),))
+  begun = inpainting.begin(CONFIG, group, inputs, rows, params)
+  ((_, step),) = begun.schedule
   assert np.abs(step.positive.concat).max() > 0
   is_kept = rate == 0
   assert np.array_equal(step.positive.concat, step.negative.concat) == is_kept
