@@ -227,11 +227,12 @@ def test_wandb_continues_a_run_under_its_id(tmp_path, monkeypatch):
     assert key in content, key
 
 
-def test_trackio_continues_a_run_under_its_name(tmp_path, monkeypatch):
+def test_trackio_continues_a_run_under_its_name(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
   pytest.importorskip("trackio", reason="the package trackio is not installed")
   folder = written_run(tmp_path / "run")
   log_twice(folder, Trackio())
+  assert capsys.readouterr().out == ""
   (file,) = glob.glob(f"{tmp_path}/trackio/*.db")
   rows = sqlite3.connect(file).execute(
     "select run_name, step, metrics from metrics"

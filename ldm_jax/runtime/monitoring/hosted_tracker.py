@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -43,9 +44,13 @@ class HostedTracker(Tracker):
 
 @contextlib.contextmanager
 def as_os_error() -> Iterator[None]:
-  """Errors of a tracker's package, of whatever kind, as OSError of one line."""
+  """Errors of a tracker's package, of whatever kind, as OSError of one line.
+
+  What it prints goes to stderr, since a command's stdout is for its result.
+  """
   try:
-    yield
+    with contextlib.redirect_stdout(sys.stderr):
+      yield
   except Exception as error:
     line = " ".join(str(error).split())[:200]
     raise OSError(f"{type(error).__name__}: {line}") from error

@@ -103,14 +103,14 @@ class Trackio(HostedTracker):
         config=hyperparameters(folder),
         embed=False,
       )
-      return TrackioRun(run, trackio.Image)
+      return TrackioRun(run, trackio)
 
 
 class TrackioRun(Tracker):
   """A run of Trackio."""
 
-  def __init__(self, run: Any, make_image: Any):
-    self._run, self._make_image = run, make_image
+  def __init__(self, run: Any, package: Any):
+    self._run, self._package = run, package
 
   def log(self, step: int, metrics: dict[str, float]) -> None:
     """One row."""
@@ -120,9 +120,9 @@ class TrackioRun(Tracker):
   def image(self, step: int, name: str, array: np.ndarray) -> None:
     """One panel for each name."""
     with as_os_error():
-      self._run.log({name: self._make_image(array)}, step=step)
+      self._run.log({name: self._package.Image(array)}, step=step)
 
   def close(self) -> None:
     """Waits for what is being sent."""
     with as_os_error():
-      self._run.finish()
+      self._package.finish()  # the run's own would be called again at exit
