@@ -219,3 +219,44 @@ def test_a_label_is_of_digits(tmp_path):
   source = tar(tmp_path / "x.tar", {"a.png": None, "a.cls": "²"})
   with pytest.raises(DataError, match="cls a whole number"):
     _ = source[0]
+
+
+@pytest.mark.parametrize(
+  "labels, numbers, classes",
+  [
+    (["dog", "cat", "dog"], [1, 0, 1], ("cat", "dog")),
+    (["2", "0", "10"], [2, 0, 10], ()),
+    (["2", "0", "x"], [1, 0, 2], ("0", "2", "x")),
+  ],
+)
+def test_labels_of_metadata_go_before_folders(
+  tmp_path, labels, numbers, classes
+):
+  rows = "".join(f"{i}.png,{label}\n" for i, label in enumerate(labels))
+  images = {f"train/{i}.png": None for i in range(3)}
+  files = images | {"train/metadata.csv": f"file_name,label\n{rows}"}
+  source = folder(tmp_path, files)
+  items = [source[i] for i in range(3)]
+  assert [int(item["label"]) for item in items] == numbers
+  assert source.classes == classes and items[0].keys() == {"image", "label"}
+
+
+@pytest.mark.parametrize(
+  "labels, line",
+  [
+    ([1, None], "has labels for 1 of 2 images; b.png is the first without"),
+    ([1], "has labels for 1 of 2 images"),
+    ([1, -1], "has the label '1'; expected whole numbers from 0, or names"),
+    ([1, True], "has the label '1'"),
+    (["x", 2], "has the label '2'"),
+    ([[1], [2]], r"has the label '\[1\]'"),
+  ],
+)
+def test_labels_of_other_kinds_are_refused(tmp_path, labels, line):
+  lines = [
+    json.dumps({"file_name": name, "text": "x", "label": label})
+    for name, label in zip(("a.png", "b.png"), labels, strict=False)
+  ]
+  files = {"a.png": None, "b.png": None, "metadata.jsonl": "\n".join(lines)}
+  with pytest.raises(DataError, match=line):
+    _ = folder(tmp_path, files)[0]

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from ldm_jax.data.annotations import ENDINGS, READERS, read_annotation
 from ldm_jax.data.images import EXTENSIONS, header_size, read_image
 from ldm_jax.data.sources.folder_captions import Captions, read_captions
+from ldm_jax.data.sources.folder_labels import Labels, numbered
 from ldm_jax.errors import ConfigError, DataError
 from ldm_jax.fields.limits import Count
 
@@ -24,8 +25,9 @@ _PLANES = tuple(ENDINGS[key] for key in READERS)  # not images
 class Folder:
   """Every image below `path`, in the sorted order of its relative name.
 
-  "label" is the index of an image's first-level folder among `classes`; it is
-  present if every image is in such a folder. "caption" is `<stem>.txt` or
+  "label" is the label of a metadata file, a number or the index of a name among
+  `classes`; else the index of an image's first-level folder among them, which
+  is present if every image is in such a folder. "caption" is `<stem>.txt` or
   `<stem>.caption` next to the image, else caption.txt in its folder, else the
   text of a metadata.jsonl, .csv or .parquet, else ""; it is present if any
   image has one, and the images without are counted in a warning. "score" is
@@ -68,8 +70,8 @@ class Folder:
     if name in self._captions.scores:
       item["score"] = np.float32(self._captions.scores[name])
     item |= self._annotations(name, item["image"].shape[:2])
-    if self.classes:
-      item["label"] = np.int32(self._labels[_first_folder(name)])
+    if (labels := self._labels) is not None:
+      item["label"] = np.int32(labels.numbers[name])
     return item
 
   def path_of(self, index: int) -> str:
@@ -132,15 +134,23 @@ class Folder:
       )
     return tuple(name for name in self._images if name in keep)
 
-  @functools.cached_property
+  @property
   def classes(self) -> tuple[str, ...]:
-    """The sorted first-level folders, or () if an image is in none."""
-    folders = {_first_folder(name) for name in self._images}
-    return () if "" in folders else tuple(sorted(folders))
+    """The sorted names of the labels, or () if there are none."""
+    return () if self._labels is None else self._labels.classes
 
   @functools.cached_property
-  def _labels(self) -> dict[str, int]:
-    return {name: label for label, name in enumerate(self.classes)}
+  def _labels(self) -> Labels | None:
+    """Of all images; None if an image has none."""
+    if self._captions.labels:
+      return numbered(self._captions.labels, self._images, self.path)
+    folders = {name: _first_folder(name) for name in self._images}
+    if "" in folders.values():
+      return None
+    classes = tuple(sorted(set(folders.values())))
+    places = {folder: place for place, folder in enumerate(classes)}
+    numbers = {name: places[folder] for name, folder in folders.items()}
+    return Labels(numbers, classes)
 
   @property
   def _root(self) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""Captions and scores of a folder's images, from text and metadata files."""
+"""Captions, scores and labels of images, from text and metadata files."""
 
 import csv
 import dataclasses
@@ -22,8 +22,8 @@ ENDINGS = (".txt", ".caption")  # of an image's own caption, in this order
 FOLDER_CAPTION = "caption.txt"  # one caption for all images of its folder
 # Hugging Face's ImageFolder with captions; names are relative to the file.
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-FIELDS = ("file_name", "text", "caption", "score")
-NEEDED = "expected file_name and text, and a finite score if there is one"
+FIELDS = ("file_name", "text", "caption", "label", "score")
+NEEDED = "expected file_name and text or label, and a finite score if any"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Captions:
     texts: the text file that captions an image.
     listed: captions of metadata files; None where one says null.
     scores: of metadata files.
+    labels: of metadata files, as they are there; None for what lacks one.
   """
 
   root: pathlib.Path
   texts: Mapping[str, str]
   listed: Mapping[str, str | None]
   scores: Mapping[str, float]
+  labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __bool__(self) -> bool:
     return bool(self.texts) or any(
@@ -69,6 +71,7 @@ def read_captions(
   known = frozenset(images)
   listed: dict[str, str | None] = {}
   scores: dict[str, float] = {}
+  labels: dict[str, Any] = {}
   several = 0
   for file in files:
     folder, base = posixpath.split(file)
@@ -87,8 +90,10 @@ def read_captions(
       listed[name] = caption_of(text, where)
       if score is not None:
         scores[name] = score
+      if "label" in entry:
+        labels[name] = entry["label"]
   texts = _texts(files, images)
-  found = Captions(root, texts, listed, scores)
+  found = Captions(root, texts, listed, scores, labels)
   if found:
     _report(found, files, images, several)
   return found
@@ -203,6 +208,7 @@ def _fields(
   """(relative name of the image, caption, score) of an entry."""
   name = entry.get("file_name")
   texts = [entry[key] for key in ("text", "caption") if key in entry]
+  texts = texts or [None] * ("label" in entry)
   if not isinstance(name, str) or not texts:
     raise DataError(f"{where}: {NEEDED}; got {str(dict(entry))[:60]}")
   score = entry.get("score")
