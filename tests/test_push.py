@@ -18,7 +18,7 @@ from untrained import FOLDER, untrained
 import ldm_jax
 from ldm_jax.errors import ConfigError
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
-from ldm_jax.pretrained.hub.fetch import local_adapter, local_path
+from ldm_jax.pretrained.hub.fetch import local_adapter, local_path, local_run
 from ldm_jax.pretrained.hub.model_card import ModelCard
 from ldm_jax.pretrained.hub.push import PushRequest, push_to_hub
 from ldm_jax.run import Run
@@ -87,7 +87,8 @@ def test_a_run_is_pushed_and_opened_by_its_name(hub, run):
     assert line in card, line
   assert "validation" not in card.partition("## Config")[0]
   assert ldm_jax.inspect("owner/ae") == ldm_jax.inspect(run)
-  copy, sharding = local_path("owner/ae"), MeshShape().build()
+  copy, sharding = local_run("owner/ae"), MeshShape().build()
+  assert copy == local_path("owner/ae") and local_run(run) == run
   same = np.testing.assert_array_equal
   jax.tree.map(
     same, *(Run.open(each).trained(sharding) for each in (run, copy))

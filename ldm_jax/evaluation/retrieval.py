@@ -28,6 +28,7 @@ from ldm_jax.files.numpy_files import read_npy
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.pixels import to_float
 from ldm_jax.pretrained.components import open_network
+from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.pretrained.networks import load
 from ldm_jax.run import Run, open_first_stage
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -188,7 +189,7 @@ def encoder_of(
 
 def _first_stage_encoder(folder: str, trust: Collection[str]) -> Encoder:
   """The latents of a run's autoencoder, flattened and of unit length."""
-  run = open_first_stage(folder, trust)
+  run = open_first_stage(local_run(folder), trust)
   params = run.trained(MeshShape().build())
   model = run.experiment.task.autoencoder
 

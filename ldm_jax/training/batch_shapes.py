@@ -25,6 +25,7 @@ from ldm_jax.nn.conditioners.spatial import (
   NeighbourEmbeddings,
   SegmentationEmbedder,
 )
+from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.run import Run, is_autoencoder, open_first_stage
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -99,7 +100,7 @@ def with_first_stage(
       "such as ldm/kl_f8, or a run of one"
     )
   if Run.exists(named):
-    task = open_first_stage(named, trust).experiment.task
+    task = open_first_stage(local_run(named), trust).experiment.task
   else:
     task = config.load(named).task
   if not is_autoencoder(task):

@@ -14,6 +14,7 @@ from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.autoencoder import PixelSpace
+from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.run import Run, open_first_stage, shapes_of
 from ldm_jax.runtime.checkpointing.checksums import checksum
@@ -154,7 +155,7 @@ def _first_stage(
 ) -> FirstStageParams:
   """The first stage of the run `first_stage`, or of the model to begin from."""
   if experiment.first_stage:
-    run = open_first_stage(experiment.first_stage, trust)
+    run = open_first_stage(local_run(experiment.first_stage), trust)
     params, stage = run.trained(sharding), run.experiment.task.autoencoder
     scale = None
   elif start is not None:

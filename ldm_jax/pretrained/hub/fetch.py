@@ -52,6 +52,17 @@ def local_path(
   raise ConfigError(f"{path!r} has no weights of variant {variant!r}")
 
 
+def local_run(path: str | os.PathLike) -> str:
+  """`path`, or the local copy of the run that a repository holds.
+
+  Raises:
+    ConfigError: there is no such path, and it cannot be fetched.
+  """
+  path = os.fspath(path)
+  is_named = not os.path.lexists(path) and REPOSITORY.fullmatch(path)
+  return local_path(path) if is_named else path
+
+
 def local_adapter(path: str | os.PathLike) -> str:
   """`path`, or the local copy of the adapter that a repository holds.
 

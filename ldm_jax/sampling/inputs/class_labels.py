@@ -3,10 +3,10 @@
 import dataclasses
 import difflib
 import logging
-import os
 from collections.abc import Sequence
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.run import class_names
 from ldm_jax.sampling.request import GenerationRequest
 
@@ -30,7 +30,7 @@ def with_class_number(
   if label is None:
     return request
   if not names and request.classifier is not None:
-    names = class_names(os.fspath(request.classifier))
+    names = class_names(local_run(request.classifier))
   if isinstance(label, str):
     return dataclasses.replace(request, class_label=class_number(label, names))
   if str(label) in names and names.index(str(label)) != label:

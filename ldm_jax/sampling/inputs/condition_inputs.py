@@ -10,6 +10,7 @@ from PIL import Image
 from ldm_jax.data import annotations
 from ldm_jax.errors import ConfigError, DataError, config_errors
 from ldm_jax.nn.encoder_unet import EncoderUNet
+from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.sampling.inputs.files import json_file, plane_file, read_floats
@@ -103,7 +104,7 @@ def open_classifier(
     ConfigError: it is not a classifier's run, or was trained on latents of
       another scale.
   """
-  run = Run.open(folder, trust)
+  run = Run.open(local_run(folder), trust)
   task = run.experiment.task
   # Any task with such a network is accepted; ldm_jax's own is ClassifierTask.
   classifier = getattr(task, "classifier", None)

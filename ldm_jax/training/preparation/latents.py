@@ -21,6 +21,7 @@ from ldm_jax.data.sources.cached_latents import (
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.latents import encode_batch
 from ldm_jax.nn.autoencoder import Autoencoder
+from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.run import open_first_stage
 from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import attention_kernels, processes
@@ -80,7 +81,7 @@ def cache_latents(
     sharding = MeshShape().build()
     sharding.check_batch(request.batch)
     trust = (*request.trust, *packages(experiment))
-    run = open_first_stage(request.first_stage, trust)
+    run = open_first_stage(local_run(request.first_stage), trust)
     params = run.trained(sharding)
     stage = run.experiment.task.autoencoder
     readable = SkipBadImages(data.source, bad_image_log(experiment))
