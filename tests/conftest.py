@@ -65,11 +65,13 @@ UNCHECKED = ("published_experiments", "published_sizes")
 gc.set_threshold(200_000, 20, 20)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def checked_shapes(request: pytest.FixtureRequest):
-  """Shapes are checked in every file but those above."""
+  """Shapes are checked in all tests but the quick ones of those files."""
   name = request.path.stem.removeprefix("test_")
-  jaxtyping.config.update("jaxtyping_disable", name in UNCHECKED)
+  is_slow = request.node.get_closest_marker("slow") is not None
+  is_unchecked = name in UNCHECKED and not is_slow
+  jaxtyping.config.update("jaxtyping_disable", is_unchecked)
   yield
   jaxtyping.config.update("jaxtyping_disable", False)
 

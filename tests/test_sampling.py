@@ -135,9 +135,14 @@ def test_an_image_is_its_seed_and_index(engine):
   assert apart(many, other) > 10
 
 
+@pytest.fixture(scope="module")
+def spread(model):
+  """The engine on every device."""
+  return SamplingEngine(*model, MeshShape().build())
+
+
 @pytest.mark.parametrize("count", [1, 5, 8])
-def test_results_do_not_depend_on_the_devices(engine, model, count):
-  spread = SamplingEngine(*model, MeshShape().build())
+def test_results_do_not_depend_on_the_devices(engine, spread, count):
   assert (
     spread.batch_size(GenerationInputs(count, 3)) == 8
   )  # every device gets one
