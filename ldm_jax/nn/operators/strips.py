@@ -9,6 +9,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.operators.transforms import zeros_after
+
 # Tiles of a strip: at a few hundred channels their transforms are a few MB.
 _TILES = 256
 _LEAST_LINES = 2  # of tiles: every strip transforms its neighbours, too
@@ -55,7 +57,7 @@ def over_strips(
     strip = function(_with_neighbours(x, i, lines))
     return lax.dynamic_update_slice_in_dim(out, strip, i * height, 1)
 
-  start = _zeros(x, (b, strips * height, *others))
+  start = zeros_after(x, (b, strips * height, *others))
   return lax.fori_loop(0, strips, put, start)
 
 
@@ -81,14 +83,8 @@ def sum_over_strips(
     strip = lax.dynamic_slice_in_dim(other, i * size, size, 1)
     return function(_with_neighbours(x, i, lines), strip)
 
-  start = _zeros(x, jax.eval_shape(result, 0).shape)
+  start = zeros_after(x, jax.eval_shape(result, 0).shape)
   return lax.fori_loop(0, strips, lambda i, total: total + result(i), start)
-
-
-def _zeros(x: Array, shape: tuple[int, ...]) -> Array:
-  """Not before x is there: XLA would hold those of all layers at once."""
-  zero, _ = lax.optimization_barrier((jnp.zeros((), x.dtype), x))
-  return jnp.full(shape, zero)
 
 
 def _filled(x: Array, lines: int) -> tuple[Array, int]:

@@ -47,3 +47,12 @@ def interleave(cells: Grid, b: int, h: int, w: int) -> Array:
     for line in cells
   ]
   return jnp.stack(lines, axis=2).reshape(b, 2 * h, 2 * w, -1)
+
+
+def zeros_after(x: Array, shape: tuple[int, ...]) -> Array:
+  """Zeros, for a loop to fill, that do not exist before x does.
+
+  XLA would hold those of all layers at once.
+  """
+  zero, _ = lax.optimization_barrier((jnp.zeros((), x.dtype), x))
+  return jnp.full(shape, zero)

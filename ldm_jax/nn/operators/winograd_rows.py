@@ -5,14 +5,19 @@ quarter of the transformed pixels and kernels exists at a time, and a quarter of
 the code is compiled.
 """
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.operators.transforms import (
   interleave,
   product,
   rows,
+  zeros_after,
 )
 from ldm_jax.nn.operators.winograd_transforms import (
   gather_kernel,
@@ -36,13 +41,13 @@ def convolution_by_rows(
   b, h, w, _ = x.shape
   lines = _lines(x)
 
-  def row(_, numbers: tuple):
+  def row(numbers: tuple) -> tuple[Array, ...]:
     line, weights = numbers
     taps = list(sum(weights[i] * kernel[i] for i in range(3)))
     pairs = zip(_pixels(lines, line), transform_kernel(taps), strict=True)
-    return None, tuple(gather_outputs([product(*pair) for pair in pairs]))
+    return tuple(gather_outputs([product(*pair) for pair in pairs]))
 
-  _, columns = lax.scan(row, None, (_row_numbers(), _floats(_KERNEL)))
+  columns = _over_rows(row, x, (_row_numbers(), _floats(_KERNEL)))
   cells = [gather_outputs(list(column)) for column in columns]
   grid = [list(line) for line in zip(*cells, strict=True)]
   return interleave(grid, b, (h + 1) // 2, (w + 1) // 2)[:, :h, :w]
@@ -57,17 +62,32 @@ def kernel_gradient_by_rows(
   even = jnp.pad(grad, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
   first, second = even[:, ::2], even[:, 1::2]
 
-  def row(_, numbers: tuple):
+  def row(numbers: tuple) -> tuple[Array, ...]:
     line, (top, bottom) = numbers
     spread = lax.optimization_barrier(top * first + bottom * second)
     grads = spread_outputs([spread[:, :, j::2] for j in range(2)])
     pairs = zip(_pixels(lines, line), grads, strict=True)
     products = [pixels.T @ rows(grad) for pixels, grad in pairs]
-    return None, tuple(gather_kernel(products))
+    return tuple(gather_kernel(products))
 
-  _, columns = lax.scan(row, None, (_row_numbers(), _floats(_SPREAD)))
+  columns = _over_rows(row, x, (_row_numbers(), _floats(_SPREAD)))
   taps = [gather_kernel(list(column)) for column in columns]
   return jnp.stack([jnp.stack(column) for column in taps], axis=1)
+
+
+def _over_rows(
+  function: Callable[[tuple], tuple[Array, ...]], x: Array, rows: tuple
+) -> list[Array]:
+  """`function` of each of the four rows, stacked; made after x."""
+  at = lambda i: jax.tree.map(lambda number: number[i], rows)
+
+  def put(i: ArrayLike, out: list[Array]) -> list[Array]:
+    pairs = zip(out, function(at(i)), strict=True)
+    return [lax.dynamic_update_index_in_dim(*pair, i, 0) for pair in pairs]
+
+  shapes = jax.eval_shape(lambda: function(at(0)))
+  start = [zeros_after(x, (4, *shape.shape)) for shape in shapes]
+  return lax.fori_loop(0, 4, put, start)
 
 
 def _floats(matrix: tuple) -> Array:
