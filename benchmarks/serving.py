@@ -26,6 +26,7 @@ import time
 import openai
 
 SEEDS = 200
+COLOURS = ("red", "green", "blue", "yellow")
 
 
 @contextlib.contextmanager
@@ -69,7 +70,7 @@ class Load:
     """Digest of the image of a seed."""
     extra = {"seed": seed, "steps": self.steps, "sampler": "dpmpp_2m"}
     answer = client.images.generate(
-      prompt=f"a large red circle {seed % 7}", user=name, extra_body=extra
+      prompt=f"a large {COLOURS[seed % 4]} circle", user=name, extra_body=extra
     )
     data = answer.data[0].b64_json
     return hashlib.sha256(data.encode()).hexdigest()

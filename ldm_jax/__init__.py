@@ -9,6 +9,9 @@ Train and measure:
 
   Run                opens a run folder: experiment, checkpoints, parameters
 
+Serve:
+  serve              a web page and an HTTP API, many clients in one batch
+
 Weights:
   from_pretrained, from_single_file, save_pretrained, save_single_file
   open_model         module and parameters of any model, runs included
@@ -46,6 +49,8 @@ _PUBLIC = {
   "report": "ldm_jax.evaluation.report",
   "ReportRequest": "ldm_jax.evaluation.report",
   "retrieve": "ldm_jax.evaluation.retrieval",
+  "serve": "ldm_jax.serving.serve",
+  "ServeRequest": "ldm_jax.serving.serve",
   "RetrievalRequest": "ldm_jax.evaluation.retrieval",
   "plan": "ldm_jax.planning.plan",
   "PlanRequest": "ldm_jax.planning.request",
