@@ -41,6 +41,7 @@ class LatentCodec:
     """Compiles nothing yet."""
     self._model, self._params, self._sharding = model, params, sharding
     self._encode, self._decode = _programs(model, sharding)
+    self._bytes: dict[tuple, int] = {}  # of decoding, by shape
 
   def set_parameters(self, params: Parameters) -> None:
     """Uses other parameters of the same shapes from now on."""
@@ -111,10 +112,13 @@ class LatentCodec:
     rows = -(-rows // self._sharding.batch_shards)
     one = jax.ShapeDtypeStruct((rows, height, width, channels), jnp.float32)
     stride = self._model.first_stage.stride
-    needed = stored_value(
-      ("bytes of decoding", self._model, one, current_operators()),
-      lambda: memory.minimum_bytes(self._model.decode, self._params, one),
-    )
+    key = one.shape, current_operators()
+    if key not in self._bytes:
+      self._bytes[key] = stored_value(
+        ("bytes of decoding", self._model, one, current_operators()),
+        lambda: memory.minimum_bytes(self._model.decode, self._params, one),
+      )
+    needed = self._bytes[key]
     memory.check_fits(
       f"decoding {rows} of {height * stride} x {width * stride}",
       needed,
