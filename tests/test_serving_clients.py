@@ -132,9 +132,7 @@ def test_64_clients_get_their_own_images_and_memory_stays(server):
 def test_a_client_that_leaves_frees_its_place(server):
   client = images_client(server[1], timeout=0.05)
   with pytest.raises(openai.APITimeoutError):
-    client.images.generate(
-      prompt="a", size="32x32", extra_body={"steps": 150}
-    )
+    client.images.generate(prompt="a", size="32x32", extra_body={"steps": 150})
   patient = images_client(server[1])
   began = time.monotonic()
   generated(patient, 1)
