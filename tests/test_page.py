@@ -1,6 +1,7 @@
 """The web page: forms to requests and back, sessions, and progress."""
 
 import asyncio
+import dataclasses
 import json
 import zipfile
 
@@ -10,18 +11,23 @@ import pytest
 from test_pretrained import clip_prompts, folder, model  # noqa: F401, fixtures
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
+from ldm_jax.nn.conditioners.spatial import MaskedImage
 from ldm_jax.sampling.pipeline import Pipeline
 from ldm_jax.sampling.request import GenerationRequest
 from ldm_jax.serving.limits import Limits
 from ldm_jax.serving.page import build_page
+from ldm_jax.serving.page.comparison_grid import grid_of_form
 from ldm_jax.serving.page.follow_tickets import follow, progress_html
 from ldm_jax.serving.page.form_values import (
   form_of_metadata,
   other_fields,
   request_of_form,
 )
+from ldm_jax.serving.page.inpainting import inpainting_request
 from ldm_jax.serving.page.model_inputs import model_inputs
 from ldm_jax.serving.page.sessions import Sessions
+from ldm_jax.serving.page.variations import variation_request
 from ldm_jax.serving.ticket import Cancelled
 from ldm_jax.serving.worker import Worker
 
@@ -170,3 +176,85 @@ def test_the_page_shows_what_the_model_reads(worker):
   assert {"Prompt", "Negative prompt", "Text to image", "PNG info"} <= labels
   assert not {"Class", "Layout (JSON)"} & labels
   assert isinstance(blocks, gr.Blocks)
+
+
+def test_labels_of_tabs_depend_on_the_model(worker):
+  loaded = worker.pipeline.loaded
+  conditioners = (ClassEmbedder(10, 32), MaskedImage())
+  model = dataclasses.replace(loaded.model, conditioners=conditioners)
+  inputs = model_inputs(dataclasses.replace(loaded, model=model))
+  assert not inputs.prompt and len(inputs.classes) == 10
+  assert inputs.masked_image and not inputs.starts_from_noise
+  assert inputs.subject == "Class" and inputs.classes[3] == ("3", 3)
+
+
+def edited(layers=(), size=(16, 16)):
+  """What the browser's editor gives."""
+  background = np.full((*size, 4), 255, np.uint8)
+  return {"background": background, "layers": list(layers)}
+
+
+def inpainting_fields(**values):
+  fields = {"editor": edited(), "rectangle": "", "outpaint": ""}
+  return fields | values
+
+
+def test_what_is_painted_is_the_mask():
+  layer = np.zeros((16, 16, 4), np.uint8)
+  layer[2:5, 3:9] = 255
+  found = inpainting_request(inpainting_fields(editor=edited([layer])))
+  np.testing.assert_array_equal(found.mask > 0, layer[..., 3] > 0)
+  found = inpainting_request(
+    inpainting_fields(editor=edited([layer]), rectangle="8, 10, 12, 99")
+  )
+  expected = layer[..., 3] > 0
+  expected[10:, 8:12] = True
+  np.testing.assert_array_equal(found.mask > 0, expected)
+
+
+def test_extending_an_image_needs_no_mask():
+  found = inpainting_request(inpainting_fields(outpaint="0, 0, 8, 0"))
+  assert found.outpaint == (0, 0, 8, 0) and found.mask is None
+
+
+@pytest.mark.parametrize(
+  "values, message",
+  [
+    ({"editor": None}, "give an image"),
+    ({}, "nothing is to be generated"),
+    ({"outpaint": "8"}, "extension takes 4 whole numbers"),
+    ({"rectangle": "a, b"}, "rectangle takes 4 whole numbers"),
+    ({"rectangle": "0,0,1,1", "outpaint": "0,0,8,0"}, "not both"),
+  ],
+)
+def test_inpainting_is_checked(values, message):
+  with pytest.raises(ConfigError, match=message):
+    inpainting_request(inpainting_fields(**values))
+
+
+def test_interpolations_and_variations():
+  fields = {"prompt": "a", "num": 4, "variation": 0.2, "end": ""}
+  found = variation_request({**fields, "kind": "Variations"})
+  assert found == GenerationRequest(prompt="a", num=4, variation=0.2)
+  found = variation_request({**fields, "kind": "Interpolation", "end": "b"})
+  assert found == GenerationRequest(prompt=("a", "b"), interpolate=4)
+  with pytest.raises(ConfigError, match="one prompt"):
+    variation_request({**fields, "kind": "Variations", "end": "b"})
+
+
+def test_a_grid_of_the_form():
+  values = {"prompt": "a | b\nc", "samplers": ["ddim"], "seed": "1"}
+  found = grid_of_form({**values, "steps_axis": "5, 9", "guidance_axis": ""})
+  assert [(r.prompt, r.steps) for r in found] == [
+    *(("a", 5), ("a", 9), ("a, b", 5), ("a, b", 9), ("c", 5), ("c", 9)),
+  ]
+  with pytest.raises(ConfigError, match="numbers that are separated"):
+    grid_of_form({**values, "steps_axis": "five"})
+  many = ", ".join(map(str, range(1, 102)))
+  with pytest.raises(ConfigError, match="are the most"):
+    grid_of_form({**values, "steps_axis": many})
+
+
+def test_arrays_in_memory_are_inputs():
+  image = np.zeros((8, 8, 3), np.uint8)
+  assert request_of_form({"image": image, "prompt": ""}).image is image

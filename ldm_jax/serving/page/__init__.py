@@ -10,7 +10,18 @@ from collections.abc import Sequence
 import gradio as gr
 
 from ldm_jax.serving.appearance import new_blocks
-from ldm_jax.serving.page import png_info, text_to_image
+from ldm_jax.serving.page import (
+  comparison_grid,
+  controlnet,
+  denoising_film,
+  first_stage,
+  image_to_image,
+  inpainting,
+  png_info,
+  text_to_image,
+  upscale,
+  variations,
+)
 from ldm_jax.serving.page.model_inputs import ModelInputs, model_inputs
 from ldm_jax.serving.page.png_info import SESSION, Target
 from ldm_jax.serving.page.run_panel import PageContext
@@ -52,7 +63,16 @@ def build_page(worker: Worker, controlnets: Sequence[str] = ()) -> gr.Blocks:
 
 def _tabs(inputs: ModelInputs, controlnets: Sequence) -> list[tuple]:
   """(label, module) of the tabs that the model can use."""
-  found = []
-  if inputs.starts_from_noise:
-    found.append((f"{inputs.subject} to image", text_to_image))
-  return found
+  is_upscaler, is_free = inputs.low_resolution, inputs.starts_from_noise
+  rows = [
+    (f"{inputs.subject} to image", text_to_image, is_free),
+    ("Image to image", image_to_image, is_free or inputs.source_image),
+    ("Inpaint", inpainting, is_free or inputs.masked_image),
+    ("Upscale", upscale, is_upscaler),
+    ("ControlNet", controlnet, is_free and controlnets),
+    ("Variations", variations, is_free),
+    ("Grid", comparison_grid, is_free),
+    ("Film", denoising_film, is_free),
+    ("First stage", first_stage, True),
+  ]
+  return [(label, module) for label, module, is_shown in rows if is_shown]

@@ -25,6 +25,10 @@ SEED = "seed"  # is text: a browser's numbers have 53 bits
 # Not to be written as JSON: files of the server, and what an image never is.
 _REFUSED = {*FILES, *FOLDERS, *UNWRITTEN, "conditions"} - {"layout", "num"}
 
+# Of sliders, which cannot be empty; None leaves them as they are.
+_OPTIONAL = {"strength", "noise_level", "variation", "interpolate"}
+_OPTIONAL |= {"image_guidance_scale"}
+
 
 def request_of_form(values: Mapping[str, Any]) -> GenerationRequest:
   """The request of a form's values by field; None and "" are left out.
@@ -36,7 +40,10 @@ def request_of_form(values: Mapping[str, Any]) -> GenerationRequest:
   Raises:
     ConfigError: a value cannot be used.
   """
-  given = {k: v for k, v in values.items() if v is not None and v != ""}
+  is_empty = lambda value: (
+    value is None or (isinstance(value, str) and not value)
+  )
+  given = {k: v for k, v in values.items() if not is_empty(v)}
   more = other_fields(given.pop(OTHER, "{}"))
   arrays = {k: read_array(v, k) for k, v in given.items() if is_array(k)}
   given = {k: v for k, v in given.items() if k not in arrays}
@@ -102,6 +109,8 @@ def form_of_metadata(
     values["layout"] = json.dumps(fields.pop("layout"))
   more = {"replay": replay} if needs_replay else {}
   for name, value in fields.items():
+    if value is None and name in _OPTIONAL:
+      continue
     if name in names and not isinstance(value, list):
       values[name] = value
     elif not _is_default(value, getattr(default, name)):

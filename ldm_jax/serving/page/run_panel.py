@@ -1,5 +1,6 @@
 """The right side of a tab: generate, cancel, progress and results."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Values of the tab's components -> requests. Raises ConfigError.
 Build = Callable[..., GenerationRequest | Sequence[GenerationRequest]]
-# Finished tickets -> what the tab's output shows.
-Show = Callable[[Session, Sequence[Ticket]], Any]
+# Finished tickets -> the values of the tab's outputs.
+Show = Callable[[Session, Sequence[Ticket]], list[Any]]
 
 
 class PageContext(NamedTuple):
@@ -78,24 +79,23 @@ class RunPanel:
     self,
     build: Build,
     components: Sequence[Any],
-    output: Any,
+    outputs: Sequence[Any],
     show: Show | None = None,
     has_film: bool = False,
   ) -> Any:
     """Generates what `build` makes of the components' values.
 
     Args:
-      show: what `output` then is; by default the images' paths.
+      show: values of `outputs` then; by default the images' paths.
 
     Returns:
       The event, to which more can be attached.
     """
-    show = show or save_images
+    show = show or (lambda session, tickets: [save_images(session, tickets)])
     context, tab = self._context, self._tab
+    nothing = [gr.skip()] * len(outputs)
 
-    async def run(
-      http: gr.Request, *values: Any
-    ) -> AsyncIterator[tuple[Any, Any]]:
+    async def run(http: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
       session = context.sessions.get(http.session_hash)
       try:
         with config_errors():
@@ -107,14 +107,14 @@ class RunPanel:
           has_film=has_film,
         )
         async for event in events:
-          shown = gr.skip()
+          shown = nothing
           if event.progress is None:
-            shown = show(session, event.ended)
-          yield progress_html(event), shown
+            shown = await asyncio.to_thread(show, session, event.ended)
+          yield [progress_html(event), *shown]
       except Cancelled:
-        yield "<p role='status'>Cancelled</p>", gr.skip()
+        yield ["<p role='status'>Cancelled</p>", *nothing]
       except LdmJaxError as error:
-        yield "", gr.skip()
+        yield ["", *nothing]
         raise one_line(error) from error
 
     def stop(http: gr.Request) -> None:
@@ -123,7 +123,7 @@ class RunPanel:
     event = self.generate.click(
       run,
       list(components),
-      [self.progress, output],
+      [self.progress, *outputs],
       show_progress="hidden",
       concurrency_limit=None,
       trigger_mode="once",

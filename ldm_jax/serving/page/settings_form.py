@@ -97,8 +97,31 @@ class SettingsForm:
       name = f"conditions.{key}"
       self.add(name, gr.File, label=label, file_types=[".npy"])
 
-  def add_sampler(self, *, has_num: bool = True) -> None:
-    """Steps, sampler, guidance, seed, and the fields that are rarely set."""
+  def add_image(self, field: str, label: str) -> None:
+    """A colour image that is dropped, pasted or chosen."""
+    options = {"type": "pil", "image_mode": "RGB", "height": 320}
+    sources = ["upload", "clipboard"]
+    self.add(field, gr.Image, label=label, sources=sources, **options)
+
+  def add_sampler(self, *, has_num: bool = True, has_axes: bool = True) -> None:
+    """Steps, sampler, guidance, seed, and the fields that are rarely set.
+
+    Args:
+      has_num: the number of images.
+      has_axes: steps, guidance and sampler, which a grid has several of.
+    """
+    if has_axes:
+      self._add_steps()
+    with gr.Row():
+      if has_num:
+        most = min(16, self._context.worker.limits.images)
+        bounds = {"minimum": 1, "maximum": most, "step": 1}
+        self.add("num", gr.Slider, label="Images", value=1, **bounds)
+      info = "-1 draws one"
+      self.add(SEED, gr.Textbox, value="-1", info=info, max_lines=1)
+    self._add_rare(has_axes)
+
+  def _add_steps(self) -> None:
     limits, loaded = self._context.worker.limits, self._loaded
     with gr.Row():
       steps = min(STEPS, limits.steps)
@@ -107,13 +130,6 @@ class SettingsForm:
       if self._context.inputs.has_guidance:
         bounds = {"minimum": 0, "maximum": 20, "step": 0.1}
         self.add("guidance", gr.Slider, value=loaded.guidance, **bounds)
-    with gr.Row():
-      if has_num:
-        bounds = {"minimum": 1, "maximum": min(16, limits.images), "step": 1}
-        self.add("num", gr.Slider, label="Images", value=1, **bounds)
-      info = "-1 draws one"
-      self.add(SEED, gr.Textbox, value="-1", info=info, max_lines=1)
-    self._add_rare()
 
   @property
   def _loaded(self) -> Any:
@@ -124,14 +140,15 @@ class SettingsForm:
     options = {"type": "pil", "image_mode": None, "sources": sources}
     self.add(field, gr.Image, label=label, height=240, **options)
 
-  def _add_rare(self) -> None:
+  def _add_rare(self, has_sampler: bool) -> None:
     own = self._loaded.sampler_config.sampler
     own = own if isinstance(own, str) else own.__name__
     with gr.Accordion("More settings", open=False):
       with gr.Row():
         options = {"allow_custom_value": True, "value": ""}
-        choices = [(f"the model's ({own})", ""), *SAMPLERS]
-        self.add("sampler", gr.Dropdown, choices=choices, **options)
+        if has_sampler:
+          choices = [(f"the model's ({own})", ""), *SAMPLERS]
+          self.add("sampler", gr.Dropdown, choices=choices, **options)
         choices = [("the sampler's", ""), *SPACINGS]
         self.add("timestep_spacing", gr.Dropdown, choices=choices, **options)
       with gr.Row():

@@ -18,5 +18,5 @@ def build_tab(context: PageContext) -> SettingsForm:
     with gr.Column(min_width=320):
       panel = RunPanel(context, TAB)
       results = panel.gallery()
-  panel.connect(form.request, form.components, results)
+  panel.connect(form.request, form.components, [results])
   return form

@@ -1,0 +1,1 @@
+"""What a model does, as images: its first stage, and grids of settings."""
