@@ -181,8 +181,8 @@ def test_the_page_shows_what_the_model_reads(worker):
 def test_labels_of_tabs_depend_on_the_model(worker):
   loaded = worker.pipeline.loaded
   conditioners = (ClassEmbedder(10, 32), MaskedImage())
-  model = dataclasses.replace(loaded.model, conditioners=conditioners)
-  inputs = model_inputs(dataclasses.replace(loaded, model=model))
+  other = dataclasses.replace(loaded.model, conditioners=conditioners)
+  inputs = model_inputs(dataclasses.replace(loaded, model=other))
   assert not inputs.prompt and len(inputs.classes) == 10
   assert inputs.masked_image and not inputs.starts_from_noise
   assert inputs.subject == "Class" and inputs.classes[3] == ("3", 3)

@@ -26,6 +26,8 @@ CSS = """
 .previews { display: flex; flex-wrap: wrap; gap: 1rem; }
 .previews figure { margin: 0; flex: 1 1 320px; max-width: 100%; }
 .previews img { max-width: 100%; image-rendering: pixelated; }
+.image-frame img, .image-container img { width: 100%; height: 100%;
+  object-fit: contain; }
 footer { display: none !important; }
 """
 

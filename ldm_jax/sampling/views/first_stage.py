@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -68,7 +69,7 @@ def view_first_stage(
   reconstruction = codec.decode(latents, tile)[0]
   error = np.abs(pixels.astype(np.int16) - reconstruction)
   channels = np.asarray(latents[0], np.float32)
-  pair = (np.asarray(to_float(x[None])) for x in (pixels, reconstruction))
+  pair = (to_float(jnp.asarray(x[None])) for x in (pixels, reconstruction))
   return FirstStageView(
     pixels,
     reconstruction,

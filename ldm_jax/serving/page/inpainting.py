@@ -20,6 +20,7 @@ EDITOR, RECTANGLE = "editor", "rectangle"
 def build_tab(context: PageContext) -> SettingsForm:
   """Fills the tab that is open; returns its form."""
   form = SettingsForm(context, TAB)
+  radius = max(1, context.worker.pipeline.loaded.height // 24)
   with gr.Row():
     with gr.Column(min_width=320):
       form.add(
@@ -31,7 +32,7 @@ def build_tab(context: PageContext) -> SettingsForm:
         sources=["upload", "clipboard"],
         transforms=[],
         layers=False,
-        brush=gr.Brush(colors=["#ffffff"], color_mode="fixed"),
+        brush=gr.Brush(radius, colors=["#ff3030"], color_mode="fixed"),
         height=420,
       )
       form.add(
