@@ -11,8 +11,9 @@ choice of attention (cuDNN's flash attention on a GPU), once with XLA's, and
 once with tokamax's if it is installed. Prints a line of JSON per library,
 model, attention and job: images per second, model FLOPs utilisation where the
 device's peak is known, and peak memory. The minutes are divided equally
-among the processes; one that exceeds it is ended, which a line says. --tiny tests the
-script on a CPU; its speed is not meaningful. Results are in benchmarks/gpu.md.
+among the processes; one that needs more is ended, which a line says. --tiny
+tests the script on a CPU; its speed is not meaningful. Results are in
+benchmarks/gpu.md.
 """
 
 import argparse
