@@ -127,6 +127,8 @@ def test_a_request_that_cannot_be_fulfilled_is_refused_at_once(worker):
     worker.submit(request(steps=51))
   with pytest.raises(ConfigError, match="at most 8 images"):
     worker.submit(request(num=9))
+  with pytest.raises(ConfigError, match="at most 8 images"):
+    worker.submit(request(("a", "b"), num=10**6))
   with pytest.raises(ConfigError, match="pixels"):
     worker.submit(request(height=4096, width=4096))
   with pytest.raises(ConfigError, match="class_label"):

@@ -40,6 +40,7 @@ class Limits:
 
   def check(self, request: GenerationRequest) -> None:
     """Raises ConfigError for a request that is above a limit."""
+    self.check_images(image_count(request))
     if request.steps > self.steps:
       raise ConfigError(
         f"steps must be at most {self.steps} on this server, got "
@@ -66,3 +67,10 @@ class Limits:
       raise ConfigError(
         f"at most {self.images} images at a time on this server, got {count}"
       )
+
+
+def image_count(request: GenerationRequest) -> int:
+  """How many images a request asks for."""
+  if request.interpolate is not None:
+    return request.interpolate if request.index is None else 1
+  return request.num * max(1, len(request.prompts))

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 
 from ldm_jax.data.open_images import open_image
 from ldm_jax.diffusion.samplers import SAMPLERS
@@ -43,13 +44,14 @@ def routes(clients: Clients, model: str) -> APIRouter:
   async def txt2img(body: TextFields, http: Request) -> dict[str, Any]:
     body.check()
     ticket = await clients.generate(http, body.requests(model))
-    return answer(ticket, body, [])
+    return await run_in_threadpool(answer, ticket, body, [])
 
   @router.post("/img2img")
   async def img2img(body: ImageFields, http: Request) -> dict[str, Any]:
     body.check()
-    ticket = await clients.generate(http, body.requests(model, **body.images()))
-    return answer(ticket, body, body.warnings())
+    images = await run_in_threadpool(body.images)
+    ticket = await clients.generate(http, body.requests(model, **images))
+    return await run_in_threadpool(answer, ticket, body, body.warnings())
 
   @router.get("/progress")
   async def progress(
@@ -68,7 +70,7 @@ def routes(clients: Clients, model: str) -> APIRouter:
     return {}
 
   @router.post("/png-info")
-  async def png_info(body: Encoded) -> dict[str, Any]:
+  def png_info(body: Encoded) -> dict[str, Any]:
     return info_of(read_base64(body.image, "image"))
 
   _lists(router, model)

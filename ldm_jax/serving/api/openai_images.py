@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.sampling.metadata import png_text
@@ -121,7 +122,7 @@ def routes(clients: Clients, model: str) -> APIRouter:
     if body.strength is not None:
       raise ConfigError("strength is of /v1/images/edits")
     ticket = await clients.generate(http, [body.request()], body.user)
-    return answer(ticket, body)
+    return await run_in_threadpool(answer, ticket, body)
 
   @router.post("/images/edits")
   async def edits(
@@ -134,21 +135,28 @@ def routes(clients: Clients, model: str) -> APIRouter:
     fields = {k: v for k, v in form.items() if isinstance(v, str)}
     body = parse_form(fields | {"prompt": prompt})
     check_model(body.model)
-    pixels = read_pixels(await image.read(), "image")
-    more: dict[str, Any] = {"image": over_white(pixels)}
-    hidden = transparent(pixels)
-    if mask is not None:
-      hidden = transparent(read_pixels(await mask.read(), "mask"))
-    if hidden.any():
-      more["mask"] = np.where(hidden, np.uint8(255), np.uint8(0))
-    elif mask is not None:
-      raise ConfigError(
-        "the mask is opaque everywhere: nothing is to be edited"
-      )
+    files = await image.read(), None if mask is None else await mask.read()
+    more = await run_in_threadpool(edited, *files)
     ticket = await clients.generate(http, [body.request(**more)], body.user)
-    return answer(ticket, body)
+    return await run_in_threadpool(answer, ticket, body)
 
   return router
+
+
+def edited(image: bytes, mask: bytes | None) -> dict[str, Any]:
+  """The request's fields of an image file, and of a mask's.
+
+  Raises:
+    ConfigError: one is damaged, or nothing is transparent in the mask.
+  """
+  pixels = read_pixels(image, "image")
+  hidden = transparent(pixels if mask is None else read_pixels(mask, "mask"))
+  found: dict[str, Any] = {"image": over_white(pixels)}
+  if hidden.any():
+    return found | {"mask": np.where(hidden, np.uint8(255), np.uint8(0))}
+  if mask is not None:
+    raise ConfigError("the mask is opaque: nothing is to be edited")
+  return found
 
 
 def parse_form(fields: dict[str, str]) -> Parameters:
