@@ -188,7 +188,7 @@ def test_a_run_folder_holds_previews_digests_and_events(runs):
     for line in metric_writer.read_metrics(str(folder))
     if "loss" in line
   ]
-  seen = [event.value for event in events.Scalars("loss")]
+  seen = [event.value for event in events.Scalars("train/loss")]
   np.testing.assert_allclose(seen, found_, rtol=1e-6)
 
 
