@@ -139,7 +139,8 @@ class Source:
     return {"image": np.full((8, 8, 3), n % 251, np.uint8),
             "label": np.int32(n), "caption": f"image {n}"}
 
-work = latents.Work(types.SimpleNamespace(augment=None), 1, 0, Source())
+data = types.SimpleNamespace(augment=None, source=Source())
+work = latents.Work(data, 1, 0, data.source)
 encode = lambda images: images.astype(np.float16)
 arrays = {"moments": np.zeros((8, 8, 3), np.float16), "label": np.int32(0)}
 arrays = {name: np.asarray(array) for name, array in arrays.items()}
