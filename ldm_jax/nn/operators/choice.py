@@ -70,20 +70,22 @@ def choose_convolution(
   Args:
     pixels: the shape [b h w c] of the input.
     kernel: the shape [3 3 c d] of the kernel.
-    dtype: of both; half precision has fast products but no convolution on
-      CPUs, and Winograd's transforms would lose its digits.
+    dtype: of both. bfloat16 has fast products but no convolution on CPUs; large
+      images are faster in float32, in which Winograd's transforms keep the
+      digits.
   """
   if not is_enabled() or min(kernel[2:]) < _LEAST_CHANNELS:
     return "xla"
   if not _are_known(pixels):
     return "xla"
   batch, height, width, channels = pixels
+  tiles = batch * math.ceil(height / 2) * math.ceil(width / 2)
   if dtype == jnp.bfloat16:
     columns = 2 * 9 * channels * batch * height * width
-    return "im2col" if columns <= _MOST_COLUMNS else "xla"
+    is_small = columns <= _MOST_COLUMNS and tiles < 2 * channels
+    return "im2col" if is_small else "winograd"
   if dtype != jnp.float32:
     return "xla"
-  tiles = batch * math.ceil(height / 2) * math.ceil(width / 2)
   return "im2col" if tiles <= _FEW_TILES else "winograd"
 
 

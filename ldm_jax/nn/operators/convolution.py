@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -26,6 +27,11 @@ def convolve(
   is_same = kernel.shape[:2] == (3, 3) and tuple(padding) == ((1, 1), (1, 1))
   if is_same and tuple(strides) == (1, 1):
     name = choose_convolution(x.shape, kernel.shape, x.dtype)
+    if name == "winograd" and x.dtype == jnp.bfloat16:
+      exact = winograd_convolution(
+        *(a.astype(jnp.float32) for a in (x, kernel))
+      )
+      return exact.astype(x.dtype)
     if name != "xla":
       return _ALGORITHMS[name](x, kernel)
   return lax.conv_general_dilated(x, kernel, strides, padding, **options)
