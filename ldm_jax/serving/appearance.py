@@ -18,16 +18,18 @@ CSS = """
 .progress p { margin: 0; font-variant-numeric: tabular-nums; }
 .gradio-container table { font-variant-numeric: tabular-nums; }
 .table { overflow-x: auto; }
-.table table { border-collapse: collapse; font-size: 0.85rem; }
+.table table { border-collapse: collapse; border: 0 !important;
+  font-size: 0.85rem; }
 .table th, .table td { text-align: left; padding: 0.25rem 0.75rem;
   vertical-align: top; border: 0 solid rgba(128, 128, 128, 0.25) !important;
-  border-bottom-width: 1px !important; max-width: 36rem;
+  border-width: 0 0 1px 0 !important; max-width: 36rem;
   overflow-wrap: anywhere; min-width: 4rem; }
 .previews { display: flex; flex-wrap: wrap; gap: 1rem; }
 .previews figure { margin: 0; flex: 1 1 320px; max-width: 100%; }
 .previews img { max-width: 100%; image-rendering: pixelated; }
 .image-frame img, .image-container img { width: 100%; height: 100%;
   object-fit: contain; }
+.grid-wrap.fixed-height { max-height: none !important; }
 footer { display: none !important; }
 """
 

@@ -97,11 +97,10 @@ def progress_text(event: Event) -> str:
   progress = event.progress
   if progress.state == "waiting" and progress.ahead:
     return f"Waiting: {progress.ahead} images are ahead"
-  each = max(1, progress.steps // progress.count)
-  image = min(event.count, event.first + progress.images + 1)
   parts = [f"Step {progress.step} of {progress.steps}"]
   if event.count > 1:
-    parts.append(f"image {image} of {event.count}, {each} steps each")
+    done = event.first + progress.images
+    parts.append(f"{done} of {event.count} images are finished")
   if progress.step == 0:
     parts.append("the first image of a size takes longer")
   elif progress.eta is not None:
