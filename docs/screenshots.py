@@ -47,6 +47,8 @@ def model_page(page: Page, url: str, image: str) -> None:
   page.fill("#text-prompt textarea", PROMPT)
   page.locator("#text-num input[type=number]").fill("4")
   page.locator("#text-num input[type=number]").press("Enter")
+  page.locator("#text-steps input[type=number]").fill("100")
+  page.locator("#text-steps input[type=number]").press("Enter")
   page.click("#text-generate")
   page.locator("#text-progress img").wait_for(timeout=LONG)
   save(page, "progress")

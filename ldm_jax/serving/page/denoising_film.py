@@ -43,7 +43,7 @@ def build_tab(context: PageContext) -> None:
     bounds = {"minimum": 1, "maximum": last, "value": last}
     return [paths, gr.Slider(**bounds), paths[-1]]
 
-  def choose(paths: list[str], step: float) -> str | None:
+  def choose(paths: list[str], step: float | int) -> str | None:
     return paths[min(len(paths), max(1, int(step))) - 1] if paths else None
 
   outputs = [frames, slider, image]
