@@ -1,6 +1,7 @@
 """The code blocks of the documentation, and how small models run them."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
@@ -11,6 +12,9 @@ from typing import NamedTuple
 import small_models
 
 import ldm_jax
+from ldm_jax.run import Run
+from ldm_jax.sampling.pipeline import Pipeline
+from ldm_jax.sampling.request import GenerationRequest
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -73,6 +77,30 @@ def small(config: str) -> dict[str, str]:
   return {}
 
 
+def small_sampling(changed):
+  """Published models make images of 16 x 16 pixels in at most 4 steps.
+
+  A single file has no size of its own, and that of Stable Diffusion gives the
+  small model's U-Net 65,536 latents.
+  """
+  prepare = Pipeline.prepare
+
+  def prepare_small(pipe, request=None, **fields):
+    if not isinstance(request, GenerationRequest):
+      prompt = {} if request is None else {"prompt": request}
+      request = GenerationRequest(**prompt, **fields)
+    elif fields:
+      request = dataclasses.replace(request, **fields)
+    small = {"steps": min(request.steps, 4)}
+    if request.height is None and request.image is None:
+      small |= {"height": 16, "width": 16}
+    if request.replay is None and not Run.exists(pipe.path):
+      request = dataclasses.replace(request, **small)
+    return prepare(pipe, request)
+
+  changed.setattr(Pipeline, "prepare", prepare_small)
+
+
 @contextlib.contextmanager
 def small_training(patch):
   """`ldm_jax.train` for two steps, of a small network, from nothing."""
@@ -88,4 +116,5 @@ def small_training(patch):
 
   with patch.context() as changed:
     changed.setattr(ldm_jax, "train", train_small, raising=False)
+    small_sampling(changed)
     yield
