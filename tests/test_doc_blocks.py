@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 
 # Names that a page's text supposes, by page.
 PRELUDES = {
-  "README.md": "images = numpy.zeros((1, 16, 16, 3), 'float32')",
-  "docs/python.md": "images = numpy.zeros((1, 16, 16, 3), 'float32')",
+  "README.md": "import jax; images = jax.numpy.zeros((1, 16, 16, 3))",
+  "docs/python.md": "import jax; images = jax.numpy.zeros((1, 16, 16, 3))",
   "docs/sampling.md": """
 import jax, jax.numpy as jnp
 from ldm_jax.diffusion.prediction import Estimate
