@@ -17,6 +17,7 @@ import clip_tokenizer
 import jax
 import jax.numpy as jnp
 import numpy as np
+from networks import random_like, random_variables
 from PIL import Image
 from untrained import untrained
 
@@ -32,6 +33,7 @@ from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.pretrained.lora.export import save_lora
 from ldm_jax.weights.safetensors_files import write_safetensors
 
+PROMPT = "a red fox"
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 
@@ -84,12 +86,16 @@ def stable_diffusion(clip_prompts: ClipPrompts):
     (embedder,),
   )
   key = jax.random.key(0)
-  ids = jnp.asarray(clip_prompts.encode(["a red fox"]))
-  trained = jax.jit(lambda: model.init(key, {"tokens": ids}, (1, 8, 8, 4)))()
+  ids = jnp.asarray(clip_prompts.encode([PROMPT]))
+  trained = random_like(
+    jax.eval_shape(lambda: model.init(key, {"tokens": ids}, (1, 8, 8, 4)))
+  )
   image, noise = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8, 8, 4))
-  first = jax.jit(model.first_stage.init)(key, image, noise)
   return model, Parameters(
-    first, jnp.float32(0.18215), trained["conditioners"], trained["unet"]
+    random_variables(model.first_stage, image, noise, seed=1),
+    jnp.float32(0.18215),
+    trained["conditioners"],
+    trained["unet"],
   )
 
 

@@ -8,29 +8,24 @@ import shutil
 import subprocess
 import sys
 
-import clip_tokenizer
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import random_like, random_variables
 from PIL import Image
+from small_models import prompts, stable_diffusion
 
 import ldm_jax
 from ldm_jax.cli import convert, info, sample
 from ldm_jax.cli.exit_codes import CommandError
-from ldm_jax.data.text import tokenizers
-from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.diffusion.torch_noise import torch_normal
 from ldm_jax.errors import ConfigError
-from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.loaded_model import skip_last_blocks
-from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
-from ldm_jax.nn.encoders.clip_text import ClipText
-from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained import save_pretrained as saving
 from ldm_jax.pretrained.configs.scheduler_config import sampler_config, schedule
 from ldm_jax.pretrained.controlnet import with_controlnet
@@ -54,42 +49,13 @@ PROMPT = "a red fox in the snow"
 def clip_prompts(tmp_path_factory):
   """A tokenizer of CLIP's kind: its folder, and as `ClipPrompts`."""
   folder = tmp_path_factory.mktemp("tokenizer")
-  clip_tokenizer.tokenizer(folder).save_pretrained(folder)
-  loaded = tokenizers.load(folder, 77)
-  syntax = PromptSyntax(loaded, loaded.backend.pad_token_id)
-  return str(folder), ClipPrompts((syntax,))
+  return str(folder), prompts(folder)
 
 
 @pytest.fixture(scope="module")
 def model(clip_prompts):
   """A small Stable Diffusion 1: eight heads, 32 groups, two levels."""
-  tokenizer = clip_prompts[1].syntaxes[0].tokenizer.backend
-  encoder = ClipText(
-    len(tokenizer), 64, 2, 1, hidden=80, end=tokenizer.eos_token_id
-  )
-  embedder = ClipEmbedder(
-    (encoder,),
-    paddings=(tokenizer.pad_token_id,),
-    begin=tokenizer.bos_token_id,
-    end=tokenizer.eos_token_id,
-  )
-  made = LatentDiffusion(
-    Autoencoder(ConvStack(32, (1, 1), 1), 4),
-    UNet(4, 32, (1, 1), 1, AttentionPlan((1, 1), heads=8)),
-    (embedder,),
-  )
-  key = jax.random.key(0)
-  ids = jnp.asarray(clip_prompts[1].encode([PROMPT]))
-  trained = random_like(
-    jax.eval_shape(lambda: made.init(key, {"tokens": ids}, (1, 8, 8, 4)))
-  )
-  image, noise = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8, 8, 4))
-  return made, Parameters(
-    random_variables(made.first_stage, image, noise, seed=1),
-    jnp.float32(0.18215),
-    trained["conditioners"],
-    trained["unet"],
-  )
+  return stable_diffusion(clip_prompts[1])
 
 
 @pytest.fixture(scope="module")

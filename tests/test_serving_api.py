@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -110,6 +111,7 @@ def test_img2img_keeps_what_the_mask_does_not_show(client):
     ({"steps": 21}, "steps must be at most 20 on this server"),
     ({"width": 64, "height": 64}, "at most 1024 pixels"),
     ({"batch_size": 5}, "at most 4 images"),
+    ({"batch_size": 2, "n_iter": 10**12}, "at most 4 images"),
     ({"width": "wide"}, "width"),
     ({"override_settings": {"sd_vae": "x"}}, "'sd_vae' is not supported"),
     ({"override_settings": {"sd_model_checkpoint": "x"}}, "'small' alone"),
@@ -265,3 +267,44 @@ def test_a_key_is_needed_where_there_is_one(worker):
   assert (
     client.get("/sdapi/v1/samplers", auth=("user", "secret")).status_code == 200
   )
+
+
+def test_a_preview_comes_after_it_is_asked_for(client, worker):
+  """No preview is computed for clients that never ask for progress."""
+  fields = {"prompt": "a cat", "seed": 1, **SIZE, "steps": 20}
+  tickets = []
+  submit = worker.submit
+
+  def watched(*arguments, **options):
+    tickets.append(submit(*arguments, **options))
+    return tickets[-1]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(worker, "submit", watched)
+    post(client, "txt2img", **fields, batch_size=4)
+    assert tickets[0].preview is None
+    found, done = [], threading.Event()
+
+    def poll():
+      while not done.is_set():
+        answer = client.get("/sdapi/v1/progress").json()
+        found.append((answer["progress"], answer["current_image"]))
+
+    poller = threading.Thread(target=poll)
+    poller.start()
+    post(client, "txt2img", **fields, batch_size=4)
+    done.set()
+    poller.join()
+  images = [image for _, image in found if image is not None]
+  assert images and decoded(images[-1])[0].shape == (8, 8, 3)
+  assert max(fraction for fraction, _ in found) > 0
+
+
+def test_a_worker_that_takes_nothing_more_says_so(worker):
+  ended = Worker(worker.pipeline, 2)
+  ended.start()
+  ended.stop()
+  client = TestClient(create_app(ended, "small"))
+  assert client.get("/healthz").status_code == 503
+  answer = post(client, "txt2img", prompt="a", **SIZE)
+  assert answer.status_code == 503 and answer.headers["Retry-After"]

@@ -22,7 +22,7 @@ def run_server(
 
   Args:
     port: 0 takes a free one.
-    drain: seconds for which open requests are finished at the end.
+    drain: seconds for which open requests are finished at the end, 0 for none.
 
   Raises:
     ConfigError: the address cannot be bound to.
@@ -32,7 +32,7 @@ def run_server(
     host=host,
     port=port,
     log_level="warning",
-    timeout_graceful_shutdown=drain or None,
+    timeout_graceful_shutdown=drain,
   )
   try:
     _server(config, is_ready).run()

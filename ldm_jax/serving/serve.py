@@ -78,6 +78,10 @@ def serve(
   try:
     from ldm_jax.serving.app import create_app
     from ldm_jax.serving.http_server import run_server
+
+    if request.has_page:
+      from ldm_jax.serving.appearance import mount_page
+      from ldm_jax.serving.page import build_page
   except ImportError as error:
     raise ConfigError(
       f"serve needs the extra web ({error}); pip install 'ldm_jax[web]'"
@@ -91,9 +95,6 @@ def serve(
     worker, name, api_key=key, allowed_origins=request.allowed_origins
   )
   if request.has_page:
-    from ldm_jax.serving.appearance import mount_page
-    from ldm_jax.serving.page import build_page
-
     app = mount_page(app, build_page(worker, request.controlnets))
   host, port, drain = request.host, request.port, request.drain
   worker.start()

@@ -59,7 +59,7 @@ class Ticket:
     sources: (generation, place) of every image.
     images: uint8 [h w 3] of those that are finished, in order, else None.
     metadata: of every image, as its PNG holds it.
-    has_preview: whether previews are computed.
+    has_preview: whether previews are computed, from the next step on.
     has_film: whether x0 is kept after every step.
     film: x0 of every image after each of its steps, latents [h w c]; empty
       without `has_film`.

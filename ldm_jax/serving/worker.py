@@ -16,7 +16,7 @@ from ldm_jax.sampling.request import GenerationRequest
 from ldm_jax.sampling.slots import Slots, slot_job
 from ldm_jax.serving.fair_queue import FairQueue
 from ldm_jax.serving.latent_preview import Previews
-from ldm_jax.serving.limits import Draining, Limits
+from ldm_jax.serving.limits import Draining, Limits, image_count
 from ldm_jax.serving.slot_groups import Item, SlotGroups
 from ldm_jax.serving.statistics import Statistics
 from ldm_jax.serving.ticket import Cancelled, Progress, Ticket
@@ -113,6 +113,7 @@ class Worker:
     """
     if isinstance(requests, GenerationRequest):
       requests = [requests]
+    self.limits.check_images(sum(map(image_count, requests)))
     for request in requests:
       self.limits.check(request)
     with self._preparing:  # a pipeline is no use to two threads at once
@@ -122,7 +123,6 @@ class Worker:
     options = {"has_preview": has_preview, "has_film": has_film}
     ticket = Ticket(client, generations, **options)
     count = len(ticket.sources)
-    self.limits.check_images(count)
     with self._change:
       if self._is_draining:
         raise Draining("the server is ending; try again later")

@@ -39,18 +39,21 @@ def routes(clients: Clients, model: str) -> APIRouter:
     model: name of the one model that is served.
   """
   router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
+  limits = clients.worker.limits
 
   @router.post("/txt2img")
   async def txt2img(body: TextFields, http: Request) -> dict[str, Any]:
     body.check()
+    limits.check_images(body.images)
     ticket = await clients.generate(http, body.requests(model))
     return await run_in_threadpool(answer, ticket, body, [])
 
   @router.post("/img2img")
   async def img2img(body: ImageFields, http: Request) -> dict[str, Any]:
     body.check()
-    images = await run_in_threadpool(body.images)
-    ticket = await clients.generate(http, body.requests(model, **images))
+    limits.check_images(body.images)
+    given = await run_in_threadpool(body.given_images)
+    ticket = await clients.generate(http, body.requests(model, **given))
     return await run_in_threadpool(answer, ticket, body, body.warnings())
 
   @router.get("/progress")
@@ -185,6 +188,8 @@ def progress_of(
       "current_image": None,
       "textinfo": None,
     }
+  if has_image:
+    ticket.has_preview = True  # none is computed that nobody asks for
   found = clients.worker.progress(ticket)
   per_image = found.steps // found.count
   image = None

@@ -95,6 +95,11 @@ class Fields(BaseModel):
           f"{values[0]!r}"
         )
 
+  @property
+  def images(self) -> int:
+    """How many images are asked for."""
+    return self.batch_size * self.n_iter
+
   def requests(self, model: str, **more: Any) -> list[GenerationRequest]:
     """A request for each image: image i has seed + i, as in A1111.
 
@@ -127,7 +132,7 @@ class Fields(BaseModel):
     ).with_drawn_seed()
     return [
       dataclasses.replace(first, seed=(first.seed + i) % SEEDS)
-      for i in range(self.batch_size * self.n_iter)
+      for i in range(self.images)
     ]
 
   def _settings(self, model: str) -> dict[str, Any]:
@@ -164,7 +169,7 @@ class ImageFields(Fields):
     """Raises ConfigError for a field that has no meaning here."""
     super().check({**allowed, **dict.fromkeys(WARNED, (...,))})
 
-  def images(self) -> dict[str, Any]:
+  def given_images(self) -> dict[str, Any]:
     """The request's fields of the images."""
     pixels = read_pixels(
       read_base64(self.init_images[0], "init_images"), "image"

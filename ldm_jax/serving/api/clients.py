@@ -42,7 +42,7 @@ class Clients:
     """
     host = host_of(http)
     ticket = await run_in_threadpool(
-      self.worker.submit, list(requests), client or host, has_preview=True
+      self.worker.submit, list(requests), client or host
     )
     self._tickets.setdefault(host, []).append(ticket)
     loop, ended = asyncio.get_running_loop(), asyncio.Event()

@@ -131,6 +131,7 @@ def routes(clients: Clients, model: str) -> APIRouter:
     mask: Annotated[UploadFile | None, File()] = None,
     prompt: Annotated[str, Form()] = "",
   ) -> dict[str, Any]:
+    """Changes an image; the other fields of the form are `Parameters`."""
     form = await http.form()
     fields = {k: v for k, v in form.items() if isinstance(v, str)}
     body = parse_form(fields | {"prompt": prompt})

@@ -96,6 +96,7 @@ class RunPanel:
     nothing = [gr.skip()] * len(outputs)
 
     async def run(http: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
+      """Yields the progress and the values of `outputs`."""
       session = context.sessions.get(http.session_hash)
       try:
         with config_errors():
