@@ -184,11 +184,22 @@ class Run:
     """The parameters to use: the average, where the task keeps one.
 
     Of an autoencoder its variables; of a denoiser a dictionary of U-Net and
-    conditioners. They are those of the newest step in which they are intact.
+    conditioners; see `trained_part`.
+    """
+    part = self.trained_part(sharding)
+    if "ema" in part:
+      return part["ema"]
+    is_first = is_autoencoder(self.experiment.task)
+    return part["params"]["autoencoder"] if is_first else part["params"]
+
+  def trained_part(self, sharding: Sharding) -> dict[str, Any]:
+    """The part of the state that holds `trained`: "ema" or "params".
+
+    It is that of the newest step in which it is intact.
 
     Raises:
       ConfigError: there is no checkpoint.
-      DamagedFile: they are intact in no step.
+      DamagedFile: it is intact in no step.
     """
     task, batch = self.experiment.task, Structure.of(self.batch)
     frozen = Structure.of(frozen_shapes(task, batch))
@@ -205,10 +216,7 @@ class Run:
       self._path("checkpoints"), _placed(part, sharding)
     )
     vars(self)["step"] = step  # of what is used from here on
-    if "ema" in part:
-      return restored["ema"]
-    params = restored["params"]
-    return params["autoencoder"] if is_autoencoder(task) else params
+    return restored
 
   def _path(self, name: str) -> str:
     return os.path.join(self.folder, name)
@@ -286,10 +294,5 @@ def frozen_shapes(task: Any, batch: Structure) -> Any:
 
 
 def _placed(shapes: Any, sharding: Sharding) -> Any:
-  return jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
-    ),
-    shapes,
-    sharding.tree_shardings(shapes),
-  )
+  place = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+  return jax.tree.map(place, shapes, sharding.tree_shardings(shapes))

@@ -21,8 +21,11 @@ from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.pretrained.hub.fetch import local_adapter, local_path, local_run
 from ldm_jax.pretrained.hub.model_card import ModelCard
 from ldm_jax.pretrained.hub.push import PushRequest, push_to_hub
-from ldm_jax.run import Run
+from ldm_jax.run import Run, frozen_shapes
+from ldm_jax.runtime.checkpointing.checkpoint import Checkpoints
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.program_cache import Structure, initialization
+from ldm_jax.training.verify import verify
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -197,3 +200,39 @@ def test_texts_in_a_card_are_read_as_themselves():
   assert "x\\|y, \\*z\\*" in card and "| data.source.path | a\\|b c |" in card
   assert metadata(card)["pipeline_tag"] == "unconditional-image-generation"
   assert "datasets" not in metadata(card) and "has not stated it" in card
+
+
+def test_the_optimizer_is_uploaded_where_it_is_asked_for(hub, run):
+  """Otherwise the parameters alone, from which training cannot go on."""
+  for name, include in (("owner/whole", True), ("owner/ae", False)):
+    push_to_hub(PushRequest(run, name, include_optimizer=include))
+  whole, small = (local_run(name) for name in ("owner/whole", "owner/ae"))
+  size = lambda name: sum(
+    len(data) for file, data in hub.files[name].items() if "/state/" in file
+  )
+  assert size("owner/ae") < size("owner/whole") / 2
+  assert verify(small).is_whole and verify(whole).is_whole
+  states = [
+    Checkpoints(f"{folder}/checkpoints") for folder in (run, whole, small)
+  ]
+  shapes = state_shapes(Run.open(run))
+  sharding = MeshShape().build().tree_shardings(shapes)
+  first, second = (s.restore_newest(shapes, sharding)[1] for s in states[:2])
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  with pytest.raises(
+    ConfigError, match=r"without the state of .*config\.start"
+  ):
+    states[2].restore_newest(shapes, sharding)
+
+
+def state_shapes(run):
+  """Of the state that training saves."""
+  task, batch = run.experiment.task, Structure.of(run.batch)
+  frozen = Structure.of(frozen_shapes(task, batch))
+  return initialization(task, batch, frozen).shapes
+
+
+def test_files_have_no_optimizer(hub, tmp_path):
+  request = PushRequest(str(adapter(tmp_path)), "a/b", include_optimizer=True)
+  with pytest.raises(ConfigError, match="include_optimizer is of runs"):
+    push_to_hub(request)

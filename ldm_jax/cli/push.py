@@ -33,6 +33,12 @@ def parser() -> Parser:
     help="that it was trained from",
   )
   add(
+    "--include_optimizer",
+    action="store_true",
+    help="a run's newest checkpoint as it is, to resume training from; by "
+    "default the parameters that sampling uses",
+  )
+  add(
     "--samples",
     nargs="+",
     default=[],

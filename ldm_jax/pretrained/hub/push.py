@@ -1,25 +1,25 @@
 """push_to_hub(): uploads a run, a folder of weights or an adapter."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.fields.arguments import check_request, checked
 from ldm_jax.pretrained.hub.fetch import REPOSITORY
 from ldm_jax.pretrained.hub.model_card import ModelCard
+from ldm_jax.pretrained.hub.run_files import files_below, uploaded_files
 from ldm_jax.pretrained.inspect import inspect
 from ldm_jax.run import Run
 from ldm_jax.runtime.monitoring.hyperparameters import hyperparameters
 from ldm_jax.runtime.monitoring.metric_writer import read_metrics
 
 CARD = "README.md"
-RUN_FILES = ("config.json", "data.json", "metrics.jsonl")
-RUN_FOLDERS = ("frozen", "tokenizer")
 REPLACED = ("checkpoints/", "samples/")  # of an earlier push
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SHOWN = 4  # previews of a run, where no samples are given
@@ -30,12 +30,15 @@ class PushRequest:
   """What to upload, and what its model card says.
 
   Attributes:
-    source: a run folder, of which the newest checkpoint is uploaded; a folder
-      of weights that `convert` wrote; or a file of an adapter or a model.
+    source: a run folder; a folder of weights that `convert` wrote; or a file of
+      an adapter or a model.
     repository: owner/model; created if there is none.
     license: an identifier of the hub, such as "apache-2.0".
     data: what it was trained on, in words, or as owner/dataset of the hub.
     base_model: owner/model that it was trained from.
+    include_optimizer: whether a run's newest checkpoint is uploaded as it is,
+      so that training can go on from it. Otherwise only the parameters are that
+      sampling uses: the average, where the run keeps one.
     samples: image files to show; a run's newest previews if there are none.
     private: of a repository that is created.
     revision: the branch to upload to.
@@ -51,6 +54,7 @@ class PushRequest:
   license: str = ""
   data: str = ""
   base_model: str = ""
+  include_optimizer: bool = False
   samples: tuple[str, ...] = ()
   private: bool = False
   revision: str = "main"
@@ -99,8 +103,8 @@ def push_to_hub(request: PushRequest) -> PushResult:
   Raises:
     ConfigError: the source is no model, or the hub refuses the upload.
   """
-  with config_errors():
-    files, card = _content(request)
+  with config_errors(), contextlib.ExitStack() as stack:
+    files, card = _content(request, stack)
     samples = {f"samples/{os.path.basename(f)}": f for f in _samples(request)}
     if card is not None:
       card = dataclasses.replace(card, samples=tuple(samples))
@@ -115,8 +119,14 @@ def push_to_hub(request: PushRequest) -> PushResult:
   return PushResult(url, tuple(sorted({*files, *samples, CARD})))
 
 
-def _content(request: PushRequest) -> tuple[dict[str, str], ModelCard | None]:
-  """Files by their names in the repository; None for a card that is there."""
+def _content(
+  request: PushRequest, stack: contextlib.ExitStack
+) -> tuple[dict[str, str], ModelCard | None]:
+  """Files by their names in the repository; None for a card that is there.
+
+  Args:
+    stack: at whose end temporary files are deleted.
+  """
   source = request.source
   if not os.path.exists(source):
     raise ConfigError(f"there is no run, file or folder {source!r}")
@@ -126,40 +136,19 @@ def _content(request: PushRequest) -> tuple[dict[str, str], ModelCard | None]:
     description = inspect(source, trust=request.trust)
     settings = hyperparameters(source)
     values = (_metrics(source), settings)
-    return _run_files(run), ModelCard(
-      request.repository, description, *fields, *values
-    )
+    files = stack.enter_context(uploaded_files(run, request.include_optimizer))
+    return files, ModelCard(request.repository, description, *fields, *values)
+  if request.include_optimizer:
+    raise ConfigError(f"include_optimizer is of runs; {source!r} is none")
   if os.path.isfile(source):
     description = {"kind": "adapter", "bytes": os.path.getsize(source)}
     card = ModelCard(request.repository, description, *fields)
     return {os.path.basename(source): source}, card
   description = inspect(source)
-  files = dict(_below(source, ""))
+  files = files_below(source, "")
   if CARD in files:
     return files, None
   return files, ModelCard(request.repository, description, *fields)
-
-
-def _run_files(run: Run) -> dict[str, str]:
-  """What is needed to sample from a run, and to resume it."""
-  folder = run.folder
-  step = f"checkpoints/{run.step}"
-  found = {
-    name: os.path.join(folder, name)
-    for name in RUN_FILES
-    if os.path.isfile(os.path.join(folder, name))
-  }
-  for name in (*RUN_FOLDERS, step):
-    found |= _below(os.path.join(folder, name), f"{name}/")
-  return found
-
-
-def _below(folder: str, prefix: str) -> Iterator[tuple[str, str]]:
-  """(name in the repository, path) of all files of a folder."""
-  for place, _, names in os.walk(folder):
-    for name in names:
-      path = pathlib.Path(place, name)
-      yield prefix + path.relative_to(folder).as_posix(), str(path)
 
 
 def _metrics(folder: str) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 
-from ldm_jax.errors import DamagedFile, NonFinite, SaveFailed
+from ldm_jax.errors import ConfigError, DamagedFile, NonFinite, SaveFailed
 from ldm_jax.files.strict_json import read_object
-from ldm_jax.runtime.checkpointing.checksums import checksums
+from ldm_jax.runtime.checkpointing.checksums import checksums, leaf_paths
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.checkpointing.read_checkpoints import (
   is_empty_step,
@@ -167,10 +167,15 @@ class Checkpoints:
     folder.
 
     Raises:
+      ConfigError: the newest step holds a part of the state alone.
       DamagedFile: no step is intact; none is moved.
     """
     restore = lambda step: self.restore(step, abstract, shardings)
-    step, state = newest_intact(self.steps, restore)
+    try:
+      step, state = newest_intact(self.steps, restore)
+    except DamagedFile:
+      self._check_complete(self.steps[-1], abstract)
+      raise
     damaged = [other for other in self.steps if other > step]
     if processes.is_first():
       for other in damaged:
@@ -179,6 +184,21 @@ class Checkpoints:
     if damaged:
       self._manager.reload()
     return step, state
+
+  def _check_complete(self, step: int, abstract: Any) -> None:
+    """Raises ConfigError if a step holds a part of the state alone."""
+    args = self._orbax.args
+    with damage_errors(f"step {step}"):
+      found = self._manager.restore(
+        step, args=args.Composite(digests=args.JsonRestore())
+      )
+    needed = set(leaf_paths(abstract))
+    if needed - found["digests"].keys():
+      raise ConfigError(
+        f"step {step} in {self._folder} holds parameters without the state of "
+        "their optimizer, as push uploads them; training cannot go on from it, "
+        "but can begin with its parameters in a new workdir (--config.start)"
+      )
 
   def wait(self) -> None:
     """Returns when the last save is on disk.

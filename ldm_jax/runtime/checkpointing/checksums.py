@@ -36,10 +36,7 @@ def checksums(tree: Any) -> Checksums:
   with one changed element always has another checksum. Accelerators compile a
   program for each shape; on CPUs numpy computes the same sums.
   """
-  paths, leaves = [], []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    paths.append(jax.tree_util.keystr(path, simple=True, separator="/"))
-    leaves.append(leaf)
+  paths, leaves = leaf_paths(tree), jax.tree.leaves(tree)
   if jax.default_backend() == "cpu":
     local = [host_sums.sums(leaf) for leaf in leaves]
     sums = processes.sum_over(local) if local else []
@@ -53,6 +50,13 @@ def checksums(tree: Any) -> Checksums:
     if bad:
       non_finite.append(path)
   return Checksums(found, tuple(non_finite))
+
+
+def leaf_paths(tree: Any) -> list[str]:
+  """The path of every leaf, as `Checksums` has it."""
+  found = jax.tree_util.tree_leaves_with_path(tree)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  return [name(path) for path, _ in found]
 
 
 def checksum(tree: Any) -> str:
