@@ -16,16 +16,25 @@ from ldm_jax.nn.conditioners.spatial import MaskedImage
 from ldm_jax.sampling.pipeline import Pipeline
 from ldm_jax.sampling.request import GenerationRequest
 from ldm_jax.serving.limits import Limits
-from ldm_jax.serving.page import build_page
+from ldm_jax.serving.page import (
+  build_page,
+  controlnet,
+  image_to_image,
+  inpainting,
+  text_to_image,
+  upscale,
+)
 from ldm_jax.serving.page.comparison_grid import grid_of_form
 from ldm_jax.serving.page.follow_tickets import follow, progress_html
 from ldm_jax.serving.page.form_values import (
+  form_for_image,
   form_of_metadata,
   other_fields,
   request_of_form,
 )
 from ldm_jax.serving.page.inpainting import inpainting_request
 from ldm_jax.serving.page.model_inputs import model_inputs
+from ldm_jax.serving.page.run_panel import PageContext
 from ldm_jax.serving.page.sessions import Sessions
 from ldm_jax.serving.page.variations import variation_request
 from ldm_jax.serving.ticket import Cancelled
@@ -258,3 +267,47 @@ def test_a_grid_of_the_form():
 def test_arrays_in_memory_are_inputs():
   image = np.zeros((8, 8, 3), np.uint8)
   assert request_of_form({"image": image, "prompt": ""}).image is image
+
+
+def sent(pipe, module, path, metadata):
+  """The values that a tab's form gets, by field."""
+  worker = Worker(pipe)
+  context = PageContext(
+    worker, model_inputs(pipe.loaded), Sessions(), [("canny", "/c")]
+  )
+  with gr.Blocks():
+    form = module.build_tab(context)
+  updates = zip(form.parts, form.updates(metadata, str(path)), strict=True)
+  is_kept = lambda value: isinstance(value, dict) and "__type__" in value
+  return {name: value for name, value in updates if not is_kept(value)}
+
+
+@pytest.mark.parametrize(
+  "module, field",
+  [
+    (image_to_image, "image"),
+    (inpainting, "editor"),
+    (upscale, "image"),
+    (controlnet, "control_image"),
+  ],
+  ids=lambda each: each if isinstance(each, str) else each.TAB,
+)
+def test_what_is_sent_to_a_tab_carries_the_image(pipe, module, field):
+  own = pipe.prepare(request(prompt="a cat", seed=3))
+  values = sent(pipe, module, "/a.png", own.metadata(0))
+  assert values[field] == "/a.png"
+  assert values["prompt"] == "a cat" and values["seed"] == "3"
+  assert values["width"] is values["height"] is None  # the image's own
+  assert sent(pipe, module, "/a.jpg", {}) == {field: "/a.jpg"}
+
+
+def test_text_to_image_is_sent_the_settings_alone(pipe):
+  own = pipe.prepare(request(prompt="a cat", seed=3))
+  values = sent(pipe, text_to_image, "/a.png", own.metadata(0))
+  assert "/a.png" not in values.values() and values["width"] == 16
+
+
+def test_an_image_of_an_interpolation_brings_one_prompt():
+  metadata = {"prompt": ["a", "b"], "interpolate": 3, "index": 1, "seed": 2}
+  values = form_for_image(metadata, NAMES)
+  assert values["prompt"] == "a" and values["other"] == ""

@@ -10,7 +10,7 @@ TAB = "controlnet"
 
 def build_tab(context: PageContext) -> SettingsForm:
   """Fills the tab that is open; returns its form."""
-  form = SettingsForm(context, TAB)
+  form = SettingsForm(context, TAB, image="control_image")
   names = list(context.controlnets)
   with gr.Row():
     with gr.Column(min_width=320):

@@ -25,6 +25,10 @@ SEED = "seed"  # is text: a browser's numbers have 53 bits
 # Not to be written as JSON: files of the server, and what an image never is.
 _REFUSED = {*FILES, *FOLDERS, *UNWRITTEN, "conditions"} - {"layout", "num"}
 
+# Of how an image came about, which is not how it is changed.
+_ORIGIN = {"width", "height", "outpaint", "variation", "interpolate"}
+_ORIGIN |= {"index", "replay"}
+
 # Of sliders, which cannot be empty; None leaves them as they are.
 _OPTIONAL = {"strength", "noise_level", "variation", "interpolate"}
 _OPTIONAL |= {"image_guidance_scale"}
@@ -117,6 +121,28 @@ def form_of_metadata(
       more[name] = value
   shown = {name: value for name, value in values.items() if name in names}
   return shown | {OTHER: json.dumps(more) if more else ""}
+
+
+def form_for_image(
+  metadata: Mapping[str, Any], names: Collection[str]
+) -> dict[str, Any]:
+  """The values of a form whose input is an image that has these settings.
+
+  They are the image's own but for its size, which the image brings along, and
+  for its place in a series of images.
+
+  Args:
+    metadata: of the image; {} if it has none.
+    names: of the form's fields.
+  """
+  if not metadata:
+    return {}
+  kept = {k: v for k, v in metadata.items() if k not in _ORIGIN}
+  if isinstance(kept.get("prompt"), list):  # of an interpolation
+    kept["prompt"] = kept["prompt"][0]
+  empty = dict.fromkeys(("width", "height", "outpaint"))
+  values = {name: value for name, value in empty.items() if name in names}
+  return form_of_metadata(kept, names) | values
 
 
 def metadata_of(path: str | os.PathLike | None) -> dict[str, Any]:

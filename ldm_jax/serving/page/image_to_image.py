@@ -12,7 +12,7 @@ IMAGE_GUIDANCE = 1.5  # of InstructPix2Pix
 
 def build_tab(context: PageContext) -> SettingsForm:
   """Fills the tab that is open; returns its form."""
-  form = SettingsForm(context, TAB)
+  form = SettingsForm(context, TAB, image="image")
   with gr.Row():
     with gr.Column(min_width=320):
       form.add_image("image", "Image")

@@ -19,7 +19,7 @@ EDITOR, RECTANGLE = "editor", "rectangle"
 
 def build_tab(context: PageContext) -> SettingsForm:
   """Fills the tab that is open; returns its form."""
-  form = SettingsForm(context, TAB)
+  form = SettingsForm(context, TAB, image=EDITOR)
   radius = max(1, context.worker.pipeline.loaded.height // 24)
   with gr.Row():
     with gr.Column(min_width=320):

@@ -1,4 +1,4 @@
-"""The settings of an image, and sending them to a tab."""
+"""The settings of an image, and sending it and them to a tab."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ SESSION = "session"
 
 
 class Target(NamedTuple):
-  """A tab that settings are sent to.
+  """A tab that images are sent to.
 
   Attributes:
     label: of the tab.
@@ -35,7 +35,7 @@ def build_info_tab(
   with gr.Row():
     with gr.Column(min_width=320):
       image = gr.Image(
-        label="An image made by ldm_jax (PNG)",
+        label="An image, such as a PNG made by ldm_jax",
         type="filepath",
         image_mode=None,
         format="png",
@@ -86,13 +86,14 @@ def build_session_tab(
 
 
 def shown_settings(path: str | None) -> dict[str, Any] | None:
-  """The metadata of an image; raises gr.Error if it holds none."""
+  """The metadata of an image without empty fields, or why it has none."""
   if path is None:
     return None
   try:
-    return metadata_of(path)
+    found = metadata_of(path)
   except ConfigError as error:
-    raise one_line(error) from error
+    return {"settings": None, "reason": str(error)}
+  return {name: value for name, value in found.items() if value is not None}
 
 
 def _add_senders(
@@ -118,8 +119,11 @@ def _sender(target: Target) -> Callable[[str | None], list[Any]]:
     try:
       metadata: Mapping[str, Any] = metadata_of(path)
     except ConfigError as error:
-      raise one_line(error) from error
-    return [gr.Tabs(selected=target.tab), *target.form.updates(metadata)]
+      if path is None or target.form.image is None:
+        raise one_line(error) from error
+      metadata = {}  # any image can be changed
+    updates = target.form.updates(metadata, path)
+    return [gr.Tabs(selected=target.tab), *updates]
 
   return send
 

@@ -11,6 +11,7 @@ from ldm_jax.sampling.request import GenerationRequest
 from ldm_jax.serving.page.form_values import (
   OTHER,
   SEED,
+  form_for_image,
   form_of_metadata,
   request_of_form,
 )
@@ -24,15 +25,18 @@ class SettingsForm:
 
   Attributes:
     parts: the components, in order; a tab adds its own with `add`.
+    image: the field that takes an image which is sent to the tab, or None.
   """
 
-  def __init__(self, context: PageContext, tab: str):
+  def __init__(self, context: PageContext, tab: str, image: str | None = None):
     """Adds nothing yet.
 
     Args:
       tab: begins the ids of elements, "TAB-FIELD".
+      image: the field that takes an image which is sent to the tab, if any.
     """
     self.parts: dict[str, gr.components.Component] = {}
+    self.image = image
     self._context, self._tab = context, tab
 
   @property
@@ -57,9 +61,20 @@ class SettingsForm:
     """Raises ConfigError if the values are no request."""
     return request_of_form(self.values(values))
 
-  def updates(self, metadata: Mapping[str, Any]) -> list[Any]:
-    """What the components become to make an image again."""
-    found = form_of_metadata(metadata, self.parts)
+  def updates(self, metadata: Mapping[str, Any], path: str) -> list[Any]:
+    """What the components become when an image is sent to the tab.
+
+    A tab that takes an image gets this one, with its settings; any other gets
+    the settings that make the image again.
+
+    Args:
+      metadata: of the image; {} if it has none.
+      path: of the image.
+    """
+    if self.image is None:
+      found = form_of_metadata(metadata, self.parts)
+    else:
+      found = form_for_image(metadata, self.parts) | {self.image: path}
     return [found.get(name, gr.skip()) for name in self.parts]
 
   def add_conditions(self) -> None:

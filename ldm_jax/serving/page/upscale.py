@@ -11,7 +11,7 @@ NOISE_LEVEL = 20  # as in diffusers
 
 def build_tab(context: PageContext) -> SettingsForm:
   """Fills the tab that is open; returns its form."""
-  form = SettingsForm(context, TAB)
+  form = SettingsForm(context, TAB, image="image")
   with gr.Row():
     with gr.Column(min_width=320):
       form.add_image("image", "Low-resolution image")
