@@ -1,6 +1,6 @@
 """The images of docs/screenshots/, by Debian's chromium and Playwright.
 
-  pip install -e ".[browser]" && apt-get install chromium
+  pip install -e ".[test]" && apt-get install chromium
   ldm-jax serve --model=runs/glyphs_text --port 7860 &
   ldm-jax watch runs/glyphs_autoencoder runs/glyphs_text --port 7861 &
   python docs/screenshots.py http://127.0.0.1:7860 http://127.0.0.1:7861 IMAGE
