@@ -37,7 +37,7 @@ class PushRequest:
     data: what it was trained on, in words, or as owner/dataset of the hub.
     base_model: owner/model that it was trained from.
     include_optimizer: whether a run's newest checkpoint is uploaded as it is,
-      so that training can go on from it. Otherwise only the parameters are that
+      to resume training from. Otherwise only the parameters are that
       sampling uses: the average, where the run keeps one.
     samples: image files to show; a run's newest previews if there are none.
     private: of a repository that is created.
