@@ -203,7 +203,7 @@ def test_texts_in_a_card_are_read_as_themselves():
 
 
 def test_the_optimizer_is_uploaded_where_it_is_asked_for(hub, run):
-  """Otherwise the parameters alone, from which training cannot go on."""
+  """Otherwise the parameters alone, from which training cannot be resumed."""
   for name, include in (("owner/whole", True), ("owner/ae", False)):
     push_to_hub(PushRequest(run, name, include_optimizer=include))
   whole, small = (local_run(name) for name in ("owner/whole", "owner/ae"))

@@ -21,9 +21,9 @@ def uploaded_files(
   """Paths by names in the repository, valid until the block ends.
 
   Args:
-    include_optimizer: the newest checkpoint as it is, from which training can
-      go on; else one of the parameters that sampling uses alone: the average,
-      where the run keeps one.
+    include_optimizer: the newest checkpoint as it is, to resume training from;
+      else one of the parameters that sampling uses alone: the average, where
+      the run keeps one.
   """
   found = {
     name: os.path.join(run.folder, name)

@@ -196,7 +196,7 @@ class Checkpoints:
     if needed - found["digests"].keys():
       raise ConfigError(
         f"step {step} in {self._folder} holds parameters without the state of "
-        "their optimizer, as push uploads them; training cannot go on from it, "
+        "their optimizer, as push uploads them; training cannot be resumed from it, "
         "but can begin with its parameters in a new workdir (--config.start)"
       )
 
