@@ -47,6 +47,8 @@ _MODULES = {
   "diffusion.schedule": ("Schedule",),
   "latent_diffusion": ("LatentDiffusion",),
   "nn.autoencoder": ("Autoencoder", "ConvStack", "PixelSpace"),
+  "nn.deep_compression.autoencoder": ("DCAutoencoder",),
+  "nn.deep_compression.levels": ("DCLevel", "DCStack"),
   "nn.bottleneck": ("GaussianBottleneck", "VectorQuantizer"),
   "nn.unet": ("UNet",),
   "nn.transformer": ("AttentionPlan",),

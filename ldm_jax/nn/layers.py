@@ -65,6 +65,7 @@ def conv(
   name: str,
   size: int = 3,
   stride: int = 1,
+  use_bias: bool = True,
   is_zero: bool = False,
   dtype: DTypeLike,
 ) -> Float[Array, "b h2 w2 d"]:
@@ -76,6 +77,7 @@ def conv(
     window,
     (stride, stride),
     padding=size // 2,
+    use_bias=use_bias,
     dtype=dtype,
     name=name,
     conv_general_dilated=convolve,
