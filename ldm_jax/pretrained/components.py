@@ -85,6 +85,7 @@ def open_folder(folder: str, variant: str | None = None) -> Components:
     subfolders = {
       "autoencoder": "vae",
       "tiny_autoencoder": "vae",
+      "dc_autoencoder": "vae",
       "unet": "unet",
     }
     name = subfolders.get(network.kind, "text_encoder")
@@ -178,15 +179,16 @@ def open_file(
   tensors = scaled(raw)
   if is_averaged:
     tensors = averaged(tensors)
+  metadata = read_metadata(path)
+  if (configs := read_stored(metadata)) is not None:
+    return _stored_components(path, configs, tensors, config or {}, prediction)
   if (alone := find_autoencoder(path, tensors)) is not None:
     own = (config or {}).get("vae", {})
     own_config = dict(alone.config) | own
     alone = dataclasses.replace(alone, config=own_config, path=path)
-    is_unknown = alone.kind == "autoencoder" and "scaling_factor" not in own
+    is_scaled = alone.kind in ("autoencoder", "dc_autoencoder")
+    is_unknown = is_scaled and "scaling_factor" not in own
     return Components({"vae": alone}, family="vae", is_scale_unknown=is_unknown)
-  metadata = read_metadata(path)
-  if (configs := read_stored(metadata)) is not None:
-    return _stored_components(path, configs, tensors, config or {}, prediction)
   found = detect(
     {name: tuple(np.shape(raw.get(name, ()))) for name in tensors},
     read=tensors.__getitem__,

@@ -1,7 +1,7 @@
 """Networks with the configs and tensor names of diffusers and CompVis."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -16,6 +16,7 @@ from ldm_jax.nn.conditioners.embedders import (
   TextEmbedder,
 )
 from ldm_jax.nn.controlnet import ControlNet
+from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
@@ -27,6 +28,9 @@ from ldm_jax.pretrained.conditioner_variables import (
 )
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder_config
+from ldm_jax.pretrained.configs.dc_autoencoder_config import (
+  dc_autoencoder_config,
+)
 from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
 from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   tiny_autoencoder_config,
@@ -55,7 +59,9 @@ class ExportedNetwork:
   params: Any
   config: dict[str, Any]
 
-  def tensors(self, scheme: str, dtype: np.dtype) -> dict[str, LazyTensor]:
+  def tensors(
+    self, scheme: str, dtype: np.dtype
+  ) -> dict[str, LazyTensor | np.ndarray]:
     """By foreign name, in `dtype`; each is made when it is read.
 
     Raises:
@@ -70,7 +76,21 @@ class ExportedNetwork:
       convert.shapes(self.params),
       geometry(self.module, self.config),
     )
-    return revert_lazily(found, self.params, dtype)
+    tensors = revert_lazily(found, self.params, dtype)
+    return tensors | _batch_counts(tensors)
+
+
+def _batch_counts(names: Iterable[str]) -> dict[str, np.ndarray]:
+  """The counts that torch's batch norms hold with their statistics.
+
+  They are not used, and 0 stands for a number that is not known.
+  """
+  statistics, count = ".running_mean", np.zeros((), np.int64)
+  return {
+    name.removesuffix(statistics) + ".num_batches_tracked": count
+    for name in names
+    if name.endswith(statistics)
+  }
 
 
 def export_networks(
@@ -147,7 +167,7 @@ def export_network(
     return _unet(module, params, side // 8)
   if isinstance(module, Autoencoder):
     return _vae(module, params, side, latent_scale or SCALING_FACTOR)
-  if type(module) is TinyAutoencoder:
+  if type(module) in (TinyAutoencoder, DCAutoencoder):
     return _vae(module, params, side, latent_scale or 1.0)
   variables = params["params"]
   if isinstance(module, ClipText):
@@ -203,7 +223,7 @@ def unet_inputs(params: Any) -> unet_reader.Inputs:
 
 
 def _vae(
-  vae: Autoencoder | TinyAutoencoder,
+  vae: Autoencoder | TinyAutoencoder | DCAutoencoder,
   variables: Any,
   side: int,
   scale: float = SCALING_FACTOR,
@@ -212,6 +232,10 @@ def _vae(
     config = tiny_autoencoder_config(vae, scale)
     own = variables["params"]
     return ExportedNetwork("vae", "tiny_autoencoder", vae, own, config)
+  if type(vae) is DCAutoencoder:
+    config = dc_autoencoder_config(vae, scale)
+    own = variables["params"]
+    return ExportedNetwork("vae", "dc_autoencoder", vae, own, config)
   if type(vae) is not Autoencoder:
     raise _unknown_class(vae)
   config = autoencoder_config(vae, scaling_factor=scale, sample_size=side)

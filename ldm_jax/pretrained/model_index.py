@@ -15,6 +15,7 @@ from ldm_jax.nn.conditioners.embedders import (
   TextEmbedder,
 )
 from ldm_jax.nn.conditioners.source_image import SourceImage
+from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.pretrained.configs.strict_config import DIFFUSERS
@@ -206,9 +207,11 @@ def tokenizers(
 
 def prefixes(model: LatentDiffusion) -> dict[str, tuple[str, str]]:
   """(prefix, kind) of each network of a single file, by its subfolder."""
+  is_dc = isinstance(model.first_stage, DCAutoencoder)
+  kind = "dc_autoencoder" if is_dc else "autoencoder"
   found = {
     "unet": ("model.diffusion_model.", "unet"),
-    "vae": ("first_stage_model.", "autoencoder"),
+    "vae": ("first_stage_model.", kind),
   }
   is_sdxl = any(isinstance(c, SizeEmbedder) for c in model.conditioners)
   for conditioner in model.conditioners:

@@ -16,6 +16,7 @@ from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
 from ldm_jax.nn.controlnet import ControlNet
+from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
@@ -23,6 +24,10 @@ from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
+from ldm_jax.pretrained.configs.dc_autoencoder_config import (
+  DC,
+  dc_autoencoder,
+)
 from ldm_jax.pretrained.configs.strict_config import refusal
 from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   TINY,
@@ -37,6 +42,7 @@ Module = (
   UNet
   | Autoencoder
   | TinyAutoencoder
+  | DCAutoencoder
   | ClipText
   | ClipVision
   | TextEncoder
@@ -55,6 +61,7 @@ _BUILDERS = {
     "tiny_autoencoder",
     lambda config: tiny_autoencoder(config)[0],
   ),
+  DC.kind: ("dc_autoencoder", lambda config: dc_autoencoder(config)[0]),
   "CLIPTextModel": ("clip", text_encoder_config.clip),
   "CLIPTextModelWithProjection": ("clip", text_encoder_config.clip),
   "CLIPVisionModelWithProjection": (
@@ -135,7 +142,8 @@ def latent_scale(config: Config) -> float:
     ConfigError: as `build`.
   """
   kind = class_of(config)
-  read = tiny_autoencoder if kind == TINY.kind else autoencoder
+  readers = {TINY.kind: tiny_autoencoder, DC.kind: dc_autoencoder}
+  read = readers.get(kind, autoencoder)
   with malformed_values(f"the config of a {kind}"):
     return float(read(config)[1])
 
@@ -187,9 +195,9 @@ def load_lazily(network: ForeignNetwork) -> tuple[Module, dict[str, Any]]:
   tensors = network.tensors
   if network.scheme == "diffusers":
     tensors = parameter_names.modern_names(tensors)
-  for name in tensors:
-    _check_floats(name, tensors[name].dtype)
   table = table_of(module, network)
+  for name in {row.foreign_name for row in table.rows} & set(tensors):
+    _check_floats(name, tensors[name].dtype)
   read = functools.partial(_read_row, network)
   params = convert_lazily(table, tensors, read)
   return module, {"params": params}
@@ -251,7 +259,7 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
     return module.init(key, tokens[0], jnp.zeros((1,), bool))
   if isinstance(module, ClipVision):
     return module.init(key, jnp.zeros((1, module.size, module.size, 3)))
-  if isinstance(module, Autoencoder | TinyAutoencoder):
+  if isinstance(module, Autoencoder | TinyAutoencoder | DCAutoencoder):
     side = module.stride
     shape = (1, *module.latent_shape(side, side))
     return module.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros(shape))

@@ -36,7 +36,7 @@ class DCEncoder(nn.Module):
     self, images: Float[Array, "b H W 3"]
   ) -> Float[Array, "b h w c"]:
     stack, dtype = self.stack, self.dtype
-    # Of what foreign names depend on, the names here tell too.
+    # Foreign names depend on the resampling, and are found by the names here.
     kind = "unshuffle" if stack.resampling == "pixels" else "downsample"
     h, first = images, stack.used[0].channels
     if stack.levels[0].blocks:

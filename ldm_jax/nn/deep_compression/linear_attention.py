@@ -88,7 +88,7 @@ class MultiscaleLinearAttention(nn.Module):
 
   Attributes:
     head_width: of a head; as many heads as fit into the channels.
-    scales: sizes of the neighbourhoods, odd, beside the pixels themselves.
+    scales: sizes of the neighbourhoods, odd, in addition to the pixels.
   """
 
   head_width: int

@@ -21,7 +21,10 @@ from ldm_jax.pretrained.single_file.submodules import Submodule
 from ldm_jax.weights.lazy_tensors import LazyTensor
 
 KEY = "ldm_jax.components"
-_KINDS = ("unet", "autoencoder", "clip", "open_clip", "text", "classes")
+_KINDS = (
+  *("unet", "autoencoder", "dc_autoencoder"),
+  *("clip", "open_clip", "text", "classes"),
+)
 _ZEROS = "force_zeros_for_empty_prompt"
 
 

@@ -1,4 +1,4 @@
-"""Autoencoders in files of their own, under diffusers' names or TAESD's.
+"""Autoencoders in files of their own, under diffusers' or their authors' names.
 
 Those with CompVis's names are read by `single_file.detect`.
 """
@@ -20,6 +20,9 @@ from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   tiny_autoencoder_config,
 )
 from ldm_jax.pretrained.networks import ForeignNetwork
+from ldm_jax.pretrained.single_network.dc_autoencoder_file import (
+  find_dc_autoencoder,
+)
 from ldm_jax.weights.files import read_tensors
 from ldm_jax.weights.naming.parameter_names import modern_names
 
@@ -31,14 +34,14 @@ _KL = "encoder.down_blocks.0.resnets.0.conv1.weight"
 
 
 def find_autoencoder(path: str, tensors: Tensors) -> ForeignNetwork | None:
-  """The autoencoder of a file; None if it holds none of these two kinds.
+  """The autoencoder of a file; None if it holds none of these kinds.
 
   TAESD's encoder and decoder may be two files, of names that differ in this
   word alone; either of them may be `path`.
 
   Raises:
-    WeightsError: TAESD's other half is missing, or a tensor has a shape that
-      no such network has.
+    WeightsError: TAESD's other half is missing, a tensor has a shape that no
+      such network has, or a DC-AE is of no published layout.
   """
   renamed = _from_halves(path, tensors)
   tensors = tensors if renamed is None else renamed
@@ -49,7 +52,7 @@ def find_autoencoder(path: str, tensors: Tensors) -> ForeignNetwork | None:
     module = _kl(tensors)
     config = autoencoder_config(module, scaling_factor=SCALING_FACTOR)
     return ForeignNetwork(config, tensors, "autoencoder", "diffusers")
-  return None
+  return find_dc_autoencoder(tensors)
 
 
 def _from_halves(path: str, tensors: Tensors) -> dict[str, Any] | None:

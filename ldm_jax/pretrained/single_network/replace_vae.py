@@ -59,7 +59,7 @@ def replace_vae(
 def _own_scale(components: Components) -> float:
   """The scale of a model's latents, by its own autoencoder or its family."""
   own = components.networks.get("vae")
-  if own is not None and own.kind == "autoencoder":
+  if own is not None and own.kind in ("autoencoder", "dc_autoencoder"):
     return latent_scale(own.config)
   inputs = unet_reader.inputs(components.networks["unet"].config)
   family = components.family or ("sdxl" if inputs.sinusoids else "sd1")

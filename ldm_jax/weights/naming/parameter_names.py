@@ -16,6 +16,7 @@ NETWORKS = (
   "unet",
   "autoencoder",
   "tiny_autoencoder",
+  "dc_autoencoder",
   "clip",
   "open_clip",
   "clip_vision",
@@ -23,6 +24,7 @@ NETWORKS = (
   "classes",
 )
 NAMING_SCHEMES = ("diffusers", "compvis", "flax")
+_WITHOUT_FLAX = ("text", "classes", "tiny_autoencoder", "dc_autoencoder")
 
 # Names of plain attention in diffusers before 0.15; its Flax autoencoder kept
 # them.
@@ -143,7 +145,7 @@ def _column(network: str, scheme: str) -> str:
       f"no network {network!r} in scheme {scheme!r}; choose one of "
       f"{', '.join(NETWORKS)} and one of {', '.join(NAMING_SCHEMES)}"
     )
-  if scheme == "flax" and network in ("text", "classes", "tiny_autoencoder"):
+  if scheme == "flax" and network in _WITHOUT_FLAX:
     raise ValueError(
       f"there are no Flax files of network {network!r}; choose another scheme"
     )
@@ -168,6 +170,7 @@ def _count(shapes: Iterable[str]) -> dict[str, Any]:
     "hints": count(r"hint_(\d+)/"),
     "attending": found(r"up_(\d+)_attention_"),
     "attention": "transformer" if has_blocks else "plain",
+    "last": "dc_conv" if found(r"decoder/up_(0)_") else "dc_pixels",
   }
 
 
