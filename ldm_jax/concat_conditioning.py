@@ -17,6 +17,7 @@ from ldm_jax.nn.conditioners.spatial import (
   NoisyLowResolution,
   subsample_mask,
 )
+from ldm_jax.nn.latent_normalization import denormalize
 from ldm_jax.pixels import to_float
 
 
@@ -58,7 +59,8 @@ def prepare_inputs(
         model, to_float(raw[name]), noise_augmentation
       )
     elif isinstance(conditioner, SourceImage):
-      inputs[name] = model.encode(params, to_float(raw[name])).mode()
+      latents = model.encode(params, to_float(raw[name])).mode()
+      inputs[name] = denormalize(model.first_stage, latents)
   return inputs
 
 

@@ -50,6 +50,8 @@ _MODULES = {
   "nn.deep_compression.autoencoder": ("DCAutoencoder",),
   "nn.deep_compression.levels": ("DCLevel", "DCStack"),
   "nn.bottleneck": ("GaussianBottleneck", "VectorQuantizer"),
+  "nn.inpainting_decoder": ("InpaintingAutoencoder",),
+  "nn.latent_normalization": ("BatchStatistics", "LatentNormalization"),
   "nn.unet": ("UNet",),
   "nn.transformer": ("AttentionPlan",),
   "nn.encoder_unet": ("EncoderUNet",),

@@ -22,6 +22,7 @@ from ldm_jax.nn.conditioners.conditioner import Conditioner
 from ldm_jax.nn.conditioners.embedders import Condition, merge
 from ldm_jax.nn.controlnet import ControlNet, with_residuals
 from ldm_jax.nn.first_stage import FirstStage, Posterior
+from ldm_jax.nn.latent_normalization import denormalize, normalize
 from ldm_jax.nn.unet import UNet
 
 
@@ -117,20 +118,22 @@ class LatentDiffusion:
   def encode(
     self, params: Parameters, images: Float[Array, "b h w 3"]
   ) -> Posterior:
-    """q(z | x) of images in [-1, 1], before scaling.
+    """q(z | x) of images in [-1, 1], normalised but not scaled.
 
     The caller takes its mode or a sample, multiplied by `params.latent_scale`,
     as x0 of the diffusion.
     """
-    return self.first_stage.apply(params.first_stage, images, method="encode")
+    posterior = self.first_stage.apply(
+      params.first_stage, images, method="encode"
+    )
+    return normalize(self.first_stage, posterior)
 
   def decode(
     self, params: Parameters, latents: Float[Array, "b h w c"]
   ) -> Float[Array, "b H W 3"]:
     """Images of scaled latents, about [-1, 1]."""
-    return self.first_stage.apply(
-      params.first_stage, latents / params.latent_scale, method="decode"
-    )
+    unscaled = denormalize(self.first_stage, latents / params.latent_scale)
+    return self.first_stage.apply(params.first_stage, unscaled, method="decode")
 
   def condition(
     self,

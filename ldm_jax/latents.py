@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from ldm_jax.errors import NonFinite
 from ldm_jax.nn.first_stage import FirstStage, Posterior
+from ldm_jax.nn.latent_normalization import normalize
 from ldm_jax.nn.operators.choice import current_operators
 from ldm_jax.pixels import to_float
 from ldm_jax.runtime.stored_programs import StoredProgram
@@ -33,7 +34,15 @@ def latent_shape(stage: FirstStage, batch: Batch) -> tuple[int, ...]:
 
 
 def encode_batch(stage: FirstStage, params: Any, batch: Batch) -> Posterior:
-  """q(z | x) of a batch, from cached moments or by the first stage."""
+  """q(z | x) of a batch, from cached moments or by the first stage.
+
+  Of latents that are normalised, if the first stage has a `normalization`.
+  """
+  return normalize(stage, encode_raw(stage, params, batch))
+
+
+def encode_raw(stage: FirstStage, params: Any, batch: Batch) -> Posterior:
+  """The same of the encoder's own latents, which are not normalised."""
   if "moments" in batch:
     return stage.posterior(batch["moments"])
   images = to_float(batch["image"])

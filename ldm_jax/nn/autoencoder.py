@@ -16,6 +16,10 @@ from ldm_jax.nn.bottleneck import (
   VectorQuantizer,
 )
 from ldm_jax.nn.first_stage import Posterior, latent_shape
+from ldm_jax.nn.latent_normalization import (
+  BatchStatistics,
+  LatentNormalization,
+)
 from ldm_jax.nn.layers import (
   Remat,
   check_widths,
@@ -74,6 +78,14 @@ class ConvStack:
         h = self.attention(h, f"{side}_{level}_attention_{i}")
     return h
 
+  def up_level(self, h: Array, level: int) -> Array:
+    """A level of the decoder, and the doubling to the next finer one."""
+    h = self.level_blocks(h, level, self.blocks + 1, "up")
+    if level == 0:
+      return h
+    name = f"up_{level}_upsample"
+    return upsample_conv(h, h.shape[-1], name=name, dtype=self.dtype)
+
   def middle(self, h: Array) -> Array:
     """Block, attention, block at the lowest resolution."""
     h = self.block(h, self.multipliers[-1], "mid_block_0")
@@ -118,6 +130,7 @@ class Encoder(nn.Module):
 
   trunk: ConvStack
   features: int
+  has_quant_conv: bool = True
 
   @nn.compact
   def __call__(
@@ -131,7 +144,8 @@ class Encoder(nn.Module):
         name = f"down_{level}_downsample"
         h = downsample(h, name=name, padding=(0, 1), dtype=dtype)
     h = trunk.out(trunk.middle(h), self.features)
-    h = conv(h, self.features, name="quant_conv", size=1, dtype=dtype)
+    if self.has_quant_conv:
+      h = conv(h, self.features, name="quant_conv", size=1, dtype=dtype)
     return h.astype(jnp.float32)
 
 
@@ -140,6 +154,7 @@ class Decoder(nn.Module):
 
   trunk: ConvStack
   features: int
+  has_quant_conv: bool = True
 
   @nn.compact
   def __call__(
@@ -147,15 +162,12 @@ class Decoder(nn.Module):
   ) -> Float[Array, "b H W 3"]:
     trunk, dtype = self.trunk, self.trunk.dtype
     width = trunk.channels * trunk.multipliers[-1]
-    h = conv(
-      latents, self.features, name="post_quant_conv", size=1, dtype=dtype
-    )
+    h = latents
+    if self.has_quant_conv:
+      h = conv(h, self.features, name="post_quant_conv", size=1, dtype=dtype)
     h = trunk.middle(conv(h, width, name="conv_in", dtype=dtype))
     for level in reversed(range(trunk.halvings + 1)):
-      h = trunk.level_blocks(h, level, trunk.blocks + 1, "up")
-      if level > 0:
-        name = f"up_{level}_upsample"
-        h = upsample_conv(h, h.shape[-1], name=name, dtype=dtype)
+      h = trunk.up_level(h, level)
     return trunk.out(h, 3).astype(jnp.float32)
 
 
@@ -197,15 +209,42 @@ class Autoencoder(nn.Module):
   The published sizes, all of 128 channels: kl-f4 has multipliers (1, 2, 4)
   and 3 latent channels, kl-f8 (1, 2, 4, 4) and 4, kl-f16 (1, 1, 2, 2, 4), 16
   and attention at level 4, kl-f32 (1, 1, 2, 2, 4, 4), 64 and levels 4 and 5.
+  SD 3 and FLUX.1 have kl-f8 with 16 channels and no quant convolutions, FLUX.2
+  has 32 channels.
+
+  `encode` and `decode` know nothing of `normalization`; see
+  `latent_normalization.normalize` and `denormalize`.
 
   Attributes:
+    trunk: of the encoder, and of the decoder unless `decoder_trunk` is given.
     latent_channels: c of the latents.
     bottleneck: a Gaussian with a KL loss, or a vector quantiser.
+    decoder_trunk: of a decoder of other widths or depth than the encoder.
+    has_quant_conv, has_post_quant_conv: whether a 1 x 1 convolution ends the
+      encoder, and begins the decoder.
+    normalization: of the latents that a denoiser sees; None for their scale
+      alone.
+
+  Raises:
+    ValueError: at construction, if encoder and decoder have other strides.
   """
 
   trunk: ConvStack = ConvStack()
   latent_channels: Count = 4
   bottleneck: GaussianBottleneck | VectorQuantizer = GaussianBottleneck()
+  decoder_trunk: ConvStack | None = None
+  has_quant_conv: bool = True
+  has_post_quant_conv: bool = True
+  normalization: LatentNormalization | BatchStatistics | None = None
+
+  def __post_init__(self):
+    decoder = self.decoder_trunk
+    if decoder is not None and decoder.halvings != self.trunk.halvings:
+      raise ValueError(
+        f"the encoder halves images {self.trunk.halvings} times, the decoder "
+        f"doubles latents {decoder.halvings} times; both need as many levels"
+      )
+    super().__post_init__()
 
   @property
   def stride(self) -> int:
@@ -224,8 +263,16 @@ class Autoencoder(nn.Module):
 
   def setup(self):
     moments = self.bottleneck.expansion * self.latent_channels
-    self.encoder = Encoder(self.trunk, moments)
-    self.decoder = Decoder(self.trunk, self.latent_channels)
+    self.encoder = self.make_encoder(moments)
+    self.decoder = Decoder(
+      self.decoder_trunk or self.trunk,
+      self.latent_channels,
+      self.has_post_quant_conv,
+    )
+
+  def make_encoder(self, features: int) -> Encoder:
+    """The encoder to so many channels, which `setup` names."""
+    return Encoder(self.trunk, features, self.has_quant_conv)
 
   def encode(self, images: Float[Array, "b h w 3"]) -> Posterior:
     """q(z | x) of images in [-1, 1], as the bottleneck defines it."""

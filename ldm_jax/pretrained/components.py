@@ -11,6 +11,7 @@ import numpy as np
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.files.strict_json import read_object
+from ldm_jax.pretrained.batch_statistics import usual_names
 from ldm_jax.pretrained.configs.index_keys import unread_keys
 from ldm_jax.pretrained.configs.scheduler_config import PREDICTIONS
 from ldm_jax.pretrained.networks import Config, ForeignNetwork, kind_of
@@ -176,6 +177,7 @@ def open_file(
     WeightsError: it is unreadable or of no known family.
   """
   raw = read_tensors(path)
+  raw = Renamed(raw, usual_names(raw))
   tensors = scaled(raw)
   if is_averaged:
     tensors = averaged(tensors)

@@ -19,9 +19,15 @@ from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.inpainting_decoder import InpaintingAutoencoder
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained import model_index
+from ldm_jax.pretrained.batch_statistics import (
+  has_statistics,
+  own_names,
+  statistics_tensors,
+)
 from ldm_jax.pretrained.conditioner_variables import (
   WEIGHTLESS,
   split_variables,
@@ -77,7 +83,10 @@ class ExportedNetwork:
       geometry(self.module, self.config),
     )
     tensors = revert_lazily(found, self.params, dtype)
-    return tensors | _batch_counts(tensors)
+    tensors |= _batch_counts(tensors)
+    tensors |= statistics_tensors(self.module, dtype)
+    is_single = scheme == "compvis"
+    return own_names(self.module, tensors) if is_single else tensors
 
 
 def _batch_counts(names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -166,7 +175,8 @@ def export_network(
   if isinstance(module, UNet):
     return _unet(module, params, side // 8)
   if isinstance(module, Autoencoder):
-    return _vae(module, params, side, latent_scale or SCALING_FACTOR)
+    default = 1.0 if has_statistics(module) else SCALING_FACTOR
+    return _vae(module, params, side, latent_scale or default)
   if type(module) in (TinyAutoencoder, DCAutoencoder):
     return _vae(module, params, side, latent_scale or 1.0)
   variables = params["params"]
@@ -236,7 +246,7 @@ def _vae(
     config = dc_autoencoder_config(vae, scale)
     own = variables["params"]
     return ExportedNetwork("vae", "dc_autoencoder", vae, own, config)
-  if type(vae) is not Autoencoder:
+  if type(vae) not in (Autoencoder, InpaintingAutoencoder):
     raise _unknown_class(vae)
   config = autoencoder_config(vae, scaling_factor=scale, sample_size=side)
   return ExportedNetwork("vae", "autoencoder", vae, variables["params"], config)

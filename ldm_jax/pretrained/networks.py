@@ -22,6 +22,7 @@ from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
+from ldm_jax.pretrained.batch_statistics import read_statistics
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
 from ldm_jax.pretrained.configs.dc_autoencoder_config import (
@@ -56,6 +57,14 @@ _BUILDERS = {
   "UNet2DModel": ("unet", unet_reader.unet),
   "ControlNetModel": ("unet", unet_reader.controlnet),
   "AutoencoderKL": ("autoencoder", lambda config: autoencoder(config)[0]),
+  "AutoencoderKLFlux2": (
+    "autoencoder",
+    lambda config: autoencoder(config)[0],
+  ),
+  "AsymmetricAutoencoderKL": (
+    "autoencoder",
+    lambda config: autoencoder(config)[0],
+  ),
   "VQModel": ("autoencoder", lambda config: autoencoder(config)[0]),
   TINY.kind: (
     "tiny_autoencoder",
@@ -152,7 +161,10 @@ def with_dtype(module: Module, dtype: DTypeLike) -> Module:
   """The same module, computing in `dtype`."""
   name = jnp.dtype(dtype).name
   if isinstance(module, Autoencoder):
-    return module.clone(trunk=dataclasses.replace(module.trunk, dtype=name))
+    cast = lambda trunk: trunk and dataclasses.replace(trunk, dtype=name)
+    return module.clone(
+      trunk=cast(module.trunk), decoder_trunk=cast(module.decoder_trunk)
+    )
   if isinstance(module, ClassEmbedder):
     return module
   return module.clone(dtype=name)
@@ -169,9 +181,7 @@ def load(
   """
   module = build(network.config, dtype)
   table = table_of(module, network)
-  tensors = network.tensors
-  if network.scheme == "diffusers":
-    tensors = parameter_names.modern_names(tensors)
+  module, tensors = _own_tensors(module, network)
 
   def place(path: str, array: np.ndarray) -> jax.Array:
     _check_floats(path, array.dtype)
@@ -191,16 +201,24 @@ def load_lazily(network: ForeignNetwork) -> tuple[Module, dict[str, Any]]:
     ConfigError: the config asks for something that is not supported.
     WeightsError: the names of the tensors do not fit the config.
   """
-  module = build(network.config)
-  tensors = network.tensors
-  if network.scheme == "diffusers":
-    tensors = parameter_names.modern_names(tensors)
+  module, tensors = _own_tensors(build(network.config), network)
   table = table_of(module, network)
   for name in {row.foreign_name for row in table.rows} & set(tensors):
     _check_floats(name, tensors[name].dtype)
   read = functools.partial(_read_row, network)
   params = convert_lazily(table, tensors, read)
   return module, {"params": params}
+
+
+def _own_tensors(
+  module: Module, network: ForeignNetwork
+) -> tuple[Module, Mapping[str, np.ndarray]]:
+  """The module with what tensors configure, and those of its parameters."""
+  with _named(network):
+    module, tensors = read_statistics(module, network.tensors)
+  if network.scheme == "diffusers":
+    tensors = parameter_names.modern_names(tensors)
+  return module, tensors
 
 
 def _read_row(

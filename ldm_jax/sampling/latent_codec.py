@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from ldm_jax.errors import NonFinite
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.spatial import MaskedImage
+from ldm_jax.nn.latent_normalization import denormalize
 from ldm_jax.nn.operators.choice import current_operators
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.devices import memory, processes
@@ -71,8 +72,10 @@ class LatentCodec:
   def unscaled(
     self, latents: Float[Array, "b h w c"]
   ) -> Float[Array, "b h w c"]:
-    """Latents as the first stage encodes them, without their scale."""
-    return latents / self._params.latent_scale
+    """Latents as the first stage encodes them: neither scaled nor
+    normalised."""
+    first_stage = self._model.first_stage
+    return denormalize(first_stage, latents / self._params.latent_scale)
 
   def decode(
     self, latents: Float[Array, "b h w c"], tile: int | None = None

@@ -128,14 +128,57 @@ _IMAGES = {
 # force_upcast keeps diffusers from computing in float16.
 KL = Schema(
   "AutoencoderKL",
-  defaults=_AUTOENCODER | {"latent_channels": 4},
-  demands=_IMAGES
+  defaults=_AUTOENCODER
   | {
-    "shift_factor": (None, 0),
-    "use_post_quant_conv": (True,),
-    "use_quant_conv": (True,),
+    "latent_channels": 4,
+    "latents_mean": None,
+    "latents_std": None,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
   },
+  demands=_IMAGES,
   passive=("force_upcast", "sample_size"),
+)
+
+# FLUX.2's, whose latents are normalised by a batch norm.
+FLUX2 = Schema(
+  "AutoencoderKLFlux2",
+  defaults={
+    "batch_norm_eps": 1e-4,
+    "block_out_channels": (128, 256, 512, 512),
+    "decoder_block_out_channels": None,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "latent_channels": 32,
+    "layers_per_block": 2,
+    "mid_block_add_attention": True,
+    "norm_num_groups": 32,
+    "patch_size": (2, 2),
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+  },
+  demands=_IMAGES,
+  passive=("batch_norm_momentum", "force_upcast", "sample_size"),
+)
+
+# A decoder of its own widths, which may see the known part of an image;
+# block_out_channels repeats up_block_out_channels.
+ASYMMETRIC = Schema(
+  "AsymmetricAutoencoderKL",
+  defaults={
+    "down_block_out_channels": (64,),
+    "down_block_types": ("DownEncoderBlock2D",),
+    "latent_channels": 4,
+    "layers_per_down_block": 1,
+    "layers_per_up_block": 1,
+    "norm_num_groups": 32,
+    "scaling_factor": SCALING_FACTOR,
+    "up_block_out_channels": (64,),
+    "up_block_types": ("UpDecoderBlock2D",),
+  },
+  demands=_IMAGES,
+  passive=("block_out_channels", "force_upcast", "sample_size"),
 )
 
 VQ = Schema(

@@ -191,12 +191,8 @@ def _single_vae(
   is_vq = f"{site.prefix}quantize.embedding.weight" in shapes
   family = FAMILIES["ldm-unconditional" if is_vq else "sd1"]
   own = overrides.get(site.name, {})
-  vae = submodules.vae_submodule(site, shapes, family, own)
-  warning = (
-    "the autoencoder does not say what its latents are multiplied by; it is "
-    f"taken to be {family.scale} (SDXL's is 0.13025)"
-  )
-  warnings = () if "scaling_factor" in own else (warning,)
+  vae, warning = submodules.lone_vae_submodule(site, shapes, family, own)
+  warnings = (warning,) if warning else ()
   return Detected("vae", None, vae, text_encoders, None, warnings)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ldm_jax.errors import WeightsError
+from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
@@ -13,8 +14,10 @@ from ldm_jax.pretrained.configs.autoencoder_config import (
   autoencoder,
   autoencoder_config,
 )
+from ldm_jax.pretrained.configs.latent_statistics import published_statistics
 from ldm_jax.pretrained.configs.unet_writer import unet_config
 from ldm_jax.pretrained.single_file import tensor_shapes
+from ldm_jax.pretrained.single_file.autoencoder_shapes import read_autoencoder
 from ldm_jax.pretrained.single_file.families import Family
 from ldm_jax.pretrained.single_file.tensor_shapes import Shape, Shapes
 
@@ -163,7 +166,36 @@ def vae_submodule(
     WeightsError: its layout is not that of `Autoencoder`, or groups do not
       divide its channels.
   """
-  module = tensor_shapes.read_autoencoder(Shapes(shapes, site.prefix))
+  module = read_autoencoder(Shapes(shapes, site.prefix))
+  return _vae_submodule(site, module, family, overrides)
+
+
+def lone_vae_submodule(
+  site: SubmoduleLocation,
+  shapes: Mapping[str, Shape],
+  family: Family,
+  overrides: PartialConfig,
+) -> tuple[Submodule, str]:
+  """The first stage of a file without a U-Net, and a warning if its scale and
+  shift are guesses; see `published_statistics`.
+
+  Raises:
+    WeightsError: as `vae_submodule`.
+  """
+  module = read_autoencoder(Shapes(shapes, site.prefix))
+  module, scale, warning = published_statistics(module)
+  family = family._replace(scale=scale)
+  if "scaling_factor" in overrides:
+    warning = ""
+  return _vae_submodule(site, module, family, overrides), warning
+
+
+def _vae_submodule(
+  site: SubmoduleLocation,
+  module: Autoencoder,
+  family: Family,
+  overrides: PartialConfig,
+) -> Submodule:
   scale = overrides.get("scaling_factor", family.scale)
   if scale is None:
     raise WeightsError(
@@ -173,8 +205,10 @@ def vae_submodule(
     )
   groups = overrides.get("norm_num_groups", tensor_shapes.GROUPS)
   with _hint_at_config(site, "norm_num_groups"):
-    trunk = dataclasses.replace(module.trunk, groups=groups)
-    module = module.clone(trunk=trunk)
+    regroup = lambda trunk: trunk and dataclasses.replace(trunk, groups=groups)
+    module = module.clone(
+      trunk=regroup(module.trunk), decoder_trunk=regroup(module.decoder_trunk)
+    )
     size = family.size * module.stride
     config = autoencoder_config(module, scaling_factor=scale, sample_size=size)
     config |= overrides

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ldm_jax.errors import WeightsError
-from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
-from ldm_jax.nn.bottleneck import GaussianBottleneck, VectorQuantizer
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
@@ -135,7 +133,7 @@ def read_unet(shapes: Shapes) -> tuple[UNet, Inputs]:
   unet = UNet(
     shapes["out.2.weight"][0],
     channels,
-    _multipliers(widths, channels),
+    multipliers(widths, channels),
     grid.rows - 1,
     plan,
     vector=vector,
@@ -189,42 +187,18 @@ def _transformers(
   )
 
 
-def _multipliers(widths: Sequence[int], channels: int) -> tuple[int, ...]:
+def multipliers(widths: Sequence[int], channels: int) -> tuple[int, ...]:
+  """Of the widths of levels, in the channels of a first convolution.
+
+  Raises:
+    WeightsError: a width is no multiple of them.
+  """
   if any(width % channels for width in widths):
     raise WeightsError(
       f"levels of {list(widths)} channels after a first convolution of "
       f"{channels}; expected multiples of it"
     )
   return tuple(width // channels for width in widths)
-
-
-def read_autoencoder(shapes: Shapes) -> Autoencoder:
-  """A first stage.
-
-  Raises:
-    WeightsError: it is not laid out as `Autoencoder`.
-  """
-  levels = range(shapes.count("encoder.down"))
-  first = lambda level: f"encoder.down.{level}.block.0.conv2.weight"
-  channels, colors, *_ = shapes["encoder.conv_in.weight"]
-  inner, width, *_ = shapes["post_quant_conv.weight"]
-  if (colors, inner) != (3, width):
-    raise WeightsError(
-      f"an autoencoder of {colors} colours whose post_quant_conv makes "
-      f"{inner} channels of {width}; expected 3 colours and as many channels"
-    )
-  trunk = ConvStack(
-    channels,
-    _multipliers([shapes[first(level)][0] for level in levels], channels),
-    shapes.count("encoder.down.0.block"),
-    tuple(n for n in levels if f"encoder.down.{n}.attn.0" in shapes),
-    "encoder.mid.attn_1" in shapes,
-    groups=math.gcd(GROUPS, channels),
-  )
-  codes = "quantize.embedding.weight"
-  if codes in shapes:
-    return Autoencoder(trunk, width, VectorQuantizer(*shapes[codes][:2]))
-  return Autoencoder(trunk, width, GaussianBottleneck())
 
 
 def read_clip(shapes: Shapes) -> ClipText:

@@ -3,6 +3,8 @@
 Those with CompVis's names are read by `single_file.detect`.
 """
 
+import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -13,9 +15,12 @@ import numpy as np
 from ldm_jax.errors import WeightsError
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import GaussianBottleneck
+from ldm_jax.nn.inpainting_decoder import InpaintingAutoencoder
+from ldm_jax.nn.latent_normalization import BatchStatistics
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
+from ldm_jax.pretrained import batch_statistics
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder_config
-from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
+from ldm_jax.pretrained.configs.latent_statistics import published_statistics
 from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   tiny_autoencoder_config,
 )
@@ -30,6 +35,7 @@ Tensors = Mapping[str, np.ndarray]
 
 _TINY = "encoder.layers.0.weight"
 _TINY_SIDES = ("encoder", "decoder")
+GROUPS = 32  # of the norms of all published autoencoders
 _KL = "encoder.down_blocks.0.resnets.0.conv1.weight"
 
 
@@ -49,8 +55,8 @@ def find_autoencoder(path: str, tensors: Tensors) -> ForeignNetwork | None:
     config = tiny_autoencoder_config(_tiny(tensors))
     return ForeignNetwork(config, tensors, "tiny_autoencoder", "diffusers")
   if _KL in tensors and "quantize.embedding.weight" not in tensors:
-    module = _kl(tensors)
-    config = autoencoder_config(module, scaling_factor=SCALING_FACTOR)
+    module, scale, _ = published_statistics(_kl(tensors))
+    config = autoencoder_config(module, scaling_factor=scale)
     return ForeignNetwork(config, tensors, "autoencoder", "diffusers")
   return find_dc_autoencoder(tensors)
 
@@ -133,29 +139,68 @@ def _tiny(tensors: Tensors) -> TinyAutoencoder:
 
 
 def _kl(tensors: Tensors) -> Autoencoder:
-  """The module of AutoencoderKL's tensors, with 32 groups."""
-  shape = lambda name: _shape(tensors, f"{name}.weight")
-  levels, widths = 0, []
-  while block := shape(f"encoder.down_blocks.{levels}.resnets.0.conv1"):
-    widths.append(block[0])
-    levels += 1
-  rows = 0
-  while shape(f"encoder.down_blocks.0.resnets.{rows}.conv1"):
-    rows += 1
-  latents, first = shape("post_quant_conv"), widths[0]
-  if len(latents) != 4 or any(width % first for width in widths):
-    raise WeightsError(
-      f"an autoencoder of widths {widths} whose post_quant_conv has shape "
-      f"{latents}; give a folder with its config.json"
-    )
+  """The module of the tensors of an AutoencoderKL, of FLUX.2's or of an
+  AsymmetricAutoencoderKL; its norms have 32 groups, or a divisor of 32."""
   names = modern_names(tensors)
+  encoder, decoder = (
+    _stack(names, side, word)
+    for side, word in (("encoder", "down"), ("decoder", "up"))
+  )
+  groups = math.gcd(encoder.groups, decoder.groups)
+  encoder, decoder = (
+    dataclasses.replace(stack, groups=groups) for stack in (encoder, decoder)
+  )
+  latents = _shape(tensors, "decoder.conv_in.weight")
+  if len(latents) != 4:
+    raise WeightsError(
+      f"an autoencoder whose decoder.conv_in has shape {latents}; needed: 4 "
+      "numbers"
+    )
+  options = {
+    "decoder_trunk": None if decoder == encoder else decoder,
+    "has_quant_conv": "quant_conv.weight" in tensors,
+    "has_post_quant_conv": "post_quant_conv.weight" in tensors,
+  }
+  if batch_statistics.MEAN in tensors:
+    options["normalization"] = BatchStatistics()
+  is_asymmetric = "decoder.condition_encoder.layers.0.weight" in tensors
+  kind = InpaintingAutoencoder if is_asymmetric else Autoencoder
+  return kind(encoder, latents[1], GaussianBottleneck(), **options)
+
+
+def _stack(tensors: Tensors, side: str, word: str) -> ConvStack:
+  """The stack of the encoder (word "down") or the decoder ("up").
+
+  Raises:
+    WeightsError: a level is no multiple of the first.
+  """
+  shape = lambda name: _shape(tensors, f"{side}.{name}.weight")
+  levels = 0
+  while shape(f"{word}_blocks.{levels}.resnets.0.conv1"):
+    levels += 1
+  # Decoders number their levels from the coarsest.
+  order = range(levels) if word == "down" else reversed(range(levels))
+  places = [f"{word}_blocks.{n}" for n in order]
+  widths = [shape(f"{place}.resnets.0.conv1")[0] for place in places]
+  rows = 0
+  while shape(f"{word}_blocks.0.resnets.{rows}.conv1"):
+    rows += 1
+  first = widths[0] if widths else 1
+  if not widths or any(width % first for width in widths):
+    raise WeightsError(
+      f"an autoencoder whose {side} has widths {widths}, which are no "
+      "multiples of the first; give a folder with its config.json"
+    )
   attends = tuple(
     level
-    for level in range(levels)
-    if f"encoder.down_blocks.{level}.attentions.0.to_q.weight" in names
+    for level, place in enumerate(places)
+    if shape(f"{place}.attentions.0.to_q")
   )
-  has_mid = "encoder.mid_block.attentions.0.to_q.weight" in names
-  trunk = ConvStack(
-    first, tuple(width // first for width in widths), rows, attends, has_mid
+  return ConvStack(
+    first,
+    tuple(width // first for width in widths),
+    rows if word == "down" else rows - 1,
+    attends,
+    bool(shape("mid_block.attentions.0.to_q")),
+    groups=math.gcd(GROUPS, *widths),
   )
-  return Autoencoder(trunk, latents[0], GaussianBottleneck())

@@ -19,7 +19,7 @@ from ldm_jax.data.sources.cached_latents import (
   write_manifest,
 )
 from ldm_jax.errors import ConfigError, config_errors
-from ldm_jax.latents import encode_batch
+from ldm_jax.latents import encode_raw
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.run import open_first_stage
@@ -148,7 +148,7 @@ def _encoder(
 
   @jax.jit
   def moments(params: Any, images: jax.Array) -> jax.Array:
-    return encode_batch(stage, params, {"image": images}).moments
+    return encode_raw(stage, params, {"image": images}).moments
 
   def encode(images: np.ndarray) -> np.ndarray:
     found = moments(params, jax.device_put(images, sharding.batch))
