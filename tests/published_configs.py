@@ -162,6 +162,35 @@ KL_F16 = KL_F8 | {
   "up_block_types": ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 4,
 }
 
+# Beyond Stable Diffusion 1 to XL: no quant convolutions, other channels.
+KL_16 = KL_F8 | {
+  "latent_channels": 16,
+  "use_post_quant_conv": False,
+  "use_quant_conv": False,
+}
+SD3_VAE = KL_16 | {"scaling_factor": 1.5305, "shift_factor": 0.0609}
+FLUX_VAE = KL_16 | {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+FLUX2_VAE = KL_F8 | {
+  "_class_name": "AutoencoderKLFlux2",
+  "batch_norm_eps": 1e-4,
+  "latent_channels": 32,
+  "patch_size": [2, 2],
+}
+ASYMMETRIC_VAE = {
+  "_class_name": "AsymmetricAutoencoderKL",
+  "act_fn": "silu",
+  "down_block_out_channels": [128, 256, 512, 512],
+  "down_block_types": ["DownEncoderBlock2D"] * 4,
+  "in_channels": 3,
+  "latent_channels": 4,
+  "layers_per_down_block": 2,
+  "layers_per_up_block": 2,
+  "norm_num_groups": 32,
+  "out_channels": 3,
+  "up_block_out_channels": [192, 384, 768, 768],
+  "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+
 CLIP_L = {
   "architectures": ["CLIPTextModel"],
   "eos_token_id": 2,

@@ -6,7 +6,18 @@ import math
 import numpy as np
 import pytest
 from networks import autoencoder_shapes, text_shapes
-from published_configs import BIG_G, CLIP_L, KL_F8, KL_F16, VIT_H, VQ_F4
+from published_configs import (
+  ASYMMETRIC_VAE,
+  BIG_G,
+  CLIP_L,
+  FLUX2_VAE,
+  FLUX_VAE,
+  KL_F8,
+  KL_F16,
+  SD3_VAE,
+  VIT_H,
+  VQ_F4,
+)
 from published_networks import FIRST_STAGES, kl, vq
 
 from ldm_jax.diffusion.schedule import Schedule
@@ -53,6 +64,28 @@ def test_a_published_first_stage_has_its_published_size(name):
   assert scale == 0.18215
 
 
+STATISTICS = KL_F8 | {"latents_mean": [0.5] * 4, "latents_std": [2.0] * 4}
+LATER = {
+  "sd3": (SD3_VAE, 1.5305),
+  "flux1": (FLUX_VAE, 0.3611),
+  "flux2": (FLUX2_VAE, 1.0),
+  "asymmetric": (ASYMMETRIC_VAE, 0.18215),
+  "statistics": (STATISTICS, 0.18215),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_later_first_stage_is_written_as_it_was_read(name):
+  config, scale = LATER[name]
+  module, found = autoencoder(config)
+  assert found == scale
+  written = autoencoder_config(module, scaling_factor=scale)
+  written = json.loads(json.dumps(written))
+  kept = {key: written[key] for key in config if key != "sample_size"}
+  assert kept == {key: config[key] for key in kept}
+  assert autoencoder(written) == (module, scale)
+
+
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_a_first_stages_config_is_written_as_it_was_read(name):
   config = AUTOENCODERS[name] | {"scaling_factor": 0.5}
@@ -81,10 +114,15 @@ def test_a_first_stage_is_read_as_it_was_written(module):
 @pytest.mark.parametrize(
   "base, key, value, message",
   [
-    (KL_F8, "shift_factor", 0.1159, "needed: null or 0"),
-    (KL_F8, "latents_mean", [0.1, 0.2, 0.3, 0.4], "needed: null"),
-    (KL_F8, "use_quant_conv", False, "needed: True"),
-    (KL_F8, "use_post_quant_conv", False, "needed: True"),
+    (KL_F8, "shift_factor", "0.1159", "a number"),
+    (KL_F8, "latents_mean", [0.1, 0.2, 0.3, 0.4], "neither of"),
+    (KL_F8 | {"latents_std": [1] * 4}, "latents_mean", [0.1], "of 4 numbers"),
+    (KL_F8 | {"latents_mean": [1] * 4}, "latents_std", [0] * 4, "above 0"),
+    (STATISTICS, "shift_factor", 0.1, "null with latents_mean"),
+    (KL_F8, "use_quant_conv", 1, "true or false"),
+    (FLUX2_VAE, "patch_size", [2, 1], "two equal numbers"),
+    (FLUX2_VAE, "scaling_factor", 0.5, "needed: null"),
+    (ASYMMETRIC_VAE, "up_block_out_channels", [32] * 3, "4 widths"),
     (KL_F8, "in_channels", 1, "needed: 3"),
     (KL_F8, "scaling_factor", None, "a number above 0"),
     (KL_F8, "latent_channels", "4", "a whole number"),

@@ -4,14 +4,18 @@ Folders are written by diffusers, with random weights of small widths.
 """
 
 import json
+import math
 import tempfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import autoencoder_shapes
+from published_configs import ASYMMETRIC_VAE, FLUX2_VAE, FLUX_VAE, SD3_VAE
 
 import ldm_jax
 from ldm_jax.nn.latent_normalization import denormalize, normalize
+from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
 from ldm_jax.weights.files import read_tensors
 
 torch = pytest.importorskip("torch")
@@ -82,6 +86,25 @@ CONFIGS = {
     },
   ),
 }
+
+
+PUBLISHED = {
+  "sd3": SD3_VAE,
+  "flux1": FLUX_VAE,
+  "flux2": FLUX2_VAE,
+  "asymmetric": ASYMMETRIC_VAE,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_number_of_parameters(name):
+  config = PUBLISHED[name]
+  with torch.device("meta"):
+    model = getattr(diffusers, config["_class_name"]).from_config(config)
+  needed = sum(parameter.numel() for parameter in model.parameters())
+  module, _ = autoencoder(config)
+  found = autoencoder_shapes(module).values()
+  assert sum(math.prod(shape) for shape in found) == needed
 
 
 def random_model(name):

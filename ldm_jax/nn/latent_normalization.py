@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from ldm_jax.fields.limits import Count, Natural, Positive
@@ -45,7 +44,7 @@ class LatentNormalization:
 
   def statistics(
     self, height: int, width: int, channels: int
-  ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+  ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """mean and std, which broadcast to latents [b height width channels].
 
     Raises:
@@ -88,7 +87,7 @@ class BatchStatistics:
 
   def statistics(
     self, height: int, width: int, channels: int
-  ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+  ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """mean and std [height width channels]; patches begin at the top left.
 
     Raises:
@@ -101,26 +100,26 @@ class BatchStatistics:
         f"channels in patches of {patch} x {patch} need {channels * patch**2}"
       )
 
-    def spread(values: np.ndarray) -> np.ndarray:
-      tile = values.reshape(channels, patch, patch).transpose(1, 2, 0)
+    def spread(values: Sequence[float]) -> Array:
+      array = jnp.asarray(values, jnp.float32)
+      tile = array.reshape(channels, patch, patch).transpose(1, 2, 0)
       repeats = -(-height // patch), -(-width // patch), 1
-      return np.tile(tile, repeats)[:height, :width]
+      return jnp.tile(tile, repeats)[:height, :width]
 
-    variance = np.asarray(self.variance, np.float64) + self.epsilon
-    std = np.sqrt(variance).astype(np.float32)
-    return spread(np.asarray(self.mean, np.float32)), spread(std)
+    std = [math.sqrt(v + self.epsilon) for v in self.variance]
+    return spread(self.mean), spread(std)
 
 
 Normalization = LatentNormalization | BatchStatistics
 
 
-def _per_channel(values: Sequence[float], channels: int) -> np.ndarray:
+def _per_channel(values: Sequence[float], channels: int) -> Array:
   if len(values) not in (1, channels):
     raise ValueError(
       f"{len(values)} numbers for latents of {channels} channels; needed are "
       f"1 or {channels}"
     )
-  return np.asarray(values, np.float32)
+  return jnp.asarray(values, jnp.float32)
 
 
 def normalize(stage: FirstStage, posterior: Posterior) -> Posterior:

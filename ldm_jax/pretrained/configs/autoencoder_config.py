@@ -90,6 +90,10 @@ def _trunk(kind: str, values: Config) -> ConvStack:
 
 def _asymmetric(values: Mapping[str, Any]) -> InpaintingAutoencoder:
   kind, shared = ASYMMETRIC.kind, dict(values)
+  levels = len(values["down_block_types"])
+  for key in ("down_block_out_channels", "up_block_out_channels"):
+    if not isinstance(values[key], tuple) or len(values[key]) != levels:
+      raise refusal(kind, key, values[key], f"{levels} widths, one per block")
   shared["mid_block_add_attention"] = True
   down, up = (
     _trunk(
@@ -102,13 +106,6 @@ def _asymmetric(values: Mapping[str, Any]) -> InpaintingAutoencoder:
     )
     for side in ("down", "up")
   )
-  if down.halvings != up.halvings:
-    raise refusal(
-      kind,
-      "up_block_out_channels",
-      values["up_block_out_channels"],
-      f"{down.halvings + 1} levels, as the encoder has",
-    )
   return InpaintingAutoencoder(
     down, values["latent_channels"], decoder_trunk=up
   )
@@ -128,6 +125,8 @@ def _normalization(
     return BatchStatistics(patch=patch[0], epsilon=values["batch_norm_eps"])
   mean, std = values.get("latents_mean"), values.get("latents_std")
   shift = values.get("shift_factor")
+  if type(shift) not in (int, float, type(None)):
+    raise refusal(kind, "shift_factor", shift, "a number, or null")
   if (mean is None) != (std is None):
     key = "latents_std" if std is None else "latents_mean"
     raise refusal(kind, key, None, "a list, or neither of mean and std")
