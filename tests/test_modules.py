@@ -115,7 +115,7 @@ def test_a_first_stage_is_read_as_it_was_written(module):
   "base, key, value, message",
   [
     (KL_F8, "shift_factor", "0.1159", "a number"),
-    (KL_F8, "latents_mean", [0.1, 0.2, 0.3, 0.4], "neither of"),
+    (KL_F8 | {"latents_std": [1] * 4}, "latents_mean", None, "neither of"),
     (KL_F8 | {"latents_std": [1] * 4}, "latents_mean", [0.1], "of 4 numbers"),
     (KL_F8 | {"latents_mean": [1] * 4}, "latents_std", [0] * 4, "above 0"),
     (STATISTICS, "shift_factor", 0.1, "null with latents_mean"),

@@ -25,7 +25,8 @@ class DCLevel:
     blocks: their number; 0 on the finest level leaves it to the first or last
       convolution, and its channels are not used.
     has_attention: blocks with linear attention, instead of residual blocks.
-    scales: sizes of the neighbourhoods that attention reads in addition to pixels.
+    scales: sizes of the neighbourhoods that attention reads in addition to
+      pixels.
     norm: "rms"; "batch" is for published decoders, whose statistics are
       constants here.
     activation: of residual blocks; blocks with attention have "silu".
