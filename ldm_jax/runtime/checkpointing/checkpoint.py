@@ -196,8 +196,9 @@ class Checkpoints:
     if needed - found["digests"].keys():
       raise ConfigError(
         f"step {step} in {self._folder} holds parameters without the state of "
-        "their optimizer, as push uploads them; training cannot be resumed from "
-        "it, but can begin with its parameters in a new workdir (--config.start)"
+        "their optimizer, as push uploads them; training cannot be resumed "
+        "from it, but can begin with its parameters in a new workdir "
+        "(--config.start)"
       )
 
   def wait(self) -> None:
