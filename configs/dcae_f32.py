@@ -35,7 +35,12 @@ def levels(width):
   )
 
 
-def get_config(width=16, latent_channels=32):
+def get_config():
+  return experiment()
+
+
+def experiment(width=16, latent_channels=32):
+  """Stage one of a width; for others import it in a config of your own."""
   return Experiment(
     task=AutoencoderTask(
       autoencoder=DCAutoencoder(levels(width), levels(width), latent_channels),
