@@ -19,7 +19,7 @@ LOADING = """
 --tokenizer: FOLDER
   CLIP's, for single files
 --vae: PATH
-  an autoencoder in place of the model's own: a folder or file, TAESD and DC-AE too
+  an autoencoder in place of the model's own (folder or file; TAESD, DC-AE)
 --text_encoder: FOLDER+
   a CLIP text encoder that a single file lacks; SDXL has two
 --trust: PACKAGE+
