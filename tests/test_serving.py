@@ -142,14 +142,14 @@ def test_a_request_that_cannot_be_fulfilled_is_refused_at_once(worker):
 def test_what_fails_ends_its_own_ticket_alone(worker, monkeypatch):
   from ldm_jax.sampling.slots import SlotJob
 
-  decode = SlotJob.decode
+  decoded = SlotJob.decoded
 
-  def broken(job, latents):
+  def broken(job, decoding):
     if job.config.seed == 13:
       raise ZeroDivisionError("a fault")
-    return decode(job, latents)
+    return decoded(job, decoding)
 
-  monkeypatch.setattr(SlotJob, "decode", broken)
+  monkeypatch.setattr(SlotJob, "decoded", broken)
   good, bad = (worker.submit(request(seed=seed)) for seed in (1, 13))
   with pytest.raises(ZeroDivisionError):
     bad.wait(300)

@@ -47,7 +47,8 @@ def run(waiting, count, first=0):
     for slot in slots.advance():
       if slot in places:
         place = places.pop(slot)
-        images[place] = slots.jobs[slot].decode(slots.latents(slot))
+        job, latents = slots.jobs[slot], slots.latents(slot)
+        images[place] = job.decoded(job.begin_decoding(latents))
       slots.remove(slot)
   return [images[place] for place in range(len(waiting))]
 

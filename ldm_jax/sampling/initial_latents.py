@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key, UInt32
 
 from ldm_jax.concat_conditioning import low_resolution_input
 from ldm_jax.diffusion import samplers
@@ -242,8 +242,8 @@ class InitialLatents:
     self, config: SamplingConfig, indices: Int[np.ndarray, " b"]
   ) -> Array:
     """A key per image; an image is (seed, index)."""
-    indices = self._sharding.distribute(indices)
-    return samplers.image_keys(image_root(config.seed), indices)
+    seed = np.array([config.seed >> 32, config.seed % 2**32], np.uint32)
+    return _keys(seed, self._sharding.distribute(indices))
 
   def _shape(self, config: SamplingConfig) -> tuple[int, int, int]:
     first_stage = self._model.first_stage
@@ -257,6 +257,13 @@ def image_root(seed: int | Array) -> Array:
     seed: up to 64 bits; in an array, its upper and its lower 32.
   """
   return jax.random.fold_in(_seed_key(seed), _IMAGES)
+
+
+@jax.jit
+def _keys(
+  seed: UInt32[Array, "2"], indices: Int[Array, " b"]
+) -> Key[Array, " b"]:
+  return samplers.image_keys(image_root(seed), indices)
 
 
 def _seed_key(seed: int | Array) -> Array:

@@ -8,6 +8,7 @@ how much is measured where they overlap.
 import functools
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,15 @@ from ldm_jax.runtime.stored_programs import StoredProgram, stored_value
 from ldm_jax.sampling.tiling import blend
 
 logger = logging.getLogger(__name__)
+
+
+class Decoding(NamedTuple):
+  """Images that the devices compute, how much their tiles differ, and how many
+  are not finite."""
+
+  images: Array
+  seam: Array | None
+  bad: Array
 
 
 class LatentCodec:
@@ -88,8 +98,17 @@ class LatentCodec:
     Raises:
       NonFinite: an image holds NaN or infinity.
     """
-    side = self._side(tile)
-    images, seam, bad = self._decode(self._params, latents, side=side)
+    return self.decoded(self.begin_decoding(latents, tile))
+
+  def begin_decoding(
+    self, latents: Float[Array, "b h w c"], tile: int | None = None
+  ) -> Decoding:
+    """As `decode`, but waits for nothing; `decoded` does."""
+    return Decoding(*self._decode(self._params, latents, side=self._side(tile)))
+
+  def decoded(self, decoding: Decoding) -> UInt8[np.ndarray, "b H W 3"]:
+    """The images; raises as `decode`."""
+    images, seam, bad = decoding
     if int(bad):
       raise NonFinite(
         f"{int(bad)} of {len(images)} images hold NaN or infinity; "

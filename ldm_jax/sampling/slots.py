@@ -27,7 +27,9 @@ from ldm_jax.runtime.stored_programs import StoredProgram
 from ldm_jax.sampling.engine import SamplingEngine
 from ldm_jax.sampling.generation import Generation
 from ldm_jax.sampling.inpainting import paste
+from ldm_jax.sampling.latent_codec import Decoding
 from ldm_jax.sampling.sampling_config import SamplingConfig
+from ldm_jax.sampling.slot_tables import PackedRows
 from ldm_jax.sampling.steps.denoising_steps import StepInputs, step_denoiser
 
 
@@ -62,7 +64,7 @@ class SlotJob:
   engine: SamplingEngine
   config: SamplingConfig
   arrays: _Arrays
-  table: samplers.Row
+  table: PackedRows
   steps: tuple[tuple[int, StepInputs], ...]
   params: Parameters
   masked: Any
@@ -85,16 +87,19 @@ class SlotJob:
     """Side of windows in latents, or None."""
     return self.engine.window(self.config)
 
-  def decode(
-    self, latents: Float[Array, "1 h w c"]
-  ) -> UInt8[np.ndarray, "H W 3"]:
-    """The image of its latents; where it was inpainted, with the rest of it.
+  def begin_decoding(self, latents: Float[Array, "1 h w c"]) -> Decoding:
+    """Enqueues the decoder; `decoded` waits for it."""
+    shards = self.engine.sharding.batch_shards
+    rows = latents if shards == 1 else jnp.repeat(latents, shards, axis=0)
+    return self.engine.codec.begin_decoding(rows, self.config.tile)
+
+  def decoded(self, decoding: Decoding) -> UInt8[np.ndarray, "H W 3"]:
+    """The image; where it was inpainted, with the rest of it.
 
     Raises:
       NonFinite: it holds NaN or infinity.
     """
-    rows = jnp.repeat(latents, self.engine.sharding.batch_shards, axis=0)
-    images = self.engine.codec.decode(rows, self.config.tile)[:1]
+    images = self.engine.codec.decoded(decoding)[:1]
     if self.masked is not None:
       images = paste(images, *self.masked)
     return images[0]
@@ -131,7 +136,7 @@ def slot_job(generation: Generation, place: int) -> SlotJob:
     engine,
     config,
     arrays,
-    keep_x0(begun.table),
+    PackedRows.of(keep_x0(begun.table)),
     steps,
     begun.params,
     masked,
@@ -180,12 +185,15 @@ class Slots:
     self._advance, self._put, self._take = _programs(
       engine.model, engine.sharding
     )
+    self._rows = PackedRows(
+      np.zeros((count, example.table.numbers.shape[1]), np.float32),
+      np.zeros(count, np.int32),
+    )
     repeat = lambda x: jnp.repeat(jnp.asarray(x)[None], count, axis=0)
     arrays = jax.tree.map(repeat, example.arrays)
     place = functools.partial(jax.device_put, device=engine.sharding.batch)
     self._arrays = jax.tree.map(place, arrays)
     self._before = self._arrays.state
-    self._idle = jax.tree.map(lambda x: np.zeros_like(x[0]), example.table)
 
   def free(self) -> int | None:
     """A slot that is free, or None."""
@@ -211,16 +219,14 @@ class Slots:
 
     The computation is only enqueued; `latents` and `preview` wait for it.
     """
-    rows = [
-      self._idle if job is None else _row(job.table, self.done[slot])
-      for slot, job in enumerate(self.jobs)
-    ]
-    table = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-    table = jax.tree.map(_single, table)
+    rows = PackedRows(*map(np.zeros_like, self._rows))
+    for slot, job in enumerate(self.jobs):
+      if job is not None:
+        done = self.done[slot]
+        rows.numbers[slot] = job.table.numbers[done]
+        rows.index[slot] = job.table.index[done]
     self._before = self._arrays.state
-    state = self._advance(
-      self._params, self._arrays, table, window=self._window
-    )
+    state = self._advance(self._params, self._arrays, rows, window=self._window)
     self._arrays = self._arrays._replace(state=state)
     finished = []
     for slot, job in enumerate(self.jobs):
@@ -235,11 +241,11 @@ class Slots:
 
   def latents(self, slot: int) -> Float[Array, "1 h w c"]:
     """x of a slot."""
-    return self._take(self._arrays.state, slot)[0]
+    return self._take(self._arrays.state, slot, 0)
 
   def preview(self, slot: int) -> Float[Array, "1 h w c"]:
     """The last x0 of a slot."""
-    return self._take(self._arrays.state, slot)[-1]
+    return self._take(self._arrays.state, slot, -1)
 
   def wait(self) -> None:
     """Waits until all rows but the last that was enqueued are computed."""
@@ -250,19 +256,8 @@ class Slots:
     ends = [end for end, _ in job.steps]
     if self.done[slot] in ends[:-1]:
       step = job.steps[ends.index(self.done[slot]) + 1][1]
-      arrays = _Arrays(
-        self._take(self._arrays.state, slot), job.arrays.keys, step
-      )
+      arrays = _Arrays(self._arrays.state[slot], job.arrays.keys, step)
       self._arrays = self._put(self._arrays, arrays, slot)
-
-
-def _row(table: samplers.Row, number: int) -> samplers.Row:
-  return jax.tree.map(lambda x: x[number], table)
-
-
-def _single(x: np.ndarray) -> np.ndarray:
-  """float64 as float32, which the devices have."""
-  return x.astype(np.float32) if x.dtype == np.float64 else x
 
 
 @shared_by_value
@@ -272,21 +267,21 @@ def _programs(
   """Jitted functions of slots: one row of each, to put, and to take."""
 
   def advance(
-    params: Parameters, arrays: _Arrays, table: Any, *, window: int | None
+    params: Parameters, arrays: _Arrays, rows: Any, *, window: int | None
   ) -> Array:
     """The registers of every slot after a row of its own."""
 
     def one(state: Array, keys: Array, step: StepInputs, row: Any) -> Array:
       size = state.shape[2:4]
       denoise, mend = step_denoiser(model, None, params, step, size, window)
-      return samplers.run_row(denoise, state, row, keys, mend)
+      return samplers.run_row(denoise, state, row.row(len(state)), keys, mend)
 
-    return jax.vmap(one)(arrays.state, arrays.keys, arrays.step, table)
+    return jax.vmap(one)(arrays.state, arrays.keys, arrays.step, rows)
 
   def put(arrays: _Arrays, job: _Arrays, slot: Any) -> _Arrays:
     return jax.tree.map(lambda x, y: x.at[slot].set(y), arrays, job)
 
-  take = jax.jit(lambda state, slot: state[slot])
+  take = jax.jit(lambda state, slot, register: state[slot, register])
   jitted = jax.jit(advance, static_argnames="window")
   return (
     StoredProgram(jitted, ("slots", model, sharding), current_operators),

@@ -3,7 +3,7 @@
 import time
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from ldm_jax.sampling.engine import SamplingEngine
 from ldm_jax.sampling.slots import Slots
@@ -100,12 +100,12 @@ class Previews:
   def learn(
     self,
     engine: SamplingEngine,
-    latents: Float[np.ndarray, "h w c"],
+    latents: Float[Array, "1 h w c"],
     image: UInt8[np.ndarray, "H W 3"],
   ) -> None:
     """Improves an engine's previews by a finished image."""
     if id(engine) in self._fits:
-      self._fits[id(engine)][1].learn(latents, image)
+      self._fits[id(engine)][1].learn(np.asarray(latents[0]), image)
 
   def forget(self, ticket: Ticket) -> None:
     """The ticket has ended."""

@@ -116,6 +116,31 @@ class Ticket:
     """Whether it is done, cancelled or failed."""
     return self._ended.is_set()
 
+  def progress(self, ahead: int, slots: int, seconds: float | int) -> Progress:
+    """How far it is.
+
+    Args:
+      ahead: images that come before its next one.
+      slots: images that are denoised together.
+      seconds: of one row of them; 0 where it is not known.
+    """
+    step, steps, eta = sum(self.rows_done), self.steps, None
+    if seconds:
+      per_image = steps / len(self.sources)
+      turns = (ahead * per_image + steps - step) / slots
+      longest = max(per_image - done for done in self.rows_done)
+      eta = 0.0 if self.has_ended else max(turns, longest) * seconds
+    return Progress(
+      state=self.state,
+      step=step,
+      steps=steps,
+      images=sum(image is not None for image in self.images),
+      count=len(self.images),
+      ahead=ahead,
+      eta=eta,
+      preview=self.preview,
+    )
+
   def cancel(self) -> None:
     """Frees what the ticket holds after the step that is being computed."""
     self._is_cancelled = True

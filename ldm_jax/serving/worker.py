@@ -13,7 +13,8 @@ from ldm_jax.errors import LdmJaxError, config_errors
 from ldm_jax.sampling.generation import Generation
 from ldm_jax.sampling.pipeline import Pipeline
 from ldm_jax.sampling.request import GenerationRequest
-from ldm_jax.sampling.slots import Slots, slot_job
+from ldm_jax.sampling.slots import slot_job
+from ldm_jax.serving.decodings import Decodings
 from ldm_jax.serving.fair_queue import FairQueue
 from ldm_jax.serving.latent_preview import Previews
 from ldm_jax.serving.limits import Draining, Limits, image_count
@@ -54,6 +55,7 @@ class Worker:
     self._change = threading.Condition()
     self._preparing = threading.Lock()
     self._groups, self._previews = SlotGroups(slots), Previews()
+    self._decodings = Decodings()
     self._is_draining = self._is_stopping = False
     self._thread = threading.Thread(
       target=self._run, name="worker", daemon=True
@@ -93,8 +95,8 @@ class Worker:
 
   @property
   def running(self) -> int:
-    """Images in slots."""
-    return self._groups.placed
+    """Images in slots, or being decoded."""
+    return self._groups.placed + len(self._decodings)
 
   def submit(
     self,
@@ -138,23 +140,7 @@ class Worker:
     with self._change:
       if ticket.state == "waiting":
         ahead = self._queue.before(lambda item: item.ticket is ticket)
-    step, steps = sum(ticket.rows_done), ticket.steps
-    eta, seconds = None, self.statistics.row_seconds
-    if seconds:
-      per_image = steps / len(ticket.sources)
-      turns = (ahead * per_image + steps - step) / self._count
-      longest = max(per_image - done for done in ticket.rows_done)
-      eta = 0.0 if ticket.has_ended else max(turns, longest) * seconds
-    return Progress(
-      state=ticket.state,
-      step=step,
-      steps=steps,
-      images=sum(image is not None for image in ticket.images),
-      count=len(ticket.images),
-      ahead=ahead,
-      eta=eta,
-      preview=ticket.preview,
-    )
+    return ticket.progress(ahead, self._count, self.statistics.row_seconds)
 
   def _run(self) -> None:
     while True:
@@ -169,8 +155,13 @@ class Worker:
       self._advance()
     self._end_all()
 
+  @property
+  def _begun(self) -> set[Ticket]:
+    """Tickets with images that have left the queue."""
+    return self._groups.tickets | self._decodings.tickets
+
   def _end_cancelled(self) -> None:
-    found = {t for t in self._groups.tickets if t.is_cancelled}
+    found = {ticket for ticket in self._begun if ticket.is_cancelled}
     with self._change:
       self._queue.remove(
         lambda item: item.ticket.is_cancelled and not found.add(item.ticket)
@@ -181,7 +172,7 @@ class Worker:
   def _end_all(self) -> None:
     with self._change:
       queued = {self._queue.pop().ticket for _ in range(len(self._queue))}
-    for ticket in queued | self._groups.tickets:
+    for ticket in queued | self._begun:
       self._end(ticket, "cancelled")
 
   def _end(
@@ -221,11 +212,14 @@ class Worker:
 
   def _advance(self) -> None:
     """One row of every image that is in a slot."""
+    if not self._groups.placed:
+      self._collect()
     for signature, group in self._groups.active:
       tickets = [item.ticket for _, item in self._groups.items(signature)]
       with self._failing(tickets, signature):
         began, count = time.monotonic(), group.occupied
         finished = group.advance()
+        self._collect()  # while the devices compute
         group.wait()
         self.statistics.advanced(count, time.monotonic() - began)
         for slot, item in self._groups.items(signature):
@@ -236,18 +230,21 @@ class Worker:
             item.ticket.film[item.place].append(x0)
           if slot in finished:
             with self._failing([item.ticket]):
-              self._finish(item, group, slot)
+              job, latents = group.jobs[slot], group.latents(slot)
+              self._decodings.begin(item, job, latents)
             self._groups.free(signature, slot)
 
-  def _finish(self, item: Item, group: Slots, slot: int) -> None:
-    """Decodes a finished image."""
-    latents = group.latents(slot)
-    if item.ticket.sources[item.place][0].inputs.output == "latents":
-      self._add(item, np.asarray(latents[0]))
-      return
-    image = group.jobs[slot].decode(latents)
-    self._previews.learn(group.engine, np.asarray(latents[0]), image)
-    self._add(item, image)
+  def _collect(self) -> None:
+    """Waits for the images that are being decoded."""
+    for decoded in self._decodings.take():
+      ticket = decoded.item.ticket
+      if ticket.has_ended:
+        continue
+      with self._failing([ticket]):
+        image = decoded.wait()
+        if decoded.decoding is not None:
+          self._previews.learn(decoded.job.engine, decoded.latents, image)
+        self._add(decoded.item, image)
 
   def _add(self, item: Item, image: np.ndarray) -> None:
     """A finished image; the ticket ends with its last."""
