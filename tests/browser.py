@@ -1,12 +1,14 @@
 """A browser for tests of the web pages, and servers that it opens."""
 
 import contextlib
+import io
 import shutil
 import threading
 import time
 
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 
 from ldm_jax.serving.appearance import mount_page
 
@@ -55,12 +57,38 @@ def open_tab(page, name):
   page.get_by_role("tab", name=name, exact=True).click()
 
 
+def expect(locator):
+  """Playwright's assertions, which wait until they hold."""
+  from playwright.sync_api import expect
+
+  return expect(locator)
+
+
 def paint(page, selector):
-  """A short stroke in the middle of an image editor."""
-  box = page.locator(f"{selector} canvas").first.bounding_box()
+  """A short red stroke in the middle of an image editor with an image."""
+  editor = page.locator(selector)
+  # The editor can undo as soon as it shows the image.
+  expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
+  editor.get_by_role("button", name="Brush", exact=True).click()
+  box = editor.locator("canvas").first.bounding_box()
   x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
   page.mouse.move(x - 15, y)
   page.mouse.down()
-  for i in range(10):
-    page.mouse.move(x - 15 + 3 * i, y + i)
+  page.mouse.move(x + 15, y + 10, steps=10)
   page.mouse.up()
+  clip = {"x": x - 1, "y": y + 4, "width": 2, "height": 2}
+  until(page, lambda: is_red(page.screenshot(clip=clip)), "the stroke is shown")
+
+
+def is_red(png):
+  """Whether the first pixel of a PNG is."""
+  red, green, blue = Image.open(io.BytesIO(png)).convert("RGB").getpixel((0, 0))
+  return red > 200 and green < 90 and blue < 90
+
+
+def until(page, is_true, what, seconds=30):
+  """Looks again and again until `is_true()`."""
+  end = time.monotonic() + seconds
+  while not is_true():
+    assert time.monotonic() < end, f"not within {seconds} s: {what}"
+    page.wait_for_timeout(50)

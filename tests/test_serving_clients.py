@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -149,6 +150,17 @@ def test_what_is_being_computed_is_finished_at_the_end(folder):  # noqa: F811
       process.send_signal(signal.SIGTERM)
       assert all(each.result().shape == (16, 16, 3) for each in found)
     assert process.wait(60) in (0, -signal.SIGTERM, 143)
+
+
+def test_an_open_page_does_not_delay_the_end(folder):  # noqa: F811
+  """Its heartbeat is a stream that ends with the page alone."""
+  with serving(folder, "--drain", "300") as (process, url):
+    heartbeat = f"{url}/gradio_api/heartbeat/page"
+    with httpx.stream("GET", heartbeat, timeout=120) as stream:
+      lines = stream.iter_lines()
+      assert next(lines) == "data: ALIVE"
+      process.send_signal(signal.SIGTERM)
+      assert process.wait(60) in (0, -signal.SIGTERM, 143)
 
 
 def test_after_a_kill_the_same_image_comes_again(folder):  # noqa: F811

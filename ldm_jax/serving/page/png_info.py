@@ -69,20 +69,16 @@ def build_session_tab(
       _add_senders("session", chosen, tabs, targets)
       settings = gr.JSON(label="Settings", elem_id="session-settings")
 
-  def images(http: gr.Request) -> list[str]:
-    return list(context.sessions.get(http.session_hash).images)
-
-  def write_zip(http: gr.Request) -> str:
-    return context.sessions.get(http.session_hash).write_zip()
+  def images_and_zip(http: gr.Request) -> tuple[list[str], str]:
+    session = context.sessions.get(http.session_hash)
+    return list(session.images), session.write_zip()
 
   def choose(http: gr.Request, event: gr.SelectData) -> tuple[str, Any]:
     path = context.sessions.get(http.session_hash).images[event.index]
     return path, shown_settings(path)
 
-  _on(tab.select, images, [], gallery)
+  _on(tab.select, images_and_zip, [], [gallery, file])
   _on(gallery.select, choose, [], [chosen, settings])
-  # The file is written when the button gets the focus or the pointer.
-  _on(tab.select, write_zip, [], file)
 
 
 def shown_settings(path: str | None) -> dict[str, Any] | None:
