@@ -76,7 +76,7 @@ def generate(page, tab):
   A line of an error that is shown instead fails at once.
   """
   page.click(f"#{tab}-generate")
-  image, line = page.locator(f"#{tab}-results img"), page.get_by_role("alert")
+  image, line = page.locator(f"#{tab}-results img"), page.get_by_test_id("toast-body")
   image.or_(line).first.wait_for(timeout=WAIT)
   assert not line.count(), line.all_inner_texts()
   return image.first.get_attribute("src")
@@ -175,7 +175,7 @@ def test_a_painted_mask_keeps_the_rest(page, tmp_path):
 def test_an_error_is_one_line(page):
   fill(page, "text", prompt="a cat", seed="one")
   page.click("#text-generate")
-  line = page.get_by_role("alert")
+  line = page.get_by_test_id("toast-body")
   line.get_by_text("seed must be a whole number, got 'one'").wait_for()
 
 
