@@ -76,7 +76,8 @@ def generate(page, tab):
   A line of an error that is shown instead fails at once.
   """
   page.click(f"#{tab}-generate")
-  image, line = page.locator(f"#{tab}-results img"), page.get_by_test_id("toast-body")
+  image = page.locator(f"#{tab}-results img")
+  line = page.get_by_test_id("toast-body")
   image.or_(line).first.wait_for(timeout=WAIT)
   assert not line.count(), line.all_inner_texts()
   return image.first.get_attribute("src")
