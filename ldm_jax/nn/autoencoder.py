@@ -1,174 +1,21 @@
 """The first stage: images to latents downsampled by f, and back."""
 
-import dataclasses
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.fields.limits import Below1, Count, Natural
-from ldm_jax.nn.attention import AttentionBackend
+from ldm_jax.fields.limits import Count
 from ldm_jax.nn.bottleneck import (
   DeterministicPosterior,
   GaussianBottleneck,
   VectorQuantizer,
 )
+from ldm_jax.nn.conv_stack import ConvStack, Decoder, Encoder
 from ldm_jax.nn.first_stage import Posterior, latent_shape
 from ldm_jax.nn.latent_normalization import (
   BatchStatistics,
   LatentNormalization,
 )
-from ldm_jax.nn.layers import (
-  Remat,
-  check_widths,
-  conv,
-  downsample,
-  group_norm,
-  remat_policy,
-  upsample_conv,
-)
-from ldm_jax.nn.resnet import ResBlock
-from ldm_jax.nn.transformer import PixelAttention
-
-EPSILON = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvStack:
-  """The convolutional stack of encoder and decoder, which mirror each other.
-
-  Attributes:
-    channels: width of the first level, multiplied per level.
-    blocks: residual blocks per level of the encoder; the decoder has one more.
-    attention_levels: levels whose every block is followed by attention.
-    has_mid_attention: attention at the lowest resolution (in all published
-      ones but vq-f4-noattn).
-    groups: of the group norms; 32 wherever the widths allow it.
-    remat: rematerialisation of blocks; see `remat_policy`.
-    dtype: of computation; norms, softmax and results stay float32.
-  """
-
-  channels: Count = 128
-  multipliers: tuple[Count, ...] = (1, 2, 4, 4)
-  blocks: Natural = 2
-  attention_levels: tuple[Natural, ...] = ()
-  has_mid_attention: bool = True
-  dropout: Below1 = 0.0
-  groups: Count = 32
-  remat: Remat = "off"
-  attention_backend: AttentionBackend = "auto"
-  dtype: DTypeLike = "float32"
-
-  def __post_init__(self):
-    check_widths(self.channels, self.multipliers, self.groups)
-
-  @property
-  def halvings(self) -> int:
-    """How many times h and w are halved."""
-    return len(self.multipliers) - 1
-
-  def level_blocks(self, h: Array, level: int, blocks: int, side: str) -> Array:
-    """`blocks` residual blocks, each with attention if the level has it."""
-    for i in range(blocks):
-      name = f"{side}_{level}_block_{i}"
-      h = self.block(h, self.multipliers[level], name)
-      if level in self.attention_levels:
-        h = self.attention(h, f"{side}_{level}_attention_{i}")
-    return h
-
-  def up_level(self, h: Array, level: int) -> Array:
-    """A level of the decoder, and the doubling to the next finer one."""
-    h = self.level_blocks(h, level, self.blocks + 1, "up")
-    if level == 0:
-      return h
-    name = f"up_{level}_upsample"
-    return upsample_conv(h, h.shape[-1], name=name, dtype=self.dtype)
-
-  def middle(self, h: Array) -> Array:
-    """Block, attention, block at the lowest resolution."""
-    h = self.block(h, self.multipliers[-1], "mid_block_0")
-    if self.has_mid_attention:
-      h = self.attention(h, "mid_attention")
-    return self.block(h, self.multipliers[-1], "mid_block_1")
-
-  def out(self, h: Array, features: int) -> Array:
-    """Group norm, silu and the last convolution."""
-    h = group_norm(
-      h, name="norm_out", groups=self.groups, epsilon=EPSILON, dtype=self.dtype
-    )
-    return conv(jax.nn.silu(h), features, name="conv_out", dtype=self.dtype)
-
-  def block(self, h: Array, multiplier: int, name: str) -> Array:
-    """One residual block without an embedding."""
-    block = remat_policy(self.remat, ResBlock)(
-      self.channels * multiplier,
-      epsilon=EPSILON,
-      is_zero=False,
-      dropout=self.dropout,
-      groups=self.groups,
-      dtype=self.dtype,
-      name=name,
-    )
-    return block(h)
-
-  def attention(self, h: Array, name: str) -> Array:
-    """Self-attention with one head over all pixels."""
-    attention = remat_policy(self.remat, PixelAttention)(
-      epsilon=EPSILON,
-      groups=self.groups,
-      attention_backend=self.attention_backend,
-      dtype=self.dtype,
-      name=name,
-    )
-    return attention(h)
-
-
-class Encoder(nn.Module):
-  """Images to `features` channels at the lowest resolution."""
-
-  trunk: ConvStack
-  features: int
-  has_quant_conv: bool = True
-
-  @nn.compact
-  def __call__(
-    self, images: Float[Array, "b H W 3"]
-  ) -> Float[Array, "b h w c"]:
-    trunk, dtype = self.trunk, self.trunk.dtype
-    h = conv(images, trunk.channels, name="conv_in", dtype=dtype)
-    for level in range(trunk.halvings + 1):
-      h = trunk.level_blocks(h, level, trunk.blocks, "down")
-      if level < trunk.halvings:
-        name = f"down_{level}_downsample"
-        h = downsample(h, name=name, padding=(0, 1), dtype=dtype)
-    h = trunk.out(trunk.middle(h), self.features)
-    if self.has_quant_conv:
-      h = conv(h, self.features, name="quant_conv", size=1, dtype=dtype)
-    return h.astype(jnp.float32)
-
-
-class Decoder(nn.Module):
-  """Latents to images; level 0 is the finest, as in the encoder."""
-
-  trunk: ConvStack
-  features: int
-  has_quant_conv: bool = True
-
-  @nn.compact
-  def __call__(
-    self, latents: Float[Array, "b h w c"]
-  ) -> Float[Array, "b H W 3"]:
-    trunk, dtype = self.trunk, self.trunk.dtype
-    width = trunk.channels * trunk.multipliers[-1]
-    h = latents
-    if self.has_quant_conv:
-      h = conv(h, self.features, name="post_quant_conv", size=1, dtype=dtype)
-    h = trunk.middle(conv(h, width, name="conv_in", dtype=dtype))
-    for level in reversed(range(trunk.halvings + 1)):
-      h = trunk.up_level(h, level)
-    return trunk.out(h, 3).astype(jnp.float32)
 
 
 class PixelSpace(nn.Module):

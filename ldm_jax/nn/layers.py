@@ -168,20 +168,35 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b *space c"]
+    self,
+    x: Float[Array, "b *space c"],
+    moments: Float[Array, "2 b groups"] | None = None,
   ) -> Float[Array, "b *space c"]:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias.
+
+    Args:
+      moments: mean and variance of every group, where x is a part of an image
+        and they are those of the whole; by default x's own.
+    """
     channels = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
     rows = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)
 
+    def repeated(values: Array) -> Array:
+      return values.repeat(channels // self.groups, -1)[:, None]
+
     def group_mean(values: Array) -> Array:
       each = values.mean(1).reshape(-1, self.groups, channels // self.groups)
-      return each.mean(-1).repeat(channels // self.groups, -1)[:, None]
+      return repeated(each.mean(-1))
 
-    rows = rows - group_mean(rows)
-    deviation = jnp.sqrt(group_mean(rows * rows) + self.epsilon)
-    rows = rows * (scale / deviation) + bias
+    if moments is None:
+      rows = rows - group_mean(rows)
+      variance = group_mean(rows * rows)
+    else:
+      mean, variance = map(repeated, moments)
+      rows = rows - mean
+    rows = rows * (scale / jnp.sqrt(variance + self.epsilon)) + bias
     return rows.reshape(x.shape).astype(self.dtype)
 
 
