@@ -1,8 +1,9 @@
 """The first stage: uint8 images to scaled latents and back, in tiles if asked.
 
-Tiles bound the memory that large images need. Norms and attention then see a
-tile instead of the image, so tiles differ from the whole and from each other;
-how much is measured where they overlap.
+Tiles bound the memory that large images need. Those of an `Autoencoder` equal
+the whole. Of other first stages, tiles overlap and are blended: norms and
+attention see a tile instead of the image, so tiles differ from the whole and
+from each other; how much is measured where they overlap.
 """
 
 import functools
@@ -18,7 +19,13 @@ from jaxtyping import Array, Bool, Float, UInt8
 from ldm_jax.errors import NonFinite
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.spatial import MaskedImage
-from ldm_jax.nn.latent_normalization import denormalize
+from ldm_jax.nn.exact_tiles import (
+  decode_in_tiles,
+  encode_in_tiles,
+  has_exact_tiles,
+)
+from ldm_jax.nn.first_stage import Posterior
+from ldm_jax.nn.latent_normalization import denormalize, normalize
 from ldm_jax.nn.operators.choice import current_operators
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.devices import memory, processes
@@ -73,7 +80,7 @@ class LatentCodec:
       self._params,
       self._sharding.distribute(images),
       None if masks is None else self._sharding.distribute(masks),
-      side=self._side(tile),
+      tile=tile,
     )
     if seam is not None:
       logger.warning("tiles encoded differ by %.3f in latents", float(seam))
@@ -104,7 +111,7 @@ class LatentCodec:
     self, latents: Float[Array, "b h w c"], tile: int | None = None
   ) -> Decoding:
     """As `decode`, but waits for nothing; `decoded` does."""
-    return Decoding(*self._decode(self._params, latents, side=self._side(tile)))
+    return Decoding(*self._decode(self._params, latents, tile=tile))
 
   def decoded(self, decoding: Decoding) -> UInt8[np.ndarray, "b H W 3"]:
     """The images; raises as `decode`."""
@@ -128,17 +135,18 @@ class LatentCodec:
     """Raises TooLarge if latents of this shape cannot be decoded in the
     memory that a device has left; a batch is spread over all."""
     rows, height, width, channels = shape
-    side = self._side(tile)
-    if side is not None:
-      height, width = min(height, side), min(width, side)
+    stride = self._model.first_stage.stride
+    if tile is not None and not has_exact_tiles(self._model.first_stage):
+      height, width = (min(n, _side(tile, stride)) for n in (height, width))
+      tile = None
     rows = -(-rows // self._sharding.batch_shards)
     one = jax.ShapeDtypeStruct((rows, height, width, channels), jnp.float32)
-    stride = self._model.first_stage.stride
-    key = one.shape, current_operators()
+    key = one.shape, tile, current_operators()
     if key not in self._bytes:
+      decode = functools.partial(_decode, self._model, tile=tile)
       self._bytes[key] = stored_value(
-        ("bytes of decoding", self._model, one, current_operators()),
-        lambda: memory.minimum_bytes(self._model.decode, self._params, one),
+        ("bytes of decoding", self._model, one, tile, current_operators()),
+        lambda: memory.minimum_bytes(decode, self._params, one),
       )
     needed = self._bytes[key]
     memory.check_fits(
@@ -147,9 +155,36 @@ class LatentCodec:
       "a smaller --batch, --height and --width, or --tiled",
     )
 
-  def _side(self, tile: int | None) -> int | None:
-    """Of a tile in latents."""
-    return tile and max(1, tile // self._model.first_stage.stride)
+
+def _encode(
+  model: LatentDiffusion, params: Parameters, images: Array, *, tile: int | None
+) -> Posterior:
+  """`LatentDiffusion.encode`, in exact tiles if asked to."""
+  if tile is None:
+    return model.encode(params, images)
+  stage = model.first_stage
+  posterior = encode_in_tiles(stage, params.first_stage, images, tile=tile)
+  return normalize(stage, posterior)
+
+
+def _decode(
+  model: LatentDiffusion,
+  params: Parameters,
+  latents: Array,
+  *,
+  tile: int | None,
+) -> Array:
+  """`LatentDiffusion.decode`, in exact tiles if asked to."""
+  if tile is None:
+    return model.decode(params, latents)
+  stage = model.first_stage
+  unscaled = denormalize(stage, latents / params.latent_scale)
+  return decode_in_tiles(stage, params.first_stage, unscaled, tile=tile)
+
+
+def _side(tile: int, stride: int) -> int:
+  """Of a blended tile in latents."""
+  return max(1, tile // stride)
 
 
 @shared_by_value
@@ -161,7 +196,7 @@ def _programs(
   def program(name: str, function: Callable) -> StoredProgram:
     bound = functools.partial(function, model)
     jitted = jax.jit(
-      constrain_activations(bound, sharding), static_argnames="side"
+      constrain_activations(bound, sharding), static_argnames="tile"
     )
     parts = name, model, sharding
     return StoredProgram(jitted, parts, current_operators)
@@ -175,19 +210,22 @@ def _encoded(
   images: Array,
   masks: Array | None,
   *,
-  side: int | None,
+  tile: int | None,
 ) -> tuple[Array, Array | None]:
   images, seam = to_float(images), None
   if masks is not None:
     part = model.find_conditioner(MaskedImage) or MaskedImage()
     images = part.mask_images(images, masks)
-  encode = lambda images: model.encode(params, images).mode()
-  if side is None:
-    latents = encode(images)
+  if tile is None or has_exact_tiles(model.first_stage):
+    latents = _encode(model, params, images, tile=tile).mode()
   else:
     stride = model.first_stage.stride
     size = (images.shape[1] // stride, images.shape[2] // stride)
-    latents, seam = blend(lambda crop: encode(crop(images)), size, side)
+    latents, seam = blend(
+      lambda crop: model.encode(params, crop(images)).mode(),
+      size,
+      _side(tile, stride),
+    )
   return latents * params.latent_scale, seam
 
 
@@ -196,18 +234,19 @@ def _decoded(
   params: Parameters,
   latents: Array,
   *,
-  side: int | None,
+  tile: int | None,
 ) -> tuple[Array, Array | None, Array]:
   """Images, how much tiles differ, and how many images are not finite."""
-  decode, seam = (lambda part: model.decode(params, part)), None
-  if side is None:
-    images = decode(latents)
+  seam = None
+  if tile is None or has_exact_tiles(model.first_stage):
+    images = _decode(model, params, latents, tile=tile)
   else:
+    stride = model.first_stage.stride
     images, seam = blend(
-      lambda crop: jnp.clip(decode(crop(latents)), -1, 1),
+      lambda crop: jnp.clip(model.decode(params, crop(latents)), -1, 1),
       latents.shape[1:3],
-      side,
-      model.first_stage.stride,
+      _side(tile, stride),
+      stride,
     )
   bad = ~jnp.isfinite(images).all((1, 2, 3))
   return to_uint8(images), seam, bad.sum()

@@ -110,8 +110,8 @@ class SamplingConfig:
     threshold: (quantile, largest value) of dynamic thresholding, or None.
     window: side in pixels of the overlapping windows in which a large image is
       denoised; None denoises it whole.
-    tile: side in pixels of the overlapping tiles in which the first stage
-      encodes and decodes; None does it whole.
+    tile: side in pixels of the tiles in which the first stage encodes and
+      decodes; None does it whole.
     noise_level: of upscaling, the time, on a schedule of its own, to which the
       low-resolution image is noised.
     control: scale of a ControlNet, and the values of t / T between which it is

@@ -113,7 +113,7 @@ GROUPS = {
 """,
   "large images": """
 --tile --tiled: int?512 PIXELS
-  encode and decode in overlapping tiles (default 512)
+  encode and decode in tiles of less memory (default 512)
 --window: int PIXELS
   denoise in overlapping windows, such as the size of training
 """,

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from ldm_jax.errors import TooLarge
 from ldm_jax.runtime.monitoring.flops import equations
 
 HEAVY = ("dot_general", "conv_general_dilated")  # no compiler fuses these
+LOOPS = ("scan", "while")  # results take their operands' place
 
 
 def available_bytes() -> int | None:
@@ -33,18 +34,19 @@ def available_bytes() -> int | None:
 def minimum_bytes(function: Callable, *args: Any) -> int:
   """A lower bound of the bytes that a program needs.
 
-  Operands and results of its largest matrix product or convolution.
+  Operands and results of its largest matrix product or convolution, or
+  operands of its largest loop.
 
   Args:
     args: of `function`, arrays or their shapes; nothing is computed.
   """
-  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-  sizes = [
-    sum(_bytes(var.aval) for var in (*equation.invars, *equation.outvars))
-    for equation in equations(jaxpr)
-    if equation.primitive.name in HEAVY
-  ]
-  return max(sizes, default=0)
+  sizes = [0]
+  for equation in equations(jax.make_jaxpr(function)(*args).jaxpr):
+    if equation.primitive.name in HEAVY:
+      sizes.append(_total([*equation.invars, *equation.outvars]))
+    elif equation.primitive.name in LOOPS:
+      sizes.append(_total(equation.invars))
+  return max(sizes)
 
 
 def bytes_per_device(shapes: Any, shardings: Any) -> int:
@@ -69,5 +71,9 @@ def check_fits(what: str, needed: int, advice: str) -> None:
     )
 
 
-def _bytes(aval: Any) -> int:
-  return math.prod(aval.shape) * aval.dtype.itemsize
+def _total(variables: Sequence[Any]) -> int:
+  """Bytes of variables of a jaxpr, each counted once."""
+  avals = {id(variable): variable.aval for variable in variables}
+  return sum(
+    math.prod(aval.shape) * aval.dtype.itemsize for aval in avals.values()
+  )

@@ -52,7 +52,7 @@ def view_first_stage(
 
   Args:
     image: resized down to a multiple of what the networks divide by.
-    tile: side in pixels of overlapping tiles, for large images.
+    tile: side in pixels of tiles, for large images.
     sharding: by default over all devices.
 
   Raises:
