@@ -47,7 +47,7 @@ _MODULES = {
   "diffusion.schedule": ("Schedule",),
   "latent_diffusion": ("LatentDiffusion",),
   "nn.autoencoder": ("Autoencoder", "PixelSpace"),
-  "nn.conv_stack": ("ConvStack",),
+  "nn.conv_stack.networks": ("ConvStack",),
   "nn.deep_compression.autoencoder": ("DCAutoencoder",),
   "nn.deep_compression.levels": ("DCLevel", "DCStack"),
   "nn.bottleneck": ("GaussianBottleneck", "VectorQuantizer"),

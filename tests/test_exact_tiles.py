@@ -10,8 +10,9 @@ from jax import lax
 
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.bottleneck import VectorQuantizer
-from ldm_jax.nn.conv_stack import ConvStack
-from ldm_jax.nn.exact_strips import (
+from ldm_jax.nn.conv_stack.exact_tiles import decode_in_tiles, encode_in_tiles
+from ldm_jax.nn.conv_stack.networks import ConvStack
+from ldm_jax.nn.conv_stack.strips import (
   Store,
   Strips,
   image_moments,
@@ -19,7 +20,6 @@ from ldm_jax.nn.exact_strips import (
   line_moments,
   over_strips,
 )
-from ldm_jax.nn.exact_tiles import decode_in_tiles, encode_in_tiles
 
 RNG = np.random.default_rng(0)
 TRUNK = ConvStack(8, (1, 2, 2), blocks=1, groups=4)
@@ -45,12 +45,12 @@ def variables_of(autoencoder):
     jnp.zeros((1, *latents)),
   )
 
-  def draw(leaf):
+  def sample(leaf):
     fan = np.prod(leaf.shape[:-1]) or 1
     values = RNG.standard_normal(leaf.shape) / np.sqrt(fan)
     return jnp.asarray(values + (leaf.ndim == 1), jnp.float32)
 
-  return jax.tree.map(draw, shapes)
+  return jax.tree.map(sample, shapes)
 
 
 def box(x):
@@ -64,12 +64,12 @@ def joined(function, x, lines, halo):
 
 
 def replaced(function, x, lines, halo):
-  """By way of a store that has room for the results."""
+  """By way of a store that has space for the results."""
   strips, result = (
     Strips.of(x.shape[1], lines, halo),
     jax.eval_shape(function, x),
   )
-  store = Store.with_room(x, [result.shape[1:]])
+  store = Store.with_space(x, [result.shape[1:]])
   store = in_place(function, store, strips)
   return store.read(0, store.height)
 

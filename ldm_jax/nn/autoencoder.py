@@ -10,7 +10,7 @@ from ldm_jax.nn.bottleneck import (
   GaussianBottleneck,
   VectorQuantizer,
 )
-from ldm_jax.nn.conv_stack import ConvStack, Decoder, Encoder
+from ldm_jax.nn.conv_stack.networks import ConvStack, Decoder, Encoder
 from ldm_jax.nn.first_stage import Posterior, latent_shape
 from ldm_jax.nn.latent_normalization import (
   BatchStatistics,

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from ldm_jax.errors import NonFinite
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.spatial import MaskedImage
-from ldm_jax.nn.exact_tiles import (
+from ldm_jax.nn.conv_stack.exact_tiles import (
   decode_in_tiles,
   encode_in_tiles,
   has_exact_tiles,

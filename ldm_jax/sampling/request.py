@@ -117,8 +117,7 @@ class GenerationRequest:
       CPU.
     initial_latents: [n h w c] of unit variance, or an .npy, in place of noise.
     window: side in pixels of overlapping windows in which to denoise.
-    tile: side in pixels of the tiles in which to encode and decode; see
-      `LatentCodec`.
+    tile: side in pixels of the tiles in which to encode and decode.
     batch: images at a time.
     clip_skip: skips clip_skip - 1 last blocks of CLIP, in addition to those the
       model skips by itself; 1 is as trained.

@@ -25,7 +25,7 @@ Shape = tuple[int, int, int]  # h w c
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-  """Lines of images, at the end of an array that may have room for more.
+  """Lines of images, at the end of an array that may have space for more.
 
   Attributes:
     array: [b n ...], a line or a part of a line in every [...].
@@ -37,14 +37,14 @@ class Store:
 
   @classmethod
   def of(cls, x: Float[Array, "b h w c"]) -> "Store":
-    """The images themselves, without room."""
+    """The images themselves, without more space."""
     return cls(x, x.shape[1:])
 
   @classmethod
-  def with_room(
+  def with_space(
     cls, x: Float[Array, "b h w c"], shapes: Sequence[Shape]
   ) -> "Store":
-    """A copy of images that has room for images of any of the shapes."""
+    """A copy of images that has space for images of any of the shapes."""
     shapes = [x.shape[1:], *shapes]
     unit = math.gcd(*(width * channels for _, width, channels in shapes))
     count = max(math.prod(shape) for shape in shapes) // unit

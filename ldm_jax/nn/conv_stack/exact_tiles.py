@@ -25,8 +25,8 @@ import jax
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.autoencoder import Autoencoder
-from ldm_jax.nn.conv_stack import Step
-from ldm_jax.nn.exact_strips import (
+from ldm_jax.nn.conv_stack.networks import Step
+from ldm_jax.nn.conv_stack.strips import (
   ImageFunction,
   Store,
   Strips,
@@ -88,7 +88,7 @@ def decode_in_tiles(
   results = itertools.accumulate(
     stages, lambda x, stage: jax.eval_shape(stage.function, x), initial=h
   )
-  store = Store.with_room(h, [result.shape[1:] for result in results])
+  store = Store.with_space(h, [result.shape[1:] for result in results])
   for stage in stages:
     store = in_place(*stage.over(store))
   return over_strips(*last.over(store))

@@ -1,0 +1,98 @@
+"""Decoding by kl-f8 whole and in exact tiles: memory, time, difference.
+
+  python benchmarks/tiles.py [--sides 1024,2048] [--time 1024] [--tile 512]
+
+Compiles the full-size decoder for images of each side, prints the bytes that
+the compiled program allocates, runs it where the side is one of --time, and
+prints the table of benchmarks/tiles.md.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.conv_stack.exact_tiles import decode_in_tiles
+
+GIGABYTE = 1e9
+
+
+def programs(autoencoder: Autoencoder, tile: int) -> dict[str, Callable]:
+  """Decoding of latents, whole and in tiles."""
+
+  def whole(variables: Any, latents: jax.Array) -> jax.Array:
+    return autoencoder.apply(variables, latents, method="decode")
+
+  def tiled(variables: Any, latents: jax.Array) -> jax.Array:
+    return decode_in_tiles(autoencoder, variables, latents, tile=tile)
+
+  return {"whole": whole, f"tiles of {tile}": tiled}
+
+
+def random_variables(autoencoder: Autoencoder) -> Any:
+  """Of variance 1 / fan-in; norms of scale 1."""
+  image, latents = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 8, 8, 4))
+  shapes = jax.eval_shape(autoencoder.init, jax.random.key(0), image, latents)
+  rng = np.random.default_rng(0)
+
+  def sample(leaf: Any) -> jax.Array:
+    fan = np.prod(leaf.shape[:-1]) or 1
+    values = rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan)
+    return jnp.asarray(np.float32(values + (leaf.ndim == 1)))
+
+  return jax.tree.map(sample, shapes)
+
+
+def measure(side: int, dtype: str, tile: int, *, is_timed: bool) -> None:
+  """Prints a row for the whole and one for the tiles."""
+  autoencoder = Autoencoder(ConvStack(dtype=dtype))
+  variables = random_variables(autoencoder)
+  rng = np.random.default_rng(1)
+  shape = 1, side // 8, side // 8, 4
+  latents = jnp.asarray(rng.standard_normal(shape, np.float32))
+  images, least = {}, None
+  for name, function in programs(autoencoder, tile).items():
+    lowered = jax.jit(function).lower(variables, latents)
+    begin = time.perf_counter()
+    program = lowered.compile()
+    compiled = time.perf_counter() - begin
+    memory = program.memory_analysis().temp_size_in_bytes
+    least, seconds = least or memory, "-"
+    if is_timed:
+      begin = time.process_time()
+      images[name] = np.asarray(program(variables, latents))
+      seconds = f"{time.process_time() - begin:.0f}"
+    print(
+      f"| {side} | {dtype} | {name} | {memory / GIGABYTE:.2f} "
+      f"| {least / memory:.1f} | {compiled:.0f} | {seconds} |",
+      flush=True,
+    )
+  if images:
+    whole, tiled = images.values()
+    scale = np.abs(whole).max()
+    print(f"largest difference {np.abs(tiled - whole).max() / scale:.1e} of 1")
+
+
+def main() -> None:
+  """Measures every side and format."""
+  parser = argparse.ArgumentParser()
+  numbers = lambda text: [int(side) for side in text.split(",") if side]
+  parser.add_argument("--sides", type=numbers, default=[1024, 2048])
+  parser.add_argument("--time", type=numbers, default=[1024])
+  parser.add_argument("--tile", type=int, default=512)
+  parser.add_argument("--dtypes", default="float32,bfloat16")
+  options = parser.parse_args()
+  print("| side | format | | GB | times less | compilation, s | CPU, s |")
+  print("|---|---|---|---|---|---|---|")
+  for dtype in options.dtypes.split(","):
+    for side in options.sides:
+      measure(side, dtype, options.tile, is_timed=side in options.time)
+
+
+if __name__ == "__main__":
+  main()
