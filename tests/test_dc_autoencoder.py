@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import random_variables
+from networks import random_like, random_variables
 from single_files import VAE, write_family
 
 import ldm_jax
 from ldm_jax import config_json
 from ldm_jax.config_json import from_json, to_json
 from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.deep_compression.blocks import (
   average_channels,
@@ -30,6 +31,7 @@ from ldm_jax.nn.deep_compression.linear_attention import (
 )
 from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.first_stage import FirstStage
+from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.pretrained.configs.dc_autoencoder_config import (
   DC,
   dc_autoencoder,
@@ -331,3 +333,31 @@ def test_a_lone_file_is_read_if_its_layout_is_published():
   tensors["decoder.project_in.main.conv.weight"] = np.zeros((1024, 64, 3, 3))
   with pytest.raises(WeightsError, match="no published layout; give a folder"):
     find_dc_autoencoder(tensors)
+
+
+def test_a_whole_model_with_it_goes_out_and_comes_back(tmp_path, variables):
+  attention = AttentionPlan((0,), heads=1, kind="plain")
+  unet = UNet(4, 8, (1,), 1, attention, groups=4)
+  model = LatentDiffusion(SMALL, unet, ())
+  key = jax.random.key(0)
+  init = lambda: model.init(key, {}, (1, 2, 2, 4))
+  trained = random_like(jax.eval_shape(init))
+  params = Parameters(variables, jnp.float32(0.5), {}, trained["unet"])
+  folder, file = str(tmp_path / "folder"), str(tmp_path / "one.safetensors")
+  ldm_jax.save_pretrained(model, params, folder)
+  ldm_jax.save_single_file(model, params, file)
+  both = ldm_jax.from_pretrained(folder), ldm_jax.from_single_file(file)
+  for read, own in both:
+    assert read.first_stage == SMALL and own.latent_scale == 0.5
+    jax.tree.map(np.testing.assert_array_equal, own.first_stage, variables)
+    jax.tree.map(np.testing.assert_array_equal, own.unet, params.unet)
+
+
+def test_blocks_are_recomputed_if_asked_for(variables):
+  images, noise = jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 1, 1, 4))
+  for remat, is_there in (("off", False), ("dots", True), ("full", True)):
+    module = SMALL.clone(remat=remat)
+    traced = jax.make_jaxpr(
+      lambda v, module=module: module.apply(v, images, noise)
+    )(variables)
+    assert ("remat" in str(traced)) == is_there
