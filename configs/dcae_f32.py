@@ -54,6 +54,7 @@ def experiment(width=16, latent_channels=32):
         decay="cosine",
         decay_steps=STEPS,
         clip=100.0,
+        muon=1e-2,
       ),
       pixel_norm="l2",
       bottleneck_weight=0.0,

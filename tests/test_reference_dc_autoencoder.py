@@ -17,6 +17,8 @@ from ldm_jax.pretrained.configs.dc_autoencoder_config import (
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+load_file = pytest.importorskip("safetensors.torch").load_file
+single_file_utils = pytest.importorskip("diffusers.loaders.single_file_utils")
 
 pytestmark = pytest.mark.slow
 
@@ -167,12 +169,25 @@ def test_a_written_folder_is_read_by_diffusers(pair, tmp_path):
   again = diffusers.AutoencoderDC.from_pretrained(tmp_path).eval()
   tensors = again.state_dict()
   for name, tensor in model.state_dict().items():
-    if not name.endswith("num_batches_tracked"):
-      torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=0)
+    torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=0)
   z = torch.randn(1, module.latent_channels, 2, 2)
   with torch.no_grad():
     torch.testing.assert_close(again.decode(z).sample, model.decode(z).sample)
   assert again.config.scaling_factor == scale
+
+
+def test_a_single_file_has_the_names_that_diffusers_converts(pair, tmp_path):
+  """mit-han-lab's, where every level with attention has at most one scale."""
+  model, module, variables = pair
+  if not module.encoder_stack.has_shortcut:
+    pytest.skip("no published one is without shortcuts")
+  path = str(tmp_path / "one.safetensors")
+  ldm_jax.save_single_file(module, variables, path)
+  convert = single_file_utils.convert_autoencoder_dc_checkpoint_to_diffusers
+  tensors = convert(load_file(path))
+  for name, tensor in model.state_dict().items():
+    torch.testing.assert_close(tensors.pop(name), tensor, rtol=0, atol=0)
+  assert not tensors
 
 
 def test_the_config_comes_back(pair):
