@@ -20,6 +20,7 @@ from ldm_jax.nn.conv_stack.strips import (
   line_moments,
   over_strips,
 )
+from ldm_jax.runtime.devices import memory
 
 RNG = np.random.default_rng(0)
 TRUNK = ConvStack(8, (1, 2, 2), blocks=1, groups=4)
@@ -177,3 +178,20 @@ def test_a_tile_is_positive():
   latents = jnp.zeros((1, 8, 8, 4))
   with pytest.raises(ValueError, match="a tile of 0 pixels"):
     decode_in_tiles(KL, variables_of(KL), latents, tile=0)
+
+
+def test_the_least_memory_is_below_that_of_the_program():
+  """And less for tiles than for the whole."""
+  trunk = dataclasses.replace(
+    TRUNK, multipliers=(1, 2), has_mid_attention=False
+  )
+  autoencoder = Autoencoder(trunk, 4)
+  variables, latents = variables_of(autoencoder), jnp.zeros((1, 64, 8, 4))
+  whole = lambda v, z: autoencoder.apply(v, z, method="decode")
+  tiled = lambda v, z: decode_in_tiles(autoencoder, v, z, tile=16)
+  least = [memory.minimum_bytes(f, variables, latents) for f in (whole, tiled)]
+  assert 0 < least[1] < least[0]
+  program = jax.jit(tiled).lower(variables, latents).compile()
+  found = program.memory_analysis()
+  used = found.temp_size_in_bytes + found.argument_size_in_bytes
+  assert least[1] <= used + found.output_size_in_bytes
