@@ -139,11 +139,13 @@ def main():
     single.all(SINGLE, 10, cancels=False)
     warm = resident(process)
     load.latencies.clear()
-    used = -cpu_seconds(process)
+    served, processes = len(single.latencies), (process, one[0])
+    used = [-cpu_seconds(each) for each in processes]
     for _ in range(options.rounds):
       rates.append(load.all(options.clients, part))
       single_rates.append(single.all(SINGLE, part / 5, cancels=False))
-    used += cpu_seconds(process)
+    used = [a + cpu_seconds(b) for a, b in zip(used, processes, strict=True)]
+    counts = len(load.latencies), len(single.latencies) - served
     line["megabytes"] = [round(warm), round(resident(process))]
     alone = {s: load.ask(load.client(600), s, "-") for s in load.images}
     wrong = [s for s, found in load.images.items() if found != {alone[s]}]
@@ -154,7 +156,9 @@ def main():
     "images_per_second": [round(each, 2) for each in rates],
     "one_slot_per_second": [round(each, 2) for each in single_rates],
     "ratio": round(rate / slow, 2),
-    "server_cpu_milliseconds": round(1e3 * used / len(ordered), 1),
+    "server_cpu_milliseconds": [
+      round(1e3 * a / b, 1) for a, b in zip(used, counts, strict=True)
+    ],
     "median_seconds": round(ordered[len(ordered) // 2], 3),
     "p95_seconds": round(ordered[int(0.95 * len(ordered))], 3),
     "cancelled": load.cancelled,

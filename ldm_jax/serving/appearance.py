@@ -12,7 +12,12 @@ CSS = """
 .gradio-container { width: 100%; max-width: 1400px !important;
   margin: 0 auto; }
 .progress { display: flex; flex-direction: column; gap: 0.5rem; }
-.progress progress { width: 100%; height: 0.75rem; accent-color: #2563eb; }
+.progress progress { width: 100%; height: 0.75rem; appearance: none;
+  border: 0; border-radius: 4px; overflow: hidden;
+  background: rgba(128, 128, 128, 0.25); }
+.progress progress::-webkit-progress-bar { background: transparent; }
+.progress progress::-webkit-progress-value { background: #2563eb; }
+.progress progress::-moz-progress-bar { background: #2563eb; }
 .progress img { width: 256px; max-width: 100%; image-rendering: pixelated;
   border-radius: 4px; }
 .progress p { margin: 0; font-variant-numeric: tabular-nums; }
@@ -20,6 +25,7 @@ CSS = """
 .table { overflow-x: auto; }
 .table table { border-collapse: collapse; border: 0 !important;
   font-size: 0.85rem; }
+.table thead, .table tbody, .table tr { border: 0 !important; }
 .table th, .table td { text-align: left; padding: 0.25rem 0.75rem;
   vertical-align: top; border: 0 solid rgba(128, 128, 128, 0.25) !important;
   border-width: 0 0 1px 0 !important; max-width: 36rem;
@@ -30,6 +36,11 @@ CSS = """
 .image-frame img, .image-container img { width: 100%; height: 100%;
   object-fit: contain; }
 .grid-wrap.fixed-height { max-height: none !important; }
+/* below the label, which else covers the first row */
+.grid-wrap { padding-top: 2.25rem !important; }
+#grid-results .image-container { padding-top: 2.25rem; }
+.caption-label { white-space: normal !important; overflow-wrap: anywhere;
+  max-width: 100% !important; font-size: 0.75rem !important; }
 footer { display: none !important; }
 """
 

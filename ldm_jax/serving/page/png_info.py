@@ -102,7 +102,7 @@ def _add_senders(
         f"Send to {target.label}",
         size="sm",
         elem_id=f"{name}-send-{target.tab}",
-        min_width=140,
+        min_width=180,
       )
       send = _sender(target)
       _on(button.click, send, [source], [tabs, *target.form.components])
