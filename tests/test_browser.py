@@ -231,4 +231,10 @@ def test_a_run_is_followed_while_it_trains(browser, make_run):  # noqa: F811
     page.locator("#overview", has_text="1.234").wait_for(timeout=20_000)
     page.get_by_role("tab", name="Differences of configs").click()
     page.locator("#config", has_text="task.rate").wait_for()
+    page.set_viewport_size({"width": 400, "height": 800})
+    browsers.until(
+      page,
+      lambda: page.evaluate("document.documentElement.scrollWidth") <= 400,
+      "the page is as narrow as the screen",
+    )
     page.close()

@@ -24,7 +24,7 @@ CSS = """
 .gradio-container table { font-variant-numeric: tabular-nums; }
 .table { overflow-x: auto; }
 .table table { border-collapse: collapse; border: 0 !important;
-  font-size: 0.85rem; }
+  font-size: 0.85rem; width: max-content; min-width: 100%; }
 .table thead, .table tbody, .table tr { border: 0 !important; }
 .table th, .table td { text-align: left; padding: 0.25rem 0.75rem;
   vertical-align: top; border: 0 solid rgba(128, 128, 128, 0.25) !important;

@@ -35,7 +35,7 @@ def build_info_tab(
   with gr.Row():
     with gr.Column(min_width=320):
       image = gr.Image(
-        label="An image, such as a PNG made by ldm_jax",
+        label="Image",
         type="filepath",
         image_mode=None,
         format="png",
