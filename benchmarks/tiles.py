@@ -1,6 +1,7 @@
 """Decoding by kl-f8 whole and in exact tiles: memory, time, difference.
 
   python benchmarks/tiles.py [--sides 1024,2048] [--time 1024] [--tile 512]
+  python benchmarks/tiles.py --diffusers  # needs torch and diffusers
 
 Compiles the full-size decoder for images of each side, prints the bytes that
 the compiled program allocates, runs it where the side is one of --time, and
@@ -78,6 +79,32 @@ def measure(side: int, dtype: str, tile: int, *, is_timed: bool) -> None:
     print(f"largest difference {np.abs(tiled - whole).max() / scale:.1e} of 1")
 
 
+def compare_diffusers() -> None:
+  """Prints how much `AutoencoderKL.enable_tiling` changes an image.
+
+  Of width 32, 512 x 512 in tiles of 256, with random weights.
+  """
+  import torch
+  from diffusers import AutoencoderKL
+
+  torch.manual_seed(0)
+  autoencoder = AutoencoderKL(
+    block_out_channels=(32, 64, 128, 128),
+    layers_per_block=2,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    sample_size=256,
+  ).eval()
+  latents = torch.randn(1, 4, 64, 64)
+  with torch.no_grad():
+    whole = autoencoder.decode(latents).sample
+    autoencoder.enable_tiling()
+    apart = (autoencoder.decode(latents).sample - whole).abs()
+  scale = whole.abs().max()
+  print(f"largest difference {apart.max() / scale:.2f} of 1")
+  print(f"mean difference {apart.mean() / scale:.3f} of 1")
+
+
 def main() -> None:
   """Measures every side and format."""
   parser = argparse.ArgumentParser()
@@ -86,7 +113,11 @@ def main() -> None:
   parser.add_argument("--time", type=numbers, default=[1024])
   parser.add_argument("--tile", type=int, default=512)
   parser.add_argument("--dtypes", default="float32,bfloat16")
+  parser.add_argument("--diffusers", action="store_true")
   options = parser.parse_args()
+  if options.diffusers:
+    compare_diffusers()
+    return
   print("| side | format | | GB | times less | compilation, s | CPU, s |")
   print("|---|---|---|---|---|---|---|")
   for dtype in options.dtypes.split(","):
