@@ -142,7 +142,7 @@ def open_network(
   if config is None:
     config = read_json(pathlib.Path(folder) / "config.json")
   kind = kind_of(config)
-  is_text = kind in ("clip", "clip_vision", "text")
+  is_text = kind in ("clip", "clip_vision", "dinov2", "text")
   stems = folders.TRANSFORMERS if is_text else folders.DIFFUSERS
   if kind == "text":
     stems += folders.DIFFUSERS

@@ -19,6 +19,7 @@ from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.clip_vision import ClipVision
+from ldm_jax.nn.encoders.dinov2 import DinoV2
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
@@ -29,6 +30,7 @@ from ldm_jax.pretrained.configs.dc_autoencoder_config import (
   DC,
   dc_autoencoder,
 )
+from ldm_jax.pretrained.configs.defaults import ASYMMETRIC, FLUX2, KL, VQ
 from ldm_jax.pretrained.configs.strict_config import refusal
 from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   TINY,
@@ -46,6 +48,7 @@ Module = (
   | DCAutoencoder
   | ClipText
   | ClipVision
+  | DinoV2
   | TextEncoder
   | ClassEmbedder
 )
@@ -56,28 +59,21 @@ _BUILDERS = {
   "UNet2DConditionModel": ("unet", unet_reader.unet),
   "UNet2DModel": ("unet", unet_reader.unet),
   "ControlNetModel": ("unet", unet_reader.controlnet),
-  "AutoencoderKL": ("autoencoder", lambda config: autoencoder(config)[0]),
-  "AutoencoderKLFlux2": (
-    "autoencoder",
-    lambda config: autoencoder(config)[0],
+  **dict.fromkeys(
+    [schema.kind for schema in (KL, FLUX2, ASYMMETRIC, VQ)],
+    ("autoencoder", lambda config: autoencoder(config)[0]),
   ),
-  "AsymmetricAutoencoderKL": (
-    "autoencoder",
-    lambda config: autoencoder(config)[0],
-  ),
-  "VQModel": ("autoencoder", lambda config: autoencoder(config)[0]),
-  TINY.kind: (
-    "tiny_autoencoder",
-    lambda config: tiny_autoencoder(config)[0],
-  ),
+  TINY.kind: ("tiny_autoencoder", lambda config: tiny_autoencoder(config)[0]),
   DC.kind: ("dc_autoencoder", lambda config: dc_autoencoder(config)[0]),
   "CLIPTextModel": ("clip", text_encoder_config.clip),
   "CLIPTextModelWithProjection": ("clip", text_encoder_config.clip),
-  "CLIPVisionModelWithProjection": (
-    "clip_vision",
-    text_encoder_config.clip_vision,
+  **dict.fromkeys(
+    ("CLIPVisionModelWithProjection", "CLIPModel"),
+    ("clip_vision", text_encoder_config.clip_vision),
   ),
-  "CLIPModel": ("clip_vision", text_encoder_config.clip_vision),
+  **dict.fromkeys(
+    text_encoder_config.DINOV2, ("dinov2", text_encoder_config.dinov2)
+  ),
   "LDMBertModel": ("text", text_encoder_config.text),
   "ClassEmbedder": ("classes", text_encoder_config.classes),
 }
@@ -216,7 +212,8 @@ def _own_tensors(
   """The module with what tensors configure, and those of its parameters."""
   with _named(network):
     module, tensors = read_statistics(module, network.tensors)
-  if network.scheme == "diffusers":
+  is_own = network.kind in ("unet", "autoencoder")  # others have such names
+  if network.scheme == "diffusers" and is_own:
     tensors = parameter_names.modern_names(tensors)
   return module, tensors
 
@@ -275,7 +272,7 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
   tokens = jnp.zeros((1, 1), jnp.int32)
   if isinstance(module, ClassEmbedder):
     return module.init(key, tokens[0], jnp.zeros((1,), bool))
-  if isinstance(module, ClipVision):
+  if isinstance(module, ClipVision | DinoV2):
     return module.init(key, jnp.zeros((1, module.size, module.size, 3)))
   if isinstance(module, Autoencoder | TinyAutoencoder | DCAutoencoder):
     side = module.stride

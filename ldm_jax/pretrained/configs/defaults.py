@@ -240,6 +240,36 @@ VISION = Schema(
   passive=None,
 )
 
+_DINO = {
+  "architectures": (),
+  "hidden_size": 768,
+  "num_hidden_layers": 12,
+  "num_attention_heads": 12,
+  "mlp_ratio": 4,
+  "image_size": 224,
+  "use_swiglu_ffn": False,
+}
+_DINO_DEMANDS = {
+  "hidden_act": ("gelu",),
+  "layer_norm_eps": (1e-6,),
+  "num_channels": (3,),
+  "qkv_bias": (True,),
+} | _ENCODER
+
+DINO = Schema(
+  "Dinov2Model",
+  defaults=_DINO | {"patch_size": 14},
+  demands=_DINO_DEMANDS | {"model_type": ("dinov2",)},
+  passive=None,
+)
+
+DINO_WITH_REGISTERS = Schema(
+  "Dinov2WithRegistersModel",
+  defaults=_DINO | {"patch_size": 16, "num_register_tokens": 4},
+  demands=_DINO_DEMANDS | {"model_type": ("dinov2_with_registers",)},
+  passive=None,
+)
+
 # LDM's text encoder, as diffusers' LDMTextToImagePipeline calls it.
 BERT = Schema(
   "LDMBertModel",

@@ -6,8 +6,16 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.encoders.clip_text import Activation, ClipText
 from ldm_jax.nn.encoders.clip_vision import ClipVision
+from ldm_jax.nn.encoders.dinov2 import DinoV2
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
-from ldm_jax.pretrained.configs.defaults import BERT, CLASSES, CLIP, VISION
+from ldm_jax.pretrained.configs.defaults import (
+  BERT,
+  CLASSES,
+  CLIP,
+  DINO,
+  DINO_WITH_REGISTERS,
+  VISION,
+)
 from ldm_jax.pretrained.configs.strict_config import (
   Config,
   class_name,
@@ -16,6 +24,7 @@ from ldm_jax.pretrained.configs.strict_config import (
 )
 
 _WITH_PROJECTION = "CLIPTextModelWithProjection"
+DINOV2 = (DINO.kind, DINO_WITH_REGISTERS.kind)
 
 
 def clip(config: Config) -> ClipText:
@@ -100,6 +109,42 @@ def clip_vision(config: Config) -> ClipVision:
     )
   except ValueError as error:
     raise ConfigError(f"{VISION.kind}: {error}") from error
+
+
+def dinov2(config: Config) -> DinoV2:
+  """The image encoder of transformers' Dinov2Config, or that with registers.
+
+  Raises:
+    ConfigError: a key asks for something that `DinoV2` does not support.
+  """
+  names = [config.get("_class_name"), *(config.get("architectures") or ())]
+  has_registers = any("WithRegisters" in str(name) for name in names)
+  schema = DINO_WITH_REGISTERS if has_registers else DINO
+  values = read(config, schema)
+  width, is_gated = values["hidden_size"], values["use_swiglu_ffn"]
+  hidden = int(width * values["mlp_ratio"])
+  try:
+    return DinoV2(
+      values["image_size"],
+      values["patch_size"],
+      width,
+      values["num_hidden_layers"],
+      values["num_attention_heads"],
+      gated_width(hidden) if is_gated else hidden,
+      "swiglu" if is_gated else "mlp",
+      values.get("num_register_tokens", 0),
+      is_antialiased=schema is DINO_WITH_REGISTERS,
+    )
+  except ValueError as error:
+    raise ConfigError(f"{schema.kind}: {error}") from error
+
+
+def gated_width(hidden: int) -> int:
+  """Features of SwiGLU with as many parameters as an MLP of `hidden` ones.
+
+  Two thirds of them, up to a multiple of 8.
+  """
+  return (hidden * 2 // 3 + 7) // 8 * 8
 
 
 def text(config: Config) -> TextEncoder:

@@ -20,11 +20,14 @@ NETWORKS = (
   "clip",
   "open_clip",
   "clip_vision",
+  "dinov2",
   "text",
   "classes",
 )
 NAMING_SCHEMES = ("diffusers", "compvis", "flax")
-_WITHOUT_FLAX = ("text", "classes", "tiny_autoencoder", "dc_autoencoder")
+_WITHOUT_FLAX = (
+  *("text", "classes", "tiny_autoencoder", "dc_autoencoder", "dinov2"),
+)
 
 # Names of plain attention in diffusers before 0.15; its Flax autoencoder kept
 # them.
@@ -90,10 +93,10 @@ def name_table(
     network: one of NETWORKS. "clip" and "open_clip" are the same network here;
       single files have other names for OpenCLIP's text encoders.
     scheme: "diffusers" for folders (text encoders as in transformers, without
-      the prefix "text_model."), "compvis" for single files (of CompVis and
-      Stability, without the network's prefix), "flax" for the trees of
-      diffusers' and transformers' Flax models, joined by "/" (also without
-      "text_model/").
+      the prefix "text_model."), "compvis" for single files (of CompVis,
+      Stability and other authors, without the network's prefix), "flax" for
+      the trees of diffusers' and transformers' Flax models, joined by "/"
+      (also without "text_model/").
     shapes: of the parameters by path, as given by `convert.shapes`.
 
   Raises:
