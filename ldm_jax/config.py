@@ -150,9 +150,9 @@ class Experiment:
     perceptual: the weight files of stage one's LPIPS.
     first_stage: the run folder whose autoencoder stage two freezes.
     first_stage_digest: of its parameters; filled in when the run starts.
-    start: a run of stage two, or published weights, that initialise the U-Net
-      and conditioners of stage two; read once. Its first stage is used too,
-      unless `first_stage` names another.
+    start: a run or published weights to begin from; read once. Stage one takes
+      the autoencoder, stage two the U-Net and conditioners, and the first stage
+      too, unless `first_stage` names another.
     text_encoders: folders of the text encoders of a frozen ClipEmbedder, in
       their order, such as model/text_encoder; read once, when the run starts.
     trackers: from runtime.monitoring.trackers or user-defined; they receive

@@ -192,6 +192,12 @@ class Run:
     is_first = is_autoencoder(self.experiment.task)
     return part["params"]["autoencoder"] if is_first else part["params"]
 
+  def state_shapes(self) -> Any:
+    """Shapes of the training state."""
+    task, batch = self.experiment.task, Structure.of(self.batch)
+    frozen = frozen_shapes(task, batch)
+    return initialization(task, batch, Structure.of(frozen)).shapes
+
   def trained_part(self, sharding: Sharding) -> dict[str, Any]:
     """The part of the state that holds `trained`: "ema" or "params".
 
@@ -201,9 +207,7 @@ class Run:
       ConfigError: there is no checkpoint.
       DamagedFile: it is intact in no step.
     """
-    task, batch = self.experiment.task, Structure.of(self.batch)
-    frozen = Structure.of(frozen_shapes(task, batch))
-    state = initialization(task, batch, frozen).shapes
+    task, state = self.experiment.task, self.state_shapes()
     if getattr(state, "ema", None) is not None:
       part = {"ema": state.ema}
     elif is_autoencoder(task):

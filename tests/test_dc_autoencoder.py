@@ -43,7 +43,8 @@ from ldm_jax.pretrained.single_network.dc_autoencoder_file import (
   find_dc_autoencoder,
 )
 from ldm_jax.runtime.optimizer import Optimizer
-from ldm_jax.training.autoencoder import AutoencoderTask, Frozen
+from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.autoencoder_state import Frozen
 from ldm_jax.weights.naming.convert import convert, revert, shapes
 from ldm_jax.weights.naming.parameter_names import name_table
 from ldm_jax.weights.safetensors_files import read_safetensors

@@ -56,6 +56,7 @@ STAGES = {
   "ldm/vq_f8_n256": 67_652_783,
   "ldm/vq_f16": 69_593_371,
   "sd/kl_f4_z4": 55_325_927,
+  "sd/kl_f8_ft_ema": 83_653_863,
   "sd/kl_f8_mse": 83_653_863,
 }
 # LDM's text encoders have an unused last layer, width x ids + ids.

@@ -2,56 +2,38 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ldm_jax.fields.limits import Below1, Natural, NonNegative
 from ldm_jax.nn.autoencoder import Autoencoder
-from ldm_jax.nn.discriminator import (
-  PatchDiscriminator,
-  generator_loss,
-  hinge_loss,
-  vanilla_loss,
-)
+from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.optimizer import Optimizer, ema_update
+from ldm_jax.training.adversarial_loss import (
+  CriticLoss,
+  adaptive_weight,
+  discriminate,
+)
+from ldm_jax.training.autoencoder_state import Frozen, State
+from ldm_jax.training.reconstruction_loss import ReconstructionLoss
+from ldm_jax.training.regularizers import Regularizer, regularization_gradient
+from ldm_jax.training.trainable_parameters import replace, select
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
-CRITIC_LOSSES = {"hinge": hinge_loss, "vanilla": vanilla_loss}
-
-
-class State(flax.struct.PyTreeNode):
-  """The training state; `params` holds "autoencoder" and "logvar", `ema` the
-  autoencoder's moving average or None, `critic` the discriminator."""
-
-  step: Any
-  params: Any
-  opt: Any
-  ema: Any
-  critic: Any
-  critic_opt: Any
-
-
-class Frozen(flax.struct.PyTreeNode):
-  """Parameters that are not trained: those of LPIPS, or None."""
-
-  perceptual: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoencoderTask:
+class AutoencoderTask(ReconstructionLoss):
   """Rombach et al. 2022, section 3.1 and eq. 25, with LDM's reductions.
 
-  nll = (|x - r|^p + perceptual_weight LPIPS(x, r)) / e^s + s, where LPIPS is
-  one number per image and s is `logvar`; it is summed over pixels and averaged
-  over images. The autoencoder descends
+  nll is that of `ReconstructionLoss`. The autoencoder descends
 
     nll + bottleneck_weight b + disc_weight d g,   g = -mean D(r),
     d = clip(|dnll / dW| / (|dg / dW| + 1e-4), 0, 1e4)
@@ -62,12 +44,9 @@ class AutoencoderTask:
 
   Attributes:
     autoencoder: a first stage; `Autoencoder` where there is a discriminator.
+      None takes that of the model to begin from (`Experiment.start`).
     discriminator: D, or None.
     optimizer: LDM's is Adam (0.5, 0.9) at 4.5e-6 times the batch.
-    pixel_norm: p is 1 in LDM, 2 in the later sd-vae-ft-mse.
-    bottleneck_weight: 1e-6 for the KL divergence, 1 for vector quantisation.
-    reduction: "sum" over pixels (KL), or "mean" (VQ). The weights, the clip of
-      d and Adam's epsilon depend on it.
     logvar: s; a constant in LDM, where it is in no optimizer.
     learns_logvar: train s as well (Stability's later configs).
     disc_start: the step from which the adversarial terms count. Until then the
@@ -76,33 +55,50 @@ class AutoencoderTask:
     init_scale: factor on the autoencoder's initial kernels. 1 is PyTorch's
       initialisation, which LDM kept; 3^0.5 keeps the variance of activations
       through the layers, and small runs learn faster from there.
+    trains: what is trained, as prefixes of parameters' paths; () is everything,
+      ("decoder",) leaves the latents as they are, and ("decoder/up_0",
+      "decoder/norm_out", "decoder/conv_out") trains the decoder's last blocks.
+      All else keeps every bit.
+    regularizers: terms of latents; their losses are means, and count as often
+      as an image has values where `reduction` is "sum".
+    continues_discriminator: begin with the discriminator of the run to begin
+      from, instead of a fresh one.
   """
 
-  autoencoder: FirstStage = Autoencoder()
+  autoencoder: FirstStage | None = Autoencoder()
   perceptual: LPIPS | None = LPIPS()
   discriminator: PatchDiscriminator | None = PatchDiscriminator()
   optimizer: Optimizer = Optimizer(4.5e-6, (0.5, 0.9), weight_decay=0.0)
   critic_optimizer: Optimizer = Optimizer(4.5e-6, (0.5, 0.9), weight_decay=0.0)
-  pixel_norm: Literal["l1", "l2"] = "l1"
-  perceptual_weight: NonNegative = 1.0
-  bottleneck_weight: NonNegative = 1e-6
-  reduction: Literal["sum", "mean"] = "sum"
   logvar: float = 0.0
   learns_logvar: bool = False
   disc_start: Natural = 50_001
-  disc_weight: NonNegative = 0.5
-  critic_loss: Literal["hinge", "vanilla"] = "hinge"
+  critic_loss: CriticLoss = "hinge"
   ema_decay: Below1 | None = None
   init_scale: NonNegative = 1.0
+  trains: tuple[str, ...] = ()
+  regularizers: tuple[Regularizer, ...] = ()
+  continues_discriminator: bool = False
+
+  def __post_init__(self):
+    last = "decoder/conv_out/kernel"
+    is_adversarial = self.trains and self.discriminator is not None
+    if is_adversarial and not last.startswith(tuple(self.trains)):
+      raise ValueError(
+        f"trains={self.trains} leaves out decoder/conv_out, by whose kernel "
+        "the adversarial loss is weighted; add it, or set discriminator=None"
+      )
 
   def frozen_shapes(self, batch: Batch) -> Frozen:
     """Shapes of `frozen` for batches like this one."""
-    if self.perceptual is None:
-      return Frozen(None)
     images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
-    return Frozen(
-      jax.eval_shape(self.perceptual.init, jax.random.key(0), images, images)
-    )
+    perceptual = None
+    if self.perceptual is not None:
+      perceptual = jax.eval_shape(
+        self.perceptual.init, jax.random.key(0), images, images
+      )
+    own = [part.frozen_shapes(batch) for part in self.regularizers]
+    return Frozen(perceptual, own or None)
 
   def init(self, key: Array, batch: Batch, frozen: Frozen) -> State:
     """The initial state for batches like this one."""
@@ -115,6 +111,11 @@ class AutoencoderTask:
       self.autoencoder.init(key_autoencoder, images, noise),
     )
     params = {"autoencoder": variables, "logvar": jnp.float32(self.logvar)}
+    if self.regularizers:
+      params["regularizers"] = [
+        part.init(jax.random.fold_in(key, i), self.autoencoder, batch)
+        for i, part in enumerate(self.regularizers)
+      ]
     critic = critic_opt = None
     if self.discriminator is not None:
       critic = self.discriminator.init(key_critic, images)
@@ -122,11 +123,22 @@ class AutoencoderTask:
     return State(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt=self.optimizer.build().init(params),
+      opt=self.optimizer.build().init(self._selected(params)),
       ema=None if self.ema_decay is None else variables,
       critic=critic,
       critic_opt=critic_opt,
     )
+
+  def with_start(self, state: State, start: Mapping[str, Any]) -> State:
+    """A new state that begins with other parameters.
+
+    Args:
+      start: "autoencoder", and "critic" if that is continued.
+    """
+    params = state.params | {"autoencoder": start["autoencoder"]}
+    ema = None if self.ema_decay is None else start["autoencoder"]
+    critic = start.get("critic", state.critic)
+    return state.replace(params=params, ema=ema, critic=critic)
 
   def step(
     self, state: State, frozen: Frozen, batch: Batch, key: Array
@@ -134,22 +146,27 @@ class AutoencoderTask:
     """One update of autoencoder and discriminator, from one forward pass."""
     images = to_float(batch["image"])
     reconstruct = self._reconstruct(batch, key)
+    variables = state.params["autoencoder"]
     (recon, bottleneck_loss), pullback = jax.vjp(
-      lambda variables: reconstruct(variables, images),
-      state.params["autoencoder"],
+      lambda selected: reconstruct(replace(variables, selected), images),
+      select(variables, self.trains),
     )
     (nll, metrics), (recon_grad, logvar_grad) = jax.value_and_grad(
       self._nll, (0, 1), has_aux=True
-    )(recon, state.params["logvar"], images, frozen)
+    )(recon, state.params["logvar"], images, frozen, state.step)
 
     state, recon_grad, adversarial = self._adversarial(
       state, images, recon, recon_grad, pullback
     )
-    (grads,) = pullback((recon_grad, jnp.float32(self.bottleneck_weight)))
+    bottleneck_weight = self.weight("bottleneck", state.step)
+    (grads,) = pullback((recon_grad, bottleneck_weight))
     # A constant does not count in the norm that is clipped.
     logvar_grad = jnp.where(self.learns_logvar, logvar_grad, 0.0)
     grads = {"autoencoder": grads, "logvar": logvar_grad}
-    loss = nll + self.bottleneck_weight * bottleneck_loss
+    loss = nll + bottleneck_weight * bottleneck_loss
+    if self.regularizers:
+      term, parts, grads = self._regularized(state, frozen, images, key, grads)
+      loss, metrics = loss + term, metrics | parts
     metrics |= {"loss": loss, "bottleneck_loss": bottleneck_loss}
     metrics |= {"gradient_norm": optax.tree.norm(grads)} | adversarial
     metrics["learning_rate"] = self.optimizer.current_rate(state.opt)
@@ -162,7 +179,8 @@ class AutoencoderTask:
     del key
     images = to_float(batch["image"])
     recon = self._reconstruct_mode(state, images)
-    nll, _ = self._nll(recon, state.params["logvar"], images, frozen)
+    scale, n = state.params["logvar"], state.step
+    nll, _ = self._nll(recon, scale, images, frozen, n)
     levels = to_uint8(recon).astype(jnp.float32)
     mse = jnp.square(levels - batch["image"]).mean((1, 2, 3))
     return {"nll": nll, "psnr": 10 * jnp.log10(255.0**2 / mse).mean()}
@@ -173,7 +191,7 @@ class AutoencoderTask:
     """{"reconstructions"}: inputs left, their reconstructions right."""
     del frozen, key
     images = to_float(batch["image"])
-    pair = [images, self._reconstruct_mode(state, images)]
+    pair = images, self._reconstruct_mode(state, images)
     return {"reconstructions": jnp.concatenate(pair, axis=2)}
 
   def trained(self, state: State) -> Any:
@@ -203,19 +221,13 @@ class AutoencoderTask:
     return self.autoencoder.apply(variables, latents, method="decode")
 
   def _nll(
-    self, recon: Array, logvar: Array, images: Array, frozen: Frozen
+    self, recon: Array, logvar: Array, images: Array, frozen: Frozen, n: Array
   ) -> tuple[Array, dict[str, Array]]:
-    """sum or mean of (|x - r|^p + LPIPS) / e^s + s, and its parts."""
-    error = jnp.abs(images - recon)
-    metrics = {"l1": error.mean()}
-    each = error if self.pixel_norm == "l1" else jnp.square(error)
+    """The class docstring's nll at step n, and its parts."""
+    distance = None
     if self.perceptual is not None:
       distance = self.perceptual.apply(frozen.perceptual, images, recon)
-      metrics["lpips"] = distance.mean()
-      each = each + self.perceptual_weight * distance[:, None, None, None]
-    each = each / jnp.exp(logvar) + logvar
-    total = each.sum() / len(images) if self.reduction == "sum" else each.mean()
-    return total, metrics
+    return self.negative_log_likelihood(images - recon, distance, logvar, n)
 
   def _adversarial(
     self, state: State, images: Array, recon: Array, recon_grad: Array, pullback
@@ -232,69 +244,57 @@ class AutoencoderTask:
     if self.discriminator is None:
       return state, recon_grad, {}
     is_on = state.step >= self.disc_start
-    after, g_grad, metrics = self._discriminate(state, images, recon)
-    weight = self._adaptive_weight(recon_grad, g_grad, pullback)
-    metrics = {
-      name: jnp.where(is_on, value, 0.0)
-      for name, value in (metrics | {"d_weight": weight}).items()
-    }
-    scale = jnp.where(is_on, self.disc_weight * weight, 0.0)
-    state = jax.tree.map(lambda x, y: jnp.where(is_on, x, y), after, state)
+    before = state.critic, state.critic_opt
+    learning = self.critic_optimizer, self.critic_loss
+    after, g_grad, metrics = discriminate(
+      self.discriminator, learning, before, images, recon
+    )
+    weight = adaptive_weight(recon_grad, g_grad, pullback)
+    keep = lambda new, old: jnp.where(is_on, new, old)
+    metrics |= {"d_weight": weight}
+    metrics = {name: keep(value, 0.0) for name, value in metrics.items()}
+    scale = keep(self.weight("adversarial", state.step) * weight, 0.0)
+    critic, critic_opt = jax.tree.map(keep, after, before)
+    state = state.replace(critic=critic, critic_opt=critic_opt)
     return state, recon_grad + scale * g_grad, metrics
 
-  def _discriminate(
-    self, state: State, images: Array, recon: Array
-  ) -> tuple[State, Array, dict[str, Array]]:
-    """One forward pass of D at r serves both losses.
-
-    Returns the state with its discriminator updated, the gradient of g at the
-    reconstructions, and metrics.
-    """
-    apply = self.discriminator.apply
-    fake, pull_fake = jax.vjp(apply, state.critic, recon)
-    real, pull_real = jax.vjp(lambda c: apply(c, images), state.critic)
-
-    g, at_fake = jax.value_and_grad(generator_loss)(fake)
-    _, g_grad = pull_fake(at_fake)
-
-    loss, (at_real, at_fake) = jax.value_and_grad(
-      CRITIC_LOSSES[self.critic_loss], (0, 1)
-    )(real, fake)
-    grads = jax.tree.map(jnp.add, pull_real(at_real)[0], pull_fake(at_fake)[0])
-    updates, critic_opt = self.critic_optimizer.build().update(
-      grads, state.critic_opt, state.critic
+  def _regularized(
+    self, state: State, frozen: Frozen, images: Array, key: Array, grads: Any
+  ) -> tuple[Array, dict[str, Array], Any]:
+    """The weighted sum of the regularizers, metrics, gradients with theirs."""
+    factor = self.weight("regularization", state.step)
+    if self.reduction == "sum":
+      factor *= images[0].size
+    parts = state.params["autoencoder"], state.params["regularizers"]
+    (loss, metrics), (of_selected, of_own) = regularization_gradient(
+      self.regularizers,
+      (self.autoencoder, self.trains),
+      (*parts, frozen.regularizers),
+      images,
+      key,
     )
-    state = state.replace(
-      critic=optax.apply_updates(state.critic, updates), critic_opt=critic_opt
-    )
-    return state, g_grad, {"generator_loss": g, "discriminator_loss": loss}
+    scaled = lambda tree: jax.tree.map(lambda g: factor * g, tree)
+    added = jax.tree.map(jnp.add, grads["autoencoder"], scaled(of_selected))
+    grads = grads | {"autoencoder": added, "regularizers": scaled(of_own)}
+    return factor * loss, metrics, grads
 
-  def _adaptive_weight(
-    self, recon_grad: Array, g_grad: Array, pullback
-  ) -> Float[Array, ""]:
-    """d of the class docstring (Esser et al. 2021, eq. 7).
-
-    Both gradients reach the last kernel through the reconstruction alone, so
-    two pullbacks give them; all but that kernel's part is dead code, which
-    the compiler removes.
-    """
-
-    def last_kernel(cotangent: Array) -> Array:
-      (grads,) = pullback((cotangent, jnp.zeros(())))
-      return grads["params"]["decoder"]["conv_out"]["kernel"]
-
-    ratio = jnp.linalg.norm(last_kernel(recon_grad)) / (
-      jnp.linalg.norm(last_kernel(g_grad)) + 1e-4
-    )
-    return jnp.clip(ratio, 0.0, 1e4)
+  def _selected(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that the optimizer sees."""
+    own = select(params["autoencoder"], self.trains)
+    return {**params, "autoencoder": own}
 
   def _updated(self, state: State, grads: Any) -> State:
     """The state after an update of the autoencoder and of its average."""
-    updates, opt = self.optimizer.build().update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
+    before = self._selected(state.params)
+    updates, opt = self.optimizer.build().update(grads, state.opt, before)
+    after = optax.apply_updates(before, updates)
     if not self.learns_logvar:  # nor may weight decay move it
-      params["logvar"] = state.params["logvar"]
-    step, ema = state.step + 1, state.ema
+      after["logvar"] = state.params["logvar"]
+    step, ema, selected = state.step + 1, state.ema, after["autoencoder"]
+    whole = replace(state.params["autoencoder"], selected)
     if self.ema_decay is not None:
-      ema = ema_update(ema, params["autoencoder"], step, self.ema_decay)
+      average = select(ema, self.trains)
+      average = ema_update(average, selected, step, self.ema_decay)
+      ema = replace(ema, average)
+    params = after | {"autoencoder": whole}
     return state.replace(step=step, params=params, opt=opt, ema=ema)

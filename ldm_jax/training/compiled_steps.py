@@ -70,6 +70,7 @@ class CompiledTask:
       task, sharding, Structure.of(frozen), Structure.of(batch)
     )
     self.shapes, self.shardings = programs.shapes, programs.shardings
+    self._with_start = getattr(task, "with_start", None)
 
     def work(batch: Batch) -> int:
       """FLOPs without fused kernels, which are opaque, and Winograd's."""
@@ -87,7 +88,13 @@ class CompiledTask:
     self.preview = bound(programs.preview, PREVIEW)
 
   def with_params(self, state: Any, start: Any) -> Any:
-    """The state with other parameters; its average is a copy of them."""
+    """The state with other parameters; its average is a copy of them.
+
+    A task with a function `with_start` places them itself.
+    """
+    if (place := self._with_start) is not None:
+      begin = jax.jit(place, donate_argnums=0, out_shardings=self.shardings)
+      return begin(state, start)
     shardings = (self.shardings.params, self.shardings.ema)
     twice = jax.jit(lambda start: (start, start), out_shardings=shardings)
     params, ema = twice(start)

@@ -16,8 +16,9 @@ from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained import text_encoders
 from ldm_jax.pretrained.metric_networks.lpips import perceptual
 from ldm_jax.runtime.devices.sharding import Sharding
-from ldm_jax.training import autoencoder, denoiser
+from ldm_jax.training import denoiser
 from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.autoencoder_state import Frozen
 from ldm_jax.training.dataloading import bad_image_log, batches, example_of
 
 logger = logging.getLogger(__name__)
@@ -74,10 +75,10 @@ def _frozen_of_task(experiment: Experiment, tokenizer: Tokenizer | None) -> Any:
   """The frozen arrays of a task without a first stage."""
   task = experiment.task
   if isinstance(task, AutoencoderTask):
-    if task.perceptual is None:
-      return autoencoder.Frozen(None)
-    lpips = perceptual(task.perceptual, experiment.perceptual)
-    return autoencoder.Frozen(lpips)
+    lpips = None
+    if task.perceptual is not None:
+      lpips = perceptual(task.perceptual, experiment.perceptual)
+    return Frozen(lpips, [r.load_frozen() for r in task.regularizers] or None)
   example = example_of(experiment, tokenizer)
   if hasattr(task, "load_frozen"):
     return task.load_frozen(example)

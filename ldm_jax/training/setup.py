@@ -21,6 +21,7 @@ from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.training import initialize_from
+from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.checks import (
   check_buckets,
   check_conditions,
@@ -38,6 +39,11 @@ from ldm_jax.training.resume import (
   record_changes,
   with_batch,
   write_fingerprints,
+)
+from ldm_jax.training.start_autoencoder import (
+  begin_from,
+  with_autoencoder,
+  with_start,
 )
 
 logger = logging.getLogger(__name__)
@@ -75,10 +81,15 @@ def prepare_run(
   trust = (*trust, *config.packages(experiment))
   if processes.broadcast(Run.exists(folder)):
     return _reopened(experiment, folder, sharding, trust, options)
-  start = first_stage = None
-  if experiment.start:
+  start = first_stage = params = None
+  if isinstance(experiment.task, AutoencoderTask):
+    experiment, params = with_start(experiment, sharding, trust)
+  elif experiment.start:
     if not isinstance(experiment.task, DenoiserTask):
-      raise ConfigError("config.start is of stage two; leave it out")
+      raise ConfigError(
+        f"{type(experiment.task).__name__} begins from no model; leave "
+        "config.start out (--config.start)"
+      )
     start = open_model(experiment.start, LoadOptions(trust=tuple(trust)))
   elif getattr(experiment.task, "lora", None):
     raise ConfigError(
@@ -96,7 +107,6 @@ def prepare_run(
   check_memory(example, experiment.data.batch)
   run = Run(folder, experiment, shapes_of(example, experiment.data.batch))
   frozen = load_frozen(experiment, first_stage, start, tokenizer, sharding)
-  params = None
   if start is not None:
     frozen, params = _started(experiment, start, tokenizer, frozen, sharding)
   _write(run, tokenizer, frozen)
@@ -123,6 +133,7 @@ def _reopened(
 ) -> PreparedRun:
   """A run that exists."""
   stored = Run.open(folder, trust)
+  experiment = with_autoencoder(experiment, stored)
   if has_first_stage(experiment.task):
     filled = stored.experiment
     if experiment.first_stage:
@@ -139,7 +150,11 @@ def _reopened(
     run.write()
   tokenizer, frozen, params = run.tokenizer, run.frozen(sharding), None
   start = experiment.start or stored.experiment.start
-  if start and experiment.task.lora is None and not run.has_step:
+  is_first = isinstance(experiment.task, AutoencoderTask)
+  if start and not run.has_step and is_first:
+    begun = dataclasses.replace(experiment, start=start)
+    _, params = begin_from(begun, sharding, trust)
+  elif start and not run.has_step and experiment.task.lora is None:
     # Stopped before its first checkpoint, so the parameters to begin from are
     # in no file of this run.
     start = open_model(start, LoadOptions(trust=tuple(trust)))
