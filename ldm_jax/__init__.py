@@ -14,6 +14,7 @@ Serve:
 
 Weights:
   from_pretrained, from_single_file, save_pretrained, save_single_file
+  latent_scale       what latents of an autoencoder are multiplied by
   open_model         module and parameters of any model, runs included
   convert, inspect, export, push_to_hub
 
@@ -56,6 +57,7 @@ _PUBLIC = {
   "PlanRequest": "ldm_jax.planning.request",
   "from_pretrained": "ldm_jax.pretrained.from_pretrained",
   "from_single_file": "ldm_jax.pretrained.from_pretrained",
+  "latent_scale": "ldm_jax.pretrained.from_pretrained",
   "save_pretrained": "ldm_jax.pretrained.save_pretrained",
   "save_single_file": "ldm_jax.pretrained.save_pretrained",
   "open_model": "ldm_jax.pretrained.open_model",

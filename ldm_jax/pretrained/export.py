@@ -116,7 +116,8 @@ def export_networks(
   sinusoids = sizes[0] if sizes else None
   latent_side = side // module.first_stage.stride
   unet = _unet(module.unet, params.unet, latent_side, sinusoids)
-  scale = float(params.latent_scale)
+  # The shortest decimal of the float32: 0.18215, not 0.1821499913930893.
+  scale = float(str(np.float32(params.latent_scale)))
   vae = _vae(module.first_stage, params.first_stage, side, scale)
   found = []
   for conditioner in module.conditioners:

@@ -11,7 +11,7 @@ from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.fields.arguments import checked
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.pretrained import components
+from ldm_jax.pretrained import components, networks
 from ldm_jax.pretrained.assemble import assemble
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.hub.fetch import local_path
@@ -66,6 +66,41 @@ def from_pretrained(
     path, subfolder=subfolder, variant=variant, revision=revision
   )
   return _load(found, dtype)
+
+
+@checked
+def latent_scale(
+  path: str,
+  subfolder: str | None = None,
+  *,
+  variant: str | None = None,
+  revision: str | None = None,
+) -> float:
+  """What latents of a published autoencoder are multiplied by.
+
+  diffusers' `scaling_factor`. A denoiser was trained on
+
+    x0 = latent_scale(path) * normalize(vae, posterior).sample(noise)
+
+  where `latent_normalization.normalize` subtracts the autoencoder's
+  `shift_factor`, if it has one. No tensor is read.
+
+  Args:
+    path, subfolder, variant, revision: of `from_pretrained`, or a single file;
+      a whole pipeline is one with its autoencoder.
+
+  Raises:
+    ConfigError, WeightsError: as `from_pretrained`, or there is no autoencoder.
+  """
+  found = find_components(
+    path, subfolder=subfolder, variant=variant, revision=revision
+  )
+  if "vae" not in found.networks:
+    raise ConfigError(
+      f"{path!r} holds {', '.join(found.networks)}, and no autoencoder; name "
+      "a folder, subfolder or file that has one"
+    )
+  return networks.latent_scale(found.networks["vae"].config)
 
 
 @checked

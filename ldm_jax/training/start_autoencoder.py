@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -57,7 +58,9 @@ def open_autoencoder(
         "autoencoder; give the run of a first stage, or published weights"
       )
     return stage, variables
-  found = find_components(path)
+  # Of a pipeline whose denoiser is not read here the autoencoder is.
+  is_pipeline = os.path.isfile(os.path.join(path, "vae", "config.json"))
+  found = find_components(path, subfolder="vae" if is_pipeline else None)
   if "vae" not in found.networks:
     raise ConfigError(
       f"start {path!r} holds {', '.join(found.networks)}, and no autoencoder; "
