@@ -144,10 +144,9 @@ class Run:
     Raises:
       ConfigError: if there is none.
     """
-    step = read_checkpoints.latest_step(self._path("checkpoints"))
-    if step is None:
+    if not self.has_step:
       raise ConfigError(f"{self.folder} has no checkpoint yet")
-    return step
+    return read_checkpoints.latest_step(self._path("checkpoints"))
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer | None:
@@ -189,14 +188,14 @@ class Run:
     part = self.trained_part(sharding)
     if "ema" in part:
       return part["ema"]
-    is_first = is_autoencoder(self.experiment.task)
-    return part["params"]["autoencoder"] if is_first else part["params"]
+    params, is_first = part["params"], is_autoencoder(self.experiment.task)
+    return params["autoencoder"] if is_first else params
 
   def state_shapes(self) -> Any:
     """Shapes of the training state."""
     task, batch = self.experiment.task, Structure.of(self.batch)
-    frozen = frozen_shapes(task, batch)
-    return initialization(task, batch, Structure.of(frozen)).shapes
+    frozen = Structure.of(frozen_shapes(task, batch))
+    return initialization(task, batch, frozen).shapes
 
   def trained_part(self, sharding: Sharding) -> dict[str, Any]:
     """The part of the state that holds `trained`: "ema" or "params".
@@ -207,13 +206,12 @@ class Run:
       ConfigError: there is no checkpoint.
       DamagedFile: it is intact in no step.
     """
-    task, state = self.experiment.task, self.state_shapes()
+    state = self.state_shapes()
+    part = {"params": state.params}
     if getattr(state, "ema", None) is not None:
       part = {"ema": state.ema}
-    elif is_autoencoder(task):
+    elif is_autoencoder(self.experiment.task):
       part = {"params": {"autoencoder": state.params["autoencoder"]}}
-    else:
-      part = {"params": state.params}
     if not self.has_step:
       raise ConfigError(f"{self.folder} has no checkpoint yet")
     step, restored = read_checkpoints.restore_newest_subtree(
