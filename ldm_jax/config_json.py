@@ -41,7 +41,7 @@ _MODULES = {
   "data.transforms.degradation": ("Degradation",),
   "data.text.tokenizers": ("TokenizerConfig",),
   "training.autoencoder": ("AutoencoderTask",),
-  "training.reconstruction_loss": ("WeightSchedule",),
+  "training.first_stage.reconstruction_loss": ("WeightSchedule",),
   "training.denoiser": ("DenoiserTask",),
   "training.classifier": ("ClassifierTask",),
   "diffusion.loss": ("DenoisingLoss",),

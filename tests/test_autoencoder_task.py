@@ -23,7 +23,7 @@ from ldm_jax.nn.layers import downsample
 from ldm_jax.pixels import to_float
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.training.autoencoder import AutoencoderTask
-from ldm_jax.training.autoencoder_state import Frozen
+from ldm_jax.training.first_stage.autoencoder_state import Frozen
 
 SLOW = Optimizer(1e-3, (0.5, 0.9), weight_decay=0.0)
 TASK = AutoencoderTask(

@@ -44,7 +44,7 @@ from ldm_jax.pretrained.single_network.dc_autoencoder_file import (
 )
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.training.autoencoder import AutoencoderTask
-from ldm_jax.training.autoencoder_state import Frozen
+from ldm_jax.training.first_stage.autoencoder_state import Frozen
 from ldm_jax.weights.naming.convert import convert, revert, shapes
 from ldm_jax.weights.naming.parameter_names import name_table
 from ldm_jax.weights.safetensors_files import read_safetensors

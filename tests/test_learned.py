@@ -29,8 +29,8 @@ from ldm_jax.sampling import (
   SamplingEngine,
 )
 from ldm_jax.training.autoencoder import AutoencoderTask
-from ldm_jax.training.autoencoder_state import Frozen as Nothing
 from ldm_jax.training.denoiser import DenoiserTask, Frozen
+from ldm_jax.training.first_stage.autoencoder_state import Frozen as Nothing
 
 SCHEDULE = Schedule(start=0.0015, end=0.0205)
 

@@ -20,13 +20,13 @@ from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.training.autoencoder import AutoencoderTask
-from ldm_jax.training.reconstruction_loss import (
+from ldm_jax.training.first_stage.reconstruction_loss import (
   ReconstructionLoss,
   WeightSchedule,
   pixel_error,
 )
-from ldm_jax.training.start_autoencoder import open_autoencoder
-from ldm_jax.training.trainable_parameters import replace, select
+from ldm_jax.training.first_stage.start_autoencoder import open_autoencoder
+from ldm_jax.training.first_stage.trainable_parameters import replace, select
 
 MODULE = Autoencoder(ConvStack(8, (1, 2), 1, groups=4), 3)
 ADAM = Optimizer(1e-3, (0.5, 0.9), weight_decay=0.01)
@@ -187,7 +187,7 @@ def test_a_discriminator_is_continued(tmp_path):
 
 
 def critic_of(folder):
-  from ldm_jax.training.start_autoencoder import _critic
+  from ldm_jax.training.first_stage.start_autoencoder import _critic
 
   run = Run.open(str(folder))
   sharding = MeshShape().build()
@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_one_line(
 
 def test_fields_that_mean_the_same_may_differ(published, tmp_path):
   """The config's own number format and rematerialisation are kept."""
-  from ldm_jax.training.start_autoencoder import begin_from
+  from ldm_jax.training.first_stage.start_autoencoder import begin_from
 
   trunk = dataclasses.replace(MODULE.trunk, dtype="bfloat16", remat="full")
   task = dataclasses.replace(TASK, autoencoder=MODULE.clone(trunk=trunk))

@@ -26,8 +26,9 @@ from ldm_jax.sampling import (
   latent_codec,
 )
 from ldm_jax.sampling.steps import denoising_steps
-from ldm_jax.training import autoencoder_state, compiled_steps
+from ldm_jax.training import compiled_steps
 from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.first_stage.autoencoder_state import Frozen
 
 COMPILED = ("trace", "lower", "compil")  # in the names of jax's events
 
@@ -291,7 +292,7 @@ def test_a_stored_step_trains_the_same_state(store, events, monkeypatch):
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
   batch = sharding.distribute({"image": pixels})
-  frozen = autoencoder_state.Frozen(None)
+  frozen = Frozen(None)
   compiled = compiled_steps.CompiledTask(task, sharding, 0, frozen, batch)
   programs = compiled_steps._programs(
     task, sharding, Structure.of(frozen), Structure.of(batch)

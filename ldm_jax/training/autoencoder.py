@@ -16,15 +16,19 @@ from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.optimizer import Optimizer, ema_update
-from ldm_jax.training.adversarial_loss import (
+from ldm_jax.training.first_stage.adversarial_loss import (
   CriticLoss,
   adaptive_weight,
   discriminate,
 )
-from ldm_jax.training.autoencoder_state import Frozen, State
-from ldm_jax.training.reconstruction_loss import ReconstructionLoss
-from ldm_jax.training.regularizers import Regularizer, regularization_gradient
-from ldm_jax.training.trainable_parameters import replace, select
+from ldm_jax.training.first_stage.autoencoder_state import Frozen, State
+from ldm_jax.training.first_stage.reconstruction_loss import ReconstructionLoss
+from ldm_jax.training.first_stage.regularizers import (
+  Regularizer,
+  initial_parameters,
+  regularization_gradient,
+)
+from ldm_jax.training.first_stage.trainable_parameters import replace, select
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
@@ -81,22 +85,19 @@ class AutoencoderTask(ReconstructionLoss):
   continues_discriminator: bool = False
 
   def __post_init__(self):
-    last = "decoder/conv_out/kernel"
-    is_adversarial = self.trains and self.discriminator is not None
-    if is_adversarial and not last.startswith(tuple(self.trains)):
+    last = "decoder/conv_out/kernel".startswith(self.trains or "")
+    if self.discriminator is not None and not last:
       raise ValueError(
-        f"trains={self.trains} leaves out decoder/conv_out, by whose kernel "
-        "the adversarial loss is weighted; add it, or set discriminator=None"
+        f"trains={self.trains} leaves out decoder/conv_out, which weighs the "
+        "adversarial loss; add it, or set discriminator=None"
       )
 
   def frozen_shapes(self, batch: Batch) -> Frozen:
     """Shapes of `frozen` for batches like this one."""
     images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
     perceptual = None
-    if self.perceptual is not None:
-      perceptual = jax.eval_shape(
-        self.perceptual.init, jax.random.key(0), images, images
-      )
+    if (lpips := self.perceptual) is not None:
+      perceptual = jax.eval_shape(lpips.init, jax.random.key(0), images, images)
     own = [part.frozen_shapes(batch) for part in self.regularizers]
     return Frozen(perceptual, own or None)
 
@@ -112,10 +113,9 @@ class AutoencoderTask(ReconstructionLoss):
     )
     params = {"autoencoder": variables, "logvar": jnp.float32(self.logvar)}
     if self.regularizers:
-      params["regularizers"] = [
-        part.init(jax.random.fold_in(key, i), self.autoencoder, batch)
-        for i, part in enumerate(self.regularizers)
-      ]
+      params["regularizers"] = initial_parameters(
+        self.regularizers, key, self.autoencoder, batch
+      )
     critic = critic_opt = None
     if self.discriminator is not None:
       critic = self.discriminator.init(key_critic, images)
@@ -137,8 +137,9 @@ class AutoencoderTask(ReconstructionLoss):
     """
     params = state.params | {"autoencoder": start["autoencoder"]}
     ema = None if self.ema_decay is None else start["autoencoder"]
-    critic = start.get("critic", state.critic)
-    return state.replace(params=params, ema=ema, critic=critic)
+    return state.replace(
+      params=params, ema=ema, critic=start.get("critic", state.critic)
+    )
 
   def step(
     self, state: State, frozen: Frozen, batch: Batch, key: Array
@@ -167,8 +168,8 @@ class AutoencoderTask(ReconstructionLoss):
     if self.regularizers:
       term, parts, grads = self._regularized(state, frozen, images, key, grads)
       loss, metrics = loss + term, metrics | parts
-    metrics |= {"loss": loss, "bottleneck_loss": bottleneck_loss}
-    metrics |= {"gradient_norm": optax.tree.norm(grads)} | adversarial
+    metrics |= {"loss": loss, "bottleneck_loss": bottleneck_loss} | adversarial
+    metrics["gradient_norm"] = optax.tree.norm(grads)
     metrics["learning_rate"] = self.optimizer.current_rate(state.opt)
     return self._updated(state, grads), metrics
 
@@ -289,12 +290,11 @@ class AutoencoderTask(ReconstructionLoss):
     updates, opt = self.optimizer.build().update(grads, state.opt, before)
     after = optax.apply_updates(before, updates)
     if not self.learns_logvar:  # nor may weight decay move it
-      after["logvar"] = state.params["logvar"]
+      after["logvar"] = before["logvar"]
     step, ema, selected = state.step + 1, state.ema, after["autoencoder"]
-    whole = replace(state.params["autoencoder"], selected)
     if self.ema_decay is not None:
       average = select(ema, self.trains)
       average = ema_update(average, selected, step, self.ema_decay)
       ema = replace(ema, average)
-    params = after | {"autoencoder": whole}
-    return state.replace(step=step, params=params, opt=opt, ema=ema)
+    after["autoencoder"] = replace(state.params["autoencoder"], selected)
+    return state.replace(step=step, params=after, opt=opt, ema=ema)

@@ -18,8 +18,8 @@ from ldm_jax.pretrained.metric_networks.lpips import perceptual
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.training import denoiser
 from ldm_jax.training.autoencoder import AutoencoderTask
-from ldm_jax.training.autoencoder_state import Frozen
 from ldm_jax.training.dataloading import bad_image_log, batches, example_of
+from ldm_jax.training.first_stage.autoencoder_state import Frozen
 
 logger = logging.getLogger(__name__)
 

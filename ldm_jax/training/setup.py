@@ -31,6 +31,11 @@ from ldm_jax.training.checks import (
 from ldm_jax.training.compiled_steps import INIT
 from ldm_jax.training.dataloading import bad_image_log, example_of, held_out
 from ldm_jax.training.denoiser import DenoiserTask
+from ldm_jax.training.first_stage.start_autoencoder import (
+  begin_from,
+  with_autoencoder,
+  with_start,
+)
 from ldm_jax.training.frozen import FirstStageParams, load_frozen
 from ldm_jax.training.resume import (
   ResumeOptions,
@@ -39,11 +44,6 @@ from ldm_jax.training.resume import (
   record_changes,
   with_batch,
   write_fingerprints,
-)
-from ldm_jax.training.start_autoencoder import (
-  begin_from,
-  with_autoencoder,
-  with_start,
 )
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from ldm_jax.run import Run, is_autoencoder
 from ldm_jax.runtime.checkpointing import read_checkpoints
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.training.autoencoder import AutoencoderTask
-from ldm_jax.training.trainable_parameters import check_prefixes
+from ldm_jax.training.first_stage.trainable_parameters import check_prefixes
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.first_stage import FirstStage
-from ldm_jax.training.trainable_parameters import replace, select
+from ldm_jax.training.first_stage.trainable_parameters import replace, select
 
 Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
@@ -59,6 +59,19 @@ class Regularizer(Protocol):
       frozen: what `load_frozen` read.
     """
     ...
+
+
+def initial_parameters(
+  parts: Sequence[Regularizer],
+  key: Array,
+  autoencoder: FirstStage,
+  batch: Batch,
+) -> list[Any]:
+  """What the parts' `init` makes, each of a key of its own."""
+  return [
+    part.init(jax.random.fold_in(key, i), autoencoder, batch)
+    for i, part in enumerate(parts)
+  ]
 
 
 def regularization_gradient(

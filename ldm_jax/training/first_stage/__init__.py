@@ -1,0 +1,1 @@
+"""What stage one trains with: its losses, its state, what it begins from."""
