@@ -1,0 +1,1 @@
+"""Comparison of first stages: charts, metrics, cost, one sheet."""
