@@ -6,6 +6,7 @@ Generate:
 
 Train and measure:
   train, evaluate, report, prepare, plan, verify, retrieve
+  evaluate_first_stages  autoencoders side by side
 
   Run                opens a run folder: experiment, checkpoints, parameters
 
@@ -47,6 +48,9 @@ _PUBLIC = {
   "evaluate": "ldm_jax.evaluation.evaluate",
   "EvaluationRequest": "ldm_jax.evaluation.request",
   "EvaluationResult": "ldm_jax.evaluation.request",
+  "evaluate_first_stages": "ldm_jax.evaluation.first_stage.evaluate",
+  "FirstStageRequest": "ldm_jax.evaluation.first_stage.request",
+  "FirstStageResult": "ldm_jax.evaluation.first_stage.request",
   "report": "ldm_jax.evaluation.report",
   "ReportRequest": "ldm_jax.evaluation.report",
   "retrieve": "ldm_jax.evaluation.retrieval",

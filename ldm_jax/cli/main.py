@@ -15,7 +15,7 @@ COMMANDS = {
   "sample": "generate images from a run or from published weights",
   "serve": "a web page and an HTTP API for a model",
   "watch": "follow runs on a web page while they train",
-  "evaluate": "metrics of a run or of folders of images",
+  "evaluate": "metrics of a run, of folders of images or of autoencoders",
   "report": "score a run on the built-in data and write an HTML report",
   "convert": "convert between runs, diffusers folders and single files",
   "push": "upload a run, a folder of weights or an adapter to the hub",

@@ -16,6 +16,7 @@ from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.evaluation.metric_networks import MetricNetworks, PerImage
 from ldm_jax.evaluation.metrics import comparison
 from ldm_jax.evaluation.metrics.distribution_distances import cmmd
+from ldm_jax.evaluation.metrics.frechet import Moments, frechet_distance
 from ldm_jax.evaluation.metrics.statistics import Statistics
 
 
@@ -64,6 +65,10 @@ def measure(
   if case.reference_images is not None:
     real = networks.features(case.reference_images)
   metrics = _inception_metrics(case, features, real)
+  if networks.has_dino and case.reference_images is not None:
+    both = case.samples, case.reference_images
+    moments = [Moments.of(networks.dino_features(x)) for x in both]
+    metrics["fdd"] = frechet_distance(*moments)
   if networks.clip is not None:
     metrics |= _clip_metrics(networks, case)
   pairwise: PerImage = {}
@@ -71,7 +76,9 @@ def measure(
     pairwise = networks.pairwise(case.samples, case.reference)
     metrics |= {n: float(values.mean()) for n, values in pairwise.items()}
   if case.is_reconstruction:
-    metrics = {re.sub(r"^s?fid", r"r\g<0>", n): v for n, v in metrics.items()}
+    metrics = {
+      re.sub(r"^(s?fid|fdd)", r"r\g<0>", n): v for n, v in metrics.items()
+    }
   if real is not None:
     both = features, real
     sheets.best_and_worst(case.samples, case.reference, both, pairwise)

@@ -14,14 +14,14 @@ from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.evaluation.metrics.features import Extractor
 from ldm_jax.evaluation.metrics.psnr import psnr
-from ldm_jax.evaluation.metrics.resizing import ResizeMode
+from ldm_jax.evaluation.metrics.resizing import ResizeMode, resized
 from ldm_jax.evaluation.metrics.ssim import WIDTH, ssim
 from ldm_jax.evaluation.reconstruct import padded
 from ldm_jax.evaluation.request import EvaluationRequest
 from ldm_jax.nn.encoders.inception import Features
 from ldm_jax.nn.encoders.lpips import LPIPS, STRIDE
 from ldm_jax.pixels import to_float
-from ldm_jax.pretrained.metric_networks import clip_scores
+from ldm_jax.pretrained.metric_networks import clip_scores, dinov2
 from ldm_jax.pretrained.metric_networks import inception as inceptions
 from ldm_jax.pretrained.metric_networks.lpips import SOURCES, perceptual
 from ldm_jax.runtime.devices import processes
@@ -29,6 +29,7 @@ from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.monitoring.progress import Progress
 
 BLOCK = 64
+DINO_PATCHES = 16  # along a side: 224 pixels
 Images = UInt8[np.ndarray, "b h w 3"]
 PerImage = dict[str, Float[np.ndarray, " n"]]  # a number for every image
 
@@ -53,6 +54,9 @@ class MetricNetworks:
     if self.clip is None:
       needed = f"--clip {clip_scores.SOURCE}"
       self.missing |= dict.fromkeys(("cmmd", "clip_score"), needed)
+    self._dino = dinov2.open_dinov2(request.dino) if request.dino else None
+    if self._dino is None:
+      self.missing["fdd"] = f"--dino {dinov2.SOURCE}"
     self._lpips = None
     if request.lpips_trunk:
       weights = PerceptualWeights(request.lpips_trunk, request.lpips_heads)
@@ -80,6 +84,24 @@ class MetricNetworks:
       mode: extract(_with_progress(images, f"{images.name}, {mode}"))
       for mode, extract in self._extractors.items()
     }
+
+  @property
+  def has_dino(self) -> bool:
+    """Whether `dino_features` can be computed."""
+    return self._dino is not None
+
+  def dino_features(self, images: ImageSet) -> Float[np.ndarray, "n d"]:
+    """DINOv2's class tokens of images, resized to 16 x 16 patches."""
+    module, variables = self._dino
+    side = DINO_PATCHES * module.patch
+
+    @_exact
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+      levels = resized(images, side, "clean")
+      return module.apply(variables, levels / 127.5 - 1).class_token
+
+    blocks = _with_progress(images, f"{images.name}, DINOv2")
+    return self._rows(functools.partial(apply, variables), blocks)
 
   def embeddings(self, images: ImageSet) -> Float[np.ndarray, "n p"]:
     """CLIP's embeddings of the central squares of images."""

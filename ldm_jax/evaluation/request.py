@@ -27,6 +27,8 @@ class EvaluationRequest:
     inception: file of Inception's weights, for FID, sFID, KID, IS, precision,
       recall, density and coverage.
     clip: folder of a CLIPModel of transformers, for CLIP score and CMMD.
+    dino: folder of a Dinov2Model of transformers, or a file of its authors, for
+      FDD, the Frechet distance of DINOv2's features.
     lpips_trunk, lpips_heads: files of VGG's and of LPIPS's weights; together.
     resize: mode of resizing for Inception: "legacy" (TensorFlow 1, as ADM and
       torch-fidelity), "clean" (clean-fid) or "both".
@@ -51,6 +53,7 @@ class EvaluationRequest:
   num: int | None = None
   inception: str | None = None
   clip: str | None = None
+  dino: str | None = None
   lpips_trunk: str | None = None
   lpips_heads: str | None = None
   resize: Literal["legacy", "clean", "both"] = "both"
@@ -91,7 +94,7 @@ class EvaluationRequest:
   def check_count(self, count: int) -> None:
     """Raises ConfigError if Frechet distances of `count` images are biased."""
     is_small = count < MIN_FRECHET_COUNT
-    if self.inception and is_small and not self.allow_small:
+    if (self.inception or self.dino) and is_small and not self.allow_small:
       raise ConfigError(
         f"Frechet distances of {count} images are biased upwards and cannot be "
         f"compared with published ones of 50,000; give {MIN_FRECHET_COUNT} or "

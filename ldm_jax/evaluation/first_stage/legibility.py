@@ -1,4 +1,4 @@
-"""Rendered text, and which of its characters can be told apart afterwards.
+"""Rendered text, and which of its characters stay distinguishable.
 
 No text recognition: a character is read if its cell is more similar to its
 own template than to that of any other.
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-Images = UInt8[np.ndarray, "n s s 3"]
+Images = UInt8[np.ndarray, "_ _ _ 3"]
 
 CHARACTERS = string.ascii_letters + string.digits
 SIZES = (8, 12, 16, 24)  # of the font, in pixels

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-Images = UInt8[np.ndarray, "n s s 3"]
+Images = UInt8[np.ndarray, "_ _ _ 3"]
 Kind = Literal["vertical", "horizontal", "checkers", "dots"]
 
 TILE, MARGIN = 64, 8  # pixels; the margin is not measured

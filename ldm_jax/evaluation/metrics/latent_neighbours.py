@@ -14,7 +14,7 @@ def interpolated_latents(
   Interpolated FID (Xu et al. 2026, arXiv 2603.05630) is the Frechet distance
   of the images decoded from these to the original ones. Similarity is the
   cosine of whole latents, the interpolation is spherical and half way, as by
-  default in the authors' code. That code draws z_j among the ten nearest
+  default in the authors' code. That code samples z_j from the ten nearest
   latents of a second set, the training images; here z_j is the nearest of the
   same set.
 

@@ -1,0 +1,100 @@
+"""Opens first stages: of runs, published folders, single files."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+
+from ldm_jax.errors import ConfigError
+from ldm_jax.nn.first_stage import FirstStage
+from ldm_jax.pretrained.from_pretrained import find_components
+from ldm_jax.pretrained.hub.fetch import local_path
+from ldm_jax.pretrained.networks import load
+from ldm_jax.run import Run, is_autoencoder
+from ldm_jax.runtime.devices.sharding import Sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedFirstStage:
+  """A first stage with its parameters.
+
+  Attributes:
+    name: short, for tables.
+    path: where it was read from.
+    variables: of `module`.
+  """
+
+  name: str
+  path: str
+  module: FirstStage
+  variables: Any
+
+  @property
+  def parameter_count(self) -> int:
+    """How many numbers its parameters have."""
+    leaves = jax.tree.leaves(self.variables)
+    return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def load_first_stages(
+  paths: Sequence[str], sharding: Sharding, trust: Collection[str] = ()
+) -> list[LoadedFirstStage]:
+  """The first stages of runs, folders, files or repositories.
+
+  A run of an autoencoder is one, a run of a denoiser and a published model
+  have one; a folder of diffusers' layout may be that of a model or of its VAE.
+
+  Args:
+    trust: see `Run.open`.
+
+  Raises:
+    ConfigError: a path is none of these, or has no first stage.
+    WeightsError: weights are missing or malformed.
+  """
+  found = [_load(path, sharding, trust) for path in paths]
+  return [
+    dataclasses.replace(stage, name=name)
+    for stage, name in zip(found, short_names(paths), strict=True)
+  ]
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+  """The last parts of paths, as many as distinguish them."""
+  parts = [os.path.normpath(path).split(os.sep) for path in paths]
+  for count in range(1, max(map(len, parts)) + 1):
+    names = ["/".join(part[-count:]) for part in parts]
+    is_plain = any(name in ("vae", "vqvae") for name in names)
+    if len(set(names)) == len(names) and not is_plain:
+      return names
+  return [f"{path} ({i + 1})" for i, path in enumerate(paths)]
+
+
+def _load(
+  path: str, sharding: Sharding, trust: Collection[str]
+) -> LoadedFirstStage:
+  path = local_path(path)
+  if Run.exists(path):
+    run = Run.open(path, trust)
+    task = run.experiment.task
+    if is_autoencoder(task):
+      module, variables = task.autoencoder, run.trained(sharding)
+    elif getattr(task, "first_stage", None) is not None:
+      module = task.first_stage
+      variables = run.frozen(sharding).first_stage
+    else:
+      raise ConfigError(
+        f"{path} is a run of {type(task).__name__}, which has no first stage"
+      )
+  else:
+    network = find_components(path).networks.get("vae")
+    if network is None:
+      raise ConfigError(
+        f"{path} has no autoencoder; give a run of one, a folder or file of "
+        "one, or a model that has one"
+      )
+    module, variables = load(network)
+    variables = jax.device_put(variables, sharding.replicated)
+  return LoadedFirstStage("", path, module, variables)
