@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from networks import random_variables
 from PIL import Image
+from test_dinov2 import CONFIG
+from test_inception import path as weights  # noqa: F401
+from test_inception import variables  # noqa: F401
 
 import ldm_jax
 from ldm_jax.cli import evaluate as command
@@ -17,6 +20,10 @@ from ldm_jax.evaluation.first_stage.charts import chart_side, glyph_mosaics
 from ldm_jax.evaluation.first_stage.load import LoadedFirstStage, short_names
 from ldm_jax.evaluation.first_stage.sheet import CELL, comparison_sheet
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack, PixelSpace
+from ldm_jax.pretrained.networks import build
+from ldm_jax.weights.naming.convert import revert, shapes
+from ldm_jax.weights.naming.parameter_names import name_table
+from ldm_jax.weights.safetensors_files import write_safetensors
 
 PSNR_OF_HALF = 20 * np.log10(2)
 
@@ -82,6 +89,59 @@ def test_pixels_themselves_are_perfect(identities, tmp_path):
   )
 
 
+@pytest.fixture
+def dino(tmp_path):
+  """The folder of a small random DINOv2, in transformers' format."""
+  folder = tmp_path / "dinov2"
+  folder.mkdir()
+  module = build(CONFIG)
+  params = random_variables(module, jnp.zeros((1, 12, 12, 3)))["params"]
+  table = name_table("dinov2", "diffusers", shapes(params))
+  write_safetensors(str(folder / "model.safetensors"), revert(table, params))
+  (folder / "config.json").write_text(json.dumps(CONFIG))
+  return str(folder)
+
+
+def test_features_of_dinov2_are_compared(identities, dino, tmp_path, caplog):
+  options = {"dino": dino, "allow_small": True, "num": 6}
+  result = ldm_jax.evaluate_first_stages(
+    request("perfect", "halved", **options)
+  )
+  perfect, halved = (stage.metrics["rfdd"] for stage in result.stages)
+  assert abs(perfect) < 1e-4 * halved
+  left_out = [line for line in caplog.messages if "left out" in line]
+  assert [line.split(";")[0] for line in left_out] == [
+    *("left out: rfid, ifid", "left out: lpips")
+  ]
+  for name, count in (("one", 3), ("two", 3)):
+    (tmp_path / name).mkdir()
+    for i, image in enumerate(glyph_mosaics(count, 64)):
+      dark = image // (1 if name == "one" else 2)
+      Image.fromarray(dark).save(tmp_path / name / f"{i}.png")
+  folders = [str(tmp_path / name) for name in ("one", "two")]
+  options = {"dino": dino, "allow_small": True}
+  same, other = (
+    ldm_jax.evaluate(ldm_jax.EvaluationRequest(folder, folders[0], **options))
+    for folder in folders
+  )
+  assert abs(same.metrics["fdd"]) < 1e-4 * other.metrics["fdd"]
+
+
+@pytest.mark.slow
+def test_features_of_inception_are_compared(
+  identities,
+  weights,  # noqa: F811
+):
+  """Of pixels themselves rFID is 0, but images half way differ from both."""
+  options = {"inception": str(weights), "allow_small": True, "num": 4}
+  result = ldm_jax.evaluate_first_stages(
+    request("perfect", resize="clean", **options)
+  )
+  metrics = result.stages[0].metrics
+  assert abs(metrics["rfid_clean"]) < 1e-4 * metrics["ifid_clean"]
+  assert abs(metrics["rsfid_clean"]) < 1e-3 * metrics["ifid_clean"]
+
+
 def test_sheets_show_errors_amplified():
   image = np.full((CELL, CELL, 3), 100, np.uint8)
   sheet = comparison_sheet({"x": image}, {"a": {"x": image + np.uint8(10)}})
@@ -109,11 +169,11 @@ def test_names_are_as_short_as_they_can_be():
 def test_a_published_folder_is_compared(tmp_path, capsys):
   """Its latents are Gaussian; what it cannot encode is refused."""
   stage = Autoencoder(ConvStack(8, (1, 2), 1, groups=4), 4)
-  variables = random_variables(
+  params = random_variables(
     stage, jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 8, 8, 4))
   )
   folder = str(tmp_path / "vae")
-  ldm_jax.save_pretrained(stage, variables, folder)
+  ldm_jax.save_pretrained(stage, params, folder)
   photographs = tmp_path / "photographs"
   photographs.mkdir()
   rng = np.random.default_rng(0)

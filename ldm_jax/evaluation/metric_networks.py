@@ -18,6 +18,7 @@ from ldm_jax.evaluation.metrics.resizing import ResizeMode, resized
 from ldm_jax.evaluation.metrics.ssim import WIDTH, ssim
 from ldm_jax.evaluation.reconstruct import padded
 from ldm_jax.evaluation.request import EvaluationRequest
+from ldm_jax.nn.encoders.dinov2 import DinoV2
 from ldm_jax.nn.encoders.inception import Features
 from ldm_jax.nn.encoders.lpips import LPIPS, STRIDE
 from ldm_jax.pixels import to_float
@@ -54,8 +55,10 @@ class MetricNetworks:
     if self.clip is None:
       needed = f"--clip {clip_scores.SOURCE}"
       self.missing |= dict.fromkeys(("cmmd", "clip_score"), needed)
-    self._dino = dinov2.open_dinov2(request.dino) if request.dino else None
-    if self._dino is None:
+    self._dino = None
+    if request.dino:
+      self._dino = _class_tokens(*dinov2.open_dinov2(request.dino))
+    else:
       self.missing["fdd"] = f"--dino {dinov2.SOURCE}"
     self._lpips = None
     if request.lpips_trunk:
@@ -92,16 +95,8 @@ class MetricNetworks:
 
   def dino_features(self, images: ImageSet) -> Float[np.ndarray, "n d"]:
     """DINOv2's class tokens of images, resized to 16 x 16 patches."""
-    module, variables = self._dino
-    side = DINO_PATCHES * module.patch
-
-    @_exact
-    def apply(variables: Any, images: jax.Array) -> jax.Array:
-      levels = resized(images, side, "clean")
-      return module.apply(variables, levels / 127.5 - 1).class_token
-
     blocks = _with_progress(images, f"{images.name}, DINOv2")
-    return self._rows(functools.partial(apply, variables), blocks)
+    return self._rows(self._dino, blocks)
 
   def embeddings(self, images: ImageSet) -> Float[np.ndarray, "n p"]:
     """CLIP's embeddings of the central squares of images."""
@@ -176,6 +171,19 @@ class MetricNetworks:
       batch = self._sharding.distribute(padded(block, BLOCK))
       found.append(processes.gather(apply(batch))[: len(block)])
     return np.concatenate(found)
+
+
+def _class_tokens(
+  module: DinoV2, variables: Any
+) -> Callable[[jax.Array], jax.Array]:
+  """A function of images in bytes; compiles once for each size."""
+  side = DINO_PATCHES * module.patch
+
+  def apply(variables: Any, images: jax.Array) -> jax.Array:
+    levels = resized(images, side, "clean")
+    return module.apply(variables, levels / 127.5 - 1).class_token
+
+  return functools.partial(_exact(apply), variables)
 
 
 class _CroppedSource:

@@ -71,11 +71,11 @@ class Charts:
       reconstruct(self.glyphs),
     )
 
-  def overviews(self) -> dict[str, Image]:
-    """An image for each chart, to look at."""
-    pages = list(self.text)
+  def overviews(self, side: int) -> dict[str, Image]:
+    """An image of at most `side` pixels for each chart, to look at."""
+    side = min(side, self.glyphs.shape[1])
     return {
-      "glyphs": self.glyphs[0],
-      "text": legibility.overview(pages, [page.images for page in pages]),
-      "patterns": patterns.overview(self.patterns),
+      "glyphs": self.glyphs[0, :side, :side],
+      "text": legibility.overview(self.text, side),
+      "patterns": patterns.overview(self.patterns)[:side, :side],
     }

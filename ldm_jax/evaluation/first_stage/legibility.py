@@ -7,6 +7,7 @@ own template than to that of any other.
 import dataclasses
 import functools
 import string
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -94,10 +95,14 @@ def _unit(rows: np.ndarray) -> Float[np.ndarray, "n d"]:
 
 
 def overview(
-  pages: list[TextPages], reconstructions: list[Images]
-) -> UInt8[np.ndarray, "s s 3"]:
-  """Parts of the first page of every size, one below the other."""
-  side = reconstructions[0].shape[1]
+  pages: Sequence[TextPages], side: int
+) -> UInt8[np.ndarray, "side side 3"]:
+  """The top left of the first page of every size, one below the other."""
   height = side // len(pages)
-  parts = [images[0, :height] for images in reconstructions]
-  return np.concatenate([*parts, parts[-1][: side - height * len(pages)]])
+  heights = [height] * (len(pages) - 1) + [side - height * (len(pages) - 1)]
+  return np.concatenate(
+    [
+      each.images[0, :rows, :side]
+      for each, rows in zip(pages, heights, strict=True)
+    ]
+  )

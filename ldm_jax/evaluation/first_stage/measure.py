@@ -12,6 +12,7 @@ from ldm_jax.evaluation.first_stage.charts import Charts
 from ldm_jax.evaluation.first_stage.codec import Codec, Cost, Encoded
 from ldm_jax.evaluation.first_stage.load import LoadedFirstStage
 from ldm_jax.evaluation.first_stage.request import FirstStageMetrics
+from ldm_jax.evaluation.first_stage.sheet import CELL
 from ldm_jax.evaluation.image_sets import ImageSet
 from ldm_jax.evaluation.metric_networks import MetricNetworks
 from ldm_jax.evaluation.metrics import comparison
@@ -65,7 +66,7 @@ def image_set(images: Images, name: str) -> ImageSet:
 def shown(images: Images, charts: Charts) -> dict[str, Image]:
   """The first images and an overview of each chart, by what they show."""
   first = {f"image {i + 1}": image for i, image in enumerate(images[:SHOWN])}
-  return first | charts.overviews()
+  return first | charts.overviews(CELL)
 
 
 def measure(

@@ -20,7 +20,7 @@ def comparison_sheet(
   """A row for each image; its reconstruction and error by each first stage.
 
   Errors are 4 |image - reconstruction|, clipped. Images larger than a cell are
-  cut to their top left, smaller ones are enlarged by a whole factor.
+  cut to their centre, smaller ones are enlarged by a whole factor.
 
   Args:
     originals: by what they show.
@@ -44,7 +44,9 @@ def comparison_sheet(
 def _cell(image: Image) -> Image:
   """`CELL` x `CELL` pixels, white where the image ends."""
   factor = max(1, CELL // max(image.shape[:2]))
-  image = image.repeat(factor, 0).repeat(factor, 1)[:CELL, :CELL]
+  image = image.repeat(factor, 0).repeat(factor, 1)
+  top, left = (max(0, (side - CELL) // 2) for side in image.shape[:2])
+  image = image[top : top + CELL, left : left + CELL]
   cell = np.full((CELL, CELL, 3), 255, np.uint8)
   cell[: image.shape[0], : image.shape[1]] = image
   return cell
