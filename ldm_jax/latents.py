@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ldm_jax.errors import NonFinite
+from ldm_jax.errors import ConfigError, NonFinite
 from ldm_jax.nn.first_stage import FirstStage, Posterior
 from ldm_jax.nn.latent_normalization import normalize
 from ldm_jax.nn.operators.choice import current_operators
@@ -56,6 +56,24 @@ def select_latents(
 ) -> Array:
   """A sample of the posterior, or its mode."""
   return posterior.mode() if which == "mode" else posterior.sample(noise)
+
+
+def known_latent_scale(task: Any) -> float | None:
+  """What latents of a task's `autoencoder` are multiplied by for a denoiser.
+
+  None where it is measured; a distilled autoencoder's are scaled already.
+  """
+  return getattr(task, "autoencoder_scale", None)
+
+
+def check_encoder(task: Any) -> None:
+  """Raises ConfigError if a task trains a decoder alone, for previews."""
+  if not getattr(task, "trains_encoder", True):
+    raise ConfigError(
+      "the run trained a decoder for previews and no encoder, so it encodes no "
+      "images; train one with trains_encoder=True "
+      "(--config.task.trains_encoder=True)"
+    )
 
 
 def measure_latent_scale(

@@ -7,7 +7,9 @@ import pytest
 from test_pretrained import clip_prompts, folder, model  # noqa: F401, fixtures
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.sampling.pipeline import Pipeline
+from ldm_jax.sampling.preview_decoder import PreviewDecoder
 from ldm_jax.sampling.request import GenerationRequest
 from ldm_jax.serving.fair_queue import FairQueue
 from ldm_jax.serving.limits import Draining, Limits, QueueFull
@@ -120,6 +122,41 @@ def test_a_film_is_what_the_pipeline_previews(worker):
   worker.pipeline(wanted, callback=see, preview=True)
   films = np.stack([ticket.film_images(0), ticket.film_images(1)], axis=1)
   np.testing.assert_allclose(films, np.int16(shown)[:, :2], atol=1)
+
+
+def test_previews_by_a_decoder_of_the_models_latents(pipe):
+  """Its own first stage as the decoder shows what the film and the pipeline
+  do."""
+  stage, params = pipe.loaded.model.first_stage, pipe.loaded.params
+  decoder = PreviewDecoder(
+    stage, params.first_stage, float(params.latent_scale)
+  )
+  wanted = request(num=2, steps=2, sampler="ddim")
+  worker = Worker(pipe, 2, preview_decoder=decoder)
+  worker.start()
+  ticket = worker.submit(wanted, has_preview=True, has_film=True)
+  ticket.wait(300)
+  worker.stop()
+  preview = np.int16(worker.progress(ticket).preview)
+  films = np.int16([ticket.film_images(0), ticket.film_images(1)])
+  assert preview.shape == (16, 16, 3)
+  assert np.abs(films - preview).max((2, 3, 4)).min() <= 1
+  shown = []
+  see = lambda done, total, preview: shown.append(preview)
+  pipe(wanted, callback=see, preview=decoder)
+  np.testing.assert_allclose(
+    films.swapaxes(0, 1), np.int16(shown)[:, :2], atol=1
+  )
+
+
+def test_a_decoder_of_other_latents_is_refused(pipe):
+  stage = TinyAutoencoder(8, 16)
+  decoder = PreviewDecoder(stage, {}, path="tiny")
+  match = r"'tiny' reads latents of 16 channels and stride 8, the model has 4"
+  with pytest.raises(ConfigError, match=match):
+    Worker(pipe, 1, preview_decoder=decoder)
+  with pytest.raises(ConfigError, match=match):
+    pipe(request(), callback=print, preview=decoder)
 
 
 def test_a_request_that_cannot_be_fulfilled_is_refused_at_once(worker):

@@ -15,6 +15,7 @@ from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.errors import ConfigError
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.pretrained.open_autoencoder import open_autoencoder
 from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -25,7 +26,6 @@ from ldm_jax.training.first_stage.reconstruction_loss import (
   WeightSchedule,
   pixel_error,
 )
-from ldm_jax.training.first_stage.start_autoencoder import open_autoencoder
 from ldm_jax.training.first_stage.trainable_parameters import replace, select
 
 MODULE = Autoencoder(ConvStack(8, (1, 2), 1, groups=4), 3)
@@ -234,7 +234,7 @@ def test_a_pipeline_a_file_and_a_second_stage_have_an_autoencoder(
 ):
   path = str(tmp_path / "vae.safetensors")
   ldm_jax.save_single_file(MODULE, published[1], path)
-  module, params = open_autoencoder(path)
+  module, params, _ = open_autoencoder(path)
   assert module == MODULE
   jax.tree.map(np.testing.assert_array_equal, params, published[1])
 

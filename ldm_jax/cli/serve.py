@@ -37,6 +37,9 @@ SERVER = """
   a page whose scripts may read answers (CORS); repeat it for several
 --controlnets: FOLDER+
   a ControlNet that the page offers; repeat it for several
+--preview_decoder: PATH
+  a small autoencoder of the model's latents, such as TAESD, that decodes
+  previews: a run, a folder, a file, or owner/model (default: a linear map)
 --no_page: yes
   the HTTP API alone
 --drain: int

@@ -12,6 +12,7 @@ import numpy as np
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.fields.arguments import check_request, checked
 from ldm_jax.files.file_lock import lock_output
+from ldm_jax.latents import known_latent_scale
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.lora.export import LoraFormat, save_lora
@@ -204,6 +205,8 @@ def _read_run(request: ConvertRequest, options: LoadOptions) -> _Source:
         "out (--vae)"
       )
     params = run.trained(MeshShape().build())
+    if scale is None:
+      scale = known_latent_scale(task)
     if scale is None:
       scale = measured_scale(run, params)
       logger.info(f"the measured 1 / std of the latents is {scale:.5f}")

@@ -14,6 +14,7 @@ from ldm_jax.diffusion.samplers import CHUNK_ROWS
 from ldm_jax.errors import NonFinite
 from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.runtime.devices import processes
 from ldm_jax.sampling.engine import SamplingEngine
 from ldm_jax.sampling.inputs.class_labels import with_class_number
 from ldm_jax.sampling.inputs.condition_groups import condition_groups
@@ -28,6 +29,7 @@ from ldm_jax.sampling.inputs.resolve_request import (
 )
 from ldm_jax.sampling.metadata import image_metadata, request_metadata
 from ldm_jax.sampling.outputs import GenerationBatch
+from ldm_jax.sampling.preview_decoder import PreviewDecoder
 from ldm_jax.sampling.request import GenerationRequest, Replay
 from ldm_jax.sampling.sampling_config import (
   ConditionGroup,
@@ -73,7 +75,7 @@ class Generation:
     self,
     callback: Callback | None = None,
     *,
-    preview: bool = False,
+    preview: bool | PreviewDecoder = False,
     callback_steps: int = 1,
   ) -> Iterator[GenerationBatch]:
     """Yields images as they are finished.
@@ -81,8 +83,14 @@ class Generation:
     Args:
       callback: called after every `callback_steps` network calls; without it
         the host waits for finished batches alone.
-      preview: pass a decoded x0 to the callback; compiles once more.
+      preview: pass a decoded x0 to the callback; compiles once more. A
+        `PreviewDecoder` decodes it in place of the first stage.
+
+    Raises:
+      ConfigError: the preview's decoder does not fit the model.
     """
+    if isinstance(preview, PreviewDecoder):
+      preview.check(self.engine.model)
     if self.request.invert:
       yield self._batch(self._inverted(), 0)
       return
@@ -93,11 +101,14 @@ class Generation:
         nonlocal done
         done += calls
         image = None
-        if x0 is not None:
+        if isinstance(preview, PreviewDecoder):
+          image = preview.images(processes.gather(x0))
+        elif x0 is not None:
           image = self.engine.codec.decode(x0, self.config.tile)
         callback(done, self.network_calls, image)
 
-      progress = Progress(advance, min(callback_steps, CHUNK_ROWS), preview)
+      length = min(callback_steps, CHUNK_ROWS)
+      progress = Progress(advance, length, preview is not False)
     first, waiting = 0, {}
     for places, arrays in self._finished(progress):
       waiting |= zip(places.tolist(), arrays, strict=True)

@@ -24,6 +24,7 @@ from ldm_jax.sampling.inputs.lora_folder import (
 )
 from ldm_jax.sampling.metadata import parse_metadata, read_metadata
 from ldm_jax.sampling.outputs import GenerationResult, gather
+from ldm_jax.sampling.preview_decoder import PreviewDecoder
 from ldm_jax.sampling.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Pipeline:
     request: GenerationRequest | str | None = None,
     *,
     callback: Callback | None = None,
-    preview: bool = False,
+    preview: bool | PreviewDecoder = False,
     callback_steps: int = 1,
     **fields: Any,
   ) -> GenerationResult:
@@ -149,18 +150,17 @@ class Pipeline:
     Args:
       request: a string is a prompt.
       callback: called with (network calls finished, of how many, a preview).
-      preview: decode x0 for the callback, as uint8 [b h w 3].
+      preview: decode x0 for the callback, as uint8 [b h w 3]; by a
+        `PreviewDecoder` if one is given.
       callback_steps: network calls between two calls of the callback.
 
     Raises:
       ConfigError: the request cannot be fulfilled, by this model or any.
       NonFinite: an image holds NaN or infinity.
     """
-    generation = self.prepare(request, **fields)
-    batches = generation.batches(
-      callback, preview=preview, callback_steps=callback_steps
-    )
-    return gather(generation.request, batches)
+    made = self.prepare(request, **fields)
+    options = {"preview": preview, "callback_steps": callback_steps}
+    return gather(made.request, made.batches(callback, **options))
 
   def prepare(
     self, request: GenerationRequest | str | None = None, **fields: Any

@@ -1,12 +1,16 @@
-"""Latents as small images by a linear map to red, green and blue."""
+"""Latents as previews: a linear map to red, green and blue, or a decoder."""
 
+import math
 import time
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.sampling.engine import SamplingEngine
+from ldm_jax.sampling.preview_decoder import PreviewDecoder
 from ldm_jax.sampling.slots import Slots
+from ldm_jax.serving.slot_groups import Item
 from ldm_jax.serving.ticket import Ticket
 
 _RIDGE = 1e-3  # of the least squares, in units of one pixel's weight
@@ -74,28 +78,59 @@ def _enlarged(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Previews:
-  """The latest x0 of tickets' images as images, not too often."""
+  """The latest x0 of tickets' images: for films, and as images, not too
+  often."""
 
-  def __init__(self, seconds: float = 0.25):
+  def __init__(
+    self,
+    model: LatentDiffusion,
+    decoder: PreviewDecoder | None = None,
+    seconds: float = 0.25,
+  ):
     """Decodes nothing yet.
 
     Args:
-      seconds: between two previews of a ticket.
+      decoder: None takes a linear map.
+      seconds: between two previews of a ticket, at least; more where they
+        would take over a fifth of the time.
+
+    Raises:
+      ConfigError: the decoder does not fit the model's latents.
     """
-    self._seconds = seconds
+    if decoder is not None:
+      decoder.check(model)
+    self._decoder, self._seconds = decoder, seconds
+    self._cost = math.inf  # seconds of the fastest preview
     self._fits: dict[int, tuple[SamplingEngine, LatentPreview]] = {}
     self._shown: dict[str, float] = {}
 
-  def show(self, ticket: Ticket, group: Slots, slot: int) -> None:
-    """Sets the ticket's preview, if it wants one and it is time."""
-    now = time.monotonic()
+  def show(self, item: Item, group: Slots, slot: int) -> None:
+    """Adds to the ticket's film, if it has one; and sets its preview, if it
+    wants one and it is time."""
+    ticket, now = item.ticket, time.monotonic()
+    if ticket.has_film:
+      ticket.film[item.place].append(np.asarray(group.preview(slot)[0]))
     if not ticket.has_preview or now < self._shown.get(ticket.id, 0.0):
       return
-    if id(group.engine) not in self._fits:
-      self._fits[id(group.engine)] = group.engine, LatentPreview(group.engine)
-    _, fit = self._fits[id(group.engine)]
-    ticket.preview = fit.image(np.asarray(group.preview(slot)[0]))
-    self._shown[ticket.id] = now + self._seconds
+    latents, began = np.asarray(group.preview(slot)), time.monotonic()
+    if self._decoder is not None:
+      (ticket.preview,) = self._decoder.images(latents)
+    else:
+      ticket.preview = self._fit(group.engine).image(latents[0])
+    ended, pause = time.monotonic(), self._seconds
+    if self._cost < math.inf:  # the first preview compiles
+      self._cost = min(self._cost, ended - began)
+      waiting = len(self._shown.keys() | {ticket.id})
+      pause = max(pause, 4 * self._cost * waiting)
+    else:
+      self._cost = ended - began
+    self._shown[ticket.id] = ended + pause
+
+  def _fit(self, engine: SamplingEngine) -> LatentPreview:
+    """The linear map of an engine."""
+    if id(engine) not in self._fits:
+      self._fits[id(engine)] = engine, LatentPreview(engine)
+    return self._fits[id(engine)][1]
 
   def learn(
     self,

@@ -10,6 +10,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.fields.arguments import check_request
 from ldm_jax.pretrained.open_model import LoadOptions
 from ldm_jax.sampling.pipeline import Pipeline
+from ldm_jax.sampling.preview_decoder import PreviewDecoder
 from ldm_jax.serving.limits import Limits
 from ldm_jax.serving.worker import Worker
 
@@ -25,6 +26,9 @@ class ServeRequest:
     options: of reading it.
     lora_folder: of the LoRAs that prompts may name; None for none.
     controlnets: folders of ControlNets that the page offers.
+    preview_decoder: a small autoencoder of the model's latents that decodes
+      previews: a run, a folder, a file, or owner/model. None takes a linear
+      map of the latents.
     name: of the model for clients; by default the last part of its path.
     host: address to bind to; 127.0.0.1 is this machine alone.
     port: 0 takes a free one.
@@ -43,6 +47,7 @@ class ServeRequest:
   options: LoadOptions = LoadOptions()
   lora_folder: str | os.PathLike | None = None
   controlnets: tuple[str, ...] = ()
+  preview_decoder: str | None = None
   name: str | None = None
   host: str = "127.0.0.1"
   port: int = 7860
@@ -73,7 +78,8 @@ def serve(
 
   Raises:
     ConfigError: the extra `web` is not installed, the key cannot be read, the
-      address is in use, or the model cannot be opened.
+      address is in use, the model cannot be opened, or the preview decoder
+      does not fit it.
   """
   try:
     from ldm_jax.serving.app import create_app
@@ -89,7 +95,11 @@ def serve(
   key = None if request.api_key is None else read_key(request.api_key)
   pipeline = Pipeline.open(request.model, request.options)
   pipeline.lora_folder = request.lora_folder
-  worker = Worker(pipeline, request.slots, request.limits)
+  decoder = None
+  if request.preview_decoder is not None:
+    trust = request.options.trust
+    decoder = PreviewDecoder.open(request.preview_decoder, trust)
+  worker = Worker(pipeline, request.slots, request.limits, decoder)
   name = request.name or pathlib.PurePath(request.model).name
   app = create_app(
     worker, name, api_key=key, allowed_origins=request.allowed_origins

@@ -12,6 +12,7 @@ import numpy as np
 from ldm_jax.errors import LdmJaxError, config_errors
 from ldm_jax.sampling.generation import Generation
 from ldm_jax.sampling.pipeline import Pipeline
+from ldm_jax.sampling.preview_decoder import PreviewDecoder
 from ldm_jax.sampling.request import GenerationRequest
 from ldm_jax.sampling.slots import slot_job
 from ldm_jax.serving.decodings import Decodings
@@ -42,20 +43,28 @@ class Worker:
   """
 
   def __init__(
-    self, pipeline: Pipeline, slots: int = 4, limits: Limits = Limits()
+    self,
+    pipeline: Pipeline,
+    slots: int = 4,
+    limits: Limits = Limits(),
+    preview_decoder: PreviewDecoder | None = None,
   ):
     """Starts nothing yet.
 
     Args:
       slots: images that are denoised together.
+      preview_decoder: of previews; None takes a linear map of the latents.
+
+    Raises:
+      ConfigError: the decoder does not fit the model's latents.
     """
     self.pipeline, self.limits, self.statistics = pipeline, limits, Statistics()
     self._count = slots
     self._queue: FairQueue[Item] = FairQueue()
     self._change = threading.Condition()
     self._preparing = threading.Lock()
-    self._groups, self._previews = SlotGroups(slots), Previews()
-    self._decodings = Decodings()
+    self._previews = Previews(pipeline.loaded.model, preview_decoder)
+    self._groups, self._decodings = SlotGroups(slots), Decodings()
     self._is_draining = self._is_stopping = False
     self._thread = threading.Thread(
       target=self._run, name="worker", daemon=True
@@ -65,9 +74,7 @@ class Worker:
     """Starts the thread."""
     self._thread.start()
 
-  def stop(
-    self, *, drain: bool = True, timeout: float | int | None = None
-  ) -> None:
+  def stop(self, *, drain: bool = True, timeout: float | None = None) -> None:
     """Ends the thread.
 
     Args:
@@ -224,14 +231,10 @@ class Worker:
         self.statistics.advanced(count, time.monotonic() - began)
         for slot, item in self._groups.items(signature):
           item.ticket.rows_done[item.place] = group.done[slot]
-          self._previews.show(item.ticket, group, slot)
-          if item.ticket.has_film:
-            x0 = np.asarray(group.preview(slot)[0])
-            item.ticket.film[item.place].append(x0)
+          self._previews.show(item, group, slot)
           if slot in finished:
             with self._failing([item.ticket]):
-              job, latents = group.jobs[slot], group.latents(slot)
-              self._decodings.begin(item, job, latents)
+              self._decodings.begin(item, group.jobs[slot], group.latents(slot))
             self._groups.free(signature, slot)
 
   def _collect(self) -> None:

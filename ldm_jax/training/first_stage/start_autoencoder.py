@@ -1,8 +1,6 @@
 """Stage one that begins from a trained autoencoder."""
 
 import dataclasses
-import logging
-import os
 from collections.abc import Collection
 from typing import Any
 
@@ -13,62 +11,17 @@ from ldm_jax.config import Experiment
 from ldm_jax.errors import ConfigError
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.nn.first_stage import FirstStage
-from ldm_jax.pretrained.from_pretrained import find_components
 from ldm_jax.pretrained.hub.fetch import local_path
-from ldm_jax.pretrained.networks import load
-from ldm_jax.run import Run, is_autoencoder
+from ldm_jax.pretrained.open_autoencoder import open_autoencoder
+from ldm_jax.run import Run
 from ldm_jax.runtime.checkpointing import read_checkpoints
-from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
+from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.first_stage.trainable_parameters import check_prefixes
-
-logger = logging.getLogger(__name__)
 
 # Fields that change how an autoencoder is computed, not what its parameters
 # mean.
 _FREE = ("attention_backend", "dropout", "dtype", "remat")
-
-
-def open_autoencoder(
-  path: str, trust: Collection[str] = ()
-) -> tuple[FirstStage, Any]:
-  """The first stage of a run or of published weights, and its variables.
-
-  Args:
-    path: a run of either stage, a folder of an autoencoder or of a pipeline, a
-      single file, or a repository of the hub.
-    trust: see `Run.open`.
-
-  Raises:
-    ConfigError: it has no autoencoder.
-    WeightsError: its weights are missing, malformed, or of another network.
-  """
-  path = local_path(path)
-  if Run.exists(path):
-    run = Run.open(path, trust)
-    sharding = MeshShape().build(jax.local_devices()[:1])
-    task = run.experiment.task
-    if is_autoencoder(task):
-      return task.autoencoder, run.trained(sharding)
-    stage = getattr(task, "first_stage", None)
-    variables = getattr(run.frozen(sharding), "first_stage", None)
-    if stage is None or not variables:
-      raise ConfigError(
-        f"start {path!r} is a run of {type(task).__name__}, which has no "
-        "autoencoder; give the run of a first stage, or published weights"
-      )
-    return stage, variables
-  # Of a pipeline whose denoiser is not read here the autoencoder is.
-  is_pipeline = os.path.isfile(os.path.join(path, "vae", "config.json"))
-  found = find_components(path, subfolder="vae" if is_pipeline else None)
-  if "vae" not in found.networks:
-    raise ConfigError(
-      f"start {path!r} holds {', '.join(found.networks)}, and no autoencoder; "
-      "give a folder or file that has one (--config.start)"
-    )
-  for warning in found.warnings:
-    logger.warning("%s", warning)
-  return load(found.networks["vae"])
 
 
 def begin_from(
@@ -86,7 +39,7 @@ def begin_from(
     WeightsError: as `open_autoencoder`.
   """
   task = experiment.task
-  module, variables = open_autoencoder(experiment.start, trust)
+  module, variables, _ = open_autoencoder(experiment.start, trust)
   if task.autoencoder is not None:
     _check_same(task.autoencoder, module, experiment.start)
     module = task.autoencoder
