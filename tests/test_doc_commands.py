@@ -47,6 +47,11 @@ SMALL = {
   },
 }
 SMALL["photos_autoencoder"].pop("data.validation.size")
+SMALL["tiny_decoder"] = {
+  name: value
+  for name, value in SMALL["photos_autoencoder"].items()
+  if not name.startswith("task")
+}
 
 
 def is_run(command):

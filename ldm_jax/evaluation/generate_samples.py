@@ -18,13 +18,12 @@ from ldm_jax.evaluation.reconstruct import BATCH, reconstruction_function
 from ldm_jax.evaluation.request import EvaluationRequest
 from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.strict_json import read_object
-from ldm_jax.run import Run
+from ldm_jax.run import Run, is_autoencoder
 from ldm_jax.runtime import image_files
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.monitoring.progress import Progress
 from ldm_jax.sampling import SamplingConfig
-from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.denoiser import DenoiserTask
 
 DEFAULT_COUNT = 1000  # images, unless the request names a number
@@ -54,7 +53,7 @@ class SampleWriter:
     self.run = Run.open(request.samples, request.trust)
     self._folder = request.out
     data, task = self.run.experiment.data, self.run.experiment.task
-    if not isinstance(task, AutoencoderTask | DenoiserTask):
+    if not (is_autoencoder(task) or isinstance(task, DenoiserTask)):
       raise ConfigError(
         f"{request.samples} is a run of {type(task).__name__}, which generates "
         "no images"
@@ -71,7 +70,7 @@ class SampleWriter:
     self.held_out = ImageSet(
       "held-out examples", data.validation, indices, data.centred
     )
-    self.is_reconstruction = isinstance(task, AutoencoderTask)
+    self.is_reconstruction = is_autoencoder(task)
     if self.is_reconstruction:
       self.settings: dict[str, Any] = {"what": "reconstructions"}
       self._reconstruct = reconstruction_function(self.run, sharding)

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
+from ldm_jax.latents import check_encoder
 from ldm_jax.pixels import to_float, to_uint8
-from ldm_jax.run import Run
+from ldm_jax.run import Run, is_autoencoder
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
-from ldm_jax.training.autoencoder import AutoencoderTask
 
 BATCH = 64
 Images = UInt8[np.ndarray, "b h w 3"]
@@ -23,9 +23,13 @@ def reconstruction_function(
 
   Args:
     run: of an autoencoder, or of a denoiser with a first stage.
+
+  Raises:
+    ConfigError: only a decoder was trained.
   """
   task = run.experiment.task
-  if isinstance(task, AutoencoderTask):
+  if is_autoencoder(task):
+    check_encoder(task)
     model, params = task.autoencoder, run.trained(sharding)
   else:
     model, params = task.first_stage, run.frozen(sharding).first_stage

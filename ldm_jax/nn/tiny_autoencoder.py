@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.fields.limits import Count
 from ldm_jax.nn.bottleneck import DeterministicPosterior
 from ldm_jax.nn.first_stage import latent_shape
 from ldm_jax.nn.layers import conv, upsample
@@ -102,13 +103,25 @@ class TinyAutoencoder(nn.Module):
     encoder_blocks: residual blocks of each level, the finest first.
     decoder_blocks: of each level, the coarsest first.
     dtype: of computation; results stay float32.
+
+  Raises:
+    ValueError: at construction, if encoder and decoder have other strides.
   """
 
-  channels: int = 64
-  latent_channels: int = 4
-  encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
-  decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+  channels: Count = 64
+  latent_channels: Count = 4
+  encoder_blocks: tuple[Count, ...] = (1, 3, 3, 3)
+  decoder_blocks: tuple[Count, ...] = (3, 3, 3, 1)
   dtype: DTypeLike = "float32"
+
+  def __post_init__(self):
+    encoder, decoder = len(self.encoder_blocks), len(self.decoder_blocks)
+    if not encoder or encoder != decoder:
+      raise ValueError(
+        f"encoder_blocks has {encoder} levels, decoder_blocks {decoder}; both "
+        "need as many"
+      )
+    super().__post_init__()
 
   @property
   def stride(self) -> int:

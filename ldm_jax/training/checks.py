@@ -16,7 +16,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.embedders import TextEmbedder
-from ldm_jax.run import frozen_shapes, shapes_of
+from ldm_jax.run import frozen_shapes, is_autoencoder, shapes_of
 from ldm_jax.runtime.devices import memory
 from ldm_jax.runtime.program_cache import (
   Structure,
@@ -83,7 +83,8 @@ def check_latents(experiment: Experiment) -> None:
   data = experiment.data
   if not data.latents:
     return
-  if not hasattr(experiment.task, "with_first_stage"):
+  is_second = hasattr(experiment.task, "with_first_stage")
+  if not is_second or is_autoencoder(experiment.task):
     raise ConfigError("data.latents are of stage two; stage one needs images")
   manifest = config_upgrade.renamed(CachedLatents(data.latents).manifest)
   wanted = {

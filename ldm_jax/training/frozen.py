@@ -19,6 +19,8 @@ from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.training import denoiser
 from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.dataloading import bad_image_log, batches, example_of
+from ldm_jax.training.distillation import DistillationTask
+from ldm_jax.training.first_stage import teacher
 from ldm_jax.training.first_stage.autoencoder_state import Frozen
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,10 @@ def load_frozen(
     )
     logger.info("latents are multiplied by %.5f, their measured 1 / std", scale)
   scale = jax.device_put(np.float32(scale), sharding.replicated)
+  if isinstance(task, DistillationTask):
+    lpips = _perceptual(experiment)
+    lpips = jax.device_put(lpips, sharding.tree_shardings(lpips))
+    return teacher.Frozen(first_stage.params, scale, lpips)
   encoders = _frozen_conditioners(experiment, start)
   encoders = jax.device_put(encoders, sharding.tree_shardings(encoders))
   return denoiser.Frozen(first_stage.params, scale, encoders)
@@ -75,9 +81,7 @@ def _frozen_of_task(experiment: Experiment, tokenizer: Tokenizer | None) -> Any:
   """The frozen arrays of a task without a first stage."""
   task = experiment.task
   if isinstance(task, AutoencoderTask):
-    lpips = None
-    if task.perceptual is not None:
-      lpips = perceptual(task.perceptual, experiment.perceptual)
+    lpips = _perceptual(experiment)
     return Frozen(lpips, [r.load_frozen() for r in task.regularizers] or None)
   example = example_of(experiment, tokenizer)
   if hasattr(task, "load_frozen"):
@@ -89,6 +93,12 @@ def _frozen_of_task(experiment: Experiment, tokenizer: Tokenizer | None) -> Any:
       "method load_frozen(batch) that reads them"
     )
   return frozen
+
+
+def _perceptual(experiment: Experiment) -> Any:
+  """The parameters of the task's LPIPS, or None."""
+  module = experiment.task.perceptual
+  return None if module is None else perceptual(module, experiment.perceptual)
 
 
 def _frozen_conditioners(

@@ -12,9 +12,11 @@ from ldm_jax.config import Experiment
 from ldm_jax.data.bad_images import SkipBadImages
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
+from ldm_jax.latents import check_encoder, known_latent_scale
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.autoencoder import PixelSpace
 from ldm_jax.pretrained.hub.fetch import local_run
+from ldm_jax.pretrained.open_autoencoder import open_autoencoder
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.run import Run, open_first_stage, shapes_of
 from ldm_jax.runtime.checkpointing.checksums import checksum
@@ -31,6 +33,7 @@ from ldm_jax.training.checks import (
 from ldm_jax.training.compiled_steps import INIT
 from ldm_jax.training.dataloading import bad_image_log, example_of, held_out
 from ldm_jax.training.denoiser import DenoiserTask
+from ldm_jax.training.distillation import DistillationTask
 from ldm_jax.training.first_stage.start_autoencoder import (
   begin_from,
   with_autoencoder,
@@ -84,7 +87,7 @@ def prepare_run(
   start = first_stage = params = None
   if isinstance(experiment.task, AutoencoderTask):
     experiment, params = with_start(experiment, sharding, trust)
-  elif experiment.start:
+  elif experiment.start and not isinstance(experiment.task, DistillationTask):
     if not isinstance(experiment.task, DenoiserTask):
       raise ConfigError(
         f"{type(experiment.task).__name__} begins from no model; leave "
@@ -154,12 +157,17 @@ def _reopened(
   if start and not run.has_step and is_first:
     begun = dataclasses.replace(experiment, start=start)
     _, params = begin_from(begun, sharding, trust)
-  elif start and not run.has_step and experiment.task.lora is None:
+  elif start and not run.has_step and _begins_from_params(experiment.task):
     # Stopped before its first checkpoint, so the parameters to begin from are
     # in no file of this run.
     start = open_model(start, LoadOptions(trust=tuple(trust)))
     _, params = _started(experiment, start, tokenizer, frozen, sharding)
   return PreparedRun(run, tokenizer, frozen, params)
+
+
+def _begins_from_params(task: Any) -> bool:
+  """Whether the parameters to begin from are trained, not frozen."""
+  return isinstance(task, DenoiserTask) and task.lora is None
 
 
 def _first_stage(
@@ -168,17 +176,26 @@ def _first_stage(
   sharding: Sharding,
   trust: Sequence[str],
 ) -> FirstStageParams:
-  """The first stage of the run `first_stage`, or of the model to begin from."""
+  """The first stage of the run `first_stage`, or of the model `start`."""
   if experiment.first_stage:
     run = open_first_stage(local_run(experiment.first_stage), trust)
     params, stage = run.trained(sharding), run.experiment.task.autoencoder
-    scale = None
+    check_encoder(run.experiment.task)
+    scale = known_latent_scale(run.experiment.task)
+  elif experiment.start and isinstance(experiment.task, DistillationTask):
+    stage, params, scale = open_autoencoder(experiment.start, trust)
+    params = jax.device_put(params, sharding.tree_shardings(params))
   elif start is not None:
     stage, params = start.model.first_stage, start.params.first_stage
     params = jax.device_put(params, sharding.tree_shardings(params))
     scale = float(start.params.latent_scale)
   elif isinstance(experiment.task.first_stage, PixelSpace):
     stage, params, scale = experiment.task.first_stage, {}, None
+  elif isinstance(experiment.task, DistillationTask):
+    raise ConfigError(
+      "distillation needs a trained model whose autoencoder is imitated; give "
+      "a run, a folder or a file (--config.start)"
+    )
   else:
     raise ConfigError(
       "stage two needs the run of a first stage: --config.first_stage=runs/NAME"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.latents import check_encoder
 from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.pretrained.from_pretrained import find_components
 from ldm_jax.pretrained.hub.fetch import local_path
@@ -51,7 +52,8 @@ def load_first_stages(
     trust: see `Run.open`.
 
   Raises:
-    ConfigError: a path is none of these, or has no first stage.
+    ConfigError: a path is none of these, or has no first stage, or one
+      without an encoder.
     WeightsError: weights are missing or malformed.
   """
   found = [_load(path, sharding, trust) for path in paths]
@@ -80,6 +82,7 @@ def _load(
     run = Run.open(path, trust)
     task = run.experiment.task
     if is_autoencoder(task):
+      check_encoder(task)
       module, variables = task.autoencoder, run.trained(sharding)
     elif getattr(task, "first_stage", None) is not None:
       module = task.first_stage

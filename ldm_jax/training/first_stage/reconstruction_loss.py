@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldm_jax.fields.limits import Natural, NonNegative, check_limits
+from ldm_jax.pixels import to_uint8
 
 PixelNorm = Literal["l1", "l2", "charbonnier"]
 Term = Literal[
@@ -57,6 +58,15 @@ def pixel_error(
   if norm == "l2":
     return jnp.square(error)
   return jnp.sqrt(jnp.square(error) + CHARBONNIER**2)
+
+
+def psnr(
+  ours: Float[Array, "b h w c"], theirs: Float[Array, "b h w c"]
+) -> Float[Array, ""]:
+  """Mean PSNR [dB] of images as 8-bit pixels."""
+  levels = [to_uint8(each).astype(jnp.float32) for each in (ours, theirs)]
+  error = jnp.square(levels[0] - levels[1]).mean((1, 2, 3))
+  return 10 * jnp.log10(255.0**2 / error).mean()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from ldm_jax.data.sources.cached_latents import (
   write_manifest,
 )
 from ldm_jax.errors import ConfigError, config_errors
-from ldm_jax.latents import encode_raw
+from ldm_jax.latents import check_encoder, encode_raw
 from ldm_jax.nn.autoencoder import Autoencoder
 from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.run import open_first_stage
@@ -82,6 +82,7 @@ def cache_latents(
     sharding.check_batch(request.batch)
     trust = (*request.trust, *packages(experiment))
     run = open_first_stage(local_run(request.first_stage), trust)
+    check_encoder(run.experiment.task)
     params = run.trained(sharding)
     stage = run.experiment.task.autoencoder
     readable = SkipBadImages(data.source, bad_image_log(experiment))
