@@ -46,8 +46,8 @@ show-%: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 \
 show-%: $(BASE)
 	$(BIN)/python benchmarks/glyphs.py $*
 
-# Tests a claim about latent diffusion: make claim-one, -two, -three; half an
-# hour each.
+# Tests a claim about latent diffusion: make claim-one, -two, -three, -four; half
+# an hour each.
 claim-%: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 \
   --xla_backend_optimization_level=1
 claim-%: $(BASE)

@@ -1,8 +1,9 @@
-"""Three claims about latent diffusion, measured on the built-in glyphs.
+"""Claims about latent diffusion, measured on built-in data.
 
   python benchmarks/claims.py one     compress before you denoise
   python benchmarks/claims.py two     what a bottleneck loses
   python benchmarks/claims.py three   the KL weight, the scale of latents
+  python benchmarks/claims.py four    f, channels, KL, VQ and DC-AE together
 
 Each takes less than half an hour on two CPU cores, resumes when it is run
 again, prints one line of JSON for each measurement, and writes a figure into
@@ -22,6 +23,7 @@ RUNS = os.path.join("runs", "claims")
 CACHE = os.path.join(RUNS, "compiled")
 FIGURES = os.path.join("benchmarks", "claims")
 FACTORS = {1: "(1,)", 2: "(1, 2)", 4: "(1, 2, 2)", 8: "(1, 2, 2, 2)"}
+WIDER = FACTORS | {16: "(1, 2, 2, 2, 2)", 32: "(1, 2, 2, 2, 2, 2)"}
 # Levels of the U-Net, and transformers in each: at 8 x 8 positions and below.
 LEVELS = {
   1: ("(1, 1, 1, 2)", "(0, 0, 0, 1)"),
@@ -54,6 +56,22 @@ LEARNED = {
 KL_WEIGHTS = [(0.0, None), (1e-6, None), (1e-3, None), (1.0, None), (1e-6, 1.0)]
 ONE, TWO = 600, 350  # steps of its stages
 QUALITY = ("valid_fraction", "class_accuracy")
+# Claim four: kind, f and channels on the glyphs; which of them a second stage
+# is trained on, and for how many seconds; and which are trained on photographs.
+STAGES = [
+  *(("kl", 4, c) for c in (4, 16)),
+  *(("kl", 8, c) for c in (4, 16)),
+  *(("kl", 16, c) for c in (16, 64)),
+  ("kl", 32, 64),
+  *(("vq", f, 4) for f in (4, 8)),
+  ("dc", 32, 32),
+  ("dc", 32, 64),
+]
+SECOND = [("kl", 4, 4), ("kl", 8, 16), ("kl", 16, 64), ("dc", 32, 64)]
+SECONDS = 90
+PHOTOGRAPHS = [("kl", 4, 4), ("kl", 8, 16), ("kl", 16, 64), ("kl", 32, 64)]
+DEEPER = LEVELS | {16: ("(1, 2)", "(1, 1)"), 32: ("(2,)", "(1,)")}
+LOOKS = ("psnr", "ssim")
 SHOWN = (
   ("psnr",),
   ("nats",),
@@ -458,6 +476,117 @@ def three():
   finish(plot, "three.png")
 
 
+def stage(kind, factor, channels):
+  """Claim four: the run of a first stage on the glyphs of 64 pixels."""
+  name = f"four_{kind}_f{factor}_c{channels}"
+  fields = {
+    "task__optimizer__muon": 1e-2,
+    "task__autoencoder__latent_channels": channels,
+  }
+  config = {"kl": "claims_autoencoder", "vq": "claims_vq", "dc": "dcae_f32"}
+  if kind == "dc":
+    # As many steps as the others.
+    fields |= {"steps": ONE, "task__optimizer__decay_steps": ONE}
+    fields |= {"checkpoints__every": ONE, "reports__previews_every": 0}
+  else:
+    fields |= {"task__autoencoder__trunk__multipliers": WIDER[factor]}
+  if kind == "kl":
+    fields |= {"task__bottleneck_weight": 5e-3}
+  if kind == "vq":
+    fields |= {"task__autoencoder__bottleneck__width": channels}
+  return os.path.join(RUNS, name), train(config[kind], name, **fields)
+
+
+def looks(folder, *flags):
+  """PSNR and SSIM of reconstructions."""
+  out = f"--out={folder}/evaluation"
+  found = call("-m", "ldm_jax", "evaluate", folder, out, *flags)
+  return {name: round(found[name], 4) for name in LOOKS}
+
+
+def first(kind, factor, channels):
+  """Claim four: what a first stage preserves, and its cost."""
+  folder, log = stage(kind, factor, channels)
+  numbers = (64 // factor) ** 2 * (channels if kind != "vq" else 1)
+  return {
+    "numbers": numbers,
+    "step_seconds": median(log),
+    **looks(folder, "--num=256"),
+  }
+
+
+def second(kind, factor, channels):
+  """Claim four: a step's cost, and samples after equal time of training."""
+  folder, _ = stage(kind, factor, channels)
+  levels, depths = DEEPER[factor]
+  name = f"four_two_{kind}_f{factor}_c{channels}"
+  fields = {
+    "task__model__unet__multipliers": levels,
+    "task__model__unet__attention__depths": depths,
+    "task__model__unet__out_channels": channels,
+    "first_stage": folder,
+  }
+  step = median(train("claims_latents", name, steps=20, **fields))
+  steps = max(21, round(SECONDS / step))
+  log = train("claims_latents", name, steps=steps, **fields)
+  found = evaluated(name, MANY)
+  kept = ("colour_accuracy", "class_accuracy", "valid_fraction")
+  result = {"step_seconds": step, "steps": steps}
+  result |= {"seconds": round(steps * median(log))}
+  return result | {name: found[name] for name in kept}
+
+
+def photographs(kind, factor, channels):
+  """Claim four: the same first stages on photographs, without LPIPS."""
+  name = f"four_photos_{kind}_f{factor}_c{channels}"
+  fields = {
+    "task__autoencoder__trunk__multipliers": WIDER[factor],
+    "task__autoencoder__trunk__channels": 16,
+    "task__autoencoder__trunk__groups": 4,
+    "task__autoencoder__latent_channels": channels,
+    "task__perceptual": "none",
+    "task__discriminator": "none",
+    "task__optimizer__muon": 5e-3,
+    "task__optimizer__decay_steps": ONE,
+    "data__augment__size": 64,
+    "steps": ONE,
+    "checkpoints__every": ONE,
+    "reports__previews_every": 0,
+  }
+  log = train("photos_autoencoder", name, **fields)
+  folder = os.path.join(RUNS, name)
+  return {"step_seconds": median(log), **looks(folder, "--num=3")}
+
+
+def four():
+  """All kinds of first stages: what they lose, and what they buy."""
+  measures = {"": first, " second": second, " photographs": photographs}
+  asked = {"": STAGES, " second": SECOND, " photographs": PHOTOGRAPHS}
+  found = {}
+  for what, measure in measures.items():
+    for kind, factor, channels in asked[what]:
+      name = f"{kind} f{factor} c{channels}{what}"
+      bound = functools.partial(measure, kind, factor, channels)
+      found[name] = cached("four", name, bound)
+  plot = canvas(3, "latent numbers of an image of 64 x 64")
+  for kind, label in (("kl", "KL"), ("vq", "VQ"), ("dc", "DC-AE")):
+    rows = [(found[f"{k} f{f} c{c}"], f) for k, f, c in STAGES if k == kind]
+    x = [row["numbers"] for row, _ in rows]
+    for axes, shown in zip(plot, LOOKS, strict=False):
+      axes.semilogx(x, [row[shown] for row, _ in rows], "o", label=label)
+      axes.set_ylabel(shown)
+      for row, factor in rows:
+        axes.annotate(f"f{factor}", (row["numbers"], row[shown]))
+  for kind, factor, channels in SECOND:
+    row = found[f"{kind} f{factor} c{channels} second"]
+    label = f"{kind} f{factor} c{channels}"
+    plot[2].plot([row["step_seconds"]], [row[FIRST]], "o", label=label)
+  plot[2].set_xlabel("seconds of a step of the second stage")
+  plot[2].set_ylabel(f"colour correct after {SECONDS} s")
+  plot[0].legend()
+  finish(plot, "four.png")
+
+
 def canvas(count, label):
   """Axes side by side."""
   import matplotlib
@@ -485,6 +614,6 @@ def finish(plot, name):
 
 if __name__ == "__main__":
   flags = argparse.ArgumentParser(description=__doc__)
-  claims = {"one": one, "two": two, "three": three}
+  claims = {"one": one, "two": two, "three": three, "four": four}
   flags.add_argument("claim", choices=claims)
   claims[flags.parse_args().claim]()
