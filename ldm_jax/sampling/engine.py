@@ -129,8 +129,10 @@ class SamplingEngine:
       if inputs.output == "latents":
         yield processes.gather(latents)[keep]
         continue
-      decoded = self.codec.decode(latents, config.tile)
-      if images.masks is not None:
+      is_masked = images.masks is not None
+      known = (images.images, images.masks) if is_masked else None
+      decoded = self.codec.decode(latents, config.tile, known)
+      if is_masked:
         decoded = paste(decoded, images.images, images.masks)
       yield decoded[keep]
 

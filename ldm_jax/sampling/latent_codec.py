@@ -25,6 +25,7 @@ from ldm_jax.nn.conv_stack.exact_tiles import (
   has_exact_tiles,
 )
 from ldm_jax.nn.first_stage import Posterior
+from ldm_jax.nn.inpainting_decoder import InpaintingAutoencoder
 from ldm_jax.nn.latent_normalization import denormalize, normalize
 from ldm_jax.nn.operators.choice import current_operators
 from ldm_jax.pixels import to_float, to_uint8
@@ -36,6 +37,9 @@ from ldm_jax.runtime.stored_programs import StoredProgram, stored_value
 from ldm_jax.sampling.tiling import blend
 
 logger = logging.getLogger(__name__)
+
+# Images, and masks that are true where they are generated.
+Known = tuple[UInt8[np.ndarray, "b H W 3"], Bool[np.ndarray, "b H W"]]
 
 
 class Decoding(NamedTuple):
@@ -95,23 +99,37 @@ class LatentCodec:
     return denormalize(first_stage, latents / self._params.latent_scale)
 
   def decode(
-    self, latents: Float[Array, "b h w c"], tile: int | None = None
+    self,
+    latents: Float[Array, "b h w c"],
+    tile: int | None = None,
+    known: Known | None = None,
   ) -> UInt8[np.ndarray, "b H W 3"]:
     """Scaled latents to images.
 
     Args:
       tile: side in pixels.
+      known: images and masks of what is inpainted, which a decoder may read
+        that was made for it (`InpaintingAutoencoder`). In tiles it does not.
 
     Raises:
       NonFinite: an image holds NaN or infinity.
     """
-    return self.decoded(self.begin_decoding(latents, tile))
+    return self.decoded(self.begin_decoding(latents, tile, known))
 
   def begin_decoding(
-    self, latents: Float[Array, "b h w c"], tile: int | None = None
+    self,
+    latents: Float[Array, "b h w c"],
+    tile: int | None = None,
+    known: Known | None = None,
   ) -> Decoding:
     """As `decode`, but waits for nothing; `decoded` does."""
-    return Decoding(*self._decode(self._params, latents, tile=tile))
+    has_known = isinstance(self._model.first_stage, InpaintingAutoencoder)
+    if known is not None and has_known and tile is None:
+      known = tuple(map(self._sharding.distribute, known))
+    else:
+      known = None
+    decoded = self._decode(self._params, latents, known, tile=tile)
+    return Decoding(*decoded)
 
   def decoded(self, decoding: Decoding) -> UInt8[np.ndarray, "b H W 3"]:
     """The images; raises as `decode`."""
@@ -171,14 +189,19 @@ def _decode(
   model: LatentDiffusion,
   params: Parameters,
   latents: Array,
+  known: tuple[Array, Array] | None = None,
   *,
   tile: int | None,
 ) -> Array:
   """`LatentDiffusion.decode`, in exact tiles if asked to."""
-  if tile is None:
+  if tile is None and known is None:
     return model.decode(params, latents)
   stage = model.first_stage
   unscaled = denormalize(stage, latents / params.latent_scale)
+  if known is not None:
+    images, holes = known
+    given = to_float(images), holes[..., None].astype(jnp.float32)
+    return stage.apply(params.first_stage, unscaled, *given, method="decode")
   return decode_in_tiles(stage, params.first_stage, unscaled, tile=tile)
 
 
@@ -233,13 +256,14 @@ def _decoded(
   model: LatentDiffusion,
   params: Parameters,
   latents: Array,
+  known: tuple[Array, Array] | None,
   *,
   tile: int | None,
 ) -> tuple[Array, Array | None, Array]:
   """Images, how much tiles differ, and how many images are not finite."""
   seam = None
   if tile is None or has_exact_tiles(model.first_stage):
-    images = _decode(model, params, latents, tile=tile)
+    images = _decode(model, params, latents, known, tile=tile)
   else:
     stride = model.first_stage.stride
     images, seam = blend(

@@ -91,7 +91,10 @@ class SlotJob:
     """Enqueues the decoder; `decoded` waits for it."""
     shards = self.engine.sharding.batch_shards
     rows = latents if shards == 1 else jnp.repeat(latents, shards, axis=0)
-    return self.engine.codec.begin_decoding(rows, self.config.tile)
+    known = self.masked
+    if known is not None:
+      known = tuple(np.repeat(part, shards, axis=0) for part in known)
+    return self.engine.codec.begin_decoding(rows, self.config.tile, known)
 
   def decoded(self, decoding: Decoding) -> UInt8[np.ndarray, "H W 3"]:
     """The image; where it was inpainted, with the rest of it.
