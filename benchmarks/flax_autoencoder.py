@@ -39,12 +39,12 @@ def modules(channels):
   shapes = jax.eval_shape(theirs.init_weights, jax.random.key(0))
   rng = np.random.default_rng(0)
 
-  def draw(leaf):
+  def random(leaf):
     values = rng.standard_normal(leaf.shape, np.float32)
     fan = max(1, leaf.size // leaf.shape[-1])
     return values / fan**0.5 if len(leaf.shape) > 1 else values * 0.1 + 1
 
-  params = jax.tree.map(draw, shapes)
+  params = jax.tree.map(random, shapes)
   ours = Autoencoder(ConvStack(channels))
   own = jax.eval_shape(
     ours.init,
