@@ -1,7 +1,8 @@
 """Stage one: the autoencoder and its patch discriminator, in one step."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,13 +25,15 @@ from ldm_jax.training.first_stage.adversarial_loss import (
 from ldm_jax.training.first_stage.autoencoder_state import Frozen, State
 from ldm_jax.training.first_stage.reconstruction_loss import ReconstructionLoss
 from ldm_jax.training.first_stage.regularizers import (
+  Batch,
   Regularizer,
+  RegularizerInputs,
+  Scales,
+  check_trained,
   initial_parameters,
-  regularization_gradient,
+  regularize,
 )
 from ldm_jax.training.first_stage.trainable_parameters import replace, select
-
-Batch = Mapping[str, Any]  # arrays [b ...], or their shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,7 @@ class AutoencoderTask(ReconstructionLoss):
         f"trains={self.trains} leaves out decoder/conv_out, which weighs the "
         "adversarial loss; add it, or set discriminator=None"
       )
+    check_trained(self.regularizers, self.trains)
 
   def frozen_shapes(self, batch: Batch) -> Frozen:
     """Shapes of `frozen` for batches like this one."""
@@ -112,10 +116,9 @@ class AutoencoderTask(ReconstructionLoss):
       self.autoencoder.init(key_autoencoder, images, noise),
     )
     params = {"autoencoder": variables, "logvar": jnp.float32(self.logvar)}
-    if self.regularizers:
-      params["regularizers"] = initial_parameters(
-        self.regularizers, key, self.autoencoder, batch
-      )
+    if parts := self.regularizers:
+      given = parts, key, self.autoencoder, batch
+      params["regularizers"] = initial_parameters(*given)
     critic = critic_opt = None
     if self.discriminator is not None:
       critic = self.discriminator.init(key_critic, images)
@@ -156,6 +159,7 @@ class AutoencoderTask(ReconstructionLoss):
       self._nll, (0, 1), has_aux=True
     )(recon, state.params["logvar"], images, frozen, state.step)
 
+    of_nll = functools.partial(pullback, (recon_grad, jnp.zeros(())))
     state, recon_grad, adversarial = self._adversarial(
       state, images, recon, recon_grad, pullback
     )
@@ -166,7 +170,8 @@ class AutoencoderTask(ReconstructionLoss):
     grads = {"autoencoder": grads, "logvar": logvar_grad}
     loss = nll + bottleneck_weight * bottleneck_loss
     if self.regularizers:
-      term, parts, grads = self._regularized(state, frozen, images, key, grads)
+      given = state, frozen, images, key
+      term, parts, grads = self._regularized(given, grads, of_nll)
       loss, metrics = loss + term, metrics | parts
     metrics |= {"loss": loss, "bottleneck_loss": bottleneck_loss} | adversarial
     metrics["gradient_norm"] = optax.tree.norm(grads)
@@ -260,24 +265,19 @@ class AutoencoderTask(ReconstructionLoss):
     return state, recon_grad + scale * g_grad, metrics
 
   def _regularized(
-    self, state: State, frozen: Frozen, images: Array, key: Array, grads: Any
+    self, given: tuple, grads: Any, of_nll: Callable[[], Any]
   ) -> tuple[Array, dict[str, Array], Any]:
     """The weighted sum of the regularizers, metrics, gradients with theirs."""
-    factor = self.weight("regularization", state.step)
-    if self.reduction == "sum":
-      factor *= images[0].size
-    parts = state.params["autoencoder"], state.params["regularizers"]
-    (loss, metrics), (of_selected, of_own) = regularization_gradient(
+    state, frozen, images, key = given
+    own, s, n = state.params, state.params["logvar"], state.step
+    nll = lambda x, r: self._nll(r, s, x, frozen, n)[0] / self.values(x)
+    return regularize(
       self.regularizers,
-      (self.autoencoder, self.trains),
-      (*parts, frozen.regularizers),
-      images,
-      key,
+      RegularizerInputs(self.autoencoder, own["autoencoder"], images, key, nll),
+      (own["regularizers"], frozen.regularizers),
+      Scales(self.weight("regularization", n), self.values(images), of_nll),
+      (grads, self.trains),
     )
-    scaled = lambda tree: jax.tree.map(lambda g: factor * g, tree)
-    added = jax.tree.map(jnp.add, grads["autoencoder"], scaled(of_selected))
-    grads = grads | {"autoencoder": added, "regularizers": scaled(of_own)}
-    return factor * loss, metrics, grads
 
   def _selected(self, params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that the optimizer sees."""

@@ -73,7 +73,12 @@ def adaptive_weight(
     (grads,) = pullback((cotangent, jnp.zeros(())))
     return grads["params"]["decoder"]["conv_out"]["kernel"]
 
-  ratio = jnp.linalg.norm(last_kernel(recon_grad)) / (
-    jnp.linalg.norm(last_kernel(g_grad)) + 1e-4
-  )
-  return jnp.clip(ratio, 0.0, 1e4)
+  return norm_ratio(last_kernel(recon_grad), last_kernel(g_grad), 1e4)
+
+
+def norm_ratio(
+  reference: Array, gradient: Array, largest: float
+) -> Float[Array, ""]:
+  """clip(|a| / (|b| + 1e-4), 0, largest) of two gradients of one kernel."""
+  ratio = jnp.linalg.norm(reference) / (jnp.linalg.norm(gradient) + 1e-4)
+  return jnp.clip(ratio, 0.0, largest)

@@ -110,6 +110,10 @@ class ReconstructionLoss:
         factor *= jnp.interp(jnp.float32(step), steps, factors)
     return factor
 
+  def values(self, images: Float[Array, "b h w c"]) -> int:
+    """How many values of an image nll is a sum of; 1 where it is a mean."""
+    return images[0].size if self.reduction == "sum" else 1
+
   def negative_log_likelihood(
     self,
     error: Float[Array, "b h w c"],
