@@ -287,6 +287,27 @@ def test_the_run_reconstructs_and_decodes_previews(run):
 
 
 @pytest.mark.slow
+def test_diffusers_decodes_and_encodes_the_same(run, tmp_path):
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  folder = str(tmp_path / "tiny")
+  ldm_jax.convert(ldm_jax.ConvertRequest(run.folder, folder))
+  theirs = diffusers.AutoencoderTiny.from_pretrained(folder)
+  assert theirs.config.scaling_factor == 1
+  stage, params = run.experiment.task.autoencoder, run.trained(SHARDING)
+  images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3))
+  given = torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float32)
+  with torch.no_grad():
+    latents = theirs.encode(given).latents
+    decoded = theirs.decode(latents).sample
+  last = lambda array: array.numpy().transpose(0, 2, 3, 1)
+  ours = stage.apply(params, jnp.float32(images), method="encode").mode()
+  np.testing.assert_allclose(ours, last(latents), atol=1e-5)
+  ours = stage.apply(params, jnp.asarray(last(latents)), method="decode")
+  np.testing.assert_allclose(ours, last(decoded), atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_decoder_alone_keeps_its_encoder_and_encodes_nothing(
   published, tmp_path
 ):

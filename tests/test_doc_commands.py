@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 NOT_HERE = re.compile(
   r"FILE|weights-inception|\bRUN\b|MODEL|\bowner/|/shared/|\.\.\.|runs/X"
   r"|configs/[XY]|cat\.png|rows\.npy|topology|--tracker|my_denoiser|my_auto"
-  r"|runs/(denoiser|mine --trust|style)|sd/|--help-config|mesh\.fsdp|real\.npz"
-  r"|small\.png|restored"
+  r"|runs/(denoiser|mine --trust|style|vae)|sd/|--help-config|mesh\.fsdp"
+  r"|real\.npz|small\.png|restored"
 )
 SMALL = {
   "photos_autoencoder": small_models.ONE
