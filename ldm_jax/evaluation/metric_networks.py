@@ -79,7 +79,9 @@ class MetricNetworks:
     is_both = request.resize == "both"
     modes = get_args(ResizeMode) if is_both else (request.resize,)
     variables = inceptions.inception(request.inception)
-    return {m: Extractor(variables, self._sharding, m) for m in modes}
+    batch = min(BLOCK, request.num or BLOCK)
+    open_one = lambda mode: Extractor(variables, self._sharding, mode, batch)
+    return {mode: open_one(mode) for mode in modes}
 
   def features(self, images: ImageSet) -> dict[ResizeMode, Features]:
     """Inception's features by resizing mode; empty without Inception."""

@@ -62,6 +62,7 @@ class FirstStageRequest:
     """The same as a request for the networks of metrics."""
     return EvaluationRequest(
       self.images or "",
+      num=self.num,
       inception=self.inception,
       dino=self.dino,
       lpips_trunk=self.lpips_trunk,
