@@ -7,8 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.fields.limits import Count
-from ldm_jax.nn.bottleneck import DeterministicPosterior
-from ldm_jax.nn.first_stage import latent_shape
+from ldm_jax.nn.deterministic_autoencoder import DeterministicAutoencoder
 from ldm_jax.nn.layers import conv, upsample
 
 _LIMIT = 3.0  # decoded latents are limited to it, smoothly
@@ -92,7 +91,7 @@ class TinyDecoder(nn.Module):
     return 2 * h.astype(jnp.float32) - 1
 
 
-class TinyAutoencoder(nn.Module):
+class TinyAutoencoder(DeterministicAutoencoder):
   """TAESD, diffusers' AutoencoderTiny: a `FirstStage` without randomness.
 
   Its latents are those of a larger autoencoder after scaling, so that their
@@ -124,44 +123,12 @@ class TinyAutoencoder(nn.Module):
     super().__post_init__()
 
   @property
-  def stride(self) -> int:
-    """f: pixels per latent, along one side."""
-    return 2 ** (len(self.encoder_blocks) - 1)
-
-  def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-    """(h, w, c) of the latents of a height x width image.
-
-    Raises:
-      ValueError: a side is not a multiple of the stride.
-    """
-    return latent_shape(
-      height, width, len(self.encoder_blocks) - 1, self.latent_channels
-    )
+  def halvings(self) -> int:
+    """How many times h and w are halved."""
+    return len(self.encoder_blocks) - 1
 
   def setup(self):
     self.encoder = TinyEncoder(
       self.channels, self.latent_channels, self.encoder_blocks, self.dtype
     )
     self.decoder = TinyDecoder(self.channels, self.decoder_blocks, self.dtype)
-
-  def encode(self, images: Float[Array, "b h w 3"]) -> DeterministicPosterior:
-    """Latents of images in [-1, 1]."""
-    self.latent_shape(*images.shape[1:3])
-    return self.posterior(self.encoder(images))
-
-  def posterior(
-    self, moments: Float[Array, "b h w c"]
-  ) -> DeterministicPosterior:
-    """The encoder's output itself; needs no parameters."""
-    return DeterministicPosterior(moments.astype(jnp.float32))
-
-  def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-    """Images of latents, about [-1, 1], not clipped."""
-    return self.decoder(latents)
-
-  def __call__(
-    self, images: Float[Array, "b h w 3"], noise: Float[Array, "b hz wz c"]
-  ) -> tuple[Float[Array, "b h w 3"], Float[Array, ""]]:
-    """Reconstructions, and a loss of 0."""
-    del noise
-    return self.decode(self.encode(images).mode()), jnp.zeros(())

@@ -6,7 +6,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.fields.limits import Count
-from ldm_jax.nn.bottleneck import DeterministicPosterior
 from ldm_jax.nn.deep_compression.blocks import (
   Activation,
   ChannelNorm,
@@ -19,7 +18,7 @@ from ldm_jax.nn.deep_compression.blocks import (
   space_to_channel,
 )
 from ldm_jax.nn.deep_compression.levels import DCLevel, DCStack
-from ldm_jax.nn.first_stage import latent_shape
+from ldm_jax.nn.deterministic_autoencoder import DeterministicAutoencoder
 from ldm_jax.nn.layers import Remat, conv
 
 
@@ -106,7 +105,7 @@ def _levels(blocks: tuple[int, ...], scales: tuple[int, ...]) -> DCStack:
   )
 
 
-class DCAutoencoder(nn.Module):
+class DCAutoencoder(DeterministicAutoencoder):
   """DC-AE, diffusers' AutoencoderDC: a `FirstStage` without randomness.
 
   Chen et al. 2024 (arXiv 2410.10733); the default has the blocks of SANA's
@@ -129,21 +128,9 @@ class DCAutoencoder(nn.Module):
   dtype: DTypeLike = "float32"
 
   @property
-  def _halvings(self) -> int:
+  def halvings(self) -> int:
+    """How many times h and w are halved."""
     return len(self.encoder_stack.levels) - 1
-
-  @property
-  def stride(self) -> int:
-    """f: pixels per latent, along one side."""
-    return 2**self._halvings
-
-  def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-    """(h, w, c) of the latents of a height x width image.
-
-    Raises:
-      ValueError: a side is not a multiple of the stride.
-    """
-    return latent_shape(height, width, self._halvings, self.latent_channels)
 
   def check(self) -> None:
     """Raises ValueError if the stacks and the latents do not fit together."""
@@ -176,25 +163,3 @@ class DCAutoencoder(nn.Module):
     self.decoder = DCDecoder(
       self.decoder_stack, self.last_activation, self.remat, self.dtype
     )
-
-  def encode(self, images: Float[Array, "b h w 3"]) -> DeterministicPosterior:
-    """Latents of images in [-1, 1]."""
-    self.latent_shape(*images.shape[1:3])
-    return self.posterior(self.encoder(images))
-
-  def posterior(
-    self, moments: Float[Array, "b h w c"]
-  ) -> DeterministicPosterior:
-    """The encoder's output itself; needs no parameters."""
-    return DeterministicPosterior(moments.astype(jnp.float32))
-
-  def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-    """Images of latents, about [-1, 1], not clipped."""
-    return self.decoder(latents)
-
-  def __call__(
-    self, images: Float[Array, "b h w 3"], noise: Float[Array, "b hz wz c"]
-  ) -> tuple[Float[Array, "b h w 3"], Float[Array, ""]]:
-    """Reconstructions, and a loss of 0."""
-    del noise
-    return self.decode(self.encode(images).mode()), jnp.zeros(())
