@@ -17,7 +17,7 @@ from photos_autoencoder import get_config as photographs
 from ldm_jax.config import Reports
 from ldm_jax.runtime.checkpointing.policy import CheckpointPolicy
 
-STEPS = 900
+STEPS = 700
 
 
 def get_config():
