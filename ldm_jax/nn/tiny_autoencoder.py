@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.fields.limits import Count
-from ldm_jax.nn.deterministic_autoencoder import DeterministicAutoencoder
+from ldm_jax.nn.first_stage import DeterministicAutoencoder
 from ldm_jax.nn.layers import conv, upsample
 
 _LIMIT = 3.0  # decoded latents are limited to it, smoothly

@@ -18,7 +18,7 @@ from ldm_jax.nn.deep_compression.blocks import (
   space_to_channel,
 )
 from ldm_jax.nn.deep_compression.levels import DCLevel, DCStack
-from ldm_jax.nn.deterministic_autoencoder import DeterministicAutoencoder
+from ldm_jax.nn.first_stage import DeterministicAutoencoder
 from ldm_jax.nn.layers import Remat, conv
 
 
