@@ -207,7 +207,10 @@ def test_a_published_folder_is_compared(tmp_path, capsys):
     command.main([*flags, "--size=33"])
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path):
+def test_what_cannot_be_compared_is_refused(identities, tmp_path):
+  (tmp_path / "config.json").write_text('{"experiment": {}}')
+  with pytest.raises(ConfigError, match="is a run; the images are a folder"):
+    ldm_jax.evaluate_first_stages(request("perfect", images=str(tmp_path)))
   with pytest.raises(ConfigError, match="give one or more"):
     request()
   with pytest.raises(ConfigError, match="rounds is 0"):

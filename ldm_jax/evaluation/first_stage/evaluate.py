@@ -31,6 +31,7 @@ from ldm_jax.evaluation.image_sets import folder_images
 from ldm_jax.evaluation.metric_networks import MetricNetworks
 from ldm_jax.fields.arguments import checked
 from ldm_jax.files.atomic_writes import replace_file
+from ldm_jax.run import Run
 from ldm_jax.runtime import image_files
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -114,6 +115,11 @@ def _images(request: FirstStageRequest) -> Images:
   """The images of the request, cropped to squares of its size."""
   if request.images is None:
     return glyph_mosaics(request.num, request.size)
+  if Run.exists(request.images):
+    raise ConfigError(
+      f"{request.images} is a run; the images are a folder of images, or left "
+      "out, and runs are models (--model)"
+    )
   found = folder_images(request.images, None)
   count = min(request.num, len(found))
   if count < request.num:
