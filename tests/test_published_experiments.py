@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import random_state
+from networks import random_like, random_state
 
 from ldm_jax import config
 from ldm_jax.diffusion.schedule import Schedule
@@ -42,6 +42,7 @@ from ldm_jax.nn.unet import UNet
 from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.classifier import ClassifierTask
 from ldm_jax.training.denoiser import DenoiserTask, Frozen
+from ldm_jax.training.first_stage.feature_alignment import FeatureAlignment
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -58,6 +59,9 @@ STAGES = {
   "sd/kl_f4_z4": 55_325_927,
   "sd/kl_f8_ft_ema": 83_653_863,
   "sd/kl_f8_mse": 83_653_863,
+  "first_stages/kl_f8c16": 83_819_683,
+  "first_stages/kl_f16c16": 69_610_963,
+  "first_stages/vavae_f16c32": 69_836_067,
 }
 # LDM's text encoders have an unused last layer, width x ids + ids.
 BERT = {
@@ -94,6 +98,7 @@ DIFFUSIONS = {
 CLASSIFIERS = ("ldm/imagenet256_f8_classifier",)
 # Tensors of a U-Net, by torch's count.
 TENSORS = {"sd/sd1": 686, "sd/sdxl_base": 1680}
+FOLDERS = ("ldm", "sd", "first_stages")
 EVERY = (*STAGES, *DIFFUSIONS, *CLASSIFIERS)
 
 
@@ -179,10 +184,10 @@ def test_second_stages_have_their_size(name):
 def test_every_published_experiment_is_checked():
   found = {
     str(path.relative_to(CONFIGS).with_suffix(""))
-    for folder in ("ldm", "sd")
+    for folder in FOLDERS
     for path in (CONFIGS / folder).glob("*.py")
   }
-  assert found == {*EVERY, "ldm/base", "sd/base"}
+  assert found == {*EVERY, *(f"{folder}/base" for folder in FOLDERS)}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -237,6 +242,9 @@ def small(node):
       return node.clone(width=16)
     case PatchDiscriminator():
       return node.clone(width=8)
+    case FeatureAlignment():
+      encoder = node.encoder.clone(size=4, patch=2, width=8, depth=1, heads=1)
+      return dataclasses.replace(node, encoder=encoder)
   return node
 
 
@@ -255,10 +263,11 @@ def test_every_published_experiment_learns(name):
       discriminator=small(task.discriminator),
       perceptual=None,
       disc_start=0,
+      regularizers=tuple(map(small, task.regularizers)),
     )
     given = {"image": np.zeros((2, side, side, 3), np.uint8)}
     given["image"][:] = np.random.default_rng(1).integers(0, 256, side)[:, None]
-    frozen = task.frozen_shapes(given)
+    frozen = random_like(task.frozen_shapes(given))
   else:
     task = task.with_first_stage(small(stage_of(made)))
     if isinstance(task, DenoiserTask):
