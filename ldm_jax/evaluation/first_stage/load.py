@@ -64,14 +64,30 @@ def load_first_stages(
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-  """The last parts of paths, as many as distinguish them."""
+  """The last part of every path, or as many as distinguish it from others.
+
+  Folders named vae are named with the folder that they are in; equal paths
+  are numbered.
+  """
   parts = [os.path.normpath(path).split(os.sep) for path in paths]
-  for count in range(1, max(map(len, parts)) + 1):
-    names = ["/".join(part[-count:]) for part in parts]
-    is_plain = any(name in ("vae", "vqvae") for name in names)
-    if len(set(names)) == len(names) and not is_plain:
-      return names
-  return [f"{path} ({i + 1})" for i, path in enumerate(paths)]
+  counts = [2 if part[-1] in ("vae", "vqvae") else 1 for part in parts]
+  while True:
+    names = [
+      "/".join(part[-count:]) for part, count in zip(parts, counts, strict=True)
+    ]
+    longer = [
+      i
+      for i, name in enumerate(names)
+      if names.count(name) > 1 and counts[i] < len(parts[i])
+    ]
+    if not longer:
+      break
+    for i in longer:
+      counts[i] += 1
+  return [
+    name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})"
+    for i, name in enumerate(names)
+  ]
 
 
 def _load(
