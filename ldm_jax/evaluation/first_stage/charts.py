@@ -61,15 +61,16 @@ class Charts:
     )
 
   def through(self, reconstruct: Callable[[Images], Images]) -> "Charts":
-    """The same charts as a first stage reconstructs them."""
-    return Charts(
-      tuple(
-        dataclasses.replace(pages, images=reconstruct(pages.images))
-        for pages in self.text
-      ),
-      reconstruct(self.patterns),
-      reconstruct(self.glyphs),
+    """The same charts as a first stage reconstructs them, all at once."""
+    parts = [page.images for page in self.text]
+    parts += [self.patterns, self.glyphs]
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    *text, tiles, glyphs = np.split(reconstruct(np.concatenate(parts)), ends)
+    pages = tuple(
+      dataclasses.replace(page, images=images)
+      for page, images in zip(self.text, text, strict=True)
     )
+    return Charts(pages, tiles, glyphs)
 
   def overviews(self, side: int) -> dict[str, Image]:
     """An image of at most `side` pixels for each chart, to look at."""
