@@ -59,6 +59,7 @@ _MODULES = {
   "nn.latent_normalization": ("BatchStatistics", "LatentNormalization"),
   "nn.tiny_autoencoder": ("TinyAutoencoder",),
   "nn.unet": ("UNet",),
+  "nn.dit.dit": ("DiT",),
   "nn.transformer": ("AttentionPlan",),
   "nn.encoder_unet": ("EncoderUNet",),
   "nn.lora": ("LoRA",),

@@ -231,14 +231,15 @@ def layer_norm(
   return norm(x.astype(jnp.float32)).astype(dtype)
 
 
-def sinusoids(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
-  """[cos(t f_i) | sin(t f_i)], f_i = 10000^(-i / half), half = width // 2.
+def sinusoids(
+  t: Float[Array, " b"], width: int, shift: int = 0
+) -> Float[Array, "b width"]:
+  """[cos(t f_i) | sin(t f_i)], f_i = 10000^(-i / (half - shift)).
 
-  Vaswani et al. 2017, section 3.5, cosines first as in Ho et al. 2020's
-  successors; t is not scaled to [0, 1].
+  half = width // 2 (Vaswani et al. 2017, 3.5); t is not scaled to [0, 1].
   """
-  half = width // 2
-  frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / half)
+  count = jnp.arange(width // 2)
+  frequencies = jnp.exp(-jnp.log(10000.0) * count / (width // 2 - shift))
   angles = t.astype(jnp.float32)[:, None] * frequencies
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Real
 
-from ldm_jax.fields.limits import Count, Fraction, Natural
+from ldm_jax.fields.limits import Count, Fraction, Natural, Positive
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.layers import layer_norm, sinusoids
 
@@ -87,6 +87,8 @@ class ClassEmbedder(nn.Module):
       time embedding (Dhariwal and Nichol 2021, section 3); "both" is both.
     input_key: of the batch's array of labels, in [0, classes).
     drop_rate: fraction of training examples with the unconditional class.
+    deviation: of the rows' initial normal values: torch.nn.Embedding's; DiT's
+      is 0.02.
   """
 
   classes: Count
@@ -94,6 +96,7 @@ class ClassEmbedder(nn.Module):
   joins: Literal["context", "vector", "both"] = "context"
   input_key: str = "label"
   drop_rate: Fraction = 0.1
+  deviation: Positive = 1.0
 
   has_unconditional = True
   is_frozen = False
@@ -105,7 +108,7 @@ class ClassEmbedder(nn.Module):
     table = nn.Embed(
       self.classes + 1,
       self.width,
-      embedding_init=nn.initializers.normal(1.0),  # torch.nn.Embedding's
+      embedding_init=nn.initializers.normal(self.deviation),
       name="table",
     )
     row = table(jnp.where(drop, self.classes, label))

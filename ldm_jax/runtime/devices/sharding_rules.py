@@ -17,8 +17,8 @@ RULES: Rules = (
   # Heads of attention.
   (r"(^|/)(q|k|v)/(kernel|bias)$", OUT),
   (r"(^|/)out/kernel$", IN),
-  # Feed-forwards, of the U-Net and of text encoders.
-  (r"(^|/)up(_\d+)?/(kernel|bias)$", OUT),
+  # Feed-forwards, of the U-Net, of DiT and of text encoders.
+  (r"(^|/)(up(_\d+)?|gate)/(kernel|bias)$", OUT),
   (r"(^|/)down(_\d+)?/kernel$", IN),
   # Channels inside residual blocks; the time is added to them there.
   (r"(^|/)(conv1|emb)/(kernel|bias)$", OUT),

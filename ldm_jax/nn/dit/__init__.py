@@ -1,0 +1,1 @@
+"""Diffusion transformers: patches of latents as tokens."""
