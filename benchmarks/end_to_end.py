@@ -1,6 +1,6 @@
 """Images per second, from the prompt to pixels, here and in diffusers.
 
-  python benchmarks/picture.py [--rounds 5] [--side 256] [--width 128]
+  python benchmarks/end_to_end.py [--rounds 5] [--side 256] [--width 128]
 
 A model of Stable Diffusion 1's architecture with random weights and the given
 width (SD 1's is 320), written by diffusers as a folder that both open: 20
