@@ -354,6 +354,6 @@ def test_the_shipped_config_takes_any_start():
   made = config.load("tiny_decoder")
   assert made.task.autoencoder is None and not made.start
   task = made.task.with_first_stage(TEACHER)
-  assert task.autoencoder.channels == 16
+  assert task.autoencoder.channels == 8
   again = config.override(made, {"task.channels": "32", "start": "X"})
   assert again.task.channels == 32 and again.start == "X"

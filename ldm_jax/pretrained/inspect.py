@@ -88,7 +88,7 @@ def _describe_images(run: Run) -> dict[str, Any]:
   _, height, width, _ = image_shape(stage, run.batch)
   described = {
     "class": type(stage).__name__,
-    "run": run.experiment.first_stage,
+    "run": run.experiment.first_stage or run.experiment.start,
     "latents": list(stage.latent_shape(height, width)),
   }
   return {"size": [width, height], "first stage": described}
