@@ -37,11 +37,12 @@ from ldm_jax.pretrained.configs.dc_autoencoder_config import (
   dc_autoencoder,
   dc_autoencoder_config,
 )
-from ldm_jax.pretrained.networks import abstract, build
+from ldm_jax.pretrained.networks import build
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.pretrained.single_network.dc_autoencoder_file import (
   find_dc_autoencoder,
 )
+from ldm_jax.pretrained.single_network.initial_shapes import abstract
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.first_stage.autoencoder_state import Frozen

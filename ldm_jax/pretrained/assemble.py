@@ -12,7 +12,6 @@ from jax.typing import DTypeLike
 from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.data.text.tokenizers import Tokenizer
-from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
@@ -31,7 +30,13 @@ from ldm_jax.pretrained.conditioner_variables import conditioner_variables
 from ldm_jax.pretrained.configs import scheduler_config, unet_reader
 from ldm_jax.pretrained.configs.concat_inputs import concat_conditioners
 from ldm_jax.pretrained.configs.encoder_keys import unread_encoder_keys
-from ldm_jax.pretrained.configs.value_types import malformed_values
+from ldm_jax.pretrained.dit.sampling_defaults import (
+  class_names,
+  default_guidance,
+  denoiser_inputs,
+  sampling_defaults,
+)
+from ldm_jax.pretrained.dit.tensors import check_copies
 from ldm_jax.pretrained.networks import Module, latent_scale, load, load_lazily
 
 _BERT_EMPTY = (101, 102)  # [CLS] [SEP] of bert-base-uncased
@@ -53,6 +58,7 @@ def assemble(
     WeightsError: a network's tensors do not fit its config.
   """
   _check_complete(components)
+  check_copies(components.networks["unet"])
   networks = {
     name: load_lazily(network) if dtype is None else load(network, dtype)
     for name, network in components.networks.items()
@@ -61,13 +67,7 @@ def assemble(
   unet, unet_params = networks.pop("unet")
   scale = latent_scale(components.networks["vae"].config)
   inputs = _unet_inputs(components)
-  warnings = _index_and_encoder_warnings(components)
-  schedule, prediction = Schedule(), "eps"
-  sampler_config = SamplerConfig(final_time=0.0)
-  if components.scheduler is not None:
-    schedule, prediction = scheduler_config.schedule(components.scheduler)
-    sampler_config = scheduler_config.sampler_config(components.scheduler)
-    warnings += scheduler_config.unsupported_options(components.scheduler)
+  defaults = sampling_defaults(unet, components.scheduler)
   tokenizer = tokenizer_of(components)
   conditioners = conditioners_of(components, networks, tokenizer)
   conditioners += concat_conditioners(
@@ -77,8 +77,8 @@ def assemble(
     first_stage,
     unet,
     tuple(conditioners),
-    schedule,
-    prediction,
+    defaults.schedule,
+    defaults.prediction,
     noise_augmentation_schedule=_noise_augmentation(components, conditioners),
   )
   side = (inputs.size or 64) * first_stage.stride
@@ -93,11 +93,12 @@ def assemble(
     tokenizer=tokenizer,
     height=side,
     width=side,
-    guidance=5.0 if inputs.sinusoids else 7.5,
-    sampler_config=sampler_config,
+    guidance=default_guidance(unet, inputs),
+    sampler_config=defaults.sampler,
     scheduler=components.scheduler,
     unet_channels=inputs.channels,
-    warnings=warnings,
+    classes=class_names(components.index, conditioners),
+    warnings=_index_and_encoder_warnings(components) + defaults.warnings,
   )
 
 
@@ -142,8 +143,8 @@ def _noise_augmentation(
 
 
 def _unet_inputs(components: Components) -> unet_reader.Inputs:
-  with malformed_values("the config of the U-Net"):
-    return unet_reader.inputs(components.networks["unet"].config)
+  unet = components.networks["unet"]
+  return denoiser_inputs(unet.config, unet.kind)
 
 
 def conditioners_of(

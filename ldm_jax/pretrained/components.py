@@ -14,9 +14,16 @@ from ldm_jax.files.strict_json import read_object
 from ldm_jax.pretrained.batch_statistics import usual_names
 from ldm_jax.pretrained.configs.index_keys import unread_keys
 from ldm_jax.pretrained.configs.scheduler_config import PREDICTIONS
+from ldm_jax.pretrained.dit.released_file import released_dit
+from ldm_jax.pretrained.dit.tensors import with_labels
 from ldm_jax.pretrained.networks import Config, ForeignNetwork, kind_of
 from ldm_jax.pretrained.single_file.detect import detect
 from ldm_jax.pretrained.single_file.moving_average import averaged
+from ldm_jax.pretrained.single_file.renamed_tensors import (
+  Renamed,
+  under_prefix,
+  without_prefix,
+)
 from ldm_jax.pretrained.single_file.stored_configs import (
   StoredConfigs,
   read_stored,
@@ -28,7 +35,7 @@ from ldm_jax.weights.files import read_global_step, read_metadata, read_tensors
 from ldm_jax.weights.scaled_tensors import scaled
 
 # Names that LDM's pipelines have for components of all models.
-ALIASES = {"vqvae": "vae", "bert": "text_encoder"}
+ALIASES = {"vqvae": "vae", "bert": "text_encoder", "transformer": "unet"}
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
@@ -88,19 +95,21 @@ def open_folder(folder: str, variant: str | None = None) -> Components:
       "tiny_autoencoder": "vae",
       "dc_autoencoder": "vae",
       "unet": "unet",
+      "dit": "unet",
     }
     name = subfolders.get(network.kind, "text_encoder")
-    return Components({name: network})
+    return Components(with_labels({name: network}))
   index = read_json(path / "model_index.json")
   names = {
     ALIASES.get(name, name): name for name in index if _is_present(index, name)
   }
+  networks = {
+    name: open_network(str(path / names[name]), variant)
+    for name in NETWORKS
+    if name in names
+  }
   return Components(
-    {
-      name: open_network(str(path / names[name]), variant)
-      for name in NETWORKS
-      if name in names
-    },
+    with_labels(networks),
     _scheduler(path, names, "scheduler"),
     index,
     {
@@ -185,12 +194,12 @@ def open_file(
   if (configs := read_stored(metadata)) is not None:
     return _stored_components(path, configs, tensors, config or {}, prediction)
   if (alone := find_autoencoder(path, tensors)) is not None:
-    own = (config or {}).get("vae", {})
-    own_config = dict(alone.config) | own
-    alone = dataclasses.replace(alone, config=own_config, path=path)
-    is_scaled = alone.kind in ("autoencoder", "dc_autoencoder")
-    is_unknown = is_scaled and "scaling_factor" not in own
-    return Components({"vae": alone}, family="vae", is_scale_unknown=is_unknown)
+    return _lone_autoencoder(path, alone, (config or {}).get("vae", {}))
+  if (dit := released_dit(path, tensors, prediction, config or {})) is not None:
+    networks = with_labels({"unet": dit.network})
+    return Components(
+      networks, dit.scheduler, family=dit.family, warnings=dit.warnings
+    )
   found = detect(
     {name: tuple(np.shape(raw.get(name, ()))) for name in tensors},
     read=tensors.__getitem__,
@@ -218,6 +227,17 @@ def open_file(
     is_scale_unknown=found.family == "vae"
     and "scaling_factor" not in (config or {}).get("vae", {}),
   )
+
+
+def _lone_autoencoder(
+  path: str, network: ForeignNetwork, own: PartialConfig
+) -> Components:
+  """The autoencoder of a file of its own, with keys of the caller's."""
+  config = dict(network.config) | dict(own)
+  network = dataclasses.replace(network, config=config, path=path)
+  is_scaled = network.kind in ("autoencoder", "dc_autoencoder")
+  is_unknown = is_scaled and "scaling_factor" not in own
+  return Components({"vae": network}, family="vae", is_scale_unknown=is_unknown)
 
 
 def _stored_components(
@@ -248,41 +268,6 @@ def _stored_components(
     scheduler,
     configs.index,
   )
-
-
-def without_prefix(
-  tensors: Mapping[str, np.ndarray], prefix: str
-) -> Mapping[str, np.ndarray]:
-  """Tensors by their names without a prefix, which not all need to have."""
-  return Renamed(tensors, {name.removeprefix(prefix): name for name in tensors})
-
-
-def under_prefix(
-  tensors: Mapping[str, np.ndarray], prefix: str
-) -> Mapping[str, np.ndarray]:
-  """The tensors whose names begin with a prefix, by the rest of the name."""
-  return Renamed(
-    tensors,
-    {n.removeprefix(prefix): n for n in tensors if n.startswith(prefix)},
-  )
-
-
-class Renamed(Mapping):
-  """A view of tensors under other names; each is read on access."""
-
-  def __init__(
-    self, tensors: Mapping[str, np.ndarray], names: Mapping[str, str]
-  ):
-    self._tensors, self._names = tensors, names
-
-  def __getitem__(self, name):
-    return self._tensors[self._names[name]]
-
-  def __iter__(self):
-    return iter(self._names)
-
-  def __len__(self):
-    return len(self._names)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

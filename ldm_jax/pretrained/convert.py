@@ -14,6 +14,7 @@ from ldm_jax.fields.arguments import check_request, checked
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.latents import known_latent_scale
 from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.lora.export import LoraFormat, save_lora
 from ldm_jax.pretrained.networks import load_lazily
@@ -246,4 +247,11 @@ def _write(request: ConvertRequest, source: _Source) -> None:
     image_size=source.image_size,
     latent_scale=source.latent_scale,
     scheduler=None if loaded is None else loaded.scheduler,
+    classes=_class_names(loaded),
   )
+
+
+def _class_names(loaded: LoadedModel | None) -> tuple[str, ...]:
+  """The names that the folder can hold."""
+  is_dit = loaded is not None and isinstance(loaded.model.unet, DiT)
+  return loaded.classes if is_dit else ()

@@ -17,6 +17,7 @@ from ldm_jax.nn.conditioners.embedders import (
 )
 from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
+from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.inpainting_decoder import InpaintingAutoencoder
@@ -42,6 +43,12 @@ from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   tiny_autoencoder_config,
 )
 from ldm_jax.pretrained.configs.unet_writer import unet_config
+from ldm_jax.pretrained.dit.folder import (
+  NAME,
+  label_embedder,
+  transformer_config,
+)
+from ldm_jax.pretrained.dit.tensors import with_copies
 from ldm_jax.pretrained.networks import Module, geometry
 from ldm_jax.weights.lazy_tensors import LazyTensor
 from ldm_jax.weights.naming import convert
@@ -57,6 +64,8 @@ class ExportedNetwork:
     name: its subfolder.
     kind: what weights/naming/parameter_names.py calls it in single files.
     config: its config.json.
+    labels: of a DiT, the variables of its conditioner, which diffusers has
+      inside the network.
   """
 
   name: str
@@ -64,6 +73,7 @@ class ExportedNetwork:
   module: Module
   params: Any
   config: dict[str, Any]
+  labels: Any = None
 
   def tensors(
     self, scheme: str, dtype: np.dtype
@@ -85,6 +95,11 @@ class ExportedNetwork:
     tensors = revert_lazily(found, self.params, dtype)
     tensors |= _batch_counts(tensors)
     tensors |= statistics_tensors(self.module, dtype)
+    if self.labels is not None:
+      shapes = convert.shapes(self.labels)
+      found = name_table("dit_labels", scheme, shapes)
+      tensors |= revert_lazily(found, self.labels, dtype)
+      return with_copies(tensors, self.module.depth)
     is_single = scheme == "compvis"
     return own_names(self.module, tensors) if is_single else tensors
 
@@ -115,10 +130,15 @@ def export_networks(
   sizes = [c.width for c in module.conditioners if isinstance(c, SizeEmbedder)]
   sinusoids = sizes[0] if sizes else None
   latent_side = side // module.first_stage.stride
-  unet = _unet(module.unet, params.unet, latent_side, sinusoids)
+  if isinstance(module.unet, DiT):
+    unet = _dit(module, params, latent_side)
+  else:
+    unet = _unet(module.unet, params.unet, latent_side, sinusoids)
   # The shortest decimal of the float32: 0.18215, not 0.1821499913930893.
   scale = float(str(np.float32(params.latent_scale)))
   vae = _vae(module.first_stage, params.first_stage, side, scale)
+  if unet.labels is not None:
+    return [unet, vae]
   found = []
   for conditioner in module.conditioners:
     _check_conditioner(conditioner)
@@ -175,6 +195,11 @@ def export_network(
     raise ConfigError("a ControlNet can be read, but not exported")
   if isinstance(module, UNet):
     return _unet(module, params, side // 8)
+  if isinstance(module, DiT):
+    raise ConfigError(
+      "diffusers' transformer holds a DiT's table of labels too; give the "
+      "whole LatentDiffusion, with its ClassEmbedder"
+    )
   if isinstance(module, Autoencoder):
     default = 1.0 if has_statistics(module) else SCALING_FACTOR
     return _vae(module, params, side, latent_scale or default)
@@ -201,6 +226,16 @@ def _unknown_class(module: Any) -> ConfigError:
     f"{type(module).__module__}:{type(module).__name__}; it can be trained and "
     "sampled here, but not exported"
   )
+
+
+def _dit(
+  model: LatentDiffusion, params: Parameters, side: int
+) -> ExportedNetwork:
+  """The transformer with its table of labels."""
+  labels = params.conditioners[label_embedder(model).input_key]["params"]
+  config = transformer_config(model, side)
+  own = params.unet["params"]
+  return ExportedNetwork(NAME, "dit", model.unet, own, config, labels)
 
 
 def _unet(

@@ -16,9 +16,12 @@ from ldm_jax.nn.conditioners.embedders import (
 )
 from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
+from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.pretrained.configs.strict_config import DIFFUSERS
+from ldm_jax.pretrained.dit.folder import NAME as TRANSFORMER
+from ldm_jax.pretrained.dit.folder import label_embedder
 
 _CARD = """---
 tags:
@@ -55,7 +58,8 @@ def model_index(
   Raises:
     ConfigError: diffusers has no pipeline for such a model.
   """
-  unet = next(network for network in networks if network.name == "unet")
+  names = ("unet", TRANSFORMER)
+  unet = next(network for network in networks if network.name in names)
   kind = pipeline(model, unet.config["in_channels"])
   listed: dict[str, Any] = {
     "_class_name": kind,
@@ -88,6 +92,35 @@ def model_index(
       "requires_safety_checker": False,
     }
   return listed
+
+
+def class_names(
+  model: LatentDiffusion, names: Sequence[str]
+) -> dict[str, dict[str, str]]:
+  """DiTPipeline's id2label; {} without names.
+
+  Raises:
+    ConfigError: the model is no DiT, or has another number of labels.
+  """
+  if not names:
+    return {}
+  if not isinstance(model.unet, DiT):
+    raise ConfigError(
+      "only diffusers' DiTPipeline holds names of classes; leave classes out"
+    )
+  needed = label_embedder(model).classes
+  if len(names) != needed:
+    raise ConfigError(f"{len(names)} names for {needed} classes; give one each")
+  return {"id2label": {str(i): name for i, name in enumerate(names)}}
+
+
+def check_single_file(model: LatentDiffusion) -> None:
+  """Raises ConfigError for a model of which there are no single files."""
+  if isinstance(model.unet, DiT):
+    raise ConfigError(
+      "single files of DiT and SiT hold no autoencoder; write a folder instead "
+      "(save_pretrained, or convert without --single_file)"
+    )
 
 
 def unconditional_key(model: LatentDiffusion) -> dict[str, bool]:
@@ -137,6 +170,8 @@ def pipeline(model: LatentDiffusion, channels: int) -> str:
   Raises:
     ConfigError: diffusers has none for such a model.
   """
+  if isinstance(model.unet, DiT):
+    return "DiTPipeline"
   kinds = {type(conditioner) for conditioner in model.conditioners}
   if ClassEmbedder in kinds:
     raise ConfigError(

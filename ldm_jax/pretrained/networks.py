@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +13,9 @@ from jax.typing import DTypeLike
 
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.nn.autoencoder import Autoencoder
-from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
-from ldm_jax.nn.controlnet import ControlNet
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
+from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.nn.encoders.dinov2 import DinoV2
@@ -24,7 +23,10 @@ from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.batch_statistics import read_statistics
-from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
+from ldm_jax.pretrained.configs import (
+  text_encoder_config,
+  unet_reader,
+)
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder
 from ldm_jax.pretrained.configs.dc_autoencoder_config import (
   DC,
@@ -37,12 +39,15 @@ from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   tiny_autoencoder,
 )
 from ldm_jax.pretrained.configs.value_types import malformed_values
+from ldm_jax.pretrained.dit import dit_config
+from ldm_jax.pretrained.single_network.initial_shapes import abstract
 from ldm_jax.weights import mmap_files
 from ldm_jax.weights.naming import convert, parameter_names
 from ldm_jax.weights.naming.convert_lazily import convert_lazily
 
 Module = (
   UNet
+  | DiT
   | Autoencoder
   | TinyAutoencoder
   | DCAutoencoder
@@ -59,6 +64,10 @@ _BUILDERS = {
   "UNet2DConditionModel": ("unet", unet_reader.unet),
   "UNet2DModel": ("unet", unet_reader.unet),
   "ControlNetModel": ("unet", unet_reader.controlnet),
+  **dict.fromkeys(
+    (dit_config.DIT.kind, dit_config.FIRST_KIND), ("dit", dit_config.dit)
+  ),
+  dit_config.LABELS: ("dit_labels", dit_config.labels),
   **dict.fromkeys(
     [schema.kind for schema in (KL, FLUX2, ASYMMETRIC, VQ)],
     ("autoencoder", lambda config: autoencoder(config)[0]),
@@ -260,37 +269,3 @@ def geometry(module: Module, config: Config) -> parameter_names.Geometry:
     module.attention.head_width,
     "add_embedding" if is_added else "class_embedding",
   )
-
-
-def abstract(module: Module, config: Config) -> dict[str, Any]:
-  """Shapes of the module's variables."""
-  key = jax.random.key(0)
-  return jax.eval_shape(lambda: _init(module, config, key))
-
-
-def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
-  tokens = jnp.zeros((1, 1), jnp.int32)
-  if isinstance(module, ClassEmbedder):
-    return module.init(key, tokens[0], jnp.zeros((1,), bool))
-  if isinstance(module, ClipVision | DinoV2):
-    return module.init(key, jnp.zeros((1, module.size, module.size, 3)))
-  if isinstance(module, Autoencoder | TinyAutoencoder | DCAutoencoder):
-    side = module.stride
-    shape = (1, *module.latent_shape(side, side))
-    return module.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros(shape))
-  if not isinstance(module, UNet):
-    return module.init(key, tokens)
-  inputs = unet_reader.inputs(config)
-  side = 2 ** (len(module.multipliers) - 1)
-  context, vector = inputs.context, inputs.vector
-  condition = Condition(
-    context=None if context is None else jnp.zeros((1, 1, context)),
-    vector=None if vector is None else jnp.zeros((1, vector)),
-    guidance=None if module.guidance_width is None else jnp.zeros((1,)),
-  )
-  latents = jnp.zeros((1, side, side, inputs.channels))
-  if isinstance(module, ControlNet):
-    side *= 2 ** (len(module.hint_channels) - 1)
-    hint = jnp.zeros((1, side, side, 3))
-    return module.init(key, latents, jnp.zeros((1,)), condition, hint)
-  return module.init(key, latents, jnp.zeros((1,)), condition)

@@ -40,8 +40,8 @@ class LoadOptions:
     dtype: of parameters and computation: "float32", "bfloat16" or "float16";
       norms, softmax and outputs stay float32.
     variant: of a diffusers folder's weight files, such as "fp16".
-    prediction: "eps", "v" or "x0": what the U-Net of a single file predicts,
-      where the file does not say.
+    prediction: "eps", "v", "x0" or "flow": what the denoiser of a single file
+      predicts, where the file does not say; "flow" is for a SiT.
     weights: "raw" or "ema": which of the two U-Nets a single file may hold.
     config: a diffusers folder whose configs describe a single file.
     tokenizer: a folder of CLIP's tokenizer, which single files lack.
@@ -76,9 +76,9 @@ class LoadOptions:
       )
     if self.weights not in ("raw", "ema"):
       raise ConfigError(f"weights={self.weights!r} must be 'raw' or 'ema'")
-    if self.prediction not in (None, "eps", "v", "x0"):
+    if self.prediction not in (None, "eps", "v", "x0", "flow"):
       raise ConfigError(
-        f"prediction={self.prediction!r} must be 'eps', 'v' or 'x0'"
+        f"prediction={self.prediction!r} must be 'eps', 'v', 'x0' or 'flow'"
       )
     for name in ("lora", "embedding", "trust", "text_encoder"):
       if isinstance(getattr(self, name), str):

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -53,6 +53,7 @@ def save_pretrained(
   max_shard_bytes: int = MAX_SHARD_BYTES,
   latent_scale: float | None = None,
   scheduler: Mapping[str, Any] | None = None,
+  classes: Sequence[str] = (),
 ) -> None:
   """Writes a folder that diffusers and transformers load as it is.
 
@@ -69,6 +70,8 @@ def save_pretrained(
       by; None for 0.18215, diffusers' own default. A model has its own.
     scheduler: a scheduler_config.json whose sampler is written with the model's
       own schedule, such as `LoadedModel.scheduler`; None for DDIM.
+    classes: names of the labels of a DiT, in their order; no other pipeline
+      holds such names.
 
   Raises:
     ConfigError: the format cannot hold a part of the model, which is named.
@@ -86,6 +89,7 @@ def save_pretrained(
       index = model_index.model_index(
         module, networks, tokenizer, sampler["_class_name"]
       )
+      index |= model_index.class_names(module, classes)
       _write_pipeline(
         path, module, networks, index, tokenizer, cast, max_shard_bytes
       )
@@ -122,6 +126,7 @@ def save_single_file(
   cast = _dtype(dtype)
   check_absent(path)  # before anything is computed
   if isinstance(module, LatentDiffusion):
+    model_index.check_single_file(module)
     prefixes = model_index.prefixes(module)
     networks = []
     for network in export_networks(module, params, image_size):

@@ -10,8 +10,8 @@ from ldm_jax.cli.flags.parser import Parser
 LOADING = """
 --variant: text
   of a folder's weights, such as fp16
---prediction: eps|v|x0
-  what the U-Net predicts, where a single file does not specify it
+--prediction: eps|v|x0|flow
+  what the denoiser predicts, where a single file does not specify it
 --weights: raw|ema
   which of a single file's two U-Nets (default raw)
 --config: FOLDER

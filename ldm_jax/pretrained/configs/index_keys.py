@@ -3,6 +3,7 @@
 from ldm_jax.pretrained.configs.strict_config import Config
 
 _OBEYED = (
+  *("transformer", "id2label"),
   *("unet", "vae", "vqvae", "text_encoder", "text_encoder_2", "bert"),
   *("tokenizer", "tokenizer_2", "scheduler", "low_res_scheduler"),
   "force_zeros_for_empty_prompt",

@@ -8,11 +8,11 @@ import numpy as np
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.embedders import SizeEmbedder
-from ldm_jax.pretrained.components import under_prefix
 from ldm_jax.pretrained.configs.unet_reader import CONTROL
 from ldm_jax.pretrained.configs.unet_writer import unet_config
 from ldm_jax.pretrained.export import unet_inputs
 from ldm_jax.pretrained.networks import ForeignNetwork
+from ldm_jax.pretrained.single_file.renamed_tensors import under_prefix
 from ldm_jax.weights.files import read_tensors
 
 # (naming scheme, prefix, first convolution of the hint's encoder). The files of

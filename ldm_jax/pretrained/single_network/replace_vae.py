@@ -9,6 +9,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.configs import unet_reader
+from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
 from ldm_jax.pretrained.networks import ForeignNetwork, latent_scale, load
 from ldm_jax.pretrained.single_file.families import FAMILIES
 
@@ -61,7 +62,10 @@ def _own_scale(components: Components) -> float:
   own = components.networks.get("vae")
   if own is not None and own.kind in ("autoencoder", "dc_autoencoder"):
     return latent_scale(own.config)
-  inputs = unet_reader.inputs(components.networks["unet"].config)
+  unet = components.networks["unet"]
+  if unet.kind == "dit":
+    return SCALING_FACTOR
+  inputs = unet_reader.inputs(unet.config)
   family = components.family or ("sdxl" if inputs.sinusoids else "sd1")
   scale = FAMILIES[family].scale
   if scale is None:

@@ -14,6 +14,8 @@ from ldm_jax.weights.naming.name_tables import read_name_tables
 
 NETWORKS = (
   "unet",
+  "dit",
+  "dit_labels",
   "autoencoder",
   "tiny_autoencoder",
   "dc_autoencoder",
@@ -27,6 +29,7 @@ NETWORKS = (
 NAMING_SCHEMES = ("diffusers", "compvis", "flax")
 _WITHOUT_FLAX = (
   *("text", "classes", "tiny_autoencoder", "dc_autoencoder", "dinov2"),
+  *("dit", "dit_labels"),
 )
 
 # Names of plain attention in diffusers before 0.15; its Flax autoencoder kept

@@ -1,0 +1,1 @@
+"""Published diffusion transformers, in and out."""

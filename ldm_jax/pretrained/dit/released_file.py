@@ -1,0 +1,127 @@
+"""DiT and SiT in the files that their authors released."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ldm_jax.diffusion.prediction import Prediction
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.errors import WeightsError
+from ldm_jax.nn.dit.dit import SIZES, DiT
+from ldm_jax.pretrained.configs.scheduler_config import schedule_config
+from ldm_jax.pretrained.dit.dit_config import released_config
+from ldm_jax.pretrained.networks import ForeignNetwork
+
+SCHEDULE = Schedule("linear", start=1e-4, end=0.02)  # of DiT
+FLOW_STEPS = 1000  # times of the schedule on which a SiT is sampled here
+_HEADS = {width: heads for width, _, heads in SIZES.values()}
+_NAMES = ("x_embedder.proj.weight", "t_embedder.mlp.0.weight", "pos_embed")
+_LAST, _LABELS = (
+  "final_layer.linear.weight",
+  "y_embedder.embedding_table.weight",
+)
+
+
+class ReleasedDiT(NamedTuple):
+  """What a released file holds, and what it does not say.
+
+  Attributes:
+    family: "dit" or "sit".
+    scheduler: scheduler_config.json of DiT; None of a SiT.
+  """
+
+  network: ForeignNetwork
+  family: str
+  scheduler: dict[str, Any] | None
+  warnings: tuple[str, ...]
+
+
+def released_dit(
+  path: str,
+  tensors: Mapping[str, np.ndarray],
+  prediction: Prediction | None,
+  config: Mapping[str, Mapping[str, Any]],
+) -> ReleasedDiT | None:
+  """The DiT of a file with its authors' names; None if it is of another kind.
+
+  Files of DiT and SiT have the same names and shapes: prediction "flow" takes
+  it for a SiT, and None for a DiT, with a line that says so. They hold no
+  autoencoder.
+
+  Args:
+    config: keys of the network's config.json under "unet", of the scheduler's
+      under "scheduler", that override what the shapes show.
+
+  Raises:
+    WeightsError: its tensors do not fit together, it is of no published width
+      and config does not give the number of heads, or predicts something else.
+  """
+  if not all(name in tensors for name in (*_NAMES, _LAST, _LABELS)):
+    return None
+  if prediction not in (None, "eps", "flow"):
+    raise WeightsError(
+      f"{path}: a DiT predicts 'eps' and a SiT 'flow', not {prediction!r}"
+    )
+  is_flow = prediction == "flow"
+  own = dict(config.get("unet", {}))
+  found = _config(path, tensors, own.get("num_attention_heads"), is_flow) | own
+  network = ForeignNetwork(found, tensors, "dit", "compvis", path)
+  scheduler = None
+  if not is_flow:
+    scheduler = schedule_config(SCHEDULE, "eps") | {"set_alpha_to_one": True}
+    scheduler |= {"steps_offset": 0} | dict(config.get("scheduler", {}))
+  return ReleasedDiT(
+    network, "sit" if is_flow else "dit", scheduler, _warnings(prediction)
+  )
+
+
+def _warnings(prediction: Prediction | None) -> tuple[str, ...]:
+  said = (
+    "no autoencoder in the file: DiT and SiT take Stable Diffusion's "
+    "(sd-vae-ft-ema); give it with vae=PATH (--vae)",
+  )
+  if prediction is not None:
+    return said
+  return (
+    *said,
+    "no tensor says whether it is a DiT or a SiT; taken to be a DiT, set "
+    "prediction='flow' (--prediction flow) for a SiT",
+  )
+
+
+def _config(
+  path: str, tensors: Mapping[str, np.ndarray], heads: Any, is_flow: bool
+) -> dict[str, Any]:
+  """The config that the shapes show."""
+  shape = lambda name: np.shape(tensors[name])
+  width, channels, patch, *_ = (*shape(_NAMES[0]), 0, 0, 0)[:4]
+  heads = heads or _HEADS.get(width)
+  if heads is None:
+    raise WeightsError(
+      f"{path}: a DiT of width {width}, of which no published one is; give its "
+      'number of heads: config={"unet": {"num_attention_heads": ...}}'
+    )
+  depth = 0
+  while f"blocks.{depth}.attn.qkv.weight" in tensors:
+    depth += 1
+  side = round(shape("pos_embed")[1] ** 0.5)
+  outputs = shape(_LAST)[0]
+  if not (patch and depth) or outputs not in (
+    each * patch**2 * channels for each in (1, 2)
+  ):
+    raise WeightsError(
+      f"{path}: {_NAMES[0]} {shape(_NAMES[0])}, {_LAST} {shape(_LAST)} and "
+      f"{depth} blocks are not those of a DiT"
+    )
+  module = DiT(
+    channels,
+    width,
+    depth,
+    heads,
+    patch,
+    learns_variance=outputs == 2 * patch**2 * channels,
+    grid=side,
+  )
+  classes = shape(_LABELS)[0] - 1
+  return released_config(module, classes, FLOW_STEPS if is_flow else None)

@@ -1,0 +1,95 @@
+"""What configs say of sampling from a U-Net or a DiT."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ldm_jax.diffusion.prediction import Prediction
+from ldm_jax.diffusion.samplers import SamplerConfig
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.errors import ConfigError
+from ldm_jax.nn.conditioners.conditioner import Conditioner
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder
+from ldm_jax.nn.dit.dit import DiT
+from ldm_jax.nn.unet import UNet
+from ldm_jax.pretrained.configs import (
+  scheduler_config,
+  unet_reader,
+)
+from ldm_jax.pretrained.configs.strict_config import Config
+from ldm_jax.pretrained.configs.value_types import malformed_values
+from ldm_jax.pretrained.dit import dit_config
+
+
+class SamplingDefaults(NamedTuple):
+  """A model's process and its own sampler.
+
+  Attributes:
+    warnings: what of the scheduler's config is done otherwise, a line each.
+  """
+
+  schedule: Schedule = Schedule()
+  prediction: Prediction = "eps"
+  sampler: SamplerConfig = SamplerConfig(final_time=0.0)
+  warnings: tuple[str, ...] = ()
+
+
+def sampling_defaults(
+  unet: UNet | DiT, scheduler: Config | None
+) -> SamplingDefaults:
+  """The process of a denoiser, by its scheduler_config.json if it has one.
+
+  A SiT needs none: its network says that it is of the straight line.
+
+  Raises:
+    ConfigError: the scheduler asks for something that is not supported.
+  """
+  if isinstance(unet, DiT) and unet.flow_steps is not None:
+    schedule = Schedule("rectified_flow", steps=unet.flow_steps)
+    sampler = SamplerConfig(timestep_spacing="trailing")
+    return SamplingDefaults(schedule, "flow", sampler)
+  if scheduler is None:
+    return SamplingDefaults()
+  return SamplingDefaults(
+    *scheduler_config.schedule(scheduler),
+    scheduler_config.sampler_config(scheduler),
+    scheduler_config.unsupported_options(scheduler),
+  )
+
+
+def denoiser_inputs(config: Config, kind: str) -> unet_reader.Inputs:
+  """The inputs of a network of kind "unet" or "dit".
+
+  Raises:
+    ConfigError: a key asks for something that is not supported.
+  """
+  with malformed_values("the config of the U-Net"):
+    reader = dit_config if kind == "dit" else unet_reader
+    return reader.inputs(config)
+
+
+def default_guidance(unet: UNet | DiT, inputs: unet_reader.Inputs) -> float:
+  """The scale of guidance of diffusers' pipelines."""
+  if isinstance(unet, DiT):
+    return 4.0
+  return 5.0 if inputs.sinusoids else 7.5
+
+
+def class_names(
+  index: Mapping[str, Any], conditioners: Sequence[Conditioner]
+) -> tuple[str, ...]:
+  """model_index.json's id2label, in the order of the labels; () without it.
+
+  Raises:
+    ConfigError: it does not name every class.
+  """
+  named = index.get("id2label")
+  if named is None:
+    return ()
+  counts = [c.classes for c in conditioners if isinstance(c, ClassEmbedder)]
+  needed = [str(i) for i in range(sum(counts))]
+  if not isinstance(named, dict) or {*map(str, named)} != {*needed}:
+    raise ConfigError(
+      f"model_index.json: id2label does not name the {len(needed)} labels "
+      "of the network; take it out to give classes by number"
+    )
+  return tuple(str(named[label]) for label in needed)

@@ -1,0 +1,63 @@
+"""Shapes of a network's variables, by its module and its config."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ldm_jax.nn.autoencoder import Autoencoder
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
+from ldm_jax.nn.controlnet import ControlNet
+from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
+from ldm_jax.nn.dit.dit import DiT
+from ldm_jax.nn.encoders.clip_vision import ClipVision
+from ldm_jax.nn.encoders.dinov2 import DinoV2
+from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
+from ldm_jax.nn.unet import UNet
+from ldm_jax.pretrained.configs import unet_reader
+from ldm_jax.pretrained.configs.strict_config import Config
+from ldm_jax.pretrained.dit import dit_config
+
+
+def abstract(module: nn.Module, config: Config) -> dict[str, Any]:
+  """Shapes of the module's variables."""
+  key = jax.random.key(0)
+  return jax.eval_shape(lambda: _init(module, config, key))
+
+
+def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  if isinstance(module, ClassEmbedder):
+    return module.init(key, tokens[0], jnp.zeros((1,), bool))
+  if isinstance(module, ClipVision | DinoV2):
+    return module.init(key, jnp.zeros((1, module.size, module.size, 3)))
+  if isinstance(module, Autoencoder | TinyAutoencoder | DCAutoencoder):
+    side = module.stride
+    shape = (1, *module.latent_shape(side, side))
+    return module.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros(shape))
+  if isinstance(module, DiT):
+    return module.init(key, *_dit_inputs(module, config))
+  if not isinstance(module, UNet):
+    return module.init(key, tokens)
+  inputs = unet_reader.inputs(config)
+  side = 2 ** (len(module.multipliers) - 1)
+  context, vector = inputs.context, inputs.vector
+  condition = Condition(
+    context=None if context is None else jnp.zeros((1, 1, context)),
+    vector=None if vector is None else jnp.zeros((1, vector)),
+    guidance=None if module.guidance_width is None else jnp.zeros((1,)),
+  )
+  latents = jnp.zeros((1, side, side, inputs.channels))
+  if isinstance(module, ControlNet):
+    side *= 2 ** (len(module.hint_channels) - 1)
+    hint = jnp.zeros((1, side, side, 3))
+    return module.init(key, latents, jnp.zeros((1,)), condition, hint)
+  return module.init(key, latents, jnp.zeros((1,)), condition)
+
+
+def _dit_inputs(module: DiT, config: Config) -> tuple[Any, ...]:
+  inputs = dit_config.inputs(config)
+  latents = jnp.zeros((1, module.patch, module.patch, inputs.channels))
+  condition = Condition(vector=jnp.zeros((1, inputs.vector)))
+  return latents, jnp.zeros((1,)), condition
