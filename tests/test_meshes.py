@@ -30,6 +30,7 @@ from ldm_jax.nn.conditioners.spatial import (
   SegmentationEmbedder,
 )
 from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.unet import AttentionPlan, UNet
@@ -112,6 +113,27 @@ EVERYTHING = dataclasses.replace(
 )
 
 
+# Scanned blocks of every option, with the labels' vector.
+TRANSFORMER = dataclasses.replace(
+  STAGE_TWO,
+  model=LatentDiffusion(
+    first_stage=Autoencoder(STACK, 3),
+    unet=DiT(
+      out_channels=3,
+      width=32,
+      depth=2,
+      heads=4,
+      registers=2,
+      mlp="swiglu",
+      is_qk_normed=True,
+      is_scanned=True,
+      remat="full",
+    ),
+    conditioners=(ClassEmbedder(7, 32, joins="vector"),),
+  ),
+)
+
+
 def draw(step):
   rng = np.random.default_rng(step)
   integers = lambda high, *shape: rng.integers(
@@ -153,6 +175,7 @@ TASKS = {
   "lpips": WITH_LPIPS,
   "two": STAGE_TWO,
   "everything": EVERYTHING,
+  "dit": TRANSFORMER,
 }
 
 
@@ -207,7 +230,7 @@ def distance(found, expected):
       marks=() if mesh in QUICK and task in FAST else pytest.mark.slow,
     )
     for task in TASKS
-    for mesh in (QUICK if task == "lpips" else MESHES)
+    for mesh in (QUICK if task in ("lpips", "dit") else MESHES)
   ],
 )
 def test_every_mesh_equals_one_device(task, mesh):
@@ -264,6 +287,7 @@ T, F = "tensor", "fsdp"
     ("unet/up_1_upsample/kernel", (3, 3, 64, 64), (None, None, None, F)),
     ("params/encoder/mid_attention/q/kernel", (64, 64), (None, F)),
     ("unet/block_0/ff/up/kernel", (30, 66), (F, T)),
+    ("unet/block_0/gate/kernel", (30, 66), (F, T)),
     ("unet/block_0/ff/up/kernel", (30, 65), (F,)),  # 2 does not divide 65
   ],
 )

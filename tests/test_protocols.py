@@ -31,6 +31,7 @@ from ldm_jax.nn.conditioners.spatial import (
   NeighbourEmbeddings,
   SegmentationEmbedder,
 )
+from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.first_stage import FirstStage, Posterior
@@ -124,7 +125,7 @@ MODEL = LatentDiffusion(HalvingStage(), FourierMixer(), (AngleEmbedder(),))
 @pytest.mark.parametrize(
   "kind, members",
   [
-    (Backbone, [UNet(), FourierMixer()]),
+    (Backbone, [UNet(), DiT(), FourierMixer()]),
     (FirstStage, [Autoencoder(), PixelSpace(), HalvingStage()]),
     (
       Posterior,

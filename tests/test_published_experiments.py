@@ -35,6 +35,7 @@ from ldm_jax.nn.conditioners.spatial import (
   SegmentationEmbedder,
 )
 from ldm_jax.nn.discriminator import PatchDiscriminator
+from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
@@ -94,11 +95,14 @@ DIFFUSIONS = {
   "sd/x4_upscaler": (473_398_020, CLIP_H),
   "sd/sdxl_base": (2_567_463_684, CLIP_L + CLIP_G),
   "sd/sdxl_refiner": (2_259_526_660, CLIP_G),
+  # Of 675,129,632; the rest are fixed positions.
+  "dit/imagenet256_dit_xl2": (673_681_568, 1001 * 1152),
+  "dit/imagenet256_sit_xl2": (673_681_568, 1001 * 1152),
 }
 CLASSIFIERS = ("ldm/imagenet256_f8_classifier",)
 # Tensors of a U-Net, by torch's count.
 TENSORS = {"sd/sd1": 686, "sd/sdxl_base": 1680}
-FOLDERS = ("ldm", "sd", "first_stages")
+FOLDERS = ("ldm", "sd", "first_stages", "dit")
 EVERY = (*STAGES, *DIFFUSIONS, *CLASSIFIERS)
 
 
@@ -221,6 +225,8 @@ def small(node):
         groups=4,
         attention=plan,
       )
+    case DiT():
+      return node.clone(width=16, depth=2, heads=2)
     case ConvStack():
       return dataclasses.replace(node, channels=4, blocks=1, groups=4)
     case Autoencoder():
