@@ -19,7 +19,7 @@ def test_keys_that_are_obeyed_or_absent_say_nothing():
 def test_other_components_and_options_are_named():
   index = {
     "controlnet": ["diffusers", "ControlNetModel"],
-    "transformer": ["diffusers", "SD3Transformer2DModel"],
+    "prior": ["diffusers", "PriorTransformer"],
     "is_distilled": True,
   }
   lines = unread_keys(index)

@@ -356,7 +356,7 @@ def test_wrong_convert_requests_are_refused(options, line):
   [
     ({"dtype": "int8"}, "must be one of float32, bfloat16, float16"),
     ({"weights": "best"}, "'raw' or 'ema'"),
-    ({"prediction": "noise"}, "'eps', 'v' or 'x0'"),
+    ({"prediction": "noise"}, "'eps', 'v', 'x0' or 'flow'"),
     ({"lora": "style.safetensors"}, "must be a list"),
   ],
 )
