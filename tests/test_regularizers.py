@@ -226,7 +226,8 @@ def gradients():
   variables = random_variables(module, images, jnp.zeros((2, 4, 4, 3)))
   found = []
   for part in (EQUIVARIANCE, ALIGNMENT):
-    own = part.init(jax.random.key(1), module, batch)
+    task = dataclasses.replace(TASK, autoencoder=module)
+    own = part.init(jax.random.key(1), task, batch)
     frozen = random_like(part.frozen_shapes(batch))
 
     def loss(variables, own, frozen, part=part):
@@ -438,18 +439,20 @@ def test_what_does_not_fit_is_one_line(tmp_path):
   batch = {"image": jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8)}
   thirds = EquivarianceRegularizer(scales=(1 / 3,))
   with pytest.raises(ValueError, match=r"2\.66667 of 8 latents; take"):
-    thirds.init(jax.random.key(0), MODULE, batch)
+    thirds.init(jax.random.key(0), TASK, batch)
+  seeing = dataclasses.replace(TASK, perceptual=LPIPS(4))
+  with pytest.raises(ValueError, match="of 8 pixels, and LPIPS needs 16; take"):
+    EQUIVARIANCE.init(jax.random.key(0), seeing, batch)
   with pytest.raises(ValueError, match="leaves out encoder/conv_out"):
     dataclasses.replace(TASK, trains=("decoder",))
   with pytest.raises(ConfigError, match="path is empty"):
     FeatureAlignment().load_frozen()
+  pixels = dataclasses.replace(TASK, autoencoder=PixelSpace())
   with pytest.raises(ValueError, match="set is_adaptive=False"):
-    regularize(
-      (Sum(is_adaptive=True),),
-      inputs_of(PixelSpace(), images_of(), variables={"params": {}}),
-      ([{}], [{}]),
-      Scales(jnp.float32(1), 1, lambda: ({"params": {}},)),
-      ({"autoencoder": {"params": {}}}, ()),
+    pixels.init(
+      jax.random.key(0),
+      {"image": jnp.zeros((1, 8, 8, 3), jnp.uint8)},
+      Frozen(None),
     )
   task = dataclasses.replace(TASK, regularizers=(thirds,))
   with pytest.raises((ConfigError, ValueError), match=r"multiples of 0\.0625"):

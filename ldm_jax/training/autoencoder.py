@@ -116,9 +116,9 @@ class AutoencoderTask(ReconstructionLoss):
       self.autoencoder.init(key_autoencoder, images, noise),
     )
     params = {"autoencoder": variables, "logvar": jnp.float32(self.logvar)}
-    if parts := self.regularizers:
-      given = parts, key, self.autoencoder, batch
-      params["regularizers"] = initial_parameters(*given)
+    if self.regularizers:
+      own = initial_parameters(self, variables, key, batch)
+      params["regularizers"] = own
     critic = critic_opt = None
     if self.discriminator is not None:
       critic = self.discriminator.init(key_critic, images)

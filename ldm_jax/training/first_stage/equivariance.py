@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldm_jax.fields.limits import Fraction, NonNegative, check_limits
-from ldm_jax.nn.first_stage import FirstStage
+from ldm_jax.nn.encoders.lpips import STRIDE
 from ldm_jax.training.first_stage.regularizers import Batch, RegularizerInputs
 
 
@@ -56,16 +56,24 @@ class EquivarianceRegularizer:
         "(0.5,); (1.0,) only turns"
       )
 
-  def init(self, key: Array, autoencoder: FirstStage, batch: Batch) -> dict:
+  def init(self, key: Array, task: Any, batch: Batch) -> dict:
     """No parameters.
 
     Raises:
-      ValueError: a scale does not make whole latents of this batch's images.
+      ValueError: a scale does not make whole latents of this batch's images, or
+        images that are too small for the task's LPIPS.
     """
     del key
-    height, width, _ = autoencoder.latent_shape(*batch["image"].shape[1:3])
+    sides = batch["image"].shape[1:3]
+    height, width, _ = task.autoencoder.latent_shape(*sides)
     for scale in self.scales:
-      _scaled(scale, height, width)
+      size = _scaled(scale, height, width)
+      least = min(size) * sides[0] // height
+      if task.perceptual is not None and least < STRIDE:
+        raise ValueError(
+          f"scale {scale} makes images of {least} pixels, and LPIPS needs "
+          f"{STRIDE}; take larger scales, larger images or perceptual=None"
+        )
     return {}
 
   def frozen_shapes(self, batch: Batch) -> dict:

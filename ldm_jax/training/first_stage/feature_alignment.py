@@ -11,7 +11,6 @@ from ldm_jax import config_json
 from ldm_jax.errors import ConfigError
 from ldm_jax.fields.limits import NonNegative, check_limits
 from ldm_jax.nn.encoders.dinov2 import DinoV2
-from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.pretrained.metric_networks.dinov2 import SOURCE, open_dinov2
 from ldm_jax.training.first_stage.regularizers import Batch, RegularizerInputs
 
@@ -57,11 +56,9 @@ class FeatureAlignment:
   def __post_init__(self):
     check_limits(self)
 
-  def init(
-    self, key: Array, autoencoder: FirstStage, batch: Batch
-  ) -> dict[str, Any]:
+  def init(self, key: Array, task: Any, batch: Batch) -> dict[str, Any]:
     """The projection, initialised as PyTorch's Conv2d."""
-    channels = autoencoder.latent_shape(*batch["image"].shape[1:3])[-1]
+    *_, channels = task.autoencoder.latent_shape(*batch["image"].shape[1:3])
     shape, bound = (channels, self.encoder.width), channels**-0.5
     kernel = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
     return {"projection": {"kernel": kernel}}

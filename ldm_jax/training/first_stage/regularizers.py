@@ -67,11 +67,15 @@ class Regularizer(Protocol):
   @property
   def is_adaptive(self) -> bool: ...
 
-  def init(self, key: Array, autoencoder: FirstStage, batch: Batch) -> Any:
+  def init(self, key: Array, task: Any, batch: Batch) -> Any:
     """Parameters of its own that are trained with the autoencoder, or {}.
 
+    Args:
+      task: the AutoencoderTask.
+
     Raises:
-      ValueError: the term is not defined for images of this batch's size.
+      ValueError: the term is not defined for this task, or for images of this
+        batch's size.
     """
     ...
 
@@ -114,19 +118,25 @@ class Scales(NamedTuple):
 
 
 def initial_parameters(
-  parts: Sequence[Regularizer],
-  key: Array,
-  autoencoder: FirstStage,
-  batch: Batch,
+  task: Any, variables: Any, key: Array, batch: Batch
 ) -> list[Any]:
-  """What the parts' `init` makes, each of a key of its own."""
+  """What `init` of a task's regularizers makes, each of a key of its own.
+
+  Raises:
+    ValueError: a term is not defined for this task or batch, or a weight is
+      adaptive and the autoencoder's variables have no last kernel.
+  """
+  if any(part.is_adaptive for part in task.regularizers):
+    _encoder_kernel(variables)
   return [
-    part.init(jax.random.fold_in(key, FIRST_KEY + i), autoencoder, batch)
-    for i, part in enumerate(parts)
+    part.init(jax.random.fold_in(key, FIRST_KEY + i), task, batch)
+    for i, part in enumerate(task.regularizers)
   ]
 
 
-def check_trained(parts: Sequence[Regularizer], prefixes: Sequence[str]):
+def check_trained(
+  parts: Sequence[Regularizer], prefixes: Sequence[str]
+) -> None:
   """Raises ValueError if an adaptive weight's kernel is not trained."""
   kernel = "/".join(LAST_KERNEL)
   if prefixes and not kernel.startswith(tuple(prefixes)):
@@ -138,13 +148,13 @@ def check_trained(parts: Sequence[Regularizer], prefixes: Sequence[str]):
         )
 
 
-def _encoder_kernel(gradients: Any) -> Array:
-  """The gradient at the encoder's last kernel.
+def _encoder_kernel(variables: Any) -> Array:
+  """The encoder's last kernel, or the gradient at it.
 
   Raises:
     ValueError: the first stage has none.
   """
-  found = gradients["params"]
+  found = variables.get("params", {})
   for name in LAST_KERNEL:
     if name not in found:
       raise ValueError(
