@@ -154,6 +154,21 @@ def test_a_sit_is_read_where_the_caller_says_so(params, folder, tmp_path):
     ldm_jax.save_pretrained(model, found, str(tmp_path / "sit"))
 
 
+@pytest.mark.parametrize("prediction", ["eps", "flow"])
+def test_released_names_are_written_bit_for_bit(
+  params, folder, tmp_path, caplog, prediction
+):
+  first, second = (str(tmp_path / f"{i}.safetensors") for i in range(2))
+  write_safetensors(first, released(params))
+  options = {"config": HEADS, "prediction": prediction}
+  options["vae"] = f"{folder}/vae"
+  model, found = ldm_jax.from_single_file(first, **options)
+  ldm_jax.save_single_file(model, found, second)
+  assert "hold no autoencoder" in caplog.text
+  ours, theirs = read_safetensors(second), read_safetensors(first)
+  assert_equal(dict(ours), dict(theirs))
+
+
 def test_learned_positions_are_refused(params, folder, tmp_path):
   path = str(tmp_path / "learned.safetensors")
   tensors = released(params)
@@ -164,8 +179,20 @@ def test_learned_positions_are_refused(params, folder, tmp_path):
 
 def test_what_the_formats_cannot_hold_is_refused(params, folder, tmp_path):
   target = str(tmp_path / "target")
-  with pytest.raises(ConfigError, match="hold no autoencoder"):
-    ldm_jax.save_single_file(MODEL, params, f"{target}.safetensors")
+  file = f"{target}.safetensors"
+  shifted = dataclasses.replace(MODEL, unet=NETWORK.clone(frequency_shift=1))
+  with pytest.raises(ConfigError, match="frequency_shift=1"):
+    ldm_jax.save_single_file(shifted, params, file)
+  with pytest.raises(ConfigError, match="mlp_epsilon"):
+    ldm_jax.save_single_file(
+      dataclasses.replace(MODEL, unet=NETWORK.clone(mlp_epsilon=1e-5)),
+      params,
+      file,
+    )
+  with pytest.raises(ConfigError, match="only Schedule"):
+    ldm_jax.save_single_file(
+      dataclasses.replace(MODEL, schedule=Schedule()), params, file
+    )
   with pytest.raises(ConfigError, match="whole LatentDiffusion"):
     ldm_jax.save_pretrained(NETWORK, params.unet, target)
   with pytest.raises(ConfigError, match="3 names for 5 classes"):

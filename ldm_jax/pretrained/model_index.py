@@ -114,15 +114,6 @@ def class_names(
   return {"id2label": {str(i): name for i, name in enumerate(names)}}
 
 
-def check_single_file(model: LatentDiffusion) -> None:
-  """Raises ConfigError for a model of which there are no single files."""
-  if isinstance(model.unet, DiT):
-    raise ConfigError(
-      "single files of DiT and SiT hold no autoencoder; write a folder instead "
-      "(save_pretrained, or convert without --single_file)"
-    )
-
-
 def unconditional_key(model: LatentDiffusion) -> dict[str, bool]:
   """SDXL's key for an unconditional input of zeros; {} for other models.
 

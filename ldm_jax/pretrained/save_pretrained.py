@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +17,10 @@ from ldm_jax.fields.arguments import checked
 from ldm_jax.files.atomic_writes import check_absent, new_folder, replace_file
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.pretrained import model_index
 from ldm_jax.pretrained.configs import scheduler_config
+from ldm_jax.pretrained.dit.released_file import released_tensors
 from ldm_jax.pretrained.export import (
   ExportedNetwork,
   export_network,
@@ -31,6 +34,8 @@ from ldm_jax.pretrained.single_file.stored_configs import (
 from ldm_jax.pretrained.single_file.submodules import Submodule
 from ldm_jax.weights.folders import write_sharded
 from ldm_jax.weights.safetensors_files import FORMAT, write_safetensors
+
+logger = logging.getLogger(__name__)
 
 MAX_SHARD_BYTES = 10 * 2**30  # as diffusers' save_pretrained has it
 
@@ -112,7 +117,8 @@ def save_single_file(
   """Writes one .safetensors with the names of CompVis and Stability.
 
   What its tensors do not show (heads, scales, schedules other than the
-  family's) is in its metadata.
+  family's) is in its metadata. A DiT or a SiT has its authors' names, and no
+  autoencoder: its files hold none, as a logged line says.
 
   Args:
     image_size: as of `save_pretrained`.
@@ -125,8 +131,14 @@ def save_single_file(
   """
   cast = _dtype(dtype)
   check_absent(path)  # before anything is computed
+  if isinstance(module, LatentDiffusion) and isinstance(module.unet, DiT):
+    side = image_size // module.first_stage.stride
+    tensors = released_tensors(module, params, side, cast)
+    logger.warning("single files of DiT and SiT hold no autoencoder")
+    with lock_output(path):
+      write_safetensors(path, tensors, metadata=FORMAT, is_new=True)
+    return
   if isinstance(module, LatentDiffusion):
-    model_index.check_single_file(module)
     prefixes = model_index.prefixes(module)
     networks = []
     for network in export_networks(module, params, image_size):

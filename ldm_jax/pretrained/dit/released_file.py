@@ -7,11 +7,18 @@ import numpy as np
 
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.diffusion.schedule import Schedule
-from ldm_jax.errors import WeightsError
+from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.dit.dit import SIZES, DiT
+from ldm_jax.nn.dit.positions import sincos_positions
 from ldm_jax.pretrained.configs.scheduler_config import schedule_config
-from ldm_jax.pretrained.dit.dit_config import released_config
+from ldm_jax.pretrained.dit.dit_config import dit_config, released_config
+from ldm_jax.pretrained.dit.folder import label_embedder
 from ldm_jax.pretrained.networks import ForeignNetwork
+from ldm_jax.weights.lazy_tensors import LazyTensor
+from ldm_jax.weights.naming import convert
+from ldm_jax.weights.naming.convert_lazily import revert_lazily
+from ldm_jax.weights.naming.parameter_names import name_table
 
 SCHEDULE = Schedule("linear", start=1e-4, end=0.02)  # of DiT
 FLOW_STEPS = 1000  # times of the schedule on which a SiT is sampled here
@@ -21,6 +28,58 @@ _LAST, _LABELS = (
   "final_layer.linear.weight",
   "y_embedder.embedding_table.weight",
 )
+
+
+def check_released(model: LatentDiffusion) -> None:
+  """Raises ConfigError for a model that a released file cannot hold.
+
+  Such a file says nothing of the process, of heads or of times.
+  """
+  unet = model.unet
+  label_embedder(model)
+  dit_config(unet.clone(flow_steps=None), 1, 0)  # of the published kind
+  needed = {
+    "heads": _HEADS.get(unet.width, unet.heads),
+    "frequency_shift": 0,
+    "mlp_epsilon": 1e-6,
+  }
+  for name, value in needed.items():
+    if getattr(unet, name) != value:
+      raise ConfigError(
+        f"a released file of a DiT cannot say {name}={getattr(unet, name)}, "
+        f"only {value}; write a folder instead"
+      )
+  is_flow = unet.flow_steps is not None
+  schedule = Schedule("rectified_flow", steps=FLOW_STEPS)
+  process = (schedule, "flow") if is_flow else (SCHEDULE, "eps")
+  if (model.schedule, model.prediction) != process:
+    raise ConfigError(
+      f"a released file of a {'SiT' if is_flow else 'DiT'} cannot say "
+      f"{model.schedule} and prediction {model.prediction!r}, only "
+      f"{process[0]} and {process[1]!r}; write a folder instead"
+    )
+
+
+def released_tensors(
+  model: LatentDiffusion, params: Parameters, side: int, dtype: np.dtype
+) -> dict[str, LazyTensor | np.ndarray]:
+  """The transformer under its authors' names, labels and positions included.
+
+  Args:
+    side: of the latents, where the network does not say it.
+
+  Raises:
+    ConfigError: as `check_released`.
+  """
+  check_released(model)
+  labels = params.conditioners[label_embedder(model).input_key]["params"]
+  tensors = {}
+  for kind, own in (("dit", params.unet["params"]), ("dit_labels", labels)):
+    table = name_table(kind, "compvis", convert.shapes(own))
+    tensors |= revert_lazily(table, own, dtype)
+  grid = model.unet.grid or side // model.unet.patch
+  positions = sincos_positions((grid, grid), model.unet.width, None)
+  return tensors | {"pos_embed": np.asarray(positions, dtype)[None]}
 
 
 class ReleasedDiT(NamedTuple):
