@@ -177,6 +177,35 @@ def test_learned_positions_are_refused(params, folder, tmp_path):
     ldm_jax.from_single_file(path, config=HEADS, vae=f"{folder}/vae")
 
 
+@pytest.mark.parametrize(
+  "name, shape",
+  [
+    ("x_embedder.proj.weight", (16, 4)),
+    ("x_embedder.proj.weight", (16, 0, 2, 2)),
+    ("pos_embed", ()),
+    ("final_layer.linear.weight", (7, 16)),
+    ("y_embedder.embedding_table.weight", (16,)),
+  ],
+)
+def test_files_of_other_shapes_are_refused(params, tmp_path, name, shape):
+  path = str(tmp_path / "other.safetensors")
+  tensors = released(params) | {name: np.zeros(shape, np.float32)}
+  write_safetensors(path, tensors)
+  with pytest.raises(WeightsError, match="not those of a DiT"):
+    open_model(path)
+
+
+@pytest.mark.parametrize("heads", [3, 0, -2, "2"])
+def test_heads_that_do_not_divide_the_width_are_refused(
+  params, tmp_path, heads
+):
+  path = str(tmp_path / "DiT.safetensors")
+  write_safetensors(path, released(params))
+  config = {"unet": {"num_attention_heads": heads}}
+  with pytest.raises(WeightsError, match="number of heads"):
+    ldm_jax.from_single_file(path, config=config)
+
+
 def test_what_the_formats_cannot_hold_is_refused(params, folder, tmp_path):
   target = str(tmp_path / "target")
   file = f"{target}.safetensors"
@@ -218,6 +247,9 @@ def test_what_the_formats_cannot_hold_is_refused(params, folder, tmp_path):
     ("sample_size", 7),
     ("num_layers", 0),
     ("num_attention_heads", "2"),
+    ("norm_eps", 0.0),
+    ("_frequency_shift", 128),
+    ("_flow_steps", -1),
   ],
 )
 def test_other_keys_are_refused_by_name(key, value):

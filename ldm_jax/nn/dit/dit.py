@@ -99,6 +99,11 @@ class DiT(nn.Module):
       raise ValueError(
         f"width={self.width} must be a multiple of heads={self.heads} and of 4"
       )
+    if not 0 <= self.frequency_shift < TIME_WIDTH // 2:
+      raise ValueError(
+        f"frequency_shift={self.frequency_shift} must be 0 to "
+        f"{TIME_WIDTH // 2 - 1}"
+      )
     if self.positions == "rope" and head_width % 4:
       raise ValueError(
         f"positions='rope' needs heads of a multiple of 4 features, and "

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.limits import INT_MAX
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.pretrained.configs.strict_config import (
@@ -108,9 +109,13 @@ def _read(config: Config) -> dict[str, Any]:
   if values["num_layers"] > MOST_LAYERS:
     needed = f"at most {MOST_LAYERS}"
     raise refusal(DIT.kind, "num_layers", values["num_layers"], needed)
-  for key in (_SHIFT, _FLOW):
-    if not isinstance(config.get(key, 0), int | None):
-      raise refusal(DIT.kind, key, config[key], "a whole number")
+  if not values["norm_eps"] > 0:
+    raise refusal(DIT.kind, "norm_eps", values["norm_eps"], "above 0")
+  if config.get(_SHIFT, 1) not in (0, 1):
+    raise refusal(DIT.kind, _SHIFT, config[_SHIFT], (0, 1))
+  steps = config.get(_FLOW)
+  if steps is not None and not (is_count(steps) and 2 <= steps <= INT_MAX):
+    raise refusal(DIT.kind, _FLOW, steps, "2 or more, or null")
   return values
 
 

@@ -153,34 +153,36 @@ def _config(
   path: str, tensors: Mapping[str, np.ndarray], heads: Any, is_flow: bool
 ) -> dict[str, Any]:
   """The config that the shapes show."""
-  shape = lambda name: np.shape(tensors[name])
-  width, channels, patch, *_ = (*shape(_NAMES[0]), 0, 0, 0)[:4]
-  heads = heads or _HEADS.get(width)
-  if heads is None:
-    raise WeightsError(
-      f"{path}: a DiT of width {width}, of which no published one is; give its "
-      'number of heads: config={"unet": {"num_attention_heads": ...}}'
-    )
+  names = (_NAMES[0], "pos_embed", _LAST, _LABELS)
+  kernel, positions, last, labels = (np.shape(tensors[n]) for n in names)
   depth = 0
   while f"blocks.{depth}.attn.qkv.weight" in tensors:
     depth += 1
-  side = round(shape("pos_embed")[1] ** 0.5)
-  outputs = shape(_LAST)[0]
-  if not (patch and depth) or outputs not in (
-    each * patch**2 * channels for each in (1, 2)
-  ):
+  ranks = [len(shape) for shape in (kernel, positions, last, labels)]
+  is_dit = ranks == [4, 3, 2, 2] and depth > 0 and min(*kernel, *labels) > 0
+  width, channels, patch, _ = kernel if is_dit else (0, 0, 0, 0)
+  outputs = [count * patch**2 * channels for count in (1, 2)]
+  if not is_dit or last[0] not in outputs:
     raise WeightsError(
-      f"{path}: {_NAMES[0]} {shape(_NAMES[0])}, {_LAST} {shape(_LAST)} and "
-      f"{depth} blocks are not those of a DiT"
+      f"{path}: {', '.join(names)} of shapes {kernel}, {positions}, {last}, "
+      f"{labels} and {depth} blocks are not those of a DiT"
     )
+  heads = heads or _HEADS.get(width)
+  if type(heads) is not int or heads < 1 or width % heads:
+    raise WeightsError(
+      f"{path}: {heads} heads for a DiT of width {width}; no published one is "
+      "so wide: give its number of heads as "
+      'config={"unet": {"num_attention_heads": ...}}'
+    )
+  side = max(1, round(positions[1] ** 0.5))
   module = DiT(
     channels,
     width,
     depth,
     heads,
     patch,
-    learns_variance=outputs == 2 * patch**2 * channels,
+    learns_variance=last[0] == outputs[1],
     grid=side,
   )
-  classes = shape(_LABELS)[0] - 1
-  return released_config(module, classes, FLOW_STEPS if is_flow else None)
+  flow_steps = FLOW_STEPS if is_flow else None
+  return released_config(module, labels[0] - 1, flow_steps)
