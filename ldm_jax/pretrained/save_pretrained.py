@@ -132,12 +132,7 @@ def save_single_file(
   cast = _dtype(dtype)
   check_absent(path)  # before anything is computed
   if isinstance(module, LatentDiffusion) and isinstance(module.unet, DiT):
-    side = image_size // module.first_stage.stride
-    tensors = released_tensors(module, params, side, cast)
-    logger.warning("single files of DiT and SiT hold no autoencoder")
-    with lock_output(path):
-      write_safetensors(path, tensors, metadata=FORMAT, is_new=True)
-    return
+    return _save_released(module, params, path, image_size, cast)
   if isinstance(module, LatentDiffusion):
     prefixes = model_index.prefixes(module)
     networks = []
@@ -165,6 +160,21 @@ def save_single_file(
   own = stored(StoredConfigs(configs, scheduler, index), tensors)
   with lock_output(path):
     write_safetensors(path, tensors, metadata=FORMAT | own, is_new=True)
+
+
+def _save_released(
+  model: LatentDiffusion,
+  params: Parameters,
+  path: str,
+  image_size: int,
+  cast: np.dtype,
+) -> None:
+  """A DiT under its authors' names."""
+  side = image_size // model.first_stage.stride
+  tensors = released_tensors(model, params, side, cast)
+  logger.warning("single files of DiT and SiT hold no autoencoder")
+  with lock_output(path):
+    write_safetensors(path, tensors, metadata=FORMAT, is_new=True)
 
 
 def _marks(module: LatentDiffusion) -> list[str]:
