@@ -68,7 +68,7 @@ STAGES = [
   ("dc", 32, 64),
 ]
 SECOND = [("kl", 4, 4), ("kl", 8, 16), ("kl", 16, 64), ("dc", 32, 64)]
-SECONDS = 90
+SECONDS, FOUR, PHOTO_STEPS = 60, 400, 300  # of stage two; steps of stage one
 PHOTOGRAPHS = [("kl", 4, 4), ("kl", 8, 16), ("kl", 16, 64), ("kl", 32, 64)]
 DEEPER = LEVELS | {16: ("(1, 2)", "(1, 1)"), 32: ("(2,)", "(1,)")}
 LOOKS = ("psnr", "ssim")
@@ -481,14 +481,13 @@ def stage(kind, factor, channels):
   name = f"four_{kind}_f{factor}_c{channels}"
   fields = {
     "task__optimizer__muon": 1e-2,
+    "task__optimizer__decay_steps": FOUR,
     "task__autoencoder__latent_channels": channels,
+    "steps": FOUR,
+    "checkpoints__every": FOUR,
   }
   config = {"kl": "claims_autoencoder", "vq": "claims_vq", "dc": "dcae_f32"}
-  if kind == "dc":
-    # As many steps as the others.
-    fields |= {"steps": ONE, "task__optimizer__decay_steps": ONE}
-    fields |= {"checkpoints__every": ONE, "reports__previews_every": 0}
-  else:
+  if kind != "dc":
     fields |= {"task__autoencoder__trunk__multipliers": WIDER[factor]}
   if kind == "kl":
     fields |= {"task__bottleneck_weight": 5e-3}
@@ -547,10 +546,10 @@ def photographs(kind, factor, channels):
     "task__perceptual": "none",
     "task__discriminator": "none",
     "task__optimizer__muon": 5e-3,
-    "task__optimizer__decay_steps": ONE,
+    "task__optimizer__decay_steps": PHOTO_STEPS,
     "data__augment__size": 64,
-    "steps": ONE,
-    "checkpoints__every": ONE,
+    "steps": PHOTO_STEPS,
+    "checkpoints__every": PHOTO_STEPS,
     "reports__previews_every": 0,
   }
   log = train("photos_autoencoder", name, **fields)
