@@ -68,7 +68,7 @@ STAGES = [
   ("dc", 32, 64),
 ]
 SECOND = [("kl", 4, 4), ("kl", 8, 16), ("kl", 16, 64), ("dc", 32, 64)]
-SECONDS, FOUR, PHOTO_STEPS = 60, 400, 300  # of stage two; steps of stage one
+SECONDS, FOUR, PHOTO_STEPS = 45, 250, 200  # of stage two; steps of stage one
 PHOTOGRAPHS = [("kl", 4, 4), ("kl", 8, 16), ("kl", 16, 64), ("kl", 32, 64)]
 DEEPER = LEVELS | {16: ("(1, 2)", "(1, 1)"), 32: ("(2,)", "(1,)")}
 LOOKS = ("psnr", "ssim")
