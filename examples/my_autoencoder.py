@@ -1,6 +1,7 @@
-"""Stage one with a user-defined first stage and source."""
+"""Stage one with a user-defined first stage, regularizer and source."""
 
 from my_diffusion.first_stage import PatchAutoencoder
+from my_diffusion.regularizer import Decorrelation
 from my_diffusion.source import CsvSource
 
 from ldm_jax.config import Data, Experiment, Reports
@@ -18,6 +19,7 @@ def get_config():
       optimizer=Optimizer(rate=3e-3),
       pixel_norm="l2",
       bottleneck_weight=1e-3,
+      regularizers=(Decorrelation(),),
     ),
     data=Data(
       source=CsvSource("images.csv", start=32),
