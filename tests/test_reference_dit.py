@@ -164,6 +164,59 @@ def test_a_written_folder_is_read_by_diffusers(pipeline, loaded, tmp_path):
   assert dit({"_class_name": DIT.kind, **kept}) == loaded.model.unet
 
 
+TIME = "transformer_blocks.0.norm1.emb.timestep_embedder.linear"
+# diffusers' scripts/convert_dit_to_diffusers.py, read from right to left.
+RELEASED = {
+  "x_embedder.proj": "pos_embed.proj",
+  "t_embedder.mlp.0": f"{TIME}_1",
+  "t_embedder.mlp.2": f"{TIME}_2",
+  "final_layer.adaLN_modulation.1": "proj_out_1",
+  "final_layer.linear": "proj_out_2",
+}
+IN_BLOCKS = {
+  "adaLN_modulation.1": "norm1.linear",
+  "attn.proj": "attn1.to_out.0",
+  "mlp.fc1": "ff.net.0.proj",
+  "mlp.fc2": "ff.net.2",
+}
+
+
+def test_a_released_pickle_has_the_parameters_of_the_folder(
+  pipeline, loaded, folder, tmp_path
+):
+  model = pipeline.transformer
+  tensors, found = model.state_dict(), {}
+  table = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
+  found["y_embedder.embedding_table.weight"] = tensors[table]
+  found["pos_embed"] = model.pos_embed.pos_embed
+  for leaf in ("weight", "bias"):
+    for name, theirs in RELEASED.items():
+      found[f"{name}.{leaf}"] = tensors[f"{theirs}.{leaf}"]
+    for i in range(CONFIG["num_layers"]):
+      block = f"transformer_blocks.{i}"
+      for name, theirs in IN_BLOCKS.items():
+        tensor = tensors[f"{block}.{theirs}.{leaf}"]
+        found[f"blocks.{i}.{name}.{leaf}"] = tensor
+      parts = [tensors[f"{block}.attn1.to_{n}.{leaf}"] for n in "qkv"]
+      found[f"blocks.{i}.attn.qkv.{leaf}"] = torch.cat(parts)
+  path = str(tmp_path / "DiT.pt")
+  torch.save(found, path)
+  options = {"config": {"unet": {"num_attention_heads": 2}}}
+  released, params = ldm_jax.from_single_file(
+    path, vae=f"{folder}/vae", **options
+  )
+  assert released.unet == loaded.model.unet.clone(
+    frequency_shift=0, mlp_epsilon=1e-6
+  )
+  jax.tree.map(np.testing.assert_array_equal, params.unet, loaded.params.unet)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    params.conditioners,
+    loaded.params.conditioners,
+  )
+  assert released.schedule == loaded.model.schedule
+
+
 def test_the_schema_has_diffusers_defaults():
   signature = inspect.signature(diffusers.DiTTransformer2DModel.__init__)
   for name, parameter in list(signature.parameters.items())[1:]:
