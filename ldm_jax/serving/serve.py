@@ -111,7 +111,7 @@ def serve(
   try:
     run_server(app, host, port, drain=drain, is_ready=is_ready)
   finally:
-    worker.stop(timeout=request.drain)
+    worker.stop(timeout=float(request.drain))
 
 
 def read_key(path: str | os.PathLike) -> str:
