@@ -21,6 +21,7 @@ from ldm_jax.training.first_stage.adversarial_loss import (
   CriticLoss,
   adaptive_weight,
   discriminate,
+  update_if,
 )
 from ldm_jax.training.first_stage.autoencoder_state import Frozen, State
 from ldm_jax.training.first_stage.reconstruction_loss import ReconstructionLoss
@@ -240,10 +241,6 @@ class AutoencoderTask(ReconstructionLoss):
   ) -> tuple[State, Array, dict[str, Array]]:
     """The adversarial part of a step, which counts from `disc_start` on.
 
-    Until then it is computed and masked, as LDM does: compared with the
-    autoencoder the discriminator costs little, and XLA:CPU runs convolutions
-    inside a branch twenty times slower.
-
     Returns the state with its discriminator updated, the gradient at the
     reconstructions with that of g added, and metrics.
     """
@@ -256,12 +253,10 @@ class AutoencoderTask(ReconstructionLoss):
       self.discriminator, learning, before, images, recon
     )
     weight = adaptive_weight(recon_grad, g_grad, pullback)
-    keep = lambda new, old: jnp.where(is_on, new, old)
     metrics |= {"d_weight": weight}
-    metrics = {name: keep(value, 0.0) for name, value in metrics.items()}
-    scale = keep(self.weight("adversarial", state.step) * weight, 0.0)
-    critic, critic_opt = jax.tree.map(keep, after, before)
-    state = state.replace(critic=critic, critic_opt=critic_opt)
+    (critic, opt), metrics = update_if(is_on, before, after, metrics)
+    scale = self.weight("adversarial", state.step) * metrics["d_weight"]
+    state = state.replace(critic=critic, critic_opt=opt)
     return state, recon_grad + scale * g_grad, metrics
 
   def _regularized(

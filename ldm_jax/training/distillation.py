@@ -26,6 +26,7 @@ from ldm_jax.runtime.optimizer import Optimizer, ema_update
 from ldm_jax.training.first_stage.adversarial_loss import (
   CriticLoss,
   discriminate,
+  update_if,
 )
 from ldm_jax.training.first_stage.autoencoder_state import State
 from ldm_jax.training.first_stage.reconstruction_loss import (
@@ -280,11 +281,10 @@ class DistillationTask:
     after, of_g, metrics = discriminate(
       self.discriminator, learning, before, target, recon
     )
-    keep = lambda new, old: jnp.where(is_on, new, old)
-    metrics = {name: keep(value, 0.0) for name, value in metrics.items()}
-    critic, critic_opt = jax.tree.map(keep, after, before)
-    state = state.replace(critic=critic, critic_opt=critic_opt)
-    return state, at_recon + keep(self.disc_weight, 0.0) * of_g, metrics
+    (critic, opt), metrics = update_if(is_on, before, after, metrics)
+    state = state.replace(critic=critic, critic_opt=opt)
+    weight = jnp.where(is_on, self.disc_weight, 0.0)
+    return state, at_recon + weight * of_g, metrics
 
   def _updated(self, state: State, grads: Any) -> State:
     """The state after an update of the student and of its average."""

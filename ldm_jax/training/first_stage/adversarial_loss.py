@@ -55,6 +55,23 @@ def discriminate(
   return after, g_grad, {"generator_loss": g, "discriminator_loss": loss}
 
 
+def update_if(
+  is_on: Array,
+  before: tuple[Any, Any],
+  after: tuple[Any, Any],
+  metrics: dict[str, Array],
+) -> tuple[tuple[Any, Any], dict[str, Array]]:
+  """`after` and the metrics where the adversarial term counts, before and 0.
+
+  Computed and masked, as LDM does: compared with the autoencoder the
+  discriminator costs little, and XLA:CPU runs convolutions inside a branch
+  twenty times slower.
+  """
+  keep = lambda new, old: jnp.where(is_on, new, old)
+  masked = {name: keep(value, 0.0) for name, value in metrics.items()}
+  return jax.tree.map(keep, after, before), masked
+
+
 def adaptive_weight(
   recon_grad: Images, g_grad: Images, pullback: Callable
 ) -> Float[Array, ""]:
