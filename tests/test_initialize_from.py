@@ -17,6 +17,7 @@ from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.errors import WeightsError
 from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.pretrained.open_autoencoder import open_autoencoder
 from ldm_jax.pretrained.open_model import open_model
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -200,8 +201,22 @@ def test_another_network_is_refused(runs, tmp_path):
   assert stop.value.code == 5 and not (tmp_path / "x").exists()
   with pytest.raises(CommandError, match=r"--config\.start"):
     run("lora", tmp_path / "y", 1, *TWO)
-  with pytest.raises(CommandError, match="of stage two"):
-    run("autoencoder", tmp_path / "z", 1, start, *STAGE)
+
+
+@pytest.mark.slow
+def test_stage_one_begins_from_the_first_stage_of_stage_two(runs, tmp_path):
+  start = f"--config.start={runs / 'text'}"
+  assert run("autoencoder", tmp_path / "one", 1, start, *STAGE) == 0
+  # The rate of the first step is 0.
+  found, of_start = (
+    open_autoencoder(str(folder)).variables
+    for folder in (tmp_path / "one", runs / "text")
+  )
+  jax.tree.map(np.testing.assert_array_equal, found, of_start)
+  with pytest.raises(CommandError, match="is not that of start"):
+    wide = [f.replace("channels=8", "channels=12") for f in STAGE]
+    run("autoencoder", tmp_path / "wide", 1, start, *wide)
+  assert not (tmp_path / "wide").exists()
 
 
 @pytest.mark.slow
