@@ -28,7 +28,6 @@ from ldm_jax.data.text import tokenizers
 from ldm_jax.errors import ConfigError, DamagedFile, DataError, LdmJaxError
 from ldm_jax.evaluation.metrics.statistics import read_statistics
 from ldm_jax.files.numpy_files import read_npy, read_npz
-from ldm_jax.pretrained.assemble import _unet_inputs
 from ldm_jax.pretrained.components import (
   Components,
   ForeignNetwork,
@@ -46,6 +45,7 @@ from ldm_jax.pretrained.configs.unet_reader import Inputs
 from ldm_jax.pretrained.lora.adapter_config import read_configs
 from ldm_jax.pretrained.networks import build, kind_of, latent_scale
 from ldm_jax.pretrained.single_file.stored_configs import read_stored
+from ldm_jax.pretrained.text.conditioners import unet_inputs
 from ldm_jax.run import Run
 from ldm_jax.runtime.monitoring.metric_writer import read_metrics
 from ldm_jax.sampling.metadata import parse_metadata, read_metadata
@@ -134,7 +134,7 @@ def of_network(values):
   found = [build(values), unread_encoder_keys("x", kind, values)]
   if kind == "unet":
     networks = {"unet": ForeignNetwork(values, {}, "unet", "diffusers")}
-    found.append(_unet_inputs(Components(networks)))
+    found.append(unet_inputs(Components(networks)))
   return found + ([latent_scale(values)] if kind == "autoencoder" else [])
 
 

@@ -17,12 +17,13 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.latents import image_shape
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
-from ldm_jax.pretrained.assemble import assemble, with_tokenizer
+from ldm_jax.pretrained.assemble import assemble
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.from_pretrained import find_components, with_networks
 from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
 from ldm_jax.pretrained.single_network.replace_vae import with_vae
+from ldm_jax.pretrained.text.prompt_tokens import with_tokenizer
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.run import Run, class_names
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding

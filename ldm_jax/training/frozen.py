@@ -13,8 +13,8 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.latents import measure_latent_scale
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.pretrained import text_encoders
 from ldm_jax.pretrained.metric_networks.lpips import perceptual
+from ldm_jax.pretrained.text import text_encoders
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.training import denoiser
 from ldm_jax.training.autoencoder import AutoencoderTask

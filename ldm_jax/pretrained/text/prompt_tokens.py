@@ -1,0 +1,97 @@
+"""Tokenizers of published text encoders, and their special tokens."""
+
+import dataclasses
+
+from ldm_jax.data.text import tokenizers
+from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
+from ldm_jax.data.text.tokenizers import Tokenizer
+from ldm_jax.errors import ConfigError
+from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.pretrained.components import Components
+
+_OPEN_CLIP_PADDING = 0
+_CLIP_PADDING = 49407
+
+
+def tokenizer_of(components: Components) -> Tokenizer | ClipPrompts | None:
+  """The tokenizers of the text encoders, if the folder has them.
+
+  Raises:
+    ConfigError: there is one, but it has no vocabulary or is unreadable.
+  """
+  if not components.tokenizers:
+    return None
+  syntaxes = []
+  for name, folder in components.tokenizers.items():
+    network = components.networks[name]
+    length = network.config.get("max_position_embeddings", 77)
+    tokenizer = tokenizers.load(folder, length)
+    if network.kind == "text":
+      return tokenizer
+    padding = tokenizer.backend.pad_token_id
+    if padding is None:
+      padding = _padding(components, name)
+    syntaxes.append(PromptSyntax(tokenizer, padding))
+  return ClipPrompts(tuple(syntaxes))
+
+
+def with_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:
+  """The model with a tokenizer from a folder, which single files lack.
+
+  Raises:
+    ConfigError: the model has no CLIP text encoder.
+    ValueError: the folder has no tokenizer.
+  """
+  model = loaded.model
+  embedder = next(
+    (c for c in model.conditioners if isinstance(c, ClipEmbedder)), None
+  )
+  if embedder is None:
+    raise ConfigError(
+      "the model has no CLIP text encoder; leave tokenizer out (--tokenizer)"
+    )
+  tokenizer = tokenizers.load(folder, embedder.encoders[0].length)
+  # CLIP's own encoder is padded with its end token, whatever its number here.
+  end = tokenizer.backend.eos_token_id
+  ids = [end if pad == embedder.end else pad for pad in embedder.paddings]
+  prompts = ClipPrompts(tuple(PromptSyntax(tokenizer, pad) for pad in ids))
+  conditioners = tuple(
+    with_special_tokens(c, prompts).clone(paddings=tuple(ids))
+    if isinstance(c, ClipEmbedder)
+    else c
+    for c in model.conditioners
+  )
+  return dataclasses.replace(
+    loaded,
+    model=dataclasses.replace(model, conditioners=conditioners),
+    tokenizer=prompts,
+  )
+
+
+def with_special_tokens(
+  embedder: ClipEmbedder, tokenizer: Tokenizer | ClipPrompts | None
+) -> ClipEmbedder:
+  """The embedder with the begin and end tokens of its own tokenizer."""
+  if not isinstance(tokenizer, ClipPrompts):
+    return embedder
+  first = tokenizer.syntaxes[0].tokenizer.backend
+  return embedder.clone(begin=first.bos_token_id, end=first.eos_token_id)
+
+
+def paddings(
+  components: Components, tokenizer: Tokenizer | ClipPrompts | None
+) -> tuple[int, ...]:
+  """The padding token of each text encoder."""
+  if isinstance(tokenizer, ClipPrompts):
+    return tuple(syntax.padding for syntax in tokenizer.syntaxes)
+  names = ("text_encoder", "text_encoder_2")
+  return tuple(
+    _padding(components, name) for name in names if name in components.networks
+  )
+
+
+def _padding(components: Components, name: str) -> int:
+  """OpenCLIP's text encoders are those with the exact gelu."""
+  is_open = components.networks[name].config.get("hidden_act") == "gelu"
+  return _OPEN_CLIP_PADDING if is_open else _CLIP_PADDING
