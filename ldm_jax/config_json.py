@@ -60,6 +60,7 @@ _MODULES = {
   "nn.tiny_autoencoder": ("TinyAutoencoder",),
   "nn.unet": ("UNet",),
   "nn.dit.dit": ("DiT",),
+  "nn.mmdit.mmdit": ("MMDiT",),
   "nn.transformer": ("AttentionPlan",),
   "nn.encoder_unet": ("EncoderUNet",),
   "nn.lora": ("LoRA",),

@@ -35,6 +35,7 @@ from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.first_stage import FirstStage, Posterior
+from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import UNet
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.optimizer import Optimizer
@@ -125,7 +126,7 @@ MODEL = LatentDiffusion(HalvingStage(), FourierMixer(), (AngleEmbedder(),))
 @pytest.mark.parametrize(
   "kind, members",
   [
-    (Backbone, [UNet(), DiT(), FourierMixer()]),
+    (Backbone, [UNet(), DiT(), MMDiT(), FourierMixer()]),
     (FirstStage, [Autoencoder(), PixelSpace(), HalvingStage()]),
     (
       Posterior,

@@ -96,6 +96,7 @@ def open_folder(folder: str, variant: str | None = None) -> Components:
       "dc_autoencoder": "vae",
       "unet": "unet",
       "dit": "unet",
+      "mmdit": "unet",
     }
     name = subfolders.get(network.kind, "text_encoder")
     return Components(with_labels({name: network}))

@@ -21,6 +21,7 @@ from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.inpainting_decoder import InpaintingAutoencoder
+from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained import model_index
@@ -49,11 +50,15 @@ from ldm_jax.pretrained.dit.folder import (
   transformer_config,
 )
 from ldm_jax.pretrained.dit.tensors import with_copies
+from ldm_jax.pretrained.mmdit.mmdit_config import mmdit_config
 from ldm_jax.pretrained.networks import Module, geometry
 from ldm_jax.weights.lazy_tensors import LazyTensor
 from ldm_jax.weights.naming import convert
 from ldm_jax.weights.naming.convert_lazily import revert_lazily
 from ldm_jax.weights.naming.parameter_names import name_table
+
+# Kinds of transformers, and functions (module, parameters) -> config.json.
+_TRANSFORMERS = {MMDiT: ("mmdit", mmdit_config)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +137,8 @@ def export_networks(
   latent_side = side // module.first_stage.stride
   if isinstance(module.unet, DiT):
     unet = _dit(module, params, latent_side)
+  elif type(module.unet) in _TRANSFORMERS:
+    unet = export_network(module.unet, params.unet)
   else:
     unet = _unet(module.unet, params.unet, latent_side, sinusoids)
   # The shortest decimal of the float32: 0.18215, not 0.1821499913930893.
@@ -200,6 +207,10 @@ def export_network(
       "diffusers' transformer holds a DiT's table of labels too; give the "
       "whole LatentDiffusion, with its ClassEmbedder"
     )
+  if type(module) in _TRANSFORMERS:
+    kind, config_of = _TRANSFORMERS[type(module)]
+    own = params["params"]
+    return ExportedNetwork(NAME, kind, module, own, config_of(module, own))
   if isinstance(module, Autoencoder):
     default = 1.0 if has_statistics(module) else SCALING_FACTOR
     return _vae(module, params, side, latent_scale or default)

@@ -20,6 +20,7 @@ from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.nn.encoders.dinov2 import DinoV2
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.batch_statistics import read_statistics
@@ -40,6 +41,7 @@ from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
 )
 from ldm_jax.pretrained.configs.value_types import malformed_values
 from ldm_jax.pretrained.dit import dit_config
+from ldm_jax.pretrained.mmdit import mmdit_config
 from ldm_jax.pretrained.single_network.initial_shapes import abstract
 from ldm_jax.weights import mmap_files
 from ldm_jax.weights.naming import convert, parameter_names
@@ -48,6 +50,7 @@ from ldm_jax.weights.naming.convert_lazily import convert_lazily
 Module = (
   UNet
   | DiT
+  | MMDiT
   | Autoencoder
   | TinyAutoencoder
   | DCAutoencoder
@@ -68,6 +71,7 @@ _BUILDERS = {
     (dit_config.DIT.kind, dit_config.FIRST_KIND), ("dit", dit_config.dit)
   ),
   dit_config.LABELS: ("dit_labels", dit_config.labels),
+  mmdit_config.SD3.kind: ("mmdit", mmdit_config.mmdit),
   **dict.fromkeys(
     [schema.kind for schema in (KL, FLUX2, ASYMMETRIC, VQ)],
     ("autoencoder", lambda config: autoencoder(config)[0]),

@@ -28,7 +28,8 @@ class Optimizer:
     rate: learning rate after warm-up. LDM's published base rates are per
       example: multiply them by the batch.
     betas: of the two moments; LDM's first stage uses (0.5, 0.9).
-    weight_decay: decoupled, on everything; 0 is plain Adam.
+    weight_decay: decoupled, on everything but the tables that training leaves
+      as they are, whose names begin with `fixed_`; 0 is plain Adam.
     warmup: steps over which the rate rises linearly from 0.
     decay: how the rate changes after warm-up: "constant", or "cosine" to
       `decay_to` times the rate at `decay_steps`.
@@ -94,6 +95,7 @@ class Optimizer:
     inner = self._adamw() if self.muon is None else self._muon()
     if self.clip is not None:
       inner = optax.chain(optax.clip_by_global_norm(self.clip), inner)
+    inner = hold_fixed(inner)
     return skip_bad_updates(inner, self.patience, self.spikes)
 
   def _adamw(self) -> optax.GradientTransformation:
@@ -118,6 +120,24 @@ class Optimizer:
       weight_decay=self.weight_decay,
       epsilon=self.epsilon,
     )
+
+
+def hold_fixed(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """`inner`, whose updates of parameters named `fixed_...` are zero."""
+
+  def held(path: tuple, update: Any) -> Any:
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    return jnp.zeros_like(update) if name.startswith("fixed_") else update
+
+  def update(
+    grads: Any, state: Any, params: Any = None
+  ) -> tuple[Any, optax.OptState]:
+    updates, state = inner.update(grads, state, params)
+    return jax.tree_util.tree_map_with_path(held, updates), state
+
+  return optax.GradientTransformation(inner.init, update)
 
 
 def ema_update(average: Any, params: Any, step: Any, decay: float) -> Any:

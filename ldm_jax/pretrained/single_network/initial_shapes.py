@@ -13,11 +13,13 @@ from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.nn.encoders.dinov2 import DinoV2
+from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs import unet_reader
 from ldm_jax.pretrained.configs.strict_config import Config
 from ldm_jax.pretrained.dit import dit_config
+from ldm_jax.pretrained.mmdit import mmdit_config
 
 
 def abstract(module: nn.Module, config: Config) -> dict[str, Any]:
@@ -38,6 +40,8 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
     return module.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros(shape))
   if isinstance(module, DiT):
     return module.init(key, *_dit_inputs(module, config))
+  if isinstance(module, MMDiT):
+    return module.init(key, *mmdit_config.init_inputs(config))
   if not isinstance(module, UNet):
     return module.init(key, tokens)
   inputs = unet_reader.inputs(config)

@@ -35,8 +35,11 @@ class Row(NamedTuple):
     """The shape of the foreign tensor; None for any."""
     if self.shape is None:
       return None
+    layout = LAYOUTS[self.layout]
+    if layout.foreign_shape is not None:
+      return layout.foreign_shape(self.shape)
     own = np.broadcast_to(np.int8(0), self.shape)  # takes no memory
-    shape = LAYOUTS[self.layout].to_foreign(own).shape
+    shape = layout.to_foreign(own).shape
     if self.part is None:
       return shape
     return (shape[0] * self.part.count, *shape[1:])

@@ -1,23 +1,62 @@
 """Array layouts of other libraries: transposed, squeezed or stacked."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from ldm_jax.errors import WeightsError
+
 
 class Layout(NamedTuple):
   """Conversion between an array of this package and a foreign one.
 
-  Both functions return views.
+  Both functions return views, but for "grid".
 
   Attributes:
     ranks: of the own and of the foreign array; None for any.
+    foreign_shape: of an own shape; None where it is that of `to_foreign`.
   """
 
   ranks: tuple[int, int] | None
   from_foreign: Callable[[np.ndarray], np.ndarray]
   to_foreign: Callable[[np.ndarray], np.ndarray]
+  foreign_shape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+
+
+def axes_of_grid(grid: np.ndarray) -> np.ndarray:
+  """[n d] of [1 n*n d]: features of a column, then those of a row.
+
+  Raises:
+    WeightsError: the first half of the features is not a function of the column
+      alone, and the second of the row.
+  """
+  side = math.isqrt(grid.shape[1])
+  half = grid.shape[2] // 2
+  table = grid.reshape(side, side, -1)
+  columns, rows = table[:1, :, :half], table[:, :1, half:]
+  if (table[..., :half] != columns).any() or (table[..., half:] != rows).any():
+    raise WeightsError(
+      f"positions of shape {grid.shape} are no fixed table of rows and "
+      "columns; learned positions are not read"
+    )
+  return np.concatenate([columns[0], rows[:, 0]], axis=-1)
+
+
+def grid_of_axes(axes: np.ndarray) -> np.ndarray:
+  """The inverse of `axes_of_grid`."""
+  (side, width), half = axes.shape, axes.shape[1] // 2
+  columns, rows = axes[None, :, :half], axes[:, None, half:]
+  shape = side, side
+  grid = np.concatenate(
+    [
+      np.broadcast_to(columns, (*shape, half)),
+      np.broadcast_to(rows, (*shape, width - half)),
+    ],
+    axis=-1,
+  )
+  return grid.reshape(1, side * side, width)
 
 
 LAYOUTS = {
@@ -31,6 +70,12 @@ LAYOUTS = {
   ),
   "line": Layout(  # IO, OI1: the same over one dimension
     (2, 3), lambda x: x[:, :, 0].T, lambda x: x.T[:, :, None]
+  ),
+  "grid": Layout(  # positions of a square of patches, by axis
+    (2, 3),
+    axes_of_grid,
+    grid_of_axes,
+    lambda shape: (1, shape[0] * shape[0], shape[1]),
   ),
 }
 

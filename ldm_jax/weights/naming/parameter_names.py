@@ -16,6 +16,7 @@ NETWORKS = (
   "unet",
   "dit",
   "dit_labels",
+  "mmdit",
   "autoencoder",
   "tiny_autoencoder",
   "dc_autoencoder",
@@ -29,7 +30,7 @@ NETWORKS = (
 NAMING_SCHEMES = ("diffusers", "compvis", "flax")
 _WITHOUT_FLAX = (
   *("text", "classes", "tiny_autoencoder", "dc_autoencoder", "dinov2"),
-  *("dit", "dit_labels"),
+  *("dit", "dit_labels", "mmdit"),
 )
 
 # Names of plain attention in diffusers before 0.15; its Flax autoencoder kept

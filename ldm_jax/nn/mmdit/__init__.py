@@ -1,0 +1,1 @@
+"""Multimodal diffusion transformers: texts and patches attend to each other."""

@@ -1,0 +1,1 @@
+"""Published MMDiTs, Stable Diffusion 3 and 3.5, in and out."""
