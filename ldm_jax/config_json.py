@@ -61,6 +61,7 @@ _MODULES = {
   "nn.unet": ("UNet",),
   "nn.dit.dit": ("DiT",),
   "nn.mmdit.mmdit": ("MMDiT",),
+  "nn.flux.flux": ("Flux",),
   "nn.transformer": ("AttentionPlan",),
   "nn.encoder_unet": ("EncoderUNet",),
   "nn.lora": ("LoRA",),

@@ -96,12 +96,11 @@ class LatentDiffusion:
 
   @property
   def embeds_guidance(self) -> bool:
-    """Whether the U-Net reads the scale of guidance, as LCM's do.
+    """Whether the backbone reads the scale of guidance, as LCM's and FLUX.
 
     It then predicts the guided output, and guidance takes no second call.
     """
-    is_unet = isinstance(self.unet, UNet)
-    return is_unet and self.unet.guidance_width is not None
+    return getattr(self.unet, "embeds_guidance", False)
 
   @property
   def unconditional_keys(self) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ class Backbone(Protocol):
 
   Any module with these members can be `LatentDiffusion.unet`; the output is in
   the parameterization `LatentDiffusion.prediction`. A "dropout" rng is given in
-  training alone. A network other than `UNet`, `DiT` and `MMDiT` cannot be
-  saved as diffusers' files, and a ControlNet is of a U-Net alone.
+  training alone. A network that is not of this package cannot be saved as
+  diffusers' files, and a ControlNet is of a U-Net alone. A network that reads
+  `Condition.guidance` has the attribute `embeds_guidance`, which is true.
 
   Attributes:
     size_multiple: the latents' height and width must be multiples of it; 1 if

@@ -106,6 +106,11 @@ class UNet(nn.Module):
         self.attention.split(self.channels * multiplier)
 
   @property
+  def embeds_guidance(self) -> bool:
+    """Whether it reads `Condition.guidance`."""
+    return self.guidance_width is not None
+
+  @property
   def size_multiple(self) -> int:
     """Latents' sides must be multiples of it; 1 if every size is valid.
 

@@ -97,6 +97,7 @@ def open_folder(folder: str, variant: str | None = None) -> Components:
       "unet": "unet",
       "dit": "unet",
       "mmdit": "unet",
+      "flux": "unet",
     }
     name = subfolders.get(network.kind, "text_encoder")
     return Components(with_labels({name: network}))

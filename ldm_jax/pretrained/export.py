@@ -1,7 +1,7 @@
 """Networks with the configs and tensor names of diffusers and CompVis."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -20,16 +20,13 @@ from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.inpainting_decoder import InpaintingAutoencoder
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained import model_index
-from ldm_jax.pretrained.batch_statistics import (
-  has_statistics,
-  own_names,
-  statistics_tensors,
-)
+from ldm_jax.pretrained.batch_statistics import has_statistics
 from ldm_jax.pretrained.conditioner_variables import (
   WEIGHTLESS,
   split_variables,
@@ -49,77 +46,14 @@ from ldm_jax.pretrained.dit.folder import (
   label_embedder,
   transformer_config,
 )
-from ldm_jax.pretrained.dit.tensors import with_copies
+from ldm_jax.pretrained.flux.flux_config import flux_config
 from ldm_jax.pretrained.mmdit.mmdit_config import mmdit_config
-from ldm_jax.pretrained.networks import Module, geometry
-from ldm_jax.weights.lazy_tensors import LazyTensor
+from ldm_jax.pretrained.networks import Module
+from ldm_jax.pretrained.single_network.exported_network import ExportedNetwork
 from ldm_jax.weights.naming import convert
-from ldm_jax.weights.naming.convert_lazily import revert_lazily
-from ldm_jax.weights.naming.parameter_names import name_table
 
 # Kinds of transformers, and functions (module, parameters) -> config.json.
-_TRANSFORMERS = {MMDiT: ("mmdit", mmdit_config)}
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportedNetwork:
-  """A network to be written.
-
-  Attributes:
-    name: its subfolder.
-    kind: what weights/naming/parameter_names.py calls it in single files.
-    config: its config.json.
-    labels: of a DiT, the variables of its conditioner, which diffusers has
-      inside the network.
-  """
-
-  name: str
-  kind: str
-  module: Module
-  params: Any
-  config: dict[str, Any]
-  labels: Any = None
-
-  def tensors(
-    self, scheme: str, dtype: np.dtype
-  ) -> dict[str, LazyTensor | np.ndarray]:
-    """By foreign name, in `dtype`; each is made when it is read.
-
-    Raises:
-      WeightsError: the scheme has no name for a parameter.
-    """
-    kind = (
-      "clip" if scheme == "diffusers" and "clip" in self.kind else self.kind
-    )
-    found = name_table(
-      kind,
-      scheme,
-      convert.shapes(self.params),
-      geometry(self.module, self.config),
-    )
-    tensors = revert_lazily(found, self.params, dtype)
-    tensors |= _batch_counts(tensors)
-    tensors |= statistics_tensors(self.module, dtype)
-    if self.labels is not None:
-      shapes = convert.shapes(self.labels)
-      found = name_table("dit_labels", scheme, shapes)
-      tensors |= revert_lazily(found, self.labels, dtype)
-      return with_copies(tensors, self.module.depth)
-    is_single = scheme == "compvis"
-    return own_names(self.module, tensors) if is_single else tensors
-
-
-def _batch_counts(names: Iterable[str]) -> dict[str, np.ndarray]:
-  """The counts that torch's batch norms hold with their statistics.
-
-  They are not used, and 0 stands for a number that is not known.
-  """
-  statistics, count = ".running_mean", np.zeros((), np.int64)
-  return {
-    name.removesuffix(statistics) + ".num_batches_tracked": count
-    for name in names
-    if name.endswith(statistics)
-  }
+_TRANSFORMERS = {MMDiT: ("mmdit", mmdit_config), Flux: ("flux", flux_config)}
 
 
 def export_networks(

@@ -20,6 +20,7 @@ from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.nn.encoders.dinov2 import DinoV2
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
@@ -41,6 +42,7 @@ from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
 )
 from ldm_jax.pretrained.configs.value_types import malformed_values
 from ldm_jax.pretrained.dit import dit_config
+from ldm_jax.pretrained.flux import flux_config
 from ldm_jax.pretrained.mmdit import mmdit_config
 from ldm_jax.pretrained.single_network.initial_shapes import abstract
 from ldm_jax.weights import mmap_files
@@ -51,6 +53,7 @@ Module = (
   UNet
   | DiT
   | MMDiT
+  | Flux
   | Autoencoder
   | TinyAutoencoder
   | DCAutoencoder
@@ -72,6 +75,7 @@ _BUILDERS = {
   ),
   dit_config.LABELS: ("dit_labels", dit_config.labels),
   mmdit_config.SD3.kind: ("mmdit", mmdit_config.mmdit),
+  flux_config.FLUX.kind: ("flux", flux_config.flux),
   **dict.fromkeys(
     [schema.kind for schema in (KL, FLUX2, ASYMMETRIC, VQ)],
     ("autoencoder", lambda config: autoencoder(config)[0]),

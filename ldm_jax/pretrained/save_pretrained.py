@@ -21,17 +21,14 @@ from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.pretrained import model_index
 from ldm_jax.pretrained.configs import scheduler_config
 from ldm_jax.pretrained.dit.released_file import released_tensors
-from ldm_jax.pretrained.export import (
-  ExportedNetwork,
-  export_network,
-  export_networks,
-)
+from ldm_jax.pretrained.export import export_network, export_networks
 from ldm_jax.pretrained.networks import Module
 from ldm_jax.pretrained.single_file.stored_configs import (
   StoredConfigs,
   stored,
 )
 from ldm_jax.pretrained.single_file.submodules import Submodule
+from ldm_jax.pretrained.single_network.exported_network import ExportedNetwork
 from ldm_jax.weights.folders import write_sharded
 from ldm_jax.weights.safetensors_files import FORMAT, write_safetensors
 

@@ -13,12 +13,14 @@ from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.nn.encoders.dinov2 import DinoV2
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs import unet_reader
 from ldm_jax.pretrained.configs.strict_config import Config
 from ldm_jax.pretrained.dit import dit_config
+from ldm_jax.pretrained.flux import flux_config
 from ldm_jax.pretrained.mmdit import mmdit_config
 
 
@@ -42,6 +44,8 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
     return module.init(key, *_dit_inputs(module, config))
   if isinstance(module, MMDiT):
     return module.init(key, *mmdit_config.init_inputs(config))
+  if isinstance(module, Flux):
+    return module.init(key, *flux_config.init_inputs(config))
   if not isinstance(module, UNet):
     return module.init(key, tokens)
   inputs = unet_reader.inputs(config)

@@ -42,7 +42,7 @@ class Row(NamedTuple):
     shape = layout.to_foreign(own).shape
     if self.part is None:
       return shape
-    return (shape[0] * self.part.count, *shape[1:])
+    return (shape[0] // self.part.span * self.part.count, *shape[1:])
 
 
 class Table(NamedTuple):
@@ -68,7 +68,7 @@ def make_table(rows: Iterable[Row], ignored: Iterable[str]) -> Table:
       raise WeightsError(f"the table repeats {_duplicates(side)}")
   for name, group in by_foreign_name(rows).items():
     counts = {row.part.count if row.part else 1 for row in group}
-    if counts != {len(group)}:
+    if counts != {sum(row.part.span if row.part else 1 for row in group)}:
       raise WeightsError(
         f"{name} is stacked of {max(counts)} parameters, but these are given: "
         f"{', '.join(row.path for row in group)}"

@@ -88,21 +88,24 @@ class Part(NamedTuple):
     count: number of parts.
     heads: 1 if the parts follow each other along the first axis; otherwise that
       axis is divided into so many heads, and each head into the parts.
+    span: how many parts, from `index` on, are the parameter.
   """
 
   index: int
   count: int
   heads: int = 1
+  span: int = 1
 
 
 def take(stacked: np.ndarray, part: Part) -> np.ndarray:
   """One part of a stacked array: a view for one head, else a copy."""
   parts = stacked.reshape(part.heads, part.count, -1, *stacked.shape[1:])
-  return parts[:, part.index].reshape(-1, *stacked.shape[1:])
+  own = parts[:, part.index : part.index + part.span]
+  return own.reshape(-1, *stacked.shape[1:])
 
 
 def stack(arrays: Sequence[np.ndarray], heads: int) -> np.ndarray:
   """The inverse of `take`: `arrays` are all parts, in order."""
   rest = arrays[0].shape[1:]
   parts = [array.reshape(heads, -1, *rest) for array in arrays]
-  return np.stack(parts, axis=1).reshape(-1, *rest)
+  return np.concatenate(parts, axis=1).reshape(-1, *rest)

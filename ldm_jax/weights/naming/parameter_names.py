@@ -17,6 +17,7 @@ NETWORKS = (
   "dit",
   "dit_labels",
   "mmdit",
+  "flux",
   "autoencoder",
   "tiny_autoencoder",
   "dc_autoencoder",
@@ -30,7 +31,7 @@ NETWORKS = (
 NAMING_SCHEMES = ("diffusers", "compvis", "flax")
 _WITHOUT_FLAX = (
   *("text", "classes", "tiny_autoencoder", "dc_autoencoder", "dinov2"),
-  *("dit", "dit_labels", "mmdit"),
+  *("dit", "dit_labels", "mmdit", "flux"),
 )
 
 # Names of plain attention in diffusers before 0.15; its Flax autoencoder kept
@@ -206,7 +207,7 @@ def _derive(numbers: Mapping[str, Any], own: dict[str, int]) -> dict[str, Any]:
 
 
 def _read_layout(row: Row, geometry: Geometry) -> Row:
-  """Parses a layout: NAME[|NAME], followed by "j/n" or "j/n per head"."""
+  """Parses a layout: NAME[|NAME], and "j/n", "j-k/n" or "j/n per head"."""
   names, *part = row.layout.split(" ", maxsplit=1)
   fits = lambda name: (
     LAYOUTS[name].ranks is None or (LAYOUTS[name].ranks[0] == len(row.shape))
@@ -220,9 +221,12 @@ def _read_layout(row: Row, geometry: Geometry) -> Row:
   if not part:
     return row._replace(layout=layout)
   numbers, *is_per_head = part[0].split(" ", maxsplit=1)
-  index, count = map(int, numbers.split("/"))
+  indices, count = numbers.split("/")
+  first, _, last = indices.partition("-")
+  span = int(last or first) - int(first) + 1
   heads = geometry.count_heads(row.shape[-1]) if is_per_head else 1
-  return row._replace(layout=layout, part=Part(index, count, heads))
+  part = Part(int(first), int(count), heads, span)
+  return row._replace(layout=layout, part=part)
 
 
 def _to_flax(network: str, row: Row) -> Row:

@@ -1,0 +1,1 @@
+"""FLUX.1: text and patches of latents as one sequence of tokens."""

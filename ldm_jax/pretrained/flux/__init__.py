@@ -1,0 +1,1 @@
+"""Published FLUX.1 models, in and out."""
