@@ -14,6 +14,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from networks import random_state
 
+from ldm_jax.diffusion.loss import DenoisingLoss
+from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.conditioners.embedders import (
@@ -33,6 +35,7 @@ from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
@@ -134,6 +137,31 @@ TRANSFORMER = dataclasses.replace(
 )
 
 
+# Scans over two dual blocks and two plain ones, with texts in both inputs.
+MULTIMODAL = dataclasses.replace(
+  STAGE_TWO,
+  model=LatentDiffusion(
+    first_stage=Autoencoder(STACK, 3),
+    unet=MMDiT(
+      out_channels=3,
+      width=32,
+      depth=5,
+      heads=4,
+      dual_blocks=(0, 1),
+      is_qk_normed=True,
+      max_size=6,
+      grid=4,
+      is_scanned=True,
+      remat="full",
+    ),
+    conditioners=(TextEmbedder(ENCODER, is_pooled=True),),
+    schedule=Schedule("rectified_flow"),
+    prediction="flow",
+  ),
+  loss=DenoisingLoss("flow"),
+)
+
+
 def draw(step):
   rng = np.random.default_rng(step)
   integers = lambda high, *shape: rng.integers(
@@ -176,6 +204,12 @@ TASKS = {
   "two": STAGE_TWO,
   "everything": EVERYTHING,
   "dit": TRANSFORMER,
+  "mmdit": MULTIMODAL,
+}
+MESHES_OF = {
+  "lpips": QUICK,
+  "dit": QUICK,
+  "mmdit": [(8, 1, 1, 1), *QUICK],
 }
 
 
@@ -230,7 +264,7 @@ def distance(found, expected):
       marks=() if mesh in QUICK and task in FAST else pytest.mark.slow,
     )
     for task in TASKS
-    for mesh in (QUICK if task in ("lpips", "dit") else MESHES)
+    for mesh in MESHES_OF.get(task, MESHES)
   ],
 )
 def test_every_mesh_equals_one_device(task, mesh):
