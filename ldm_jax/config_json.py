@@ -49,6 +49,13 @@ _MODULES = {
   "training.classifier": ("ClassifierTask",),
   "diffusion.loss": ("DenoisingLoss",),
   "diffusion.schedule": ("Schedule",),
+  "diffusion.shift": ("DynamicShift", "ResolutionShift"),
+  "diffusion.time_densities": (
+    "CosMapTimes",
+    "LogitNormalTimes",
+    "ModeTimes",
+    "UniformTimes",
+  ),
   "latent_diffusion": ("LatentDiffusion",),
   "nn.autoencoder": ("Autoencoder", "PixelSpace"),
   "nn.conv_stack.networks": ("ConvStack",),

@@ -8,6 +8,7 @@ from ldm_jax.diffusion.schedule import Level
 
 MEANS, STD = np.array([-1.5, 0.3, 1.1]), 0.5
 WEIGHTS = np.array([0.3, 0.5, 0.2])
+LINE = np.linspace(-2.0, 2.0, 41)  # x_T
 
 
 def follow(table, xt, denoise, noises=None, replace_known=None):

@@ -262,7 +262,7 @@ def test_a_schedule_is_read_as_it_was_written(made, prediction):
 @pytest.mark.parametrize(
   "key, value, message",
   [
-    ("_class_name", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler"),
+    ("_class_name", "EDMEulerScheduler", "DDIMScheduler"),
     ("beta_schedule", "sigmoid", "'scaled_linear'"),
     ("prediction_type", "flow", "'v_prediction'"),
     ("trained_betas", [0.1, 0.2], "needed: null"),

@@ -146,7 +146,7 @@ NOT_IMPLEMENTED = {
   "diffusers": (
     *("DPMSolverSDEScheduler", "EDMEulerScheduler", "IPNDMScheduler"),
     *("EDMDPMSolverMultistepScheduler", "SASolverScheduler"),
-    *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    "FlowMatchLCMScheduler",
     *("CosineDPMSolverMultistepScheduler", "DDIMParallelScheduler"),
   ),
 }

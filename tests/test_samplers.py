@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sampler_rows import (
+  LINE,
   MEANS,
   WEIGHTS,
   follow,
@@ -235,7 +236,6 @@ ORDERS = [
   (SamplerConfig(sampler="unipc_bh1", order=2), 3),
 ]
 COUNTS = [40, 80, 160, 320, 640]
-LINE = np.linspace(-2.0, 2.0, 41)
 
 
 @pytest.fixture(scope="module")

@@ -10,21 +10,36 @@ from jaxtyping import Array, Float
 
 from ldm_jax.diffusion.prediction import Prediction, target, x0_gain
 from ldm_jax.diffusion.schedule import Schedule, Time, q_sample
+from ldm_jax.diffusion.time_densities import TimeDensity, draw_times
 from ldm_jax.fields.limits import Positive
 
 Network = Callable[[Float[Array, "b *rest"], Time], Float[Array, "b *rest"]]
 
-Density = Literal["uniform", "logit_normal"]
+Density = Literal["uniform", "logit_normal"] | TimeDensity
 
 
 def sample_times(
-  key: Array, schedule: Schedule, count: int, density: Density = "uniform"
+  key: Array,
+  schedule: Schedule,
+  count: int,
+  density: Density = "uniform",
+  latent_size: tuple[int, int] | None = None,
 ) -> Float[Array, " b"]:
-  """t ~ U{0, ..., T - 1}, whole numbers held as floats.
+  """Training times t of a schedule of T steps.
 
-  Or floor(T sigmoid(n)), n standard normal, which samples times in the middle
-  more often (Esser et al. 2024, section 3.1).
+  "uniform" is t ~ U{0, ..., T - 1}, whole numbers held as floats, and
+  "logit_normal" floor(T sigmoid(n)), n standard normal. A `TimeDensity` draws
+  continuous s in [0, 1], and t = T s - 1 from -1, the image, to T - 1.
+
+  Args:
+    latent_size: height and width, for a density whose shift depends on them.
+
+  Raises:
+    ValueError: the shift depends on the size, and there is none.
   """
+  if not isinstance(density, str):
+    times = draw_times(key, density, count, latent_size)
+    return schedule.steps * times - 1
   if density == "logit_normal":
     fraction = jax.nn.sigmoid(jax.random.normal(key, (count,)))
     return jnp.floor(fraction * schedule.steps)
@@ -39,7 +54,8 @@ class Loss(Protocol):
 
   Attributes:
     prediction: what the network predicts; as in the model.
-    density: of the training times; see `sample_times`.
+    density: of the training times: a word, or a `TimeDensity`; see
+      `sample_times`.
   """
 
   prediction: Prediction
@@ -69,7 +85,9 @@ class DenoisingLoss:
   2020, eq. 14; Rombach et al. 2022, eq. 2).
 
   Attributes:
-    density: of t; see `sample_times`.
+    density: of t: "uniform" and "logit_normal" are whole times; a
+      `TimeDensity` such as `LogitNormalTimes(shift=3.0)` is of continuous
+      times, as flows are trained. See `sample_times`.
     norm: "l2" squares the error, "l1" takes its absolute value (LDM's
       churches, layout and semantic-synthesis models).
     min_snr: gamma of Min-SNR weighting (Hang et al. 2023, eq. 8; they use 5):

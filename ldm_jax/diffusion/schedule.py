@@ -43,6 +43,14 @@ class Level(NamedTuple):
     return bool(self.signal**2 <= 1.001 * MIN_ALPHA_BAR)
 
   @property
+  def flow_time(self) -> Any:
+    """s of the straight line z = (1 - s) x0 + s eps at this ratio.
+
+    x is z (signal + sigma)  (Liu et al. 2023, eq. 1).
+    """
+    return self.sigma / (self.signal + self.sigma)
+
+  @property
   def half_log_snr(self) -> Any:
     """lambda = ln(signal / sigma)  (Lu et al. 2022, section 2.1); host only."""
     return np.log(self.signal) - np.log(self.sigma)
@@ -87,7 +95,8 @@ class Schedule:
 
   Time is in [0, steps); 0 is the least noisy. Between whole numbers log
   alpha-bar is interpolated, and t = -1 is the clean image itself, where
-  samplers may end.
+  samplers may end. A rectified flow is exact at every t in [-1, steps - 1],
+  s = (t + 1) / steps being its continuous time.
 
   Attributes:
     kind: how beta_t rises from `start` to `end`. LDM and Stable Diffusion call
@@ -120,7 +129,12 @@ class Schedule:
   @property
   def has_zero_terminal_snr(self) -> bool:
     """Whether x is pure noise at the last time."""
-    return self.zero_terminal_snr or self.kind == "rectified_flow"
+    return self.zero_terminal_snr or self.is_flow
+
+  @property
+  def is_flow(self) -> bool:
+    """Whether it is the straight line, with a continuous time s."""
+    return self.kind == "rectified_flow"
 
   @functools.cached_property
   def betas(self) -> np.ndarray:
@@ -152,6 +166,9 @@ class Schedule:
   def log_alpha_bar(self, t: Time) -> Time:
     """ln(ab_t) for t in [-1, steps - 1], in t's format (float32 at least)."""
     dtype = jnp.promote_types(t.dtype, jnp.float32)
+    if self.is_flow:
+      t = jnp.clip(t.astype(dtype), CLEAN_TIME, self.steps - 1)
+      return -jnp.log1p(jnp.square((t + 1) / (self.steps - 1 - t)))
     table = jnp.asarray(self._log_alpha_bar, dtype)
     index = t.astype(dtype) + 1
     low = jnp.clip(jnp.floor(index), 0, self.steps).astype(jnp.int32)
@@ -172,10 +189,15 @@ class Schedule:
     """`level` on the host, in float64.
 
     Args:
-      least: alpha-bar is this at least. Between whole numbers it is never
-        below `MIN_ALPHA_BAR`, for a logarithm of 0 cannot be interpolated.
+      least: alpha-bar is this at least. Between whole numbers of a table it is
+        never below `MIN_ALPHA_BAR`, for a logarithm of 0 cannot be
+        interpolated.
     """
-    if t == int(t):
+    if self.is_flow:
+      with np.errstate(divide="ignore"):  # s = 1 is pure noise
+        ratio = np.float64(t + 1) / (self.steps - 1 - t)
+      log_alpha_bar = -np.log1p(np.square(ratio))
+    elif t == int(t):
       log_alpha_bar = self._log_alpha_bar[int(t) + 1]
     else:
       times, table = self._floored
@@ -187,9 +209,13 @@ class Schedule:
   def level_of_ratio(self, ratio: float | int) -> Level:
     """The level where sigma / signal is `ratio`, in float64.
 
-    Beyond the ends of the table its time is that of the end.
+    Beyond the ends of the table its time is that of the end; a rectified flow
+    has a time for every ratio.
     """
     log_alpha_bar = -np.log1p(np.square(ratio))
+    if self.is_flow:
+      time = self.steps * (ratio / (1 + ratio)) - 1
+      return _host_level(time, log_alpha_bar)
     times, table = self._floored
     time = np.interp(-log_alpha_bar, -table[1:], times[1:])
     return _host_level(time, log_alpha_bar)

@@ -190,19 +190,19 @@ class SamplingEngine:
     """DDIM inversion: the noise from which sampling without noise gives
     these latents  (Song et al. 2021, sec. 4.3).
 
-    There is no guidance, which inversion could not undo. Steps and timesteps
-    are those of config.sampler_config.
+    Steps are those of config.sampler_config. There is no guidance, which
+    inversion could not undo.
     """
     model = self.model
-    # At the image itself x0 alone does not determine the noise; at the first
-    # time it does.
+    # At the image itself x0 does not determine the noise.
     final_time = (
       0.0 if model.prediction == "x0" else config.sampler_config.final_time
     )
     sampler_config = dataclasses.replace(
       config.sampler_config, final_time=final_time
     )
-    program = sampler_config.inversion(model.schedule).table
+    size = self.codec.latent_size(config.height, config.width)
+    program = sampler_config.inversion(model.schedule, size).table
     config = dataclasses.replace(config, guidance=ClassifierFreeGuidance())
     rows = np.arange(len(latents))
     keys = self._initial_latents.keys(config, rows)
@@ -216,7 +216,9 @@ class SamplingEngine:
     return self._run(begun, config, None)
 
   def _plan(self, config: SamplingConfig) -> samplers.Plan:
-    return config.sampler_config.plan(self.model.schedule, config.strength)
+    size = self.codec.latent_size(config.height, config.width)
+    schedule = self.model.schedule
+    return config.sampler_config.plan(schedule, config.strength, size)
 
   def begin(
     self,

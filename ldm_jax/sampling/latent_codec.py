@@ -65,6 +65,11 @@ class LatentCodec:
     self._encode, self._decode = _programs(model, sharding)
     self._bytes: dict[tuple, int] = {}  # of decoding, by shape
 
+  def latent_size(self, height: int, width: int) -> tuple[int, int]:
+    """(h, w) of the latents of a height x width image."""
+    shape = self._model.first_stage.latent_shape(height, width)
+    return shape[0], shape[1]
+
   def set_parameters(self, params: Parameters) -> None:
     """Uses other parameters of the same shapes from now on."""
     self._params = params

@@ -79,10 +79,8 @@ class GenerationRequest:
     controlnet: folder of a ControlNetModel of diffusers.
     control_image: its conditioning image, such as edges or depth.
     control_scale: of its residuals.
-    control_interval: values of t / T, 0 the image and 1 pure noise, between
-      which it is used.
-    classifier: run of a classifier of noisy latents, which guides to
-      class_label.
+    control_interval: values of t / T, 0 the image, between which it is used.
+    classifier: run of a classifier of noisy latents, guides to class_label.
     classifier_scale: of classifier guidance.
     num: images per prompt.
     height, width: in pixels; of `image` if there is one.
@@ -91,7 +89,9 @@ class GenerationRequest:
     timestep_spacing: leading, trailing, linspace, quadratic, karras,
       exponential, beta, sgm_uniform, simple, kl_optimal or lcm.
     times: the steps' times, decreasing within [0, T), in place of steps.
-    sigmas: the steps' sigma / signal, decreasing, in place of steps.
+    sigmas: decreasing sigma / signal in place of steps; of flow models s in
+      (0, 1], not shifted.
+    shift: of flow models, moves the steps' times towards noise; see docs.
     order: of multistep samplers.
     eta: scale of the noise that samplers add; 0 for DDIM, 1 for ancestral.
     compat: "diffusers" reproduces diffusers' timesteps and rounding.
@@ -113,8 +113,7 @@ class GenerationRequest:
     emphasis: read AUTOMATIC1111's syntax: (word:1.3), (word) and [word] are
       weights, BREAK begins a chunk, AND composes, [a:b:0.5] and [a|b] change
       from step to step.
-    rng: generator of the noise: "jax", or "torch" as in other programs on a
-      CPU.
+    rng: of the noise: "jax", or "torch" as in other programs on a CPU.
     initial_latents: [n h w c] of unit variance, or an .npy, in place of noise.
     window: side in pixels of overlapping windows in which to denoise.
     tile: side in pixels of the tiles in which to encode and decode.
@@ -155,6 +154,7 @@ class GenerationRequest:
   timestep_spacing: str | None = None
   times: tuple[Number, ...] = ()
   sigmas: tuple[Number, ...] = ()
+  shift: Number | None = None
   order: int | None = None
   eta: Number | None = None
   compat: Literal["diffusers"] | None = None

@@ -259,7 +259,9 @@ class DenoiserTask:
     return StepNoise(
       posterior=jax.random.normal(key_post, shape),
       noise=noise,
-      t=sample_times(key_t, self.model.schedule, shape[0], self.loss.density),
+      t=sample_times(
+        key_t, self.model.schedule, shape[0], self.loss.density, shape[1:3]
+      ),
       drop=draw_drops(self.model, key, key_drop, shape[0]),
       dropout=jax.random.split(key_out, shape[0]),
       noise_augmentation=self._noise_augmentation(

@@ -11,7 +11,9 @@ SAMPLING = """
 --times: numbers T,T,...
   decreasing times of the steps, in place of --steps
 --sigmas: numbers S,S,...
-  decreasing sigma / signal of the steps, in place of --steps
+  decreasing sigma / signal (of flows s, 0 to 1), in place of --steps
+--shift: float
+  of flow models, moves the steps towards noise (default: the model's own)
 --order: int
   of deis, lms, unipc
 --eta: float
@@ -52,8 +54,7 @@ GROUPS = {
 --depth: FILE
   a PNG of grey values, lighter is nearer, for depth-conditional models
 --layout: FILE
-  boxes: JSON such as [{"class": 3, "box": [0.1, 0.2, 0.5, 0.9]}], left, top,
-  right and bottom of the image
+  boxes, JSON: [{"class": 3, "box": [left, top, right, bottom]}], in 0 to 1
 --neighbours: FILE
   embeddings for retrieval-augmented models, an .npy of ldm-jax retrieve
 --conditions --condition: pairs NAME=FILE.npy,...
@@ -62,8 +63,7 @@ GROUPS = {
   "sampling": SAMPLING,
   "guidance": """
 --guidance --guidance_scale --cfg_scale --scale: float
-  scale of classifier-free guidance; 1 is none (default 3 for a run, 7.5 for
-  Stable Diffusion, 5 for SDXL)
+  1 is none (default 3 for a run, 7.5 for Stable Diffusion, 5 for SDXL)
 --image_guidance_scale: float
   towards the image that InstructPix2Pix edits (default 1.5)
 --guidance_rescale: float

@@ -68,14 +68,16 @@ def lcm(
   Each step denoises to x0, and adds noise of the next level.
 
   The consistency function is c_out x0 + c_skip x with the boundary condition
-  of their eq. 9; `timestep_scaling` multiplies the time in it.
+  of their eq. 9; `timestep_scaling` multiplies the time in it. A flow's x0 is x
+  at the image by itself, so it has no c_skip.
   """
   last = len(noise_levels.levels) - 1
   for i, (s, t) in enumerate(noise_levels.steps()):
     time = s.time * options.timestep_scaling
     skip = SIGMA_DATA**2 / (time**2 + SIGMA_DATA**2)
     out = time / np.sqrt(time**2 + SIGMA_DATA**2)
-    clean = out * X0 + skip * X
+    is_flow = noise_levels.schedule.is_flow
+    clean = X0 if is_flow else out * X0 + skip * X
     yield row(
       s, t, x=clean if i == last else t.signal * clean + t.sigma * NOISE
     )

@@ -4,12 +4,16 @@ They solve dx/dr = eps for x / signal, r being sigma / signal (Karras et al.
 2022, eq. 4 in Song et al.'s variables). The last step to the image is Euler's,
 and so is the first one from pure noise: r has no bound there, and would
 multiply the error of the second estimate.
+
+On a rectified flow Heun's and the midpoint method solve dz/ds = eps - x0 for
+z = (1 - s) x0 + s eps instead, which has no pole; see `ode_paths`.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from ldm_jax.diffusion.samplers.ode_paths import RATIO_PATH, path_of
 from ldm_jax.diffusion.samplers.sampler_table import (
   EPS,
   NOISE,
@@ -34,13 +38,14 @@ def heun(noise_levels: NoiseLevels) -> Iterator[Row]:
   Steps to t with the slope at s, and again with the mean of the slopes at s
   and t.
   """
+  path = path_of(noise_levels)
   for s, t in noise_levels.steps():
-    if t.sigma == 0 or s.is_noise:
+    if t.sigma == 0 or (s.is_noise and path is RATIO_PATH):
       yield euler(s, t)
       continue
-    yield euler(s, t, a=X0, b=EPS)  # x_s / signal_s = x0 + r_s eps = A + r_s B
-    mean = (t.ratio - s.ratio) / 2 * (B + EPS)
-    yield row(t, t, x=t.signal * (A + s.ratio * B + mean))
+    yield euler(s, t, a=X0, b=path.slope)  # y_s = x0 + u_s slope = A + u_s B
+    mean = (path.clock(t) - path.clock(s)) / 2 * (B + path.slope)
+    yield row(t, t, x=path.scale(t) * (A + path.clock(s) * B + mean))
 
 
 def dpm2(noise_levels: NoiseLevels) -> Iterator[Row]:
@@ -48,6 +53,9 @@ def dpm2(noise_levels: NoiseLevels) -> Iterator[Row]:
 
   k-diffusion's sample_dpm_2, after Karras et al. 2022.
   """
+  if noise_levels.schedule.is_flow:
+    yield from _flow_midpoint(noise_levels)
+    return
   yield from _midpoint(noise_levels, eta=0.0)
 
 
@@ -74,6 +82,19 @@ def _midpoint(noise_levels: NoiseLevels, eta: float) -> Iterator[Row]:
     yield euler(s, middle, a=X0, b=EPS)
     whole = A + s.ratio * B + (down - s.ratio) * EPS
     yield row(middle, t, x=t.signal * (whole + up * NOISE))
+
+
+def _flow_midpoint(noise_levels: NoiseLevels) -> Iterator[Row]:
+  for s, t in noise_levels.steps():
+    if t.sigma == 0:
+      yield euler(s, t)
+      continue
+    begin, end = s.flow_time, t.flow_time
+    at = np.sqrt(begin * end)
+    middle = noise_levels.level_of_ratio(at / (1 - at))
+    yield euler(s, middle, a=X0, b=EPS - X0)
+    z = A + begin * B + (end - begin) * (EPS - X0)
+    yield row(middle, t, x=(t.signal + t.sigma) * z)
 
 
 def ancestral_step(s: Level, t: Level, eta: float) -> tuple[float, float]:

@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ldm_jax.diffusion.samplers.ode_paths import (
+  RATIO_PATH,
+  OdePath,
+  path_of,
+)
 from ldm_jax.diffusion.samplers.sampler_table import (
   EPS,
   X0,
@@ -57,22 +62,28 @@ def _adams(
   noise_levels: NoiseLevels,
   order: Callable[[int], int],
   variable: Callable[[np.ndarray], np.ndarray],
+  path: OdePath = RATIO_PATH,
 ) -> Iterator[Row]:
-  """Every step from the last `order(i)` estimates of eps."""
+  """Every step from the last `order(i)` slopes."""
   steps, levels = noise_levels.steps(), noise_levels.levels
+  slope, clock = path.slope, path.clock
   for i, (s, t) in enumerate(steps):
-    nodes = [levels[i - k].ratio for k in range(order(i))]
-    coefficients = weights(nodes, s.ratio, t.ratio, variable)
+    nodes = [clock(levels[i - k]) for k in range(order(i))]
+    coefficients = weights(nodes, clock(s), clock(t), variable)
     change = sum(
-      w * e for w, e in zip(coefficients, (EPS, A, B, C), strict=False)
+      w * e for w, e in zip(coefficients, (slope, A, B, C), strict=False)
     )
-    start = X0 + s.ratio * EPS
-    yield row(s, t, x=t.signal * (start + change), a=EPS, b=A, c=B)
+    start = X0 + clock(s) * slope
+    yield row(s, t, x=path.scale(t) * (start + change), a=slope, b=A, c=B)
 
 
 def lms(noise_levels: NoiseLevels, order: int = 4) -> Iterator[Row]:
-  """Linear multistep: Adams-Bashforth in sigma / signal; k-diffusion's LMS."""
-  return _adams(noise_levels, lambda i: min(i + 1, order), lambda r: r)
+  """Linear multistep: Adams-Bashforth in sigma / signal; k-diffusion's LMS.
+
+  On a rectified flow, in s.
+  """
+  order_of, path = lambda i: min(i + 1, order), path_of(noise_levels)
+  return _adams(noise_levels, order_of, lambda u: u, path)
 
 
 def deis(

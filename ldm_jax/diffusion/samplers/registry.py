@@ -5,7 +5,7 @@ A sampler of your own needs no change here: pass the function itself,
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -59,6 +59,8 @@ class SamplerSpec(NamedTuple):
     max_eta: largest value of `eta`.
     max_order: largest value of `order`.
     options: the fields of `SolverOptions` that it obeys.
+    follows_flow: whether on a rectified flow it solves dz/ds = eps - x0, which
+      has no pole at pure noise.
   """
 
   rows: Sampler
@@ -69,6 +71,7 @@ class SamplerSpec(NamedTuple):
   max_eta: float = np.inf
   max_order: int = 3
   options: tuple[str, ...] = ()
+  follows_flow: bool = False
 
   def default(self, option: str) -> Any:
     """The default of `eta`, `order` or `options`; None without the option.
@@ -136,11 +139,15 @@ SAMPLERS: dict[str, SamplerSpec] = {
   ),
   "plms": SamplerSpec(multistep.plms, "leading", may_stop_early=True),
   "pndm_prk": SamplerSpec(multistep.pndm_prk, "leading", may_stop_early=True),
-  "euler": SamplerSpec(_euler, options=("interpolation_type", *ENDS)),
+  "euler": SamplerSpec(
+    _euler, options=("interpolation_type", *ENDS), follows_flow=True
+  ),
   "euler_ancestral": SamplerSpec(_euler_ancestral),
-  "heun": SamplerSpec(euler_and_heun.heun, options=ENDS),
-  "lms": SamplerSpec(multistep.lms, max_order=4, options=ENDS),
-  "dpm2": SamplerSpec(euler_and_heun.dpm2, options=ENDS),
+  "heun": SamplerSpec(euler_and_heun.heun, options=ENDS, follows_flow=True),
+  "lms": SamplerSpec(
+    multistep.lms, max_order=4, options=ENDS, follows_flow=True
+  ),
+  "dpm2": SamplerSpec(euler_and_heun.dpm2, options=ENDS, follows_flow=True),
   "dpm2_ancestral": SamplerSpec(euler_and_heun.dpm2_ancestral, options=ENDS),
   "dpmpp_2m": SamplerSpec(dpm_solver.dpmpp_2m, options=_MULTISTEP),
   "dpmpp_2m_sde": SamplerSpec(dpm_solver.dpmpp_2m_sde, options=_MULTISTEP),
@@ -204,3 +211,37 @@ def as_spec(sampler: str | Sampler | SamplerSpec) -> SamplerSpec:
       f"no sampler is called {sampler!r}; there are {', '.join(SAMPLERS)}"
     )
   return SAMPLERS[sampler]
+
+
+def check_values(
+  spec: SamplerSpec,
+  name: str,
+  values: Mapping[str, float | int],
+  options: SolverOptions,
+) -> None:
+  """Raises ValueError for an option that a sampler has not, or out of range.
+
+  Args:
+    values: eta and order, where they are set.
+  """
+  for option in options.changed:
+    if option not in spec.options:
+      raise ValueError(
+        f"sampler {name!r} has no {option}; it has "
+        f"{', '.join(spec.options) or 'no such options'}"
+      )
+  for option in values:
+    if spec.default(option) is None:
+      others = [k for k, s in SAMPLERS.items() if s.default(option) is not None]
+      raise ValueError(
+        f"sampler {name!r} has no {option}; {', '.join(others)} have"
+      )
+  eta, order = values.get("eta"), values.get("order")
+  if eta is not None and not 0 <= eta < np.inf:
+    raise ValueError(f"eta must be 0 or more, got {eta}")
+  if eta is not None and eta > spec.max_eta:
+    raise ValueError(f"eta of {name} must be 0 to {spec.max_eta:g}, got {eta}")
+  if order is not None and not 1 <= order <= spec.max_order:
+    raise ValueError(
+      f"order of {name} must be 1 to {spec.max_order}, got {order}"
+    )

@@ -13,11 +13,17 @@ from ldm_jax.diffusion.samplers.diffusers_compat import (
   default_spacing,
   diffusers_spacings,
 )
+from ldm_jax.diffusion.samplers.flow_levels import (
+  check_diffusers_has,
+  check_options,
+  flow_times,
+  levels_at_flow_times,
+)
 from ldm_jax.diffusion.samplers.registry import (
-  SAMPLERS,
   Sampler,
   SamplerSpec,
   as_spec,
+  check_values,
 )
 from ldm_jax.diffusion.samplers.sampler_table import Row, stack
 from ldm_jax.diffusion.samplers.solver_options import SolverOptions
@@ -27,6 +33,7 @@ from ldm_jax.diffusion.samplers.timesteps import (
   TimestepSpacing,
 )
 from ldm_jax.diffusion.schedule import CLEAN_TIME, MIN_ALPHA_BAR, Schedule
+from ldm_jax.diffusion.shift import SizedShift, check_shift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +50,17 @@ class SamplerConfig:
       leaves the schedule's first noise in, as Stable Diffusion's do, -1 is the
       image.
     times: decreasing times in place of steps and spacing.
-    sigmas: the same as decreasing ratios sigma / signal.
+    sigmas: the same as decreasing ratios sigma / signal; of a rectified flow
+      as times s in (0, 1], which are not shifted.
     compat: "diffusers" reproduces diffusers' timesteps, rounding and
       deviations; see diffusers_compat.py.
     steps_offset: of "leading" in diffusers.
     base_spacing: of diffusers' karras, exponential and beta spacings, the
       spacing whose ends they keep; None is linspace.
     options: what else a scheduler's config may choose.
+    shift: of a rectified flow, moves its times towards noise: a number, or by
+      the size of the latents; see diffusion/shift.py.
+    shift_terminal: of a rectified flow, the last time s before the image.
 
   Raises:
     ValueError: at construction, if the sampler does not exist, has no such
@@ -68,36 +79,16 @@ class SamplerConfig:
   steps_offset: int = 1
   base_spacing: TimestepSpacing | None = None
   options: SolverOptions = SolverOptions()
+  shift: float | int | SizedShift = 1.0
+  shift_terminal: float | int | None = None
 
   def __post_init__(self):
     spec, name = self.spec, self.sampler_name
+    check_shift(self.shift, self.shift_terminal)
     if self.times and self.sigmas:
       raise ValueError("give times or sigmas, not both")
     self._check_words()
-    for option in self.options.changed:
-      if option not in spec.options:
-        raise ValueError(
-          f"sampler {name!r} has no {option}; it has "
-          f"{', '.join(spec.options) or 'no such options'}"
-        )
-    for option in self._options:
-      if spec.default(option) is None:
-        others = [
-          key for key, s in SAMPLERS.items() if s.default(option) is not None
-        ]
-        raise ValueError(
-          f"sampler {name!r} has no {option}; {', '.join(others)} have"
-        )
-    if self.eta is not None and not 0 <= self.eta < np.inf:
-      raise ValueError(f"eta must be 0 or more, got {self.eta}")
-    if self.eta is not None and self.eta > spec.max_eta:
-      raise ValueError(
-        f"eta of {name} must be 0 to {spec.max_eta:g}, got {self.eta}"
-      )
-    if self.order is not None and not 1 <= self.order <= spec.max_order:
-      raise ValueError(
-        f"order of {name} must be 1 to {spec.max_order}, got {self.order}"
-      )
+    check_values(spec, name, self._options, self.options)
 
   def _check_words(self) -> None:
     """Refuses a spacing or a compat that there is not."""
@@ -136,13 +127,24 @@ class SamplerConfig:
       return self.spec.adds_noise
     return (default if self.eta is None else self.eta) > 0
 
-  def noise_levels(self, schedule: Schedule) -> NoiseLevels:
+  def noise_levels(
+    self, schedule: Schedule, latent_size: tuple[int, int] | None = None
+  ) -> NoiseLevels:
     """The levels at which the network is evaluated.
+
+    Args:
+      latent_size: height and width of the latents, for a shift by size.
 
     Raises:
       ValueError: the schedule has no such levels.
     """
     spec = self.spec
+    if schedule.is_flow:
+      return self._flow_levels(schedule, latent_size)
+    if self.shift != 1 or self.shift_terminal is not None:
+      raise ValueError(
+        f"shift is of rectified flows; the schedule is {schedule.kind!r}"
+      )
     if self.compat == "diffusers":
       return self._diffusers_timesteps().noise_levels(schedule)
     final_time = self.final_time if spec.may_stop_early else CLEAN_TIME
@@ -160,6 +162,30 @@ class SamplerConfig:
       least,
       self.options.original_inference_steps,
     )
+
+  def _flow_levels(
+    self, schedule: Schedule, latent_size: tuple[int, int] | None
+  ) -> NoiseLevels:
+    spec = self.spec
+    if self.compat == "diffusers":
+      check_diffusers_has(self.sampler_name)
+    check_options(self.options)
+    final_time = self.final_time if spec.may_stop_early else CLEAN_TIME
+    divides = spec.divides_by_signal and not spec.follows_flow
+    ends = final_time, MIN_ALPHA_BAR if divides else 0.0
+    if self.times:
+      return timesteps.levels_at_times(schedule, self.times, *ends)
+    times = self.sigmas or flow_times(
+      self.steps,
+      self.timestep_spacing or spec.timestep_spacing,
+      self.shift,
+      self.shift_terminal,
+      schedule.steps,
+      self.base_spacing or "linspace",
+      self.options.original_inference_steps,
+      latent_size,
+    )
+    return levels_at_flow_times(schedule, times, *ends)
 
   def _diffusers_timesteps(self) -> DiffusersTimesteps:
     if self.times or self.sigmas:
@@ -197,28 +223,39 @@ class SamplerConfig:
       base_spacing=base,
       final_time=final_time,
       steps_offset=self.steps_offset,
+      shift=self.shift,
+      shift_terminal=self.shift_terminal,
     )
 
-  def plan(self, schedule: Schedule, strength: float = 1.0) -> "Plan":
+  def plan(
+    self,
+    schedule: Schedule,
+    strength: float = 1.0,
+    latent_size: tuple[int, int] | None = None,
+  ) -> "Plan":
     """The table to follow, and the scale of x_T.
 
     Args:
       strength: the fraction of the steps that is taken, the last ones; a given
         image is noised to the first level of these.
+      latent_size: height and width of the latents, for a shift by size.
 
     Raises:
       ValueError: the schedule has no such levels, or no step is left.
     """
-    return _plan(self, schedule, strength)
+    return _plan(self, schedule, strength, latent_size)
 
-  def inversion(self, schedule: Schedule) -> "Plan":
+  def inversion(
+    self, schedule: Schedule, latent_size: tuple[int, int] | None = None
+  ) -> "Plan":
     """From an image to the noise it came from; see `ddim_and_ddpm.invert`.
 
     Raises:
       ValueError: the schedule has no such levels.
     """
     is_ahead = self.compat == "diffusers"
-    rows = ddim_and_ddpm.invert(self.noise_levels(schedule), is_ahead)
+    levels = self.noise_levels(schedule, latent_size)
+    rows = ddim_and_ddpm.invert(levels, is_ahead)
     return Plan(stack(list(rows)), 1.0)
 
 
@@ -235,8 +272,13 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(config: SamplerConfig, schedule: Schedule, strength: float) -> Plan:
-  levels = config.noise_levels(schedule).last_steps(strength)
+def _plan(
+  config: SamplerConfig,
+  schedule: Schedule,
+  strength: float,
+  latent_size: tuple[int, int] | None,
+) -> Plan:
+  levels = config.noise_levels(schedule, latent_size).last_steps(strength)
   keywords: dict[str, Any] = dict(config._options)
   if config.spec.default("options") is not None:
     keywords["options"] = config.options

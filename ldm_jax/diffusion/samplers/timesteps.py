@@ -253,12 +253,12 @@ def levels_at_times(
     ValueError: unless they decrease, within the schedule.
   """
   times = np.asarray(times, np.float64)
-  if times.size == 0 or not (
-    times[-1] >= 0 and times[0] < schedule.steps and np.all(np.diff(times) < 0)
-  ):
+  last = CLEAN_TIME + 1 / schedule.steps if schedule.is_flow else 0
+  is_within = times.size and last <= times[-1] <= times[0] < schedule.steps
+  if not (is_within and np.all(np.diff(times) < 0)):
     raise ValueError(
-      f"times must decrease, from at most {schedule.steps - 1} to at least 0, "
-      f"got {times.tolist()}"
+      f"times must decrease, from at most {schedule.steps - 1} to at least "
+      f"{last:g}, got {times.tolist()}"
     )
   levels = [schedule.level_at(t, least) for t in times]
   if len(levels) and times[-1] <= final_time:

@@ -17,6 +17,7 @@ from ldm_jax.pretrained.configs.strict_config import (
   Config,
   refusal,
 )
+from ldm_jax.pretrained.flow_match import flow_scheduler
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _BETAS = {
@@ -37,6 +38,8 @@ def schedule(config: Config) -> tuple[Schedule, Prediction]:
     ConfigError: a scheduler without a table of betas, another table than
       `Schedule` makes, or a key that asks for something else.
   """
+  if flow_scheduler.is_flow(config):
+    return flow_scheduler.schedule(config)
   kind, values = read_values(config)
   for key, known in (
     ("beta_schedule", _BETAS),
@@ -79,6 +82,8 @@ def sampler_config(config: Config) -> SamplerConfig:
     ConfigError: it is of an unknown class, or a key asks for something that is
       not supported.
   """
+  if flow_scheduler.is_flow(config):
+    return flow_scheduler.sampler_config(config)
   kind, values = read_values(config)
   sampler = _sampler(kind, values)
   is_single_sde = _is_sde(values) and kind == "DPMSolverSinglestepScheduler"
@@ -174,6 +179,8 @@ def unsupported_options(config: Config) -> tuple[str, ...]:
   Raises:
     ConfigError: see `sampler_config`.
   """
+  if flow_scheduler.is_flow(config):
+    return flow_scheduler.unsupported_options(config)
   return scheduler_options.warnings(config, sampler_config(config))
 
 
@@ -195,11 +202,14 @@ def schedule_config(
   Args:
     source: the config that the model was read with: its sampler and all other
       keys are kept. None makes a DDIMScheduler that samples as Stable
-      Diffusion's own do.
+      Diffusion's own do. A rectified flow needs one of a FlowMatch scheduler;
+      see `flow_scheduler.schedule_config`.
 
   Raises:
     ConfigError: diffusers has no such betas.
   """
+  if source is not None and flow_scheduler.is_flow(source):
+    return flow_scheduler.schedule_config(schedule, source)
   betas = {ours: theirs for theirs, ours in _BETAS.items()}
   if schedule.kind not in betas:
     raise ConfigError(

@@ -154,6 +154,25 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
   },
 }
 
+# Schedulers of flows, without a table of betas.
+FLOW_SCHEDULERS: dict[str, dict[str, Any]] = {
+  "FlowMatchEulerDiscreteScheduler": _SIGMAS
+  | {
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "invert_sigmas": False,
+    "shift_terminal": None,
+    "time_shift_type": "exponential",
+    "stochastic_sampling": False,
+  },
+  "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
+}
+
 # Keys that a class obeys though its constructor has no such parameter: they
 # stay in the config of a scheduler that was made from another's.
 INHERITED = ("sigma_min", "sigma_max")
@@ -164,6 +183,7 @@ WORDS = {
   "final_sigmas_type": ("zero", "sigma_min"),
   "interpolation_type": ("linear", "log_linear"),
   "timestep_type": ("discrete", "continuous"),
+  "time_shift_type": ("exponential", "linear"),
   "algorithm_type": (
     "dpmsolver++",
     "sde-dpmsolver++",

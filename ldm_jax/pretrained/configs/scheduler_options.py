@@ -12,7 +12,9 @@ from typing import Any
 
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.diffusion.samplers.solver_options import WITH_COMPAT
+from ldm_jax.errors import ConfigError
 from ldm_jax.pretrained.configs.scheduler_defaults import (
+  FLOW_SCHEDULERS,
   INHERITED,
   SCHEDULERS,
   WORDS,
@@ -59,19 +61,25 @@ def read_values(config: Config) -> tuple[str, dict[str, Any]]:
     ConfigError: an unknown class, a value of a wrong type, or one that asks
       for something that is not supported.
   """
-  kind = class_name(config, SCHEDULERS)
+  kind = class_name(config, (*SCHEDULERS, *FLOW_SCHEDULERS))
+  if kind in FLOW_SCHEDULERS:
+    raise ConfigError(f"{kind} is of a flow, not of a table of betas")
   values = dict(SCHEDULERS[kind])
   if "use_karras_sigmas" in values:
     values |= dict.fromkeys(INHERITED)
   for key in values.keys() & config.keys():
     if config[key] is not None or key in WORDS or values[key] is None:
-      values[key] = _checked(kind, key, config[key], values[key])
+      values[key] = checked_value(kind, key, config[key], values[key])
   _refuse(kind, values)
   return kind, values
 
 
-def _checked(kind: str, key: str, value: Any, default: Any) -> Any:
-  """The value, if it is of the key's type."""
+def checked_value(kind: str, key: str, value: Any, default: Any) -> Any:
+  """The value, if it is of the key's type.
+
+  Raises:
+    ConfigError: it is not.
+  """
   if key in WORDS and value not in WORDS[key]:
     raise refusal(kind, key, value, WORDS[key])
   needed = type_of(key, default)

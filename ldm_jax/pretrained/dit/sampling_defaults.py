@@ -18,6 +18,7 @@ from ldm_jax.pretrained.configs import (
 from ldm_jax.pretrained.configs.strict_config import Config
 from ldm_jax.pretrained.configs.value_types import malformed_values
 from ldm_jax.pretrained.dit import dit_config
+from ldm_jax.pretrained.flow_match import flow_scheduler
 
 
 class SamplingDefaults(NamedTuple):
@@ -38,17 +39,27 @@ def sampling_defaults(
 ) -> SamplingDefaults:
   """The process of a denoiser, by its scheduler_config.json if it has one.
 
-  A SiT needs none: its network says that it is of the straight line.
+  A network with `flow_steps`, such as a SiT, needs none: it is of the straight
+  line.
 
   Raises:
-    ConfigError: the scheduler asks for something that is not supported.
+    ConfigError: the scheduler asks for something that is not supported, or is
+      of a flow and the network is not, or of another number of steps.
   """
-  if isinstance(unet, DiT) and unet.flow_steps is not None:
-    schedule = Schedule("rectified_flow", steps=unet.flow_steps)
+  flow_steps = getattr(unet, "flow_steps", None)
+  is_flow = scheduler is not None and flow_scheduler.is_flow(scheduler)
+  if flow_steps is not None and not is_flow:
+    schedule = Schedule("rectified_flow", steps=flow_steps)
     sampler = SamplerConfig(timestep_spacing="trailing")
     return SamplingDefaults(schedule, "flow", sampler)
   if scheduler is None:
     return SamplingDefaults()
+  if is_flow and scheduler.get("num_train_timesteps", 1000) != flow_steps:
+    raise ConfigError(
+      f"the scheduler is {scheduler['_class_name']} of "
+      f"{scheduler.get('num_train_timesteps', 1000)} steps, and the network "
+      f"has flow_steps={flow_steps}; it needs a scheduler of its own process"
+    )
   return SamplingDefaults(
     *scheduler_config.schedule(scheduler),
     scheduler_config.sampler_config(scheduler),

@@ -193,7 +193,9 @@ def _config(request: GenerationRequest, loaded: LoadedModel) -> SamplingConfig:
       f"images of {config.height} x {config.width}: sides must be multiples of "
       f"{unit}"
     )
-  config.sampler_config.plan(loaded.model.schedule)
+  shape = loaded.model.first_stage.latent_shape(config.height, config.width)
+  size = shape[0], shape[1]
+  config.sampler_config.plan(loaded.model.schedule, latent_size=size)
   return dataclasses.replace(config, guidance=guidance)
 
 

@@ -130,7 +130,8 @@ def generate_traced(
     image_root(seed), first + jnp.arange(count, dtype=jnp.int32)
   )
   shape = model.first_stage.latent_shape(config.height, config.width)
-  plan: Any = config.sampler_config.plan(model.schedule)
+  size = shape[0], shape[1]
+  plan: Any = config.sampler_config.plan(model.schedule, latent_size=size)
   noise = samplers.initial_noise(keys, shape) * plan.init_noise_sigma
   latents = samplers.sample(denoise, noise, plan.table, keys)
   return to_uint8(model.decode(params, latents))

@@ -155,6 +155,8 @@ def resolve_sampler(
     steps_offset=own.steps_offset,
     base_spacing=kept.base_spacing,
     options=kept.options,
+    shift=own.shift if request.shift is None else request.shift,
+    shift_terminal=own.shift_terminal,
   )
 
 
@@ -170,15 +172,14 @@ def generation_inputs(
     ValueError: a file cannot be used, or does not fit the model.
   """
   prompts, end = prompt_lists(request)
-  count, fractions, first = len(prompts) or request.num, None, 0
+  count, fractions = len(prompts) or request.num, None
+  first = request.index or 0
   if request.interpolate is not None:
-    count = request.interpolate
+    count, first = request.interpolate, 0
     fractions = np.linspace(0, 1, count)
     if request.index is not None:
       fractions = fractions[request.index : request.index + 1]
     count = len(fractions)
-  else:
-    first = request.index or 0
   noises = first + count
   if fractions is not None:
     noises = 2 if end is None else 1  # the ends

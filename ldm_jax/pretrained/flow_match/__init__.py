@@ -1,0 +1,1 @@
+"""diffusers' schedulers of flows, in and out."""
