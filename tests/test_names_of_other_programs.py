@@ -118,6 +118,8 @@ NAMES = {
     "DEISMultistepScheduler": "deis",
     "UniPCMultistepScheduler": "unipc",
     "LCMScheduler": "lcm",
+    "FlowMatchEulerDiscreteScheduler": "euler",
+    "FlowMatchHeunDiscreteScheduler": "heun",
     "TCDScheduler": "tcd",
   },
 }
