@@ -104,3 +104,20 @@ def draw_drops(
     if part.has_unconditional:
       drop[part.input_key] |= every
   return drop
+
+
+def draw_noise_augmentation(
+  model: LatentDiffusion, key: Array, batch: Mapping[str, Any]
+) -> NoiseAugmentation | None:
+  """Noise of a training batch's low-resolution images, at random levels.
+
+  None where the model takes none.
+  """
+  part = model.find_conditioner(LowResolution)
+  if part is None or not part.levels:
+    return None
+  key_level, key_noise = jax.random.split(key)
+  shape = batch[part.input_key].shape
+  level = jax.random.randint(key_level, shape[:1], 0, part.max_train_level)
+  noise = jax.random.normal(key_noise, shape)
+  return NoiseAugmentation(level.astype(jnp.float32), noise)

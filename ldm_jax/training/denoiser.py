@@ -13,6 +13,7 @@ from jaxtyping import Array
 from ldm_jax.concat_conditioning import (
   NoiseAugmentation,
   draw_drops,
+  draw_noise_augmentation,
   prepare_inputs,
 )
 from ldm_jax.diffusion import samplers
@@ -27,7 +28,6 @@ from ldm_jax.latents import (
   latent_shape,
   select_latents,
 )
-from ldm_jax.nn.conditioners.spatial import LowResolution
 from ldm_jax.nn.lora import LoRA
 from ldm_jax.runtime.optimizer import (
   Optimizer,
@@ -264,23 +264,10 @@ class DenoiserTask:
       ),
       drop=draw_drops(self.model, key, key_drop, shape[0]),
       dropout=jax.random.split(key_out, shape[0]),
-      noise_augmentation=self._noise_augmentation(
-        jax.random.fold_in(key, 1), batch
+      noise_augmentation=draw_noise_augmentation(
+        self.model, jax.random.fold_in(key, 1), batch
       ),
     )
-
-  def _noise_augmentation(
-    self, key: Array, batch: Batch
-  ) -> NoiseAugmentation | None:
-    """Noise of low-resolution inputs, at random levels."""
-    part = self.model.find_conditioner(LowResolution)
-    if part is None or not part.levels:
-      return None
-    key_level, key_noise = jax.random.split(key)
-    shape = batch[part.input_key].shape
-    level = jax.random.randint(key_level, shape[:1], 0, part.max_train_level)
-    noise = jax.random.normal(key_noise, shape)
-    return NoiseAugmentation(level.astype(jnp.float32), noise)
 
   def _latent_shape(self, batch: Batch) -> tuple[int, ...]:
     return latent_shape(self.first_stage, batch)
