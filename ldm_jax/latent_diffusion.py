@@ -23,6 +23,7 @@ from ldm_jax.nn.conditioners.embedders import Condition, merge
 from ldm_jax.nn.controlnet import ControlNet, with_residuals
 from ldm_jax.nn.first_stage import FirstStage, Posterior
 from ldm_jax.nn.latent_normalization import denormalize, normalize
+from ldm_jax.nn.quantized_array import apply
 from ldm_jax.nn.unet import UNet
 
 
@@ -158,7 +159,7 @@ class LatentDiffusion:
   ) -> Condition:
     """The output of the conditioner whose `input_key` is `name`."""
     (part,) = (c for c in self.conditioners if c.input_key == name)
-    return part.apply(params.conditioners[name], raw[name], drop[name])
+    return apply(part, params.conditioners[name], raw[name], drop[name])
 
   def predict(
     self,
@@ -170,14 +171,13 @@ class LatentDiffusion:
   ) -> Float[Array, "b h w c"]:
     """The backbone's output, in the parameterization `prediction`.
 
-    Args:
-      rngs: a "dropout" key in training; None otherwise.
+    `rngs` holds a "dropout" key in training, and is None otherwise.
     """
     if condition.hint is not None:
       hint, fraction = condition.hint, t / self.schedule.steps
       residuals = self.control.apply(params.control, xt, t, condition, hint)
       condition = with_residuals(condition, residuals, fraction)
-    return self.unet.apply(params.unet, xt, t, condition, rngs=rngs)
+    return apply(self.unet, params.unet, xt, t, condition, rngs=rngs)
 
   def denoiser(self, params: Parameters, condition: Condition) -> Denoiser:
     """(x_t, level) -> (x0, eps) under a condition."""

@@ -27,6 +27,11 @@ def parser() -> Parser:
     metavar="PACKAGE",
     help="import this package's classes if a run names them; may be repeated",
   )
+  flags.add_argument(
+    "--weight_dtype",
+    choices=("int8", "float8_e4m3fn"),
+    help="read a model's matrices, and add the error of each in this format",
+  )
   return flags
 
 
@@ -36,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
   flags, _ = parser().read(arguments)
   from ldm_jax.pretrained.inspect import inspect  # imports jax
 
-  found = inspect(flags.path, flags.variant, flags.trust)
+  found = inspect(flags.path, flags.variant, flags.trust, flags.weight_dtype)
   print(json.dumps(found, indent=1))
   return 0
 

@@ -23,6 +23,7 @@ from ldm_jax.cli.flags.flag_notation import add_flags
 from ldm_jax.cli.flags.model_flags import (
   add_adapters,
   add_reading,
+  add_storage,
   load_options,
 )
 from ldm_jax.cli.flags.output_flags import OUTPUT
@@ -40,6 +41,7 @@ def parser() -> Parser:
   )
   for title, table in (sample_flags.GROUPS | {"output": OUTPUT}).items():
     add_flags(flags, title, table)
+  add_storage(flags, has_dtype=True)
   add_reading(flags)
   add_adapters(flags, has_prompts=True)
   flags.set_defaults(out="outputs")

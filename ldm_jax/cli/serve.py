@@ -18,6 +18,7 @@ from ldm_jax.cli.flags.flag_notation import add_flags
 from ldm_jax.cli.flags.model_flags import (
   add_adapters,
   add_reading,
+  add_storage,
   load_options,
 )
 from ldm_jax.cli.flags.parser import Parser
@@ -71,6 +72,7 @@ def parser() -> Parser:
   )
   add_flags(flags, "server", SERVER)
   add_flags(flags, "limits", LIMITS)
+  add_storage(flags)
   add_reading(flags)
   add_adapters(flags, has_prompts=True)
   add_cache_flag(flags)

@@ -20,18 +20,23 @@ from ldm_jax.pretrained.dit.sampling_defaults import (
   sampling_defaults,
 )
 from ldm_jax.pretrained.dit.tensors import check_copies
-from ldm_jax.pretrained.networks import latent_scale, load, load_lazily
+from ldm_jax.pretrained.networks import latent_scale, load_lazily
+from ldm_jax.pretrained.quantizer import load_quantized
 from ldm_jax.pretrained.text.conditioners import conditioners_of, unet_inputs
 from ldm_jax.pretrained.text.prompt_tokens import tokenizer_of
+from ldm_jax.weights.quantize import WeightDtype
 
 
 def assemble(
-  components: Components, dtype: DTypeLike | None = "float32"
+  components: Components,
+  dtype: DTypeLike | None = "float32",
+  weight_dtype: WeightDtype | None = None,
 ) -> LoadedModel:
   """Reads all networks and assembles the model.
 
   Args:
     dtype: None leaves every parameter in its file, as a `LazyTensor`.
+    weight_dtype: of the matrices; see `LoadOptions`.
 
   Raises:
     ConfigError: a component is missing, or a config asks for something that is
@@ -41,7 +46,9 @@ def assemble(
   _check_complete(components)
   check_copies(components.networks["unet"])
   networks = {
-    name: load_lazily(network) if dtype is None else load(network, dtype)
+    name: load_lazily(network)
+    if dtype is None
+    else load_quantized(network, name, dtype, weight_dtype)
     for name, network in components.networks.items()
   }
   first_stage, first_params = networks.pop("vae")

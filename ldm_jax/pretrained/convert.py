@@ -99,6 +99,11 @@ class ConvertRequest:
         "convert merges no LoRAs or textual inversions; open the model with "
         "them and write it with save_pretrained"
       )
+    if self.options.weight_dtype is not None:
+      raise ConfigError(
+        f"convert writes {', '.join(DTYPES)}, not "
+        f"weight_dtype={self.options.weight_dtype!r}; leave it out"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,14 +19,19 @@ from ldm_jax.pretrained.from_pretrained import find_components
 from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.networks import ForeignNetwork, class_of
 from ldm_jax.pretrained.open_model import is_denoiser
+from ldm_jax.pretrained.quantizer import quantization_errors
 from ldm_jax.run import Run, class_names, recorded_data
+from ldm_jax.weights.quantize import WeightDtype
 
 PNG = b"\x89PNG"  # the first bytes of such a file
 
 
 @checked
 def inspect(
-  path: str, variant: str | None = None, trust: Collection[str] = ()
+  path: str,
+  variant: str | None = None,
+  trust: Collection[str] = (),
+  weight_dtype: WeightDtype | None = None,
 ) -> dict[str, Any]:
   """What a file or folder is; JSON values only, no tensor is read.
 
@@ -35,6 +40,9 @@ def inspect(
       repository of the hub, or a PNG that was generated here.
     variant: of a diffusers folder's weight files, such as "fp16".
     trust: packages whose classes a run may name; see `Run.open`.
+    weight_dtype: "int8" or "float8_e4m3fn": read the matrices of a model's
+      denoiser and text encoders, and add to each network the "relative error"
+      of every one that this format would keep (see `quantization_errors`).
 
   Returns:
     "kind" and what depends on it. "run": task, step, prediction, the arrays it
@@ -51,14 +59,22 @@ def inspect(
   """
   with config_errors():
     path = local_path(path, variant=variant)
-    if Run.exists(path):
+    is_run = Run.exists(path)
+    if is_run and weight_dtype is not None:
+      raise ConfigError(
+        f"{path!r} is a run; weight_dtype is of published weights: leave it "
+        "out (--weight_dtype)"
+      )
+    if is_run:
       return _describe_run(Run.open(path, trust))
     if os.path.isfile(path):
       with open(path, "rb") as file:
         start = file.read(len(PNG))
       if start == PNG:
         return _describe_image(path)
-    return _describe_model(find_components(path, variant=variant))
+    return _describe_model(
+      find_components(path, variant=variant), weight_dtype
+    )
 
 
 def _describe_run(run: Run) -> dict[str, Any]:
@@ -114,7 +130,9 @@ def _describe_image(path: str) -> dict[str, Any]:
   return {"kind": "image", "size": list(size)} | settings
 
 
-def _describe_model(components: Components) -> dict[str, Any]:
+def _describe_model(
+  components: Components, weight_dtype: WeightDtype | None
+) -> dict[str, Any]:
   found: dict[str, Any] = {"kind": "model"}
   if components.family is not None:
     found["family"] = components.family
@@ -126,6 +144,10 @@ def _describe_model(components: Components) -> dict[str, Any]:
     name: _describe_network(network)
     for name, network in components.networks.items()
   }
+  if weight_dtype is not None:
+    for name, network in components.networks.items():
+      errors = quantization_errors(network, name, weight_dtype)
+      found["networks"][name]["relative error"] = errors
   if components.warnings:
     found["notices"] = list(components.warnings)
   return found

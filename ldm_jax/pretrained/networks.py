@@ -3,10 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -184,9 +183,15 @@ def with_dtype(module: Module, dtype: DTypeLike) -> Module:
 
 
 def load(
-  network: ForeignNetwork, dtype: DTypeLike = "float32"
+  network: ForeignNetwork,
+  dtype: DTypeLike = "float32",
+  store: Callable[[str, np.ndarray], Any] = lambda path, array: None,
 ) -> tuple[Module, dict[str, Any]]:
   """The module and its variables; each parameter is cast as it is read.
+
+  Args:
+    store: (path, array) -> what is kept of a parameter in another format, or
+      None.
 
   Raises:
     ConfigError: the config asks for something that is not supported.
@@ -196,12 +201,13 @@ def load(
   table = table_of(module, network)
   module, tensors = _own_tensors(module, network)
 
-  def place(path: str, array: np.ndarray) -> jax.Array:
+  def place(path: str, array: np.ndarray) -> Any:
     _check_floats(path, array.dtype)
+    kept = store(path, array)
     # A copy: the file may be deleted, and its pages are released.
-    copy = np.array(array, jnp.dtype(dtype), order="C")
+    copy = np.array(array, jnp.dtype(dtype), order="C") if kept is None else 0
     mmap_files.release_pages(array)
-    return jnp.asarray(copy)
+    return jnp.asarray(copy) if kept is None else kept
 
   with _named(network):
     return module, {"params": convert.convert(table, tensors, place=place)}

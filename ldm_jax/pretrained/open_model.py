@@ -6,7 +6,7 @@
 import dataclasses
 import logging
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.data.text.tokenizers import Tokenizer
@@ -27,6 +27,7 @@ from ldm_jax.pretrained.text.prompt_tokens import with_tokenizer
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.run import Run, class_names
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
+from ldm_jax.weights.quantize import WeightDtype
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ class LoadOptions:
   Attributes:
     dtype: of parameters and computation: "float32", "bfloat16" or "float16";
       norms, softmax and outputs stay float32.
+    weight_dtype: "int8" or "float8_e4m3fn": of the matrices of denoiser and
+      text encoders, with a scale for each output, while computation stays in
+      `dtype` (weight-only quantization); None keeps them in `dtype`. LoRAs are
+      merged and rounded again. Such a model samples, and is not saved.
     variant: of a diffusers folder's weight files, such as "fp16".
     prediction: "eps", "v", "x0" or "flow": what the denoiser of a single file
       predicts, where the file does not say; "flow" is for a SiT.
@@ -58,6 +63,7 @@ class LoadOptions:
   """
 
   dtype: str = "float32"
+  weight_dtype: WeightDtype | None = None
   variant: str | None = None
   prediction: str | None = None
   weights: str = "raw"
@@ -74,6 +80,11 @@ class LoadOptions:
     if self.dtype not in DTYPES:
       raise ConfigError(
         f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}"
+      )
+    if self.weight_dtype not in (None, *get_args(WeightDtype)):
+      raise ConfigError(
+        f"weight_dtype={self.weight_dtype!r} must be one of "
+        f"{', '.join(get_args(WeightDtype))}"
       )
     if self.weights not in ("raw", "ema"):
       raise ConfigError(f"weights={self.weights!r} must be 'raw' or 'ema'")
@@ -126,9 +137,9 @@ def _open_base(path: str, options: LoadOptions) -> LoadedModel:
   if not options.is_default:
     raise ConfigError(
       f"{path!r} is a run, which has its own number format and tokenizer; "
-      "leave dtype, variant, prediction, weights, config, tokenizer and "
-      "text_encoder out (--dtype, --variant, --prediction, --weights, "
-      "--config, --tokenizer, --text_encoder)"
+      "leave dtype, weight_dtype, variant, prediction, weights, config, "
+      "tokenizer and text_encoder out (--dtype, --weight_dtype, --variant, "
+      "--prediction, --weights, --config, --tokenizer, --text_encoder)"
     )
   run = open_denoiser_run(path, options.trust)
   loaded = open_run(run, MeshShape().build())
@@ -215,7 +226,8 @@ def assemble_model(
   Raises:
     ConfigError, WeightsError: as `open_model`.
   """
-  loaded = assemble(components, None if is_lazy else options.dtype)
+  dtype = None if is_lazy else options.dtype
+  loaded = assemble(components, dtype, options.weight_dtype)
   for warning in loaded.warnings:
     logger.warning(f"{warning}")
   if options.tokenizer is None:

@@ -23,6 +23,7 @@ from ldm_jax.pretrained.configs import scheduler_config
 from ldm_jax.pretrained.dit.released_file import released_tensors
 from ldm_jax.pretrained.export import export_network, export_networks
 from ldm_jax.pretrained.networks import Module
+from ldm_jax.pretrained.quantizer import check_not_quantized
 from ldm_jax.pretrained.single_file.stored_configs import (
   StoredConfigs,
   stored,
@@ -80,6 +81,7 @@ def save_pretrained(
     FileExistsError: the folder exists and is not empty.
   """
   cast = _dtype(dtype)
+  check_not_quantized(params)
   with lock_output(folder), new_folder(folder) as name:
     path = pathlib.Path(name)
     if isinstance(module, LatentDiffusion):
@@ -128,6 +130,7 @@ def save_single_file(
   """
   cast = _dtype(dtype)
   check_absent(path)  # before anything is computed
+  check_not_quantized(params)
   if isinstance(module, LatentDiffusion) and isinstance(module.unet, DiT):
     return _save_released(module, params, path, image_size, cast)
   if isinstance(module, LatentDiffusion):

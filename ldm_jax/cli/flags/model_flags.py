@@ -25,6 +25,14 @@ LOADING = """
 --trust: PACKAGE+
   import this package's classes if a run names them; repeat it for several
 """
+PRECISION = """
+--dtype: float32|bfloat16
+  of published parameters and of computation (default float32)
+"""
+STORAGE = """
+--weight_dtype: int8|float8_e4m3fn
+  keep published matrices in 8 bits, and compute in --dtype
+"""
 ADAPTERS = """
 --lora: FILE[:SCALE]+
   a LoRA to merge, SCALE times (default 1); repeat it for several
@@ -40,6 +48,19 @@ PROMPT_ADAPTERS = """
 def add_reading(parser: Parser) -> None:
   """Adds the flags for reading weights; see `open_model.LoadOptions`."""
   add_flags(parser, "published weights", LOADING)
+
+
+def add_storage(parser: Parser, has_dtype: bool = False) -> None:
+  """Adds the flags of the formats that a model is kept and computed in.
+
+  Args:
+    has_dtype: whether the command has the flag --dtype already.
+  """
+  add_flags(
+    parser,
+    "number formats",
+    STORAGE if has_dtype else PRECISION + STORAGE.lstrip(),
+  )
 
 
 def add_adapters(parser: Parser, has_prompts: bool = False) -> None:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.errors import NonFiniteWeights
+from ldm_jax.nn.quantized_array import is_quantized
+from ldm_jax.pretrained.quantizer import requantized
 
 
 def get_leaf(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
@@ -29,6 +31,8 @@ def like_leaf(array: np.ndarray, leaf: Any, name: str) -> Any:
   Raises:
     NonFiniteWeights: it is too large for that format; `name` is in the message.
   """
+  if is_quantized(leaf):
+    return requantized(array, leaf)
   largest = np.abs(array).max(initial=0)
   with np.errstate(over="ignore"):
     is_finite = np.isfinite(largest.astype(leaf.dtype))

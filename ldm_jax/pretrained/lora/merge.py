@@ -21,6 +21,7 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.quantized_array import is_quantized
 from ldm_jax.pretrained.hub.fetch import local_adapter
 from ldm_jax.pretrained.lora.adapter_config import read_configs
 from ldm_jax.pretrained.lora.leaves import get_leaf, like_leaf, with_leaf
@@ -79,8 +80,9 @@ def apply_loras(
   Hu et al. 2021, 4.1; the other kinds are in `changes` and `Magnitude`. At
   scale s a DoRA's matrix is W + s (W' - W), where W' is the one at scale 1.
   Products and sums are made in float32 on the host. Parameters keep their
-  number formats and sharding; `params` itself is not changed, and leaves that
-  no LoRA changes are shared with it. Bundled embeddings are `merge_lora`'s.
+  number formats and sharding, and those in 8 bits are rounded again; `params`
+  itself is not changed, and leaves that no LoRA changes are shared with it.
+  Bundled embeddings are `merge_lora`'s.
 
   Args:
     params: the base parameters of the model that the LoRAs were loaded for.
@@ -97,7 +99,8 @@ def apply_loras(
     for update in lora.updates:
       leaf = get_leaf(trees, update.target.path)
       # float32: in bfloat16 most of so small a change would be lost.
-      wide = update.apply(np.asarray(leaf).astype(np.float32), scale)
+      own = np.asarray(leaf.unbox() if is_quantized(leaf) else leaf)
+      wide = update.apply(own.astype(np.float32), scale)
       with mmap_files.error_context(lora.path):
         name = f"{update.target.row.foreign_name} at scale {scale:g}"
         changed = like_leaf(wide, leaf, name)

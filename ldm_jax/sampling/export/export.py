@@ -66,6 +66,11 @@ class ExportRequest:
       raise ConfigError(
         f"chunks must be 1 to {MAX_CHUNKS}, got {self.chunks!r}"
       )
+    if self.options.weight_dtype is not None:
+      raise ConfigError(
+        "an exported sampler holds floating-point parameters, not "
+        f"weight_dtype={self.options.weight_dtype!r}; leave it out"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
