@@ -72,9 +72,7 @@ def inspect(
         start = file.read(len(PNG))
       if start == PNG:
         return _describe_image(path)
-    return _describe_model(
-      find_components(path, variant=variant), weight_dtype
-    )
+    return _describe_model(find_components(path, variant=variant), weight_dtype)
 
 
 def _describe_run(run: Run) -> dict[str, Any]:

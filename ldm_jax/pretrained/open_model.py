@@ -63,7 +63,7 @@ class LoadOptions:
   """
 
   dtype: str = "float32"
-  weight_dtype: WeightDtype | None = None
+  weight_dtype: str | None = None
   variant: str | None = None
   prediction: str | None = None
   weights: str = "raw"

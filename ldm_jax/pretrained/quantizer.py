@@ -1,6 +1,7 @@
 """Published networks with their matrices in 8 bits, and what that costs."""
 
 import logging
+import math
 import re
 from typing import Any
 
@@ -27,7 +28,7 @@ def is_stored(path: str, shape: tuple[int, ...]) -> bool:
   return (
     path.endswith("kernel")
     and len(shape) > 1
-    and np.prod(shape) >= MIN_SIZE
+    and math.prod(shape) >= MIN_SIZE
     and re.search(_KEPT, path) is None
   )
 
