@@ -20,7 +20,7 @@ from ldm_jax.pretrained.dit.sampling_defaults import (
   sampling_defaults,
 )
 from ldm_jax.pretrained.dit.tensors import check_copies
-from ldm_jax.pretrained.networks import latent_scale, load_lazily
+from ldm_jax.pretrained.networks import latent_scale
 from ldm_jax.pretrained.quantizer import load_quantized
 from ldm_jax.pretrained.text.conditioners import conditioners_of, unet_inputs
 from ldm_jax.pretrained.text.prompt_tokens import tokenizer_of
@@ -46,9 +46,7 @@ def assemble(
   _check_complete(components)
   check_copies(components.networks["unet"])
   networks = {
-    name: load_lazily(network)
-    if dtype is None
-    else load_quantized(network, name, dtype, weight_dtype)
+    name: load_quantized(network, name, dtype, weight_dtype)
     for name, network in components.networks.items()
   }
   first_stage, first_params = networks.pop("vae")

@@ -11,7 +11,12 @@ from jax.typing import DTypeLike
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.nn.quantized_array import QuantizedArray, has_quantized
-from ldm_jax.pretrained.networks import ForeignNetwork, Module, load
+from ldm_jax.pretrained.networks import (
+  ForeignNetwork,
+  Module,
+  load,
+  load_lazily,
+)
 from ldm_jax.weights.quantize import WeightDtype, quantize
 
 logger = logging.getLogger(__name__)
@@ -49,7 +54,7 @@ def quantized(
 def load_quantized(
   network: ForeignNetwork,
   name: str,
-  dtype: DTypeLike,
+  dtype: DTypeLike | None,
   weight_dtype: WeightDtype | None,
 ) -> tuple[Module, dict[str, Any]]:
   """As `networks.load`, with matrices in `weight_dtype` if it is given.
@@ -59,7 +64,10 @@ def load_quantized(
 
   Args:
     name: the network's subfolder.
+    dtype: None leaves every parameter in its file; see `load_lazily`.
   """
+  if dtype is None:
+    return load_lazily(network)
   if weight_dtype is None or name in _WHOLE:
     return load(network, dtype)
   errors: dict[str, float] = {}
