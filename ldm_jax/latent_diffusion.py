@@ -23,7 +23,7 @@ from ldm_jax.nn.conditioners.embedders import Condition, merge
 from ldm_jax.nn.controlnet import ControlNet, with_residuals
 from ldm_jax.nn.first_stage import FirstStage, Posterior
 from ldm_jax.nn.latent_normalization import denormalize, normalize
-from ldm_jax.nn.quantized_array import apply
+from ldm_jax.nn.operators.quantized_array import apply
 from ldm_jax.nn.unet import UNet
 
 

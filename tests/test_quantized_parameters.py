@@ -17,7 +17,7 @@ from ldm_jax.cli import info
 from ldm_jax.errors import ConfigError
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.dit.dit import DiT
-from ldm_jax.nn.quantized_array import (
+from ldm_jax.nn.operators.quantized_array import (
   QuantizedArray,
   apply,
   has_quantized,

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.nn.quantized_array import QuantizedArray, has_quantized
+from ldm_jax.nn.operators.quantized_array import QuantizedArray, has_quantized
 from ldm_jax.pretrained.networks import (
   ForeignNetwork,
   Module,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.errors import NonFiniteWeights
-from ldm_jax.nn.quantized_array import is_quantized
+from ldm_jax.nn.operators.quantized_array import is_quantized
 from ldm_jax.pretrained.quantizer import requantized
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.nn.quantized_array import is_quantized
+from ldm_jax.nn.operators.quantized_array import is_quantized
 from ldm_jax.pretrained.hub.fetch import local_adapter
 from ldm_jax.pretrained.lora.adapter_config import read_configs
 from ldm_jax.pretrained.lora.leaves import get_leaf, like_leaf, with_leaf
