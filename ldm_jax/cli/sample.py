@@ -95,8 +95,7 @@ def main(arguments: Sequence[str]) -> int:
   if (is_latent := request.output == "latents") and os.path.exists(latents):
     raise ConfigError(f"{latents} exists already; choose another --out")
   os.makedirs(flags.out, exist_ok=True)
-  written = functools.partial(print, flush=True)
-  batches = _with_bar(generation)
+  written, batches = functools.partial(print, flush=True), _with_bar(generation)
   if is_latent:
     outputs.write_latents(batches, latents, written=written)
   else:
