@@ -18,6 +18,7 @@ ARGUMENTS = (
   *("--disable-background-networking", "--disable-component-update"),
   "--disable-sync",
 )
+WAIT = 90_000  # milliseconds; on a busy core a page may be slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -52,6 +53,13 @@ def opened():
     browser.close()
 
 
+def new_page(browser, **options):
+  """A page whose actions wait for `WAIT` at most."""
+  page = browser.new_page(**options)
+  page.set_default_timeout(WAIT)
+  return page
+
+
 def open_tab(page, name):
   """Selects a tab by its label."""
   page.get_by_role("tab", name=name, exact=True).click()
@@ -61,14 +69,28 @@ def expect(locator):
   """Playwright's assertions, which wait until they hold."""
   from playwright.sync_api import expect
 
+  expect.set_options(timeout=WAIT)
   return expect(locator)
+
+
+def give_image(page, selector, path):
+  """Opens a file in an image editor, which drops one that comes too early."""
+  editor = page.locator(selector)
+  # The editor can undo as soon as it shows the image.
+  undo = editor.get_by_role("button", name="Undo")
+
+  def is_shown():
+    editor.locator("input[type=file]").first.set_input_files(path)
+    with contextlib.suppress(AssertionError):
+      expect(undo).to_be_enabled(timeout=10_000)
+    return undo.is_enabled()
+
+  until(page, is_shown, "the editor shows the image", seconds=WAIT / 1000)
 
 
 def paint(page, selector):
   """A short red stroke in the middle of an image editor with an image."""
   editor = page.locator(selector)
-  # The editor can undo as soon as it shows the image.
-  expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
   editor.get_by_role("button", name="Brush", exact=True).click()
   box = editor.locator("canvas").first.bounding_box()
   x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -86,7 +108,7 @@ def is_red(png):
   return red > 200 and green < 90 and blue < 90
 
 
-def until(page, is_true, what, seconds=30):
+def until(page, is_true, what, seconds=WAIT / 1000):
   """Looks again and again until `is_true()`."""
   end = time.monotonic() + seconds
   while not is_true():

@@ -25,13 +25,10 @@ MISSING = [
   )
   if not is_there
 ]
-# On one core that is busy a page may not answer in time.
 pytestmark = [
   pytest.mark.slow,
-  pytest.mark.rare,
   pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} not installed"),
 ]
-WAIT = 60_000  # milliseconds; the first image of a size compiles
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def browser():
 @pytest.fixture
 def page(browser, address):
   """The page, from which nothing but its own server is asked."""
-  made = browser.new_page(viewport={"width": 1200, "height": 900})
+  made = browsers.new_page(browser, viewport={"width": 1200, "height": 900})
   hosts = set()
   made.on("request", lambda r: hosts.add(urllib.parse.urlparse(r.url).hostname))
   made.goto(address)
@@ -80,7 +77,7 @@ def generate(page, tab):
   page.click(f"#{tab}-generate")
   image = page.locator(f"#{tab}-results img")
   line = page.get_by_test_id("toast-body")
-  image.or_(line).first.wait_for(timeout=WAIT)
+  image.or_(line).first.wait_for()
   assert not line.count(), line.all_inner_texts()
   return image.first.get_attribute("src")
 
@@ -145,7 +142,7 @@ def test_the_keyboard_alone_makes_an_image(page):
       break
   assert focused == "text-generate"
   page.keyboard.press("Enter")
-  page.locator("#text-results img").first.wait_for(timeout=WAIT)
+  page.locator("#text-results img").first.wait_for()
 
 
 def test_cancelling_frees_the_slot(page, worker):
@@ -155,10 +152,14 @@ def test_cancelling_frees_the_slot(page, worker):
   fill(page, "text", prompt="a cat")
   before = worker.statistics.tickets["cancelled"]
   page.click("#text-generate")
-  page.locator("#text-progress progress").wait_for(timeout=WAIT)
-  page.locator("#text-progress", has_text="Step").wait_for(timeout=WAIT)
+  page.locator("#text-progress progress").wait_for()
+  page.locator("#text-progress", has_text="Step").wait_for(
+    timeout=browsers.WAIT
+  )
   page.click("#text-cancel")
-  page.locator("#text-progress", has_text="Cancelled").wait_for(timeout=WAIT)
+  page.locator("#text-progress", has_text="Cancelled").wait_for(
+    timeout=browsers.WAIT
+  )
   assert worker.statistics.tickets["cancelled"] == before + 1
   assert worker.running == worker.waiting == 0
 
@@ -166,7 +167,7 @@ def test_cancelling_frees_the_slot(page, worker):
 def test_a_painted_mask_keeps_the_rest(page, tmp_path):
   browsers.open_tab(page, "Inpaint")
   path = small_image(tmp_path / "image.png")
-  page.set_input_files("#inpaint-editor input[type=file]", path)
+  browsers.give_image(page, "#inpaint-editor", path)
   browsers.paint(page, "#inpaint-editor")
   fill(page, "inpaint", prompt="a cat")
   source = generate(page, "inpaint")
@@ -203,13 +204,13 @@ def test_a_film_has_a_frame_for_every_step(page):
   number.fill("2")
   number.press("Enter")
   image = browsers.expect(page.locator("#film-results img").first)
-  image.not_to_have_attribute("src", last, timeout=WAIT)
+  image.not_to_have_attribute("src", last)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_narrow_screen(browser, address, scheme):
-  page = browser.new_page(
-    viewport={"width": 400, "height": 800}, color_scheme=scheme
+  page = browsers.new_page(
+    browser, viewport={"width": 400, "height": 800}, color_scheme=scheme
   )
   page.goto(address)
   page.locator("#text-generate").wait_for()
@@ -225,12 +226,12 @@ def test_a_run_is_followed_while_it_trains(browser, make_run):  # noqa: F811
   lines = [(10, {"loss": 3.0, "images_per_second": 50.0})]
   write_metrics(folders[0], lines)
   with browsers.served(build_watch_page(folders, every=0.5)) as url:
-    page = browser.new_page()
+    page = browsers.new_page(browser)
     page.goto(url)
     page.locator("#loss .js-plotly-plot").wait_for()
     page.locator("#overview", has_text="first").wait_for()
     write_metrics(folders[0], [*lines, (20, {"loss": 1.2345})])
-    page.locator("#overview", has_text="1.234").wait_for(timeout=20_000)
+    page.locator("#overview", has_text="1.234").wait_for()
     page.get_by_role("tab", name="Differences of configs").click()
     page.locator("#config", has_text="task.rate").wait_for()
     page.set_viewport_size({"width": 400, "height": 800})
