@@ -35,6 +35,7 @@ from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
@@ -136,6 +137,15 @@ TRANSFORMER = dataclasses.replace(
   ),
 )
 
+FLUX = dataclasses.replace(
+  STAGE_TWO,
+  model=LatentDiffusion(
+    first_stage=Autoencoder(STACK, 3),
+    unet=Flux(3, 32, 2, 2, 4, (2, 2, 4), is_scanned=True, remat="full"),
+    conditioners=(ClassEmbedder(7, 32, joins="both"),),
+  ),
+)
+
 
 # Scans over two dual blocks and two plain ones, with texts in both inputs.
 MULTIMODAL = dataclasses.replace(
@@ -205,11 +215,13 @@ TASKS = {
   "everything": EVERYTHING,
   "dit": TRANSFORMER,
   "mmdit": MULTIMODAL,
+  "flux": FLUX,
 }
 MESHES_OF = {
   "lpips": QUICK,
   "dit": QUICK,
   "mmdit": [(8, 1, 1, 1), *QUICK],
+  "flux": [(8, 1, 1, 1), *QUICK],
 }
 
 

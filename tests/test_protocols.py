@@ -35,6 +35,7 @@ from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.first_stage import FirstStage, Posterior
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import UNet
 from ldm_jax.runtime.devices.sharding import MeshShape
@@ -126,7 +127,7 @@ MODEL = LatentDiffusion(HalvingStage(), FourierMixer(), (AngleEmbedder(),))
 @pytest.mark.parametrize(
   "kind, members",
   [
-    (Backbone, [UNet(), DiT(), MMDiT(), FourierMixer()]),
+    (Backbone, [UNet(), DiT(), MMDiT(), Flux(), FourierMixer()]),
     (FirstStage, [Autoencoder(), PixelSpace(), HalvingStage()]),
     (
       Posterior,
