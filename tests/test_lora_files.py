@@ -187,7 +187,13 @@ def test_every_parameter_has_names_and_no_two_modules_share_one():
         "conditioners": loaded.params.conditioners,
       }
     )
-    found = [t for module in known.values() for t in module if t is not None]
+    found = [
+      target
+      for group in known.values()
+      for module in group
+      for target in module
+      if target is not None
+    ]
     assert {"/".join(target.path) for target in found} == set(sizes)
     for target in found:
       assert target.row.shape == sizes["/".join(target.path)]
@@ -263,7 +269,7 @@ BAD = {
   "Flux": (
     {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": DOWN},
     "1 of 1 tensors do not fit the model, which is one with a context of 64; "
-    "the file seems to be for Flux",
+    "the file seems to be for FLUX",
   ),
   "nothing": ({}, "it holds no tensors"),
 }  # fmt: skip

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flux_references import CONFIG, WIDTH, of_width, random_weights
 
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.flux.flux import Flux
@@ -19,27 +20,6 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 pytestmark = pytest.mark.slow
-
-CONFIG = {
-  "in_channels": 16,
-  "num_layers": 2,
-  "num_single_layers": 2,
-  "attention_head_dim": 8,
-  "num_attention_heads": 2,
-  "joint_attention_dim": 12,
-  "pooled_projection_dim": 10,
-  "guidance_embeds": True,
-  "axes_dims_rope": (2, 2, 4),
-}
-WIDTH = 16
-
-
-def random_weights(model):
-  """Every tensor random, none zero."""
-  for tensor in model.state_dict().values():
-    scale = max(1, tensor[0].numel()) ** -0.5 if tensor.ndim > 1 else 0.1
-    tensor.copy_(torch.randn(tensor.shape) * scale + (tensor.ndim == 1))
-  return model.eval()
 
 
 class ExactSinusoids(torch.nn.Module):
@@ -129,14 +109,6 @@ def test_names_come_back_bit_for_bit(transformer, loaded):
   assert own.keys() == theirs.keys()
   for name, tensor in theirs.items():
     torch.testing.assert_close(own[name], tensor, rtol=0, atol=0)
-
-
-def of_width(function, width):
-  """A converter of diffusers for networks of another width than 3072."""
-  source = inspect.getsource(function).replace("3072", str(width))
-  namespace = dict(vars(inspect.getmodule(function)))
-  exec(source.replace("12288", str(4 * width)), namespace)
-  return namespace[function.__name__]
 
 
 def test_single_file_names_are_those_that_diffusers_reads(transformer, loaded):

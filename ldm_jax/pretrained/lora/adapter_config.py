@@ -40,7 +40,13 @@ _HARMLESS = frozenset({
 # (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) store factors for a changed one.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _BIASES = ("none", "all", "lora_only")
-_NETWORKS = ("unet.", "text_encoder.", "text_encoder_2.", "text_model.")
+_NETWORKS = (
+  "unet.",
+  "transformer.",
+  "text_encoder.",
+  "text_encoder_2.",
+  "text_model.",
+)
 _REPEATS = re.compile(r"(?<!\\)[*+{]")
 # A repeated group, a reference to a group, a group of special meaning.
 _SLOW = re.compile(r"\)[*+{]|\\[1-9]|\(\?(?!:)")

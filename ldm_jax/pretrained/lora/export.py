@@ -13,10 +13,11 @@ from ldm_jax.errors import WeightsError
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.lora import FACTORS, LoRA
+from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.lora.module_names import networks
 from ldm_jax.pretrained.lora.skipped_modules import skipped_modules
 from ldm_jax.weights.naming.convert import Row, list_names
-from ldm_jax.weights.naming.layouts import LAYOUTS
+from ldm_jax.weights.naming.layouts import LAYOUTS, Part
 from ldm_jax.weights.safetensors_files import write_safetensors
 
 LoraFormat = Literal["kohya", "peft"]
@@ -33,6 +34,7 @@ class Factors(NamedTuple):
     module: its name within the network.
     down, up: [r i ...] and [o r ...].
     alpha: the product is scaled by alpha / r.
+    part: of the rows of the module's matrix that they change; None for all.
   """
 
   kohya: str
@@ -40,6 +42,7 @@ class Factors(NamedTuple):
   down: np.ndarray
   up: np.ndarray
   alpha: float
+  part: Part | None = None
 
   @property
   def rank(self) -> int:
@@ -60,14 +63,18 @@ def save_lora(
 
   kohya's has a tensor of alpha for every matrix; peft's has r and alpha in its
   metadata, and the ends of the names of the modules to adapt, which are the
-  same in transformers 4 and 5. A warning names what other programs skip.
+  same in transformers 4 and 5. Of a transformer, kohya's has the authors'
+  names, queries, keys and values in one matrix, and peft's has diffusers'. A
+  warning names what other programs skip.
 
   Raises:
     WeightsError: a matrix has no name in LoRA files; they are listed.
   """
   remaining = dict(pairs_of(factors))
   found: dict[str, list[Factors]] = {}  # by network
-  for starts, start, table in networks(loaded, ("diffusers",)):
+  is_unet = isinstance(loaded.model.unet, UNet)
+  scheme = "diffusers" if is_unet or form == "peft" else "compvis"
+  for starts, start, table in networks(loaded, (scheme,)):
     prefix = next(s for s in starts if s.startswith("lora_"))
     dotted = next(s for s in starts if s.endswith("."))
     network = dotted.removesuffix(".")
@@ -78,19 +85,49 @@ def save_lora(
         module = row.foreign_name.removesuffix(".weight")
         alpha = lora.alpha_of("/".join(path_in_model))
         found.setdefault(network, []).append(
-          Factors(_kohya(prefix, module), module, down, up, alpha)
+          Factors(_kohya(prefix, module), module, down, up, alpha, row.part)
         )
   if remaining:
     names = ["/".join(kernel) for kernel in remaining]
     raise WeightsError(
       f"no format of LoRA has names for {list_names(names, lambda _: ())}"
     )
+  found = {network: _joined(pairs) for network, pairs in found.items()}
   write = {"kohya": _as_kohya, "peft": _as_peft}[form]
   tensors, metadata = write(found)
   if skipped := skipped_modules(loaded.model, _modules(found), form):
     logger.warning(skipped)
   with lock_output(path):
     write_safetensors(path, tensors, metadata=metadata)
+
+
+def _joined(pairs: Sequence[Factors]) -> list[Factors]:
+  """The same with the parts of a stacked matrix as one, of all their ranks.
+
+  [B1 0; 0 B2] [A1; A2] changes every part by its own product.
+  """
+  groups: dict[str, list[Factors]] = {}
+  for pair in pairs:
+    groups.setdefault(pair.module, []).append(pair)
+  return [
+    group[0] if group[0].part is None else _stacked(group)
+    for group in groups.values()
+  ]
+
+
+def _stacked(group: Sequence[Factors]) -> Factors:
+  first = group[0]
+  rows, rank = len(first.up) // first.part.span, 0
+  total = sum(pair.rank for pair in group)
+  up = np.zeros((rows * first.part.count, total), np.float32)
+  scale = first.alpha / first.rank
+  for pair in group:
+    start = rows * pair.part.index
+    own = pair.up * np.float32(pair.alpha / pair.rank / scale)
+    up[start : start + len(own), rank : rank + pair.rank] = own
+    rank += pair.rank
+  down = np.concatenate([pair.down for pair in group])
+  return Factors(first.kohya, first.module, down, up, scale * total)
 
 
 def _kohya(prefix: str, name: str) -> str:
@@ -104,7 +141,8 @@ def _wrapped(network: str, module: str) -> str:
 
   diffusers removes it where transformers 5's encoder has none.
   """
-  is_bare = network != "unet" and not module.startswith("text_")
+  is_text = network.startswith("text_encoder")
+  is_bare = is_text and not module.startswith("text_")
   return "text_model." * is_bare + module
 
 

@@ -6,6 +6,9 @@ from typing import NamedTuple
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.dit.dit import DiT
+from ldm_jax.nn.flux.flux import Flux
+from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.conditioner_variables import split_variables
 from ldm_jax.pretrained.model_index import text_encoder_folders
@@ -31,6 +34,18 @@ _UNET = (
   "lora_unet_",
   "lycoris_",
 )
+# lora_transformer_ is OneTrainer's; diffusers and ComfyUI read it too.
+_TRANSFORMER = (
+  "",
+  "transformer.",
+  "diffusion_model.",
+  "model.diffusion_model.",
+  "lora_unet_",
+  "lora_transformer_",
+  "lycoris_",
+)
+# Backbones other than a U-Net, by the names of their tables.
+_TRANSFORMERS = {DiT: "dit", MMDiT: "mmdit", Flux: "flux"}
 # ComfyUI's names of text encoders, by diffusers' folders.
 _COMFYUI = {
   "text_encoder": ("clip_l", "clip_h"),
@@ -60,39 +75,47 @@ class Module(NamedTuple):
   bias: Target | None = None
 
 
-def modules(loaded: LoadedModel) -> dict[str, Module]:
-  """Every module of the U-Net and the CLIP text encoders, by all its names.
+Modules = tuple[Module, ...]  # one, or those that a file stacks in one
 
-  No two modules share a name. kohya's names have underscores for dots too, so
-  names of files are not parsed but looked up among these.
+
+def modules(loaded: LoadedModel) -> dict[str, Modules]:
+  """Every module of backbone and CLIP text encoders, by all its names.
+
+  A file's module may be several of the model: queries, keys and values in one
+  matrix. No two modules share a name. kohya's names have underscores for dots
+  too, so names of files are not parsed but looked up among these.
   """
   latents = loaded.model.first_stage.latent_channels
-  found: dict[str, Module] = {}
+  found: dict[str, Modules] = {}
   for starts, path, names in networks(loaded):
     for name, module in _by_module(path, names, latents).items():
       for spelling in _spellings(name, starts):
         found.setdefault(spelling, module)
-        assert _paths(found[spelling]) == _paths(module), spelling
+        assert paths(found[spelling]) == paths(module), spelling
   return found
 
 
-def _paths(module: Module) -> list[tuple[str, ...]]:
-  return [target.path for target in module if target is not None]
+def paths(modules: Modules) -> tuple[tuple[str, ...], ...]:
+  """The parameters' paths: the same for one module under all its names."""
+  return tuple(
+    target.path for module in modules for target in module if target is not None
+  )
 
 
 def _by_module(
   path: tuple[str, ...], names: Table, latents: int
-) -> dict[str, Module]:
-  """The modules of a network; parts of stacked parameters have no names."""
-  found: dict[str, Module] = {}
+) -> dict[str, Modules]:
+  """The modules of a network, by their names in a file."""
+  found: dict[str, dict[int, Module]] = {}
   for row in names.rows:
     name, _, leaf = row.foreign_name.rpartition(".")
-    if row.part is not None or leaf not in Module._fields:
+    if leaf not in Module._fields:
       continue
     inputs = latents if row.path == "conv_in/kernel" else None
     target = Target((*path, *row.path.split("/")), row, inputs)
-    found[name] = found.get(name, Module())._replace(**{leaf: target})
-  return found
+    parts, index = found.setdefault(name, {}), row.part and row.part.index
+    parts[index] = parts.get(index, Module())._replace(**{leaf: target})
+  return {name: tuple(parts.values()) for name, parts in found.items()}
 
 
 def networks(
@@ -101,13 +124,28 @@ def networks(
   """(prefixes of module names, path, name table) of every network.
 
   Raises:
-    ConfigError: the backbone is not a `UNet`, so LoRA files have no names.
+    ConfigError: LoRA files have no names for the backbone.
   """
-  if not isinstance(loaded.model.unet, UNet):
+  kind = type(loaded.model.unet)
+  if kind in _TRANSFORMERS:
+    found = shapes(loaded.params.unet["params"])
+    for scheme in schemes:
+      names = name_table(_TRANSFORMERS[kind], scheme, found)
+      yield _TRANSFORMER, ("unet", "params"), names
+  elif issubclass(kind, UNet):
+    yield from _unet(loaded, schemes)
+  else:
+    needed = ", ".join(each.__name__ for each in (UNet, *_TRANSFORMERS))
     raise ConfigError(
-      "LoRA files have no names for a backbone of class "
-      f"{type(loaded.model.unet).__name__}; needed is a UNet"
+      f"LoRA files have no names for a backbone of class {kind.__name__}; "
+      f"needed is one of {needed}"
     )
+  for conditioner in loaded.model.conditioners:
+    if isinstance(conditioner, ClipEmbedder):
+      yield from _text_encoders(loaded, conditioner)
+
+
+def _unet(loaded: LoadedModel, schemes: Sequence[str]):
   unet, params = loaded.model.unet, loaded.params.unet["params"]
   vectors = {"mlp": ("add_embedding", "class_embedding")}
   for vector in vectors.get(unet.vector, ("add_embedding",)):
@@ -115,9 +153,6 @@ def networks(
     for scheme in schemes:
       names = name_table("unet", scheme, shapes(params), heads)
       yield _UNET, ("unet", "params"), names
-  for conditioner in loaded.model.conditioners:
-    if isinstance(conditioner, ClipEmbedder):
-      yield from _text_encoders(loaded, conditioner)
 
 
 def _text_encoders(loaded: LoadedModel, embedder: ClipEmbedder):

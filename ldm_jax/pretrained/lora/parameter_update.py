@@ -7,7 +7,7 @@ import numpy as np
 
 from ldm_jax.pretrained.lora.changes import Change
 from ldm_jax.pretrained.lora.module_names import Target
-from ldm_jax.weights.naming.layouts import LAYOUTS
+from ldm_jax.weights.naming.layouts import LAYOUTS, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,12 @@ class Update:
     return leaf + np.float32(scale) * (layout.from_foreign(moved) - leaf)
 
   def _change(self) -> np.ndarray:
-    """The difference in the parameter's foreign shape."""
-    needed, change = self.target.row.foreign_shape(), self.change()
+    """The difference in the parameter's foreign shape, its part of a stack."""
+    row, change = self.target.row, self.change()
+    needed = row.foreign_shape()
     if change.size == math.prod(needed):
-      return change.reshape(needed)
+      change = change.reshape(needed)
+      return change if row.part is None else take(change, row.part)
     outputs, _, *window = needed
     change = change.reshape(outputs, self.target.inputs, *window)
     missing = needed[1] - self.target.inputs

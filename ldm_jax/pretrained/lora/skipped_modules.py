@@ -62,5 +62,7 @@ def _unknown_parts(model: LatentDiffusion) -> str:
 
 def _is_trained(network: str, name: str) -> bool:
   """Whether sd-scripts has LoRAs for a module."""
+  if network == "transformer":
+    return True
   known = _OF_UNET if network == "unet" else _OF_TEXT
   return known.search(f".{name}") is not None

@@ -17,7 +17,13 @@ from ldm_jax.pretrained.lora.changes import (
   stored,
 )
 from ldm_jax.pretrained.lora.mismatch import mismatch
-from ldm_jax.pretrained.lora.module_names import Module, Target, modules
+from ldm_jax.pretrained.lora.module_names import (
+  Module,
+  Modules,
+  Target,
+  modules,
+  paths,
+)
 from ldm_jax.pretrained.lora.parameter_update import (
   Magnitude,
   Update,
@@ -28,6 +34,7 @@ from ldm_jax.pretrained.lora.tensor_names import (
   refuse_unsupported,
 )
 from ldm_jax.weights.naming.convert import check_finite
+from ldm_jax.weights.naming.layouts import take
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +74,8 @@ def read_updates(
     config = _config_of(first, configs)
     parts = {role: tensors[name] for role, name in names.items()}
     try:
-      updates += _updates(first, parts, known[first], config)
+      for module in known[first]:
+        updates += _updates(first, parts, module, config)
     except (KeyError, ValueError) as error:
       if isinstance(error, WeightsError):
         raise
@@ -78,26 +86,21 @@ def read_updates(
 
 
 def _by_module(
-  tensors: Tensors, known: Mapping[str, Module], unfit: list[str]
+  tensors: Tensors, known: Mapping[str, Modules], unfit: list[str]
 ) -> list[dict[str, str]]:
   """Names by role for every module; names without one are added to `unfit`."""
   groups: dict[tuple, dict[str, str]] = {}
-  paths = {name: _identity(module) for name, module in known.items()}
+  identity = {name: paths(module) for name, module in known.items()}
   for name in tensors:
     module, role, _ = parse_name(name)
     if role is None or module not in known:
       unfit.append(name)
       continue
-    group = groups.setdefault(paths[module], {})
+    group = groups.setdefault(identity[module], {})
     if role in group:
       raise WeightsError(f"{group[role]} and {name} are for the same matrix")
     group[role] = name
   return list(groups.values())
-
-
-def _identity(module: Module) -> tuple:
-  """Equal for the same module under different names."""
-  return tuple(target.path for target in module if target is not None)
 
 
 def _config_of(
@@ -168,6 +171,10 @@ def _weight_update(
   needed = target.row.foreign_shape()
   _require(math.prod(change.shape) == math.prod(needed))
   magnitude = _magnitude(role, parts[role].astype(np.float32), needed)
+  if (part := target.row.part) is not None:
+    # Norms of inputs are of all parts, of which each is updated alone.
+    _require(magnitude.axis == 0)
+    magnitude = Magnitude(take(magnitude.norms.reshape(-1), part), 0)
   return Update(target, change, factor, magnitude)
 
 
