@@ -77,7 +77,9 @@ _MODULES = {
   "nn.encoders.dinov2": ("DinoV2",),
   "nn.encoders.text_encoder": ("TextEncoder",),
   "nn.encoders.clip_text": ("ClipText",),
+  "nn.encoders.t5": ("T5Encoder",),
   "nn.conditioners.clip_embedder": ("ClipEmbedder",),
+  "nn.conditioners.t5_embedder": ("T5Embedder",),
   "nn.conditioners.embedders": (
     "ClassEmbedder",
     "LayoutEmbedder",

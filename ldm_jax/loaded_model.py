@@ -20,6 +20,7 @@ class LoadedModel:
   Attributes:
     tokenizer: of its prompts; None for a model without a text encoder, and
       for a single file, which holds no tokenizer.
+    t5_tokenizer: of its prompts for a `T5Embedder`, or None.
     height, width: default size of its images, in pixels.
     guidance: default scale of classifier-free guidance.
     sampler_config: default sampler.
@@ -43,6 +44,7 @@ class LoadedModel:
   layout: LayoutTokens | None = None
   classes: tuple[str, ...] = ()
   warnings: tuple[str, ...] = ()
+  t5_tokenizer: Tokenizer | None = None
 
 
 def skip_last_blocks(loaded: LoadedModel, count: int) -> LoadedModel:

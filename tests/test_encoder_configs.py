@@ -145,4 +145,4 @@ def test_a_folder_names_the_keys_in_one_warning(tmp_path, caplog):
 
 def test_a_class_is_named():
   with pytest.raises(ConfigError, match="expected one of"):
-    class_of({"architectures": ["T5EncoderModel"]})
+    class_of({"architectures": ["UMT5EncoderModel"]})

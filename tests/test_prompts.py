@@ -100,7 +100,7 @@ def test_weights_change_the_features_of_their_encoder_alone():
   side = Conditioning(
     {"tokens": ids},
     {"tokens": no},
-    jnp.asarray(weights),
+    {"tokens": jnp.asarray(weights)},
     {"tokens": embedder.empty_prompt_ids(4)[None]},
   )
   expected = plain.copy()

@@ -345,7 +345,7 @@ def test_prompt_weights_scale_the_context(engine):
   for weight in (1.0, 0.0, 1.5):
     weighted = dataclasses.replace(
       positive,
-      weights=np.full((2, 1), weight, np.float32),
+      weights={"label": np.full((2, 1), weight, np.float32)},
       empty={"label": np.full(2, 3, np.int32)},  # the null class
     )
     found = encode(engine._params, weighted).context

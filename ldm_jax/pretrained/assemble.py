@@ -23,7 +23,7 @@ from ldm_jax.pretrained.dit.tensors import check_copies
 from ldm_jax.pretrained.networks import latent_scale
 from ldm_jax.pretrained.quantizer import load_quantized
 from ldm_jax.pretrained.text.conditioners import conditioners_of, unet_inputs
-from ldm_jax.pretrained.text.prompt_tokens import tokenizer_of
+from ldm_jax.pretrained.text.prompt_tokens import t5_tokenizer_of, tokenizer_of
 from ldm_jax.weights.quantize import WeightDtype
 
 
@@ -54,8 +54,8 @@ def assemble(
   scale = latent_scale(components.networks["vae"].config)
   inputs = unet_inputs(components)
   defaults = sampling_defaults(unet, components.scheduler)
-  tokenizer = tokenizer_of(components)
-  conditioners = conditioners_of(components, networks, tokenizer)
+  tokenizers = tokenizer_of(components), t5_tokenizer_of(components)
+  conditioners = conditioners_of(components, networks, *tokenizers)
   conditioners += concat_conditioners(
     components.index, inputs, first_stage.latent_channels, first_stage.stride
   )
@@ -76,7 +76,8 @@ def assemble(
       conditioner_variables(conditioners, networks),
       unet_params,
     ),
-    tokenizer=tokenizer,
+    tokenizer=tokenizers[0],
+    t5_tokenizer=tokenizers[1],
     height=side,
     width=side,
     guidance=default_guidance(unet, inputs),

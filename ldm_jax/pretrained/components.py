@@ -30,14 +30,19 @@ from ldm_jax.pretrained.single_file.stored_configs import (
 )
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
 from ldm_jax.pretrained.single_network.autoencoder_file import find_autoencoder
+from ldm_jax.pretrained.text.t5_tensors import find_t5, with_one_table
 from ldm_jax.weights import folders
 from ldm_jax.weights.files import read_global_step, read_metadata, read_tensors
 from ldm_jax.weights.scaled_tensors import scaled
 
 # Names that LDM's pipelines have for components of all models.
 ALIASES = {"vqvae": "vae", "bert": "text_encoder", "transformer": "unet"}
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+TOKENIZERS = {
+  "text_encoder": "tokenizer",
+  "text_encoder_2": "tokenizer_2",
+  "text_encoder_3": "tokenizer_3",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +158,7 @@ def open_network(
   if config is None:
     config = read_json(pathlib.Path(folder) / "config.json")
   kind = kind_of(config)
-  is_text = kind in ("clip", "clip_vision", "dinov2", "text")
+  is_text = kind in ("clip", "t5", "clip_vision", "dinov2", "text")
   stems = folders.TRANSFORMERS if is_text else folders.DIFFUSERS
   if kind == "text":
     stems += folders.DIFFUSERS
@@ -164,6 +169,8 @@ def open_network(
   if kind in prefixes:
     prefix = prefixes[kind] + ("/" if is_flax else ".")
     tensors = without_prefix(tensors, prefix)
+  if kind == "t5":
+    tensors = with_one_table(tensors)
   scheme = "flax" if is_flax else "diffusers"
   files = found.files
   path = str(files[0] if len(files) == 1 else folder)
@@ -189,14 +196,14 @@ def open_file(
   """
   raw = read_tensors(path)
   raw = Renamed(raw, usual_names(raw))
-  tensors = scaled(raw)
-  if is_averaged:
-    tensors = averaged(tensors)
+  tensors = averaged(scaled(raw)) if is_averaged else scaled(raw)
   metadata = read_metadata(path)
   if (configs := read_stored(metadata)) is not None:
     return _stored_components(path, configs, tensors, config or {}, prediction)
   if (alone := find_autoencoder(path, tensors)) is not None:
     return _lone_autoencoder(path, alone, (config or {}).get("vae", {}))
+  if (t5 := find_t5(path, tensors, config=config)) is not None:
+    return Components({"text_encoder": t5}, family="t5")
   if (dit := released_dit(path, tensors, prediction, config or {})) is not None:
     networks = with_labels({"unet": dit.network})
     return Components(

@@ -10,6 +10,8 @@ from ldm_jax.nn.conditioners.embedders import (
 )
 from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import DepthMap, LowResolution, MaskedImage
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
+from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.pretrained.networks import Module
 
 # Conditioners without parameters.
@@ -30,14 +32,25 @@ def conditioner_variables(
     elif isinstance(part, TextEmbedder):
       ((_, variables),) = networks.values()
       found[part.input_key] = {"params": {"encoder": variables["params"]}}
+    elif isinstance(part, T5Embedder):
+      (params,) = _params(networks, is_t5=True)
+      found[part.input_key] = {"params": {"encoder": params}}
     else:
-      found[part.input_key] = {
-        "params": {
-          f"encoders_{i}": variables["params"]
-          for i, (_, variables) in enumerate(networks.values())
-        }
-      }
+      every = _params(networks, is_t5=False)
+      encoders = {f"encoders_{i}": params for i, params in enumerate(every)}
+      found[part.input_key] = {"params": encoders}
   return found
+
+
+def _params(
+  networks: dict[str, tuple[Module, Any]], is_t5: bool
+) -> list[dict[str, Any]]:
+  """Parameters of T5's encoder, or of the others in their order."""
+  return [
+    variables["params"]
+    for module, variables in networks.values()
+    if isinstance(module, T5Encoder) == is_t5
+  ]
 
 
 def split_variables(
@@ -49,7 +62,7 @@ def split_variables(
   if isinstance(conditioner, ClassEmbedder):
     return [(conditioner, variables)]
   params = variables["params"]
-  if isinstance(conditioner, TextEmbedder):
+  if isinstance(conditioner, TextEmbedder | T5Embedder):
     return [(conditioner.encoder, {"params": params["encoder"]})]
   return [
     (encoder, {"params": params[f"encoders_{i}"]})

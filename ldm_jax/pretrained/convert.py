@@ -189,9 +189,10 @@ def _read(request: ConvertRequest) -> _Source:
   components = components_of(request.source, options, request.subfolder)
   if components.single is None:
     return _of_model(assemble_model(components, options, is_lazy=True))
-  if options.tokenizer:
+  if options.tokenizer or options.t5_tokenizer:
     raise ConfigError(
-      "a single network has no tokenizer; leave tokenizer out (--tokenizer)"
+      "a single network has no tokenizer; leave tokenizer and t5_tokenizer out "
+      "(--tokenizer, --t5_tokenizer)"
     )
   return _Source(*load_lazily(components.single))
 
@@ -253,6 +254,7 @@ def _write(request: ConvertRequest, source: _Source) -> None:
     latent_scale=source.latent_scale,
     scheduler=None if loaded is None else loaded.scheduler,
     classes=_class_names(loaded),
+    t5_tokenizer=None if loaded is None else loaded.t5_tokenizer,
   )
 
 

@@ -15,10 +15,12 @@ from ldm_jax.nn.conditioners.embedders import (
   SizeEmbedder,
   TextEmbedder,
 )
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.inpainting_decoder import InpaintingAutoencoder
@@ -50,6 +52,7 @@ from ldm_jax.pretrained.flux.flux_config import flux_config
 from ldm_jax.pretrained.mmdit.mmdit_config import mmdit_config
 from ldm_jax.pretrained.networks import Module
 from ldm_jax.pretrained.single_network.exported_network import ExportedNetwork
+from ldm_jax.pretrained.text.t5_config import t5_config
 from ldm_jax.weights.naming import convert
 
 # Kinds of transformers, and functions (module, parameters) -> config.json.
@@ -98,7 +101,8 @@ def export_networks(
 def _check_conditioner(conditioner: Any) -> None:
   """Raises ConfigError for a conditioner that the format cannot hold."""
   kind = type(conditioner)
-  if kind in (ClassEmbedder, ClipEmbedder, *get_args(WEIGHTLESS)):
+  own = (ClassEmbedder, ClipEmbedder, T5Embedder, *get_args(WEIGHTLESS))
+  if kind in own:
     return
   if kind is not TextEmbedder:
     raise ConfigError(
@@ -154,6 +158,9 @@ def export_network(
   if isinstance(module, ClipText):
     config = text_encoder_config.clip_config(module)
     return ExportedNetwork("text_encoder", "clip", module, variables, config)
+  if isinstance(module, T5Encoder):
+    config = t5_config(module)
+    return ExportedNetwork("text_encoder", "t5", module, variables, config)
   if isinstance(module, ClassEmbedder):
     config = text_encoder_config.classes_config(module)
     return ExportedNetwork(

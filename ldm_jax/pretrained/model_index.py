@@ -18,10 +18,12 @@ from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.pretrained.configs.strict_config import DIFFUSERS
 from ldm_jax.pretrained.dit.folder import NAME as TRANSFORMER
 from ldm_jax.pretrained.dit.folder import label_embedder
+from ldm_jax.pretrained.text.subfolders import subfolders
 
 _CARD = """---
 tags:
@@ -43,7 +45,11 @@ It has no safety checker. The author should state licence and training data
 here.
 """
 # Where diffusers looks for a component's class, if not among its own models.
-LIBRARIES = {ClipText: "transformers", TextEncoder: "latent_diffusion"}
+LIBRARIES = {
+  ClipText: "transformers",
+  T5Encoder: "transformers",
+  TextEncoder: "latent_diffusion",
+}
 _TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "diffusers", "jax")
 
 
@@ -52,6 +58,7 @@ def model_index(
   networks: Sequence[Any],
   tokenizer: ClipPrompts | Tokenizer | None,
   scheduler: str = "DDIMScheduler",
+  t5_tokenizer: Tokenizer | None = None,
 ) -> dict[str, Any]:
   """model_index.json: the classes of the pipeline and of its components.
 
@@ -74,8 +81,10 @@ def model_index(
     library = LIBRARIES.get(type(network.module), "diffusers")
     listed[renamed.get(network.name, network.name)] = [library, classes[0]]
   is_bert = kind == "LDMTextToImagePipeline"
-  for name in tokenizers(model, tokenizer):
+  for name, own in tokenizers(model, tokenizer, t5_tokenizer).items():
     class_name = "BertTokenizer" if is_bert else "CLIPTokenizer"
+    if t5_tokenizer is not None and own is t5_tokenizer.backend:
+      class_name = "T5TokenizerFast"
     listed[name] = ["transformers", class_name]
   if kind.startswith("StableDiffusionXL"):
     listed |= unconditional_key(model)
@@ -202,6 +211,8 @@ def pipeline(model: LatentDiffusion, channels: int) -> str:
 
 def text_encoder_folders(model: LatentDiffusion) -> list[str]:
   """Subfolders of the text encoders; SDXL's refiner has only a second one."""
+  if (found := subfolders(model)) is not None:
+    return found
   names = ["text_encoder", "text_encoder_2"]
   for conditioner in model.conditioners:
     if isinstance(conditioner, ClassEmbedder):
@@ -216,19 +227,24 @@ def text_encoder_folders(model: LatentDiffusion) -> list[str]:
 
 
 def tokenizers(
-  model: LatentDiffusion, tokenizer: ClipPrompts | Tokenizer | None
+  model: LatentDiffusion,
+  tokenizer: ClipPrompts | Tokenizer | None,
+  t5_tokenizer: Tokenizer | None = None,
 ) -> dict[str, Any]:
   """The library's tokenizers, by their subfolders."""
-  if tokenizer is None:
-    return {}
   if isinstance(tokenizer, Tokenizer):
     return {"tokenizer": tokenizer.backend}
   names = [
     name.replace("text_encoder", "tokenizer")
     for name in text_encoder_folders(model)
   ]
+  found = {}
+  if t5_tokenizer is not None:
+    found[names.pop()] = t5_tokenizer.backend
+  if tokenizer is None:
+    return found
   each = [syntax.tokenizer.backend for syntax in tokenizer.syntaxes]
-  return dict(zip(names, each, strict=True))
+  return dict(zip(names, each, strict=False)) | found
 
 
 def prefixes(model: LatentDiffusion) -> dict[str, tuple[str, str]]:

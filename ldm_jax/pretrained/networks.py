@@ -18,6 +18,7 @@ from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.clip_vision import ClipVision
 from ldm_jax.nn.encoders.dinov2 import DinoV2
+from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
@@ -44,6 +45,7 @@ from ldm_jax.pretrained.dit import dit_config
 from ldm_jax.pretrained.flux import flux_config
 from ldm_jax.pretrained.mmdit import mmdit_config
 from ldm_jax.pretrained.single_network.initial_shapes import abstract
+from ldm_jax.pretrained.text import t5_config
 from ldm_jax.weights import mmap_files
 from ldm_jax.weights.naming import convert, parameter_names
 from ldm_jax.weights.naming.convert_lazily import convert_lazily
@@ -57,6 +59,7 @@ Module = (
   | TinyAutoencoder
   | DCAutoencoder
   | ClipText
+  | T5Encoder
   | ClipVision
   | DinoV2
   | TextEncoder
@@ -90,9 +93,14 @@ _BUILDERS = {
   **dict.fromkeys(
     text_encoder_config.DINOV2, ("dinov2", text_encoder_config.dinov2)
   ),
+  **dict.fromkeys(t5_config.KINDS, ("t5", t5_config.t5)),
   "LDMBertModel": ("text", text_encoder_config.text),
   "ClassEmbedder": ("classes", text_encoder_config.classes),
 }
+
+
+# Of a config.json that names no class.
+_BY_MODEL_TYPE = {"clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +131,8 @@ def class_of(config: Config) -> str:
   if not isinstance(listed, list | tuple):
     raise refusal("config.json", "architectures", listed, "a list of classes")
   listed = [config.get("_class_name"), *listed]
-  if not any(listed) and config.get("model_type") == "clip_text_model":
-    return "CLIPTextModel"
+  if not any(listed):
+    listed = [_BY_MODEL_TYPE.get(config.get("model_type"))]
   kinds = [str(name).removeprefix("Flax") for name in listed if name]
   for kind in kinds:
     if kind in _BUILDERS:

@@ -23,7 +23,10 @@ from ldm_jax.pretrained.from_pretrained import find_components, with_networks
 from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
 from ldm_jax.pretrained.single_network.replace_vae import with_vae
-from ldm_jax.pretrained.text.prompt_tokens import with_tokenizer
+from ldm_jax.pretrained.text.prompt_tokens import (
+  with_t5_tokenizer,
+  with_tokenizer,
+)
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.run import Run, class_names
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
@@ -51,9 +54,11 @@ class LoadOptions:
     weights: "raw" or "ema": which of the two U-Nets a single file may hold.
     config: a diffusers folder whose configs describe a single file.
     tokenizer: a folder of CLIP's tokenizer, which single files lack.
+    t5_tokenizer: the same of T5's, for SD3 and FLUX.
     vae: a folder, file or repository of an autoencoder, or of a model that has
       one, in place of the model's own.
-    text_encoder: folders of CLIP text encoders, which single files may lack.
+    text_encoder: folders of CLIP text encoders, and folders or single files of
+      T5's, which single files may lack.
     lora: LoRA files to merge, in this order: FILE, FILE:SCALE or (file, scale).
     embedding: files of textual inversion.
     trust: top-level packages that may be imported for classes which a run
@@ -69,6 +74,7 @@ class LoadOptions:
   weights: str = "raw"
   config: str | None = None
   tokenizer: str | None = None
+  t5_tokenizer: str | None = None
   vae: str | None = None
   text_encoder: Sequence[str] = ()
   lora: Sequence[str | tuple[str, float]] = ()
@@ -138,8 +144,9 @@ def _open_base(path: str, options: LoadOptions) -> LoadedModel:
     raise ConfigError(
       f"{path!r} is a run, which has its own number format and tokenizer; "
       "leave dtype, weight_dtype, variant, prediction, weights, config, "
-      "tokenizer and text_encoder out (--dtype, --weight_dtype, --variant, "
-      "--prediction, --weights, --config, --tokenizer, --text_encoder)"
+      "tokenizer, t5_tokenizer and text_encoder out (--dtype, "
+      "--weight_dtype, --variant, --prediction, --weights, --config, "
+      "--tokenizer, --t5_tokenizer, --text_encoder)"
     )
   run = open_denoiser_run(path, options.trust)
   loaded = open_run(run, MeshShape().build())
@@ -192,8 +199,8 @@ def _run_tokenizer(run: Run) -> Tokenizer | ClipPrompts | None:
   tokenizer = run.tokenizer
   for conditioner in run.experiment.task.model.conditioners:
     if isinstance(conditioner, ClipEmbedder):
-      padding = conditioner.paddings[0]
-      return ClipPrompts((PromptSyntax(tokenizer, padding),))
+      syntaxes = [PromptSyntax(tokenizer, i) for i in conditioner.paddings]
+      return ClipPrompts(tuple(syntaxes))
   return tokenizer
 
 
@@ -230,6 +237,8 @@ def assemble_model(
   loaded = assemble(components, dtype, options.weight_dtype)
   for warning in loaded.warnings:
     logger.warning(f"{warning}")
-  if options.tokenizer is None:
-    return loaded
-  return with_tokenizer(loaded, options.tokenizer)
+  if options.tokenizer is not None:
+    loaded = with_tokenizer(loaded, options.tokenizer)
+  if options.t5_tokenizer is not None:
+    loaded = with_t5_tokenizer(loaded, options.t5_tokenizer)
+  return loaded

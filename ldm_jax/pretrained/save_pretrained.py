@@ -57,6 +57,7 @@ def save_pretrained(
   latent_scale: float | None = None,
   scheduler: Mapping[str, Any] | None = None,
   classes: Sequence[str] = (),
+  t5_tokenizer: Tokenizer | None = None,
 ) -> None:
   """Writes a folder that diffusers and transformers load as it is.
 
@@ -75,6 +76,7 @@ def save_pretrained(
       own schedule, such as `LoadedModel.scheduler`; None for DDIM.
     classes: names of the labels of a DiT, in their order; no other pipeline
       holds such names.
+    t5_tokenizer: of a model's prompts for T5.
 
   Raises:
     ConfigError: the format cannot hold a part of the model, which is named.
@@ -91,12 +93,13 @@ def save_pretrained(
       )
       _write_json(path / "scheduler" / "scheduler_config.json", sampler)
       index = model_index.model_index(
-        module, networks, tokenizer, sampler["_class_name"]
+        module, networks, tokenizer, sampler["_class_name"], t5_tokenizer
       )
       index |= model_index.class_names(module, classes)
-      _write_pipeline(
-        path, module, networks, index, tokenizer, cast, max_shard_bytes
-      )
+      _write_pipeline(path, networks, index, cast, max_shard_bytes)
+      own = model_index.tokenizers(module, tokenizer, t5_tokenizer)
+      for name, each in own.items():
+        each.save_pretrained(str(path / name))
     else:
       network = export_network(module, params, image_size, latent_scale)
       _write_network(path, network, cast, max_shard_bytes)
@@ -191,10 +194,8 @@ def _implies_v(module: LatentDiffusion) -> bool:
 
 def _write_pipeline(
   path: pathlib.Path,
-  model: LatentDiffusion,
   networks: list[ExportedNetwork],
   index: Mapping[str, Any],
-  tokenizer: ClipPrompts | Tokenizer | None,
   cast: np.dtype,
   max_shard_bytes: int,
 ) -> None:
@@ -202,8 +203,6 @@ def _write_pipeline(
   for network in networks:
     name = renamed.get(network.name, network.name)
     _write_network(path / name, network, cast, max_shard_bytes)
-  for name, library_one in model_index.tokenizers(model, tokenizer).items():
-    library_one.save_pretrained(str(path / name))
   with replace_file(path / "README.md", "utf-8") as file:
     file.write(model_index.model_card(index))
   _write_json(path / "model_index.json", index)
@@ -224,7 +223,7 @@ def _write_network(
       else f"text_model.{name}": array
       for name, array in tensors.items()
     }
-  is_text = network.kind in ("clip", "open_clip", "text")
+  is_text = network.kind in ("clip", "open_clip", "t5", "text")
   stem = "model" if is_text else "diffusion_pytorch_model"
   write_sharded(folder, stem, tensors=tensors, max_bytes=max_shard_bytes)
   _write_json(folder / "config.json", network.config)

@@ -93,7 +93,7 @@ def add_inversion(loaded: LoadedModel, content: Any, token: str) -> LoadedModel:
     loaded,
     model=dataclasses.replace(loaded.model, conditioners=conditioners),
     params=loaded.params.replace(conditioners=params),
-    tokenizer=ClipPrompts(tuple(syntaxes)),
+    tokenizer=dataclasses.replace(tokenizer, syntaxes=tuple(syntaxes)),
   )
 
 

@@ -1,8 +1,8 @@
 """A request's conditions as the arrays that a model's conditioners read."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -10,13 +10,11 @@ from jaxtyping import Float
 from ldm_jax.data.text.prompt_weighting import WeightedPrompt
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
-from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
   LayoutEmbedder,
   SizeEmbedder,
-  TextEmbedder,
 )
 from ldm_jax.nn.conditioners.spatial import (
   DepthMap,
@@ -24,13 +22,10 @@ from ldm_jax.nn.conditioners.spatial import (
   SegmentationEmbedder,
 )
 from ldm_jax.sampling.inputs.condition_inputs import own_condition
-from ldm_jax.sampling.inputs.prompt_inputs import (
-  TextInput,
-  check_ids,
-  encode_clip,
-  encode_text,
-  weighted_prompts,
-  with_equal_lengths,
+from ldm_jax.sampling.inputs.text_conditions import (
+  PromptBatch,
+  TextConditioner,
+  with_texts,
 )
 from ldm_jax.sampling.sampling_config import Conditioning, PromptVariant
 
@@ -111,9 +106,16 @@ def encode_variant(
     _check_kinds(loaded, each)
     positive, negative = _encode_arrays(loaded, each)
     sides += [negative, positive] if not sides else [positive]
+  first = inputs[0]
+  prompts = PromptBatch(
+    first.negative_prompts,
+    [each.prompts or [""] * each.count for each in inputs],
+    first.emphasis,
+    first.chunks,
+  )
   for part in loaded.model.conditioners:
-    if isinstance(part, TextEmbedder | ClipEmbedder):
-      sides = _with_texts(loaded, part, inputs, sides)
+    if isinstance(part, TextConditioner):
+      sides = with_texts(loaded, part, prompts, sides)
   return PromptVariant(tuple(sides[1:]), sides[0], weights)
 
 
@@ -123,7 +125,7 @@ def _encode_arrays(
   """All inputs but text and images."""
   raw, null = ({}, {}), ({}, {})
   for part in loaded.model.conditioners:
-    if isinstance(part, ConcatConditioner | TextEmbedder | ClipEmbedder):
+    if isinstance(part, ConcatConditioner | TextConditioner):
       continue  # images are read in initial_latents.py
     encode = _ENCODERS.get(type(part), own_condition)
     sides = encode(loaded, part, inputs)
@@ -132,58 +134,11 @@ def _encode_arrays(
   return tuple(map(Conditioning, raw, null))
 
 
-def _with_texts(
-  loaded: LoadedModel,
-  part: TextEmbedder | ClipEmbedder,
-  inputs: Sequence[ConditionInputs],
-  sides: Sequence[Conditioning],
-) -> list[Conditioning]:
-  """The sides, the negative one first, with the inputs of a text encoder."""
-  is_clip, first = isinstance(part, ClipEmbedder), inputs[0]
-  read = functools.partial(weighted_prompts, has_syntax=first.emphasis)
-  prompts = [read(each.prompts or [""] * each.count) for each in inputs]
-  negatives = read(first.negative_prompts, keeps_none=is_clip)
-  if is_clip:
-    texts = _clip_texts(loaded, [negatives, *prompts], first)
-  else:
-    encode = functools.partial(encode_text, loaded.tokenizer)
-    texts = [encode(each, first.emphasis) for each in [negatives, *prompts]]
-  encoders = part.encoders if is_clip else (part.encoder,)
-  check_ids(texts, [encoder.vocabulary for encoder in encoders])
-  name = part.input_key
-  return [
-    Conditioning(
-      side.raw | {name: text.ids},
-      side.is_null | {name: text.is_null},
-      text.weights,
-      None if text.empty is None else {name: text.empty},
-    )
-    for side, text in zip(sides, texts, strict=True)
-  ]
-
-
-def _clip_texts(
-  loaded: LoadedModel,
-  sides: Sequence[Sequence[WeightedPrompt | None]],
-  inputs: ConditionInputs,
-) -> list[TextInput]:
-  """Ids for CLIP of every side, of one length."""
-  if loaded.tokenizer is None:
-    raise ConfigError(
-      "the model comes without a tokenizer; give a folder (--tokenizer) with "
-      "vocab.json and merges.txt, or tokenizer.json (CLIP's, as in the "
-      "tokenizer folder of any Stable Diffusion model)"
-    )
-  options = inputs.emphasis, inputs.chunks
-  texts = [encode_clip(loaded.tokenizer, side, *options) for side in sides]
-  return with_equal_lengths(texts, loaded.tokenizer.tokens_per_chunk + 2)
-
-
 def _check_kinds(loaded: LoadedModel, inputs: ConditionInputs) -> None:
   """Raises ConfigError for a condition that the model does not take."""
   kinds = {type(part) for part in loaded.model.conditioners}
   plain = [p if isinstance(p, str) else p.text for p in inputs.prompts]
-  if any(plain) and not kinds & {TextEmbedder, ClipEmbedder}:
+  if any(plain) and not kinds & set(get_args(TextConditioner)):
     raise ConfigError("this model takes no text; leave prompt out")
   for name, kind, fact in (
     ("class_label", ClassEmbedder, "is not conditioned on classes"),

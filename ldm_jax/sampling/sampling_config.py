@@ -20,17 +20,17 @@ class Conditioning:
   Attributes:
     raw: arrays [b ...], one row per image: token ids, labels, maps, ...
     is_null: per conditioner bool [b], true where it is unconditional.
-    weights: prompt weights of the context's tokens, [b l] or, with one row per
-      text encoder, [b e l]; or None.
-    empty: by the text conditioner's name its input for the empty prompt, from
-      which weights are measured.
+    weights: by the text conditioner's name the weights of its tokens, [b l]
+      or, with one row per text encoder, [b e l]; empty without weights.
+    empty: by the same name its input for the empty prompt, from which weights
+      are measured.
   """
 
   # Any: as a tree it carries arrays of either library.
   raw: dict[str, Any]
   is_null: dict[str, Any]
-  weights: Any = None
-  empty: dict[str, Any] | None = None
+  weights: dict[str, Any] = dataclasses.field(default_factory=dict)
+  empty: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def rows(self, places: Int[ndarray, " n"]) -> "Conditioning":
     """The conditioning of some of the images."""

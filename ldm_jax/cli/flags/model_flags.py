@@ -18,10 +18,12 @@ LOADING = """
   diffusers' configs of a single file
 --tokenizer: FOLDER
   CLIP's, for single files
+--t5_tokenizer: FOLDER
+  T5's, for single files of SD3 and FLUX
 --vae: PATH
   an autoencoder in place of the model's own (folder or file; TAESD, DC-AE)
 --text_encoder: FOLDER+
-  a CLIP text encoder that a single file lacks; SDXL has two
+  a text encoder that a single file lacks; SDXL has two CLIPs, FLUX CLIP and T5
 --trust: PACKAGE+
   import this package's classes if a run names them; repeat it for several
 """

@@ -18,10 +18,15 @@ from ldm_jax.errors import ConfigError
 
 
 class Chunk(NamedTuple):
-  """Ids that a text encoder reads at once, without begin, end and padding."""
+  """Ids that a text encoder reads at once, without begin, end and padding.
+
+  Attributes:
+    begin: the place in the text of its first character.
+  """
 
   ids: list[int]
   weights: list[float]
+  begin: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +113,10 @@ class PromptSyntax:
     found, size, section = [Chunk([], [])], self.tokenizer.length - 2, 0
     for i, (begin, _) in zip(row.ids, row.offsets, strict=True):
       passed = bisect.bisect_right(prompt.breaks, begin)
-      found += [Chunk([], []) for _ in range(passed - section)]
+      found += [Chunk([], [], begin) for _ in range(passed - section)]
       section, ids = passed, self._added.get(i, (i,))
       if len(found[-1].ids) + len(ids) > size:
-        found.append(Chunk([], []))
+        found.append(Chunk([], [], begin))
       found[-1].ids.extend(ids)
       found[-1].weights.extend([prompt.weights[begin]] * len(ids))
     return found
@@ -179,9 +184,12 @@ class ClipPrompts:
 
   Attributes:
     syntaxes: one per text encoder.
+    max_chunks: what is longer is cut; None for no limit. SD3 and FLUX read one
+      chunk.
   """
 
   syntaxes: tuple[PromptSyntax, ...]
+  max_chunks: int | None = None
 
   @property
   def tokens_per_chunk(self) -> int:
@@ -191,7 +199,23 @@ class ClipPrompts:
   def count_chunks(self, text: str | WeightedPrompt) -> int:
     """Chunks of a text, the most that any encoder's tokenizer needs."""
     prompt = unweighted(text) if isinstance(text, str) else text
-    return max(len(syntax.chunks(prompt)) for syntax in self.syntaxes)
+    return max(len(self._chunks(syntax, prompt)) for syntax in self.syntaxes)
+
+  def left_out(self, prompt: WeightedPrompt) -> str:
+    """The end of a text that no encoder reads; "" if there is none."""
+    most = self.max_chunks
+    if most is None:
+      return ""
+    chunks = [syntax.chunks(prompt) for syntax in self.syntaxes]
+    if any(len(each) <= most for each in chunks):
+      return ""
+    return prompt.text[max(each[most].begin for each in chunks) :].strip()
+
+  def _chunks(
+    self, syntax: PromptSyntax, prompt: WeightedPrompt
+  ) -> list[Chunk]:
+    """The chunks of a text that are read."""
+    return syntax.chunks(prompt)[: self.max_chunks]
 
   def encode(
     self, texts: Sequence[str | WeightedPrompt]
@@ -223,7 +247,8 @@ class ClipPrompts:
       unweighted(text) if isinstance(text, str) else text for text in texts
     ]
     chunks = [
-      [syntax.chunks(prompt) for syntax in self.syntaxes] for prompt in prompts
+      [self._chunks(syntax, prompt) for syntax in self.syntaxes]
+      for prompt in prompts
     ]
     most = max(len(each) for row in chunks for each in row)
     pad = lambda each: each + [Chunk([], [])] * (most - len(each))

@@ -1,11 +1,10 @@
 """Reading the tokenizer folders of transformers.
 
-CLIP's and BERT's tokenizers and any tokenizer.json are read by the tokenizers
-library alone, with the ids of transformers 5; T5's, GPT-2's and others need
-transformers.
+CLIP's, BERT's and T5's tokenizers and any tokenizer.json are read by the
+tokenizers library alone, with the ids of transformers 5; GPT-2's and others
+need transformers.
 """
 
-import json
 import os
 import pathlib
 import tempfile
@@ -24,7 +23,9 @@ from ldm_jax.data.text.tokenizer_keys import (
 from ldm_jax.data.text.tokenizer_models import (
   MODELS,
   plain,
+  set_limits,
   set_post_processor,
+  with_sentinels,
 )
 from ldm_jax.errors import ConfigError
 from ldm_jax.files.strict_json import read_object
@@ -36,6 +37,7 @@ _CLASSES = {
   "bert": "BertTokenizer",
   "clip": "CLIPTokenizer",
   "clipseg": "CLIPTokenizer",
+  "t5": "T5Tokenizer",
 }
 _DEFAULTS = {
   "CLIPTokenizer": {
@@ -53,6 +55,11 @@ _DEFAULTS = {
     "do_lower_case": True,
     "tokenize_chinese_chars": True,
     "strip_accents": None,
+  },
+  "T5Tokenizer": {
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
   },
   GENERIC: {},
 }
@@ -90,6 +97,8 @@ def read_tokenizer(path: pathlib.Path) -> PretrainedTokenizer:
   stored = _read_json(file)
   if kind == "BertTokenizer" and not (config or stored):
     config = {"do_lower_case": _is_lower(path)}
+  if kind == "T5Tokenizer":
+    config = with_sentinels(config)
   config, added = _special_tokens(path, _DEFAULTS[kind] | config, stored)
   if kind == GENERIC:
     import tokenizers
@@ -98,7 +107,7 @@ def read_tokenizer(path: pathlib.Path) -> PretrainedTokenizer:
   else:
     texts = {key: plain(value) for key, value in config.items()}
     backend = MODELS[kind](path, stored, texts)
-  _set_limits(backend, stored)
+  set_limits(backend, stored)
   if backend.padding is not None:
     config.setdefault("pad_token", backend.padding["pad_token"])
   _add_special_tokens(backend, config, added)
@@ -214,22 +223,6 @@ def _special_tokens(
 
 def _fields(token: Mapping[str, Any]) -> dict[str, Any]:
   return {key: token[key] for key in token if key != "__type"}
-
-
-def _set_limits(backend: Any, stored: Mapping[str, Any]) -> None:
-  """Truncation and padding as a tokenizer.json has them."""
-  import tokenizers
-
-  if not (stored.get("truncation") or stored.get("padding")):
-    return
-  limits = tokenizers.Tokenizer(tokenizers.models.WordLevel())
-  content = json.loads(limits.to_str())
-  content |= {key: stored.get(key) for key in ("truncation", "padding")}
-  limits = tokenizers.Tokenizer.from_str(json.dumps(content))
-  if limits.truncation is not None:
-    backend.enable_truncation(**limits.truncation)
-  if limits.padding is not None:
-    backend.enable_padding(**limits.padding)
 
 
 def _add_special_tokens(

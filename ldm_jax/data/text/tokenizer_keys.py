@@ -10,10 +10,11 @@ from ldm_jax.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+MOST_SENTINELS = 1000  # T5 has 100
 _OBEYED = {
   *SPECIAL_TOKENS,
   *("added_tokens_decoder", "additional_special_tokens"),
-  *("extra_special_tokens", "tokenizer_class", "auto_map"),
+  *("extra_special_tokens", "tokenizer_class", "auto_map", "extra_ids"),
   "clean_up_tokenization_spaces",  # in decoding
 }
 _OBEYED_BY_BERT = {"do_lower_case", "strip_accents", "tokenize_chinese_chars"}
@@ -56,6 +57,10 @@ def check_types(config: Mapping[str, Any]) -> None:
   for key in config.keys() & {"tokenizer_class"}:
     if not isinstance(config[key], str | None):
       raise _refused(key, config[key], "the name of a class")
+  count = config.get("extra_ids", 0)
+  if type(count) is not int or not 0 <= count <= MOST_SENTINELS:
+    needed = f"a number from 0 to {MOST_SENTINELS}"
+    raise _refused("extra_ids", count, needed)
 
 
 def warn_of_unread_keys(

@@ -1,11 +1,18 @@
-"""The tokenizers of CLIP and BERT, built by the tokenizers library.
+"""The tokenizers of CLIP, BERT and T5, built by the tokenizers library.
 
-The same pipelines as transformers 5's CLIPTokenizer and BertTokenizer.
+The same pipelines as transformers 5's CLIPTokenizer, BertTokenizer and
+T5Tokenizer.
 """
 
+import base64
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from ldm_jax.data.text.sentencepiece_files import read_sentencepiece
+
+SENTINELS = 100  # <extra_id_0> to <extra_id_99>, of T5's training
 
 
 def plain(value: Any) -> Any:
@@ -90,7 +97,67 @@ def bert_wordpiece(
   return tokenizer
 
 
-MODELS = {"CLIPTokenizer": clip_bpe, "BertTokenizer": bert_wordpiece}
+def t5_unigram(
+  path: pathlib.Path, stored: Mapping[str, Any], config: Mapping[str, Any]
+) -> Any:
+  """Sentencepiece's unigrams over words after a ▁  (Kudo 2018)."""
+  from tokenizers import Tokenizer, decoders, models, normalizers
+  from tokenizers import pre_tokenizers as splits
+
+  pieces, table = _t5_pieces(path, stored, config)
+  tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
+  if table:
+    tokenizer.normalizer = normalizers.Precompiled(table)
+  words = {"replacement": "▁", "prepend_scheme": "always", "split": True}
+  tokenizer.pre_tokenizer = splits.Sequence(
+    [splits.WhitespaceSplit(), splits.Metaspace(**words)]
+  )
+  tokenizer.decoder = decoders.Metaspace(**words)
+  return tokenizer
+
+
+def _t5_pieces(
+  path: pathlib.Path, stored: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[list[tuple[str, float]], bytes]:
+  """(text, score) by id, and the table of characters that are replaced."""
+  if stored:
+    pieces = [tuple(piece) for piece in stored["model"]["vocab"]]
+    return pieces, _stored_table(stored)
+  count = config.get("extra_ids", SENTINELS)
+  sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(count))]
+  file = path / "spiece.model"
+  if not file.exists():
+    names = ("pad_token", "eos_token", "unk_token")
+    return [(config[name], 0.0) for name in names] + [("▁", -2.0)], b""
+  found = read_sentencepiece(file)
+  return found.pieces + sentinels, found.table
+
+
+def _stored_table(stored: Mapping[str, Any]) -> bytes:
+  """The table of characters of a tokenizer.json; empty without one."""
+  normalizer = stored.get("normalizer") or {}
+  for each in normalizer.get("normalizers", [normalizer]):
+    if each.get("type") == "Precompiled":
+      return base64.b64decode(each["precompiled_charsmap"])
+  return b""
+
+
+def with_sentinels(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of T5's tokenizer with its sentinels as special tokens."""
+  names = ("extra_special_tokens", "additional_special_tokens")
+  given = next((config[name] for name in names if config.get(name)), [])
+  if any("<extra_id_" in str(plain(token)) for token in given):
+    return dict(config)
+  count = config.get("extra_ids", SENTINELS)
+  added = [f"<extra_id_{i}>" for i in range(count)]
+  return {**config, "extra_special_tokens": [*given, *added]}
+
+
+MODELS = {
+  "CLIPTokenizer": clip_bpe,
+  "BertTokenizer": bert_wordpiece,
+  "T5Tokenizer": t5_unigram,
+}
 
 
 def set_post_processor(
@@ -111,7 +178,30 @@ def set_post_processor(
       pair=f"{begin}:0 $A:0 {end}:0 $B:1 {end}:1",
       special_tokens=[pair("cls_token"), pair("sep_token")],
     )
+  elif kind == "T5Tokenizer":
+    end = config["eos_token"]
+    backend.post_processor = processors.TemplateProcessing(
+      single=f"$A {end}",
+      pair=f"$A {end} $B {end}",
+      special_tokens=[pair("eos_token")],
+    )
   elif backend.post_processor is None:
     backend.post_processor = processors.TemplateProcessing(
       single="$A:0", pair="$A:0 $B:1", special_tokens=[]
     )
+
+
+def set_limits(backend: Any, stored: Mapping[str, Any]) -> None:
+  """Truncation and padding as a tokenizer.json has them."""
+  import tokenizers
+
+  if not (stored.get("truncation") or stored.get("padding")):
+    return
+  limits = tokenizers.Tokenizer(tokenizers.models.WordLevel())
+  content = json.loads(limits.to_str())
+  content |= {key: stored.get(key) for key in ("truncation", "padding")}
+  limits = tokenizers.Tokenizer.from_str(json.dumps(content))
+  if limits.truncation is not None:
+    backend.enable_truncation(**limits.truncation)
+  if limits.padding is not None:
+    backend.enable_padding(**limits.padding)

@@ -112,6 +112,17 @@ class Tokenizer:
     rows = self.fixed.encode_batch(list(texts))
     return np.array([_left_out(row) for row in rows], np.int32)
 
+  def left_out(self, text: str) -> str:
+    """The end of a text that `encode` truncates; "" if there is none."""
+    row = self.fixed.encode(text)
+    begins = [
+      begin
+      for piece in row.overflowing
+      for begin, end in piece.offsets
+      if end > begin
+    ]
+    return text[min(begins) :].strip() if begins else ""
+
   def unknown(self, text: str) -> list[str]:
     """The parts of a text that become the unknown token."""
     row = self.fixed.encode(text)

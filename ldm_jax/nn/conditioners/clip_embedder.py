@@ -1,12 +1,13 @@
 """Prompts through pretrained text encoders, as in Stable Diffusion."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ldm_jax.fields.limits import Fraction, Natural
+from ldm_jax.fields.limits import Count, Fraction, Natural
 from ldm_jax.nn.conditioners.embedders import Condition, zero_where
 from ldm_jax.nn.encoders.clip_text import ClipOutput, ClipText
 
@@ -17,7 +18,10 @@ class ClipEmbedder(nn.Module):
   The defaults are SD 1's. SD 2 takes OpenCLIP's ViT-H without its last block
   (`layer: penultimate` in its released configs), SDXL CLIP's ViT-L and
   OpenCLIP's ViT-bigG without their last blocks and norms, with the latter's
-  pooled vector (Podell et al. 2023, 2.1), and its refiner ViT-bigG alone.
+  pooled vector (Podell et al. 2023, 2.1), and its refiner ViT-bigG alone. SD3
+  takes CLIP's ViT-L and OpenCLIP's ViT-bigG in the same way, both pooled
+  vectors, and zeros up to the width of T5 (Esser et al. 2024, section 4); FLUX
+  the pooled vector of CLIP's ViT-L alone.
 
   A prompt longer than an encoder's length is cut into chunks, each with its own
   begin and end token. Chunks are encoded one by one, and their contexts are
@@ -32,6 +36,11 @@ class ClipEmbedder(nn.Module):
       itself, OpenCLIP's 0.
     is_normed: whether the encoders' last norms are applied to contexts.
     is_pooled: return the last encoder's pooled vector of the first chunk too.
+    is_all_pooled: that vector is of all encoders, concatenated.
+    has_context: return a context; if not, only the pooled vector.
+    context_width: features of the context, the last of them zeros; None for
+      those of the encoders.
+    zero_tokens: tokens of zeros after the context, in place of an absent T5.
     null: the unconditional input: the "empty" prompt, or "zeros" for context
       and vector, as in SDXL's base.
     begin: the id before a prompt.
@@ -42,7 +51,7 @@ class ClipEmbedder(nn.Module):
 
   Raises:
     ValueError: at construction, if skips or paddings are not one for each
-      encoder, or the encoders differ in length.
+      encoder, the encoders differ in length, or there would be no output.
   """
 
   encoders: tuple[ClipText, ...]
@@ -56,6 +65,10 @@ class ClipEmbedder(nn.Module):
   input_key: str = "tokens"
   drop_rate: Fraction = 0.1
   is_frozen: bool = True
+  is_all_pooled: bool = False
+  has_context: bool = True
+  context_width: Count | None = None
+  zero_tokens: Natural = 0
 
   has_unconditional = True
 
@@ -72,6 +85,13 @@ class ClipEmbedder(nn.Module):
       raise ValueError(
         f"encoders of lengths {lengths} cannot be concatenated; give all the "
         "same `length`"
+      )
+    if not (self.has_context or self.is_pooled):
+      raise ValueError("has_context or is_pooled is needed; both are false")
+    total = sum(encoder.width for encoder in self.encoders)
+    if self.context_width is not None and self.context_width < total:
+      raise ValueError(
+        f"context_width={self.context_width} is less than the encoders' {total}"
       )
 
   @nn.compact
@@ -102,11 +122,20 @@ class ClipEmbedder(nn.Module):
       empty = self.empty_prompt_ids(length)
       tokens = jnp.where(drop[:, None, None], empty, tokens)
     outputs = [self.encode(tokens[:, i], i) for i in range(count)]
+    pooled = [
+      each.pooled for each in outputs[0 if self.is_all_pooled else -1 :]
+    ]
     condition = Condition(
-      context=jnp.concatenate([each.context for each in outputs], axis=-1),
-      vector=outputs[-1].pooled if self.is_pooled else None,
+      context=self.join(outputs) if self.has_context else None,
+      vector=jnp.concatenate(pooled, axis=-1) if self.is_pooled else None,
     )
     return zero_where(condition, drop) if self.null == "zeros" else condition
+
+  def join(self, outputs: Sequence[ClipOutput]) -> Float[Array, "b l d"]:
+    """The contexts of all encoders, with zeros around them."""
+    joined = jnp.concatenate([each.context for each in outputs], axis=-1)
+    missing = (self.context_width or joined.shape[-1]) - joined.shape[-1]
+    return jnp.pad(joined, [(0, 0), (0, self.zero_tokens), (0, missing)])
 
   def repeat_per_encoder(
     self, tokens: Int[Array, "b l"]
@@ -126,12 +155,14 @@ class ClipEmbedder(nn.Module):
 
   def feature_weights(
     self, weights: Float[Array, "b e l"]
-  ) -> Float[Array, "b l d"]:
+  ) -> Float[Array, "b m d"]:
     """Weights of each encoder's tokens, for the features of the context."""
     widths = jnp.asarray([encoder.width for encoder in self.encoders])
     total = sum(encoder.width for encoder in self.encoders)
     wide = jnp.repeat(weights, widths, axis=1, total_repeat_length=total)
-    return wide.swapaxes(1, 2)
+    missing = (self.context_width or total) - total
+    around = [(0, 0), (0, self.zero_tokens), (0, missing)]
+    return jnp.pad(wide.swapaxes(1, 2), around, constant_values=1.0)
 
   def empty_prompt_ids(self, length: int) -> Int[Array, "e l"]:
     """Ids of the empty prompt in every chunk, for each encoder."""

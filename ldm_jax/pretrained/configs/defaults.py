@@ -190,7 +190,7 @@ VQ = Schema(
 )
 
 # Of all of transformers: other networks, or other forms of the weights.
-_ENCODER = {
+ENCODER = {
   "add_cross_attention": (False, None),
   "cross_attention_hidden_size": (None,),
   "is_decoder": (False, None),
@@ -214,7 +214,7 @@ CLIP = Schema(
     "eos_token_id": 49407,
   },
   demands={"layer_norm_eps": (1e-5,), "model_type": ("clip_text_model",)}
-  | _ENCODER,
+  | ENCODER,
   passive=None,
 )
 
@@ -236,7 +236,7 @@ VISION = Schema(
     "num_channels": (3,),
     "model_type": ("clip_vision_model",),
   }
-  | _ENCODER,
+  | ENCODER,
   passive=None,
 )
 
@@ -254,7 +254,7 @@ _DINO_DEMANDS = {
   "layer_norm_eps": (1e-6,),
   "num_channels": (3,),
   "qkv_bias": (True,),
-} | _ENCODER
+} | ENCODER
 
 DINO = Schema(
   "Dinov2Model",
@@ -283,7 +283,7 @@ BERT = Schema(
     "max_position_embeddings": 77,
   },
   demands={"activation_function": ("gelu",), "model_type": ("ldmbert",)}
-  | _ENCODER,
+  | ENCODER,
   passive=None,
 )
 

@@ -6,8 +6,9 @@ below do not change what an encoder computes; others are named.
 
 from ldm_jax.pretrained.configs.defaults import BERT, CLIP, VISION
 from ldm_jax.pretrained.configs.strict_config import Config
+from ldm_jax.pretrained.text.t5_config import T5
 
-_SCHEMAS = {"clip": CLIP, "clip_vision": VISION, "text": BERT}
+_SCHEMAS = {"clip": CLIP, "clip_vision": VISION, "text": BERT, "t5": T5}
 _HARMLESS = frozenset({
   # Of training, initialisation and the form of results.
   *("attention_dropout", "dropout", "activation_dropout", "classifier_dropout"),
@@ -20,6 +21,8 @@ _HARMLESS = frozenset({
   *("tokenizer_class", "prefix", "task_specific_params", "finetuning_task"),
   # Of heads and decoders, which encoders do not have.
   *("id2label", "label2id", "num_labels", "problem_type"),
+  *("num_decoder_layers", "n_positions", "output_past", "eos_token_id"),
+  "dropout_rate",
   *("tie_word_embeddings", "tie_encoder_decoder", "scale_embedding"),
   *("model_type", "_class_name"),
   *("transformers_version", "architectures", "projection_dim"),

@@ -5,7 +5,8 @@ from ldm_jax.pretrained.configs.strict_config import Config
 _OBEYED = (
   *("transformer", "id2label"),
   *("unet", "vae", "vqvae", "text_encoder", "text_encoder_2", "bert"),
-  *("tokenizer", "tokenizer_2", "scheduler", "low_res_scheduler"),
+  *("text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"),
+  *("scheduler", "low_res_scheduler"),
   "force_zeros_for_empty_prompt",
   "requires_aesthetics_score",  # as the width of the U-Net's vector shows
 )

@@ -1,44 +1,48 @@
 """Text encoders for a model whose file has none, or one of two."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.pretrained.components import NETWORKS, Components, open_network
+from ldm_jax.pretrained.components import (
+  NETWORKS,
+  Components,
+  open_file,
+  open_network,
+)
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
 from ldm_jax.pretrained.hub.fetch import local_path
+from ldm_jax.pretrained.networks import ForeignNetwork
+from ldm_jax.pretrained.text.prompt_tokens import T5_FAMILIES
+from ldm_jax.pretrained.text.subfolders import subfolder_of
 
 
 def add_text_encoders(
   components: Components, folders: Sequence[str]
 ) -> Components:
-  """The components with CLIP text encoders from folders.
+  """The components with text encoders from folders, or a T5 from a file.
 
   Of SDXL's two, the one that projects its pooled state is the second. They
   come in place of the model's own.
 
   Raises:
     ConfigError: a folder holds another network, two folders hold the same of
-      SDXL's two, or there are more of them than the model has places for.
+      a model's text encoders, or there are more of them than it has places for.
     WeightsError: a folder has no weights.
   """
   if "unet" not in components.networks:
     raise ConfigError(
       "text_encoder is for a model with a U-Net; leave it out (--text_encoder)"
     )
-  inputs = unet_reader.inputs(components.networks["unet"].config)
+  unet = components.networks["unet"]
   found = {}
   for folder in folders:
-    network = open_network(local_path(folder))
-    if network.kind != "clip":
-      raise ConfigError(
-        f"text_encoder {folder!r} holds a network of kind {network.kind!r}; "
-        "needed is the folder of a CLIPTextModel (--text_encoder)"
-      )
-    is_second = inputs.sinusoids is not None and (
-      text_encoder_config.clip(network.config).projection is not None
-    )
-    name = "text_encoder_2" if is_second else "text_encoder"
+    network = _open(folder)
+    if unet.kind in T5_FAMILIES:
+      name = subfolder_of(unet.kind, network, folder)
+    else:
+      name = _place(unet, network, folder)
     if name in found:
       raise ConfigError(
         f"text_encoder {folder!r} is a second {name}; give one folder for each "
@@ -53,3 +57,29 @@ def add_text_encoders(
     | networks,
     warnings=warnings,
   )
+
+
+def _open(path: str) -> ForeignNetwork:
+  """The network of a folder, or the only one of a single file."""
+  if not os.path.isfile(path):
+    return open_network(local_path(path))
+  found = open_file(path)
+  if found.single is None:
+    raise ConfigError(
+      f"text_encoder {path!r} holds {', '.join(found.networks)}; give a file "
+      "with a text encoder alone (--text_encoder)"
+    )
+  return found.single
+
+
+def _place(unet: ForeignNetwork, network: ForeignNetwork, path: str) -> str:
+  """The subfolder of a CLIP text encoder of Stable Diffusion."""
+  if network.kind != "clip":
+    raise ConfigError(
+      f"text_encoder {path!r} holds a network of kind {network.kind!r}; "
+      "needed is the folder of a CLIPTextModel (--text_encoder)"
+    )
+  projection = text_encoder_config.clip(network.config).projection
+  is_of_two = unet_reader.inputs(unet.config).sinusoids is not None
+  is_second = is_of_two and projection is not None
+  return "text_encoder_2" if is_second else "text_encoder"

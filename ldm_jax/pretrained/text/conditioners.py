@@ -13,11 +13,22 @@ from ldm_jax.nn.conditioners.embedders import (
   TextEmbedder,
 )
 from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.configs import unet_reader
 from ldm_jax.pretrained.dit.sampling_defaults import denoiser_inputs
 from ldm_jax.pretrained.networks import Module
-from ldm_jax.pretrained.text.prompt_tokens import paddings, with_special_tokens
+from ldm_jax.pretrained.text.families import (
+  TextEncoders,
+  flux_conditioners,
+  sd3_conditioners,
+)
+from ldm_jax.pretrained.text.prompt_tokens import (
+  T5_FAMILIES,
+  paddings,
+  t5_length,
+  with_special_tokens,
+)
 
 _BERT_EMPTY = (101, 102)  # [CLS] [SEP] of bert-base-uncased
 
@@ -32,6 +43,7 @@ def conditioners_of(
   components: Components,
   networks: dict[str, tuple[Module, Any]],
   tokenizer: Tokenizer | ClipPrompts | None,
+  t5_tokenizer: Tokenizer | None = None,
 ) -> list[Conditioner]:
   """The conditioners of the model's family.
 
@@ -41,6 +53,8 @@ def conditioners_of(
   modules = {name: module for name, (module, _) in networks.items()}
   if not modules:
     return []
+  if components.networks["unet"].kind in T5_FAMILIES:
+    return _with_t5(components, networks, tokenizer, t5_tokenizer)
   first = next(iter(modules.values()))
   if isinstance(first, ClassEmbedder):
     return [first]
@@ -58,6 +72,32 @@ def conditioners_of(
       raise ConfigError("two text encoders, but a U-Net without a vector")
     return [embedder]
   return _sdxl_conditioners(components, embedder)
+
+
+def _with_t5(
+  components: Components,
+  networks: dict[str, tuple[Module, Any]],
+  tokenizer: Tokenizer | ClipPrompts | None,
+  t5_tokenizer: Tokenizer | None,
+) -> list[Conditioner]:
+  """The conditioners of SD3 or FLUX."""
+  modules = [module for module, _ in networks.values()]
+  unet, special = components.networks["unet"], None
+  if isinstance(tokenizer, ClipPrompts):
+    own = tokenizer.syntaxes[0].tokenizer.backend
+    special = own.bos_token_id, own.eos_token_id
+  encoders = TextEncoders(
+    tuple(each for each in modules if isinstance(each, ClipText)),
+    paddings(components, tokenizer),
+    next((each for each in modules if isinstance(each, T5Encoder)), None),
+    special,
+    t5_tokenizer,
+  )
+  inputs = unet_inputs(components)
+  if unet.kind == "mmdit":
+    return sd3_conditioners(encoders, inputs.context, inputs.vector)
+  length = t5_length(components)
+  return flux_conditioners(encoders, inputs.context, inputs.vector, length)
 
 
 def _sdxl_conditioners(

@@ -8,8 +8,15 @@ from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
-from ldm_jax.pretrained.components import Components
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
+from ldm_jax.pretrained.components import TOKENIZERS, Components
+from ldm_jax.pretrained.text.families import (
+  FLUX_LENGTHS,
+  SD3_LENGTH,
+  with_t5_tokens,
+)
 
+T5_FAMILIES = ("mmdit", "flux")  # kinds of backbones; T5 cuts their prompts
 _OPEN_CLIP_PADDING = 0
 _CLIP_PADDING = 49407
 
@@ -20,11 +27,11 @@ def tokenizer_of(components: Components) -> Tokenizer | ClipPrompts | None:
   Raises:
     ConfigError: there is one, but it has no vocabulary or is unreadable.
   """
-  if not components.tokenizers:
-    return None
   syntaxes = []
   for name, folder in components.tokenizers.items():
-    network = components.networks[name]
+    network = components.networks.get(name)
+    if network is None or network.kind == "t5":
+      continue
     length = network.config.get("max_position_embeddings", 77)
     tokenizer = tokenizers.load(folder, length)
     if network.kind == "text":
@@ -33,7 +40,32 @@ def tokenizer_of(components: Components) -> Tokenizer | ClipPrompts | None:
     if padding is None:
       padding = _padding(components, name)
     syntaxes.append(PromptSyntax(tokenizer, padding))
-  return ClipPrompts(tuple(syntaxes))
+  if not syntaxes:
+    return None
+  unet = components.networks.get("unet")
+  is_one = unet is not None and unet.kind in T5_FAMILIES
+  return ClipPrompts(tuple(syntaxes), 1 if is_one else None)
+
+
+def t5_tokenizer_of(components: Components) -> Tokenizer | None:
+  """The tokenizer of T5, if the folder has one.
+
+  Raises:
+    ConfigError: there is one, but it has no vocabulary or is unreadable.
+  """
+  for name, folder in components.tokenizers.items():
+    network = components.networks.get(name)
+    if network is not None and network.kind == "t5":
+      return tokenizers.load(folder, t5_length(components))
+  return None
+
+
+def t5_length(components: Components) -> int:
+  """Ids of a prompt for T5 in the model's family."""
+  unet = components.networks["unet"]
+  if unet.kind == "flux":
+    return FLUX_LENGTHS[bool(unet.config.get("guidance_embeds"))]
+  return SD3_LENGTH
 
 
 def with_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:
@@ -55,7 +87,10 @@ def with_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:
   # CLIP's own encoder is padded with its end token, whatever its number here.
   end = tokenizer.backend.eos_token_id
   ids = [end if pad == embedder.end else pad for pad in embedder.paddings]
-  prompts = ClipPrompts(tuple(PromptSyntax(tokenizer, pad) for pad in ids))
+  is_one = embedder.is_all_pooled or not embedder.has_context
+  prompts = ClipPrompts(
+    tuple(PromptSyntax(tokenizer, pad) for pad in ids), 1 if is_one else None
+  )
   conditioners = tuple(
     with_special_tokens(c, prompts).clone(paddings=tuple(ids))
     if isinstance(c, ClipEmbedder)
@@ -66,6 +101,30 @@ def with_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:
     loaded,
     model=dataclasses.replace(model, conditioners=conditioners),
     tokenizer=prompts,
+  )
+
+
+def with_t5_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:
+  """The model with T5's tokenizer from a folder, which single files lack.
+
+  Raises:
+    ConfigError: the model has no T5, or the folder no tokenizer.
+  """
+  model = loaded.model
+  embedder = model.find_conditioner(T5Embedder)
+  if embedder is None:
+    raise ConfigError(
+      "the model has no T5; leave t5_tokenizer out (--t5_tokenizer)"
+    )
+  tokenizer = tokenizers.load(folder, embedder.length)
+  conditioners = tuple(
+    with_t5_tokens(c, tokenizer) if c is embedder else c
+    for c in model.conditioners
+  )
+  return dataclasses.replace(
+    loaded,
+    model=dataclasses.replace(model, conditioners=conditioners),
+    t5_tokenizer=tokenizer,
   )
 
 
@@ -85,9 +144,10 @@ def paddings(
   """The padding token of each text encoder."""
   if isinstance(tokenizer, ClipPrompts):
     return tuple(syntax.padding for syntax in tokenizer.syntaxes)
-  names = ("text_encoder", "text_encoder_2")
   return tuple(
-    _padding(components, name) for name in names if name in components.networks
+    _padding(components, name)
+    for name in TOKENIZERS
+    if name in components.networks and components.networks[name].kind != "t5"
   )
 
 

@@ -85,9 +85,12 @@ def encode_text(
     (lost,) = tokenizer.cut([text])
     if lost:
       logger.warning(
-        "the last %d tokens of %r are beyond the length of the text encoder",
+        "the last %d tokens of %r are beyond the length of the text encoder, "
+        "which reads %d: %r is left out",
         lost,
         text,
+        tokenizer.length,
+        tokenizer.left_out(text),
       )
   if any(each.breaks for each in texts):
     logger.warning(
@@ -114,6 +117,14 @@ def encode_clip(
     chunks: that there are at least.
   """
   given = [unweighted("") if each is None else each for each in texts]
+  for each in {prompt.text: prompt for prompt in given}.values():
+    if lost := tokenizer.left_out(each):
+      logger.warning(
+        "CLIP reads the first %d tokens of %r: %r is left out",
+        tokenizer.tokens_per_chunk,
+        each.text,
+        lost,
+      )
   is_null = np.asarray([each is None for each in texts])
   ids = tokenizer.encode(given)
   size = tokenizer.tokens_per_chunk + 2  # begin and end

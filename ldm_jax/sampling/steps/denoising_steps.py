@@ -67,18 +67,16 @@ def weighted_condition(
   z = z_empty + weight (z - z_empty), as ComfyUI computes it. Each text encoder
   has weights of its own, for its features of the context.
   """
-  if side.weights is None:
+  if not side.weights:
     return model.condition(params, side.raw, side.is_null)
-  ((name, empty),) = side.empty.items()
   parts = []
   for part in model.conditioners:
     encode = functools.partial(model.condition_part, params, part.input_key)
     condition = encode(side.raw, side.is_null)
-    if part.input_key == name:
-      origin = encode({name: empty}, side.is_null).context
-      weights = side.weights
-      has_encoders = weights.ndim == 3
-      wide = part.feature_weights if has_encoders else lambda w: w[..., None]
+    weights = side.weights.get(part.input_key)
+    if weights is not None and condition.context is not None:
+      origin = encode(side.empty, side.is_null).context
+      wide = getattr(part, "feature_weights", lambda w: w[..., None])
       context = origin + wide(weights) * (condition.context - origin)
       condition = condition.replace(context=context)
     parts.append(condition)

@@ -18,9 +18,11 @@ from ldm_jax.nn.conditioners.spatial import (
   NeighbourEmbeddings,
   SegmentationEmbedder,
 )
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 
 _KNOWN = (
-  *(ClipEmbedder, TextEmbedder, ClassEmbedder, SizeEmbedder, LayoutEmbedder),
+  *(ClipEmbedder, T5Embedder, TextEmbedder, ClassEmbedder, SizeEmbedder),
+  LayoutEmbedder,
   *(SegmentationEmbedder, DepthMap, NeighbourEmbeddings),
   *(MaskedImage, LowResolution, SourceImage),
 )
@@ -82,7 +84,7 @@ def model_inputs(loaded: LoadedModel) -> ModelInputs:
   has = lambda *kinds: any(isinstance(p, kinds) for p in model.conditioners)
   keys = [p.input_key for p in model.conditioners if not isinstance(p, _KNOWN)]
   return ModelInputs(
-    prompt=has(TextEmbedder, ClipEmbedder),
+    prompt=has(TextEmbedder, ClipEmbedder, T5Embedder),
     segmap=has(SegmentationEmbedder),
     layout=has(LayoutEmbedder),
     depth=has(DepthMap),

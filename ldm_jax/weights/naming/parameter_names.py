@@ -23,6 +23,7 @@ NETWORKS = (
   "dc_autoencoder",
   "clip",
   "open_clip",
+  "t5",
   "clip_vision",
   "dinov2",
   "text",
@@ -31,7 +32,7 @@ NETWORKS = (
 NAMING_SCHEMES = ("diffusers", "compvis", "flax")
 _WITHOUT_FLAX = (
   *("text", "classes", "tiny_autoencoder", "dc_autoencoder", "dinov2"),
-  *("dit", "dit_labels", "mmdit", "flux"),
+  *("dit", "dit_labels", "mmdit", "flux", "t5"),
 )
 
 # Names of plain attention in diffusers before 0.15; its Flax autoencoder kept
