@@ -16,6 +16,7 @@ from networks import random_state
 
 from ldm_jax.diffusion.loss import DenoisingLoss
 from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.conditioners.embedders import (
@@ -36,12 +37,14 @@ from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.flux.flux import Flux
+from ldm_jax.nn.lora import LoRA
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.training.autoencoder import AutoencoderTask
+from ldm_jax.training.checks import check_mesh
 from ldm_jax.training.denoiser import DenoiserTask
 
 # data, fsdp, tensor, context
@@ -219,9 +222,9 @@ TASKS = {
 }
 MESHES_OF = {
   "lpips": QUICK,
-  "dit": QUICK,
-  "mmdit": [(8, 1, 1, 1), *QUICK],
-  "flux": [(8, 1, 1, 1), *QUICK],
+  "dit": [(8, 1, 1, 1), *QUICK, (4, 1, 1, 2), (1, 2, 2, 2)],
+  "mmdit": [(8, 1, 1, 1), *QUICK, (1, 2, 2, 2)],
+  "flux": [(8, 1, 1, 1), *QUICK, (1, 2, 2, 2)],
 }
 
 
@@ -364,9 +367,6 @@ def test_impossible_meshes_and_batches_are_refused():
     MeshShape(None, 3).build()
   with pytest.raises(ValueError, match="needs a multiple of 16 devices"):
     MeshShape(None, 16).build()
-  for mesh in ((2, 1, 2, 2), (2, 2, 1, 2)):
-    with pytest.raises(ValueError, match="exclude each other"):
-      MeshShape(*mesh).build()
   with pytest.raises(ValueError, match="tensor=3 x context=1 needs"):
     MeshShape(tensor=3).build()
   with pytest.raises(ValueError, match="try 8"):
@@ -374,6 +374,19 @@ def test_impossible_meshes_and_batches_are_refused():
   with pytest.raises(ValueError, match="times 2 slices; try 16"):
     MeshShape().build().check_batch(8, 2)
   assert isinstance(MeshShape(None, 2).build(), Sharding)
+
+
+@pytest.mark.parametrize("mesh", [(2, 1, 2, 2), (2, 2, 1, 2)])
+def test_convolutions_are_not_trained_where_their_gradients_are_wrong(mesh):
+  """Also not those that a LoRA is added to."""
+  sharding = MeshShape(*mesh).build()
+  batch = jax.eval_shape(lambda: draw(0))
+  lora = dataclasses.replace(STAGE_TWO, lora=LoRA(2))
+  for task in (STAGE_ONE, STAGE_TWO, lora):
+    with pytest.raises(ConfigError, match="exclude each other"):
+      check_mesh(task, batch, sharding)
+    check_mesh(task, batch, MeshShape(4, 1, 1, 2).build())
+  check_mesh(TRANSFORMER, batch, sharding)
 
 
 def torus(side, slices):

@@ -17,6 +17,7 @@ from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.sampling.export.exported_program import generate_traced
 from ldm_jax.sampling.sampling_config import SamplingConfig
 from ldm_jax.training.batch_shapes import Shapes, shapes_of
+from ldm_jax.training.checks import check_mesh
 from ldm_jax.training.denoiser import DenoiserTask
 
 
@@ -55,6 +56,7 @@ def build_program(
   if use_kernels:
     task = attention_kernels.with_attention_kernels(task, sharding)
   if not sampler_steps:
+    check_mesh(task, shapes, sharding)
     return training_program(task, sharding, shapes)
   if not isinstance(task, DenoiserTask):
     raise ConfigError(

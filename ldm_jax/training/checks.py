@@ -1,6 +1,7 @@
 """Checks that data, tokenizer and network fit together."""
 
 import json
+import re
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.embedders import TextEmbedder
 from ldm_jax.run import frozen_shapes, is_autoencoder, shapes_of
 from ldm_jax.runtime.devices import memory
+from ldm_jax.runtime.devices.sharding import AXES, Sharding
+from ldm_jax.runtime.devices.sharding_rules import MATRICES
 from ldm_jax.runtime.program_cache import (
   Structure,
   initialization,
@@ -113,6 +116,32 @@ def check_latents(experiment: Experiment) -> None:
       f"{needs[0]!r} is made of images, and cached latents have none; leave "
       "data.latents out"
     )
+
+
+def check_mesh(task: Any, batch: Any, sharding: Sharding) -> None:
+  """Raises ConfigError for a mesh on which gradients would be wrong.
+
+  XLA's partitioner scales those of convolution kernels wrongly where height is
+  sharded and another axis shards kernels. Transformers have no such kernels.
+
+  Args:
+    batch: shapes of the arrays.
+  """
+  _, fsdp, tensor, context = (sharding.mesh.shape[axis] for axis in AXES)
+  if context == 1 or max(fsdp, tensor) == 1:
+    return
+  frozen = task.frozen_shapes(batch)
+  state = jax.eval_shape(task.init, jax.random.key(0), batch, frozen)
+  trained = state, getattr(frozen, "base", None)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    is_matrix = len(leaf.shape) < 3 or re.search(MATRICES, name)
+    if name.endswith("kernel") and not is_matrix:
+      raise ConfigError(
+        f"mesh fsdp={fsdp}, tensor={tensor} and context={context} exclude each "
+        f"other where convolutions are trained ({name}): gradients would be "
+        "wrong; set context to 1, or both others"
+      )
 
 
 def check_memory(example: dict[str, np.ndarray], batch: int) -> None:

@@ -29,6 +29,7 @@ from ldm_jax.training.checks import (
   check_conditions,
   check_latents,
   check_memory,
+  check_mesh,
 )
 from ldm_jax.training.compiled_steps import INIT
 from ldm_jax.training.dataloading import bad_image_log, example_of, held_out
@@ -109,6 +110,7 @@ def prepare_run(
   check_buckets(experiment, tokenizer)
   check_memory(example, experiment.data.batch)
   run = Run(folder, experiment, shapes_of(example, experiment.data.batch))
+  check_mesh(experiment.task, run.batch, sharding)
   frozen = load_frozen(experiment, first_stage, start, tokenizer, sharding)
   if start is not None:
     frozen, params = _started(experiment, start, tokenizer, frozen, sharding)
@@ -147,6 +149,7 @@ def _reopened(
   before, now = stored.experiment.data.batch, experiment.data.batch
   batch = with_batch(stored.batch, before, now)
   run = dataclasses.replace(stored, experiment=experiment, batch=batch)
+  check_mesh(experiment.task, run.batch, sharding)
   if processes.is_first():
     record_changes(run, changed)
     write_fingerprints(folder, experiment)

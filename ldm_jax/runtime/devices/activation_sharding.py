@@ -1,4 +1,4 @@
-"""Activations stay sharded over the batch: fsdp gathers kernels, not them."""
+"""Activations stay sharded over the batch, and tokens over the context."""
 
 import functools
 from collections.abc import Callable
@@ -19,13 +19,17 @@ def constrain_activations(function: Callable, sharding: Sharding) -> Callable:
   of a convolution of concatenated features), and then every device holds an
   activation of the whole batch. So inputs and outputs of convolutions and dense
   layers, and with them their gradients, are constrained to the sharding of the
-  batch along their first axis; other axes stay free.
+  batch along their first axis; other axes stay free. Under `context` the tokens
+  of dense layers, [b l d], are sharded too, so that each device holds and
+  computes its part of an image's tokens.
   """
-  if sharding.mesh.shape["fsdp"] == 1:
+  shape = sharding.mesh.shape
+  if shape["fsdp"] == 1 and shape["context"] == 1:
     return function
+  kinds = nn.Conv | nn.Dense if shape["fsdp"] > 1 else nn.Dense
 
   def answer(layer: Callable, args: Any, options: Any, context: Any) -> Any:
-    is_layer = isinstance(context.module, nn.Conv | nn.Dense)
+    is_layer = isinstance(context.module, kinds)
     if not is_layer or context.method_name != "__call__":
       return layer(*args, **options)
     inputs, *rest = args

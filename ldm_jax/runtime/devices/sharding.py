@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from ldm_jax.fields.limits import Count
 from ldm_jax.runtime.devices.sharding_rules import (
+  CONVOLUTION_RULES,
   MIN_SIZE,
   REPLICATED,
   RULES,
@@ -27,7 +28,7 @@ AXES = ("data", "fsdp", "tensor", "context")
 ROWS = ("data", "fsdp")  # mesh axes that shard a batch
 
 # Arrays of a batch whose second axis is an image's height.
-SPATIAL = ("image", "segmap", "mask", "low", "depth")
+SPATIAL = ("image", "moments", "segmap", "mask", "low", "depth")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ class MeshShape:
     fsdp: fully sharded data parallelism: parameters, optimizer states, averages
       and the batch are sharded.
     tensor: tensor parallelism: heads and inner channels of layers are sharded.
-    context: spatial parallelism: the height of images is sharded.
+    context: sequence parallelism: the height of images and latents is sharded,
+      and with it the tokens of transformers.
   """
 
   data: Count | None = None
@@ -55,8 +57,7 @@ class MeshShape:
     """A mesh of the devices, all of them by default.
 
     Raises:
-      ValueError: the product of the axes is not the number of devices, or axes
-        exclude each other.
+      ValueError: the product of the axes is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     count, inner = len(devices), (self.fsdp, self.tensor, self.context)
@@ -77,14 +78,6 @@ class MeshShape:
         f"mesh {text} needs {needed} devices but there are {count}; "
         f"try data={count} and the others 1, or leave data out and give sizes "
         "that divide them"
-      )
-    if self.context > 1 and max(self.tensor, self.fsdp) > 1:
-      # XLA's partitioner scales the gradients of convolution kernels wrongly
-      # where height is sharded and another axis shards kernels.
-      raise ValueError(
-        f"mesh fsdp={self.fsdp}, tensor={self.tensor} and context="
-        f"{self.context} exclude each other: gradients would be wrong; set "
-        "context to 1, or both others"
       )
     return Sharding(Mesh(_device_grid(devices, shape), AXES), tuple(rules))
 
@@ -180,7 +173,12 @@ class Sharding:
     names: list[str | None] = [None] * len(shape)
     if re.search(REPLICATED, path):
       return P()
-    axis = tensor_axis(self.rules, path, len(shape))
+    rules = self.rules
+    if self.mesh.shape["context"] > 1:
+      # XLA's partitioner computes convolutions wrongly where height and
+      # channels are sharded.
+      rules = [rule for rule in rules if rule not in CONVOLUTION_RULES]
+    axis = tensor_axis(rules, path, len(shape))
     tensor, fsdp = (self.mesh.shape[name] for name in ("tensor", "fsdp"))
     if axis is not None and tensor > 1 and shape[axis] % tensor == 0:
       names[axis] = "tensor"
@@ -259,11 +257,17 @@ class Sharding:
     return each(q, k, v)
 
   def constrain_rows(self, x: Array) -> Array:
-    """x with its first axis sharded as a batch's, if it divides evenly."""
+    """x with its first axis sharded as a batch's, if it divides evenly.
+
+    So is the second of three axes over `context`: tokens.
+    """
     if x.ndim < 2 or x.shape[0] % self.batch_shards:
       return x
-    free = [P.UNCONSTRAINED] * (x.ndim - 1)
-    sharding = NamedSharding(self.mesh, P(ROWS, *free))
+    axes = [ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)]
+    context = self.mesh.shape["context"]
+    if x.ndim == 3 and context > 1 and x.shape[1] % context == 0:
+      axes[1] = "context"
+    sharding = NamedSharding(self.mesh, P(*axes))
     return jax.lax.with_sharding_constraint(x, sharding)
 
   def distribute(self, tree: Any) -> Any:

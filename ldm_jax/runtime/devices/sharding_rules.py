@@ -7,6 +7,12 @@ Rules = Sequence[tuple[str, int | None]]
 
 IN, OUT = -2, -1  # axes of a kernel of any rank
 
+# Channels inside residual blocks; the time is added to them there.
+CONVOLUTION_RULES: Rules = (
+  (r"(^|/)(conv1|emb)/(kernel|bias)$", OUT),
+  (r"(^|/)conv2/kernel$", IN),
+)
+
 # (pattern of a leaf's path, axis that `tensor` shards); the first match wins.
 # Of a pair of layers the features between them are sharded (Shoeybi et al.
 # 2019, section 3): the first's outputs and the second's inputs, so that only
@@ -20,10 +26,11 @@ RULES: Rules = (
   # Feed-forwards, of the U-Net, of DiT and of text encoders.
   (r"(^|/)(up(_\d+)?|gate)/(kernel|bias)$", OUT),
   (r"(^|/)down(_\d+)?/kernel$", IN),
-  # Channels inside residual blocks; the time is added to them there.
-  (r"(^|/)(conv1|emb)/(kernel|bias)$", OUT),
-  (r"(^|/)conv2/kernel$", IN),
+  *CONVOLUTION_RULES,
 )
+
+# Kernels that are stored as convolutions and computed as matrices.
+MATRICES = r"(^|/)patches/kernel$"
 
 # Read at every position of every row: gathering costs more than replicating.
 REPLICATED = r"positions$"
