@@ -30,7 +30,8 @@ from ldm_jax.pretrained.single_file.stored_configs import (
 )
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
 from ldm_jax.pretrained.single_network.autoencoder_file import find_autoencoder
-from ldm_jax.pretrained.text.t5_tensors import find_t5, with_one_table
+from ldm_jax.pretrained.text.t5_tensors import find_t5
+from ldm_jax.pretrained.text.transformers_names import own_tensors
 from ldm_jax.weights import folders
 from ldm_jax.weights.files import read_global_step, read_metadata, read_tensors
 from ldm_jax.weights.scaled_tensors import scaled
@@ -170,7 +171,7 @@ def open_network(
     prefix = prefixes[kind] + ("/" if is_flax else ".")
     tensors = without_prefix(tensors, prefix)
   if kind == "t5":
-    tensors = with_one_table(tensors)
+    tensors = own_tensors(kind, tensors)
   scheme = "flax" if is_flax else "diffusers"
   files = found.files
   path = str(files[0] if len(files) == 1 else folder)
@@ -222,7 +223,7 @@ def open_file(
     {
       submodule.name: ForeignNetwork(
         submodule.config,
-        under_prefix(tensors, submodule.prefix),
+        own_tensors(submodule.kind, under_prefix(tensors, submodule.prefix)),
         submodule.kind,
         "compvis",
         path,
@@ -267,7 +268,7 @@ def _stored_components(
     {
       each.name: ForeignNetwork(
         each.config | dict(overrides.get(each.name, {})),
-        under_prefix(tensors, each.prefix),
+        own_tensors(each.kind, under_prefix(tensors, each.prefix)),
         each.kind,
         "compvis",
         path,

@@ -49,6 +49,7 @@ from ldm_jax.pretrained.dit.folder import (
   transformer_config,
 )
 from ldm_jax.pretrained.flux.flux_config import flux_config
+from ldm_jax.pretrained.mmdit.folder import check_texts
 from ldm_jax.pretrained.mmdit.mmdit_config import mmdit_config
 from ldm_jax.pretrained.networks import Module
 from ldm_jax.pretrained.single_network.exported_network import ExportedNetwork
@@ -69,6 +70,8 @@ def export_networks(
   """
   if module.control is not None:
     raise ConfigError("a ControlNet is not exported; set control=None")
+  if isinstance(module.unet, MMDiT):
+    check_texts(module)
   sizes = [c.width for c in module.conditioners if isinstance(c, SizeEmbedder)]
   sinusoids = sizes[0] if sizes else None
   latent_side = side // module.first_stage.stride

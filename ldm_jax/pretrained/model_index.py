@@ -1,6 +1,6 @@
 """Describes a pipeline: model_index.json, model card, tensor prefixes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts
@@ -15,14 +15,17 @@ from ldm_jax.nn.conditioners.embedders import (
   TextEmbedder,
 )
 from ldm_jax.nn.conditioners.source_image import SourceImage
-from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.mmdit.mmdit import MMDiT
+from ldm_jax.pretrained.configs import scheduler_config
 from ldm_jax.pretrained.configs.strict_config import DIFFUSERS
 from ldm_jax.pretrained.dit.folder import NAME as TRANSFORMER
 from ldm_jax.pretrained.dit.folder import label_embedder
+from ldm_jax.pretrained.mmdit.folder import ABSENT, SCHEDULER
+from ldm_jax.pretrained.mmdit.folder import PIPELINE as SD3_PIPELINE
 from ldm_jax.pretrained.text.subfolders import subfolders
 
 _CARD = """---
@@ -86,7 +89,9 @@ def model_index(
     if t5_tokenizer is not None and own is t5_tokenizer.backend:
       class_name = "T5TokenizerFast"
     listed[name] = ["transformers", class_name]
-  if kind.startswith("StableDiffusionXL"):
+  if kind == SD3_PIPELINE:
+    listed = ABSENT | listed
+  elif kind.startswith("StableDiffusionXL"):
     listed |= unconditional_key(model)
     if kind.endswith(("XLInpaintPipeline", "XLImg2ImgPipeline")):
       ends = {getattr(c, "ends_with", None) for c in model.conditioners}
@@ -131,7 +136,7 @@ def unconditional_key(model: LatentDiffusion) -> dict[str, bool]:
       encoder skips blocks, which no key says.
   """
   embedder = model.find_conditioner(ClipEmbedder)
-  if embedder is None:
+  if embedder is None or isinstance(model.unet, MMDiT):
     return {}
   is_zeros = embedder.null == "zeros"
   is_sdxl = model.find_conditioner(SizeEmbedder) is not None
@@ -150,6 +155,24 @@ def unconditional_key(model: LatentDiffusion) -> dict[str, bool]:
       "files can say; needed: null='empty'"
     )
   return {}
+
+
+def scheduler_of(
+  model: LatentDiffusion, scheduler: Mapping[str, Any] | None
+) -> dict[str, Any]:
+  """scheduler_config.json: the model's process and a sampler.
+
+  Args:
+    scheduler: the sampler's; None for that of the model's family, or DDIM.
+
+  Raises:
+    ConfigError: it is of another process, or no scheduler is of the model's.
+  """
+  if scheduler is None and isinstance(model.unet, MMDiT):
+    scheduler = SCHEDULER
+  return scheduler_config.schedule_config(
+    model.schedule, model.prediction, scheduler
+  )
 
 
 def old_names(kind: str) -> dict[str, str]:
@@ -172,6 +195,8 @@ def pipeline(model: LatentDiffusion, channels: int) -> str:
   """
   if isinstance(model.unet, DiT):
     return "DiTPipeline"
+  if isinstance(model.unet, MMDiT):
+    return SD3_PIPELINE
   kinds = {type(conditioner) for conditioner in model.conditioners}
   if ClassEmbedder in kinds:
     raise ConfigError(
@@ -245,43 +270,6 @@ def tokenizers(
     return found
   each = [syntax.tokenizer.backend for syntax in tokenizer.syntaxes]
   return dict(zip(names, each, strict=False)) | found
-
-
-def prefixes(model: LatentDiffusion) -> dict[str, tuple[str, str]]:
-  """(prefix, kind) of each network of a single file, by its subfolder."""
-  is_dc = isinstance(model.first_stage, DCAutoencoder)
-  kind = "dc_autoencoder" if is_dc else "autoencoder"
-  found = {
-    "unet": ("model.diffusion_model.", "unet"),
-    "vae": ("first_stage_model.", kind),
-  }
-  is_sdxl = any(isinstance(c, SizeEmbedder) for c in model.conditioners)
-  for conditioner in model.conditioners:
-    if isinstance(conditioner, ClassEmbedder):
-      found["class_embedder"] = ("cond_stage_model.", "classes")
-    elif isinstance(conditioner, TextEmbedder):
-      found["text_encoder"] = ("cond_stage_model.", "text")
-    elif isinstance(conditioner, ClipEmbedder):
-      names = text_encoder_folders(model)
-      encoders = _clip_prefixes(conditioner, is_sdxl)
-      found |= dict(zip(names, encoders, strict=True))
-  return found
-
-
-def _clip_prefixes(
-  embedder: ClipEmbedder, is_sdxl: bool
-) -> list[tuple[str, str]]:
-  """OpenAI's encoders have transformers' names, OpenCLIP's their own."""
-  found = []
-  for i, encoder in enumerate(embedder.encoders):
-    is_open = encoder.activation == "gelu"
-    start = f"conditioner.embedders.{i}." if is_sdxl else "cond_stage_model."
-    found.append(
-      (f"{start}model.", "open_clip")
-      if is_open
-      else (f"{start}transformer.text_model.", "clip")
-    )
-  return found
 
 
 def model_card(listed: dict[str, Any]) -> str:

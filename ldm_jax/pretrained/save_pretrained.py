@@ -19,17 +19,19 @@ from ldm_jax.files.file_lock import lock_output
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.pretrained import model_index
-from ldm_jax.pretrained.configs import scheduler_config
+from ldm_jax.pretrained.components import ALIASES
 from ldm_jax.pretrained.dit.released_file import released_tensors
 from ldm_jax.pretrained.export import export_network, export_networks
 from ldm_jax.pretrained.networks import Module
 from ldm_jax.pretrained.quantizer import check_not_quantized
+from ldm_jax.pretrained.single_file.prefixes import written_prefixes
 from ldm_jax.pretrained.single_file.stored_configs import (
   StoredConfigs,
   stored,
 )
 from ldm_jax.pretrained.single_file.submodules import Submodule
 from ldm_jax.pretrained.single_network.exported_network import ExportedNetwork
+from ldm_jax.pretrained.text.transformers_names import transformers_tensors
 from ldm_jax.weights.folders import write_sharded
 from ldm_jax.weights.safetensors_files import FORMAT, write_safetensors
 
@@ -88,9 +90,7 @@ def save_pretrained(
     path = pathlib.Path(name)
     if isinstance(module, LatentDiffusion):
       networks = export_networks(module, params, image_size)
-      sampler = scheduler_config.schedule_config(
-        module.schedule, module.prediction, scheduler
-      )
+      sampler = model_index.scheduler_of(module, scheduler)
       _write_json(path / "scheduler" / "scheduler_config.json", sampler)
       index = model_index.model_index(
         module, networks, tokenizer, sampler["_class_name"], t5_tokenizer
@@ -137,14 +137,12 @@ def save_single_file(
   if isinstance(module, LatentDiffusion) and isinstance(module.unet, DiT):
     return _save_released(module, params, path, image_size, cast)
   if isinstance(module, LatentDiffusion):
-    prefixes = model_index.prefixes(module)
+    prefixes = written_prefixes(module)
     networks = []
     for network in export_networks(module, params, image_size):
       prefix, kind = prefixes[network.name]
       networks.append((prefix, dataclasses.replace(network, kind=kind)))
-    scheduler = scheduler_config.schedule_config(
-      module.schedule, module.prediction, scheduler
-    )
+    scheduler = model_index.scheduler_of(module, scheduler)
     index = model_index.unconditional_key(module)
   else:
     network = export_network(module, params, image_size, latent_scale)
@@ -152,17 +150,32 @@ def save_single_file(
   tensors = {
     prefix + name: tensor
     for prefix, network in networks
-    for name, tensor in network.tensors("compvis", cast).items()
+    for name, tensor in _single_tensors(prefix, network, cast).items()
   }
   if scheduler is not None:
     tensors |= {name: np.zeros((0,), cast) for name in _marks(module)}
   configs = tuple(
-    Submodule(network.name, network.kind, prefix, network.config)
+    Submodule(
+      ALIASES.get(network.name, network.name),
+      network.kind,
+      prefix,
+      network.config,
+    )
     for prefix, network in networks
   )
   own = stored(StoredConfigs(configs, scheduler, index), tensors)
   with lock_output(path):
     write_safetensors(path, tensors, metadata=FORMAT | own, is_new=True)
+
+
+def _single_tensors(
+  prefix: str, network: ExportedNetwork, cast: np.dtype
+) -> Mapping[str, Any]:
+  """A network's tensors in a single file, without its prefix."""
+  tensors = network.tensors("compvis", cast)
+  if not prefix.endswith("transformer."):  # of all of a text encoder
+    return tensors
+  return transformers_tensors(network.kind, tensors)
 
 
 def _save_released(
@@ -215,14 +228,7 @@ def _write_network(
   max_shard_bytes: int,
 ) -> None:
   tensors = network.tensors("diffusers", cast)
-  if network.kind == "clip":
-    # The form that every tool accepts; transformers wrote it for years.
-    tensors = {
-      name
-      if name.startswith("text_projection")
-      else f"text_model.{name}": array
-      for name, array in tensors.items()
-    }
+  tensors = transformers_tensors(network.kind, tensors)
   is_text = network.kind in ("clip", "open_clip", "t5", "text")
   stem = "model" if is_text else "diffusion_pytorch_model"
   write_sharded(folder, stem, tensors=tensors, max_bytes=max_shard_bytes)

@@ -1,4 +1,4 @@
-"""What configs say of sampling from a U-Net or a DiT."""
+"""What configs say of sampling from a denoiser."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.nn.conditioners.conditioner import Conditioner
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.dit.dit import DiT
+from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs import (
   scheduler_config,
@@ -19,6 +20,11 @@ from ldm_jax.pretrained.configs.strict_config import Config
 from ldm_jax.pretrained.configs.value_types import malformed_values
 from ldm_jax.pretrained.dit import dit_config
 from ldm_jax.pretrained.flow_match import flow_scheduler
+from ldm_jax.pretrained.mmdit import mmdit_config
+
+# Readers of the configs of transformers, by their kinds.
+_READERS = {"dit": dit_config, "mmdit": mmdit_config}
+SD3_GUIDANCE = 7.0  # of StableDiffusion3Pipeline
 
 
 class SamplingDefaults(NamedTuple):
@@ -35,7 +41,7 @@ class SamplingDefaults(NamedTuple):
 
 
 def sampling_defaults(
-  unet: UNet | DiT, scheduler: Config | None
+  unet: UNet | DiT | MMDiT, scheduler: Config | None
 ) -> SamplingDefaults:
   """The process of a denoiser, by its scheduler_config.json if it has one.
 
@@ -68,20 +74,23 @@ def sampling_defaults(
 
 
 def denoiser_inputs(config: Config, kind: str) -> unet_reader.Inputs:
-  """The inputs of a network of kind "unet" or "dit".
+  """The inputs of a denoiser of a kind.
 
   Raises:
     ConfigError: a key asks for something that is not supported.
   """
   with malformed_values("the config of the U-Net"):
-    reader = dit_config if kind == "dit" else unet_reader
-    return reader.inputs(config)
+    return _READERS.get(kind, unet_reader).inputs(config)
 
 
-def default_guidance(unet: UNet | DiT, inputs: unet_reader.Inputs) -> float:
+def default_guidance(
+  unet: UNet | DiT | MMDiT, inputs: unet_reader.Inputs
+) -> float:
   """The scale of guidance of diffusers' pipelines."""
   if isinstance(unet, DiT):
     return 4.0
+  if isinstance(unet, MMDiT):
+    return SD3_GUIDANCE
   return 5.0 if inputs.sinusoids else 7.5
 
 

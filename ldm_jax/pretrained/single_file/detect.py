@@ -1,6 +1,5 @@
 """Detects a single file's family and configs from its tensors."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -10,7 +9,9 @@ import numpy as np
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import WeightsError
 from ldm_jax.pretrained.configs import scheduler_config
+from ldm_jax.pretrained.mmdit.detect_file import detect_mmdit
 from ldm_jax.pretrained.single_file import submodules
+from ldm_jax.pretrained.single_file.detected import Detected
 from ldm_jax.pretrained.single_file.families import FAMILIES, Family, family_of
 from ldm_jax.pretrained.single_file.marks import (
   Marks,
@@ -33,25 +34,6 @@ from ldm_jax.pretrained.single_file.tensor_shapes import (
 Read = Callable[[str], np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Detected:
-  """What was detected in a file.
-
-  Attributes:
-    family: a key of families.FAMILIES, or "vae" for an autoencoder alone.
-    text_encoders: or LDM's class embedder.
-    scheduler: what scheduler_config.json would hold; None without a U-Net.
-    warnings: what is missing or was guessed, a line each.
-  """
-
-  family: str
-  unet: Submodule | None
-  vae: Submodule | None
-  text_encoders: tuple[Submodule, ...]
-  scheduler: dict[str, Any] | None
-  warnings: tuple[str, ...]
-
-
 # Buffers, averages, and tensors that only training used.
 _IGNORED = re.compile(
   r"(low_scale_model\.)?(betas|alphas_cumprod\w*|sqrt_\w+|log_one_minus\w+"
@@ -71,8 +53,9 @@ _OTHERS = {
   "lora_": "an adapter (LoRA), to be applied to a model",
   "control_model.": "a ControlNet",
   "input_hint_block.": "a ControlNet",
+  "controlnet_blocks.": "a ControlNet of a transformer, which is not read",
   "double_blocks.": "Flux, which has no U-Net",
-  "joint_blocks.": "Stable Diffusion 3, which has no U-Net",
+  "joint_blocks.": "a part of Stable Diffusion 3's transformer",
   "down_blocks.": "a part of a diffusers folder; give the folder, whose "
   "config.json says what it is",
 }
@@ -109,6 +92,22 @@ def detect(
       the message names.
   """
   overrides = config or {}
+  if (found := detect_mmdit(shapes, prediction, overrides)) is not None:
+    return found
+  return _detect_unet(
+    shapes, prediction, overrides, read, global_step, metadata
+  )
+
+
+def _detect_unet(
+  shapes: Mapping[str, Shape],
+  prediction: Prediction | None,
+  overrides: Mapping[str, PartialConfig],
+  read: Read | None,
+  global_step: int | None,
+  metadata: Mapping[str, str] | None,
+) -> Detected:
+  """What a file of a U-Net, or of an autoencoder alone, holds."""
   unet = submodules.find(shapes, submodules.UNETS)
   vae = submodules.find(shapes, submodules.VAES)
   texts = [s for s in submodules.TEXTS if s.prefix + s.tensor in shapes]

@@ -22,8 +22,8 @@ from ldm_jax.weights.lazy_tensors import LazyTensor
 
 KEY = "ldm_jax.components"
 _KINDS = (
-  *("unet", "autoencoder", "dc_autoencoder"),
-  *("clip", "open_clip", "text", "classes"),
+  *("unet", "mmdit", "autoencoder", "dc_autoencoder"),
+  *("clip", "open_clip", "t5", "text", "classes"),
 )
 _ZEROS = "force_zeros_for_empty_prompt"
 
