@@ -74,18 +74,16 @@ def expect(locator):
 
 
 def give_image(page, selector, path):
-  """Opens a file in an image editor, which drops one that comes too early."""
+  """Opens a file in an image editor, and waits until it is shown.
+
+  An editor that is given a file before it has a canvas shows neither this one
+  nor any later one (gradio 6.31).
+  """
   editor = page.locator(selector)
-  # The editor can undo as soon as it shows the image.
-  undo = editor.get_by_role("button", name="Undo")
-
-  def is_shown():
-    editor.locator("input[type=file]").first.set_input_files(path)
-    with contextlib.suppress(AssertionError):
-      expect(undo).to_be_enabled(timeout=10_000)
-    return undo.is_enabled()
-
-  until(page, is_shown, "the editor shows the image", seconds=WAIT / 1000)
+  editor.locator("canvas").first.wait_for()
+  editor.locator("input[type=file]").first.set_input_files(path)
+  # It can undo as soon as it shows the image.
+  expect(editor.get_by_role("button", name="Undo")).to_be_enabled()
 
 
 def paint(page, selector):

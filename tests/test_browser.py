@@ -153,13 +153,9 @@ def test_cancelling_frees_the_slot(page, worker):
   before = worker.statistics.tickets["cancelled"]
   page.click("#text-generate")
   page.locator("#text-progress progress").wait_for()
-  page.locator("#text-progress", has_text="Step").wait_for(
-    timeout=browsers.WAIT
-  )
+  page.locator("#text-progress", has_text="Step").wait_for()
   page.click("#text-cancel")
-  page.locator("#text-progress", has_text="Cancelled").wait_for(
-    timeout=browsers.WAIT
-  )
+  page.locator("#text-progress", has_text="Cancelled").wait_for()
   assert worker.statistics.tickets["cancelled"] == before + 1
   assert worker.running == worker.waiting == 0
 
