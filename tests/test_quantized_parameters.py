@@ -163,6 +163,21 @@ def test_a_pipeline_is_read_in_8_bits(folder, weight_dtype, caplog):  # noqa: F8
     )
 
 
+def test_a_single_network_is_read_in_8_bits(folder):  # noqa: F811
+  text, rounded = ldm_jax.from_pretrained(
+    folder, "text_encoder", weight_dtype="int8"
+  )
+  assert has_quantized(rounded)
+  tokens = jnp.asarray([[3, 5, 7, 2, *[2] * (text.length - 4)]])
+  found = jax.jit(lambda params: apply(text, params, tokens).context)(rounded)
+  expected = text.apply(unboxed(rounded), tokens).context
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  _, whole = ldm_jax.from_pretrained(folder, "vae", weight_dtype="int8")
+  assert not has_quantized(whole)
+  with pytest.raises(ConfigError, match="must be one of int8"):
+    ldm_jax.from_pretrained(folder, "vae", weight_dtype="int4")
+
+
 @pytest.mark.slow
 def test_images_are_those_of_the_rounded_matrices(folder):  # noqa: F811
   pipe = Pipeline.open(folder, LoadOptions(weight_dtype="int8"))

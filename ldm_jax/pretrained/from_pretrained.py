@@ -15,7 +15,8 @@ from ldm_jax.pretrained import components, networks
 from ldm_jax.pretrained.assemble import assemble
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.hub.fetch import local_path
-from ldm_jax.pretrained.networks import Module, load
+from ldm_jax.pretrained.networks import Module
+from ldm_jax.pretrained.quantizer import check_weight_dtype, load_quantized
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
 from ldm_jax.pretrained.single_network.add_text_encoders import (
   add_text_encoders,
@@ -33,6 +34,7 @@ def from_pretrained(
   *,
   variant: str | None = None,
   dtype: DTypeLike = "float32",
+  weight_dtype: str | None = None,
   revision: str | None = None,
 ) -> Loaded:
   """A module and its parameters from a folder of diffusers' layout.
@@ -46,6 +48,10 @@ def from_pretrained(
     variant: of the weight files, such as "fp16".
     dtype: of parameters and computation, whatever the file has; norms, softmax
       and outputs stay float32.
+    weight_dtype: "int8" or "float8_e4m3fn": of the matrices of denoiser and
+      text encoders; see `LoadOptions`. A network is then computed by
+      `operators.quantized_array.apply`; its own `apply` does the same with the
+      memory of all matrices in full.
     revision: of the repository.
 
   Returns:
@@ -65,7 +71,7 @@ def from_pretrained(
   found = find_components(
     path, subfolder=subfolder, variant=variant, revision=revision
   )
-  return _load(found, dtype)
+  return _load(found, dtype, weight_dtype)
 
 
 @checked
@@ -111,6 +117,7 @@ def from_single_file(
   prediction: Prediction | None = None,
   weights: Weights = "raw",
   dtype: DTypeLike = "float32",
+  weight_dtype: str | None = None,
   vae: str | None = None,
   text_encoder: Sequence[str] = (),
 ) -> Loaded:
@@ -122,6 +129,7 @@ def from_single_file(
       diffusers' layout that has them.
     prediction: what the U-Net predicts, if the file does not say.
     weights: "ema" takes the U-Net's moving average where the file has both.
+    weight_dtype: as of `from_pretrained`.
     vae: see `with_networks`.
     text_encoder: see `with_networks`.
 
@@ -134,7 +142,7 @@ def from_single_file(
     path, config=config, prediction=prediction, weights=weights
   )
   found = with_networks(found, vae=vae, text_encoder=text_encoder)
-  return _load(found, dtype)
+  return _load(found, dtype, weight_dtype)
 
 
 def find_components(
@@ -225,8 +233,12 @@ def read_configs(folder: str) -> dict[str, PartialConfig]:
   return configs
 
 
-def _load(found: Components, dtype: DTypeLike) -> Loaded:
+def _load(
+  found: Components, dtype: DTypeLike, weight_dtype: str | None
+) -> Loaded:
+  check_weight_dtype(weight_dtype)
   if found.single is not None:
-    return load(found.single, dtype)
-  loaded = assemble(found, dtype)
+    (name,) = found.networks
+    return load_quantized(found.single, name, dtype, weight_dtype)
+  loaded = assemble(found, dtype, weight_dtype)
   return loaded.model, loaded.params

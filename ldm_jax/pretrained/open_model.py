@@ -6,7 +6,7 @@
 import dataclasses
 import logging
 from collections.abc import Collection, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
 from ldm_jax.data.text.tokenizers import Tokenizer
@@ -22,6 +22,7 @@ from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.from_pretrained import find_components, with_networks
 from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
+from ldm_jax.pretrained.quantizer import check_weight_dtype
 from ldm_jax.pretrained.single_network.replace_vae import with_vae
 from ldm_jax.pretrained.text.prompt_tokens import (
   with_t5_tokenizer,
@@ -30,7 +31,6 @@ from ldm_jax.pretrained.text.prompt_tokens import (
 from ldm_jax.pretrained.textual_inversion import load_inversion
 from ldm_jax.run import Run, class_names
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
-from ldm_jax.weights.quantize import WeightDtype
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +87,7 @@ class LoadOptions:
       raise ConfigError(
         f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}"
       )
-    if self.weight_dtype not in (None, *get_args(WeightDtype)):
-      raise ConfigError(
-        f"weight_dtype={self.weight_dtype!r} must be one of "
-        f"{', '.join(get_args(WeightDtype))}"
-      )
+    check_weight_dtype(self.weight_dtype)
     if self.weights not in ("raw", "ema"):
       raise ConfigError(f"weights={self.weights!r} must be 'raw' or 'ema'")
     if self.prediction not in (None, "eps", "v", "x0", "flow"):

@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +49,15 @@ def quantized(
   found = quantize(array, weight_dtype)
   values, scale = jnp.asarray(found.values), jnp.asarray(found.scale)
   return QuantizedArray(values, scale, jnp.dtype(dtype).name), found.error
+
+
+def check_weight_dtype(name: str | None) -> None:
+  """Raises ConfigError unless it is a `WeightDtype`, or None."""
+  known = get_args(WeightDtype)
+  if name not in (None, *known):
+    raise ConfigError(
+      f"weight_dtype={name!r} must be one of {', '.join(known)}"
+    )
 
 
 def load_quantized(
