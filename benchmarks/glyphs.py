@@ -37,6 +37,8 @@ SHOWS = {
       "null": ["--null", *UNGUIDED],
     },
   ),
+  "dit": ("dit", {"": [], "null": ["--null", *UNGUIDED]}),
+  "mmdit": ("mmdit", {"": [], "unseen": ["--held_out"]}),
   "segmentation": ("segmentation", {"": UNGUIDED}),
   "segmentation_tokens": ("segmentation_tokens", {"": UNGUIDED}),
   "layout": ("layout", {"": []}),
