@@ -329,3 +329,29 @@ def test_coordinates_distinguish_equal_pixels(octaves):
   # Twelve convolutions lie between x_t and the output: no padding is in reach.
   spread = answer[0, 13:15, 13:15].std(axis=(0, 1)).max()
   assert spread > 1e-3 if octaves else spread < 1e-5
+
+
+def test_the_held_out_loss_at_given_times_is_their_mean():
+  """Each is the loss of the same noise at that time; 0 is the image itself."""
+  flow = dataclasses.replace(
+    TASK,
+    model=dataclasses.replace(
+      TASK.model, schedule=Schedule("rectified_flow"), prediction="flow"
+    ),
+    loss=DenoisingLoss("flow"),
+  )
+  times = (0.0, 0.125, 0.5, 1.0)
+  task = dataclasses.replace(flow, validation_times=times)
+  state, frozen, batch = begin(flow)
+  state, key = perturbed(state), jax.random.key(5)
+  found = jax.jit(task.measure)(state, frozen, batch, key)
+  assert {*found} == {"loss", *(f"loss_at_{s:g}" for s in times)}
+  losses = np.array([found[f"loss_at_{s:g}"] for s in times])
+  np.testing.assert_allclose(found["loss"], losses.mean(), rtol=1e-6)
+  assert len(set(losses)) == len(times)
+  draws = flow.draw(key, batch)
+  draws = draws._replace(drop=jax.tree.map(jnp.zeros_like, draws.drop))
+  for s, loss in zip(times, losses, strict=True):
+    t = jnp.full(8, 1000 * s - 1, jnp.float32)
+    inputs = state.ema, frozen, batch, draws._replace(t=t)
+    np.testing.assert_allclose(loss_of(flow)(*inputs), loss, rtol=1e-5)

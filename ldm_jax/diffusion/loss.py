@@ -48,6 +48,28 @@ def sample_times(
   )
 
 
+def mean_over_times(
+  loss_at: Callable[[Float[Array, " b"]], Float[Array, ""]],
+  schedule: Schedule,
+  times: tuple[float, ...],
+  count: int,
+) -> dict[str, Float[Array, ""]]:
+  """Losses at fixed times, one after another: {"loss_at_S": ..., "loss": mean}.
+
+  Args:
+    loss_at: from t, the same for all examples, to their mean loss.
+    times: S = (t + 1) / T; with a table of betas the first t is 0.
+    count: of the examples.
+  """
+  t = schedule.steps * jnp.asarray(times) - 1
+  t = t if schedule.is_flow else t.clip(0)
+  losses = jax.lax.map(lambda each: loss_at(jnp.full(count, each)), t)
+  found = {
+    f"loss_at_{s:g}": loss for s, loss in zip(times, losses, strict=True)
+  }
+  return found | {"loss": losses.mean()}
+
+
 @runtime_checkable
 class Loss(Protocol):
   """The loss contract: any frozen dataclass with these members.

@@ -18,7 +18,12 @@ from ldm_jax.concat_conditioning import (
 )
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
-from ldm_jax.diffusion.loss import DenoisingLoss, Loss, sample_times
+from ldm_jax.diffusion.loss import (
+  DenoisingLoss,
+  Loss,
+  mean_over_times,
+  sample_times,
+)
 from ldm_jax.fields.limits import Count, Fraction, NonNegative, Positive
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.latents import (
@@ -100,8 +105,9 @@ class DenoiserTask:
     offset_noise: scale of additional noise that is constant over each channel
       of an image, so that its mean is learned too (Podell et al. 2023, 2.5,
       who use 0.05).
-    lora: train low-rank updates instead of the parameters themselves; the run
-      must begin from a model (`Experiment.start`).
+    lora: trains low-rank updates of the model of `Experiment.start` instead.
+    validation_times: values of (t + 1) / T, 0 the image, at which the held-out
+      loss is measured and averaged; None draws times as in training.
   """
 
   model: LatentDiffusion = LatentDiffusion()
@@ -115,6 +121,7 @@ class DenoiserTask:
   preview_guidance: float = 3.0
   offset_noise: NonNegative = 0.0
   lora: LoRA | None = None
+  validation_times: tuple[Fraction, ...] | None = None
 
   def __post_init__(self):
     if self.loss.prediction != self.model.prediction:
@@ -197,9 +204,13 @@ class DenoiserTask:
   ) -> dict[str, Array]:
     """The averaged model's loss on held-out images, no condition dropped."""
     draws = self.draw(key, batch)
-    kept = jax.tree.map(jnp.zeros_like, draws.drop)
-    losses = self._loss(state.ema, frozen, batch, draws._replace(drop=kept))
-    return {"loss": losses.mean()}
+    draws = draws._replace(drop=jax.tree.map(jnp.zeros_like, draws.drop))
+    loss_at = lambda t: self._loss(
+      state.ema, frozen, batch, draws._replace(t=t)
+    ).mean()
+    if (times := self.validation_times) is None:
+      return {"loss": loss_at(draws.t)}
+    return mean_over_times(loss_at, self.model.schedule, times, len(draws.t))
 
   def preview(
     self, state: State, frozen: Frozen, batch: Batch, key: Array

@@ -26,8 +26,8 @@ CHANGES = "changes.jsonl"  # in a run folder: what was changed on resuming
 OVERRIDABLE = re.compile(
   r"config\.(seed|data\.(batch|held_out|augment\.(crop|scale|flip))|task\.("
   r"(critic_)?optimizer\.\w+|ema_decay|accumulate|preview_\w+|offset_noise|"
-  r"loss\.(min_snr|density(\.\w+)*|norm)|disc_start|\w+_weight|pixel_norm|reduction|"
-  r"critic_loss|latents|model\.(unet\.(dropout|remat|attention_backend)|"
+  r"validation_times|loss\.(min_snr|density(\.\w+)*|norm)|disc_start|"
+  r"\w+_weight|pixel_norm|reduction|critic_loss|latents|model\.(unet\.(dropout|remat|attention_backend)|"
   r"conditioners\.\d+\.drop_rate)|autoencoder\.trunk\.(dropout|remat))):"
 )
 # Where the data lies; free to change while the data is the same.
