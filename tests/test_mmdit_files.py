@@ -154,26 +154,31 @@ def test_a_file_is_written_again_bit_for_bit(file, tmp_path):
   assert_equal(dict(first), dict(second))
 
 
+def write_part(file, path, prefix):
+  """The tensors of one network, without their prefix."""
+  tensors = read_safetensors(file)
+  found = {
+    name.removeprefix(prefix): np.array(tensors[name])
+    for name in tensors
+    if name.startswith(prefix)
+  }
+  write_safetensors(path, found)
+
+
 def test_the_transformer_alone_needs_the_other_networks(file, folder, tmp_path):
   path = str(tmp_path / "transformer.safetensors")
-  start = "model.diffusion_model."
-  tensors = read_safetensors(file)
-  write_safetensors(
-    path,
-    {
-      name.removeprefix(start): np.array(tensors[name])
-      for name in tensors
-      if name.startswith(start)
-    },
-  )
+  write_part(file, path, "model.diffusion_model.")
   with pytest.raises(ConfigError, match="vae=PATH"):
     open_model(path)
   texts = [f"{folder}/{name}" for name in ("text_encoder", "text_encoder_2")]
-  loaded = open_model(
-    path, LoadOptions(vae=f"{folder}/vae", text_encoder=texts)
-  )
-  assert loaded.model == model(has_t5=False)
-  assert_equal(loaded.params.unet, params().unet)
+  lone = str(tmp_path / "vae.safetensors")
+  write_part(file, lone, "first_stage_model.")
+  for vae in (f"{folder}/vae", lone):
+    loaded = open_model(path, LoadOptions(vae=vae, text_encoder=texts))
+    assert loaded.model == model(has_t5=False)
+    assert loaded.params.latent_scale == np.float32(1.5305)
+    assert_equal(loaded.params.unet, params().unet)
+    assert_equal(loaded.params.first_stage, params().first_stage)
 
 
 def test_numbers_that_tensors_do_not_show_are_in_the_metadata(tmp_path):

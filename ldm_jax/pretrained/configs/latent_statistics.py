@@ -10,6 +10,13 @@ from ldm_jax.nn.latent_normalization import (
 )
 from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
 
+# scaling_factor and shift_factor of the vae/config.json of SD 3 and FLUX.1, by
+# the kinds of their transformers.
+TRANSFORMER_LATENTS = {
+  "mmdit": {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+  "flux": {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+}
+
 
 class _Published(NamedTuple):
   """What is taken for an autoencoder, and a warning where others differ."""

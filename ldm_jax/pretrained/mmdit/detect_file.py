@@ -12,6 +12,7 @@ from typing import Any
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import WeightsError
 from ldm_jax.pretrained.configs import text_encoder_config
+from ldm_jax.pretrained.configs.latent_statistics import TRANSFORMER_LATENTS
 from ldm_jax.pretrained.mmdit.folder import SCHEDULER
 from ldm_jax.pretrained.mmdit.mmdit_config import SD3, mmdit
 from ldm_jax.pretrained.single_file import submodules, tensor_shapes
@@ -30,8 +31,7 @@ TEXTS = {
 _FIRST = "joint_blocks.0.x_block.attn.qkv.weight"
 _HEAD = 64  # features of a head, in all published ones
 _SIDE = 128  # of the latents they were trained on
-# scaling_factor and shift_factor of vae/config.json.
-_FAMILY, _SHIFT = Family(_SIDE, 1.5305), 0.0609
+_LATENTS = TRANSFORMER_LATENTS["mmdit"]
 # Tensors of CLIP and of training that are not used.
 _IGNORED = re.compile(r"text_encoders\.\w+\.logit_scale|model_ema\..*")
 
@@ -71,7 +71,7 @@ def detect_mmdit(
     unet,
     vae
     and submodules.vae_submodule(
-      vae, shapes, _FAMILY, {"shift_factor": _SHIFT} | dict(own("vae"))
+      vae, shapes, Family(_SIDE, None), _LATENTS | dict(own("vae"))
     ),
     tuple(texts),
     SCHEDULER | dict(own("scheduler")),

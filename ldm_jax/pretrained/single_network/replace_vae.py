@@ -10,6 +10,7 @@ from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.configs import unet_reader
 from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
+from ldm_jax.pretrained.configs.latent_statistics import TRANSFORMER_LATENTS
 from ldm_jax.pretrained.networks import ForeignNetwork, latent_scale, load
 from ldm_jax.pretrained.single_file.families import FAMILIES
 
@@ -49,7 +50,7 @@ def replace_vae(
       f"{', '.join(components.networks)}; leave it out (--vae)"
     )
   if source.is_scale_unknown:
-    config = dict(network.config) | {"scaling_factor": _own_scale(components)}
+    config = dict(network.config) | _own_statistics(components)
     network = dataclasses.replace(network, config=config)
   # The line is about a file that lacks what is given here.
   warnings = tuple(w for w in components.warnings if "--vae" not in w)
@@ -57,11 +58,22 @@ def replace_vae(
   return dataclasses.replace(components, networks=networks, warnings=warnings)
 
 
-def _own_scale(components: Components) -> float:
-  """The scale of a model's latents, by its own autoencoder or its family."""
+def _own_statistics(components: Components) -> dict[str, float | None]:
+  """Scale and shift of a model's latents, by its autoencoder or its family."""
   own = components.networks.get("vae")
-  if own is not None and own.kind in ("autoencoder", "dc_autoencoder"):
-    return latent_scale(own.config)
+  kind = components.networks["unet"].kind
+  if own is not None and own.kind == "autoencoder":
+    shift = own.config.get("shift_factor")
+    return {"scaling_factor": latent_scale(own.config), "shift_factor": shift}
+  if own is not None and own.kind == "dc_autoencoder":
+    return {"scaling_factor": latent_scale(own.config)}
+  if kind in TRANSFORMER_LATENTS:
+    return dict(TRANSFORMER_LATENTS[kind])
+  return {"scaling_factor": _family_scale(components)}
+
+
+def _family_scale(components: Components) -> float:
+  """The scale of the latents of a U-Net's or a DiT's family."""
   unet = components.networks["unet"]
   if unet.kind == "dit":
     return SCALING_FACTOR
