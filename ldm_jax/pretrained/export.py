@@ -48,8 +48,9 @@ from ldm_jax.pretrained.dit.folder import (
   label_embedder,
   transformer_config,
 )
+from ldm_jax.pretrained.flux import folder as flux_folder
 from ldm_jax.pretrained.flux.flux_config import flux_config
-from ldm_jax.pretrained.mmdit.folder import check_texts
+from ldm_jax.pretrained.mmdit import folder as mmdit_folder
 from ldm_jax.pretrained.mmdit.mmdit_config import mmdit_config
 from ldm_jax.pretrained.networks import Module
 from ldm_jax.pretrained.single_network.exported_network import ExportedNetwork
@@ -58,6 +59,8 @@ from ldm_jax.weights.naming import convert
 
 # Kinds of transformers, and functions (module, parameters) -> config.json.
 _TRANSFORMERS = {MMDiT: ("mmdit", mmdit_config), Flux: ("flux", flux_config)}
+# Raise ConfigError for conditioners that their pipelines cannot hold.
+_CHECKS = {MMDiT: mmdit_folder.check_texts, Flux: flux_folder.check_texts}
 
 
 def export_networks(
@@ -70,8 +73,8 @@ def export_networks(
   """
   if module.control is not None:
     raise ConfigError("a ControlNet is not exported; set control=None")
-  if isinstance(module.unet, MMDiT):
-    check_texts(module)
+  if type(module.unet) in _CHECKS:
+    _CHECKS[type(module.unet)](module)
   sizes = [c.width for c in module.conditioners if isinstance(c, SizeEmbedder)]
   sinusoids = sizes[0] if sizes else None
   latent_side = side // module.first_stage.stride

@@ -19,11 +19,13 @@ from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.pretrained.configs import scheduler_config
 from ldm_jax.pretrained.configs.strict_config import DIFFUSERS
 from ldm_jax.pretrained.dit.folder import NAME as TRANSFORMER
 from ldm_jax.pretrained.dit.folder import label_embedder
+from ldm_jax.pretrained.flux import folder as flux_folder
 from ldm_jax.pretrained.mmdit.folder import ABSENT, SCHEDULER
 from ldm_jax.pretrained.mmdit.folder import PIPELINE as SD3_PIPELINE
 from ldm_jax.pretrained.text.subfolders import subfolders
@@ -91,6 +93,8 @@ def model_index(
     listed[name] = ["transformers", class_name]
   if kind == SD3_PIPELINE:
     listed = ABSENT | listed
+  elif kind == flux_folder.PIPELINE:
+    listed = flux_folder.ABSENT | listed
   elif kind.startswith("StableDiffusionXL"):
     listed |= unconditional_key(model)
     if kind.endswith(("XLInpaintPipeline", "XLImg2ImgPipeline")):
@@ -136,7 +140,7 @@ def unconditional_key(model: LatentDiffusion) -> dict[str, bool]:
       encoder skips blocks, which no key says.
   """
   embedder = model.find_conditioner(ClipEmbedder)
-  if embedder is None or isinstance(model.unet, MMDiT):
+  if embedder is None or isinstance(model.unet, MMDiT | Flux):
     return {}
   is_zeros = embedder.null == "zeros"
   is_sdxl = model.find_conditioner(SizeEmbedder) is not None
@@ -170,6 +174,8 @@ def scheduler_of(
   """
   if scheduler is None and isinstance(model.unet, MMDiT):
     scheduler = SCHEDULER
+  if scheduler is None and isinstance(model.unet, Flux):
+    scheduler = flux_folder.scheduler(model.unet.embeds_guidance)
   return scheduler_config.schedule_config(
     model.schedule, model.prediction, scheduler
   )
@@ -197,6 +203,8 @@ def pipeline(model: LatentDiffusion, channels: int) -> str:
     return "DiTPipeline"
   if isinstance(model.unet, MMDiT):
     return SD3_PIPELINE
+  if isinstance(model.unet, Flux):
+    return flux_folder.pipeline(model, channels)
   kinds = {type(conditioner) for conditioner in model.conditioners}
   if ClassEmbedder in kinds:
     raise ConfigError(

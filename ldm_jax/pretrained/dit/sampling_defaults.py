@@ -10,6 +10,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.nn.conditioners.conditioner import Conditioner
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
 from ldm_jax.nn.dit.dit import DiT
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained.configs import (
@@ -20,10 +21,11 @@ from ldm_jax.pretrained.configs.strict_config import Config
 from ldm_jax.pretrained.configs.value_types import malformed_values
 from ldm_jax.pretrained.dit import dit_config
 from ldm_jax.pretrained.flow_match import flow_scheduler
+from ldm_jax.pretrained.flux import flux_config
 from ldm_jax.pretrained.mmdit import mmdit_config
 
 # Readers of the configs of transformers, by their kinds.
-_READERS = {"dit": dit_config, "mmdit": mmdit_config}
+_READERS = {"dit": dit_config, "mmdit": mmdit_config, "flux": flux_config}
 SD3_GUIDANCE = 7.0  # of StableDiffusion3Pipeline
 
 
@@ -41,7 +43,7 @@ class SamplingDefaults(NamedTuple):
 
 
 def sampling_defaults(
-  unet: UNet | DiT | MMDiT, scheduler: Config | None
+  unet: UNet | DiT | MMDiT | Flux, scheduler: Config | None
 ) -> SamplingDefaults:
   """The process of a denoiser, by its scheduler_config.json if it has one.
 
@@ -66,9 +68,12 @@ def sampling_defaults(
       f"{scheduler.get('num_train_timesteps', 1000)} steps, and the network "
       f"has flow_steps={flow_steps}; it needs a scheduler of its own process"
     )
+  sampler = scheduler_config.sampler_config(scheduler)
+  if isinstance(unet, Flux):
+    sampler = flow_scheduler.with_own_times(sampler)
   return SamplingDefaults(
     *scheduler_config.schedule(scheduler),
-    scheduler_config.sampler_config(scheduler),
+    sampler,
     scheduler_config.unsupported_options(scheduler),
   )
 
@@ -84,9 +89,11 @@ def denoiser_inputs(config: Config, kind: str) -> unet_reader.Inputs:
 
 
 def default_guidance(
-  unet: UNet | DiT | MMDiT, inputs: unet_reader.Inputs
+  unet: UNet | DiT | MMDiT | Flux, inputs: unet_reader.Inputs
 ) -> float:
   """The scale of guidance of diffusers' pipelines."""
+  if isinstance(unet, Flux):  # FluxPipeline's, or none where it is not read
+    return 3.5 if unet.embeds_guidance else 1.0
   if isinstance(unet, DiT):
     return 4.0
   if isinstance(unet, MMDiT):

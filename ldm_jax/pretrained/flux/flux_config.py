@@ -37,6 +37,7 @@ FLUX = Schema(
   demands={"patch_size": (1,)},  # its tokens are packed before
 )
 FLOW_STEPS = 1000  # times of a published model's schedule here
+SIZE = 128  # side of the latents of FluxPipeline's images
 _PACKED = SIDE * SIDE  # latents of a token
 _LAYERS = ("num_layers", "num_single_layers")
 
@@ -73,6 +74,7 @@ def inputs(config: Config) -> Inputs:
   values = _read(config)
   return Inputs(
     values["in_channels"] // _PACKED,
+    SIZE,
     context=values["joint_attention_dim"],
     vector=values["pooled_projection_dim"],
   )

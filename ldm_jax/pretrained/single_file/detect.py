@@ -9,6 +9,7 @@ import numpy as np
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import WeightsError
 from ldm_jax.pretrained.configs import scheduler_config
+from ldm_jax.pretrained.flux.detect_file import detect_flux
 from ldm_jax.pretrained.mmdit.detect_file import detect_mmdit
 from ldm_jax.pretrained.single_file import submodules
 from ldm_jax.pretrained.single_file.detected import Detected
@@ -92,8 +93,10 @@ def detect(
       the message names.
   """
   overrides = config or {}
-  if (found := detect_mmdit(shapes, prediction, overrides)) is not None:
-    return found
+  for detect_transformer in (detect_mmdit, detect_flux):
+    found = detect_transformer(shapes, prediction, overrides)
+    if found is not None:
+      return found
   return _detect_unet(
     shapes, prediction, overrides, read, global_step, metadata
   )

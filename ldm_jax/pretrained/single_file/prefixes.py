@@ -8,8 +8,10 @@ from ldm_jax.nn.conditioners.embedders import (
   TextEmbedder,
 )
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.pretrained.dit.folder import NAME as TRANSFORMER
+from ldm_jax.pretrained.flux import detect_file as flux_file
 from ldm_jax.pretrained.mmdit.detect_file import TEXTS
 from ldm_jax.pretrained.model_index import text_encoder_folders
 
@@ -27,6 +29,14 @@ def written_prefixes(model: LatentDiffusion) -> dict[str, tuple[str, str]]:
     kinds = ("clip", "clip", "t5")
     texts = zip(TEXTS.items(), kinds, strict=True)
     return found | {name: (start, kind) for (name, start), kind in texts}
+  if isinstance(model.unet, Flux):
+    starts, kinds = flux_file.TEXTS, ("clip", "t5")
+    texts = zip(starts.items(), kinds, strict=True)
+    return {
+      TRANSFORMER: (flux_file.UNET, "flux"),
+      "vae": (flux_file.VAE, kind),
+      **{name: (start, kind) for (name, start), kind in texts},
+    }
   is_sdxl = any(isinstance(c, SizeEmbedder) for c in model.conditioners)
   for conditioner in model.conditioners:
     if isinstance(conditioner, ClassEmbedder):

@@ -22,7 +22,7 @@ from ldm_jax.weights.lazy_tensors import LazyTensor
 
 KEY = "ldm_jax.components"
 _KINDS = (
-  *("unet", "mmdit", "autoencoder", "dc_autoencoder"),
+  *("unet", "mmdit", "flux", "autoencoder", "dc_autoencoder"),
   *("clip", "open_clip", "t5", "text", "classes"),
 )
 _ZEROS = "force_zeros_for_empty_prompt"

@@ -1,0 +1,203 @@
+"""FLUX in diffusers' folders and in its authors' files, in and out."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import random_like, random_variables
+
+import ldm_jax
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.diffusion.shift import DynamicShift
+from ldm_jax.errors import ConfigError
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.bottleneck import GaussianBottleneck
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.t5 import T5Encoder
+from ldm_jax.nn.flux.flux import Flux
+from ldm_jax.nn.latent_normalization import LatentNormalization
+from ldm_jax.pretrained.convert import ConvertRequest, convert
+from ldm_jax.pretrained.flux.flux_config import FLUX, flux, flux_config
+from ldm_jax.pretrained.flux.folder import scheduler
+from ldm_jax.pretrained.open_model import open_model
+from ldm_jax.pretrained.text.families import TextEncoders, flux_conditioners
+from ldm_jax.weights.safetensors_files import read_safetensors
+
+CLIP = ClipText(vocabulary=60, width=10, depth=1, heads=2, length=77, end=59)
+T5 = T5Encoder(40, 12, 1, 2, 4, 16, 8, 20)
+NETWORK = Flux(16, 16, 1, 1, 2, (2, 2, 4))
+MODEL = LatentDiffusion(
+  Autoencoder(
+    ConvStack(32, (1, 1), 1),
+    16,
+    bottleneck=GaussianBottleneck(),
+    has_quant_conv=False,
+    normalization=LatentNormalization((0.1159,)),
+  ),
+  NETWORK,
+  tuple(flux_conditioners(TextEncoders((CLIP,), (49407,), T5), 12, 10)),
+  Schedule("rectified_flow"),
+  "flow",
+)
+IDS = {
+  "tokens": jnp.zeros((1, 1, 77), int),
+  "t5_tokens": jnp.zeros((1, 512), int),
+}
+
+
+@pytest.fixture(scope="module")
+def params():
+  key = jax.random.key(0)
+  trained = random_like(
+    jax.eval_shape(lambda: MODEL.init(key, IDS, (1, 4, 4, 16)))
+  )
+  image, latents = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 4, 4, 16))
+  return Parameters(
+    random_variables(MODEL.first_stage, image, latents, seed=1),
+    jnp.float32(0.3611),
+    trained["conditioners"],
+    trained["unet"],
+  )
+
+
+@pytest.fixture(scope="module")
+def folder(params, tmp_path_factory):
+  path = str(tmp_path_factory.mktemp("flux") / "folder")
+  options = {"scheduler": scheduler(True), "max_shard_bytes": 20_000}
+  ldm_jax.save_pretrained(MODEL, params, path, **options)
+  return path
+
+
+def assert_equal(ours, theirs):
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def tensors_of(folder):
+  files = pathlib.Path(folder, "transformer").glob("*.safetensors")
+  return {
+    name: tensor
+    for file in files
+    for name, tensor in read_safetensors(str(file)).items()
+  }
+
+
+def test_a_folder_comes_back_bit_for_bit(params, folder, tmp_path):
+  """In several files of weights, with an index."""
+  assert len([*pathlib.Path(folder, "transformer").glob("*.safetensors")]) > 1
+  loaded = open_model(folder)
+  assert loaded.model == MODEL and not loaded.warnings
+  assert loaded.guidance == 3.5
+  assert loaded.sampler_config.timestep_spacing == "trailing"
+  assert isinstance(loaded.sampler_config.shift, DynamicShift)
+  assert (loaded.height, loaded.width) == (256, 256)
+  assert_equal(loaded.params, params)
+  again = str(tmp_path / "again")
+  convert(ConvertRequest(folder, again))
+  assert_equal(tensors_of(folder), tensors_of(again))
+  for name in ("transformer/config.json", "model_index.json"):
+    first, second = (pathlib.Path(f, name) for f in (folder, again))
+    assert json.loads(first.read_text()) == json.loads(second.read_text())
+
+
+def test_schnell_has_no_guidance_and_shorter_texts(params, folder, tmp_path):
+  short = flux_conditioners(TextEncoders((CLIP,), (49407,), T5), 12, 10, 256)
+  model = dataclasses.replace(
+    MODEL,
+    unet=NETWORK.clone(embeds_guidance=False),
+    conditioners=tuple(short),
+  )
+  own = dict(params.unet["params"])
+  unet = {"params": {n: v for n, v in own.items() if "guidance" not in n}}
+  path = str(tmp_path / "schnell")
+  ldm_jax.save_pretrained(model, params.replace(unet=unet), path)
+  loaded = open_model(path)
+  assert loaded.model == model and loaded.guidance == 1.0
+  assert loaded.sampler_config.shift == 1.0
+
+
+def test_what_the_pipeline_cannot_hold_is_refused(params, tmp_path):
+  target = str(tmp_path / "target")
+  longer = (*MODEL.conditioners[:1], MODEL.conditioners[1].clone(length=99))
+  for conditioners in (MODEL.conditioners[:1], longer):
+    other = dataclasses.replace(MODEL, conditioners=conditioners)
+    with pytest.raises(ConfigError, match="512 tokens of a T5"):
+      ldm_jax.save_pretrained(other, params, target)
+  half = NETWORK.clone(flow_steps=500)
+  with pytest.raises(ConfigError, match="flow_steps=500"):
+    ldm_jax.save_pretrained(
+      dataclasses.replace(MODEL, unet=half), params, target
+    )
+
+
+def test_a_transformer_alone_comes_back(params, tmp_path):
+  """With the channels of a masked image and a mask."""
+  own = dict(params.unet["params"])
+  own["patches"] = own["patches"] | {"kernel": np.ones((384, 16), np.float32)}
+  path = str(tmp_path / "fill")
+  ldm_jax.save_pretrained(NETWORK, {"params": own}, path)
+  config = json.loads(pathlib.Path(path, "config.json").read_text())
+  assert (config["in_channels"], config["out_channels"]) == (384, 64)
+  module, found = ldm_jax.from_pretrained(path)
+  assert module == NETWORK
+  assert_equal(found["params"], own)
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("patch_size", 2),
+    ("in_channels", 6),
+    ("out_channels", 7),
+    ("num_layers", -1),
+    ("num_single_layers", 10**6),
+    ("num_attention_heads", "2"),
+    ("axes_dims_rope", [16, 56, 57]),
+    ("guidance_embeds", 1),
+    ("image_proj", "ip"),
+  ],
+)
+def test_other_keys_are_refused_by_name(key, value):
+  config = {"_class_name": FLUX.kind, key: value}
+  with pytest.raises(ConfigError, match=key.removesuffix("_dims_rope")):
+    flux(config)
+
+
+def test_the_published_configs_are_read():
+  """Of black-forest-labs/FLUX.1-dev, -schnell and -Fill-dev."""
+  config = {
+    "_class_name": "FluxTransformer2DModel",
+    "attention_head_dim": 128,
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "patch_size": 1,
+    "pooled_projection_dim": 768,
+  }
+  assert flux(config) == Flux()
+  schnell = flux(config | {"guidance_embeds": False})
+  assert schnell == Flux(embeds_guidance=False)
+  fill = config | {"in_channels": 384, "out_channels": 64}
+  assert flux(fill) == Flux()
+  sizes = {"patches": 384, "context": 4096, "vector_1": 768}
+  params = {
+    name: {"kernel": np.zeros((size, 1), np.float32)}
+    for name, size in sizes.items()
+  }
+  written = flux_config(Flux(), params)
+  assert written.items() >= fill.items()
+
+
+def test_controlnets_are_refused_by_name(tmp_path):
+  config = {"_class_name": "FluxControlNetModel"}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ConfigError, match="FluxControlNetModel"):
+    ldm_jax.from_pretrained(str(tmp_path))
