@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from networks import random_like, random_variables
@@ -13,7 +14,7 @@ from networks import random_like, random_variables
 import ldm_jax
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.diffusion.shift import DynamicShift
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import GaussianBottleneck
@@ -24,12 +25,15 @@ from ldm_jax.nn.latent_normalization import LatentNormalization
 from ldm_jax.pretrained.convert import ConvertRequest, convert
 from ldm_jax.pretrained.flux.flux_config import FLUX, flux, flux_config
 from ldm_jax.pretrained.flux.folder import scheduler
-from ldm_jax.pretrained.open_model import open_model
+from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.pretrained.text.families import TextEncoders, flux_conditioners
-from ldm_jax.weights.safetensors_files import read_safetensors
+from ldm_jax.weights.safetensors_files import (
+  read_safetensors,
+  write_safetensors,
+)
 
 CLIP = ClipText(vocabulary=60, width=10, depth=1, heads=2, length=77, end=59)
-T5 = T5Encoder(40, 12, 1, 2, 4, 16, 8, 20)
+T5 = T5Encoder(40, 12, 1, 2, 4, 16, 8)
 NETWORK = Flux(16, 16, 1, 1, 2, (2, 2, 4))
 MODEL = LatentDiffusion(
   Autoencoder(
@@ -201,3 +205,134 @@ def test_controlnets_are_refused_by_name(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(config))
   with pytest.raises(ConfigError, match="FluxControlNetModel"):
     ldm_jax.from_pretrained(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def file(params, tmp_path_factory):
+  """A whole model, as ComfyUI reads it."""
+  path = str(tmp_path_factory.mktemp("flux") / "model.safetensors")
+  ldm_jax.save_single_file(MODEL, params, path, scheduler=scheduler(True))
+  return path
+
+
+CONFIG = {
+  "unet": {"axes_dims_rope": [2, 2, 4]},
+  "text_encoder": {"num_attention_heads": 2},
+}
+
+
+def copied(file, path, change):
+  """The file without metadata, its tensors changed."""
+  tensors = {n: np.array(x) for n, x in read_safetensors(file).items()}
+  change(tensors)
+  write_safetensors(path, tensors)
+  return path
+
+
+def test_a_whole_file_comes_back_bit_for_bit(params, file, tmp_path):
+  """What its tensors do not show of so small a model is in its metadata."""
+  tensors = read_safetensors(file)
+  for name in (
+    "model.diffusion_model.double_blocks.0.img_attn.qkv.weight",
+    "model.diffusion_model.single_blocks.0.linear1.weight",
+    "vae.decoder.conv_in.weight",
+    "text_encoders.clip_l.transformer.text_model.final_layer_norm.weight",
+    "text_encoders.t5xxl.transformer.shared.weight",
+  ):
+    assert name in tensors
+  loaded = open_model(file)
+  assert loaded.model == MODEL and loaded.guidance == 3.5
+  assert isinstance(loaded.sampler_config.shift, DynamicShift)
+  assert_equal(loaded.params, params)
+  again = str(tmp_path / "again.safetensors")
+  convert(ConvertRequest(file, again, single_file=True))
+  assert_equal(dict(tensors), dict(read_safetensors(again)))
+
+
+def test_a_file_is_detected_by_names_and_shapes(params, file, tmp_path):
+  """With tensors that ComfyUI adds, and keys that shapes do not show."""
+
+  def change(tensors):
+    tensors["text_encoders.clip_l.logit_scale"] = np.ones((), np.float32)
+    tensors["text_encoders.t5xxl.logit_scale"] = np.ones((), np.float32)
+
+  path = copied(file, str(tmp_path / "a.safetensors"), change)
+  model, found = ldm_jax.from_single_file(path, config=CONFIG)
+  (clip,) = model.conditioners[0].encoders
+  assert clip == CLIP.clone(end=clip.end)  # the largest id, in such a file
+  assert model.conditioners[1] == MODEL.conditioners[1]
+  assert (model.unet, model.first_stage) == (NETWORK, MODEL.first_stage)
+  assert (model.schedule, model.prediction) == (MODEL.schedule, "flow")
+  assert found.latent_scale == np.float32(0.3611)
+  assert_equal(found.unet, params.unet)
+  with pytest.raises(WeightsError, match="axes_dims_rope"):
+    open_model(path)
+
+
+def test_the_authors_file_takes_the_other_networks(
+  params, file, folder, tmp_path
+):
+  """Black Forest Labs' holds the transformer alone, in bfloat16."""
+  start = "model.diffusion_model."
+
+  def change(tensors):
+    for name in [*tensors]:
+      own = tensors.pop(name)
+      if name.startswith(start) and "guidance_in" not in name:
+        name = name.removeprefix(start)
+        tensors[name] = own.astype(ml_dtypes.bfloat16)
+
+  path = copied(file, str(tmp_path / "flux1-schnell.safetensors"), change)
+  alone, _ = ldm_jax.from_single_file(path, config=CONFIG)
+  texts = [f"{folder}/{name}" for name in ("text_encoder", "text_encoder_2")]
+  options = {"vae": f"{folder}/vae", "text_encoder": texts}
+  model, found = ldm_jax.from_single_file(path, config=CONFIG, **options)
+  assert alone == model.unet == NETWORK.clone(embeds_guidance=False)
+  assert model.conditioners[1].length == 256
+  found = found.unet["params"]["single_0"]["up"]["kernel"]
+  expected = params.unet["params"]["single_0"]["up"]["kernel"]
+  np.testing.assert_array_equal(
+    found, np.asarray(expected).astype(ml_dtypes.bfloat16).astype(np.float32)
+  )
+
+
+def test_weights_in_eight_bits_are_scaled(params, file, tmp_path):
+  """As ComfyUI stores them, with a number for every matrix."""
+  name = "model.diffusion_model.double_blocks.0.img_mlp.0."
+  small = ml_dtypes.float8_e4m3fn
+
+  def change(tensors):
+    tensors[f"{name}weight"] = tensors[f"{name}weight"].astype(small)
+    tensors[f"{name}scale_weight"] = np.asarray(0.5, np.float32)
+    tensors["model.diffusion_model.scaled_fp8"] = np.zeros(2, small)
+
+  path = copied(file, str(tmp_path / "fp8.safetensors"), change)
+  _, found = ldm_jax.from_single_file(path, config=CONFIG)
+  of = lambda p: p.unet["params"]["double_0"]["image"]["up"]["kernel"]
+  expected = np.asarray(of(params)).astype(small).astype(np.float32) / 2
+  np.testing.assert_array_equal(of(found), expected)
+
+
+@pytest.mark.parametrize(
+  "name, shape, message",
+  [
+    ("controlnet_blocks.0.weight", (2, 2), "a ControlNet of FLUX"),
+    ("model.diffusion_model.distilled_guidance_layer.a", (2,), "Chroma"),
+    ("model.diffusion_model.double_stream_modulation_img.a", (2,), "FLUX.2"),
+    ("model.diffusion_model.img_in.weight", (16,), "not those of FLUX.1"),
+    ("model.diffusion_model.img_in.weight", (17, 64), "17 rows"),
+    ("another.weight", (2, 2), "another.weight"),
+    ("model.diffusion_model.another.weight", (2, 2), "another.weight"),
+  ],
+)
+def test_other_tensors_are_refused(file, tmp_path, name, shape, message):
+  put = lambda tensors: tensors.update({name: np.zeros(shape, np.float32)})
+  path = copied(file, str(tmp_path / "other.safetensors"), put)
+  with pytest.raises(WeightsError, match=message):
+    ldm_jax.from_single_file(path, config=CONFIG)
+
+
+def test_another_prediction_is_refused(file, tmp_path):
+  path = copied(file, str(tmp_path / "a.safetensors"), lambda _: None)
+  with pytest.raises(WeightsError, match="predicts 'flow'"):
+    open_model(path, LoadOptions(prediction="v"))

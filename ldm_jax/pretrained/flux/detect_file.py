@@ -58,7 +58,7 @@ def detect_flux(
   if prediction not in (None, "flow"):
     raise WeightsError(f"FLUX predicts 'flow', not {prediction!r}")
   own = lambda name: config.get(name, {})
-  network = config_of_shapes(_under(shapes, prefix)) | dict(own("unet"))
+  network = config_of_shapes(_under(shapes, prefix), own("unet"))
   flux(network)
   vaes = [site for site in submodules.VAES if site.prefix]
   vae = submodules.find(shapes, vaes)

@@ -34,14 +34,18 @@ def refuse_others(names: Mapping[str, Any]) -> None:
       )
 
 
-def config_of_shapes(shapes: Shapes) -> dict[str, Any]:
+def config_of_shapes(
+  shapes: Shapes, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
   """The config.json of a network with tensors of these shapes.
 
-  The features of a head that turn with each coordinate are those of all
-  published models, where a head has as many; others are in equal parts.
+  Args:
+    overrides: keys of it. The features of a head that turn with each coordinate
+      are those of all published models, unless a head has another number.
 
   Raises:
-    WeightsError: they are not those of FLUX.1.
+    WeightsError: they are not those of FLUX.1, or heads are of another width
+      and their axes not given.
   """
   names = _PATCHES, _TEXT, _VECTOR, _LAST
   found = [shapes.get(name, ()) for name in (*names, FIRST)]
@@ -57,15 +61,18 @@ def config_of_shapes(shapes: Shapes) -> dict[str, Any]:
       f"{_PATCHES} has {width} rows, which do not divide into heads of "
       f"{FIRST}'s {head}"
     )
-  axes = list(Flux.axes)
-  if head != sum(axes):
-    side = head // 3 // 2 * 2
-    axes = [head - 2 * side, side, side]
-  return {
+  if head != sum(Flux.axes) and "axes_dims_rope" not in overrides:
+    raise WeightsError(
+      f"shapes do not show how heads of {head} features are rotated; published "
+      "ones have 128: give three numbers as "
+      'config={"unet": {"axes_dims_rope": ...}}, or a folder of configs '
+      "(--config=FOLDER)"
+    )
+  found = {
     "_class_name": FLUX.kind,
     "_diffusers_version": DIFFUSERS,
     "attention_head_dim": head,
-    "axes_dims_rope": axes,
+    "axes_dims_rope": list(Flux.axes),
     "guidance_embeds": GUIDANCE in shapes,
     "in_channels": inputs,
     "joint_attention_dim": context,
@@ -76,6 +83,7 @@ def config_of_shapes(shapes: Shapes) -> dict[str, Any]:
     "patch_size": 1,
     "pooled_projection_dim": vector,
   }
+  return found | dict(overrides)
 
 
 def _depth(shapes: Shapes, blocks: str) -> int:
