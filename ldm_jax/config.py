@@ -54,6 +54,7 @@ class Data:
     validation_augment: the same for held-out images, always centred and never
       mirrored; None takes `augment`.
     tokenizer: for captions, or None to leave them out.
+    t5_tokenizer: the same of a `T5Embedder`, in a folder, beside `tokenizer`.
     transforms: each a data.protocols.Transform, applied to every example in
       this order to make arrays for conditioners.
     latents: a folder written by `ldm-jax prepare --first_stage` that replaces
@@ -64,9 +65,8 @@ class Data:
     batch: images per update, over all devices and accumulation slices.
     held_out: how many of the first validation images are measured.
     threads: that read and decode.
-    max_bad_fraction: of the source that may be images that cannot be read.
-      Each is replaced by the next good one; bad_samples.jsonl of the run lists
-      them.
+    max_bad_fraction: of the source that may be unreadable images, each of them
+      replaced by the next good one and listed in the run's bad_samples.jsonl.
   """
 
   source: Source
@@ -81,6 +81,7 @@ class Data:
   held_out: Count = 64
   threads: Natural = 8
   max_bad_fraction: Fraction = 1e-3
+  t5_tokenizer: TokenizerConfig | None = None
 
   def __post_init__(self):
     check_limits(self)
@@ -153,8 +154,8 @@ class Experiment:
     start: a run or published weights to begin from; read once. Stage one takes
       the autoencoder, stage two the U-Net and conditioners, and the first stage
       too, unless `first_stage` names another.
-    text_encoders: folders of the text encoders of a frozen ClipEmbedder, in
-      their order, such as model/text_encoder; read once, when the run starts.
+    text_encoders: folders (of a T5 also a file) of the text encoders of frozen
+      conditioners, in their order; read once, when the run starts.
     trackers: from runtime.monitoring.trackers or user-defined; they receive
       metrics and previews in addition to metrics.jsonl and previews/.
   """
@@ -287,8 +288,7 @@ def from_json(tree: Any, trust: Collection[str] = ()) -> Experiment:
     trust: top-level packages whose classes may be imported.
 
   Raises:
-    ConfigError: it names unknown classes or fields, or a class of a package
-      that is not trusted.
+    ConfigError: a class or a field is unknown, or a package not trusted.
   """
   try:
     experiment = config_json.from_json(tree, "config", trust)

@@ -3,7 +3,7 @@
   config.json    the experiment, the shapes of a batch, the first stage's digest
   checkpoints/   the state, by step
   frozen/        parameters that are not trained: LPIPS, or the first stage
-  tokenizer/     if there are captions
+  tokenizer/     if there are captions; t5_tokenizer/, if there is one
   data.json      what the data was: count, classes, a hash of its names
   changes.jsonl  what was changed when it was resumed
   metrics.jsonl, tensorboard/, previews/
@@ -27,7 +27,7 @@ import numpy as np
 
 from ldm_jax import config, config_json, config_upgrade
 from ldm_jax.config import Experiment
-from ldm_jax.data.text import tokenizers
+from ldm_jax.data.text.stored_tokenizers import load_tokenizers
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.fields.arguments import checked
@@ -151,14 +151,8 @@ class Run:
   @functools.cached_property
   def tokenizer(self) -> Tokenizer | None:
     """The tokenizer of its captions, or None."""
-    spec = self.experiment.data.tokenizer
-    if spec is None:
-      return None
-    return tokenizers.load(self._path("tokenizer"), spec.length)
-
-  def save_tokenizer(self, tokenizer: Tokenizer) -> None:
-    """Stores the tokenizer with the run."""
-    tokenizer.save(self._path("tokenizer"))
+    data = self.experiment.data
+    return load_tokenizers(self.folder, data.tokenizer, data.t5_tokenizer)
 
   def save_frozen(self, frozen: Any) -> None:
     """Writes the parameters that are not trained, once.

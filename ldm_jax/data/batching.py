@@ -47,8 +47,8 @@ def batches(
 
   The source is reshuffled every epoch; a batch may span two epochs. Each
   process yields the rows that its devices hold; together they are the same for
-  any number of processes. Captions become "tokens" if there is a tokenizer;
-  other text is dropped.
+  any number of processes. Captions become "tokens", and the arrays of
+  its `others`, if there is a tokenizer; other text is dropped.
 
   Args:
     batch: rows of a global batch, over all processes.
@@ -237,7 +237,7 @@ class LatentBatches:
     arrays = self.source.rows(chosen)
     if self.tokenizer is not None:
       captions = self.source.captions(chosen)
-      arrays["tokens"] = self.tokenizer.encode(captions)
+      arrays |= self.tokenizer.arrays(captions)
     return arrays
 
 

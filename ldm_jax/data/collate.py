@@ -75,7 +75,8 @@ class ExampleProcessor:
     for transform in self.transforms:
       item[transform.output_key] = transform(item, rng)
     if self.tokenizer is not None and caption is not None:
-      item["tokens"] = self.tokenizer.encode([caption])[0]
+      found = self.tokenizer.arrays([caption])
+      item |= {name: ids[0] for name, ids in found.items()}
     arrays = {key: np.asarray(value) for key, value in item.items()}
     return {k: v for k, v in arrays.items() if v.dtype.kind not in "USO"}
 

@@ -39,7 +39,8 @@ class Source(Protocol):
   Arrays of an example, all optional but in every example or in none:
 
     image       uint8 [h, w, 3], RGB; sizes may differ if `Data.augment` is set
-    caption     str; becomes "tokens", int32 [l], if there is a tokenizer
+    caption     str; becomes "tokens", int32 [l], if there is a tokenizer, and
+                "t5_tokens" if there is one for T5
     label       int32, the class
     segmap      uint8 [h, w], a class for every pixel
     boxes       float32 [k, 5]: x0, y0, x1, y1 in [0, 1] and a class; -1 pads

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts, PromptSyntax
+from ldm_jax.data.text.stored_tokenizers import t5_of
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.layout_tokens import LayoutTokens
 from ldm_jax.errors import ConfigError, config_errors
@@ -183,6 +184,7 @@ def open_run(run: Run, sharding: Sharding) -> LoadedModel:
     model=task.model,
     params=task.parameters(run.trained(sharding), run.frozen(sharding)),
     tokenizer=_run_tokenizer(run),
+    t5_tokenizer=t5_of(run.tokenizer),
     height=height,
     width=width,
     layout=next((t for t in transforms if isinstance(t, LayoutTokens)), None),

@@ -25,6 +25,7 @@ from ldm_jax.nn.conditioners.spatial import (
   NeighbourEmbeddings,
   SegmentationEmbedder,
 )
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.run import Run, is_autoencoder, open_first_stage
 
@@ -51,6 +52,8 @@ def shapes_of(experiment: Experiment, batch: int) -> Shapes:
       tokenizer = experiment.data.tokenizer
       length = 77 if tokenizer is None else tokenizer.length
       shapes[part.input_key] = array(jnp.int32, length)
+    elif isinstance(part, T5Embedder):
+      shapes[part.input_key] = array(jnp.int32, part.length)
     elif isinstance(part, ClassEmbedder):
       shapes[part.input_key] = array(jnp.int32)
     elif isinstance(part, SizeEmbedder):

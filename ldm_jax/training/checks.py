@@ -11,12 +11,14 @@ from ldm_jax import config_json, config_upgrade
 from ldm_jax.config import Experiment
 from ldm_jax.data.label_checks import label_problem
 from ldm_jax.data.sources.cached_latents import CachedLatents
+from ldm_jax.data.text.stored_tokenizers import T5_TOKENS
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.layout_tokens import LayoutTokens
 from ldm_jax.errors import ConfigError
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.embedders import TextEmbedder
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.run import frozen_shapes, is_autoencoder, shapes_of
 from ldm_jax.runtime.devices import memory
 from ldm_jax.runtime.devices.sharding import AXES, Sharding
@@ -31,6 +33,12 @@ from ldm_jax.training.dataloading import (
   example_batch,
   held_out_rows,
 )
+
+# What is to be done where a batch lacks the ids of a text conditioner.
+_TOKENIZERS = {
+  "tokens": "; set data.tokenizer",
+  T5_TOKENS: "; set data.t5_tokenizer",
+}
 
 
 def conditioners_of(task: Any) -> tuple[Any, ...]:
@@ -50,15 +58,14 @@ def check_conditions(
     if part.input_key not in example:
       raise ConfigError(
         f"a conditioner reads {part.input_key!r}, but the examples have "
-        f"{', '.join(sorted(example))}"
-        + ("; set data.tokenizer" if part.input_key == "tokens" else "")
+        f"{', '.join(sorted(example))}" + _TOKENIZERS.get(part.input_key, "")
       )
   # Of the rows that the trainer initialises with, so that it traces no more.
   rows = held_out_rows(experiment)
   _check_shapes(task, Structure.of(shapes_of(example, rows)))
   for part in conditioners:
-    if isinstance(part, TextEmbedder | ClipEmbedder):
-      _check_text(part, tokenizer)
+    if isinstance(part, TextEmbedder | ClipEmbedder | T5Embedder):
+      _check_text(part, tokenizer and tokenizer.of(part.input_key))
   for name, count in classes_of(experiment).items():
     if name in example and (
       problem := label_problem(name, example[name], count)
@@ -166,7 +173,7 @@ def _check_shapes(task: Any, batch: Structure) -> None:
 
 
 def _check_text(
-  part: TextEmbedder | ClipEmbedder, tokenizer: Tokenizer
+  part: TextEmbedder | ClipEmbedder | T5Embedder, tokenizer: Tokenizer
 ) -> None:
   is_clip = isinstance(part, ClipEmbedder)
   encoder = part.encoders[0] if is_clip else part.encoder

@@ -20,6 +20,7 @@ from ldm_jax.nn.conditioners.embedders import (
   TextEmbedder,
 )
 from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.training.classifier import ClassifierTask
 
@@ -53,7 +54,7 @@ def classes_of(experiment: Experiment) -> dict[str, int]:
   for part in getattr(getattr(task, "model", None), "conditioners", ()):
     if isinstance(part, ClassEmbedder | SegmentationEmbedder):
       counts[part.input_key] = part.classes
-    elif isinstance(part, TextEmbedder | LayoutEmbedder):
+    elif isinstance(part, TextEmbedder | T5Embedder | LayoutEmbedder):
       counts[part.input_key] = part.encoder.vocabulary
     elif isinstance(part, ClipEmbedder):
       sizes = [encoder.vocabulary for encoder in part.encoders]

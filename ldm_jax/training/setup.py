@@ -10,6 +10,7 @@ import jax
 from ldm_jax import config
 from ldm_jax.config import Experiment
 from ldm_jax.data.bad_images import SkipBadImages
+from ldm_jax.data.text.stored_tokenizers import save_tokenizers, with_t5
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.latents import check_encoder, known_latent_scale
@@ -123,7 +124,7 @@ def _write(run: Run, tokenizer: Tokenizer | None, frozen: Any) -> None:
   run.save_frozen(frozen)
   if processes.is_first():
     if tokenizer is not None:
-      run.save_tokenizer(tokenizer)
+      save_tokenizers(tokenizer, run.folder)
     write_fingerprints(run.folder, run.experiment)
     run.write()
   processes.barrier("run created")
@@ -231,6 +232,11 @@ def _tokenizer(
 ) -> Tokenizer | None:
   """The tokenizer of the captions: the start's, or a new one."""
   spec, source = experiment.data.tokenizer, experiment.data.source
+  t5_spec = experiment.data.t5_tokenizer
+  if t5_spec is not None and (spec is None or not t5_spec.path):
+    raise ConfigError(
+      "data.t5_tokenizer needs a path to a folder, and data.tokenizer beside it"
+    )
   if spec is None:
     return None
   readable = SkipBadImages(source, bad_image_log(experiment))
@@ -243,9 +249,11 @@ def _tokenizer(
     start is not None
     and (tokenizer := initialize_from.tokenizer_of(start)) is not None
   ):
-    return dataclasses.replace(tokenizer, length=spec.length)
-  few = range(min(len(source), 5000))  # enough for every common word
-  return spec.build(readable[i]["caption"] for i in few)
+    found = dataclasses.replace(tokenizer, length=spec.length)
+  else:
+    few = range(min(len(source), 5000))  # enough for every common word
+    found = spec.build(readable[i]["caption"] for i in few)
+  return found if t5_spec is None else with_t5(found, t5_spec.build(()))
 
 
 def _started(

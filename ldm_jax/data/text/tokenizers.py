@@ -67,10 +67,12 @@ class Tokenizer:
   Attributes:
     backend: of any length, with its special tokens.
     length: ids per text, begin and end included.
+    others: (name of their ids in a batch, tokenizer) of other text encoders.
   """
 
   backend: PretrainedTokenizer
   length: int
+  others: tuple[tuple[str, "Tokenizer"], ...] = ()
 
   @functools.cached_property
   def size(self) -> int:
@@ -86,6 +88,15 @@ class Tokenizer:
     """Ids of each text, truncated or padded on the right to `length`."""
     ids = [row.ids for row in self.fixed.encode_batch(list(texts))]
     return np.array(ids, np.int32).reshape(len(texts), self.length)
+
+  def arrays(self, texts: Sequence[str]) -> dict[str, Int32[np.ndarray, "b _"]]:
+    """The arrays of a batch: "tokens", and the ids of the `others`."""
+    own = [("tokens", self), *self.others]
+    return {name: each.encode(texts) for name, each in own}
+
+  def of(self, name: str) -> "Tokenizer":
+    """The tokenizer whose ids a batch holds under a name."""
+    return dict(self.others).get(name, self)
 
   def token_weights(
     self, texts: Sequence[WeightedPrompt]

@@ -1,19 +1,13 @@
 """Text encoders for a model whose file has none, or one of two."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 
 from ldm_jax.errors import ConfigError
-from ldm_jax.pretrained.components import (
-  NETWORKS,
-  Components,
-  open_file,
-  open_network,
-)
+from ldm_jax.pretrained.components import NETWORKS, Components
 from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
-from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.networks import ForeignNetwork
+from ldm_jax.pretrained.text.open_encoder import open_encoder
 from ldm_jax.pretrained.text.prompt_tokens import T5_FAMILIES
 from ldm_jax.pretrained.text.subfolders import subfolder_of
 
@@ -38,7 +32,7 @@ def add_text_encoders(
   unet = components.networks["unet"]
   found = {}
   for folder in folders:
-    network = _open(folder)
+    network = open_encoder(folder)
     if unet.kind in T5_FAMILIES:
       name = subfolder_of(unet.kind, network, folder)
     else:
@@ -57,19 +51,6 @@ def add_text_encoders(
     | networks,
     warnings=warnings,
   )
-
-
-def _open(path: str) -> ForeignNetwork:
-  """The network of a folder, or the only one of a single file."""
-  if not os.path.isfile(path):
-    return open_network(local_path(path))
-  found = open_file(path)
-  if found.single is None:
-    raise ConfigError(
-      f"text_encoder {path!r} holds {', '.join(found.networks)}; give a file "
-      "with a text encoder alone (--text_encoder)"
-    )
-  return found.single
 
 
 def _place(unet: ForeignNetwork, network: ForeignNetwork, path: str) -> str:
