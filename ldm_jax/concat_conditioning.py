@@ -1,4 +1,4 @@
-"""Prepares the inputs of conditioners over images."""
+"""Prepares the inputs of conditioners over images, and over cached texts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float
 
 from ldm_jax.diffusion.schedule import q_sample
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.embedded_text import embedded_text
 from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import (
   LowResolution,
@@ -17,6 +19,7 @@ from ldm_jax.nn.conditioners.spatial import (
   NoisyLowResolution,
   subsample_mask,
 )
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.nn.latent_normalization import denormalize
 from ldm_jax.pixels import to_float
 
@@ -39,7 +42,7 @@ def prepare_inputs(
   raw: Mapping[str, Any],
   noise_augmentation: NoiseAugmentation | None,
 ) -> dict[str, Any]:
-  """`raw` with masks and images as the conditioners take them.
+  """`raw` with masks, images and cached texts as the conditioners take them.
 
   Args:
     raw: a batch; masks hide parts of its "image".
@@ -61,6 +64,8 @@ def prepare_inputs(
     elif isinstance(conditioner, SourceImage):
       latents = model.encode(params, to_float(raw[name])).mode()
       inputs[name] = denormalize(model.first_stage, latents)
+    elif isinstance(conditioner, ClipEmbedder | T5Embedder):
+      inputs[name] = embedded_text(raw, name) or raw[name]
   return inputs
 
 

@@ -54,7 +54,7 @@ class Data:
     validation_augment: the same for held-out images, always centred and never
       mirrored; None takes `augment`.
     tokenizer: for captions, or None to leave them out.
-    t5_tokenizer: the same of a `T5Embedder`, in a folder, beside `tokenizer`.
+    t5_tokenizer: the same of a `T5Embedder`, in a folder, next to `tokenizer`.
     transforms: each a data.protocols.Transform, applied to every example in
       this order to make arrays for conditioners.
     latents: a folder written by `ldm-jax prepare --first_stage` that replaces

@@ -1,6 +1,8 @@
 """Stage two on CLIP and T5: from captions, and from cached embeddings."""
 
+import json
 import pathlib
+import shutil
 
 import clip_tokenizer
 import jax
@@ -11,11 +13,13 @@ import t5_files
 from test_text_encoders import SMALL
 
 import ldm_jax
-from ldm_jax.cli import sample, train
+from ldm_jax.cli import prepare, sample, train
+from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.pretrained.text.t5_config import t5
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.monitoring.metric_writer import read_metrics
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 ENCODER = t5(t5_files.CONFIG)
@@ -112,9 +116,34 @@ def learn(root, folder, *flags):
 
 
 @pytest.fixture(scope="module")
-def captioned(root):
-  """A run on captions."""
-  assert learn(root, root / "captions") == 0
+def latents(root):
+  """Latents of the config's images, and the outputs for their captions."""
+  folder = root / "latents"
+  assert write(root, folder, "--texts", "--dtype=float32") == 0
+  return folder
+
+
+def write(root, folder, *flags):
+  config, *others = flags_of(root)
+  source = [flag for flag in others if ".source." in flag]
+  command = [config, *source, f"--first_stage={root / 'ae'}", "--batch=8"]
+  return prepare.main([*command, f"--out={folder}", *flags])
+
+
+@pytest.fixture(scope="module")
+def captioned(root, latents):
+  """A run on the same latents, and the captions themselves."""
+  other = root / "captions_alone"
+  shutil.copytree(latents, other)
+  manifest = json.loads((other / "manifest.json").read_text())
+  texts = manifest.pop("texts")
+  assert set(texts) == {"tokens", "t5_tokens"}
+  arrays = manifest["arrays"]
+  kept = {n: x for n, x in arrays.items() if not n.startswith(tuple(texts))}
+  assert len(arrays) - len(kept) == 3  # two contexts and a vector
+  stored = json.dumps(manifest | {"arrays": kept})
+  (other / "manifest.json").write_text(stored)
+  assert learn(root, root / "captions", f"--config.data.latents={other}") == 0
   return root / "captions"
 
 
@@ -129,4 +158,53 @@ def test_a_run_on_two_kinds_of_text_encoders_is_sampled(captioned, tmp_path):
   out = tmp_path / "out"
   command = [f"--model={captioned}", "--out", str(out), *flags]
   assert sample.main(command) == 0
-  assert np.any(list(out.iterdir()))
+  assert any(out.iterdir())
+
+
+@pytest.mark.slow
+def test_cached_texts_train_as_captions_do(root, captioned, latents):
+  """Dropped prompts included, which are about half of them."""
+  cached = root / "cached"
+  assert learn(root, cached, f"--config.data.latents={latents}") == 0
+  runs = [Run.open(str(folder)) for folder in (cached, captioned)]
+  ours, theirs = (run.trained(MeshShape().build()) for run in runs)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  losses = [
+    [row["loss"] for row in read_metrics(str(folder)) if "loss" in row]
+    for folder in (cached, captioned)
+  ]
+  np.testing.assert_allclose(*losses, rtol=1e-4)
+  # The run samples prompts: it holds the text encoders themselves.
+  frozen = runs[0].frozen(MeshShape().build()).conditioners
+  assert "encoder" in frozen["t5_tokens"]["params"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("flag", "line"),
+  [
+    ("1.length=8", "made by another text conditioner of 't5_tokens'"),
+    ("1.is_frozen=False", "'t5_tokens' is trained, and data.latents"),
+    ("0.is_normed=False", "made by another text conditioner of 'tokens'"),
+  ],
+)
+def test_texts_of_other_conditioners_are_refused(
+  root, latents, tmp_path, flag, line
+):
+  flags = [f"--config.data.latents={latents}"]
+  flags += [f"--config.task.model.conditioners.{flag}"]
+  flags += ["--config.data.t5_tokenizer.length=8"] * ("length" in flag)
+  with pytest.raises(CommandError, match=line) as stop:
+    learn(root, tmp_path / "run", *flags)
+  assert stop.value.code == 2
+  assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_cached_is_refused(root, tmp_path):
+  trained = "--config.task.model.conditioners.1.is_frozen=False"
+  with pytest.raises(CommandError, match=r"'t5_tokens' is trained.*--texts"):
+    write(root, tmp_path / "out", "--texts", trained)
+  config = f"--config={root / 'config.py'}"
+  with pytest.raises(CommandError, match="next to latents; give first_stage"):
+    prepare.main([config, f"--out={tmp_path / 'out'}", "--texts"])

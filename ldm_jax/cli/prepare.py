@@ -9,9 +9,10 @@ Shards("images/Y") reads in place of the config's source.
   ldm-jax train --config=configs/Y.py --workdir=runs/Y \\
     --config.first_stage=runs/X --config.data.latents=latents/Y
 
-encodes them. The posterior's mean and log-variance are stored, so training
-still draws a new sample of the posterior at every step; each example's crop and
-mirroring are fixed.
+encodes them. With --texts the outputs of frozen text encoders are stored with
+the latents, and training runs none of them. The posterior's mean and
+log-variance are stored, so training still draws a new sample of the posterior
+at every step; each example's crop and mirroring are fixed.
 
 An interrupted command resumes when it is run again. Several processes share the
 work on one file system.
@@ -67,6 +68,11 @@ def parser() -> Parser:
     default="float16",
     help="of the stored moments (default float16)",
   )
+  add(
+    "--texts",
+    action="store_true",
+    help="store the outputs of the config's frozen text encoders too",
+  )
   add_cache_flag(flags)
   return flags
 
@@ -90,6 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     copies=flags.copies,
     batch=flags.batch,
     dtype=flags.dtype,
+    texts=flags.texts,
     threads=flags.threads,
     trust=tuple(flags.trust),
   )

@@ -1,5 +1,6 @@
 """Batches of an experiment's data."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 
@@ -10,9 +11,12 @@ from ldm_jax.config import Experiment
 from ldm_jax.data import batching
 from ldm_jax.data.bad_images import BadImageLog, SkipBadImages
 from ldm_jax.data.label_checks import check_batch
+from ldm_jax.data.text.stored_tokenizers import with_t5
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.augment import Augment
 from ldm_jax.data.transforms.layout_tokens import LayoutTokens
+from ldm_jax.errors import ConfigError
+from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
@@ -22,6 +26,7 @@ from ldm_jax.nn.conditioners.embedders import (
 from ldm_jax.nn.conditioners.spatial import SegmentationEmbedder
 from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.runtime.devices.sharding import Sharding
+from ldm_jax.training import initialize_from
 from ldm_jax.training.classifier import ClassifierTask
 
 
@@ -91,6 +96,39 @@ def training_source(
   if not experiment.data.latents:
     source = SkipBadImages(source, bad, classes or {})
   return source, augment
+
+
+def caption_tokenizer(
+  experiment: Experiment, start: LoadedModel | None
+) -> Tokenizer | None:
+  """The tokenizer of the captions: the start's, or a new one; and T5's.
+
+  Raises:
+    ConfigError: there are no captions, or no tokenizer can be built.
+  """
+  spec, source = experiment.data.tokenizer, experiment.data.source
+  t5_spec = experiment.data.t5_tokenizer
+  if t5_spec is not None and (spec is None or not t5_spec.path):
+    raise ConfigError(
+      "data.t5_tokenizer needs a path to a folder, and data.tokenizer too"
+    )
+  if spec is None:
+    return None
+  readable = SkipBadImages(source, bad_image_log(experiment))
+  if "caption" not in readable[0]:
+    raise ConfigError(
+      f"data.tokenizer is set, but {type(source).__name__} has no captions; "
+      "write --config.data.tokenizer=none, or give it captions"
+    )
+  if (
+    start is not None
+    and (tokenizer := initialize_from.tokenizer_of(start)) is not None
+  ):
+    found = dataclasses.replace(tokenizer, length=spec.length)
+  else:
+    few = range(min(len(source), 5000))  # enough for every common word
+    found = spec.build(readable[i]["caption"] for i in few)
+  return found if t5_spec is None else with_t5(found, t5_spec.build(()))
 
 
 def example_of(

@@ -72,7 +72,7 @@ def load_frozen(
     lpips = _perceptual(experiment)
     lpips = jax.device_put(lpips, sharding.tree_shardings(lpips))
     return teacher.Frozen(first_stage.params, scale, lpips)
-  encoders = _frozen_conditioners(experiment, start)
+  encoders = frozen_conditioners(experiment, start)
   encoders = jax.device_put(encoders, sharding.tree_shardings(encoders))
   return denoiser.Frozen(first_stage.params, scale, encoders)
 
@@ -101,10 +101,14 @@ def _perceptual(experiment: Experiment) -> Any:
   return None if module is None else perceptual(module, experiment.perceptual)
 
 
-def _frozen_conditioners(
+def frozen_conditioners(
   experiment: Experiment, start: LoadedModel | None
 ) -> dict[str, Any]:
-  """Parameters of the conditioners that are not trained, by their inputs."""
+  """Variables of the conditioners that are not trained, by their inputs.
+
+  Raises:
+    ConfigError, WeightsError: see `text_encoders.load_text_encoders`.
+  """
   task = experiment.task
   if start is not None and not experiment.text_encoders:
     loaded = start.params.conditioners

@@ -9,8 +9,7 @@ import jax
 
 from ldm_jax import config
 from ldm_jax.config import Experiment
-from ldm_jax.data.bad_images import SkipBadImages
-from ldm_jax.data.text.stored_tokenizers import save_tokenizers, with_t5
+from ldm_jax.data.text.stored_tokenizers import save_tokenizers
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError
 from ldm_jax.latents import check_encoder, known_latent_scale
@@ -33,7 +32,11 @@ from ldm_jax.training.checks import (
   check_mesh,
 )
 from ldm_jax.training.compiled_steps import INIT
-from ldm_jax.training.dataloading import bad_image_log, example_of, held_out
+from ldm_jax.training.dataloading import (
+  caption_tokenizer,
+  example_of,
+  held_out,
+)
 from ldm_jax.training.denoiser import DenoiserTask
 from ldm_jax.training.distillation import DistillationTask
 from ldm_jax.training.first_stage.start_autoencoder import (
@@ -42,6 +45,7 @@ from ldm_jax.training.first_stage.start_autoencoder import (
   with_start,
 )
 from ldm_jax.training.frozen import FirstStageParams, load_frozen
+from ldm_jax.training.preparation.embedded_texts import check_texts
 from ldm_jax.training.resume import (
   ResumeOptions,
   check_data,
@@ -104,7 +108,8 @@ def prepare_run(
     first_stage = _first_stage(experiment, start, sharding, trust)
     experiment = _with_first_stage(experiment, first_stage.filled)
   check_latents(experiment)
-  tokenizer = _tokenizer(experiment, start)
+  check_texts(experiment)
+  tokenizer = caption_tokenizer(experiment, start)
   example = example_of(experiment, tokenizer)
   check_conditions(experiment, tokenizer, example)
   check_conditions(experiment, tokenizer, held_out(experiment, tokenizer))
@@ -225,35 +230,6 @@ def _with_first_stage(experiment: Experiment, filled: Experiment) -> Experiment:
     first_stage=experiment.first_stage or filled.first_stage,
     first_stage_digest=filled.first_stage_digest,
   )
-
-
-def _tokenizer(
-  experiment: Experiment, start: LoadedModel | None
-) -> Tokenizer | None:
-  """The tokenizer of the captions: the start's, or a new one."""
-  spec, source = experiment.data.tokenizer, experiment.data.source
-  t5_spec = experiment.data.t5_tokenizer
-  if t5_spec is not None and (spec is None or not t5_spec.path):
-    raise ConfigError(
-      "data.t5_tokenizer needs a path to a folder, and data.tokenizer beside it"
-    )
-  if spec is None:
-    return None
-  readable = SkipBadImages(source, bad_image_log(experiment))
-  if "caption" not in readable[0]:
-    raise ConfigError(
-      f"data.tokenizer is set, but {type(source).__name__} has no captions; "
-      "write --config.data.tokenizer=none, or give it captions"
-    )
-  if (
-    start is not None
-    and (tokenizer := initialize_from.tokenizer_of(start)) is not None
-  ):
-    found = dataclasses.replace(tokenizer, length=spec.length)
-  else:
-    few = range(min(len(source), 5000))  # enough for every common word
-    found = spec.build(readable[i]["caption"] for i in few)
-  return found if t5_spec is None else with_t5(found, t5_spec.build(()))
 
 
 def _started(

@@ -8,9 +8,12 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ldm_jax import config
 from ldm_jax.config import Experiment
 from ldm_jax.data.bad_images import BadImageLog
+from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import ConfigError, config_errors
 from ldm_jax.fields.arguments import checked
 from ldm_jax.runtime.devices import processes
@@ -24,6 +27,7 @@ from ldm_jax.training.dataloading import (
   example_indices,
   held_out,
 )
+from ldm_jax.training.preparation.embedded_texts import with_embedded_texts
 from ldm_jax.training.resume import ResumeOptions
 from ldm_jax.training.setup import PreparedRun, prepare_run
 from ldm_jax.training.trainer import Trainer, TrainingOutcome
@@ -158,6 +162,15 @@ def _check_profile(steps: tuple[int, int] | None) -> None:
     )
 
 
+def _captions(
+  tokenizer: Tokenizer | None, batch: Mapping[str, np.ndarray], count: int
+) -> Sequence[str]:
+  """The captions of the first examples."""
+  if tokenizer is None:
+    return ()
+  return [tokenizer.decode(ids) for ids in batch["tokens"][:count]]
+
+
 def _run(
   prepared: PreparedRun,
   sharding: Sharding,
@@ -168,10 +181,11 @@ def _run(
   run, tokenizer = prepared.run, prepared.tokenizer
   experiment, reports = run.experiment, run.experiment.reports
   example = held_out(experiment, tokenizer)
-  shown = {name: rows[: reports.previews] for name, rows in example.items()}
-  captions = (
-    [tokenizer.decode(ids) for ids in shown["tokens"]] if tokenizer else ()
+  captions = _captions(tokenizer, example, reports.previews)
+  frozen, example = with_embedded_texts(
+    experiment, prepared.frozen, example, sharding
   )
+  shown = {name: rows[: reports.previews] for name, rows in example.items()}
   trainer = Trainer(
     experiment.task,
     sharding,
@@ -190,7 +204,7 @@ def _run(
     experiment.trackers,
   )
   return trainer.run(
-    prepared.frozen,
+    frozen,
     lambda step: batches(experiment, tokenizer, step, sharding, bad),
     sharding.distribute(example),
     sharding.distribute(shown),

@@ -10,17 +10,17 @@ _FOLDER, _T5_FOLDER = "tokenizer", "t5_tokenizer"
 
 
 def with_t5(tokenizer: Tokenizer, t5: Tokenizer) -> Tokenizer:
-  """The tokenizer with that of T5 beside it."""
+  """The tokenizer with that of T5 next to it."""
   return dataclasses.replace(tokenizer, others=((T5_TOKENS, t5),))
 
 
 def t5_of(tokenizer: Tokenizer | None) -> Tokenizer | None:
-  """The tokenizer of T5 beside another, or None."""
+  """The tokenizer of T5 next to another, or None."""
   return None if tokenizer is None else dict(tokenizer.others).get(T5_TOKENS)
 
 
 def save_tokenizers(tokenizer: Tokenizer, folder: str) -> None:
-  """Writes a tokenizer, and T5's if it is beside it."""
+  """Writes a tokenizer, and T5's if it is next to it."""
   tokenizer.save(os.path.join(folder, _FOLDER))
   if (t5 := t5_of(tokenizer)) is not None:
     t5.save(os.path.join(folder, _T5_FOLDER))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ldm_jax.fields.limits import Count, Fraction, Natural
+from ldm_jax.nn.conditioners.embedded_text import EmbeddedText
 from ldm_jax.nn.conditioners.embedders import Condition, zero_where
 from ldm_jax.nn.encoders.clip_text import ClipOutput, ClipText
 
@@ -97,7 +98,7 @@ class ClipEmbedder(nn.Module):
   @nn.compact
   def __call__(
     self,
-    tokens: Int[Array, "b e l"] | Int[Array, "b l"],
+    tokens: Int[Array, "b e l"] | Int[Array, "b l"] | EmbeddedText,
     drop: Bool[Array, " b"],
   ) -> Condition:
     """The context of all encoders, and the pooled vector if `is_pooled`.
@@ -105,11 +106,16 @@ class ClipEmbedder(nn.Module):
     Args:
       tokens: ids for each encoder, a whole number of chunks. Without an axis of
         encoders they are of one tokenizer, and each encoder gets its own
-        padding after the end.
+        padding after the end. Or the outputs themselves.
 
     Raises:
       ValueError: tokens for another number of encoders, or not whole chunks.
     """
+    if isinstance(tokens, EmbeddedText):
+      if not self.is_initializing():
+        return tokens.condition(self, drop)
+      empty = self.empty_prompt_ids(self.encoders[0].length)
+      tokens = jnp.broadcast_to(empty, (len(drop), *empty.shape))
     tokens = tokens if tokens.ndim == 3 else self.repeat_per_encoder(tokens)
     _, count, length = tokens.shape
     most = self.encoders[0].length

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ldm_jax.fields.limits import Count, Fraction, Natural
+from ldm_jax.nn.conditioners.embedded_text import EmbeddedText
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.encoders.t5 import T5Encoder
 
@@ -42,13 +43,21 @@ class T5Embedder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens: Int[Array, "b l"], drop: Bool[Array, " b"]
+    self, tokens: Int[Array, "b l"] | EmbeddedText, drop: Bool[Array, " b"]
   ) -> Condition:
     """The states of all tokens.
+
+    Args:
+      tokens: ids, or the outputs themselves.
 
     Raises:
       ValueError: there are not `length` tokens.
     """
+    if isinstance(tokens, EmbeddedText):
+      if not self.is_initializing():
+        return tokens.condition(self, drop)
+      empty = self.empty_prompt_ids(self.length)
+      tokens = jnp.broadcast_to(empty, (len(drop), self.length))
     count, length = tokens.shape
     if length != self.length:
       raise ValueError(

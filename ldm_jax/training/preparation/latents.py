@@ -4,7 +4,7 @@ import concurrent.futures
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ from ldm_jax.training.dataloading import bad_image_log
 from ldm_jax.training.preparation import array_files
 from ldm_jax.training.preparation.progress_log import ProgressLog
 from ldm_jax.training.preparation.request import PrepareRequest, PrepareResult
+from ldm_jax.training.preparation.texts import TextCache, text_cache
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,29 @@ class Work(NamedTuple):
     return self.data.augment.random(item, rng)
 
 
+class Encoders(NamedTuple):
+  """What is computed of examples: moments, and outputs of text encoders."""
+
+  moments: Encode
+  texts: TextCache | None
+
+  def encode(self, items: Sequence[Item]) -> dict[str, np.ndarray]:
+    """Arrays [b ...] by their names."""
+    images = np.stack([item["image"] for item in items])
+    found = {"moments": self.moments(images)}
+    if self.texts is not None:
+      found |= self.texts.encode([item["caption"] for item in items])
+    return found
+
+
+def _check_captions(item: Item) -> None:
+  """Raises ConfigError for examples without captions."""
+  if "caption" not in item:
+    raise ConfigError(
+      "the config's source has no captions; leave texts out (--texts)"
+    )
+
+
 def cache_latents(
   request: PrepareRequest, experiment: Experiment
 ) -> PrepareResult:
@@ -89,8 +113,17 @@ def cache_latents(
     work = Work(data, request.copies, experiment.seed, readable)
     first = work.item(0)
     stage.latent_shape(*first["image"].shape[:2])
-  encode = _encoder(stage, params, sharding, request.dtype)
+  encode, texts = _encoder(stage, params, sharding, request.dtype), None
+  if request.texts:
+    with config_errors():
+      _check_captions(first)
+      texts = text_cache(experiment, sharding, request.dtype, trust)
   arrays = _arrays_of(first, encode, request.batch)
+  if texts is not None:
+    arrays |= {
+      name: rows[0]
+      for name, rows in texts.encode([first["caption"]] * request.batch).items()
+    }
   manifest = {
     "count": work.count,
     "copies": request.copies,
@@ -102,8 +135,10 @@ def cache_latents(
     "has_captions": "caption" in first,
     "arrays": {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items()},
   }
+  if texts is not None:
+    manifest["texts"] = texts.identity
   manifest = json.loads(json.dumps(manifest))  # as JSON will restore it
-  encode_missing(request, work, encode, arrays, manifest)
+  encode_missing(request, work, encode, arrays, manifest, texts)
   return PrepareResult(request.out, "latents", work.count)
 
 
@@ -113,6 +148,7 @@ def encode_missing(
   encode: Encode,
   arrays: Mapping[str, np.ndarray],
   manifest: Mapping[str, Any],
+  texts: TextCache | None = None,
 ) -> None:
   """Encodes what `request.out` lacks, and marks it as complete.
 
@@ -128,7 +164,7 @@ def encode_missing(
   if not is_begun:
     logger.info(f"{request.out} is complete")
     return
-  _encode_all(request, work, encode, arrays)
+  _encode_all(request, work, Encoders(encode, texts), arrays)
   processes.barrier("all is encoded")
   if processes.is_first():
     classes = list(getattr(work.data.source, "classes", ()))
@@ -198,7 +234,7 @@ def _begin(
 def _encode_all(
   request: PrepareRequest,
   work: Work,
-  encode: Encode,
+  encoders: Encoders,
   arrays: Mapping[str, np.ndarray],
 ) -> None:
   """Encodes this process's blocks, from the first that is not on disk."""
@@ -210,12 +246,13 @@ def _encode_all(
   bar = Progress("encoding", len(starts), "blocks", done, mine == 0)
   with bar, array_files.opened(request.out, arrays, work.count) as files:
     for number, (begin, items) in enumerate(blocks, done + 1):
-      images = [item["image"] for item in items]
       # Padded, so that there is one shape to compile.
-      images += images[-1:] * (request.batch - len(images))
-      files["moments"].write(begin, encode(np.stack(images))[: len(items)])
-      for name in files.keys() - {"moments"}:
-        files[name].write(begin, np.stack([item[name] for item in items]))
+      padded = items + items[-1:] * (request.batch - len(items))
+      encoded = encoders.encode(padded)
+      for name, file in files.items():
+        rows = encoded.get(name)
+        rows = np.stack([i[name] for i in items]) if rows is None else rows
+        file.write(begin, rows[: len(items)])
       log.blocks.append([begin, [item.get("caption") for item in items]])
       if number % FLUSH_EVERY == 0 or number == len(starts):
         for file in files.values():

@@ -25,7 +25,9 @@ class PrepareRequest:
     copies: of every example, each with its own random crop and mirroring, 1 or
       more. Latents only.
     batch: images encoded at a time. Latents only.
-    dtype: of the cached moments. Latents only.
+    dtype: of the cached moments and texts. Latents only.
+    texts: store the outputs of the config's frozen text conditioners for the
+      captions too, so that they need not run in training. Latents only.
     threads: that read images.
     trust: top-level packages whose classes the first stage's run may name.
 
@@ -42,6 +44,7 @@ class PrepareRequest:
   copies: int = 1
   batch: int = 64
   dtype: Literal["float32", "float16"] = "float16"
+  texts: bool = False
   threads: int = 8
   trust: tuple[str, ...] = ()
 
@@ -52,6 +55,10 @@ class PrepareRequest:
         raise ConfigError(
           f"{name} must be 1 or more, got {getattr(self, name)}"
         )
+    if self.texts and self.first_stage is None:
+      raise ConfigError(
+        "texts are stored next to latents; give first_stage (--first_stage)"
+      )
     if self.size is not None and self.size < 1:
       raise ConfigError(f"size must be 1 or more, got {self.size}")
 
