@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm_jax.errors import NonFiniteWeights, WeightsError
+from ldm_jax.errors import WeightsError
+from ldm_jax.weights.finite_values import check_finite
 from ldm_jax.weights.naming.layouts import LAYOUTS, Part, stack, take
 
 MAX_NAMES = 20  # of each kind that an error lists
@@ -164,19 +165,6 @@ def read_row(row: Row, tensors: Mapping) -> np.ndarray:
   """A row's parameter, of finite numbers."""
   tensor = tensors[row.foreign_name]
   return _from_foreign(row, check_finite(row.foreign_name, tensor))
-
-
-def check_finite(name: str, array: np.ndarray) -> np.ndarray:
-  """The same tensor; raises NonFiniteWeights if it holds NaN or infinity."""
-  if array.dtype.kind in "iub":
-    return array
-  count = array.size - int(np.isfinite(array).sum())
-  if count:
-    raise NonFiniteWeights(
-      f"{name} has {count} values of {array.size} that are not finite; such "
-      "weights generate no images"
-    )
-  return array
 
 
 def revert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ldm_jax.errors import WeightsError
+from ldm_jax.weights import mmap_files
 
 
 class Layout(NamedTuple):
@@ -35,13 +36,17 @@ def axes_of_grid(grid: np.ndarray) -> np.ndarray:
   side = math.isqrt(grid.shape[1])
   half = grid.shape[2] // 2
   table = grid.reshape(side, side, -1)
-  columns, rows = table[:1, :, :half], table[:, :1, half:]
-  if (table[..., :half] != columns).any() or (table[..., half:] != rows).any():
-    raise WeightsError(
-      f"positions of shape {grid.shape} are no fixed table of rows and "
-      "columns; learned positions are not read"
-    )
-  return np.concatenate([columns[0], rows[:, 0]], axis=-1)
+  columns, rows = table[0, :, :half].copy(), []
+  for line in table:  # one at a time: all are hundreds of megabytes
+    rows.append(line[0, half:].copy())
+    is_fixed = (line[:, :half] == columns).all()
+    if not is_fixed or (line[:, half:] != rows[-1]).any():
+      raise WeightsError(
+        f"positions of shape {grid.shape} are no fixed table of rows and "
+        "columns; learned positions are not read"
+      )
+    mmap_files.release_pages(line)
+  return np.concatenate([columns, np.stack(rows)], axis=-1)
 
 
 def grid_of_axes(axes: np.ndarray) -> np.ndarray:
