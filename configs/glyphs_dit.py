@@ -1,7 +1,9 @@
 """Class to image on the built-in glyphs by a diffusion transformer.
 
 As glyphs_class.py, with a DiT of 4.2 M parameters in place of the U-Net: 16
-tokens of 2 x 2 latents, and the class added to the embedding of the time.
+tokens of 2 x 2 latents, and the class added to the embedding of the time. RoPE,
+RMS norms and SwiGLU reach a lower loss in the same time than the original's
+positions, norms and MLP; see benchmarks/quality.md.
 """
 
 import dataclasses
@@ -15,7 +17,17 @@ from ldm_jax.nn.dit.dit import DiT
 def get_config():
   width = 192
   made = second_stage(ClassEmbedder(48, width, joins="vector", deviation=0.02))
-  unet = DiT(8, width, depth=6, heads=6, patch=2, is_qk_normed=True)
+  unet = DiT(
+    8,
+    width,
+    depth=6,
+    heads=6,
+    patch=2,
+    positions="rope",
+    norm="rms",
+    mlp="swiglu",
+    is_qk_normed=True,
+  )
   model = dataclasses.replace(made.task.model, unet=unet)
   task = dataclasses.replace(made.task, model=model)
   return dataclasses.replace(made, task=task)
