@@ -16,7 +16,7 @@ from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
-from ldm_jax.nn.conditioners.embedders import ClassEmbedder
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.latent_normalization import LatentNormalization
@@ -24,7 +24,9 @@ from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.pretrained.convert import ConvertRequest, convert
 from ldm_jax.pretrained.inspect import inspect
 from ldm_jax.pretrained.mmdit.mmdit_config import SD3, mmdit
+from ldm_jax.pretrained.networks import class_of
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
+from ldm_jax.pretrained.single_file.detect import detect
 from ldm_jax.pretrained.text.families import TextEncoders, sd3_conditioners
 from ldm_jax.weights.files import read_metadata
 from ldm_jax.weights.safetensors_files import (
@@ -258,3 +260,25 @@ def test_other_keys_are_refused_by_name(key, value):
   config = {"_class_name": SD3.kind, key: value}
   with pytest.raises(ConfigError, match=key):
     mmdit(config)
+
+
+def test_controlnets_of_transformers_are_refused_by_name():
+  with pytest.raises(WeightsError, match="a ControlNet of a transformer"):
+    detect({"controlnet_blocks.0.weight": (16, 16)})
+  with pytest.raises(ConfigError, match="SD3ControlNetModel"):
+    class_of({"_class_name": "SD3ControlNetModel"})
+
+
+@pytest.mark.slow
+def test_matrices_in_8_bits_predict_nearly_the_same(folder):
+  exact = open_model(folder)
+  small = open_model(folder, LoadOptions(weight_dtype="int8"))
+  rng = np.random.default_rng(0)
+  array = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  condition = Condition(context=array(1, 5, 160), vector=array(1, 32))
+  inputs = array(1, 8, 8, 16), jnp.array([500.0]), condition
+  expected, found = (
+    jax.jit(loaded.model.predict)(loaded.params, *inputs)
+    for loaded in (exact, small)
+  )
+  assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
