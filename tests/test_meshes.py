@@ -21,6 +21,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.conditioners.embedders import (
   ClassEmbedder,
+  Condition,
   LayoutEmbedder,
   SizeEmbedder,
   TextEmbedder,
@@ -39,6 +40,7 @@ from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.lora import LoRA
 from ldm_jax.nn.mmdit.mmdit import MMDiT
+from ldm_jax.nn.operators.choice import operators
 from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
@@ -57,6 +59,7 @@ MESHES = [
   (4, 1, 2, 1),
   (4, 1, 1, 2),
 ]
+SLOW = pytest.mark.slow
 QUICK, FAST = [(2, 2, 2, 1)], ("two",)
 STEPS, DISC_START, BATCH, SIDE = 10, 3, 16, 16
 
@@ -252,7 +255,9 @@ def history(task_name, *mesh):
   losses, gradients = [], []
   for i in range(STEPS):
     key = jax.random.fold_in(jax.random.key(1), i)
-    state, metrics = step(state, frozen, sharding.put_batch(draw(i)), key)
+    # Layers that leave tokens an axis for context are those of accelerators.
+    with operators("xla" if mesh[3] > 1 else "auto"):
+      state, metrics = step(state, frozen, sharding.put_batch(draw(i)), key)
     losses.append({k: float(v) for k, v in metrics.items()})
     trace = {"model": state.opt[0].trace}
     if isinstance(task, AutoencoderTask):
@@ -307,6 +312,33 @@ def test_every_mesh_equals_one_device(task, mesh):
     assert alone[DISC_START - 1]["discriminator_loss"] == 0
     assert alone[DISC_START]["discriminator_loss"] > 0
   assert distance(params, one_params) < 1e-5
+
+
+@pytest.mark.parametrize(
+  "task", ["mmdit", *(pytest.param(n, marks=SLOW) for n in ("dit", "flux"))]
+)
+def test_context_divides_the_work_of_transformers(task):
+  """Each of two devices computes its half of the tokens."""
+  module = TASKS[task].model.unet.clone(is_scanned=False, remat="off")
+  shape, f32 = (2, 8, 8, 3), jnp.float32
+  array = lambda *shape: jax.ShapeDtypeStruct(shape, f32)
+  needed = {
+    "dit": Condition(vector=array(2, 32)),
+    "mmdit": Condition(context=array(2, 6, 16), vector=array(2, 16)),
+    "flux": Condition(context=array(2, 6, 16), vector=array(2, 16)),
+  }
+  inputs = array(*shape), array(2), needed[task]
+  variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+  flops = []
+  for context in (1, 2):
+    mesh = MeshShape(1, 1, 1, context).build(jax.devices()[:context])
+    latents = mesh.array_sharding("image", shape)
+    latents = jax.ShapeDtypeStruct(shape, f32, sharding=latents)
+    apply = constrain_activations(module.apply, mesh)
+    with operators("xla"):  # as on accelerators
+      lowered = jax.jit(apply).lower(variables, latents, *inputs[1:])
+    flops.append(lowered.compile().cost_analysis()["flops"])
+  assert flops[1] < 0.65 * flops[0]
 
 
 def test_fsdp_shards_the_largest_divisible_axis():

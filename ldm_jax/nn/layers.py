@@ -17,6 +17,7 @@ from ldm_jax.nn.operators.convolution import (
   convolve_doubled,
   double,
 )
+from ldm_jax.nn.operators.rows import on_rows
 
 Remat = Literal["off", "dots", "full"]
 
@@ -126,10 +127,7 @@ def dense(
   """x W + b over the last axis; `is_zero` starts at 0."""
   init = ZERO_INIT if is_zero else torch_init(x.shape[-1])
   layer = nn.Dense(features, use_bias, dtype=dtype, name=name, **init)
-  # As a matrix: XLA:CPU takes five times as long for the gradient of W when
-  # it has to contract two axes.
-  rows = layer(x.reshape(-1, x.shape[-1]))
-  return rows.reshape(*x.shape[:-1], features)
+  return on_rows(layer, x)
 
 
 def check_widths(

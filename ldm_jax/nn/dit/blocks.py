@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.nn.attention import AttentionBackend, dot_product_attention
 from ldm_jax.nn.dit.positions import rotate
+from ldm_jax.nn.operators.rows import on_rows
 
 Norm = Literal["layer", "rms"]
 FeedForward = Literal["gelu", "swiglu"]
@@ -26,8 +27,7 @@ def linear(
 ) -> Float[Array, "... d"]:
   """x W + b over the last axis; b starts at 0."""
   layer = nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
-  rows = layer(x.reshape(-1, x.shape[-1]))  # as a matrix, see layers.dense
-  return rows.reshape(*x.shape[:-1], features)
+  return on_rows(layer, x)
 
 
 def modulated(

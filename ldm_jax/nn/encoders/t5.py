@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ldm_jax.fields.limits import Count, Positive
 from ldm_jax.nn.layers import Remat, remat_policy
+from ldm_jax.nn.operators.rows import on_rows
 
 
 def _matrix(
@@ -16,8 +17,7 @@ def _matrix(
   """x W over the last axis, W of normal values of `deviation`."""
   init = nn.initializers.normal(deviation)
   layer = nn.Dense(features, use_bias=False, kernel_init=init, **options)
-  rows = layer(x.reshape(-1, x.shape[-1]))  # as a matrix, see layers.dense
-  return rows.reshape(*x.shape[:-1], features)
+  return on_rows(layer, x)
 
 
 def _rms_norm(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from ldm_jax.nn.attention import AttentionBackend, dot_product_attention
 from ldm_jax.nn.dit.blocks import linear, modulated
 from ldm_jax.nn.flux.positions import rotate_pairs
+from ldm_jax.nn.operators.rows import on_rows
 
 EPSILON = 1e-6  # of all norms
 
@@ -87,9 +88,9 @@ class Stream(nn.Module):
   ) -> Float[Array, "b l d"]:
     """x + gate attention, then x + gate MLP(adaLN x)."""
     gate1, shift, scale, gate2 = rest
-    x = x + self._gated(apply_dense(self.out, attended), gate1)
-    h = apply_dense(self.up, self._normed(x, shift, scale))
-    h = apply_dense(self.down, jax.nn.gelu(h, approximate=True))
+    x = x + self._gated(on_rows(self.out, attended), gate1)
+    h = on_rows(self.up, self._normed(x, shift, scale))
+    h = on_rows(self.down, jax.nn.gelu(h, approximate=True))
     return x + self._gated(h, gate2)
 
   def _normed(self, x: Array, shift: Array, scale: Array) -> Array:
@@ -97,15 +98,6 @@ class Stream(nn.Module):
 
   def _gated(self, h: Array, gate: Array) -> Array:
     return (h * gate[:, None]).astype(self.dtype)
-
-
-def apply_dense(
-  layer: nn.Dense, x: Float[Array, "b l c"]
-) -> Float[Array, "b l d"]:
-  """The layer of x as a matrix; see `layers.dense`."""
-  return layer(x.reshape(-1, x.shape[-1])).reshape(
-    *x.shape[:-1], layer.features
-  )
 
 
 class DoubleBlock(nn.Module):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.nn.attention import AttentionBackend, dot_product_attention
 from ldm_jax.nn.dit.blocks import linear, modulated
+from ldm_jax.nn.operators.rows import on_rows
 
 EPSILON = 1e-6  # of all norms
 
@@ -44,9 +45,9 @@ class StreamAttention(nn.Module):
   ]:
     """Queries, keys and values of `heads` heads."""
     b, length, width = x.shape
-    rows = x.reshape(-1, width)  # as a matrix, see layers.dense
     shape = b, length, self.heads, width // self.heads
-    q, k, v = (layer(rows).reshape(shape) for layer in (self.q, self.k, self.v))
+    layers = self.q, self.k, self.v
+    q, k, v = (on_rows(layer, x).reshape(shape) for layer in layers)
     if self.is_qk_normed:
       q = self.q_norm(q).astype(self.dtype)
       k = self.k_norm(k).astype(self.dtype)
@@ -55,8 +56,7 @@ class StreamAttention(nn.Module):
   def output(self, attended: Float[Array, "b l n e"]) -> Float[Array, "b l d"]:
     """The heads' results times one matrix."""
     b, length, *_ = attended.shape
-    rows = self.out(attended.reshape(b * length, self.width))
-    return rows.reshape(b, length, self.width)
+    return on_rows(self.out, attended.reshape(b, length, self.width))
 
 
 class StreamFeedForward(nn.Module):
