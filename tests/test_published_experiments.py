@@ -34,11 +34,13 @@ from ldm_jax.nn.conditioners.spatial import (
   NeighbourEmbeddings,
   SegmentationEmbedder,
 )
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.nn.discriminator import PatchDiscriminator
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import UNet
 from ldm_jax.training.autoencoder import AutoencoderTask
 from ldm_jax.training.classifier import ClassifierTask
@@ -69,6 +71,8 @@ BERT = {
   w: c - (w + 1) * 30_522 for w, c in ((640, 186_154_682), (1280, 581_994_042))
 }
 CLIP_L, CLIP_H, CLIP_G = 123_060_480, 352_984_064, 694_659_840
+# SD 3's: CLIP_L with a projection, and T5 XXL.
+TEXTS = CLIP_L + 768 * 768 + CLIP_G + 4_762_310_656
 FACE = 274_056_163
 # config: parameters of the U-Net and of the conditioners
 DIFFUSIONS = {
@@ -95,6 +99,10 @@ DIFFUSIONS = {
   "sd/x4_upscaler": (473_398_020, CLIP_H),
   "sd/sdxl_base": (2_567_463_684, CLIP_L + CLIP_G),
   "sd/sdxl_refiner": (2_259_526_660, CLIP_G),
+  # With the fixed positions, of 192 or 384 rows and columns.
+  "sd/sd3_medium": (2_028_328_000 + 192 * 1536, TEXTS),
+  "sd/sd35_medium": (2_243_171_520 + 384 * 1536, TEXTS),
+  "sd/sd35_large": (8_056_627_520 + 192 * 2432, TEXTS),
   # Of 675,129,632; the rest are fixed positions.
   "dit/imagenet256_dit_xl2": (673_681_568, 1001 * 1152),
   "dit/imagenet256_sit_xl2": (673_681_568, 1001 * 1152),
@@ -145,6 +153,9 @@ def batch(task, side, rows):
       case ClipEmbedder():
         ids = whole(part.encoders[0].vocabulary, rows, 77)
         made["tokens"] = ids.astype(np.int32)
+      case T5Embedder():
+        ids = whole(part.encoder.vocabulary, rows, part.length)
+        made["t5_tokens"] = ids.astype(np.int32)
       case SizeEmbedder():
         made["sizes"] = rng.random((rows, part.count)).astype(np.float32)
       case SegmentationEmbedder():
@@ -227,6 +238,9 @@ def small(node):
       )
     case DiT():
       return node.clone(width=16, depth=2, heads=2)
+    case MMDiT():
+      dual = node.dual_blocks[:1]
+      return node.clone(width=16, depth=3, heads=2, dual_blocks=dual)
     case ConvStack():
       return dataclasses.replace(node, channels=4, blocks=1, groups=4)
     case Autoencoder():
@@ -243,7 +257,14 @@ def small(node):
     case TextEmbedder() | LayoutEmbedder():
       return node.clone(encoder=small(node.encoder))
     case ClipEmbedder():
-      return node.clone(encoders=tuple(map(small, node.encoders)))
+      width = node.context_width and 32
+      encoders = tuple(map(small, node.encoders))
+      return node.clone(encoders=encoders, context_width=width)
+    case T5Embedder():
+      encoder = node.encoder.clone(
+        width=32, depth=1, heads=2, head_width=8, hidden=16
+      )
+      return node.clone(encoder=encoder)
     case ClassEmbedder():
       return node.clone(width=16)
     case PatchDiscriminator():
