@@ -172,6 +172,19 @@ def test_orders_between_two_times(config, order):
 
 
 @pytest.mark.parametrize(
+  "name", [n for n in NAMES if not SamplerConfig(sampler=n).is_random]
+)
+def test_every_solver_converges_from_pure_noise(name):
+  """Those in ln SNR begin at a floor of the signal, which is 2e-4."""
+  config = SamplerConfig(10, name, "trailing", shift=3.0)
+  few, many = (
+    error(dataclasses.replace(config, steps=steps)) for steps in (10, 160)
+  )
+  assert many < 5e-3 + 2e-2 * (name in ("euler", "ddim"))
+  assert many < few / 8
+
+
+@pytest.mark.parametrize(
   "name, eta",
   [
     ("euler_ancestral", None),
