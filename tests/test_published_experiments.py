@@ -40,6 +40,7 @@ from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.lpips import LPIPS
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.unet import UNet
 from ldm_jax.training.autoencoder import AutoencoderTask
@@ -71,8 +72,9 @@ BERT = {
   w: c - (w + 1) * 30_522 for w, c in ((640, 186_154_682), (1280, 581_994_042))
 }
 CLIP_L, CLIP_H, CLIP_G = 123_060_480, 352_984_064, 694_659_840
-# SD 3's: CLIP_L with a projection, and T5 XXL.
-TEXTS = CLIP_L + 768 * 768 + CLIP_G + 4_762_310_656
+T5_XXL = 4_762_310_656
+# SD 3's: CLIP_L with a projection.
+TEXTS = CLIP_L + 768 * 768 + CLIP_G + T5_XXL
 FACE = 274_056_163
 # config: parameters of the U-Net and of the conditioners
 DIFFUSIONS = {
@@ -106,11 +108,12 @@ DIFFUSIONS = {
   # Of 675,129,632; the rest are fixed positions.
   "dit/imagenet256_dit_xl2": (673_681_568, 1001 * 1152),
   "dit/imagenet256_sit_xl2": (673_681_568, 1001 * 1152),
+  "flux/mlperf_flux1": (11_891_178_560, CLIP_L + T5_XXL),
 }
 CLASSIFIERS = ("ldm/imagenet256_f8_classifier",)
 # Tensors of a U-Net, by torch's count.
 TENSORS = {"sd/sd1": 686, "sd/sdxl_base": 1680}
-FOLDERS = ("ldm", "sd", "first_stages", "dit")
+FOLDERS = ("ldm", "sd", "first_stages", "dit", "flux")
 EVERY = (*STAGES, *DIFFUSIONS, *CLASSIFIERS)
 
 
@@ -155,7 +158,7 @@ def batch(task, side, rows):
         made["tokens"] = ids.astype(np.int32)
       case T5Embedder():
         ids = whole(part.encoder.vocabulary, rows, part.length)
-        made["t5_tokens"] = ids.astype(np.int32)
+        made[part.input_key] = ids.astype(np.int32)
       case SizeEmbedder():
         made["sizes"] = rng.random((rows, part.count)).astype(np.float32)
       case SegmentationEmbedder():
@@ -241,6 +244,9 @@ def small(node):
     case MMDiT():
       dual = node.dual_blocks[:1]
       return node.clone(width=16, depth=3, heads=2, dual_blocks=dual)
+    case Flux():
+      node = node.clone(double_depth=1, single_depth=1)
+      return node.clone(width=16, heads=2, axes=(2, 2, 4))
     case ConvStack():
       return dataclasses.replace(node, channels=4, blocks=1, groups=4)
     case Autoencoder():
