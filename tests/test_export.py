@@ -1,5 +1,6 @@
 """An exported sampler generates the model's images, without this package."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import t5_files
 from jax import export as jax_export
 from PIL import Image
 from test_pretrained import clip_prompts, folder, model  # noqa: F401, fixtures
@@ -15,6 +17,7 @@ from test_sampling import CONFIG, class_model, generated, sides
 
 from ldm_jax.cli import export, sample
 from ldm_jax.cli.exit_codes import CommandError
+from ldm_jax.data.text import tokenizers
 from ldm_jax.data.text.prompt_weighting import parse_prompt_weights
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.sampling import GenerationInputs, SamplingEngine
@@ -135,6 +138,29 @@ def test_prompts_are_split_as_by_sample(alone, text):
   found = exported_runner.tokens(conditioner, text)
   wanted = prompts.encode([parse_prompt_weights(text)])
   np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_prompts_of_one_chunk_are_cut_as_by_sample(alone, text, capsys):
+  conditioner, prompts = alone
+  found = exported_runner.tokens(conditioner | {"max_chunks": 1}, text)
+  cut, prompt = dataclasses.replace(prompts, max_chunks=1), text.strip()
+  wanted = cut.encode([parse_prompt_weights(text)])
+  np.testing.assert_array_equal(found, wanted)
+  is_cut = bool(cut.left_out(parse_prompt_weights(prompt)))
+  assert ("CLIP reads the beginning" in capsys.readouterr().err) == is_cut
+
+
+def test_prompts_of_t5_are_those_of_sample(tmp_path, monkeypatch, capsys):
+  own = t5_files.tokenizer_folder(tmp_path / "t5")
+  tokenizer = tokenizers.load(own, 8)
+  tokenizer.fixed.save(str(tmp_path / "t5_tokenizer_0.json"))
+  monkeypatch.setattr(exported_runner, "HERE", tmp_path)
+  names = {"is_stacked": False, "tokenizers": ["t5_tokenizer_0.json"]}
+  for text in ("", "a red fox", "a red fox in the snow of the cat"):
+    found = exported_runner.tokens(names, text)
+    np.testing.assert_array_equal(found, tokenizer.encode([text]))
+  assert "is beyond its length" in capsys.readouterr().err
 
 
 def test_both_sides_have_one_length_or_are_refused(alone):

@@ -22,6 +22,7 @@ from ldm_jax.nn.conditioners.embedders import (
   SizeEmbedder,
   TextEmbedder,
 )
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.runtime.log import log_duration
 from ldm_jax.sampling.conditioning import ConditionInputs, encode_conditions
@@ -35,7 +36,8 @@ from ldm_jax.weights.safetensors_files import write_safetensors
 logger = logging.getLogger(__name__)
 
 MAX_CHUNKS = 8
-EXPORTABLE = (TextEmbedder, ClipEmbedder, ClassEmbedder, SizeEmbedder)
+TEXTS = (TextEmbedder, ClipEmbedder, T5Embedder)
+EXPORTABLE = (*TEXTS, ClassEmbedder, SizeEmbedder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +234,8 @@ def _conditioners(
       entry |= {"kind": "sizes", "rows": [row.tolist() for row in rows]}
     else:
       entry |= {"kind": "text", "is_stacked": isinstance(part, ClipEmbedder)}
+      if isinstance(part, ClipEmbedder):
+        entry["max_chunks"] = loaded.tokenizer.max_chunks
     described.append(entry)
   return sides[0], described
 
@@ -240,15 +244,17 @@ def _write_tokenizers(
   folder: str, loaded: LoadedModel, conditioners: list[dict[str, Any]]
 ) -> None:
   """One tokenizer file per text encoder, which truncates and pads too."""
-  for entry in conditioners:
-    if entry["kind"] != "text":
+  for part, entry in zip(loaded.model.conditioners, conditioners, strict=True):
+    if not isinstance(part, TEXTS):
       continue
-    prompts = loaded.tokenizer
+    prompts, start = loaded.tokenizer, "tokenizer"
+    if isinstance(part, T5Embedder):
+      prompts, start = loaded.t5_tokenizer, "t5_tokenizer"
     tokenizers = (
       prompts.syntaxes if isinstance(prompts, ClipPrompts) else (prompts,)
     )
     entry["tokenizers"] = []
     for i, tokenizer in enumerate(tokenizers):
-      name = f"tokenizer_{i}.json"
+      name = f"{start}_{i}.json"
       tokenizer.fixed.save(os.path.join(folder, name))
       entry["tokenizers"].append(name)

@@ -68,6 +68,10 @@ def tokens(conditioner, text):
             for part in parts]  # fmt: skip
     if is_clip:  # what is too long for a chunk is in further ones
       rows = [chunk for row in rows for chunk in (row, *row.overflowing)]
+      most = conditioner.get("max_chunks") or len(rows)
+      if len(rows) > most:
+        note(f"CLIP reads the beginning of {text!r}")
+      rows = rows[:most]
     elif rows[0].overflowing:
       note(f"the end of {text!r} is beyond its length")
     encoders.append([row.ids for row in rows])
