@@ -14,9 +14,19 @@ import ldm_jax
 from ldm_jax.data.text import tokenizers
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
+from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.t5 import T5Encoder, relative_buckets
-from ldm_jax.pretrained.components import open_file
+from ldm_jax.pretrained.components import (
+  Components,
+  ForeignNetwork,
+  open_file,
+)
+from ldm_jax.pretrained.networks import build
+from ldm_jax.pretrained.single_network.add_text_encoders import (
+  add_text_encoders,
+)
 from ldm_jax.pretrained.text.t5_config import t5, t5_config
+from ldm_jax.pretrained.text.transformers_names import transformers_tensors
 from ldm_jax.weights.naming.convert import revert, shapes
 from ldm_jax.weights.naming.parameter_names import name_table
 from ldm_jax.weights.safetensors_files import (
@@ -235,3 +245,38 @@ def test_a_config_of_the_tokenizer_is_checked(tmp_path):
   (folder / "tokenizer_config.json").write_text(json.dumps(config))
   with pytest.raises(ConfigError, match="extra_ids=-1"):
     tokenizers.load(folder, 8)
+
+
+@pytest.mark.parametrize(
+  ("width", "activation"), [(64, "quick_gelu"), (1024, "gelu")]
+)
+def test_clip_is_read_of_a_file_of_its_own(width, activation, tmp_path):
+  """clip_l and clip_g, under transformers' names."""
+  clip = ClipText(9, width, 1, width // 64, 5, 8, activation, projection=6)
+  variables = random_variables(clip, TOKENS[:1, :1] * 0, seed=2)
+  table = name_table("clip", "compvis", shapes(variables["params"]))
+  own = transformers_tensors("clip", revert(table, variables["params"]))
+  own["text_model.embeddings.position_ids"] = np.arange(5)[None]
+  own["logit_scale"] = np.ones((), np.float32)
+  write_safetensors(tmp_path / "clip.safetensors", own)
+  found, params = ldm_jax.from_single_file(str(tmp_path / "clip.safetensors"))
+  assert found == clip
+  jax.tree.map(np.testing.assert_array_equal, params, variables)
+
+
+def test_flux_takes_a_pooled_text_as_it_is(tensors, tmp_path):
+  """Whatever matrix a file of CLIP holds for others."""
+  clip = ClipText(9, 64, 1, 1, 5, 8, projection=6)
+  variables = random_variables(clip, TOKENS[:1, :1] * 0, seed=2)
+  table = name_table("clip", "compvis", shapes(variables["params"]))
+  own = transformers_tensors("clip", revert(table, variables["params"]))
+  paths = [str(tmp_path / f"{name}.safetensors") for name in ("t5", "clip_l")]
+  for path, each in zip(paths, (tensors, own), strict=True):
+    write_safetensors(path, each)
+  flux = ForeignNetwork({}, {}, "flux", "compvis")
+  found = add_text_encoders(Components({"unet": flux}), paths).networks
+  assert list(found) == ["unet", "text_encoder", "text_encoder_2"]
+  assert build(found["text_encoder"].config) == clip.clone(projection=None)
+  assert found["text_encoder_2"].kind == "t5"
+  with pytest.raises(ConfigError, match="a second text_encoder_2"):
+    add_text_encoders(Components({"unet": flux}), [paths[0]] * 2)

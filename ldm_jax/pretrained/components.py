@@ -30,7 +30,7 @@ from ldm_jax.pretrained.single_file.stored_configs import (
 )
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
 from ldm_jax.pretrained.single_network.autoencoder_file import find_autoencoder
-from ldm_jax.pretrained.text.t5_tensors import find_t5
+from ldm_jax.pretrained.text.encoder_file import find_text_encoder
 from ldm_jax.pretrained.text.transformers_names import own_tensors
 from ldm_jax.weights import folders
 from ldm_jax.weights.files import read_global_step, read_metadata, read_tensors
@@ -203,8 +203,8 @@ def open_file(
     return _stored_components(path, configs, tensors, config or {}, prediction)
   if (alone := find_autoencoder(path, tensors)) is not None:
     return _lone_autoencoder(path, alone, (config or {}).get("vae", {}))
-  if (t5 := find_t5(path, tensors, config=config)) is not None:
-    return Components({"text_encoder": t5}, family="t5")
+  if (text := find_text_encoder(path, tensors, config or {})) is not None:
+    return Components({"text_encoder": text}, family=text.kind)
   if (dit := released_dit(path, tensors, prediction, config or {})) is not None:
     networks = with_labels({"unet": dit.network})
     return Components(

@@ -58,8 +58,8 @@ class LoadOptions:
     t5_tokenizer: the same of T5's, for SD3 and FLUX.
     vae: a folder, file or repository of an autoencoder, or of a model that has
       one, in place of the model's own.
-    text_encoder: folders of CLIP text encoders, and folders or single files of
-      T5's, which single files may lack.
+    text_encoder: folders or files of text encoders, CLIP's or T5's, which
+      single files may lack.
     lora: LoRA files to merge, in this order: FILE, FILE:SCALE or (file, scale).
     embedding: files of textual inversion.
     trust: top-level packages that may be imported for classes which a run

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import WeightsError
-from ldm_jax.pretrained.configs import text_encoder_config
 from ldm_jax.pretrained.flux.flux_config import flux
 from ldm_jax.pretrained.flux.flux_shapes import (
   FIRST,
@@ -18,19 +17,18 @@ from ldm_jax.pretrained.flux.flux_shapes import (
   refuse_others,
 )
 from ldm_jax.pretrained.flux.folder import scheduler
-from ldm_jax.pretrained.single_file import submodules, tensor_shapes
+from ldm_jax.pretrained.single_file import submodules
 from ldm_jax.pretrained.single_file.detected import Detected
 from ldm_jax.pretrained.single_file.families import FAMILIES
 from ldm_jax.pretrained.single_file.submodules import PartialConfig, Submodule
-from ldm_jax.pretrained.single_file.tensor_shapes import Shape, Shapes
-from ldm_jax.pretrained.text import t5_config
+from ldm_jax.pretrained.single_file.tensor_shapes import Shape
+from ldm_jax.pretrained.text.encoder_shapes import encoder_config
 
 UNET, VAE = "model.diffusion_model.", "vae."
 TEXTS = {
   "text_encoder": "text_encoders.clip_l.transformer.",
   "text_encoder_2": "text_encoders.t5xxl.transformer.",
 }
-_HEAD = 64  # features of a head of CLIP's ViT-L
 # Tensors of CLIP that are not used.
 _IGNORED = re.compile(r"text_encoders\.\w+\.(logit_scale|text_projection)")
 
@@ -99,21 +97,9 @@ def _text(
   shapes: Mapping[str, Shape],
   overrides: PartialConfig,
 ) -> Submodule:
-  """A text encoder under transformers' names."""
-  if name == "text_encoder_2":
-    config = t5_config.config_of_shapes(shapes) | dict(overrides)
-    return Submodule(name, "t5", prefix, config)
-  module = tensor_shapes.read_clip(Shapes(shapes, "text_model."))
-  projection = shapes.get("text_projection.weight")
-  heads = overrides.get("num_attention_heads") or module.width // _HEAD
-  if not heads or module.width % heads:
-    raise WeightsError(
-      f"{name} of {module.width} features and {heads} heads; give its number "
-      f'of heads as config={{"{name}": {{"num_attention_heads": ...}}}}'
-    )
-  module = module.clone(heads=heads, projection=projection and projection[0])
-  config = text_encoder_config.clip_config(module) | dict(overrides)
-  return Submodule(name, "clip", prefix, config)
+  """A text encoder under transformers' names; FLUX projects no pooled text."""
+  kind, config = encoder_config(name, shapes, overrides, is_projected=False)
+  return Submodule(name, kind, prefix, config)
 
 
 def _check_names(shapes: Mapping[str, Shape], prefixes: list[str]) -> None:

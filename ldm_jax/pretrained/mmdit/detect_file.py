@@ -11,16 +11,15 @@ from typing import Any
 
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import WeightsError
-from ldm_jax.pretrained.configs import text_encoder_config
 from ldm_jax.pretrained.configs.latent_statistics import TRANSFORMER_LATENTS
 from ldm_jax.pretrained.mmdit.folder import SCHEDULER
 from ldm_jax.pretrained.mmdit.mmdit_config import SD3, mmdit
-from ldm_jax.pretrained.single_file import submodules, tensor_shapes
+from ldm_jax.pretrained.single_file import submodules
 from ldm_jax.pretrained.single_file.detected import Detected
 from ldm_jax.pretrained.single_file.families import Family
 from ldm_jax.pretrained.single_file.submodules import PartialConfig, Submodule
 from ldm_jax.pretrained.single_file.tensor_shapes import Shape, Shapes
-from ldm_jax.pretrained.text.t5_config import config_of_shapes
+from ldm_jax.pretrained.text.encoder_shapes import encoder_config
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXTS = {
@@ -151,29 +150,13 @@ def _text(
   overrides: PartialConfig,
 ) -> Submodule:
   """A text encoder under transformers' names."""
-  if name == "text_encoder_3":
-    rest = {
-      n.removeprefix(prefix): shape
-      for n, shape in shapes.items()
-      if n.startswith(prefix)
-    }
-    config = config_of_shapes(rest) | dict(overrides)
-    return Submodule(name, "t5", prefix, config)
-  module = tensor_shapes.read_clip(Shapes(shapes, f"{prefix}text_model."))
-  projection = shapes.get(f"{prefix}text_projection.weight")
-  heads = overrides.get("num_attention_heads") or module.width // _HEAD
-  if not heads or module.width % heads:
-    raise WeightsError(
-      f"{name} of {module.width} features and {heads} heads; give its number "
-      f'of heads as config={{"{name}": {{"num_attention_heads": ...}}}}'
-    )
-  module = module.clone(
-    heads=heads,
-    activation="gelu" if name == "text_encoder_2" else "quick_gelu",
-    projection=projection and projection[0],
-  )
-  config = text_encoder_config.clip_config(module) | dict(overrides)
-  return Submodule(name, "clip", prefix, config)
+  rest = {
+    n.removeprefix(prefix): shape
+    for n, shape in shapes.items()
+    if n.startswith(prefix)
+  }
+  kind, config = encoder_config(name, rest, overrides)
+  return Submodule(name, kind, prefix, config)
 
 
 def _missing(has_vae: bool, texts: list[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from ldm_jax.pretrained.configs import text_encoder_config, unet_reader
 from ldm_jax.pretrained.networks import ForeignNetwork
 from ldm_jax.pretrained.text.open_encoder import open_encoder
 from ldm_jax.pretrained.text.prompt_tokens import T5_FAMILIES
-from ldm_jax.pretrained.text.subfolders import subfolder_of
+from ldm_jax.pretrained.text.subfolders import for_backbone, subfolder_of
 
 
 def add_text_encoders(
@@ -35,6 +35,7 @@ def add_text_encoders(
     network = open_encoder(folder)
     if unet.kind in T5_FAMILIES:
       name = subfolder_of(unet.kind, network, folder)
+      network = for_backbone(unet.kind, network)
     else:
       name = _place(unet, network, folder)
     if name in found:

@@ -1,5 +1,7 @@
 """Subfolders of the text encoders of SD3 and FLUX."""
 
+import dataclasses
+
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
@@ -48,3 +50,11 @@ def subfolder_of(backbone: str, network: ForeignNetwork, path: str) -> str:
       "is a CLIP text encoder or a T5 (--text_encoder)"
     )
   return _PLACES[backbone][kinds[network.kind]]
+
+
+def for_backbone(backbone: str, network: ForeignNetwork) -> ForeignNetwork:
+  """The text encoder as the model reads it: FLUX projects no pooled text."""
+  if backbone != "flux" or network.kind != "clip":
+    return network
+  config = {**network.config, "architectures": ["CLIPTextModel"]}
+  return dataclasses.replace(network, config=config)
