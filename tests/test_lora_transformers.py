@@ -1,5 +1,6 @@
 """LoRA files of transformers: every form, fused matrices, unknown names."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,11 +14,14 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.dit.dit import DiT
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.lora import LoRA
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.pretrained.lora.export import save_lora
 from ldm_jax.pretrained.lora.merge import merge_lora
+from ldm_jax.pretrained.text.families import TextEncoders, flux_conditioners
 from ldm_jax.weights.safetensors_files import (
   read_safetensors,
   write_safetensors,
@@ -52,6 +56,27 @@ def family(name):
     tokenizer=None,
     height=16,
     width=16,
+  )
+
+
+def with_texts(loaded):
+  """The model with CLIP and T5 as FLUX has them."""
+  clip = ClipText(vocabulary=60, width=10, depth=1, heads=2)
+  t5 = T5Encoder(40, 12, 1, 2, 4, 16, 8)
+  encoders = TextEncoders((clip,), (59,), t5)
+  conditioners = tuple(flux_conditioners(encoders, 12, 10))
+  drop, ids = np.zeros((1,), bool), np.zeros((1, 512), np.int32)
+  tokens = {"tokens": ids[:, None, :77], "t5_tokens": ids}
+  shapes = {
+    part.input_key: jax.eval_shape(
+      part.init, jax.random.key(0), tokens[part.input_key], drop
+    )
+    for part in conditioners
+  }
+  return dataclasses.replace(
+    loaded,
+    model=dataclasses.replace(loaded.model, conditioners=conditioners),
+    params=loaded.params.replace(conditioners=random_like(shapes)),
   )
 
 
@@ -91,6 +116,26 @@ def test_a_trained_lora_comes_back(name, form, tmp_path):
     )
   ]
   assert sum(changed) == len(jax.tree.leaves(factors)) // 2
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+def test_text_encoders_are_adapted_too(form, tmp_path):
+  loaded = with_texts(family("flux"))
+  lora = LoRA(rank=2, where=r"^conditioners/.*/(q|up)/kernel$")
+  base = {"conditioners": loaded.params.conditioners}
+  factors = lora.init(jax.random.key(0), base)
+  factors = jax.tree.map(lambda x: random(*x.shape), factors)
+  path = str(tmp_path / "lora.safetensors")
+  save_lora(loaded, lora, factors, path, form)
+  starts = {
+    "kohya": {"lora_te1_text_model_encoder", "lora_te3_encoder"},
+    "peft": {"text_encoder.text_model.encoder", "text_encoder_2.encoder"},
+  }
+  names = read_safetensors(path)
+  for start in starts[form]:
+    assert any(name.startswith(start) for name in names), (start, [*names])
+  expected = lora.merge(base, factors)["conditioners"]
+  assert_near(merge_lora(loaded, path).params.conditioners, expected)
 
 
 def change(loaded, found, path):

@@ -45,6 +45,7 @@ _NETWORKS = (
   "transformer.",
   "text_encoder.",
   "text_encoder_2.",
+  "text_encoder_3.",
   "text_model.",
 )
 _REPEATS = re.compile(r"(?<!\\)[*+{]")

@@ -22,6 +22,8 @@ from ldm_jax.weights.safetensors_files import write_safetensors
 
 LoraFormat = Literal["kohya", "peft"]
 Path = tuple[str, ...]
+# How modules of CLIP's text encoder begin, and of no other network.
+_OF_CLIP = ("embeddings.", "encoder.layers.", "final_layer_norm")
 
 logger = logging.getLogger(__name__)
 
@@ -132,18 +134,15 @@ def _stacked(group: Sequence[Factors]) -> Factors:
 
 def _kohya(prefix: str, name: str) -> str:
   """kohya's name of a module; transformers 5 leaves `text_model` out."""
-  is_bare = prefix != "lora_unet_" and not name.startswith("text_")
-  return prefix + "text_model_" * is_bare + name.replace(".", "_")
+  return prefix + _wrapped(name).replace(".", "_")
 
 
-def _wrapped(network: str, module: str) -> str:
-  """A text encoder's module under transformers 4's `text_model`.
+def _wrapped(module: str) -> str:
+  """A module of CLIP's text encoder under transformers 4's `text_model`.
 
   diffusers removes it where transformers 5's encoder has none.
   """
-  is_text = network.startswith("text_encoder")
-  is_bare = is_text and not module.startswith("text_")
-  return "text_model." * is_bare + module
+  return "text_model." * module.startswith(_OF_CLIP) + module
 
 
 def _modules(found: Found) -> list[tuple[str, str]]:
@@ -174,7 +173,7 @@ def _as_peft(found: Found) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   tensors, config = {}, {}
   for network, pairs in found.items():
     for pair in pairs:
-      name = f"{network}.{_wrapped(network, pair.module)}"
+      name = f"{network}.{_wrapped(pair.module)}"
       tensors[f"{name}.lora_A.weight"] = pair.down
       tensors[f"{name}.lora_B.weight"] = pair.up
     of_network = _adapter_config(pairs)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
@@ -51,6 +52,8 @@ _COMFYUI = {
   "text_encoder": ("clip_l", "clip_h"),
   "text_encoder_2": ("clip_g",),
 }
+# sd-scripts' and ComfyUI's names of T5.
+_T5 = ("lora_te3_", "text_encoders.t5xxl.", "text_encoders.t5xxl.transformer.")
 
 
 class Target(NamedTuple):
@@ -79,7 +82,7 @@ Modules = tuple[Module, ...]  # one, or those that a file stacks in one
 
 
 def modules(loaded: LoadedModel) -> dict[str, Modules]:
-  """Every module of backbone and CLIP text encoders, by all its names.
+  """Every module of backbone and text encoders, by all its names.
 
   A file's module may be several of the model: queries, keys and values in one
   matrix. No two modules share a name. kohya's names have underscores for dots
@@ -143,6 +146,12 @@ def networks(
   for conditioner in loaded.model.conditioners:
     if isinstance(conditioner, ClipEmbedder):
       yield from _text_encoders(loaded, conditioner)
+    elif isinstance(conditioner, T5Embedder):
+      key = conditioner.input_key
+      path = ("conditioners", key, "params", "encoder")
+      params = loaded.params.conditioners[key]["params"]["encoder"]
+      starts = [f"{text_encoder_folders(loaded.model)[-1]}.", *_T5]
+      yield starts, path, name_table("t5", "diffusers", shapes(params))
 
 
 def _unet(loaded: LoadedModel, schemes: Sequence[str]):
@@ -156,21 +165,22 @@ def _unet(loaded: LoadedModel, schemes: Sequence[str]):
 
 
 def _text_encoders(loaded: LoadedModel, embedder: ClipEmbedder):
-  """As `networks`; kohya numbers the text encoders where there are two.
+  """As `networks`; kohya numbers the text encoders where there are several.
 
   Trainers of SDXL number SD 1's too: lora_te1_.
   """
-  key = embedder.input_key
+  key, has_t5 = embedder.input_key, loaded.model.find_conditioner(T5Embedder)
   encoders = split_variables(embedder, loaded.params.conditioners[key])
   for i, (_, variables) in enumerate(encoders):
     name = text_encoder_folders(loaded.model)[i]
     number = 2 if name == "text_encoder_2" else 1
-    short = f"lora_te{number}_" if number * len(encoders) > 1 else "lora_te_"
+    kohya = [f"lora_te{number}_"]
+    if number * len(encoders) == 1:
+      kohya.insert(1 if has_t5 else 0, "lora_te_")
     comfy = (f"text_encoders.{clip}" for clip in _COMFYUI[name])
     starts = [
       f"{name}.",
-      short,
-      *({f"lora_te{number}_"} - {short}),
+      *kohya,
       *(f"{c}{end}" for c in comfy for end in (".", ".transformer.")),
     ]
     starts += [f"{s}text_model{s[-1]}" for s in starts]

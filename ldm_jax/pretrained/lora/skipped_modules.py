@@ -7,14 +7,15 @@ from typing import Literal
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.embedders import SizeEmbedder
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 
 Module = tuple[str, str]  # (network, name)
 
 # Of sd-scripts' networks/lora.py: the U-Net's transformers, residual blocks and
 # samplers, the text encoders' attention and MLPs.
 _OF_UNET = re.compile(r"\.(attentions|resnets|downsamplers|upsamplers)\.")
-_OF_TEXT = re.compile(r"\.(self_attn|mlp)\.")
-_KNOWN = (ClipEmbedder, SizeEmbedder)
+_OF_TEXT = re.compile(r"\.(self_attn|mlp|SelfAttention|DenseReluDense)\.")
+_KNOWN = (ClipEmbedder, T5Embedder, SizeEmbedder)
 
 
 def skipped_modules(

@@ -1,4 +1,4 @@
-"""LoRAs of FLUX merged as diffusers' FluxPipeline loads and fuses them."""
+"""LoRAs merged as diffusers' pipelines of FLUX and SD 3 fuse them."""
 
 import copy
 
@@ -38,9 +38,7 @@ def transformer():
   return references.random_weights(model)
 
 
-@pytest.fixture(scope="module")
-def loaded(transformer, tmp_path_factory):
-  path = str(tmp_path_factory.mktemp("flux") / "transformer")
+def loaded_here(transformer, path):
   transformer.save_pretrained(path)
   module, variables = load(open_network(path))
   return LoadedModel(
@@ -50,6 +48,12 @@ def loaded(transformer, tmp_path_factory):
     height=16,
     width=16,
   )
+
+
+@pytest.fixture(scope="module")
+def loaded(transformer, tmp_path_factory):
+  path = str(tmp_path_factory.mktemp("flux") / "transformer")
+  return loaded_here(transformer, path)
 
 
 @pytest.fixture
@@ -179,5 +183,50 @@ def test_a_trained_lora_is_read_by_diffusers(
   save_lora(loaded, lora, factors, path, form)
   count = assert_merged(
     merge_lora(loaded, path), fused(path), transformer.state_dict()
+  )
+  assert count == len(jax.tree.leaves(factors)) // 2
+
+
+def test_stable_diffusion_3(tmp_path):
+  """A trained LoRA, which diffusers reads as it is written here."""
+  torch.manual_seed(0)
+  transformer = diffusers.SD3Transformer2DModel(
+    sample_size=8,
+    in_channels=4,
+    num_layers=3,
+    attention_head_dim=8,
+    num_attention_heads=2,
+    joint_attention_dim=12,
+    caption_projection_dim=16,
+    pooled_projection_dim=10,
+    out_channels=4,
+    pos_embed_max_size=6,
+    dual_attention_layers=(0,),
+    qk_norm="rms_norm",
+  ).eval()
+  loaded = loaded_here(transformer, str(tmp_path / "transformer"))
+  where = r"block_\d/.*(q|v|out|up|image_modulation)/kernel$"
+  lora = LoRA(rank=2, alpha=4.0, where=where)
+  factors = lora.init(jax.random.key(0), {"unet": loaded.params.unet})
+  rng = np.random.default_rng(0)
+  factors = jax.tree.map(
+    lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), factors
+  )
+  path = str(tmp_path / "lora.safetensors")
+  save_lora(loaded, lora, factors, path, "peft")
+  names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+  names += ("text_encoder_3", "tokenizer_3", "vae")
+  pipeline = diffusers.StableDiffusion3Pipeline(
+    scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    transformer=copy.deepcopy(transformer),
+    **dict.fromkeys(names),
+  )
+  pipeline.load_lora_weights(path)
+  pipeline.fuse_lora(components=["transformer"])
+  pipeline.unload_lora_weights()
+  count = assert_merged(
+    merge_lora(loaded, path),
+    pipeline.transformer.state_dict(),
+    transformer.state_dict(),
   )
   assert count == len(jax.tree.leaves(factors)) // 2
