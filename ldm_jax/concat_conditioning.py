@@ -17,7 +17,6 @@ from ldm_jax.nn.conditioners.spatial import (
   MaskedImage,
   MaskedLatents,
   NoisyLowResolution,
-  subsample_mask,
 )
 from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.nn.latent_normalization import denormalize
@@ -55,7 +54,7 @@ def prepare_inputs(
       masks = raw[name]
       images = conditioner.mask_images(to_float(raw["image"]), masks)
       latents = params.latent_scale * model.encode(params, images).mode()
-      cells = subsample_mask(masks, model.first_stage.stride)
+      cells = conditioner.cells(masks, model.first_stage.stride)
       inputs[name] = MaskedLatents(latents, cells)
     elif isinstance(conditioner, LowResolution):
       inputs[name] = low_resolution_input(
@@ -63,7 +62,11 @@ def prepare_inputs(
       )
     elif isinstance(conditioner, SourceImage):
       latents = model.encode(params, to_float(raw[name])).mode()
-      inputs[name] = denormalize(model.first_stage, latents)
+      inputs[name] = (
+        params.latent_scale * latents
+        if conditioner.is_scaled
+        else denormalize(model.first_stage, latents)
+      )
     elif isinstance(conditioner, ClipEmbedder | T5Embedder):
       inputs[name] = embedded_text(raw, name) or raw[name]
   return inputs

@@ -95,6 +95,21 @@ def test_both_conventions_of_inpainting():
   )
 
 
+def test_fill_has_the_mask_of_every_pixel_after_the_latents():
+  """FLUX.1-Fill: a channel for each place in a cell, row by row."""
+  part = MaskedImage("flux")
+  masks = np.random.default_rng(0).random((2, 4, 6)) < 0.5
+  cells = part.cells(masks, 2)
+  assert cells.shape == (2, 2, 3, 4)
+  np.testing.assert_array_equal(cells[1, 1, 2], masks[1, 2:4, 4:6].ravel())
+  latents = np.ones((2, 2, 3, 5), np.float32)
+  masked = MaskedLatents(jnp.asarray(latents), jnp.asarray(cells))
+  found = part(masked, jnp.array([False, False])).concat
+  np.testing.assert_array_equal(found[..., :5], latents)
+  np.testing.assert_array_equal(found[..., 5:], cells.astype(np.float32))
+  assert part.masked_value == 0
+
+
 def test_low_resolution_images_come_with_their_noise_level():
   image = jnp.asarray(RNG.standard_normal((2, 4, 4, 3)), jnp.float32)
   seen = NoisyLowResolution(image, jnp.array([0.0, 7.0]))

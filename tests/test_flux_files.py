@@ -18,10 +18,13 @@ from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import GaussianBottleneck
+from ldm_jax.nn.conditioners.spatial import MaskedImage
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.latent_normalization import LatentNormalization
+from ldm_jax.pretrained.configs.concat_inputs import concat_conditioners
+from ldm_jax.pretrained.configs.unet_reader import Inputs
 from ldm_jax.pretrained.convert import ConvertRequest, convert
 from ldm_jax.pretrained.flux.flux_config import FLUX, flux, flux_config
 from ldm_jax.pretrained.flux.folder import scheduler
@@ -198,6 +201,19 @@ def test_the_published_configs_are_read():
   }
   written = flux_config(Flux(), params)
   assert written.items() >= fill.items()
+
+
+def test_channels_beside_the_latents_are_of_a_published_model():
+  """Of Fill, of Depth and Canny; others are refused."""
+  own = lambda channels: concat_conditioners(
+    {}, Inputs(channels, is_flux=True), 16, 8
+  )
+  assert own(16) == []
+  assert own(96) == [MaskedImage("flux")]
+  (control,) = own(32)
+  assert control.is_scaled and not control.has_unconditional
+  with pytest.raises(ConfigError, match="reads 17 channels"):
+    own(33)
 
 
 def test_controlnets_are_refused_by_name(tmp_path):

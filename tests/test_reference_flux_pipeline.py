@@ -3,6 +3,7 @@
 import clip_tokenizer
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import t5_files
 
@@ -152,3 +153,74 @@ def test_a_folder_comes_back(pipe, folder, tmp_path):
   back = open_model(path)
   assert back.model == loaded.model
   jax.tree.map(np.testing.assert_array_equal, back.params, loaded.params)
+
+
+@pytest.mark.parametrize("kind", ["Fill", "Control"])
+def test_models_that_read_an_image(kind, tmp_path, monkeypatch):
+  """FLUX.1-Fill; FLUX.1-Depth and -Canny. The images' latents are modes."""
+  from diffusers.models.autoencoders import vae
+
+  monkeypatch.setattr(
+    vae.DiagonalGaussianDistribution,
+    "sample",
+    lambda self, generator=None: self.mode(),
+  )
+  parts = pipeline(tmp_path, True).components
+  config = dict(parts["transformer"].config)
+  config["in_channels"] = {"Fill": 4 * (4 + 4 + 2**2), "Control": 4 * 8}[kind]
+  config["out_channels"] = 16
+  config = {k: v for k, v in config.items() if not k.startswith("_")}
+  parts["transformer"] = references.random_weights(
+    diffusers.FluxTransformer2DModel(**config)
+  )
+  names = ("image_encoder", "feature_extractor")
+  parts = {name: part for name, part in parts.items() if name not in names}
+  pipe = getattr(diffusers, f"Flux{kind}Pipeline")(**parts)
+  pipe.set_progress_bar_config(disable=True)
+  folder = str(tmp_path / "folder")
+  pipe.save_pretrained(folder)
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+  mask = rng.random((HEIGHT, WIDTH)) < 0.5
+  noise = torch.randn(1, 4, HEIGHT // 2, WIDTH // 2)
+  given = PIL.Image.fromarray(image)
+  white = PIL.Image.fromarray(255 * mask.astype(np.uint8))
+  inputs = {"control_image": given}
+  if kind == "Fill":
+    inputs = {"image": given, "mask_image": white}
+  latents = pipe(
+    **inputs,
+    prompt=PROMPTS[0],
+    guidance_scale=8.0,
+    num_inference_steps=4,
+    height=HEIGHT,
+    width=WIDTH,
+    latents=pipe._pack_latents(noise, 1, 4, HEIGHT // 2, WIDTH // 2),
+    output_type="latent",
+  ).images
+  expected = pipe._unpack_latents(latents, HEIGHT, WIDTH, 2).movedim(1, -1)
+  ours = ldm_jax.Pipeline.from_pretrained(folder)
+  own = {"image": given} | ({"mask": white} if kind == "Fill" else {})
+  found = ours(
+    **own,
+    prompt=PROMPTS[0],
+    guidance=8.0,
+    steps=4,
+    height=HEIGHT,
+    width=WIDTH,
+    initial_latents=noise.movedim(1, -1).numpy(),
+    output="latents",
+    compat="diffusers",
+  ).images
+  expected = expected.numpy()
+  error = np.abs(found - expected).max() / np.abs(expected).max()
+  assert error <= 2e-3
+  loaded = open_model(folder)
+  assert loaded.guidance == {"Fill": 30.0, "Control": 3.5}[kind]
+  again = str(tmp_path / "again")
+  options = {"tokenizer": loaded.tokenizer, "t5_tokenizer": loaded.t5_tokenizer}
+  options["scheduler"] = loaded.scheduler
+  ldm_jax.save_pretrained(loaded.model, loaded.params, again, **options)
+  assert open_model(again).model == loaded.model
+  kinds = diffusers.DiffusionPipeline.from_pretrained(again)
+  assert type(kinds).__name__ == f"Flux{kind}Pipeline"

@@ -93,8 +93,8 @@ def model_index(
     listed[name] = ["transformers", class_name]
   if kind == SD3_PIPELINE:
     listed = ABSENT | listed
-  elif kind == flux_folder.PIPELINE:
-    listed = flux_folder.ABSENT | listed
+  elif kind in flux_folder.PIPELINES:
+    listed = flux_folder.absent(kind) | listed
   elif kind.startswith("StableDiffusionXL"):
     listed |= unconditional_key(model)
     if kind.endswith(("XLInpaintPipeline", "XLImg2ImgPipeline")):

@@ -183,12 +183,13 @@ class InitialLatents:
     latents = self._codec.encode(images.images, tile=config.tile)
     masks = images.masks
     if part := self._model.find_conditioner(SourceImage):
-      concatenated[part.input_key] = self._codec.unscaled(latents)
+      own = latents if part.is_scaled else self._codec.unscaled(latents)
+      concatenated[part.input_key] = own
     if masks is not None:
       stride = self._model.first_stage.stride
       if part := self._model.find_conditioner(MaskedImage):
         hidden = self._codec.encode(images.images, masks, config.tile)
-        cells = distribute(subsample_mask(masks, stride))
+        cells = distribute(part.cells(masks, stride))
         concatenated[part.input_key] = MaskedLatents(hidden, cells)
       else:
         is_diffusers = config.sampler_config.compat is not None

@@ -12,8 +12,10 @@ class SourceImage(nn.Module):
 
   InstructPix2Pix (Brooks et al. 2023, section 3.2): the mode of the first
   stage's posterior, without the scale of the latents that are diffused.
+  FLUX.1-Depth and -Canny read a depth map or edges with their scale.
 
   Attributes:
+    is_scaled: its latents are normalised and scaled as those diffused.
     input_key: of the batch's image, uint8, of the size of the edited one.
     drop_rate: fraction of training examples with zeros.
     joint_drop_rate: fraction of training examples in which every condition
@@ -24,6 +26,7 @@ class SourceImage(nn.Module):
   input_key: str = "source"
   drop_rate: Fraction = 0.05
   joint_drop_rate: Fraction = 0.05
+  is_scaled: bool = False
 
   is_frozen = False
 

@@ -86,7 +86,8 @@ class MaskedLatents:
 
   Attributes:
     latents: [b h w c], scaled, of the masked image.
-    mask: bool [b h w 1], true where the image is hidden.
+    mask: bool [b h w c2], true where the image is hidden; see
+      `MaskedImage.cells`.
   """
 
   latents: Any
@@ -99,14 +100,16 @@ class MaskedImage(nn.Module):
   Hidden pixels are set to `masked_value` before the first stage encodes them.
   "sd": grey; the mask (1 where hidden) is concatenated before the latents.
   "ldm": black; the mask comes after the latents, 1 where hidden and -1
-  elsewhere (LDM's inpainting, Rombach et al. 2022, section 4.5).
+  elsewhere (LDM's inpainting, Rombach et al. 2022, section 4.5). "flux": grey;
+  after the latents comes the mask (1 where hidden) of every pixel of a cell, in
+  a channel each (FLUX.1-Fill).
 
   Attributes:
     input_key: of the batch's mask, bool, of the size of its image.
     drop_rate: fraction of training examples with zeros.
   """
 
-  convention: Literal["sd", "ldm"] = "sd"
+  convention: Literal["sd", "ldm", "flux"] = "sd"
   input_key: str = "mask"
   drop_rate: Fraction = 0.0
 
@@ -120,7 +123,7 @@ class MaskedImage(nn.Module):
   @property
   def masked_value(self) -> float:
     """The value of hidden pixels, in [-1, 1]."""
-    return {"sd": 0.0, "ldm": -1.0}[self.convention]
+    return -1.0 if self.convention == "ldm" else 0.0
 
   def mask_images(
     self, images: Float[Array, "b H W 3"], masks: Bool[Array, "b H W"]
@@ -128,14 +131,24 @@ class MaskedImage(nn.Module):
     """The images with hidden pixels set to `masked_value`."""
     return jnp.where(masks[..., None], self.masked_value, images)
 
+  def cells(self, masks: Any, stride: int) -> Any:
+    """The masks [b H W] at the size of latents, [b h w c2]."""
+    if self.convention != "flux":
+      return subsample_mask(masks, stride)
+    count, height, width = masks.shape
+    shape = count, height // stride, stride, width // stride, stride
+    cells = masks.reshape(shape).transpose(0, 1, 3, 2, 4)
+    return cells.reshape(*cells.shape[:3], stride * stride)
+
   def __call__(
     self, masked: MaskedLatents, drop: Bool[Array, " b"]
   ) -> Condition:
     mask = masked.mask.astype(masked.latents.dtype)
-    if self.convention == "sd":
-      channels = [mask, masked.latents]
-    else:
-      channels = [masked.latents, 2 * mask - 1]
+    channels = {
+      "sd": [mask, masked.latents],
+      "ldm": [masked.latents, 2 * mask - 1],
+      "flux": [masked.latents, mask],
+    }[self.convention]
     channels = jnp.concatenate(channels, axis=-1)
     return Condition(concat=zero_where(channels, drop))
 

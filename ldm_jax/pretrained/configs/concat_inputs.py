@@ -24,8 +24,11 @@ def concat_conditioners(
     stride: of the first stage.
 
   Raises:
-    ConfigError: the image to edit is not concatenated as InstructPix2Pix does.
+    ConfigError: the image to edit is not concatenated as InstructPix2Pix does,
+      or a FLUX reads another number of channels than the published ones.
   """
+  if inputs.is_flux:
+    return _flux_conditioners(inputs.channels - latents, latents, stride)
   if inputs.channels == 2 * latents + 1:
     return [MaskedImage()]
   if inputs.channels == latents + 3 and inputs.vector is not None:
@@ -43,3 +46,20 @@ def concat_conditioners(
       "and whose noise is EDM's; needed: a model of InstructPix2Pix, without it"
     )
   return [SourceImage()]
+
+
+def _flux_conditioners(
+  channels: int, latents: int, stride: int
+) -> list[Conditioner]:
+  """Of FLUX.1-Fill, of FLUX.1-Depth and -Canny, or none."""
+  known = {
+    0: [],
+    latents + stride**2: [MaskedImage("flux")],
+    latents: [SourceImage(drop_rate=0.0, joint_drop_rate=0.0, is_scaled=True)],
+  }
+  if channels not in known:
+    raise ConfigError(
+      f"a FLUX that reads {channels} channels besides latents of {latents} is "
+      f"none of those known here, which read {', '.join(map(str, known))}"
+    )
+  return known[channels]

@@ -45,6 +45,7 @@ class Inputs(NamedTuple):
     vector: features of `Condition.vector`, or None if there is none.
     sinusoids: features of each of SDXL's sizes within the vector; None if it
       holds none, as unCLIP's.
+    is_flux: whether it is of a FLUX.
   """
 
   channels: int
@@ -52,6 +53,7 @@ class Inputs(NamedTuple):
   context: int | None = None
   vector: int | None = None
   sinusoids: int | None = None
+  is_flux: bool = False
 
 
 def inputs(config: Config) -> Inputs:

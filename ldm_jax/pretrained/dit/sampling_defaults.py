@@ -92,8 +92,10 @@ def default_guidance(
   unet: UNet | DiT | MMDiT | Flux, inputs: unet_reader.Inputs
 ) -> float:
   """The scale of guidance of diffusers' pipelines."""
-  if isinstance(unet, Flux):  # FluxPipeline's, or none where it is not read
-    return 3.5 if unet.embeds_guidance else 1.0
+  if isinstance(unet, Flux):
+    is_fill = inputs.channels > 2 * unet.out_channels
+    scale = 30.0 if is_fill else 3.5
+    return scale if unet.embeds_guidance else 1.0  # where it is not read
   if isinstance(unet, DiT):
     return 4.0
   if isinstance(unet, MMDiT):

@@ -77,6 +77,7 @@ def inputs(config: Config) -> Inputs:
     SIZE,
     context=values["joint_attention_dim"],
     vector=values["pooled_projection_dim"],
+    is_flux=True,
   )
 
 

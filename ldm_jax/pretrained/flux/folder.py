@@ -7,9 +7,13 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import Conditioner
+from ldm_jax.nn.conditioners.source_image import SourceImage
+from ldm_jax.nn.conditioners.spatial import MaskedImage
 from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.nn.flux.packing import SIDE
+from ldm_jax.pretrained.configs.concat_inputs import concat_conditioners
 from ldm_jax.pretrained.configs.strict_config import DIFFUSERS
+from ldm_jax.pretrained.configs.unet_reader import Inputs
 from ldm_jax.pretrained.flux.flux_config import FLOW_STEPS
 from ldm_jax.pretrained.text.families import (
   FLUX_LENGTHS,
@@ -17,17 +21,18 @@ from ldm_jax.pretrained.text.families import (
   flux_conditioners,
 )
 
-PIPELINE = "FluxPipeline"
-# Components that the pipeline names even where there are none.
-ABSENT = {
-  name: [None, None]
-  for name in (
-    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-    *("image_encoder", "feature_extractor"),
-  )
-}
+PLAIN = "FluxPipeline"
+PIPELINES = (PLAIN, "FluxFillPipeline", "FluxControlPipeline")
+_TEXTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+_IMAGES = ("image_encoder", "feature_extractor")  # of the first pipeline alone
 # What the pipeline takes from its tokenizers, and what training alone reads.
 _FREE = ("begin", "end", "padding", "drop_rate", "is_frozen")
+
+
+def absent(kind: str) -> dict[str, list[None]]:
+  """Components that a pipeline names even where there are none."""
+  names = _TEXTS + _IMAGES * (kind == PLAIN)
+  return {name: [None, None] for name in names}
 
 
 def scheduler(is_dev: bool) -> dict[str, Any]:
@@ -54,22 +59,35 @@ def pipeline(model: LatentDiffusion, channels: int) -> str:
   Raises:
     ConfigError: there is none for such a model.
   """
-  latents = model.first_stage.latent_channels
-  if channels != SIDE * SIDE * latents:
-    raise ConfigError(
-      f"{PIPELINE} holds no FLUX that reads {channels} channels with latents "
-      f"of {latents}; write the transformer by itself"
+  images = [part for part in model.conditioners if _is_image(part)]
+  latents, stride = model.first_stage.latent_channels, model.first_stage.stride
+  own = concat_conditioners(
+    {}, Inputs(channels // SIDE**2, is_flux=True), latents, stride
+  )
+  if images != own:
+    has, needs = (
+      ", ".join(type(part).__name__ for part in each) or "nothing"
+      for each in (images, own)
     )
-  return PIPELINE
+    raise ConfigError(
+      f"a FLUX that reads {channels} channels concatenates {needs} with its "
+      f"latents, as pretrained.configs.concat_inputs makes it; this model {has}"
+    )
+  return PIPELINES[1 + isinstance(own[0], SourceImage)] if own else PLAIN
+
+
+def _is_image(part: Conditioner) -> bool:
+  return isinstance(part, MaskedImage | SourceImage)
 
 
 def check_texts(model: LatentDiffusion) -> None:
   """Raises ConfigError for text conditioners that are not joined as FLUX's."""
   length = FLUX_LENGTHS[model.unet.embeds_guidance]
-  if not _is_flux(model.conditioners, length):
-    kinds = ", ".join(type(c).__name__ for c in model.conditioners) or "none"
+  texts = [part for part in model.conditioners if not _is_image(part)]
+  if not _is_flux(texts, length):
+    kinds = ", ".join(type(c).__name__ for c in texts) or "none"
     raise ConfigError(
-      f"diffusers' {PIPELINE} and its single files read a CLIP's pooled vector "
+      f"diffusers' {PLAIN} and its single files read a CLIP's pooled vector "
       f"and {length} tokens of a T5, joined by "
       "pretrained.text.families.flux_conditioners; this model's conditioners "
       f"are other ones: {kinds}"
