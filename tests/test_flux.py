@@ -15,6 +15,13 @@ from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
 from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.flux.packing import pack, unpack
 from ldm_jax.nn.flux.positions import rotary_cos_sin, rotate_pairs
+from ldm_jax.nn.operators.quantized_array import (
+  apply,
+  has_quantized,
+  is_quantized,
+  map_parameters,
+)
+from ldm_jax.pretrained.quantizer import quantized
 
 TINY = Flux(3, 16, 1, 2, 2, (2, 2, 4), flow_steps=8)
 
@@ -146,6 +153,27 @@ def test_a_condition_without_guidance_has_the_scale_1():
     apply(condition.replace(guidance=None)),
     apply(condition.replace(guidance=jnp.ones(2))),
   )
+
+
+@pytest.mark.parametrize("is_scanned", [False, True])
+def test_matrices_in_8_bits_are_read(is_scanned):
+  """In a scan too, where those of all blocks are one array."""
+  module = TINY.clone(is_scanned=is_scanned)
+
+  def rounded(leaf):
+    if leaf.ndim < 2:
+      return leaf
+    return quantized(np.asarray(leaf), "int8", "float32")[0]
+
+  params = jax.tree.map(rounded, perturbed(TINY))
+  assert has_quantized(params)
+  wide = map_parameters(
+    lambda leaf: leaf.unbox() if is_quantized(leaf) else leaf, params
+  )
+  found = jax.jit(functools.partial(apply, module))(params, *inputs())
+  expected = jax.jit(TINY.apply)(wide, *inputs())
+  scale = np.abs(expected).max()
+  np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
 
 
 def test_the_network_sees_the_straight_line():

@@ -203,7 +203,7 @@ def test_the_published_configs_are_read():
   assert written.items() >= fill.items()
 
 
-def test_channels_beside_the_latents_are_of_a_published_model():
+def test_channels_after_the_latents_are_of_a_published_model():
   """Of Fill, of Depth and Canny; others are refused."""
   own = lambda channels: concat_conditioners(
     {}, Inputs(channels, is_flux=True), 16, 8

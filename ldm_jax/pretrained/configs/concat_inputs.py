@@ -59,7 +59,7 @@ def _flux_conditioners(
   }
   if channels not in known:
     raise ConfigError(
-      f"a FLUX that reads {channels} channels besides latents of {latents} is "
+      f"a FLUX that reads {channels} channels after latents of {latents} is "
       f"none of those known here, which read {', '.join(map(str, known))}"
     )
   return known[channels]
