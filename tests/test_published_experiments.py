@@ -109,6 +109,8 @@ DIFFUSIONS = {
   "dit/imagenet256_dit_xl2": (673_681_568, 1001 * 1152),
   "dit/imagenet256_sit_xl2": (673_681_568, 1001 * 1152),
   "flux/mlperf_flux1": (11_891_178_560, CLIP_L + T5_XXL),
+  "flux/flux1_dev": (11_901_408_320, CLIP_L + T5_XXL),
+  "flux/flux1_schnell": (11_891_178_560, CLIP_L + T5_XXL),
 }
 CLASSIFIERS = ("ldm/imagenet256_f8_classifier",)
 # Tensors of a U-Net, by torch's count.
