@@ -7,6 +7,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from networks import random_like, random_variables
@@ -23,6 +24,7 @@ from ldm_jax.nn.latent_normalization import LatentNormalization
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.pretrained.convert import ConvertRequest, convert
 from ldm_jax.pretrained.inspect import inspect
+from ldm_jax.pretrained.mmdit.detect_file import TEXTS
 from ldm_jax.pretrained.mmdit.mmdit_config import SD3, mmdit
 from ldm_jax.pretrained.networks import class_of
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
@@ -282,3 +284,28 @@ def test_matrices_in_8_bits_predict_nearly_the_same(folder):
     for loaded in (exact, small)
   )
   assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_files_of_mixed_formats_are_read(file, tmp_path):
+  """The transformer in bfloat16, T5 in 8-bit floats with scales."""
+  path, small = str(tmp_path / "mixed.safetensors"), ml_dtypes.float8_e4m3fn
+  tensors = {n: np.array(x) for n, x in read_safetensors(file).items()}
+  start = TEXTS["text_encoder_3"]
+  for name, tensor in list(tensors.items()):
+    if name.startswith("model.diffusion_model."):
+      tensors[name] = tensor.astype(ml_dtypes.bfloat16)
+    elif name.startswith(start) and name.endswith("SelfAttention.q.weight"):
+      scale = np.abs(tensor).max() / 448
+      tensors[name] = (tensor / scale).astype(small)
+      scales = f"{name.removesuffix('weight')}scale_weight"
+      tensors[scales] = np.float32(scale)
+  tensors[f"{start}scaled_fp8"] = np.zeros(2, small)
+  write_safetensors(path, tensors)
+  loaded = open_model(path)
+  assert loaded.model == model()
+
+  def assert_near(ours, theirs):
+    size = np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, rtol=2**-4, atol=2**-9 * size)
+
+  jax.tree.map(assert_near, loaded.params, params())
