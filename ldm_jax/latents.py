@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ldm_jax.errors import ConfigError, NonFinite
+from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.first_stage import FirstStage, Posterior
 from ldm_jax.nn.latent_normalization import normalize
 from ldm_jax.nn.operators.choice import current_operators
@@ -25,6 +26,32 @@ def image_shape(stage: FirstStage, batch: Batch) -> tuple[int, ...]:
     return tuple(batch["image"].shape)
   count, height, width, _ = batch["moments"].shape
   return count, height * stage.stride, width * stage.stride, 3
+
+
+def check_image_size(
+  model: LatentDiffusion, height: int, width: int, window: int | None = None
+) -> None:
+  """Raises ValueError for images, in pixels, that the networks do not take.
+
+  Args:
+    window: side of the windows in which images are denoised, if they are.
+  """
+  unit = model.size_multiple
+  for side in (height, width):
+    if side % unit or side < 1:
+      raise ValueError(
+        f"images of {height} x {width}: the networks halve them to a {unit}th; "
+        f"try {max(unit, round(side / unit) * unit)} in place of {side}"
+      )
+  most = getattr(model.unet, "largest_side", None)
+  if most is None:
+    return
+  most = most * model.first_stage.stride
+  if min(max(height, width), window or math.inf) > most:
+    raise ValueError(
+      f"images of {height} x {width}: the network has positions for at most "
+      f"{most} pixels per side; give a smaller size, or a window (--window)"
+    )
 
 
 def latent_shape(stage: FirstStage, batch: Batch) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import ldm_jax
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.latents import check_image_size
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
 from ldm_jax.nn.encoders.clip_text import ClipText
@@ -262,6 +263,13 @@ def test_other_keys_are_refused_by_name(key, value):
   config = {"_class_name": SD3.kind, key: value}
   with pytest.raises(ConfigError, match=key):
     mmdit(config)
+
+
+def test_images_without_positions_are_refused():
+  check_image_size(model(), 24, 8)  # 6 patches of 2 x 2 latents of 2 pixels
+  check_image_size(model(), 28, 8, window=24)
+  with pytest.raises(ValueError, match="at most 24 pixels"):
+    check_image_size(model(), 28, 8)
 
 
 def test_controlnets_of_transformers_are_refused_by_name():

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, Key, UInt32
 from ldm_jax.concat_conditioning import low_resolution_input
 from ldm_jax.diffusion import samplers
 from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.latents import check_image_size
 from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.conditioners.spatial import (
   LowResolution,
@@ -75,14 +76,9 @@ class InitialLatents:
       ValueError: the noise or the images are not of the shapes that the
         config needs, or the model needs others.
     """
-    shape, unit = self._shape(config), self._model.size_multiple
-    for side in (config.height, config.width):
-      if side % unit or side < 1:
-        raise ValueError(
-          f"images of {config.height} x {config.width}: the networks halve "
-          f"them to a {unit}th; try {max(unit, round(side / unit) * unit)} in "
-          f"place of {side}"
-        )
+    shape = self._shape(config)
+    size = config.height, config.width
+    check_image_size(self._model, *size, config.window)
     if inputs.initial_noise is not None:
       _check_noise(config, inputs, shape)
     if self._model.find_conditioner(LowResolution):

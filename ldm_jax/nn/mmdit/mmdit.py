@@ -85,6 +85,11 @@ class MMDiT(nn.Module):
     """Latents' sides must be multiples of it: those of a patch."""
     return self.patch
 
+  @property
+  def largest_side(self) -> int:
+    """Of latents that have positions."""
+    return self.max_size * self.patch
+
   @nn.compact
   def __call__(
     self,
