@@ -62,6 +62,13 @@ def test_bfloat16_keeps_its_format_and_float32_softmax():
   np.testing.assert_allclose(found.astype(jnp.float32), reference, atol=8e-3)
 
 
+def test_float16_is_computed_on_every_platform():
+  q, k, v, _ = random_qkv(9, 7, dtype=jnp.float16)
+  found = jax.jit(attention.dot_product_attention)(q, k, v)
+  assert found.dtype == jnp.float16
+  np.testing.assert_allclose(found, exact(q, k, v), atol=4e-3)
+
+
 def test_large_scores_do_not_overflow():
   q, k, v, _ = random_qkv(40, 700, scale=100.0)
   found = attention.dot_product_attention(q, k, v, "chunked")

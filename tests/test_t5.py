@@ -13,6 +13,12 @@ from networks import random_variables
 import ldm_jax
 from ldm_jax.data.text import tokenizers
 from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.nn.conditioners.embedded_text import (
+  embed,
+  embedded_name,
+  embedded_text,
+  null_variables,
+)
 from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.nn.encoders.t5 import T5Encoder, relative_buckets
@@ -94,8 +100,8 @@ def test_states_beyond_float16_are_computed(variables):
   for name in ("gate", "up"):
     kernel = params["block_0"][name]["kernel"]
     params["block_0"][name]["kernel"] = kernel * 300.0
-  half = ENCODER.clone(dtype="float16")
-  out = half.apply({"params": params}, TOKENS)
+  half = jax.jit(ENCODER.clone(dtype="float16").apply)
+  out = half({"params": params}, TOKENS)
   exact = ENCODER.apply({"params": params}, TOKENS)
   np.testing.assert_allclose(out, exact, atol=0.05 * np.abs(exact).max())
 
@@ -195,6 +201,31 @@ def test_dropped_prompts_are_the_empty_one(variables):
   assert found.vector is None
   with pytest.raises(ValueError, match="5 tokens for T5; give 7"):
     embedder.apply(params, TOKENS[:, :5], drop)
+
+
+def test_outputs_take_the_place_of_ids(variables):
+  """With the unconditional output where a prompt is dropped."""
+  embedder = T5Embedder(ENCODER, 7, zero_vector=5)
+  own = {"params": {"encoder": variables["params"]}}
+  drop = jnp.asarray([True, False])
+  rows = embed(embedder, own, TOKENS, jnp.zeros(2, bool))
+  assert set(rows) == {"context", "vector"}
+  null = null_variables(embedder, own, TOKENS[:1])
+  assert jax.tree.map(jnp.shape, null) == {
+    "null": {"context": (7, 32), "vector": (5,)}
+  }
+  batch = {embedded_name("t5_tokens", k): x for k, x in rows.items()}
+  text = embedded_text(batch, "t5_tokens")
+  found = embedder.apply(null, text, drop)
+  wanted = embedder.apply(own, TOKENS, drop)
+  for part in rows:
+    np.testing.assert_allclose(
+      getattr(found, part), getattr(wanted, part), atol=1e-5
+    )
+  assert embedded_text({"t5_tokens": TOKENS}, "t5_tokens") is None
+  # New variables are those of the encoder, whatever the input.
+  fresh = jax.eval_shape(embedder.init, jax.random.key(0), text, drop)
+  assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, own)
 
 
 def test_zeros_stand_for_what_is_missing(variables):

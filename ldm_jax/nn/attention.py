@@ -73,7 +73,12 @@ def dot_product_attention(
     attention_backend == "auto" and is_long
   ):
     return chunked_attention(q, k, v, is_causal=is_causal)
-  return jax.nn.dot_product_attention(q, k, v, is_causal=is_causal)
+  dtype = q.dtype
+  if dtype == jnp.float16 and jax.default_backend() == "cpu":
+    # XLA:CPU has no product of float16 with float32 sums.
+    q, k, v = (each.astype(jnp.float32) for each in (q, k, v))
+  out = jax.nn.dot_product_attention(q, k, v, is_causal=is_causal)
+  return out.astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("is_causal",))

@@ -101,6 +101,9 @@ class T5Block(nn.Module):
       return h.reshape(*x.shape[:2], self.heads, self.head_width)
 
     q, k, v = project("q"), project("k"), project("v")
+    if jnp.dtype(self.dtype) == jnp.float16:
+      # XLA:CPU has no product of float16 with float32 sums.
+      q, k, v = (each.astype(jnp.float32) for each in (q, k, v))
     out = jax.nn.dot_product_attention(q, k, v, bias=bias, scale=1.0)
     out = out.reshape(*x.shape[:2], inner)
     out = _matrix(out, width, inner**-0.5, dtype=self.dtype, name="out")
