@@ -18,6 +18,11 @@ UNET = "--config.task.model.unet."
 HALF = f"{UNET}dtype=bfloat16"
 REMAT = f"{UNET}remat=full"
 
+KL_F8C16 = "--first_stage=configs/first_stages/kl_f8c16.py"
+SHARDED = "--config.mesh.fsdp=64"
+FLUX = ("--config=configs/flux/mlperf_flux1.py", KL_F8C16, SHARDED)
+SD35 = ("--config=configs/sd/sd35_medium.py", KL_F8C16, SHARDED)
+
 # The config, the TPU, the batch and the mesh.
 PLANS = {
   "kl_f8": [
@@ -46,6 +51,15 @@ PLANS = {
     *("--batch=256", HALF, REMAT, "--config.mesh.fsdp=64"),
     f"{UNET}attention.is_scanned=true",
   ],
+  # Transformers: bfloat16, scanned blocks and remat are the configs' own.
+  "flux1_256_v5p-128": [*FLUX, "--topology=v5p:4x4x4", "--batch=512"],
+  "flux1_512_v5p-128": [
+    *(*FLUX, "--topology=v5p:4x4x4", "--batch=256"),
+    "--config.data.augment.size=512",
+  ],
+  "flux1_256_v6e-256": [*FLUX, "--topology=v6e:16x16", "--batch=1024"],
+  "sd35_medium_v5p-128": [*SD35, "--topology=v5p:4x4x4", "--batch=256"],
+  "sd35_medium_v6e-256": [*SD35, "--topology=v6e:16x16", "--batch=512"],
 }
 
 
