@@ -24,6 +24,7 @@ _HARMLESS = frozenset({
   *("num_decoder_layers", "n_positions", "output_past", "eos_token_id"),
   "dropout_rate",
   *("tie_word_embeddings", "tie_encoder_decoder", "scale_embedding"),
+  "scale_decoder_outputs",
   *("model_type", "_class_name"),
   *("transformers_version", "architectures", "projection_dim"),
   # Of generating text.
