@@ -201,6 +201,7 @@ def test_texts_of_other_conditioners_are_refused(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_cached_is_refused(root, tmp_path):
   trained = "--config.task.model.conditioners.1.is_frozen=False"
   with pytest.raises(CommandError, match=r"'t5_tokens' is trained.*--texts"):
