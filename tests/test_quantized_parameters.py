@@ -14,7 +14,7 @@ from test_pretrained import clip_prompts, folder, model  # noqa: F401, fixtures
 
 import ldm_jax
 from ldm_jax.cli import info
-from ldm_jax.errors import ConfigError
+from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.operators.quantized_array import (
@@ -30,6 +30,8 @@ from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.pretrained.quantizer import is_stored, quantized
 from ldm_jax.sampling.export.export import ExportRequest
 from ldm_jax.sampling.pipeline import Pipeline
+from ldm_jax.weights import finite_values
+from ldm_jax.weights import quantize as quantizing
 from ldm_jax.weights.quantize import quantize
 
 FORMATS = ["int8", "float8_e4m3fn"]
@@ -244,3 +246,25 @@ def test_what_is_rounded_is_not_saved(folder, tmp_path):  # noqa: F811
   with pytest.raises(ConfigError, match="cannot be saved"):
     ldm_jax.save_pretrained(loaded.model, loaded.params, str(tmp_path / "a"))
   assert not (tmp_path / "a").exists()
+
+
+def test_a_large_tensor_is_checked_part_by_part(monkeypatch):
+  monkeypatch.setattr(finite_values, "PART", 7)
+  array = np.arange(24, dtype=np.float32).reshape(2, 12)
+  assert finite_values.check_finite("x", array) is array
+  array[0, 3] = np.inf
+  array[1, 11] = np.nan
+  for each in (array, array.T):  # in parts, and as a whole
+    with pytest.raises(WeightsError, match="2 values of 24"):
+      finite_values.check_finite("x", each)
+
+
+def test_blocks_of_outputs_are_rounded_alike(monkeypatch):
+  wide = matrix(6, (40, 50)).T  # as a file's matrix is read, transposed
+  whole = [quantize(wide, name) for name in FORMATS]
+  monkeypatch.setattr(quantizing, "BLOCK", 333)
+  for name, expected in zip(FORMATS, whole, strict=True):
+    found = quantize(wide, name)
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.scale, expected.scale)
+    np.testing.assert_allclose(found.error, expected.error, rtol=1e-6)
