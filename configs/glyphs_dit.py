@@ -3,7 +3,8 @@
 As glyphs_class.py, with a DiT of 4.2 M parameters in place of the U-Net: 16
 tokens of 2 x 2 latents, and the class added to the embedding of the time. RoPE,
 RMS norms and SwiGLU reach a lower loss in the same time than the original's
-positions, norms and MLP; see benchmarks/quality.md.
+positions, norms and MLP, and a transformer takes three times Muon's rate of a
+U-Net; see benchmarks/quality.md.
 """
 
 import dataclasses
@@ -29,5 +30,6 @@ def get_config():
     is_qk_normed=True,
   )
   model = dataclasses.replace(made.task.model, unet=unet)
-  task = dataclasses.replace(made.task, model=model)
+  optimizer = dataclasses.replace(made.task.optimizer, muon=1.5e-2)
+  task = dataclasses.replace(made.task, model=model, optimizer=optimizer)
   return dataclasses.replace(made, task=task)

@@ -2,7 +2,8 @@
 
 As glyphs_text.py, with an MMDiT of 3.7 M parameters in place of the U-Net: 16
 tokens of 2 x 2 latents and 20 tokens of text attend to each other (Esser et al.
-2024). Times are of their logit-normal density.
+2024). Times are of their logit-normal density; Muon's rate is that of
+glyphs_dit.py.
 """
 
 import dataclasses
@@ -21,5 +22,6 @@ def get_config():
     made.task,
     model=dataclasses.replace(made.task.model, unet=unet),
     loss=dataclasses.replace(made.task.loss, density="logit_normal"),
+    optimizer=dataclasses.replace(made.task.optimizer, muon=1.5e-2),
   )
   return dataclasses.replace(made, task=task)
