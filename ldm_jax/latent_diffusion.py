@@ -17,7 +17,7 @@ from ldm_jax.diffusion.prediction import (
   to_estimate,
 )
 from ldm_jax.diffusion.schedule import Level, Schedule, append_dims
-from ldm_jax.nn.backbone import Backbone
+from ldm_jax.nn.backbone import Backbone, check_process
 from ldm_jax.nn.conditioners.conditioner import Conditioner
 from ldm_jax.nn.conditioners.embedders import Condition, merge
 from ldm_jax.nn.controlnet import ControlNet, with_residuals
@@ -61,8 +61,8 @@ class LatentDiffusion:
       `LowResolution` takes; None for images without noise.
 
   Raises:
-    ValueError: at construction, if two conditioners take the same array, or
-      the schedule ends at pure noise and the prediction is eps.
+    ValueError: at construction: two conditioners take the same array, eps is
+      predicted up to pure noise, or as `check_process`.
   """
 
   first_stage: FirstStage | None = None
@@ -80,6 +80,7 @@ class LatentDiffusion:
         f"two conditioners read the same array (they read {names}); give "
         "each its own input_key"
       )
+    check_process(self.unet, self.schedule, self.prediction)
     if self.schedule.has_zero_terminal_snr and self.prediction == "eps":
       raise ValueError(
         "with zero_terminal_snr (or rectified_flow) the last time is pure "

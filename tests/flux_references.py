@@ -2,7 +2,9 @@
 
 import inspect
 
-import torch
+import pytest
+
+torch = pytest.importorskip("torch")
 
 CONFIG = {
   "in_channels": 16,

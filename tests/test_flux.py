@@ -232,11 +232,13 @@ def test_inputs_that_do_not_fit_are_refused():
 
 def test_a_config_comes_back_and_guidance_takes_no_second_call():
   labels = ClassEmbedder(3, 16, joins="both")
-  model = LatentDiffusion(PixelSpace(), TINY, (labels,))
+  process = {"schedule": Schedule("rectified_flow", steps=8)}
+  process["prediction"] = "flow"
+  model = LatentDiffusion(PixelSpace(), TINY, (labels,), **process)
   assert config_json.from_json(config_json.to_json(model)) == model
   assert model.embeds_guidance and not model.unconditional_keys
   schnell = LatentDiffusion(
-    PixelSpace(), TINY.clone(embeds_guidance=False), (labels,)
+    PixelSpace(), TINY.clone(embeds_guidance=False), (labels,), **process
   )
   assert not schnell.embeds_guidance and schnell.unconditional_keys
 

@@ -137,9 +137,10 @@ def test_what_the_pipeline_cannot_hold_is_refused(params, tmp_path):
       ldm_jax.save_pretrained(other, params, target)
   half = NETWORK.clone(flow_steps=500)
   with pytest.raises(ConfigError, match="flow_steps=500"):
-    ldm_jax.save_pretrained(
-      dataclasses.replace(MODEL, unet=half), params, target
+    other = dataclasses.replace(
+      MODEL, unet=half, schedule=Schedule("rectified_flow", steps=500)
     )
+    ldm_jax.save_pretrained(other, params, target)
 
 
 def test_a_transformer_alone_comes_back(params, tmp_path):

@@ -149,7 +149,10 @@ FLUX = dataclasses.replace(
     first_stage=Autoencoder(STACK, 3),
     unet=Flux(3, 32, 2, 2, 4, (2, 2, 4), is_scanned=True, remat="full"),
     conditioners=(ClassEmbedder(7, 32, joins="both"),),
+    schedule=Schedule("rectified_flow"),
+    prediction="flow",
   ),
+  loss=DenoisingLoss("flow"),
 )
 
 

@@ -240,7 +240,11 @@ def test_what_the_formats_cannot_hold_is_refused(tmp_path):
     other = dataclasses.replace(model(), conditioners=conditioners)
     with pytest.raises(ConfigError, match="in one way"):
       ldm_jax.save_single_file(other, params(), f"{target}.safetensors")
-  steps = dataclasses.replace(model(), unet=model().unet.clone(flow_steps=10))
+  steps = dataclasses.replace(
+    model(),
+    unet=model().unet.clone(flow_steps=10),
+    schedule=Schedule("rectified_flow", steps=10),
+  )
   with pytest.raises(ConfigError, match="flow_steps=10"):
     ldm_jax.save_pretrained(steps, params(), target)
 

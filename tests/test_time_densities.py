@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from scipy import stats
@@ -28,6 +29,9 @@ from ldm_jax.diffusion.time_densities import (
 )
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.autoencoder import PixelSpace
+from ldm_jax.nn.dit.dit import DiT
+from ldm_jax.nn.flux.flux import Flux
+from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.training.denoiser import DenoiserTask
 
 FLOW = Schedule("rectified_flow")
@@ -148,6 +152,41 @@ def test_shifts_by_size():
     resolved_shift(flux, None)
   with pytest.raises(ValueError, match="max_tokens"):
     DynamicShift(max_tokens=256)
+
+
+@pytest.mark.parametrize(
+  "make, message",
+  [
+    (lambda: DynamicShift(base_shift=math.nan), "base_shift must be a finite"),
+    (lambda: ResolutionShift(base_tokens=0), "base_tokens: needs 1 or more"),
+    (lambda: LogitNormalTimes(location=math.inf), "location must be a finite"),
+    (lambda: LogitNormalTimes(scale=math.nan), "scale must be a finite"),
+  ],
+)
+def test_other_numbers_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_another_type_of_shift_is_refused():
+  jaxtyping.config.update("jaxtyping_disable", True)  # as for users
+  with pytest.raises(ValueError, match="one of exponential, linear"):
+    DynamicShift(time_shift_type="exp")
+
+
+@pytest.mark.parametrize("network", [Flux(), MMDiT(), DiT(flow_steps=1000)])
+@pytest.mark.parametrize(
+  "schedule, prediction",
+  [
+    (Schedule(), "eps"),
+    (Schedule("rectified_flow", steps=100), "flow"),
+    (FLOW, "v"),
+  ],
+)
+def test_a_flow_transformer_has_its_own_process(network, schedule, prediction):
+  with pytest.raises(ValueError, match="rectified_flow of 1000 steps and the"):
+    LatentDiffusion(unet=network, schedule=schedule, prediction=prediction)
+  LatentDiffusion(unet=network, schedule=FLOW, prediction="flow")
 
 
 def test_times_are_continuous_and_words_give_whole_ones():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from ldm_jax.fields.limits import Count, Positive, check_limits
 
@@ -59,6 +59,12 @@ class DynamicShift:
 
   def __post_init__(self):
     check_limits(self)
+    if self.time_shift_type not in get_args(TimeShiftType):
+      raise ValueError(
+        f"time_shift_type={self.time_shift_type!r} must be one of "
+        f"{', '.join(get_args(TimeShiftType))}"
+      )
+    check_finite(self, "base_shift", "max_shift")
     if self.max_tokens <= self.base_tokens:
       raise ValueError(
         f"max_tokens={self.max_tokens} must be above "
@@ -105,12 +111,26 @@ class ResolutionShift:
   base_tokens: Count = 256
   patch: Count = 2
 
+  def __post_init__(self):
+    check_limits(self)
+
   def shift(self, tokens: int) -> float:
     """a for an image of so many tokens."""
     return math.sqrt(tokens / self.base_tokens)
 
 
 Shift = Positive | DynamicShift | ResolutionShift
+
+
+def check_finite(node: object, *names: str) -> None:
+  """Raises ValueError unless these fields are finite numbers."""
+  for name in names:
+    value = getattr(node, name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+      raise ValueError(
+        f"{type(node).__name__}.{name} must be a finite number, got {value!r}"
+      )
 
 
 def check_shift(shift: object, terminal: float | None = None) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.diffusion.shift import (
   Shift,
+  check_finite,
   check_shift,
   resolved_shift,
   shift_time,
@@ -75,6 +76,7 @@ class LogitNormalTimes:
 
   def __post_init__(self):
     check_shift(self.shift)
+    check_finite(self, "location", "scale")
     if not self.scale > 0:
       raise ValueError(
         f"scale of a logit-normal must be above 0, got {self.scale}"

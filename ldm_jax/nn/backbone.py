@@ -48,3 +48,22 @@ class Backbone(Protocol):
   def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
     """As in every Linen module."""
     ...
+
+
+def check_process(backbone: Backbone, schedule: Any, prediction: str) -> None:
+  """Raises ValueError for a flow transformer on another process than its own.
+
+  A network with `flow_steps` computes its input and its time from those of the
+  schedule rectified_flow of that many steps, and predicts its velocity.
+
+  Args:
+    schedule: of `LatentDiffusion`, with `kind` and `steps`.
+  """
+  steps = getattr(backbone, "flow_steps", None)
+  own = schedule.kind, schedule.steps, prediction
+  if steps is not None and own != ("rectified_flow", steps, "flow"):
+    raise ValueError(
+      f"a {type(backbone).__name__} of flow_steps={steps} needs the schedule "
+      f"rectified_flow of {steps} steps and the prediction flow, got "
+      f"{schedule.kind} of {schedule.steps} and {prediction}"
+    )
