@@ -22,16 +22,22 @@ from single_files import (
 
 import ldm_jax
 from ldm_jax.errors import ConfigError, WeightsError
+from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
+from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.controlnet import ControlNet
+from ldm_jax.nn.latent_normalization import LatentNormalization
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
+from ldm_jax.nn.unet import AttentionPlan, UNet
 from ldm_jax.pretrained import save_pretrained as saving
 from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   tiny_autoencoder,
   tiny_autoencoder_config,
 )
 from ldm_jax.pretrained.controlnet import with_controlnet
+from ldm_jax.pretrained.from_pretrained import find_components
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
+from ldm_jax.pretrained.single_network.replace_vae import with_vae
 from ldm_jax.weights.naming.convert import shapes as shapes_of
 from ldm_jax.weights.naming.parameter_names import Geometry, name_table
 from ldm_jax.weights.safetensors_files import write_safetensors
@@ -145,6 +151,27 @@ def test_taesd_has_scale_1_and_its_config_comes_back(tmp_path):
   loaded = open_offline(path, vae=folder)
   assert loaded.model.first_stage == TINY
   assert loaded.params.latent_scale == 1
+
+
+@pytest.mark.parametrize("mean", [None, 0.5])
+def test_a_run_keeps_its_statistics_of_latents(vae, mean):
+  """A file of an autoencoder alone says neither scale nor shift."""
+  made, _ = vae
+  file, folder = str(made / "vae.safetensors"), str(made / "folder")
+  own, _ = ldm_jax.from_pretrained(folder)
+  shift = mean and LatentNormalization((mean,))
+  own = own.clone(normalization=shift)
+  unet = UNet(own.latent_channels, 8, (1,), 1, AttentionPlan((1,)), groups=2)
+  params = Parameters({}, jnp.float32(2.0), {}, {})
+  run = LoadedModel(LatentDiffusion(own, unet, ()), params, None, 8, 8)
+  found = with_vae(run, find_components(file), file)
+  assert found.model.first_stage.normalization == shift
+  assert found.params.latent_scale == 2
+  assert found.params.first_stage
+  # The folder's config.json says both.
+  found = with_vae(run, find_components(folder), folder)
+  assert found.model.first_stage.normalization is None
+  assert found.params.latent_scale != 2
 
 
 def text_folder(path, module, kind, prefix):

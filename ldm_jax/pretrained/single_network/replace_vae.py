@@ -1,12 +1,14 @@
 """Another autoencoder in place of a model's own, or where it has none."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.nn.latent_normalization import BatchStatistics
 from ldm_jax.pretrained.components import Components
 from ldm_jax.pretrained.configs import unet_reader
 from ldm_jax.pretrained.configs.defaults import SCALING_FACTOR
@@ -97,6 +99,9 @@ def with_vae(
 ) -> LoadedModel:
   """A run's model with another autoencoder.
 
+  Of a file of an autoencoder alone, scale and statistics of the latents are
+  the run's; FLUX.2's file has its statistics itself.
+
   Raises:
     ConfigError: `source` has none, or one of other latents than the model's.
     WeightsError: its tensors do not fit its config.
@@ -116,10 +121,30 @@ def with_vae(
     )
   if source.is_scale_unknown:
     scale = float(loaded.params.latent_scale)
+    first_stage = _normalized_as(first_stage, own, path)
   return dataclasses.replace(
     loaded,
     model=dataclasses.replace(loaded.model, first_stage=first_stage),
     params=loaded.params.replace(
       first_stage=params, latent_scale=jnp.float32(scale)
     ),
+  )
+
+
+def _normalized_as(stage: Any, own: Any, path: str) -> Any:
+  """The autoencoder with the run's statistics, unless its file has some.
+
+  Raises:
+    ConfigError: it is of a kind without statistics, and the run's has some.
+  """
+  normalization = getattr(own, "normalization", None)
+  if hasattr(stage, "normalization"):
+    has_own = isinstance(stage.normalization, BatchStatistics)
+    return stage if has_own else stage.clone(normalization=normalization)
+  if normalization is None:
+    return stage
+  raise ConfigError(
+    f"the run's latents are normalised by {normalization}, which vae {path!r}, "
+    f"a {type(stage).__name__}, cannot have; give an autoencoder of the run's "
+    "kind (--vae)"
   )
