@@ -26,6 +26,7 @@ from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.encoders.clip_text import ClipText
 from ldm_jax.pretrained.lora.merge import merge_lora
+from ldm_jax.pretrained.open_model import run_tokenizer
 from ldm_jax.sampling.inputs import prompt_inputs
 from ldm_jax.sampling.inputs.lora_folder import find_loras
 from ldm_jax.sampling.pipeline import Pipeline
@@ -80,6 +81,43 @@ def test_without_guidance_the_negative_prompt_changes_nothing(pipe):  # noqa: F8
     for negative in (None, LONG)
   ]
   np.testing.assert_array_equal(*ids)
+
+
+@pytest.mark.parametrize("embeds_guidance", [False, True])
+def test_a_negative_prompt_that_is_not_read_is_named(embeds_guidance, caplog):
+  loaded, *_ = family("sd1")
+  syntax = PromptSyntax(TokenizerConfig(length=9).build(["a b"]), 0)
+  width = 8 if embeds_guidance else None
+  unet = loaded.model.unet.clone(guidance_width=width)
+  network = dataclasses.replace(loaded.model, unet=unet)
+  prompts = ClipPrompts((syntax,))
+  own_pipe = Pipeline(
+    dataclasses.replace(loaded, model=network, tokenizer=prompts)
+  )
+  fields = {"prompt": "a", "output": "latents", "guidance": 4.0} | SIZE
+  for negative in (None, "b"):
+    own_pipe.prepare(negative_prompt=negative, **fields)
+    lines = [m for m in caplog.messages if "--negative_prompt" in m]
+    assert len(lines) == (negative == "b" and embeds_guidance)
+
+
+@pytest.mark.parametrize(
+  "fields, chunks",
+  [
+    ({}, None),
+    ({"is_all_pooled": True}, 1),
+    ({"is_pooled": True, "has_context": False}, 1),
+  ],
+)
+def test_a_run_cuts_prompts_as_its_text_encoder_reads_them(fields, chunks):
+  """SD 3 and FLUX read one chunk of CLIP's."""
+  embedder = ClipEmbedder((ClipText(9, 2, 1, 1, length=6),), **fields)
+  network = LatentDiffusion(None, Mean(), (embedder,))
+  tokenizer = TokenizerConfig(length=6).build(["a b"])
+  found = run_tokenizer(network, tokenizer)
+  assert found.max_chunks == chunks
+  ids = found.encode(["a b " * 6])
+  assert (ids.shape[-1] > 6) == (chunks is None)
 
 
 def test_weights_change_the_features_of_their_encoder_alone():

@@ -183,7 +183,7 @@ def open_run(run: Run, sharding: Sharding) -> LoadedModel:
   return LoadedModel(
     model=task.model,
     params=task.parameters(run.trained(sharding), run.frozen(sharding)),
-    tokenizer=_run_tokenizer(run),
+    tokenizer=run_tokenizer(task.model, run.tokenizer),
     t5_tokenizer=t5_of(run.tokenizer),
     height=height,
     width=width,
@@ -192,13 +192,14 @@ def open_run(run: Run, sharding: Sharding) -> LoadedModel:
   )
 
 
-def _run_tokenizer(run: Run) -> Tokenizer | ClipPrompts | None:
-  """The run's tokenizer, padded as its text encoder was trained."""
-  tokenizer = run.tokenizer
-  for conditioner in run.experiment.task.model.conditioners:
+def run_tokenizer(
+  model: LatentDiffusion, tokenizer: Tokenizer | None
+) -> Tokenizer | ClipPrompts | None:
+  """A run's tokenizer, which pads and cuts as its text encoder needs."""
+  for conditioner in model.conditioners:
     if isinstance(conditioner, ClipEmbedder):
       syntaxes = [PromptSyntax(tokenizer, i) for i in conditioner.paddings]
-      return ClipPrompts(tuple(syntaxes))
+      return ClipPrompts(tuple(syntaxes), conditioner.max_chunks)
   return tokenizer
 
 

@@ -73,6 +73,14 @@ class ClipEmbedder(nn.Module):
 
   has_unconditional = True
 
+  @property
+  def max_chunks(self) -> int | None:
+    """Chunks of a prompt that are read; None for no limit.
+
+    One in SD 3 and FLUX, which cut longer prompts.
+    """
+    return 1 if self.is_all_pooled or not self.has_context else None
+
   def __post_init__(self):
     super().__post_init__()
     counts = [len(self.encoders), len(self.skips), len(self.paddings)]

@@ -87,9 +87,8 @@ def with_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:
   # CLIP's own encoder is padded with its end token, whatever its number here.
   end = tokenizer.backend.eos_token_id
   ids = [end if pad == embedder.end else pad for pad in embedder.paddings]
-  is_one = embedder.is_all_pooled or not embedder.has_context
   prompts = ClipPrompts(
-    tuple(PromptSyntax(tokenizer, pad) for pad in ids), 1 if is_one else None
+    tuple(PromptSyntax(tokenizer, pad) for pad in ids), embedder.max_chunks
   )
   conditioners = tuple(
     with_special_tokens(c, prompts).clone(paddings=tuple(ids))

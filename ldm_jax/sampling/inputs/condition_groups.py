@@ -1,6 +1,7 @@
 """The conditions of a request's images, grouped by the shapes they have."""
 
 import dataclasses
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,8 @@ from ldm_jax.sampling.sampling_config import (
   PromptVariant,
   SamplingConfig,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def condition_groups(
@@ -45,6 +48,11 @@ def condition_groups(
   read = request.emphasis
   warn_of_unread_syntax(texts, [each or "" for each in negatives], read)
   check_negative(request.negative_prompt)
+  if request.negative_prompt and loaded.model.embeds_guidance:
+    logger.warning(
+      "the negative prompt has no effect: this model's network embeds the "
+      "scale of guidance; leave negative_prompt out (--negative_prompt)"
+    )
   steps = config.sampler_config.steps
   pairs = zip(texts or [""] * inputs.count, negatives, strict=True)
   pairs = list(pairs)
