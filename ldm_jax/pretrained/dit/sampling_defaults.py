@@ -17,11 +17,14 @@ from ldm_jax.pretrained.configs import (
   scheduler_config,
   unet_reader,
 )
+from ldm_jax.pretrained.configs.scheduler_defaults import FLOW_SCHEDULERS
 from ldm_jax.pretrained.configs.strict_config import Config
 from ldm_jax.pretrained.configs.value_types import malformed_values
 from ldm_jax.pretrained.dit import dit_config
 from ldm_jax.pretrained.flow_match import flow_scheduler
 from ldm_jax.pretrained.flux import flux_config
+from ldm_jax.pretrained.flux import folder as flux_folder
+from ldm_jax.pretrained.mmdit import folder as mmdit_folder
 from ldm_jax.pretrained.mmdit import mmdit_config
 
 # Readers of the configs of transformers, by their kinds.
@@ -48,13 +51,16 @@ def sampling_defaults(
   """The process of a denoiser, by its scheduler_config.json if it has one.
 
   A network with `flow_steps`, such as a SiT, needs none: it is of the straight
-  line.
+  line. SD 3 and FLUX.1 without one have that of their published folders.
 
   Raises:
     ConfigError: the scheduler asks for something that is not supported, or is
-      of a flow and the network is not, or of another number of steps.
+      of a flow and the network is not, or of another number of steps; or it is
+      not of a flow, and the network is SD 3's or FLUX.1's.
   """
   flow_steps = getattr(unet, "flow_steps", None)
+  if isinstance(unet, MMDiT | Flux) and flow_steps is not None:
+    scheduler = _flow_scheduler(unet, scheduler)
   is_flow = scheduler is not None and flow_scheduler.is_flow(scheduler)
   if flow_steps is not None and not is_flow:
     schedule = Schedule("rectified_flow", steps=flow_steps)
@@ -76,6 +82,28 @@ def sampling_defaults(
     sampler,
     scheduler_config.unsupported_options(scheduler),
   )
+
+
+def _flow_scheduler(unet: MMDiT | Flux, scheduler: Config | None) -> Config:
+  """The scheduler of SD 3 or FLUX.1, or the published one in place of None.
+
+  Raises:
+    ConfigError: it is not of a flow.
+  """
+  if scheduler is None:
+    own = mmdit_folder.SCHEDULER
+    if isinstance(unet, Flux):
+      own = flux_folder.scheduler(unet.embeds_guidance)
+    return {**own, "num_train_timesteps": unet.flow_steps}
+  if not flow_scheduler.is_flow(scheduler):
+    name = "FLUX.1" if isinstance(unet, Flux) else "SD 3"
+    raise ConfigError(
+      f"the scheduler is {scheduler.get('_class_name')!r}, and {name} is "
+      f"sampled by {' or '.join(FLOW_SCHEDULERS)}: give one of these in "
+      "scheduler_config.json, or leave the scheduler out of model_index.json "
+      "for that of the published model"
+    )
+  return scheduler
 
 
 def denoiser_inputs(config: Config, kind: str) -> unet_reader.Inputs:
