@@ -357,7 +357,16 @@ REFUSED = {
   "noise": ({"a": (1,), "b": (2,)}, "2 tensors (a, b"),
   "lora": ({"lora_unet_x.lora_up.weight": (1, 1)}, "an adapter (LoRA)"),
   "control": ({"control_model.input_blocks.0.0.weight": (1,)}, "ControlNet"),
-  "flux": ({"double_blocks.0.img_attn.qkv.weight": (1,)}, "Flux"),
+  "flux": (
+    {"double_blocks.0.img_attn.qkv.weight": (1,)},
+    "FLUX.1 without its tensor double_blocks.0.img_attn.norm",
+  ),
+  "diffusers flux": (
+    {"single_transformer_blocks.0.norm.linear.weight": (1,)}, "the folder",
+  ),
+  "diffusers sd3": (
+    {"transformer_blocks.0.attn.add_q_proj.weight": (1,)}, "the folder",
+  ),
   "sd3": ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "Diffusion 3"),
   "folder": ({"down_blocks.0.resnets.0.norm1.weight": (1,)}, "the folder"),
   "more": (LONE | {"embedding_manager.x": (1,)}, "embedding_manager.x"),

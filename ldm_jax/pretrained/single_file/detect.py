@@ -10,6 +10,7 @@ from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import WeightsError
 from ldm_jax.pretrained.configs import scheduler_config
 from ldm_jax.pretrained.flux.detect_file import detect_flux
+from ldm_jax.pretrained.flux.flux_shapes import FIRST as FLUX_FIRST
 from ldm_jax.pretrained.mmdit.detect_file import detect_mmdit
 from ldm_jax.pretrained.single_file import submodules
 from ldm_jax.pretrained.single_file.detected import Detected
@@ -49,16 +50,22 @@ _UNCONDITIONAL = ("ldm-unconditional", "ldm-churches")
 _LISTED = 5  # names in a message
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
+_OF_FOLDER = (
+  "a part of a diffusers folder; give the folder, whose config.json says what "
+  "it is"
+)
 # Parts of tensor names, and the kind of file that has them.
 _OTHERS = {
   "lora_": "an adapter (LoRA), to be applied to a model",
   "control_model.": "a ControlNet",
   "input_hint_block.": "a ControlNet",
   "controlnet_blocks.": "a ControlNet of a transformer, which is not read",
-  "double_blocks.": "Flux, which has no U-Net",
+  "double_blocks.": f"FLUX.1 without its tensor {FLUX_FIRST}, or another "
+  "network of such blocks; needed is a whole file of FLUX.1",
   "joint_blocks.": "a part of Stable Diffusion 3's transformer",
-  "down_blocks.": "a part of a diffusers folder; give the folder, whose "
-  "config.json says what it is",
+  "single_transformer_blocks.": _OF_FOLDER,
+  "transformer_blocks.0.attn.add_q_proj": _OF_FOLDER,
+  "down_blocks.": _OF_FOLDER,
 }
 
 # diffusers and ComfyUI distinguish SD 2's eps and v models so: by the length of
