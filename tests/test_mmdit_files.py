@@ -256,6 +256,8 @@ def test_what_the_formats_cannot_hold_is_refused(tmp_path):
     ("caption_projection_dim", 64),
     ("dual_attention_layers", [18]),
     ("dual_attention_layers", ["0"]),
+    ("dual_attention_layers", 3),
+    ("dual_attention_layers", 0),
     ("sample_size", 7),
     ("num_layers", 0),
     ("num_attention_heads", "2"),

@@ -86,7 +86,10 @@ def inputs(config: Config) -> Inputs:
 def _read(config: Config) -> dict[str, Any]:
   """The schema's values, all counts checked."""
   class_name(config, (SD3.kind,))
-  listed = config.get(_DUAL) or ()
+  listed = config.get(_DUAL)
+  if listed is not None and not isinstance(listed, list | tuple):
+    raise refusal(SD3.kind, _DUAL, listed, "a list of numbers")
+  listed = listed or ()
   values = read({**config, _DUAL: listed}, SD3)
   if values["out_channels"] is None:
     values["out_channels"] = values["in_channels"]
