@@ -16,6 +16,8 @@ from ldm_jax.diffusion.samplers.solver_options import SolverOptions
 from ldm_jax.diffusion.samplers.timesteps import SPACINGS
 from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.diffusion.shift import DynamicShift, ResolutionShift, shift_time
+from ldm_jax.errors import ConfigError
+from ldm_jax.sampling.request import GenerationRequest
 
 FLOW = Schedule("rectified_flow")
 MEAN, STD = 0.5, 0.3
@@ -276,3 +278,12 @@ def test_other_schedules_have_no_shift():
   for config in (SamplerConfig(shift=3.0), SamplerConfig(shift_terminal=0.1)):
     with pytest.raises(ValueError, match="rectified flows"):
       config.plan(Schedule())
+
+
+@pytest.mark.parametrize(
+  "explicit", [{"times": (900, 500)}, {"sigmas": (1.0,)}]
+)
+def test_a_shift_beside_explicit_times_is_refused(explicit):
+  with pytest.raises(ConfigError, match="leave shift out"):
+    GenerationRequest(shift=3.0, **explicit)
+  assert GenerationRequest(**explicit).shift is None

@@ -91,7 +91,8 @@ class GenerationRequest:
     times: the steps' times, decreasing within [0, T), in place of steps.
     sigmas: decreasing sigma / signal in place of steps; of flow models s in
       (0, 1], not shifted.
-    shift: of flow models, moves the steps' times towards noise; see docs.
+    shift: of flow models, moves the steps' times towards noise; see docs. Not
+      with times or sigmas.
     order: of multistep samplers.
     eta: scale of the noise that samplers add; 0 for DDIM, 1 for ancestral.
     compat: "diffusers" reproduces diffusers' timesteps and rounding.
@@ -256,18 +257,14 @@ class GenerationRequest:
         f"such as 0,0,64,0; got {self.outpaint}"
       )
     if self.strength is not None and not 0 < self.strength <= 1:
-      raise ConfigError(
-        f"strength must be above 0 and at most 1, got {self.strength}"
-      )
+      raise ConfigError(f"strength must be in (0, 1], got {self.strength}")
     if self.invert and (self.image is None or self.output != "latents"):
       raise ConfigError(
         "invert needs an image (--image), and latents as output "
         "(--output latent)"
       )
     if self.control_image is not None and self.controlnet is None:
-      raise ConfigError(
-        "control_image is for a ControlNet; give one (--controlnet)"
-      )
+      raise ConfigError("control_image needs a ControlNet (--controlnet)")
 
   def _check_interpolation(self) -> None:
     if self.variation is not None and not 0 <= self.variation <= 1:
@@ -296,5 +293,7 @@ class GenerationRequest:
       parse_timestep_spacing(self.timestep_spacing)
     if self.times and self.sigmas:
       raise ConfigError("give times or sigmas, not both")
+    if self.shift is not None and (self.times or self.sigmas):
+      raise ConfigError("times and sigmas are not shifted; leave shift out")
     if self.initial_latents is not None and self.rng == "torch":
       raise ConfigError("initial_latents replace rng; give one of them")

@@ -13,7 +13,8 @@ SAMPLING = """
 --sigmas: numbers S,S,...
   decreasing sigma / signal (of flows s, 0 to 1), in place of --steps
 --shift: float
-  of flow models, moves the steps towards noise (default: the model's own)
+  of flow models, moves the steps towards noise (default: the model's own);
+  not with --times or --sigmas
 --order: int
   of deis, lms, unipc
 --eta: float
