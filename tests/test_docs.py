@@ -55,6 +55,15 @@ def test_python_blocks_are_python(page):
     compile(block.text, page.name, "exec")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tables_are_of_one_piece(page):
+  """Every run of rows begins with a head and a line under it."""
+  text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+  for table in re.findall(r"(?:^\|.*\n?)+", text, re.M):
+    head, *rows = table.splitlines()
+    assert rows and re.fullmatch(r"\|[-:| ]+\|", rows[0]), head
+
+
 def navigation(entries):
   for entry in entries:
     if isinstance(entry, dict):

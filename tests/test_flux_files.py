@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,17 @@ def test_what_the_pipeline_cannot_hold_is_refused(params, tmp_path):
       MODEL, unet=half, schedule=Schedule("rectified_flow", steps=500)
     )
     ldm_jax.save_pretrained(other, params, target)
+
+
+def test_the_folder_of_another_pipeline_is_refused(folder, tmp_path):
+  """Kontext's transformer has FLUX.1-dev's config.json."""
+  shutil.copytree(folder, copy := tmp_path / "kontext")
+  index = json.loads((copy / "model_index.json").read_text())
+  index["_class_name"] = "FluxKontextPipeline"
+  (copy / "model_index.json").write_text(json.dumps(index))
+  with pytest.raises(ConfigError, match="Kontext, which edits images"):
+    open_model(str(copy))
+  ldm_jax.from_pretrained(str(copy), subfolder="vae")
 
 
 def test_a_transformer_alone_comes_back(params, tmp_path):

@@ -14,6 +14,7 @@ from ldm_jax.pretrained.conditioner_variables import conditioner_variables
 from ldm_jax.pretrained.configs import scheduler_config
 from ldm_jax.pretrained.configs.concat_inputs import concat_conditioners
 from ldm_jax.pretrained.configs.encoder_keys import unread_encoder_keys
+from ldm_jax.pretrained.configs.index_keys import check_pipeline
 from ldm_jax.pretrained.dit.sampling_defaults import (
   class_names,
   default_guidance,
@@ -39,11 +40,12 @@ def assemble(
     weight_dtype: of the matrices; see `LoadOptions`.
 
   Raises:
-    ConfigError: a component is missing, or a config asks for something that is
-      not supported.
+    ConfigError: a component is missing, a config asks for something that is
+      not supported, or the transformer is of another pipeline.
     WeightsError: a network's tensors do not fit its config.
   """
   _check_complete(components)
+  check_pipeline(components.networks["unet"].kind, components.index)
   check_copies(components.networks["unet"])
   networks = {
     name: load_quantized(network, name, dtype, weight_dtype)

@@ -1,5 +1,8 @@
-"""The keys of model_index.json: obeyed, without effect here, or named."""
+"""model_index.json: its pipeline, and its keys: obeyed, idle here, or named."""
 
+import re
+
+from ldm_jax.errors import ConfigError
 from ldm_jax.pretrained.configs.strict_config import Config
 
 _OBEYED = (
@@ -19,6 +22,37 @@ _WITHOUT_EFFECT = (
 
 # Keys that ask for nothing at this value: diffusers' default of an upscaler.
 _DEFAULTS = {"max_noise_level": 350}
+# The pipelines whose transformers are sampled here, by a transformer's kind:
+# others read such a network's tokens otherwise.
+_PIPELINES = {
+  "mmdit": r"StableDiffusion3(ControlNet|PAG)?(Img2Img|Inpaint(ing)?)?Pipeline",
+  "flux": r"Flux(Control|ControlNet|Fill)?(Img2Img|Inpaint)?Pipeline",
+}
+
+
+def check_pipeline(kind: str, index: Config) -> None:
+  """Refuses the pipeline of a transformer whose inputs are not made here.
+
+  Such as FluxKontextPipeline, whose FluxTransformer2DModel also reads the
+  tokens of an image to be edited, which no config.json says.
+
+  Args:
+    kind: of the denoiser.
+    index: model_index.json; without a class, nothing is known of it.
+
+  Raises:
+    ConfigError: model_index.json is of another pipeline.
+  """
+  known, name = _PIPELINES.get(kind), index.get("_class_name")
+  if known is None or name is None or re.fullmatch(known, str(name)):
+    return
+  plain = "FluxPipeline" if kind == "flux" else "StableDiffusion3Pipeline"
+  edits = " (FLUX.1 Kontext, which edits images)" * ("Kontext" in str(name))
+  raise ConfigError(
+    f"model_index.json: _class_name={name!r}{edits} is not supported; needed "
+    f"for its transformer: {plain} or its variants for images. Its networks "
+    "are loaded alone by their subfolders"
+  )
 
 
 def unread_keys(index: Config) -> tuple[str, ...]:
