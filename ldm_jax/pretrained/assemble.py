@@ -45,7 +45,6 @@ def assemble(
     WeightsError: a network's tensors do not fit its config.
   """
   _check_complete(components)
-  check_pipeline(components.networks["unet"].kind, components.index)
   check_copies(components.networks["unet"])
   networks = {
     name: load_quantized(network, name, dtype, weight_dtype)
@@ -99,13 +98,14 @@ def _index_and_encoder_warnings(components: Components) -> tuple[str, ...]:
 
 
 def _check_complete(components: Components) -> None:
-  """Raises ConfigError for a missing U-Net or autoencoder."""
+  """Raises ConfigError for a missing network, or for another pipeline's."""
   listed = ", ".join(components.networks)
   if "unet" not in components.networks:
     raise ConfigError(
       f"the model has no unet; it has {listed}. A single network is loaded by "
       "giving its subfolder"
     )
+  check_pipeline(components.networks["unet"].kind, components.index)
   if "vae" not in components.networks:
     raise ConfigError(
       f"the model has no autoencoder; it has {listed}: give one with vae=PATH "

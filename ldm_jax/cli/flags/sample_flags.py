@@ -13,8 +13,7 @@ SAMPLING = """
 --sigmas: numbers S,S,...
   decreasing sigma / signal (of flows s, 0 to 1), in place of --steps
 --shift: float
-  of flow models, moves the steps towards noise (default: the model's own);
-  not with --times or --sigmas
+  of flow models, moves the steps towards noise (default: the model's own)
 --order: int
   of deis, lms, unipc
 --eta: float
