@@ -283,7 +283,7 @@ def test_other_schedules_have_no_shift():
 @pytest.mark.parametrize(
   "explicit", [{"times": (900, 500)}, {"sigmas": (1.0,)}]
 )
-def test_a_shift_beside_explicit_times_is_refused(explicit):
+def test_a_shift_with_explicit_times_is_refused(explicit):
   with pytest.raises(ConfigError, match="leave shift out"):
     GenerationRequest(shift=3.0, **explicit)
   assert GenerationRequest(**explicit).shift is None
