@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # Kernels that stay: the first and last layers and those of the time are small,
 # and their errors are those of every output.
-_KEPT = r"(^|/)(patches|conv_in|conv_out|proj_out|time_\d)/"
+_KEPT = r"(^|/)(patches|conv_in|conv_out|proj_out|(time|guidance)_\d)/"
 MIN_SIZE = 4096  # elements; a smaller matrix saves next to nothing
 _WHOLE = ("vae",)  # subfolders of networks that are kept as they are
 
