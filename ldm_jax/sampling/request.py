@@ -264,7 +264,7 @@ class GenerationRequest:
         "(--output latent)"
       )
     if self.control_image is not None and self.controlnet is None:
-      raise ConfigError("control_image needs a ControlNet (--controlnet)")
+      raise ConfigError("control_image is for a ControlNet (--controlnet)")
 
   def _check_interpolation(self) -> None:
     if self.variation is not None and not 0 <= self.variation <= 1:
