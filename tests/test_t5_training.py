@@ -1,5 +1,6 @@
 """Stage two on CLIP and T5: from captions, and from cached embeddings."""
 
+import gc
 import json
 import pathlib
 import shutil
@@ -20,6 +21,7 @@ from ldm_jax.pretrained.text.t5_config import t5
 from ldm_jax.run import Run
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.monitoring.metric_writer import read_metrics
+from ldm_jax.training.trainer import Trainer, TrainingOutcome
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 ENCODER = t5(t5_files.CONFIG)
@@ -178,6 +180,35 @@ def test_cached_texts_train_as_captions_do(root, captioned, latents):
   # The run samples prompts: it holds the text encoders themselves.
   frozen = runs[0].frozen(MeshShape().build()).conditioners
   assert "encoder" in frozen["t5_tokens"]["params"]
+
+
+@pytest.mark.slow
+def test_text_encoders_leave_the_devices_for_cached_texts(
+  root, latents, tmp_path, monkeypatch
+):
+  """No step has T5's table of embeddings beside it."""
+  shape = ENCODER.vocabulary, ENCODER.width
+
+  def tables():
+    gc.collect()
+    return sum(array.shape == shape for array in jax.live_arrays())
+
+  counts = []
+  monkeypatch.setattr(
+    Trainer, "run", lambda *_: counts.append(tables()) or TrainingOutcome(0)
+  )
+  before = tables()
+  learn(root, tmp_path / "cached", f"--config.data.latents={latents}")
+  other = tmp_path / "captions"
+  shutil.copytree(latents, other)
+  manifest = json.loads((other / "manifest.json").read_text())
+  manifest["texts"] = {}
+  names = [n for n in manifest["arrays"] if "tokens" in n]
+  for name in names:
+    del manifest["arrays"][name]
+  (other / "manifest.json").write_text(json.dumps(manifest))
+  learn(root, tmp_path / "run", f"--config.data.latents={other}")
+  assert counts[0] == before < counts[1]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import functools
 import logging
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,8 +82,7 @@ def train(
     override: resume with other values of fields that are safe to change, such
       as the learning rate and the batch; recorded there too. See
       `resume.OVERRIDABLE`.
-    trackers: names of trackers to use besides the experiment's: "wandb",
-      "trackio" or "mlflow", with their defaults.
+    trackers: "wandb", "trackio" or "mlflow", besides the experiment's own.
 
   Raises:
     ConfigError: the experiment cannot run, could not be read back from the
@@ -108,7 +107,8 @@ def train(
       _log_unfinished(held.enter_context(folder_lock(workdir)))
       prepared = prepare_run(experiment, workdir, sharding, trust, options)
     bad = bad_image_log(prepared.run.experiment, workdir)
-    outcome = _run(prepared, sharding, profile, bad)
+    prepared, measured = _with_held_out(prepared, sharding)
+    outcome = _run(prepared, measured, sharding, profile, bad)
   metrics: dict[str, Any] = {}
   if processes.is_first():
     for line in metric_writer.read_metrics(workdir):
@@ -171,8 +171,37 @@ def _captions(
   return [tokenizer.decode(ids) for ids in batch["tokens"][:count]]
 
 
+class _HeldOut(NamedTuple):
+  """The batch that is measured.
+
+  Attributes:
+    captions: of the examples that previews show.
+  """
+
+  batch: dict[str, np.ndarray]
+  captions: Sequence[str]
+
+
+def _with_held_out(
+  prepared: PreparedRun, sharding: Sharding
+) -> tuple[PreparedRun, _HeldOut]:
+  """The run and its held-out batch; with cached texts, both as these need.
+
+  The caller keeps no other reference to the run: those text encoders that are
+  no longer read then leave the devices.
+  """
+  run, tokenizer = prepared.run, prepared.tokenizer
+  batch = held_out(run.experiment, tokenizer)
+  captions = _captions(tokenizer, batch, run.experiment.reports.previews)
+  frozen, batch = with_embedded_texts(
+    run.experiment, prepared.frozen, batch, sharding
+  )
+  return prepared._replace(frozen=frozen), _HeldOut(batch, captions)
+
+
 def _run(
   prepared: PreparedRun,
+  measured: _HeldOut,
   sharding: Sharding,
   profile: tuple[int, int] | None,
   bad: BadImageLog,
@@ -180,11 +209,7 @@ def _run(
   """Hands the prepared run to the trainer."""
   run, tokenizer = prepared.run, prepared.tokenizer
   experiment, reports = run.experiment, run.experiment.reports
-  example = held_out(experiment, tokenizer)
-  captions = _captions(tokenizer, example, reports.previews)
-  frozen, example = with_embedded_texts(
-    experiment, prepared.frozen, example, sharding
-  )
+  example = measured.batch
   shown = {name: rows[: reports.previews] for name, rows in example.items()}
   trainer = Trainer(
     experiment.task,
@@ -195,7 +220,7 @@ def _run(
     experiment.checkpoints,
     reports.every,
     reports.previews_every,
-    captions,
+    measured.captions,
     profile,
     prepared.start,
     functools.partial(example_indices, experiment),
@@ -204,7 +229,7 @@ def _run(
     experiment.trackers,
   )
   return trainer.run(
-    frozen,
+    prepared.frozen,
     lambda step: batches(experiment, tokenizer, step, sharding, bad),
     sharding.distribute(example),
     sharding.distribute(shown),
