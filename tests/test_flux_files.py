@@ -29,6 +29,7 @@ from ldm_jax.pretrained.configs.unet_reader import Inputs
 from ldm_jax.pretrained.convert import ConvertRequest, convert
 from ldm_jax.pretrained.flux.flux_config import FLUX, flux, flux_config
 from ldm_jax.pretrained.flux.folder import scheduler
+from ldm_jax.pretrained.inspect import inspect
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
 from ldm_jax.pretrained.text.families import TextEncoders, flux_conditioners
 from ldm_jax.weights.safetensors_files import (
@@ -296,6 +297,22 @@ def test_a_file_is_detected_by_names_and_shapes(params, file, tmp_path):
   assert_equal(found.unet, params.unet)
   with pytest.raises(WeightsError, match="axes_dims_rope"):
     open_model(path)
+
+
+def test_a_missing_clip_is_zeros_and_named(folder, tmp_path, caplog):
+  path = tmp_path / "model"
+  shutil.copytree(folder, path)
+  index = json.loads((path / "model_index.json").read_text())
+  index |= {"text_encoder": [None, None]}
+  (path / "model_index.json").write_text(json.dumps(index))
+  (line,) = open_model(str(path)).warnings
+  assert line.startswith("the model has no text_encoder (CLIP), for which zero")
+  assert line in caplog.messages and inspect(str(path))["notices"] == [line]
+  texts = [f"{folder}/text_encoder"]
+  whole = open_model(str(path), LoadOptions(text_encoder=texts))
+  assert whole.model == MODEL and not whole.warnings
+  with pytest.raises(ConfigError, match=r"no CLIP text.*--text_encoder"):
+    open_model(str(path), LoadOptions(tokenizer=str(tmp_path)))
 
 
 def test_the_authors_file_takes_the_other_networks(

@@ -184,6 +184,11 @@ def test_the_transformer_alone_needs_the_other_networks(file, folder, tmp_path):
     assert loaded.params.latent_scale == np.float32(1.5305)
     assert_equal(loaded.params.unet, params().unet)
     assert_equal(loaded.params.first_stage, params().first_stage)
+    (line,) = loaded.warnings
+    assert "no text_encoder_3 (T5), for which zeros stand; give" in line
+  options = LoadOptions(vae=lone, text_encoder=[f"{folder}/text_encoder_3"])
+  (line,) = open_model(path, options).warnings
+  assert "no text_encoder (CLIP), text_encoder_2 (OpenCLIP), for" in line
 
 
 def test_numbers_that_tensors_do_not_show_are_in_the_metadata(tmp_path):

@@ -25,6 +25,7 @@ from ldm_jax.pretrained.networks import latent_scale
 from ldm_jax.pretrained.quantizer import load_quantized
 from ldm_jax.pretrained.text.conditioners import conditioners_of, unet_inputs
 from ldm_jax.pretrained.text.prompt_tokens import t5_tokenizer_of, tokenizer_of
+from ldm_jax.pretrained.text.subfolders import absent_encoders
 from ldm_jax.weights.quantize import WeightDtype
 
 
@@ -91,7 +92,7 @@ def assemble(
 
 
 def _index_and_encoder_warnings(components: Components) -> tuple[str, ...]:
-  warnings = components.warnings
+  warnings = components.warnings + absent_encoders(components.networks)
   for name, network in components.networks.items():
     warnings += unread_encoder_keys(name, network.kind, network.config)
   return warnings

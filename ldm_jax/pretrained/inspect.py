@@ -20,6 +20,7 @@ from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.networks import ForeignNetwork, class_of
 from ldm_jax.pretrained.open_model import is_denoiser
 from ldm_jax.pretrained.quantizer import quantization_errors
+from ldm_jax.pretrained.text.subfolders import absent_encoders
 from ldm_jax.run import Run, class_names, recorded_data
 from ldm_jax.weights.quantize import WeightDtype
 
@@ -146,8 +147,11 @@ def _describe_model(
     for name, network in components.networks.items():
       errors = quantization_errors(network, name, weight_dtype)
       found["networks"][name]["relative error"] = errors
-  if components.warnings:
-    found["notices"] = list(components.warnings)
+  notices = components.warnings
+  if components.single is None or components.family is not None:
+    notices += absent_encoders(components.networks)
+  if notices:
+    found["notices"] = list(notices)
   return found
 
 

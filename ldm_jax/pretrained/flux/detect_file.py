@@ -79,7 +79,7 @@ def detect_flux(
     vae,
     tuple(texts),
     scheduler(is_dev) | dict(own("scheduler")),
-    _missing(vae is not None, len(texts) == len(TEXTS)),
+    _missing(vae is not None),
   )
 
 
@@ -116,18 +116,11 @@ def _check_names(shapes: Mapping[str, Shape], prefixes: list[str]) -> None:
     )
 
 
-def _missing(has_vae: bool, has_texts: bool) -> tuple[str, ...]:
-  """Warnings about components of a complete model that the file lacks."""
-  warnings = []
-  if not has_vae:
-    warnings.append(
-      "no autoencoder in the file: FLUX.1 needs its own (ae.safetensors); "
-      "give it with vae=PATH (--vae)"
-    )
-  if not has_texts:
-    warnings.append(
-      "not both text encoders are in the file; give CLIP's and T5's with "
-      "text_encoder=[FOLDER, FOLDER] (--text_encoder), and their tokenizers "
-      "(--tokenizer, --t5_tokenizer)"
-    )
-  return tuple(warnings)
+def _missing(has_vae: bool) -> tuple[str, ...]:
+  """Warns of an absent autoencoder; of text encoders see `absent_encoders`."""
+  if has_vae:
+    return ()
+  return (
+    "no autoencoder in the file: FLUX.1 needs its own (ae.safetensors); "
+    "give it with vae=PATH (--vae)",
+  )

@@ -74,7 +74,7 @@ def detect_mmdit(
     ),
     tuple(texts),
     SCHEDULER | dict(own("scheduler")),
-    _missing(vae is not None, [text.name for text in texts]),
+    _missing(vae is not None),
   )
 
 
@@ -159,19 +159,11 @@ def _text(
   return Submodule(name, kind, prefix, config)
 
 
-def _missing(has_vae: bool, texts: list[str]) -> tuple[str, ...]:
-  """Warnings about components of a complete model that the file lacks."""
-  warnings = []
-  if not has_vae:
-    warnings.append(
-      "no autoencoder in the file: SD 3 and SD 3.5 need theirs; give it with "
-      "vae=PATH (--vae)"
-    )
-  absent = [name for name in TEXTS if name not in texts]
-  if absent:
-    warnings.append(
-      f"no {', '.join(absent)} in the file; give text encoders with "
-      "text_encoder=[FOLDER] (--text_encoder), and tokenizer=FOLDER "
-      "(--tokenizer); an absent one is taken as zeros"
-    )
-  return tuple(warnings)
+def _missing(has_vae: bool) -> tuple[str, ...]:
+  """Warns of an absent autoencoder; of text encoders see `absent_encoders`."""
+  if has_vae:
+    return ()
+  return (
+    "no autoencoder in the file: SD 3 and SD 3.5 need theirs; give it with "
+    "vae=PATH (--vae)",
+  )

@@ -45,7 +45,8 @@ def add_text_encoders(
       )
     found[name] = network
   networks = dict(components.networks) | found
-  warnings = tuple(w for w in components.warnings if "text encoder" not in w)
+  # The line is about a file that lacks what is given here.
+  warnings = tuple(w for w in components.warnings if "--text_encoder" not in w)
   return dataclasses.replace(
     components,
     networks={name: networks.pop(name) for name in NETWORKS if name in networks}

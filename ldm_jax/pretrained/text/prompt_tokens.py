@@ -81,7 +81,8 @@ def with_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:
   )
   if embedder is None:
     raise ConfigError(
-      "the model has no CLIP text encoder; leave tokenizer out (--tokenizer)"
+      "the model has no CLIP text encoder; leave tokenizer out (--tokenizer), "
+      "or give the encoder too: text_encoder=[FOLDER] (--text_encoder)"
     )
   tokenizer = tokenizers.load(folder, embedder.encoders[0].length)
   # CLIP's own encoder is padded with its end token, whatever its number here.
@@ -113,7 +114,8 @@ def with_t5_tokenizer(loaded: LoadedModel, folder: str) -> LoadedModel:
   embedder = model.find_conditioner(T5Embedder)
   if embedder is None:
     raise ConfigError(
-      "the model has no T5; leave t5_tokenizer out (--t5_tokenizer)"
+      "the model has no T5; leave t5_tokenizer out (--t5_tokenizer), or give "
+      "the encoder too: text_encoder=[PATH] (--text_encoder)"
     )
   tokenizer = tokenizers.load(folder, embedder.length)
   conditioners = tuple(

@@ -1,6 +1,7 @@
 """Subfolders of the text encoders of SD3 and FLUX."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
@@ -11,6 +12,7 @@ from ldm_jax.pretrained.networks import ForeignNetwork
 SD3 = ("text_encoder", "text_encoder_2", "text_encoder_3")
 FLUX = SD3[:2]
 _T5, _CLIP, _OPEN_CLIP = range(3)
+_NAMES = {_T5: "T5", _CLIP: "CLIP", _OPEN_CLIP: "OpenCLIP"}
 _PLACES = {
   "mmdit": {_CLIP: SD3[0], _OPEN_CLIP: SD3[1], _T5: SD3[2]},
   "flux": {_CLIP: FLUX[0], _OPEN_CLIP: FLUX[0], _T5: FLUX[1]},
@@ -50,6 +52,32 @@ def subfolder_of(backbone: str, network: ForeignNetwork, path: str) -> str:
       "is a CLIP text encoder or a T5 (--text_encoder)"
     )
   return _PLACES[backbone][kinds[network.kind]]
+
+
+def absent_encoders(networks: Mapping[str, ForeignNetwork]) -> tuple[str, ...]:
+  """A line that names the text encoders which SD3 or FLUX lacks.
+
+  None for other models, or if all are there.
+
+  Args:
+    networks: of the model, by subfolder.
+  """
+  backbone = networks["unet"].kind if "unet" in networks else None
+  absent: dict[str, int] = {}
+  for kind, place in _PLACES.get(backbone, {}).items():
+    if place not in networks:
+      absent.setdefault(place, kind)
+  if not absent:
+    return ()
+  listed = ", ".join(f"{place} ({_NAMES[k]})" for place, k in absent.items())
+  is_needed = backbone == "flux" and _T5 in absent.values()
+  zeros = "" if is_needed else ", for which zeros stand"
+  options = ["text_encoder=[FOLDER, ...] (--text_encoder)"]
+  if set(absent.values()) - {_T5}:
+    options.append("tokenizer=FOLDER (--tokenizer)")
+  if _T5 in absent.values():
+    options.append("t5_tokenizer=FOLDER (--t5_tokenizer)")
+  return (f"the model has no {listed}{zeros}; give {', '.join(options)}",)
 
 
 def for_backbone(backbone: str, network: ForeignNetwork) -> ForeignNetwork:
