@@ -186,7 +186,7 @@ def test_cached_texts_train_as_captions_do(root, captioned, latents):
 def test_text_encoders_leave_the_devices_for_cached_texts(
   root, latents, tmp_path, monkeypatch
 ):
-  """No step has T5's table of embeddings beside it."""
+  """Among the arrays of a step there is no embedding of T5."""
   shape = ENCODER.vocabulary, ENCODER.width
 
   def tables():
