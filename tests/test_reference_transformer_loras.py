@@ -8,6 +8,7 @@ import pytest
 from networks import random_tensors
 from single_files import TINY_VAE
 
+from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.nn.lora import LoRA
@@ -42,7 +43,9 @@ def loaded_here(transformer, path):
   transformer.save_pretrained(path)
   module, variables = load(open_network(path))
   return LoadedModel(
-    model=LatentDiffusion(TINY_VAE, module),
+    model=LatentDiffusion(
+      TINY_VAE, module, (), Schedule("rectified_flow"), "flow"
+    ),
     params=Parameters({}, np.float32(1), {}, variables),
     tokenizer=None,
     height=16,
