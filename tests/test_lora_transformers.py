@@ -9,6 +9,7 @@ import pytest
 from networks import random_like
 from single_files import TINY_VAE
 
+from ldm_jax.diffusion.schedule import Schedule
 from ldm_jax.errors import WeightsError
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.loaded_model import LoadedModel
@@ -51,7 +52,9 @@ def family(name):
     Condition(context=context, vector=vector),
   )
   return LoadedModel(
-    model=LatentDiffusion(TINY_VAE, unet),
+    model=LatentDiffusion(
+      TINY_VAE, unet, (), Schedule("rectified_flow"), "flow"
+    ),
     params=Parameters({}, np.float32(1), {}, random_like(shapes)),
     tokenizer=None,
     height=16,
