@@ -21,6 +21,7 @@ from ldm_jax.nn.dit.blocks import (
 from ldm_jax.nn.dit.patches import PatchEmbedding, unpatchify
 from ldm_jax.nn.dit.positions import rotary_angles, sincos_positions
 from ldm_jax.nn.layers import Remat, remat_policy, sinusoids
+from ldm_jax.nn.operators.block_scan import scan_blocks
 
 # Width, depth and heads (Peebles and Xie 2023, table 1).
 SIZES = {
@@ -217,13 +218,9 @@ class DiT(nn.Module):
         h = block_type(*options, name=name)(h, emb, angles)
       return h
     params = [self.variables["params"][name] for name in names]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     block = block_type(*options, parent=None)
-
-    def body(h, params):
-      return block.apply({"params": params}, h, emb, angles), None
-
-    return jax.lax.scan(body, h, stacked)[0]
+    apply = lambda p, h: block.apply({"params": p}, h, emb, angles)
+    return scan_blocks(apply, params, h)
 
   def last_layer(
     self, h: Float[Array, "b l d"], emb: Float[Array, "b d"]

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ldm_jax.fields.limits import Count, Positive
 from ldm_jax.nn.layers import Remat, remat_policy
+from ldm_jax.nn.operators.block_scan import scan_blocks
 from ldm_jax.nn.operators.rows import on_rows
 
 
@@ -220,10 +221,7 @@ class T5Encoder(nn.Module):
         x = block_type(*options, name=name)(x, bias)
       return x
     params = [self.variables["params"][name] for name in names]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     block = block_type(*options, parent=None)
-
-    def body(x, params):
-      return block.apply({"params": params}, x, bias), None
-
-    return jax.lax.scan(body, x, stacked)[0]
+    return scan_blocks(
+      lambda p, x: block.apply({"params": p}, x, bias), params, x
+    )

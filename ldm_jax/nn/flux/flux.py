@@ -1,6 +1,6 @@
 """FLUX.1: a transformer over text and patches of latents as the backbone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,7 @@ from ldm_jax.nn.flux.blocks import EPSILON, DoubleBlock, SingleBlock
 from ldm_jax.nn.flux.packing import SIDE, pack, unpack
 from ldm_jax.nn.flux.positions import rotary_cos_sin
 from ldm_jax.nn.layers import Remat, remat_policy, sinusoids
+from ldm_jax.nn.operators.block_scan import scan_blocks
 
 TIME_WIDTH = 256  # sinusoids of the time and of guidance, at every size
 _MOST = 1000.0  # both are multiplied by it before
@@ -156,7 +157,9 @@ class Flux(nn.Module):
         h = kind(*options, name=each)(h, emb, cos_sin)
       return h
     params = [self.variables["params"][each] for each in names]
-    return _scan(kind(*options, parent=None), params, h, emb, cos_sin)
+    block = kind(*options, parent=None)
+    apply = lambda p, h: block.apply({"params": p}, h, emb, cos_sin)
+    return scan_blocks(apply, params, h)
 
   def last_layer(
     self, h: Float[Array, "b l d"], emb: Float[Array, "b d"]
@@ -169,18 +172,6 @@ class Flux(nn.Module):
     h = modulated(h, shift, scale, "layer", EPSILON)
     features = SIDE * SIDE * self.out_channels
     return linear(h, features, name="proj_out", **zero)
-
-
-def _scan(
-  block: nn.Module, params: Sequence[Any], h: Any, *inputs: Array
-) -> Any:
-  """`block` with each of the parameters in turn."""
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-
-  def body(h, params):
-    return block.apply({"params": params}, h, *inputs), None
-
-  return jax.lax.scan(body, h, stacked)[0]
 
 
 def _check(condition: Condition) -> None:

@@ -16,6 +16,7 @@ from ldm_jax.nn.dit.patches import PatchEmbedding, unpatchify
 from ldm_jax.nn.layers import Remat, remat_policy, sinusoids
 from ldm_jax.nn.mmdit.blocks import EPSILON, JointBlock
 from ldm_jax.nn.mmdit.positions import axis_table, centre_positions
+from ldm_jax.nn.operators.block_scan import scan_blocks
 
 TIME_WIDTH = 256  # sinusoids of the time, at every size
 TIMES = 1000  # the time is fed as a number up to it
@@ -179,13 +180,11 @@ class MMDiT(nn.Module):
           h, context = block_type(*options, name=name)(h, context, emb)
         continue
       params = [self.variables["params"][name] for name in names]
-      stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
       block = block_type(*options, parent=None)
-
-      def body(tokens, params, block=block):
-        return block.apply({"params": params}, *tokens, emb), None
-
-      (h, context), _ = jax.lax.scan(body, (h, context), stacked)
+      apply = lambda p, tokens, block=block: block.apply(
+        {"params": p}, *tokens, emb
+      )
+      h, context = scan_blocks(apply, params, (h, context))
     return h
 
   def last_layer(

@@ -70,6 +70,7 @@ def text_cache(
   }
 
   def encode(captions: Sequence[str]) -> Arrays:
+    """The outputs of every text conditioner, by name and part."""
     ids, drop = tokenizer.arrays(captions), np.zeros(len(captions), bool)
     found = {}
     for name, run in encoders.items():
