@@ -257,7 +257,9 @@ class GenerationRequest:
         f"such as 0,0,64,0; got {self.outpaint}"
       )
     if self.strength is not None and not 0 < self.strength <= 1:
-      raise ConfigError(f"strength must be above 0, at most 1: {self.strength}")
+      raise ConfigError(
+        f"strength must be above 0 and at most 1, got {self.strength}"
+      )
     if self.invert and (self.image is None or self.output != "latents"):
       raise ConfigError(
         "invert needs an image (--image), and latents as output "
