@@ -262,8 +262,7 @@ class GenerationRequest:
       )
     if self.invert and (self.image is None or self.output != "latents"):
       raise ConfigError(
-        "invert needs an image (--image), and latents as output "
-        "(--output latent)"
+        "invert needs an image (--image) and output latents (--output latent)"
       )
     if self.control_image is not None and self.controlnet is None:
       raise ConfigError("control_image is for a ControlNet (--controlnet)")
