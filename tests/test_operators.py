@@ -94,6 +94,21 @@ def test_strips_of_lines_are_exact(monkeypatch, convolution, shape):
   test_convolutions_are_exact(convolution, shape)
 
 
+@pytest.mark.parametrize("shape", [SHAPES[1], STRIPED[0]])
+def test_a_turned_kernel_is_read_as_it_is_stored(monkeypatch, shape):
+  """With the gradients of a convolution whose kernel is turned before it."""
+  monkeypatch.setattr(strips, "_TILES", 4)
+  x, kernel, grad = draw(*shape)
+  stored = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  turned = lambda x, kernel: winograd_convolution(x, kernel, True)
+  found, pull = jax.vjp(turned, x, stored)
+  assert_near(found, exact(x, kernel, False))
+  x_grad, kernel_grad = exact_gradients(x, kernel, grad, False)
+  kernel_grad = np.flip(kernel_grad, (0, 1)).swapaxes(2, 3)
+  for ours, right in zip(pull(grad), (x_grad, kernel_grad), strict=True):
+    assert_near(ours, right)
+
+
 @pytest.mark.parametrize("lengths", [(64, 64), (37, 77), (60, 90), (13, 5)])
 def test_attention_by_head_is_exact(monkeypatch, lengths):
   """With a few scores held at once, so that all loops are gone through."""

@@ -63,13 +63,13 @@ def _backward(saved: tuple[Array, Array], grad: Array):
   b, h, w, c = x.shape
   sums = both_axes(_transform_kernel, taps(kernel))
   # One product of all 9 sums, which are the kernel's size together.
-  turned = jnp.concatenate([m for row in sums for m in row], axis=1).T
+  turned = jnp.concatenate([m for row in sums for m in row], axis=1)
 
   def pull(grads: Array) -> Array:
     """Of x: the sum of E K^T, E of the grads around both pixels."""
     found = both_axes(_around, _cells(grads, 4))
     found = jnp.concatenate([m for row in found for m in row], axis=1)
-    found = lax.optimization_barrier(found) @ turned
+    found = product(lax.optimization_barrier(found), turned, is_turned=True)
     return found.reshape(b, -1, w, c)
 
   def gradient(strip: Array, grads: Array) -> Array:

@@ -49,7 +49,11 @@ def _forward(q: Array, k: Array, v: Array):
 
 
 def _backward(saved, grad: Array):
-  """dv = P^T do; dP = do v^T; dS = P (dP - sum(do o)); dq, dk from dS."""
+  """dv = P^T do; dP = do v^T; dS = P (dP - sum(do o)); dq, dk from dS.
+
+  dk and dv are summed as their transposes, q^T dS and do^T P: XLA:CPU takes
+  several times as long for the transpose of the scores.
+  """
   q, k, v, out, log_mass = saved
   scale = q.shape[-1] ** -0.5
   chunks = _chunks(q.shape[1], k.shape[1])
@@ -57,24 +61,27 @@ def _backward(saved, grad: Array):
   inner = (grads * out).sum(-1, keepdims=True)
 
   def over_queries(head):
-    """dq, dk, dv of one head."""
+    """dq, and the transposes of dk and dv, of one head."""
     queries, keys, values, *rest = head
+    turned_keys, turned_values = keys.T, values.T
 
     def attend(carry, rows):
       query, row_grad, row_log_mass, row_inner = rows
       dk, dv = carry
-      weights = jnp.exp(query @ keys.T - row_log_mass)
-      dscores = weights * (row_grad @ values.T - row_inner)
-      dk, dv = dk + dscores.T @ query, dv + weights.T @ row_grad
+      weights = jnp.exp(query @ turned_keys - row_log_mass)
+      dscores = weights * (row_grad @ turned_values - row_inner)
+      dk, dv = dk + query.T @ dscores, dv + row_grad.T @ weights
       return (dk, dv), dscores @ keys
 
-    start = jnp.zeros_like(keys), jnp.zeros_like(values)
+    start = jnp.zeros_like(turned_keys), jnp.zeros_like(turned_values)
     rows = [_split(x, chunks) for x in (queries, *rest)]
     (dk, dv), dq = lax.scan(attend, start, tuple(rows))
     return dq.reshape(queries.shape) * scale, dk, dv
 
   heads = (_heads(q * scale), _heads(k), _heads(v), grads, log_mass, inner)
-  return tuple(_unheads(x, q.shape[0]) for x in lax.map(over_queries, heads))
+  dq, dk, dv = lax.map(over_queries, heads)
+  grads = dq, dk.swapaxes(1, 2), dv.swapaxes(1, 2)
+  return tuple(_unheads(x, q.shape[0]) for x in grads)
 
 
 head_attention.defvjp(_forward, _backward)

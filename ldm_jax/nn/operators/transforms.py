@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 Grid = list[list[Array]]
 
@@ -15,9 +15,10 @@ def both_axes(transform: Callable[[list], list], grid: Grid) -> Grid:
   return [transform(list(row)) for row in zip(*columns, strict=True)]
 
 
-def taps(kernel: Array) -> Grid:
-  """The matrices [c d] of a kernel [3 3 c d]."""
-  return [[kernel[i, j] for j in range(3)] for i in range(3)]
+def taps(kernel: Array, is_turned: bool = False) -> Grid:
+  """The matrices [c d] of a kernel [3 3 c d]; in reverse if it is turned."""
+  order = range(3)[::-1] if is_turned else range(3)
+  return [[kernel[i, j] for j in order] for i in order]
 
 
 def stacked(grid: Grid) -> Array:
@@ -30,14 +31,27 @@ def rows(x: Array) -> Array:
   return x.reshape(-1, x.shape[-1])
 
 
-def product(matrix: Array, other: Array) -> Array:
+def product(matrix: Array, other: Array, is_turned: bool = False) -> Array:
   """The product of two matrices, with a batch axis of one.
 
   `layers.remat_policy` "dots" keeps products without a batch axis, and those
   of Winograd's convolution would be four times its result.
+
+  Args:
+    is_turned: the second is transposed.
   """
-  numbers = (((2,), (1,)), ((0,), (0,)))
-  return lax.dot_general(matrix[None], other[None], numbers)[0]
+  return products(matrix[None], other[None], is_turned)[0]
+
+
+def products(
+  matrices: Float[Array, "n t c"], others: Array, is_turned: bool = False
+) -> Float[Array, "n t d"]:
+  """The product of every matrix with the other, [n c d] or [n d c] if turned.
+
+  A transposed copy of a kernel takes longer than the product itself.
+  """
+  numbers = (((2,), (2 if is_turned else 1,)), ((0,), (0,)))
+  return lax.dot_general(matrices, others, numbers)
 
 
 def interleave(cells: Grid, b: int, h: int, w: int) -> Array:

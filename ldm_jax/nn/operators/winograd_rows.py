@@ -35,17 +35,23 @@ _SPREAD = (1, 0), (1, 1), (1, -1), (0, -1)  # A
 
 
 def convolution_by_rows(
-  x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
+  x: Float[Array, "b h w c"], kernel: Array, is_turned: bool = False
 ) -> Float[Array, "b h w d"]:
-  """A^T [(G g G^T) * (B^T d B)] A for every tile d of 4 x 4 pixels."""
+  """A^T [(G g G^T) * (B^T d B)] A for every tile d of 4 x 4 pixels.
+
+  Args:
+    kernel: [3 3 c d], or [3 3 d c] if it is turned by half a turn.
+  """
   b, h, w, _ = x.shape
   lines = _lines(x)
+  order = range(3)[::-1] if is_turned else range(3)
 
   def row(numbers: tuple) -> tuple[Array, ...]:
     line, weights = numbers
-    taps = list(sum(weights[i] * kernel[i] for i in range(3)))
-    pairs = zip(_pixels(lines, line), transform_kernel(taps), strict=True)
-    return tuple(gather_outputs([product(*pair) for pair in pairs]))
+    sums = sum(weights[i] * kernel[j] for i, j in enumerate(order))
+    weights = transform_kernel([sums[j] for j in order])
+    pairs = zip(_pixels(lines, line), weights, strict=True)
+    return tuple(gather_outputs([product(*pair, is_turned) for pair in pairs]))
 
   columns = _over_rows(row, x, (_row_numbers(), _floats(_KERNEL)))
   cells = [gather_outputs(list(column)) for column in columns]

@@ -15,6 +15,7 @@ from ldm_jax.nn.operators.strips import (
 from ldm_jax.nn.operators.transforms import (
   both_axes,
   interleave,
+  products,
   stacked,
   taps,
 )
@@ -28,16 +29,20 @@ from ldm_jax.nn.operators.winograd_transforms import (
 
 
 def convolution_by_strips(
-  x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
+  x: Float[Array, "b h w c"], kernel: Array, is_turned: bool = False
 ) -> Float[Array, "b h w d"]:
-  """A^T [(G g G^T) * (B^T d B)] A for every tile d of 4 x 4 pixels."""
+  """A^T [(G g G^T) * (B^T d B)] A for every tile d of 4 x 4 pixels.
+
+  Args:
+    kernel: [3 3 c d], or [3 3 d c] if it is turned by half a turn.
+  """
   batch, height, width, _ = x.shape
-  weights = stacked(both_axes(transform_kernel, taps(kernel)))
+  weights = stacked(both_axes(transform_kernel, taps(kernel, is_turned)))
 
   def convolve(strip: Array) -> Array:
-    pixels = _pixels(strip)
-    products = lax.optimization_barrier(pixels @ weights)
-    cells = both_axes(gather_outputs, _grid(products))
+    found = products(_pixels(strip), weights, is_turned)
+    found = lax.optimization_barrier(found)
+    cells = both_axes(gather_outputs, _grid(found))
     _, h, w, _ = strip.shape
     return interleave(cells, batch, h // 2 - 1, w // 2 - 1)[:, :, :width]
 
