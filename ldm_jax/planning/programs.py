@@ -11,6 +11,7 @@ from ldm_jax.concat_conditioning import prepare_inputs
 from ldm_jax.config import Experiment
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.errors import ConfigError
+from ldm_jax.pretrained.stacked_parameters import unstack_parameters
 from ldm_jax.runtime.devices import attention_kernels
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
@@ -105,7 +106,9 @@ def sampling_program(
   """A whole guided sampler, noise to images."""
   frozen, state, _ = _states(task, batch)
   join = lambda state, frozen: task.parameters(state.ema, frozen)
-  params = jax.eval_shape(join, state, frozen)
+  params = jax.eval_shape(
+    lambda *parts: unstack_parameters(join(*parts)), state, frozen
+  )
   prepare = lambda params, batch: prepare_inputs(
     task.model, params, batch, None
   )

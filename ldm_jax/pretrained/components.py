@@ -11,7 +11,6 @@ import numpy as np
 from ldm_jax.diffusion.prediction import Prediction
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.files.strict_json import read_object
-from ldm_jax.pretrained.batch_statistics import usual_names
 from ldm_jax.pretrained.configs.index_keys import unread_keys
 from ldm_jax.pretrained.configs.scheduler_config import PREDICTIONS
 from ldm_jax.pretrained.dit.released_file import released_dit
@@ -30,6 +29,7 @@ from ldm_jax.pretrained.single_file.stored_configs import (
 )
 from ldm_jax.pretrained.single_file.submodules import PartialConfig
 from ldm_jax.pretrained.single_network.autoencoder_file import find_autoencoder
+from ldm_jax.pretrained.single_network.batch_statistics import usual_names
 from ldm_jax.pretrained.text.encoder_file import find_text_encoder
 from ldm_jax.pretrained.text.transformers_names import own_tensors
 from ldm_jax.weights import folders

@@ -28,7 +28,6 @@ from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
 from ldm_jax.pretrained import model_index
-from ldm_jax.pretrained.batch_statistics import has_statistics
 from ldm_jax.pretrained.conditioner_variables import (
   WEIGHTLESS,
   split_variables,
@@ -53,6 +52,7 @@ from ldm_jax.pretrained.flux.flux_config import flux_config
 from ldm_jax.pretrained.mmdit import folder as mmdit_folder
 from ldm_jax.pretrained.mmdit.mmdit_config import mmdit_config
 from ldm_jax.pretrained.networks import Module
+from ldm_jax.pretrained.single_network.batch_statistics import has_statistics
 from ldm_jax.pretrained.single_network.exported_network import ExportedNetwork
 from ldm_jax.pretrained.text.t5_config import t5_config
 from ldm_jax.weights.naming import convert

@@ -24,7 +24,6 @@ from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.mmdit.mmdit import MMDiT
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
 from ldm_jax.nn.unet import UNet
-from ldm_jax.pretrained.batch_statistics import read_statistics
 from ldm_jax.pretrained.configs import (
   text_encoder_config,
   unet_reader,
@@ -44,6 +43,7 @@ from ldm_jax.pretrained.configs.value_types import malformed_values
 from ldm_jax.pretrained.dit import dit_config
 from ldm_jax.pretrained.flux import flux_config
 from ldm_jax.pretrained.mmdit import mmdit_config
+from ldm_jax.pretrained.single_network.batch_statistics import read_statistics
 from ldm_jax.pretrained.single_network.initial_shapes import abstract
 from ldm_jax.pretrained.text import t5_config
 from ldm_jax.weights import mmap_files

@@ -25,6 +25,7 @@ from ldm_jax.pretrained.hub.fetch import local_path
 from ldm_jax.pretrained.lora.merge import merge_lora, split_scale
 from ldm_jax.pretrained.quantizer import check_weight_dtype
 from ldm_jax.pretrained.single_network.replace_vae import with_vae
+from ldm_jax.pretrained.stacked_parameters import unstack_parameters
 from ldm_jax.pretrained.text.prompt_tokens import (
   with_t5_tokenizer,
   with_tokenizer,
@@ -180,9 +181,10 @@ def open_run(run: Run, sharding: Sharding) -> LoadedModel:
   task = run.experiment.task
   _, height, width, _ = image_shape(task.first_stage, run.batch)
   transforms = run.experiment.data.transforms
+  params = task.parameters(run.trained(sharding), run.frozen(sharding))
   return LoadedModel(
     model=task.model,
-    params=task.parameters(run.trained(sharding), run.frozen(sharding)),
+    params=unstack_parameters(params),
     tokenizer=run_tokenizer(task.model, run.tokenizer),
     t5_tokenizer=t5_of(run.tokenizer),
     height=height,

@@ -10,6 +10,8 @@ import optax
 import optax.contrib
 from jaxtyping import Array
 
+from ldm_jax.fields.stack_names import STACK
+
 BETA = 0.95  # of the momentum
 STEPS = 3  # with this preconditioning as good as 5, at 2/3 the cost
 
@@ -68,10 +70,16 @@ def _scale_by_muon(epsilon: float) -> optax.GradientTransformation:
       optax.tree.bias_correction(momentum, BETA, optax.safe_increment(count)),
       optax.tree.bias_correction(grads, BETA, count),
     )
-    updates = jax.tree.map(
-      lambda leaf: _orthogonal(leaf, state.ns_coeffs, epsilon), ahead
-    )
-    updates = jax.tree.map(_as_long_as_adamw, updates)
+
+    def direction(path: Any, leaf: Array) -> Array:
+      """Of a kernel, or of each kernel of a stack of blocks."""
+      one = lambda kernel: _as_long_as_adamw(
+        _orthogonal(kernel, state.ns_coeffs, epsilon)
+      )
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      return (jax.vmap(one) if STACK.search(name) else one)(leaf)
+
+    updates = jax.tree_util.tree_map_with_path(direction, ahead)
     return updates, state._replace(count=count, mu=momentum)
 
   init = optax.contrib.scale_by_muon(ns_steps=STEPS, eps=epsilon).init

@@ -34,6 +34,7 @@ from ldm_jax.latents import (
   select_latents,
 )
 from ldm_jax.nn.lora import LoRA
+from ldm_jax.pretrained.stacked_parameters import stack_parameters
 from ldm_jax.runtime.optimizer import (
   Optimizer,
   accumulate_gradients,
@@ -96,15 +97,13 @@ class DenoiserTask:
     optimizer: of U-Net and conditioners, or of the LoRA.
     ema_decay: of the exponential moving average that is sampled from.
     accumulate: slices of the batch, one after another, per update.
-    latent_scale: latents are multiplied by it, or None to measure
-      1 / std on the first batches and store it with the run.
+    latent_scale: latents are multiplied by it; None is their measured 1 / std.
     latents: x0 is a "sample" of the first stage's posterior, as in LDM, or its
       "mode". With a large KL weight most of a sample is noise, which cannot be
       predicted.
     preview_steps, preview_guidance: DDIM steps and guidance in previews.
-    offset_noise: scale of additional noise that is constant over each channel
-      of an image, so that its mean is learned too (Podell et al. 2023, 2.5,
-      who use 0.05).
+    offset_noise: scale of additional noise, constant over each channel of an
+      image, so that its mean is learned too (Podell et al. 2023, 2.5: 0.05).
     lora: trains low-rank updates of the model of `Experiment.start` instead.
     validation_times: values of (t + 1) / T, 0 the image, at which the held-out
       loss is measured and averaged; None draws times as in training.
@@ -157,8 +156,8 @@ class DenoiserTask:
     base = jax.eval_shape(self.init_params, key, batch, frozen)
     parts = base["conditioners"]
     held = {name: parts.pop(name) for name in self.model.frozen_conditioners}
-    base = None if self.lora is None else base
-    return frozen.replace(conditioners=held, base=base)
+    held = stack_parameters(self.model, {"conditioners": held})
+    return frozen.replace(base=self.lora and base, **held)
 
   def init(self, key: Array, batch: Batch, frozen: Frozen) -> State:
     """The initial state for batches like this one."""
@@ -166,6 +165,7 @@ class DenoiserTask:
       params = self.init_params(key, batch, frozen)
       for name in self.model.frozen_conditioners:
         del params["conditioners"][name]
+      params = stack_parameters(self.model, params)
     else:
       params = self.lora.init(key, frozen.base)
     opt = self.optimizer.build().init(params)

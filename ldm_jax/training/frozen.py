@@ -14,6 +14,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.latents import measure_latent_scale
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.pretrained.metric_networks.lpips import perceptual
+from ldm_jax.pretrained.stacked_parameters import stack_parameters
 from ldm_jax.pretrained.text import text_encoders
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.training import denoiser
@@ -73,6 +74,9 @@ def load_frozen(
     lpips = jax.device_put(lpips, sharding.tree_shardings(lpips))
     return teacher.Frozen(first_stage.params, scale, lpips)
   encoders = frozen_conditioners(experiment, start)
+  if encoders:
+    parts = stack_parameters(task.model, {"conditioners": encoders})
+    encoders = parts["conditioners"]
   encoders = jax.device_put(encoders, sharding.tree_shardings(encoders))
   return denoiser.Frozen(first_stage.params, scale, encoders)
 

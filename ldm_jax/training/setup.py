@@ -18,6 +18,7 @@ from ldm_jax.nn.autoencoder import PixelSpace
 from ldm_jax.pretrained.hub.fetch import local_run
 from ldm_jax.pretrained.open_autoencoder import open_autoencoder
 from ldm_jax.pretrained.open_model import LoadOptions, open_model
+from ldm_jax.pretrained.stacked_parameters import stack_parameters
 from ldm_jax.run import Run, open_first_stage, shapes_of
 from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import processes
@@ -251,6 +252,8 @@ def _started(
   params = initialize_from.initial_params(task, initial, start)
   for name in task.model.frozen_conditioners:
     del params["conditioners"][name]
+  if task.lora is None:
+    params = stack_parameters(task.model, params)
   params = jax.device_put(params, sharding.tree_shardings(params))
   if task.lora is None:
     return frozen, params

@@ -41,6 +41,12 @@ class T5Embedder(nn.Module):
 
   has_unconditional = True
 
+  @property
+  def scanned_blocks(self) -> list[list[str]]:
+    """The encoder's; see `stack_blocks`."""
+    runs = self.encoder.scanned_blocks
+    return [[f"encoder/{name}" for name in names] for names in runs]
+
   @nn.compact
   def __call__(
     self, tokens: Int[Array, "b l"] | EmbeddedText, drop: Bool[Array, " b"]

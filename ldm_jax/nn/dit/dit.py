@@ -66,8 +66,8 @@ class DiT(nn.Module):
     frequency_shift: sinusoids of the time have the frequencies
       10000^(-i / (128 - frequency_shift)); 0 in DiT's and SiT's own code, 1 in
       diffusers.
-    is_scanned: one scan over the blocks, which compiles faster; parameters are
-      stored and named as without it.
+    is_scanned: one scan over the blocks, which compiles faster; it takes
+      parameters as without it, or stacked by `stack_blocks`.
     remat: rematerialisation of each block; see `remat_policy`.
     dtype: of computation; norms, softmax, modulation and output stay float32.
   """
@@ -201,6 +201,15 @@ class DiT(nn.Module):
       h = jnp.concatenate([tokens, h], axis=1)
     return h, angles
 
+  @property
+  def scanned_blocks(self) -> list[list[str]]:
+    """The names of the blocks of the scan; see `stack_blocks`."""
+    return [self._names] if self.is_scanned and self.depth > 1 else []
+
+  @property
+  def _names(self) -> list[str]:
+    return [f"block_{i}" for i in range(self.depth)]
+
   def blocks(
     self,
     h: Float[Array, "b l d"],
@@ -212,15 +221,14 @@ class DiT(nn.Module):
     options = (self.heads, self.mlp_width, self.norm, self.mlp)
     options += (self.is_qk_normed, self.mlp_epsilon)
     options += (self.attention_backend, self.dtype)
-    names = [f"block_{i}" for i in range(self.depth)]
-    if not self.is_scanned or self.is_initializing():
+    names = self._names
+    if names not in self.scanned_blocks or self.is_initializing():
       for name in names:
         h = block_type(*options, name=name)(h, emb, angles)
       return h
-    params = [self.variables["params"][name] for name in names]
     block = block_type(*options, parent=None)
     apply = lambda p, h: block.apply({"params": p}, h, emb, angles)
-    return scan_blocks(apply, params, h)
+    return scan_blocks(apply, self.variables["params"], names, h)
 
   def last_layer(
     self, h: Float[Array, "b l d"], emb: Float[Array, "b d"]

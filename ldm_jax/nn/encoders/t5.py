@@ -139,8 +139,8 @@ class T5Encoder(nn.Module):
     buckets: classes of distance.
     distance: in tokens, at which the last class begins.
     epsilon: of the norms.
-    is_scanned: one scan over the blocks, which compiles faster; parameters are
-      stored and named as without it.
+    is_scanned: one scan over the blocks, which compiles faster; it takes
+      parameters as without it, or stacked by `stack_blocks`.
     remat: rematerialisation of each block; see `remat_policy`.
     dtype: of computation; sums over blocks, norms, softmax, the feed-forwards'
       last matrices and the output stay float32.
@@ -208,6 +208,15 @@ class T5Encoder(nn.Module):
     lowest = jnp.finfo(jnp.float32).min
     return jnp.where(mask[:, None, None], bias, lowest)
 
+  @property
+  def scanned_blocks(self) -> list[list[str]]:
+    """The names of the blocks of the scan; see `stack_blocks`."""
+    return [self._names] if self.is_scanned and self.depth > 1 else []
+
+  @property
+  def _names(self) -> list[str]:
+    return [f"block_{i}" for i in range(self.depth)]
+
   def blocks(
     self, x: Float[Array, "b l d"], bias: Float[Array, "c n l l"]
   ) -> Float[Array, "b l d"]:
@@ -215,13 +224,11 @@ class T5Encoder(nn.Module):
     block_type = remat_policy(self.remat, T5Block)
     options = (self.heads, self.head_width, self.hidden)
     options += (self.epsilon, self.dtype)
-    names = [f"block_{i}" for i in range(self.depth)]
-    if not self.is_scanned or self.is_initializing():
+    names = self._names
+    if names not in self.scanned_blocks or self.is_initializing():
       for name in names:
         x = block_type(*options, name=name)(x, bias)
       return x
-    params = [self.variables["params"][name] for name in names]
     block = block_type(*options, parent=None)
-    return scan_blocks(
-      lambda p, x: block.apply({"params": p}, x, bias), params, x
-    )
+    apply = lambda p, x: block.apply({"params": p}, x, bias)
+    return scan_blocks(apply, self.variables["params"], names, x)

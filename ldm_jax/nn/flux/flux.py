@@ -48,7 +48,7 @@ class Flux(nn.Module):
       sqrt(s^2 + (1 - s)^2) x_t at the time s, and outputs eps - x0, the
       prediction "flow".
     is_scanned: one scan over the blocks of either kind, which compiles faster;
-      parameters are stored and named as without it.
+      it takes parameters as without it, or stacked by `stack_blocks`.
     remat: rematerialisation of each block; see `remat_policy`.
     dtype: of computation; norms, softmax, rotations, modulation and output stay
       float32.
@@ -85,6 +85,16 @@ class Flux(nn.Module):
   def size_multiple(self) -> int:
     """Latents' sides must be multiples of it: those of a patch."""
     return SIDE
+
+  @property
+  def scanned_blocks(self) -> list[list[str]]:
+    """The names of the blocks of each scan; see `stack_blocks`."""
+    runs = [self._names("double"), self._names("single")]
+    return [names for names in runs if self.is_scanned and len(names) > 1]
+
+  def _names(self, kind: str) -> list[str]:
+    depth = self.double_depth if kind == "double" else self.single_depth
+    return [f"{kind}_{i}" for i in range(depth)]
 
   @nn.compact
   def __call__(
@@ -148,18 +158,16 @@ class Flux(nn.Module):
     cos_sin: Float[Array, "2 l half"],
   ) -> Any:
     """All blocks of a kind, one after another or in a scan."""
-    depth = self.double_depth if name == "double" else self.single_depth
-    names = [f"{name}_{i}" for i in range(depth)]
+    names = self._names(name)
     kind = remat_policy(self.remat, kind)
     options = self.heads, self.attention_backend, self.dtype
-    if not self.is_scanned or self.is_initializing() or not depth:
+    if names not in self.scanned_blocks or self.is_initializing():
       for each in names:
         h = kind(*options, name=each)(h, emb, cos_sin)
       return h
-    params = [self.variables["params"][each] for each in names]
     block = kind(*options, parent=None)
     apply = lambda p, h: block.apply({"params": p}, h, emb, cos_sin)
-    return scan_blocks(apply, params, h)
+    return scan_blocks(apply, self.variables["params"], names, h)
 
   def last_layer(
     self, h: Float[Array, "b l d"], emb: Float[Array, "b d"]

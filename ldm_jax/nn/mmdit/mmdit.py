@@ -47,7 +47,7 @@ class MMDiT(nn.Module):
       z = sqrt(s^2 + (1 - s)^2) x_t, and predicts dz/ds = eps - x0, the
       prediction "flow". None feeds x_t and t as they are.
     is_scanned: one scan over each run of blocks of one kind, which compiles
-      faster; parameters are stored and named as without it.
+      faster; it takes parameters as without it, or stacked by `stack_blocks`.
     remat: rematerialisation of each block; see `remat_policy`.
     dtype: of computation; norms, softmax, modulation and output stay float32.
   """
@@ -162,6 +162,18 @@ class MMDiT(nn.Module):
     )
     return centre_positions(jax.lax.stop_gradient(table), rows_columns)
 
+  @property
+  def scanned_blocks(self) -> list[list[str]]:
+    """The names of the blocks of each scan; see `stack_blocks`."""
+    runs = [names for _, names in self._runs()]
+    return [names for names in runs if self.is_scanned and len(names) > 1]
+
+  def _runs(self) -> list[tuple[tuple[bool, bool], list[str]]]:
+    """Equal blocks in a row: whether they are dual and the last, and names."""
+    kind = lambda i: (i in self.dual_blocks, i == self.depth - 1)
+    groups = itertools.groupby(range(self.depth), kind)
+    return [(kinds, [f"block_{i}" for i in run]) for kinds, run in groups]
+
   def blocks(
     self,
     h: Float[Array, "b l d"],
@@ -170,21 +182,19 @@ class MMDiT(nn.Module):
   ) -> Float[Array, "b l d"]:
     """All blocks, one after another or in scans over equal ones."""
     block_type = remat_policy(self.remat, JointBlock)
-    kind = lambda i: (i in self.dual_blocks, i == self.depth - 1)
-    for kinds, run in itertools.groupby(range(self.depth), kind):
-      names = [f"block_{i}" for i in run]
+    for kinds, names in self._runs():
       options = self.heads, 4 * self.width, *kinds, self.is_qk_normed
       options += self.attention_backend, self.dtype
-      if len(names) == 1 or not self.is_scanned or self.is_initializing():
+      if names not in self.scanned_blocks or self.is_initializing():
         for name in names:
           h, context = block_type(*options, name=name)(h, context, emb)
         continue
-      params = [self.variables["params"][name] for name in names]
       block = block_type(*options, parent=None)
       apply = lambda p, tokens, block=block: block.apply(
         {"params": p}, *tokens, emb
       )
-      h, context = scan_blocks(apply, params, (h, context))
+      params = self.variables["params"]
+      h, context = scan_blocks(apply, params, names, (h, context))
     return h
 
   def last_layer(

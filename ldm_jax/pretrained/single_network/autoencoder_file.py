@@ -18,13 +18,13 @@ from ldm_jax.nn.bottleneck import GaussianBottleneck
 from ldm_jax.nn.inpainting_decoder import InpaintingAutoencoder
 from ldm_jax.nn.latent_normalization import BatchStatistics
 from ldm_jax.nn.tiny_autoencoder import TinyAutoencoder
-from ldm_jax.pretrained import batch_statistics
 from ldm_jax.pretrained.configs.autoencoder_config import autoencoder_config
 from ldm_jax.pretrained.configs.latent_statistics import published_statistics
 from ldm_jax.pretrained.configs.tiny_autoencoder_config import (
   tiny_autoencoder_config,
 )
 from ldm_jax.pretrained.networks import ForeignNetwork
+from ldm_jax.pretrained.single_network import batch_statistics
 from ldm_jax.pretrained.single_network.dc_autoencoder_file import (
   find_dc_autoencoder,
 )

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.pretrained.batch_statistics import own_names, statistics_tensors
 from ldm_jax.pretrained.dit.tensors import with_copies
 from ldm_jax.pretrained.networks import Module, geometry
+from ldm_jax.pretrained.single_network.batch_statistics import (
+  own_names,
+  statistics_tensors,
+)
 from ldm_jax.weights.lazy_tensors import LazyTensor
 from ldm_jax.weights.naming import convert
 from ldm_jax.weights.naming.convert_lazily import revert_lazily

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from ldm_jax.fields.limits import Count
+from ldm_jax.fields.stack_names import STACK
 from ldm_jax.runtime.devices.sharding_rules import (
   CONVOLUTION_RULES,
   MIN_SIZE,
@@ -169,7 +170,14 @@ class Sharding:
     return jax.tree_util.tree_map_with_path(sharding, abstract)
 
   def spec(self, path: str, shape: tuple[int, ...]) -> P:
-    """`tensor` by the rules, `fsdp` on the largest axis that it divides."""
+    """`tensor` by the rules, `fsdp` on the largest axis that it divides.
+
+    The first axis of stacked blocks is not sharded, and their other axes are as
+    those of a block.
+    """
+    if STACK.search(path) and shape:
+      block = self.spec(STACK.sub("block", path), shape[1:])
+      return P(None, *block) if any(block) else P()
     names: list[str | None] = [None] * len(shape)
     if re.search(REPLICATED, path):
       return P()
