@@ -355,3 +355,20 @@ def test_the_held_out_loss_at_given_times_is_their_mean():
     t = jnp.full(8, 1000 * s - 1, jnp.float32)
     inputs = state.ema, frozen, batch, draws._replace(t=t)
     np.testing.assert_allclose(loss_of(flow)(*inputs), loss, rtol=1e-5)
+
+
+def test_without_a_moving_average_none_is_kept():
+  """What is measured and previewed are the parameters."""
+  task = dataclasses.replace(TASK, ema_decay=None)
+  state, frozen, batch = begin()
+  key = jax.random.key(0)
+  found = jax.eval_shape(task.init, key, batch, frozen)
+  assert found.ema is None and found.trained is found.params
+  after, _ = jax.eval_shape(task.step, found, frozen, batch, key)
+  assert jax.tree.structure(after) == jax.tree.structure(found)
+  assert state.trained is state.ema
+  alone = state.replace(ema=None)
+  assert alone.trained is alone.params
+  for function in (task.measure, task.preview):
+    assert jax.eval_shape(function, found, frozen, batch, key)
+  assert ema_update(None, 1.0, 3, None) is None

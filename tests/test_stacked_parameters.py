@@ -183,6 +183,7 @@ def test_a_run_stores_stacks_and_a_model_has_none(tmp_path):
   assert run("glyphs_autoencoder.py", "one", 1, *small) == 0
   first = f"--config.first_stage={tmp_path / 'one'}"
   scanned = f"{unet}is_scanned=true"
+  net.append("--config.task.ema_decay=None")  # "params" are opened
   for steps in (1, 2):
     assert run("glyphs_dit.py", "dit", steps, first, scanned, *net) == 0
   stored = Run.open(str(tmp_path / "dit")).trained(MeshShape().build())

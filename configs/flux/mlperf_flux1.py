@@ -37,7 +37,7 @@ def get_config():
       ),
       optimizer=Optimizer(1e-4, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0),
       loss=DenoisingLoss("flow", UniformTimes()),
-      ema_decay=0.0,
+      ema_decay=None,
       latent_scale=0.3611,
       validation_times=tuple(i / 8 for i in range(8)),
     ),

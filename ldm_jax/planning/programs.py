@@ -105,7 +105,7 @@ def sampling_program(
 ) -> Program:
   """A whole guided sampler, noise to images."""
   frozen, state, _ = _states(task, batch)
-  join = lambda state, frozen: task.parameters(state.ema, frozen)
+  join = lambda state, frozen: task.parameters(state.trained, frozen)
   params = jax.eval_shape(
     lambda *parts: unstack_parameters(join(*parts)), state, frozen
   )

@@ -140,11 +140,16 @@ def hold_fixed(
   return optax.GradientTransformation(inner.init, update)
 
 
-def ema_update(average: Any, params: Any, step: Any, decay: float) -> Any:
+def ema_update(
+  average: Any, params: Any, step: Any, decay: float | None
+) -> Any:
   """d average + (1 - d) params with d = min(decay, (1 + n) / (10 + n)).
 
-  LDM's warm-up of the moving average: n = 1 after the first update.
+  LDM's warm-up of the moving average: n = 1 after the first update. None stays
+  None.
   """
+  if average is None:
+    return None
   n = jnp.asarray(step, jnp.float32)
   d = jnp.minimum(decay, (1 + n) / (10 + n))
   return optax.incremental_update(params, average, 1 - d)

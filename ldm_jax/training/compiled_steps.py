@@ -88,7 +88,7 @@ class CompiledTask:
     self.preview = bound(programs.preview, PREVIEW)
 
   def with_params(self, state: Any, start: Any) -> Any:
-    """The state with other parameters; its average is a copy of them.
+    """The state with other parameters; its average, if any, is a copy of them.
 
     A task with a function `with_start` places them itself.
     """
@@ -96,7 +96,10 @@ class CompiledTask:
       begin = jax.jit(place, donate_argnums=0, out_shardings=self.shardings)
       return begin(state, start)
     shardings = (self.shardings.params, self.shardings.ema)
-    twice = jax.jit(lambda start: (start, start), out_shardings=shardings)
+    average = lambda start: None if state.ema is None else start
+    twice = jax.jit(
+      lambda start: (start, average(start)), out_shardings=shardings
+    )
     params, ema = twice(start)
     return state.replace(params=params, ema=ema)
 

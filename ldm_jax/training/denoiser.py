@@ -33,6 +33,7 @@ from ldm_jax.latents import (
   latent_shape,
   select_latents,
 )
+from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.lora import LoRA
 from ldm_jax.pretrained.stacked_parameters import stack_parameters
 from ldm_jax.runtime.optimizer import (
@@ -52,6 +53,11 @@ class State(flax.struct.PyTreeNode):
   params: Any
   ema: Any
   opt: Any
+
+  @property
+  def trained(self) -> Any:
+    """The parameters to use: the average if there is one."""
+    return self.params if self.ema is None else self.ema
 
 
 class Frozen(flax.struct.PyTreeNode):
@@ -95,7 +101,7 @@ class DenoiserTask:
   Attributes:
     model: first stage, U-Net, conditioners and noise schedule.
     optimizer: of U-Net and conditioners, or of the LoRA.
-    ema_decay: of the exponential moving average that is sampled from.
+    ema_decay: of the moving average that is sampled from, or None for none.
     accumulate: slices of the batch, one after another, per update.
     latent_scale: latents are multiplied by it; None is their measured 1 / std.
     latents: x0 is a "sample" of the first stage's posterior, as in LDM, or its
@@ -112,7 +118,7 @@ class DenoiserTask:
   model: LatentDiffusion = LatentDiffusion()
   optimizer: Optimizer = Optimizer()
   loss: Loss = DenoisingLoss()
-  ema_decay: Fraction = 0.9999
+  ema_decay: Fraction | None = 0.9999
   accumulate: Count = 1
   latent_scale: Positive | None = None
   latents: LatentChoice = "sample"
@@ -169,7 +175,8 @@ class DenoiserTask:
     else:
       params = self.lora.init(key, frozen.base)
     opt = self.optimizer.build().init(params)
-    return State(jnp.zeros((), jnp.int32), params, params, opt)
+    ema = None if self.ema_decay is None else params
+    return State(jnp.zeros((), jnp.int32), params, ema, opt)
 
   def init_params(self, key: Array, batch: Batch, frozen: Frozen) -> dict:
     """Initial parameters of U-Net and all conditioners."""
@@ -202,11 +209,11 @@ class DenoiserTask:
   def measure(
     self, state: State, frozen: Frozen, batch: Batch, key: Array
   ) -> dict[str, Array]:
-    """The averaged model's loss on held-out images, no condition dropped."""
+    """The trained model's loss on held-out images, no condition dropped."""
     draws = self.draw(key, batch)
     draws = draws._replace(drop=jax.tree.map(jnp.zeros_like, draws.drop))
     loss_at = lambda t: self._loss(
-      state.ema, frozen, batch, draws._replace(t=t)
+      state.trained, frozen, batch, draws._replace(t=t)
     ).mean()
     if (times := self.validation_times) is None:
       return {"loss": loss_at(draws.t)}
@@ -218,26 +225,19 @@ class DenoiserTask:
     """{"samples"}: images generated for the batch's conditions."""
     model = self.model
     count, *shape = self._latent_shape(batch)
-    params = self.parameters(state.ema, frozen)
+    params = self.parameters(state.trained, frozen)
     raw = prepare_inputs(
       model, params, batch, self.draw(key, batch).noise_augmentation
     )
-    condition = lambda is_dropped: model.condition(
-      params,
-      raw,
-      {
-        part.input_key: jnp.full(
-          (count,), is_dropped and part.has_unconditional
-        )
-        for part in model.conditioners
-      },
-    )
-    denoise = model.guided_denoiser(
-      params,
-      condition(True),
-      condition(False),
-      ClassifierFreeGuidance(self.preview_guidance),
-    )
+
+    def condition(is_dropped: bool) -> Condition:
+      full = lambda part: jnp.full(count, is_dropped and part.has_unconditional)
+      drop = {part.input_key: full(part) for part in model.conditioners}
+      return model.condition(params, raw, drop)
+
+    guidance = ClassifierFreeGuidance(self.preview_guidance)
+    sides = condition(True), condition(False)
+    denoise = model.guided_denoiser(params, *sides, guidance)
     keys = samplers.image_keys(key, jnp.arange(count))
     steps = min(self.preview_steps, model.schedule.steps)
     plan = samplers.SamplerConfig(steps).plan(model.schedule)
