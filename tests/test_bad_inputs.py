@@ -304,6 +304,11 @@ SAMPLE = {
   "S15 control": (two("--prompt=a\x00\x1b[2J red circle"), 0, "2 control"),
   "S16 surrogate": (two("--prompt=a \ud800"), 2, "not Unicode text"),
   "S17 empty": (two("--prompt="), 0, "has no effect"),
+  "S17 unread": (
+    two("--negative_prompt=a cat", "--guidance=1"),
+    0,
+    "no effect at guidance 1",
+  ),
   "S18 path": (two("--prompt=../../etc/passwd"), 0, "00000.png"),
   "S19 binary": (two("--prompts_file={root}/binary.txt"), 2, "utf-8"),
   "S19 mark": (two("--prompts_file={root}/bom.txt"), 0, "png"),

@@ -48,11 +48,8 @@ def condition_groups(
   read = request.emphasis
   warn_of_unread_syntax(texts, [each or "" for each in negatives], read)
   check_negative(request.negative_prompt)
-  if request.negative_prompt and loaded.model.embeds_guidance:
-    logger.warning(
-      "the negative prompt has no effect: this model's network embeds the "
-      "scale of guidance; leave negative_prompt out (--negative_prompt)"
-    )
+  if request.negative_prompt:
+    _warn_of_negative(loaded.model.embeds_guidance, config.needs_negative)
   steps = config.sampler_config.steps
   pairs = zip(texts or [""] * inputs.count, negatives, strict=True)
   pairs = list(pairs)
@@ -70,6 +67,21 @@ def condition_groups(
     _group(loaded, inputs, rows, [plans[pairs[i]] for i in rows])
     for rows in places.values()
   ]
+
+
+def _warn_of_negative(embeds_guidance: bool, is_needed: bool) -> None:
+  """Warns of a negative prompt that nothing reads."""
+  leave = "leave negative_prompt out (--negative_prompt)"
+  if embeds_guidance:
+    logger.warning(
+      "the negative prompt has no effect: this model's network embeds the "
+      f"scale of guidance; {leave}"
+    )
+  elif not is_needed:
+    logger.warning(
+      "the negative prompt has no effect at guidance 1; give a larger one "
+      f"(--guidance), or {leave}"
+    )
 
 
 def _check_composition(
