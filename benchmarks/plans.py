@@ -37,7 +37,7 @@ PLANS = {
   ],
   "sd1_v5e-16": [
     *("--config=configs/sd/sd1.py", KL_F8, "--topology=v5e:4x4"),
-    *("--batch=128", HALF, REMAT, "--config.mesh.fsdp=16"),
+    *("--batch=128", HALF, REMAT, "--config.mesh.fsdp=4"),
   ],
   "sd1_v5e-256": [
     *("--config=configs/sd/sd1.py", KL_F8, "--topology=v5e:16x16"),

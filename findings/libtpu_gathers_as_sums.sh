@@ -7,9 +7,8 @@
 # Seen with jax 0.12.0.1 and libtpu 0.0.52, compiling ahead of time without a
 # TPU: no all-gather and two all-reduces, one of the whole kernel, over 64 chips
 # of v5p 4x4x4. With 4 x 16 chips, w sharded over 16, it is an all-gather.
-# An all-reduce sends about twice what an all-gather sends. So FSDP over three
-# axes of a torus costs more than over two, and a program without all-gathers
-# may hold them all.
+# An all-reduce commonly sends about twice what an all-gather sends; nothing was
+# run on a TPU. A program without all-gathers may hold them as all-reduces.
 # Exits with 1 if this has changed.
 set -eu
 folder=$(mktemp -d)
