@@ -20,7 +20,7 @@ from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.nn.lora import LoRA
 from ldm_jax.nn.mmdit.mmdit import MMDiT
-from ldm_jax.pretrained.lora.export import save_lora
+from ldm_jax.pretrained.lora.export import pairs_of, save_lora
 from ldm_jax.pretrained.lora.merge import merge_lora
 from ldm_jax.pretrained.text.families import TextEncoders, flux_conditioners
 from ldm_jax.weights.safetensors_files import (
@@ -90,6 +90,17 @@ def random(*shape):
 def assert_near(found, expected):
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5)
   jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_default_adapts_the_attention_of_a_transformer(name):
+  base = {"unet": family(name).params.unet}
+  factors = LoRA().init(jax.random.key(0), base)
+  found = {path[:-1] for path, _ in pairs_of(factors)}
+  leaves = jax.tree_util.tree_leaves_with_path(base)
+  expected = {tuple(entry.key for entry in path[:-1]) for path, _ in leaves}
+  expected = {path for path in expected if path[-1] in ("q", "k", "v", "out")}
+  assert found == expected and {path[-1] for path in found} >= {"q", "k", "v"}
 
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])

@@ -26,7 +26,7 @@ class LoRA:
     rank: r.
     alpha: the change is scaled by alpha / r, so that r may be varied alone.
     where: a regular expression; kernels whose path matches are adapted. Paths
-      start with unet/ or conditioners/; the default is the U-Net's attention
+      start with unet/ or conditioners/; the default is the backbone's attention
       layers, as in kohya's and diffusers' trainers.
     rank_pattern: (regular expression of paths, r) for kernels with another r;
       the first that matches holds.
@@ -35,7 +35,7 @@ class LoRA:
 
   rank: Count = 4
   alpha: Positive = 4.0
-  where: str = r"^unet/.*attention[12]/(q|k|v|out)/kernel$"
+  where: str = r"^unet/.*/(q|k|v|out)/kernel$"
   rank_pattern: tuple[tuple[str, int], ...] = ()
   alpha_pattern: tuple[tuple[str, float], ...] = ()
 
