@@ -11,9 +11,18 @@ from ldm_jax.nn.operators import choice, head_attention, strips
 from ldm_jax.nn.operators.convolution import convolve, double
 from ldm_jax.nn.operators.doubling import doubled_convolution
 from ldm_jax.nn.operators.im2col import im2col_convolution
+from ldm_jax.nn.operators.pointwise import (
+  few_outputs_convolution,
+  pointwise_convolution,
+)
 from ldm_jax.nn.operators.winograd import winograd_convolution
 
-ALGORITHMS = [winograd_convolution, im2col_convolution, doubled_convolution]
+ALGORITHMS = [
+  winograd_convolution,
+  im2col_convolution,
+  doubled_convolution,
+  few_outputs_convolution,
+]
 # Even, odd and thin images; channels that differ.
 SHAPES = [(2, 8, 6, 12, 20), (1, 7, 5, 20, 12), (1, 1, 9, 8, 8)]
 
@@ -92,6 +101,17 @@ def test_strips_of_lines_are_exact(monkeypatch, convolution, shape):
   assert strips.are_many(b * (h // 2) * (w // 2) // 4, jnp.empty((3, 3, c, d)))
   assert strips.lines_of_a_strip(h, b * w, 1) < h
   test_convolutions_are_exact(convolution, shape)
+
+
+def test_a_convolution_of_one_pixel_is_a_product():
+  x, kernel, grad = draw(2, 5, 3, 6, 4)
+  kernel = kernel[:1, :1]
+  found, pull = jax.vjp(pointwise_convolution, x, kernel)
+  exact = [np.asarray(a, np.float64) for a in (x, kernel[0, 0], grad)]
+  assert_near(found, exact[0] @ exact[1])
+  x_grad, kernel_grad = pull(grad)
+  assert_near(x_grad, exact[2] @ exact[1].T)
+  assert_near(kernel_grad[0, 0], np.einsum("bhwc,bhwd->cd", exact[0], exact[2]))
 
 
 @pytest.mark.parametrize("shape", [SHAPES[1], STRIPED[0]])
@@ -177,6 +197,11 @@ WIDE, NARROW = (3, 3, 128, 128), (3, 3, 64, 128)
     ((2, 16, 16, 128), WIDE, jnp.bfloat16, "im2col"),
     ((64, 256, 256, 128), WIDE, jnp.bfloat16, "winograd"),
     ((2, 16, 16, 128), WIDE, jnp.float16, "xla"),
+    ((2, 16, 16, 128), (3, 3, 128, 4), jnp.float32, "few_outputs"),
+    ((2, 16, 16, 4), (3, 3, 4, 128), jnp.float32, "xla"),
+    ((2, 16, 16, 64), (3, 3, 64, 4), jnp.float32, "xla"),
+    ((2, 16, 16, 8), (1, 1, 8, 16), jnp.float32, "pointwise"),
+    ((2, 16, 16, 8), (1, 1, 8, 16), jnp.float16, "xla"),
   ],
 )
 def test_the_algorithm_is_chosen_by_shape_and_format(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 Operators = Literal["auto", "xla"]
-Convolution = Literal["xla", "winograd", "im2col"]
+Convolution = Literal["xla", "winograd", "im2col", "pointwise", "few_outputs"]
 
 VARIABLE = "LDM_JAX_OPERATORS"  # of the environment: the default
 
@@ -25,6 +25,8 @@ _LEAST_CHANNELS = 128
 # Up to this many tiles of 2 x 2 pixels Winograd's transform of the kernel costs
 # more than the products save.
 _FEW_TILES = 40
+# Channels up to which products are summed in place of columns being made.
+_FEW_OUTPUTS = 8
 # Bytes of the columns of im2col.
 _MOST_COLUMNS = 2**28
 # Scores per head from which one head at a time is faster.
@@ -65,19 +67,22 @@ def is_enabled() -> bool:
 def choose_convolution(
   pixels: tuple[Any, ...], kernel: tuple[int, ...], dtype: DTypeLike
 ) -> Convolution:
-  """The fastest algorithm of a 3 x 3 convolution of stride 1.
+  """The fastest algorithm of a 1 x 1 or 3 x 3 convolution of stride 1.
 
   Args:
     pixels: the shape [b h w c] of the input.
-    kernel: the shape [3 3 c d] of the kernel.
+    kernel: the shape [1 1 c d] or [3 3 c d] of the kernel.
     dtype: of both. bfloat16 has fast products but no convolution on CPUs; large
       images are faster in float32, in which Winograd's transforms keep the
       digits.
   """
-  if not is_enabled() or min(kernel[2:]) < _LEAST_CHANNELS:
+  if not is_enabled() or not _are_known(pixels):
     return "xla"
-  if not _are_known(pixels):
-    return "xla"
+  if kernel[:2] == (1, 1):
+    return "pointwise" if dtype in (jnp.float32, jnp.bfloat16) else "xla"
+  if min(kernel[2:]) < _LEAST_CHANNELS:
+    is_few = kernel[2] >= _LEAST_CHANNELS and kernel[3] <= _FEW_OUTPUTS
+    return "few_outputs" if is_few and dtype == jnp.float32 else "xla"
   batch, height, width, channels = pixels
   tiles = batch * math.ceil(height / 2) * math.ceil(width / 2)
   if dtype == jnp.bfloat16:

@@ -9,22 +9,31 @@ from jaxtyping import Array, Float
 from ldm_jax.nn.operators.choice import choose_convolution, is_doubled_at_once
 from ldm_jax.nn.operators.doubling import doubled_convolution
 from ldm_jax.nn.operators.im2col import im2col_convolution
+from ldm_jax.nn.operators.pointwise import (
+  few_outputs_convolution,
+  pointwise_convolution,
+)
 from ldm_jax.nn.operators.winograd import winograd_convolution
 
 _ALGORITHMS = {
   "winograd": winograd_convolution,
   "im2col": im2col_convolution,
+  "pointwise": pointwise_convolution,
+  "few_outputs": few_outputs_convolution,
 }
 
 
 def convolve(
   x: Array, kernel: Array, strides: Any, padding: Any, **options: Any
 ) -> Array:
-  """`jax.lax.conv_general_dilated`; 3 x 3 of stride 1 by the fastest way.
+  """`jax.lax.conv_general_dilated`; of stride 1 by the fastest way.
 
   A value of `flax.linen.Conv`'s field `conv_general_dilated`.
   """
-  is_same = kernel.shape[:2] == (3, 3) and tuple(padding) == ((1, 1), (1, 1))
+  size = kernel.shape[:2]
+  is_same = size in ((1, 1), (3, 3)) and all(
+    tuple(sides) == (size[0] // 2,) * 2 for sides in padding
+  )
   if is_same and tuple(strides) == (1, 1):
     name = choose_convolution(x.shape, kernel.shape, x.dtype)
     if name == "winograd" and x.dtype == jnp.bfloat16:

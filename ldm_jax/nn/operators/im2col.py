@@ -11,11 +11,11 @@ def im2col_convolution(
   x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
 ) -> Float[Array, "b h w d"]:
   """A 3 x 3 convolution of stride 1, padded with one zero on every side."""
-  products = _columns(x) @ kernel.reshape(-1, kernel.shape[-1])
+  products = columns(x) @ kernel.reshape(-1, kernel.shape[-1])
   return products.reshape(*x.shape[:3], -1)
 
 
-def _columns(x: Array) -> Array:
+def columns(x: Array) -> Array:
   """[b*h*w 9c]: the neighbourhood of every pixel."""
   b, h, w, c = x.shape
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -23,15 +23,15 @@ def _columns(x: Array) -> Array:
   return jnp.concatenate(taps, axis=-1).reshape(b * h * w, 9 * c)
 
 
-def _sum_columns(
-  columns: Float[Array, "p q"], shape: tuple[int, int, int, int]
+def sum_columns(
+  values: Float[Array, "p q"], shape: tuple[int, int, int, int]
 ) -> Float[Array, "b h w c"]:
-  """The transpose of `_columns`: every pixel's sum over its neighbourhoods."""
+  """The transpose of `columns`: every pixel's sum over its neighbourhoods."""
   b, h, w, c = shape
-  columns = columns.reshape(b, h, w, 3, 3, c)
-  columns = jnp.pad(columns, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * 3)
+  values = values.reshape(b, h, w, 3, 3, c)
+  values = jnp.pad(values, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * 3)
   taps = [
-    columns[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w, i, j]
+    values[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w, i, j]
     for i in range(3)
     for j in range(3)
   ]
@@ -45,15 +45,15 @@ def _forward(x: Array, kernel: Array):
 def _backward(saved: tuple[Array, Array], grad: Array):
   x, kernel = saved
   rows = grad.reshape(-1, grad.shape[-1])
-  kernel_grad = (_columns(x).T @ rows).reshape(kernel.shape)
+  kernel_grad = (columns(x).T @ rows).reshape(kernel.shape)
   # The kernel is read as it is stored: turning it takes longer than a product.
-  columns = lax.dot_general(
+  column_grads = lax.dot_general(
     rows,
     kernel.reshape(-1, kernel.shape[-1]),
     (((1,), (1,)), ((), ())),
     preferred_element_type=jnp.float32,
   )
-  return _sum_columns(columns, x.shape).astype(x.dtype), kernel_grad
+  return sum_columns(column_grads, x.shape).astype(x.dtype), kernel_grad
 
 
 im2col_convolution.defvjp(_forward, _backward)
