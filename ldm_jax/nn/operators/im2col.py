@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+
+from ldm_jax.nn.operators.transforms import zeros_after
 
 
 @jax.custom_vjp
@@ -16,11 +19,20 @@ def im2col_convolution(
 
 
 def columns(x: Array) -> Array:
-  """[b*h*w 9c]: the neighbourhood of every pixel."""
+  """[b*h*w 9c]: the neighbourhood of every pixel.
+
+  A loop over the 9 compiles in half the time of one concatenation.
+  """
   b, h, w, c = x.shape
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  taps = [x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-  return jnp.concatenate(taps, axis=-1).reshape(b * h * w, 9 * c)
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  padded = lax.optimization_barrier(padded)
+
+  def put(tap: ArrayLike, out: Array) -> Array:
+    cut = lax.dynamic_slice(padded, (0, tap // 3, tap % 3, 0), x.shape)
+    return lax.dynamic_update_slice(out, cut[:, :, :, None], (0, 0, 0, tap, 0))
+
+  start = zeros_after(x, (b, h, w, 9, c))
+  return lax.fori_loop(0, 9, put, start).reshape(b * h * w, 9 * c)
 
 
 def sum_columns(

@@ -33,7 +33,7 @@ def few_outputs_convolution(
 
 
 def _matrix(kernel: Array) -> Array:
-  """The taps beside each other in reverse, [c 9*d]."""
+  """The taps in reverse, concatenated, [c 9*d]."""
   c, d = kernel.shape[2:]
   return jnp.flip(kernel, (0, 1)).transpose(2, 0, 1, 3).reshape(c, 9 * d)
 
