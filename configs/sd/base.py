@@ -127,7 +127,8 @@ def three_texts():
     context_width=4096,
     drop_rate=0.316,
   )
-  return clips, T5Embedder(T5Encoder(), drop_rate=0.316)
+  t5 = T5Encoder(is_scanned=True, dtype="bfloat16")
+  return clips, T5Embedder(t5, drop_rate=0.316)
 
 
 def multimodal(unet, size, *, batch, shift=1.0):
