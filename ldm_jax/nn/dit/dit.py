@@ -1,5 +1,6 @@
 """DiT and SiT: a transformer over patches of latents as the backbone."""
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from ldm_jax.nn.dit.blocks import (
 from ldm_jax.nn.dit.patches import PatchEmbedding, unpatchify
 from ldm_jax.nn.dit.positions import rotary_angles, sincos_positions
 from ldm_jax.nn.layers import Remat, remat_policy, sinusoids
-from ldm_jax.nn.operators.block_scan import scan_blocks
+from ldm_jax.nn.operators.block_scan import apply_blocks
 
 # Width, depth and heads (Peebles and Xie 2023, table 1).
 SIZES = {
@@ -221,14 +222,9 @@ class DiT(nn.Module):
     options = (self.heads, self.mlp_width, self.norm, self.mlp)
     options += (self.is_qk_normed, self.mlp_epsilon)
     options += (self.attention_backend, self.dtype)
-    names = self._names
-    if names not in self.scanned_blocks or self.is_initializing():
-      for name in names:
-        h = block_type(*options, name=name)(h, emb, angles)
-      return h
-    block = block_type(*options, parent=None)
-    apply = lambda p, h: block.apply({"params": p}, h, emb, angles)
-    return scan_blocks(apply, self.variables["params"], names, h)
+    make = functools.partial(block_type, *options)
+    call = lambda block, h: block(h, emb, angles)
+    return apply_blocks(self, make, self._names, call, h)
 
   def last_layer(
     self, h: Float[Array, "b l d"], emb: Float[Array, "b d"]

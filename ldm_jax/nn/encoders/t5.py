@@ -1,5 +1,7 @@
 """The encoder of T5 version 1.1, as in SD3 and FLUX."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ldm_jax.fields.limits import Count, Positive
 from ldm_jax.nn.layers import Remat, remat_policy
-from ldm_jax.nn.operators.block_scan import scan_blocks
+from ldm_jax.nn.operators.block_scan import apply_blocks
 from ldm_jax.nn.operators.rows import on_rows
 
 
@@ -224,11 +226,7 @@ class T5Encoder(nn.Module):
     block_type = remat_policy(self.remat, T5Block)
     options = (self.heads, self.head_width, self.hidden)
     options += (self.epsilon, self.dtype)
-    names = self._names
-    if names not in self.scanned_blocks or self.is_initializing():
-      for name in names:
-        x = block_type(*options, name=name)(x, bias)
-      return x
-    block = block_type(*options, parent=None)
-    apply = lambda p, x: block.apply({"params": p}, x, bias)
-    return scan_blocks(apply, self.variables["params"], names, x)
+    make = functools.partial(block_type, *options)
+    return apply_blocks(
+      self, make, self._names, lambda block, x: block(x, bias), x
+    )

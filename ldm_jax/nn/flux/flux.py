@@ -1,5 +1,6 @@
 """FLUX.1: a transformer over text and patches of latents as the backbone."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from ldm_jax.nn.flux.blocks import EPSILON, DoubleBlock, SingleBlock
 from ldm_jax.nn.flux.packing import SIDE, pack, unpack
 from ldm_jax.nn.flux.positions import rotary_cos_sin
 from ldm_jax.nn.layers import Remat, remat_policy, sinusoids
-from ldm_jax.nn.operators.block_scan import scan_blocks
+from ldm_jax.nn.operators.block_scan import apply_blocks
 
 TIME_WIDTH = 256  # sinusoids of the time and of guidance, at every size
 _MOST = 1000.0  # both are multiplied by it before
@@ -158,16 +159,11 @@ class Flux(nn.Module):
     cos_sin: Float[Array, "2 l half"],
   ) -> Any:
     """All blocks of a kind, one after another or in a scan."""
-    names = self._names(name)
     kind = remat_policy(self.remat, kind)
     options = self.heads, self.attention_backend, self.dtype
-    if names not in self.scanned_blocks or self.is_initializing():
-      for each in names:
-        h = kind(*options, name=each)(h, emb, cos_sin)
-      return h
-    block = kind(*options, parent=None)
-    apply = lambda p, h: block.apply({"params": p}, h, emb, cos_sin)
-    return scan_blocks(apply, self.variables["params"], names, h)
+    make = functools.partial(kind, *options)
+    call = lambda block, h: block(h, emb, cos_sin)
+    return apply_blocks(self, make, self._names(name), call, h)
 
   def last_layer(
     self, h: Float[Array, "b l d"], emb: Float[Array, "b d"]

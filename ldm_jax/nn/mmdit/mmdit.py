@@ -1,5 +1,6 @@
 """MMDiT: the transformer of Stable Diffusion 3 and 3.5 as the backbone."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from ldm_jax.nn.dit.patches import PatchEmbedding, unpatchify
 from ldm_jax.nn.layers import Remat, remat_policy, sinusoids
 from ldm_jax.nn.mmdit.blocks import EPSILON, JointBlock
 from ldm_jax.nn.mmdit.positions import axis_table, centre_positions
-from ldm_jax.nn.operators.block_scan import scan_blocks
+from ldm_jax.nn.operators.block_scan import apply_blocks
 
 TIME_WIDTH = 256  # sinusoids of the time, at every size
 TIMES = 1000  # the time is fed as a number up to it
@@ -185,16 +186,9 @@ class MMDiT(nn.Module):
     for kinds, names in self._runs():
       options = self.heads, 4 * self.width, *kinds, self.is_qk_normed
       options += self.attention_backend, self.dtype
-      if names not in self.scanned_blocks or self.is_initializing():
-        for name in names:
-          h, context = block_type(*options, name=name)(h, context, emb)
-        continue
-      block = block_type(*options, parent=None)
-      apply = lambda p, tokens, block=block: block.apply(
-        {"params": p}, *tokens, emb
-      )
-      params = self.variables["params"]
-      h, context = scan_blocks(apply, params, names, (h, context))
+      make = functools.partial(block_type, *options)
+      call = lambda block, tokens: block(*tokens, emb)
+      h, context = apply_blocks(self, make, names, call, (h, context))
     return h
 
   def last_layer(

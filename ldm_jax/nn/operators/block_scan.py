@@ -1,33 +1,42 @@
 """A stack of equal blocks as one scan, which compiles once for all of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from ldm_jax.fields.stack_names import STACK, stack_name
 
 
-def scan_blocks(
-  block: Callable[[Any, Any], Any],
-  params: Mapping[str, Any],
-  names: Sequence[str],
+def apply_blocks(
+  network: nn.Module,
+  make: Callable[..., nn.Module],
+  names: list[str],
+  call: Callable[[nn.Module, Any], Any],
   h: Any,
 ) -> Any:
-  """h = block(p, h) for the parameters p of each block in turn.
+  """h = call(block, h) for each block in turn, in one scan if it may be.
 
-  They are those of `stack_blocks`, or are stacked inside the program.
+  A scan reads the parameters of `stack_blocks`, or stacks them in the program.
 
   Args:
-    block: (parameters, h) -> h, h being an array or a tree of arrays.
-    params: trees of one structure, by name, or their stack.
-    names: of the blocks.
+    network: that the blocks belong to; it scans its `scanned_blocks`.
+    make: a block, by `name` or with `parent=None`.
+    h: an array or a tree of arrays.
   """
+  if names not in network.scanned_blocks or network.is_initializing():
+    for name in names:
+      h = call(make(name=name), h)
+    return h
+  params = network.variables["params"]
   stacked = params.get(stack_name(names))
   if stacked is None:
     stacked = _stack([params[name] for name in names])
-  return jax.lax.scan(lambda h, p: (block(p, h), None), h, stacked)[0]
+  block = make(parent=None)
+  step = lambda h, p: (call(block.bind({"params": p}), h), None)
+  return jax.lax.scan(step, h, stacked)[0]
 
 
 def stack_blocks(params: Any, runs: Sequence[Sequence[str]]) -> Any:
