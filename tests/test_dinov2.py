@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from networks import random_variables
 
+import ldm_jax
 from ldm_jax.errors import ConfigError, WeightsError
 from ldm_jax.nn.encoders.dinov2 import DinoV2
 from ldm_jax.nn.encoders.position_grid import (
   interpolation_matrix,
   resize_positions,
 )
+from ldm_jax.pretrained.configs.text_encoder_config import gated_width
 from ldm_jax.pretrained.metric_networks.dinov2 import open_dinov2
 from ldm_jax.pretrained.networks import build
 from ldm_jax.weights.naming.convert import convert, revert, shapes
@@ -109,6 +111,46 @@ def test_a_file_of_the_authors_is_its_encoder(tmp_path, network):
   offset = 0.0 if module.registers else 0.1
   assert found == module.clone(position_offset=offset)
   jax.tree.map(np.testing.assert_array_equal, read, dict(variables))
+
+
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_a_saved_folder_is_its_encoder(tmp_path, network, ratio):
+  base, _ = network
+  hidden = 64 * ratio
+  if base.feed_forward == "swiglu":
+    hidden = gated_width(hidden)
+  module = base.clone(hidden=hidden)
+  variables = random_variables(module, jnp.zeros((1, 12, 12, 3)))
+  folder = str(tmp_path / "encoder")
+  ldm_jax.save_pretrained(module, variables, folder)
+  found, read = open_dinov2(folder)
+  assert found == module
+  jax.tree.map(np.testing.assert_array_equal, read, dict(variables))
+
+
+@pytest.mark.parametrize(
+  "fields, said",
+  [
+    ({"position_offset": 0.1}, r"position_offset=0\.1 .* with .*=0\.0"),
+    ({"is_antialiased": True}, "is_antialiased=True"),
+    ({"hidden": 96}, "hidden=96 .* with hidden=128"),
+    ({"feed_forward": "swiglu", "hidden": 80}, "hidden=80 .* with hidden=88"),
+  ],
+)
+def test_what_transformers_cannot_compute_is_not_saved(tmp_path, fields, said):
+  module = SMALL.clone(**{"hidden": 256} | fields)
+  shapes_only = jax.eval_shape(
+    module.init, jax.random.key(0), jnp.zeros((1, 12, 12, 3))
+  )
+  with pytest.raises(ConfigError, match=said):
+    ldm_jax.save_pretrained(module, shapes_only, str(tmp_path / "encoder"))
+
+
+def test_single_files_are_not_written(tmp_path):
+  module = SMALL.clone(hidden=256)
+  variables = random_variables(module, jnp.zeros((1, 12, 12, 3)))
+  with pytest.raises(ConfigError, match="save_pretrained"):
+    ldm_jax.save_single_file(module, variables, str(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize(

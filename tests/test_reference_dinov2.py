@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ldm_jax
 from ldm_jax.nn.encoders.dinov2 import MEAN, STD, DinoV2
 from ldm_jax.nn.encoders.position_grid import interpolation_matrix
 from ldm_jax.pretrained.configs.text_encoder_config import gated_width
@@ -68,6 +69,23 @@ def test_features_equal_transformers(tmp_path, kind, is_gated):
     error = np.abs(ours - exact[:, kept]).max()
     torchs = np.abs(float32 - exact).max()
     assert error <= max(20 * torchs, 1e-5 * exact.std())
+
+
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
+def test_transformers_opens_what_is_saved(tmp_path, kind):
+  """With no tensor missing, and none that it does not know."""
+  encoder(kind, use_swiglu_ffn=True).save_pretrained(tmp_path / "theirs")
+  module, variables = open_dinov2(str(tmp_path / "theirs"))
+  ldm_jax.save_pretrained(module, variables, str(tmp_path / "ours"))
+  theirs, said = getattr(transformers, f"{kind}Model").from_pretrained(
+    tmp_path / "ours", output_loading_info=True
+  )
+  assert not any(said.values())
+  images = np.random.default_rng(2).uniform(-1, 1, (2, 20, 20, 3))
+  images = images.astype(np.float32)
+  found = module.apply(variables, jnp.asarray(images))
+  expected = states(theirs, images, torch.float32)
+  np.testing.assert_allclose(found.class_token, expected[:, 0], atol=2e-5)
 
 
 @pytest.mark.parametrize("resized", [3, 16, 50])

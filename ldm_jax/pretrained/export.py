@@ -20,6 +20,7 @@ from ldm_jax.nn.controlnet import ControlNet
 from ldm_jax.nn.deep_compression.autoencoder import DCAutoencoder
 from ldm_jax.nn.dit.dit import DiT
 from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.dinov2 import DinoV2
 from ldm_jax.nn.encoders.t5 import T5Encoder
 from ldm_jax.nn.encoders.text_encoder import TextEncoder
 from ldm_jax.nn.flux.flux import Flux
@@ -167,6 +168,9 @@ def export_network(
   if isinstance(module, T5Encoder):
     config = t5_config(module)
     return ExportedNetwork("text_encoder", "t5", module, variables, config)
+  if isinstance(module, DinoV2):
+    config = text_encoder_config.dinov2_config(module)
+    return ExportedNetwork("image_encoder", "dinov2", module, variables, config)
   if isinstance(module, ClassEmbedder):
     config = text_encoder_config.classes_config(module)
     return ExportedNetwork(

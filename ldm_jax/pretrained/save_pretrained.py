@@ -146,6 +146,11 @@ def save_single_file(
     index = model_index.unconditional_key(module)
   else:
     network = export_network(module, params, image_size, latent_scale)
+    if network.kind == "dinov2":
+      raise ConfigError(
+        "the single files of DINOv2's authors are read, but not written; save "
+        "a folder by save_pretrained"
+      )
     networks, scheduler, index = [("", network)], None, {}
   tensors = {
     prefix + name: tensor
@@ -229,8 +234,8 @@ def _write_network(
 ) -> None:
   tensors = network.tensors("diffusers", cast)
   tensors = transformers_tensors(network.kind, tensors)
-  is_text = network.kind in ("clip", "open_clip", "t5", "text")
-  stem = "model" if is_text else "diffusion_pytorch_model"
+  kinds = ("clip", "open_clip", "t5", "text", "dinov2")  # of transformers
+  stem = "model" if network.kind in kinds else "diffusion_pytorch_model"
   write_sharded(folder, stem, tensors=tensors, max_bytes=max_shard_bytes)
   _write_json(folder / "config.json", network.config)
 

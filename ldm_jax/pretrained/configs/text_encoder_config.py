@@ -139,6 +139,48 @@ def dinov2(config: Config) -> DinoV2:
     raise ConfigError(f"{schema.kind}: {error}") from error
 
 
+def dinov2_config(encoder: DinoV2) -> dict[str, Any]:
+  """The config.json of the same image encoder in transformers.
+
+  Raises:
+    ConfigError: transformers has no key for a field of it.
+  """
+  schema = DINO_WITH_REGISTERS if encoder.registers else DINO
+  width, hidden = encoder.width, encoder.hidden or 4 * encoder.width
+  is_gated = encoder.feed_forward == "swiglu"
+  features = 3 * hidden / 2 if is_gated else hidden  # see `gated_width`
+  config = {
+    "architectures": [schema.kind],
+    "attention_probs_dropout_prob": 0.0,
+    "drop_path_rate": 0.0,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "hidden_size": width,
+    "image_size": encoder.size,
+    "layer_norm_eps": 1e-6,
+    "mlp_ratio": max(1, round(features / width)),
+    "model_type": schema.demands["model_type"][0],
+    "num_attention_heads": encoder.heads,
+    "num_channels": 3,
+    "num_hidden_layers": encoder.depth,
+    "patch_size": encoder.patch,
+    "qkv_bias": True,
+    "use_swiglu_ffn": is_gated,
+  }
+  if encoder.registers:
+    config["num_register_tokens"] = encoder.registers
+  read = dinov2(config)
+  for name in ("hidden", "is_antialiased", "position_offset"):
+    needed = getattr(read, name)
+    found = hidden if name == "hidden" else getattr(encoder, name)
+    if found != needed:
+      raise ConfigError(
+        f"{schema.kind} has no key for {name}={found!r} of this DinoV2, and "
+        f"computes with {name}={needed!r}; one with that can be saved"
+      )
+  return config
+
+
 def gated_width(hidden: int) -> int:
   """Features of SwiGLU with as many parameters as an MLP of `hidden` ones.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax.nn.encoders.dinov2 import DinoV2
 from ldm_jax.pretrained.dit.tensors import with_copies
 from ldm_jax.pretrained.networks import Module, geometry
 from ldm_jax.pretrained.single_network.batch_statistics import (
@@ -56,6 +57,7 @@ class ExportedNetwork:
     )
     tensors = revert_lazily(found, self.params, dtype)
     tensors |= _batch_counts(tensors)
+    tensors |= _mask_token(self.module, dtype)
     tensors |= statistics_tensors(self.module, dtype)
     if self.labels is not None:
       shapes = convert.shapes(self.labels)
@@ -64,6 +66,16 @@ class ExportedNetwork:
       return with_copies(tensors, self.module.depth)
     is_single = scheme == "compvis"
     return own_names(self.module, tensors) if is_single else tensors
+
+
+def _mask_token(module: Module, dtype: np.dtype) -> dict[str, np.ndarray]:
+  """DINOv2's token of masked patches, which transformers expects; zeros.
+
+  It is of pre-training alone and not read.
+  """
+  if not isinstance(module, DinoV2):
+    return {}
+  return {"embeddings.mask_token": np.zeros((1, module.width), dtype)}
 
 
 def _batch_counts(names: Iterable[str]) -> dict[str, np.ndarray]:
