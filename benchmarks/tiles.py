@@ -1,14 +1,18 @@
 """Decoding by kl-f8 whole and in exact tiles: memory, time, difference.
 
   python benchmarks/tiles.py [--sides 1024,2048] [--time 1024] [--tile 512]
+  python benchmarks/tiles.py --sides 2048 --time 2048 --dtypes float32
   python benchmarks/tiles.py --diffusers  # needs torch and diffusers
 
 Compiles the full-size decoder for images of each side, prints the bytes that
 the compiled program allocates, runs it where the side is one of --time, and
-prints the table of benchmarks/tiles.md.
+prints the table of benchmarks/tiles.md. The tiles run first: the peak resident
+set of the process ("peak, GB") only grows, and is known for tiles alone with
+one side, one format and compiled programs that are cached.
 """
 
 import argparse
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +36,7 @@ def programs(autoencoder: Autoencoder, tile: int) -> dict[str, Callable]:
   def tiled(variables: Any, latents: jax.Array) -> jax.Array:
     return decode_in_tiles(autoencoder, variables, latents, tile=tile)
 
-  return {"whole": whole, f"tiles of {tile}": tiled}
+  return {f"tiles of {tile}": tiled, "whole": whole}
 
 
 def random_variables(autoencoder: Autoencoder) -> Any:
@@ -56,27 +60,35 @@ def measure(side: int, dtype: str, tile: int, *, is_timed: bool) -> None:
   rng = np.random.default_rng(1)
   shape = 1, side // 8, side // 8, 4
   latents = jnp.asarray(rng.standard_normal(shape, np.float32))
-  images, least = {}, None
+  compiled, images, rows = {}, {}, {}
   for name, function in programs(autoencoder, tile).items():
-    lowered = jax.jit(function).lower(variables, latents)
     begin = time.perf_counter()
-    program = lowered.compile()
-    compiled = time.perf_counter() - begin
-    memory = program.memory_analysis().temp_size_in_bytes
-    least, seconds = least or memory, "-"
+    compiled[name] = jax.jit(function).lower(variables, latents).compile()
+    rows[name] = [f"{time.perf_counter() - begin:.0f}"]
+  sizes = {
+    name: program.memory_analysis().temp_size_in_bytes
+    for name, program in compiled.items()
+  }
+  print(f"peak before, GB: {peak():.2f}", flush=True)
+  for name, program in compiled.items():
+    cells = ["-"] * 3
     if is_timed:
-      begin = time.process_time()
+      cpu, wall = time.process_time(), time.perf_counter()
       images[name] = np.asarray(program(variables, latents))
-      seconds = f"{time.process_time() - begin:.0f}"
-    print(
-      f"| {side} | {dtype} | {name} | {memory / GIGABYTE:.2f} "
-      f"| {least / memory:.1f} | {compiled:.0f} | {seconds} |",
-      flush=True,
-    )
+      wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+      cells = [f"{cpu:.0f}", f"{wall:.0f}", f"{peak():.2f}"]
+    less = f"{sizes['whole'] / sizes[name]:.1f}"
+    cells = [name, f"{sizes[name] / GIGABYTE:.2f}", less, *rows[name], *cells]
+    print("|", " | ".join([str(side), dtype, *cells]), "|", flush=True)
   if images:
-    whole, tiled = images.values()
+    tiled, whole = images.values()
     scale = np.abs(whole).max()
     print(f"largest difference {np.abs(tiled - whole).max() / scale:.1e} of 1")
+
+
+def peak() -> float:
+  """The largest resident set that the process has had, in GB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGABYTE
 
 
 def compare_diffusers() -> None:
@@ -118,8 +130,11 @@ def main() -> None:
   if options.diffusers:
     compare_diffusers()
     return
-  print("| side | format | | GB | times less | compilation, s | CPU, s |")
-  print("|---|---|---|---|---|---|---|")
+  names = (
+    "side, format, , GB, times less, compilation s, CPU s, wall s, peak GB"
+  )
+  print("|", " | ".join(names.split(", ")), "|")
+  print("|" + "---|" * 9)
   for dtype in options.dtypes.split(","):
     for side in options.sides:
       measure(side, dtype, options.tile, is_timed=side in options.time)
