@@ -18,6 +18,7 @@ from ldm_jax.files.atomic_writes import check_absent, new_folder, replace_file
 from ldm_jax.files.file_lock import lock_output
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.dit.dit import DiT
+from ldm_jax.nn.encoders.dinov2 import DinoV2
 from ldm_jax.pretrained import model_index
 from ldm_jax.pretrained.components import ALIASES
 from ldm_jax.pretrained.dit.released_file import released_tensors
@@ -145,12 +146,7 @@ def save_single_file(
     scheduler = model_index.scheduler_of(module, scheduler)
     index = model_index.unconditional_key(module)
   else:
-    network = export_network(module, params, image_size, latent_scale)
-    if network.kind == "dinov2":
-      raise ConfigError(
-        "the single files of DINOv2's authors are read, but not written; save "
-        "a folder by save_pretrained"
-      )
+    network = _single_network(module, params, image_size, latent_scale)
     networks, scheduler, index = [("", network)], None, {}
   tensors = {
     prefix + name: tensor
@@ -171,6 +167,21 @@ def save_single_file(
   own = stored(StoredConfigs(configs, scheduler, index), tensors)
   with lock_output(path):
     write_safetensors(path, tensors, metadata=FORMAT | own, is_new=True)
+
+
+def _single_network(
+  module: Module,
+  params: Mapping[str, Any],
+  side: int,
+  latent_scale: float | None,
+) -> ExportedNetwork:
+  """Raises ConfigError for a network that has a folder alone."""
+  if isinstance(module, DinoV2):
+    raise ConfigError(
+      "the single files of DINOv2's authors are read, but not written; save a "
+      "folder by save_pretrained"
+    )
+  return export_network(module, params, side, latent_scale)
 
 
 def _single_tensors(
