@@ -16,7 +16,8 @@ class Backbone(Protocol):
   training alone. A network that is not of this package cannot be saved as
   diffusers' files, and a ControlNet is of a U-Net alone. A network that reads
   `Condition.guidance` has the attribute `embeds_guidance`, which is true; one
-  that takes latents up to a size has their `largest_side`.
+  that takes latents up to a size has their `largest_side`, and one that applies
+  equal blocks by `apply_blocks` their names as `scanned_blocks`.
 
   Attributes:
     size_multiple: the latents' height and width must be multiples of it; 1 if
