@@ -61,6 +61,12 @@ PLANS = {
   "flux1_256_v6e-256": [*FLUX, "--topology=v6e:16x16", "--batch=1024"],
   "sd35_medium_v5p-128": [*SD35, "--topology=v5p:4x4x4", "--batch=256"],
   "sd35_medium_v6e-256": [*SD35, "--topology=v6e:16x16", "--batch=512"],
+  "flux1_256_v6e-256_prepared": [
+    *(*FLUX, "--topology=v6e:16x16", "--batch=1024", "--prepared=texts"),
+  ],
+  "sd35_medium_v6e-256_prepared": [
+    *(*SD35, "--topology=v6e:16x16", "--batch=512", "--prepared=texts"),
+  ],
 }
 
 

@@ -14,13 +14,24 @@ from ldm_jax import config
 from ldm_jax.cli import plan
 from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.config import override
+from ldm_jax.diffusion.loss import DenoisingLoss
+from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.latent_diffusion import LatentDiffusion
+from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
+from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.conditioners.t5_embedder import T5Embedder
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.encoders.t5 import T5Encoder
+from ldm_jax.nn.flux.flux import Flux
 from ldm_jax.planning.memory_needs import largest_batch
+from ldm_jax.planning.programs import training_program
 from ldm_jax.planning.request import LargestBatch
 from ldm_jax.runtime.devices import aot
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.monitoring import flops
 from ldm_jax.training import batch_shapes
+from ldm_jax.training.denoiser import DenoiserTask
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 SMALL = [
@@ -131,9 +142,53 @@ def test_shapes_follow_from_the_config(name, expected):
     assert found[key].shape == (4, *shape), key
 
 
+@pytest.mark.parametrize("prepared", ["latents", "texts"])
+def test_a_step_on_prepared_latents_and_texts(prepared):
+  """Its arrays are what `prepare` stores, and it is traced with them."""
+  unet = Flux(3, 16, 1, 1, 2, (2, 2, 4), flow_steps=8)
+  t5 = T5Embedder(T5Encoder(11, 12, 2, 2, 4, 12, is_scanned=True), 4)
+  clip = ClipText(vocabulary=60, width=10, depth=1, heads=2)
+  clip = ClipEmbedder((clip,), is_pooled=True, has_context=False)
+  task = DenoiserTask(
+    LatentDiffusion(
+      Autoencoder(ConvStack(8, (1, 2), 1, groups=4), 3),
+      unet,
+      (clip, t5),
+      Schedule("rectified_flow", steps=8),
+      "flow",
+    ),
+    loss=DenoisingLoss("flow"),
+  )
+  array = jax.ShapeDtypeStruct
+  batch = {
+    "image": array((8, 16, 16, 3), "uint8"),
+    "tokens": array((8, 77), "int32"),
+    "t5_tokens": array((8, 4), "int32"),
+  }
+  sharding = MeshShape().build()
+  state, frozen, found, _ = training_program(
+    task, sharding, batch, prepared
+  ).args
+  moments = found.pop("moments")
+  assert moments.shape == (8, 8, 8, 6) and moments.dtype == "float16"
+  if prepared == "texts":
+    kept = {name: each.shape for name, each in found.items()}
+    assert kept == {"tokens_vector": (8, 10), "t5_tokens_context": (8, 4, 12)}
+    assert frozen.conditioners["t5_tokens"]["null"]["context"].shape == (4, 12)
+  else:
+    assert found.keys() == {"tokens", "t5_tokens"}
+    encoder = frozen.conditioners["t5_tokens"]["params"]["encoder"]
+    assert "block_0_to_1" in encoder
+  found["moments"] = moments
+  after, _ = jax.eval_shape(task.step, state, frozen, found, jax.random.key(0))
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
 @pytest.mark.parametrize(
   "flags, message",
   [
+    ([*CLASSES, "--prepared=texts"], "no frozen text encoder"),
+    ([*CLASSES, "--prepared=latents", "--sample=2"], "a sampler reads no"),
     ([CLASSES[0]], "stage two needs first_stage"),
     ([*CLASSES, "--batch=7"], "does not divide"),
     ([*CLASSES, "--topology=v9:2x2"], "no topology 'v9:2x2'"),

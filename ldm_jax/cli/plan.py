@@ -50,6 +50,11 @@ def parser() -> Parser:
     action="store_true",
     help="estimate the largest batch that fits; compiles once or twice more",
   )
+  add(
+    "--prepared",
+    choices=("latents", "texts"),
+    help="plan a step on what `ldm-jax prepare` stores (texts: latents, too)",
+  )
   return flags
 
 

@@ -53,7 +53,9 @@ def _plan(request: PlanRequest) -> PlanResult:
     batch = request.batch or experiment.data.batch
     accumulated = 1 if steps else getattr(experiment.task, "accumulate", 1)
     sharding.check_batch(batch, accumulated)
-    build = functools.partial(build_program, experiment, sharding, steps)
+    build = functools.partial(
+      build_program, experiment, sharding, steps, prepared=request.prepared
+    )
     plain = build(batch, use_kernels=False)
     with operators("xla"):
       operations = flops.count(plain.function, *plain.args)

@@ -11,6 +11,7 @@ from ldm_jax.concat_conditioning import prepare_inputs
 from ldm_jax.config import Experiment
 from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.errors import ConfigError
+from ldm_jax.planning.prepared import Prepared, with_prepared
 from ldm_jax.pretrained.stacked_parameters import unstack_parameters
 from ldm_jax.runtime.devices import attention_kernels
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
@@ -43,12 +44,14 @@ def build_program(
   sampler_steps: int | None,
   batch: int,
   use_kernels: bool = True,
+  prepared: Prepared | None = None,
 ) -> Program:
   """A training step of `batch` images or, with `sampler_steps`, a sampler.
 
   Args:
     use_kernels: use the attention kernels of the devices; operations inside
       kernels cannot be counted.
+    prepared: what a training step reads; see `with_prepared`.
 
   Raises:
     ConfigError: the experiment has nothing to sample from.
@@ -58,7 +61,7 @@ def build_program(
     task = attention_kernels.with_attention_kernels(task, sharding)
   if not sampler_steps:
     check_mesh(task, shapes, sharding)
-    return training_program(task, sharding, shapes)
+    return training_program(task, sharding, shapes, prepared)
   if not isinstance(task, DenoiserTask):
     raise ConfigError(
       f"sampler_steps needs the config of a denoiser, got "
@@ -69,9 +72,16 @@ def build_program(
   return sampling_program(task, sharding, shapes, config)
 
 
-def training_program(task: Any, sharding: Sharding, batch: Shapes) -> Program:
+def training_program(
+  task: Any,
+  sharding: Sharding,
+  batch: Shapes,
+  prepared: Prepared | None = None,
+) -> Program:
   """One training step, compiled as the trainer does."""
   frozen, state, key = _states(task, batch)
+  if prepared is not None:
+    batch, frozen = with_prepared(task, batch, frozen, prepared)
   state_shardings = sharding.tree_shardings(state)
 
   @functools.partial(constrain_activations, sharding=sharding)

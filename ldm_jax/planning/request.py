@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ldm_jax.config import Experiment
 from ldm_jax.errors import ConfigError
@@ -25,6 +25,9 @@ class PlanRequest:
       training step; None plans training.
     largest: estimate the largest batch that fits, which compiles once or twice
       more.
+    prepared: plan a training step that reads what `ldm-jax prepare` stores:
+      "latents", or "texts", latents and outputs of frozen text encoders. None
+      has images and prompts encoded in the step.
   """
 
   config: str | Experiment
@@ -35,6 +38,7 @@ class PlanRequest:
   batch: int | None = None
   sampler_steps: int | None = None
   largest: bool = False
+  prepared: Literal["latents", "texts"] | None = None
 
   def __post_init__(self):
     check_request(self)
@@ -46,6 +50,10 @@ class PlanRequest:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ConfigError(f"{name} must be 1 or more, got {value} (--{flag})")
+    if self.prepared is not None and self.sampler_steps is not None:
+      raise ConfigError(
+        "a sampler reads no prepared latents; leave prepared out (--prepared)"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
