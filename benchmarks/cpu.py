@@ -2,9 +2,11 @@
 
   python benchmarks/cpu.py [--rounds 5] [--torch_python PYTHON]
 
-Three processes hold the same networks (random weights, float32) and take turns,
+Processes hold the same networks (random weights, float32) and take turns,
 so that load on the machine affects all: jax, jax with XLA's own operators alone
-(`operators("xla")`), and torch. Prints a line of JSON per job: medians of
+(`operators("xla")`), torch, and, for the steps, jax with an executable that
+another process compiled ("stored"): its peak memory is without compilation.
+Prints a line of JSON per job: medians of
 wall seconds and of CPU seconds (of all cores, which other load changes little),
 their ratios to torch's, seconds of the first call (which compiles), and each
 process's peak memory in GB. Needs torch and diffusers (pip install
@@ -18,11 +20,14 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 
 WIDE, NARROW = (320, 640, 1280, 1280), (128, 256, 512, 512)
+SIDES = ("jax", "xla", "torch", "stored")
+STEPS = ("stage_one", "stage_two")
 JOBS = {
   "unet": "SD 1.5's U-Net, forward, batch 2, 64 x 64",
   "decode": "kl-f8, decoding one image of 512 x 512",
@@ -36,11 +41,10 @@ def normal(seed, *shape):
   return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def jax_job(name):
-  """A function without arguments that does a job and waits for it."""
+def jax_network(name):
+  """A job's parameters, the function to apply, and the loss of a step."""
   import jax
   import jax.numpy as jnp
-  import optax
 
   from ldm_jax.nn.autoencoder import Autoencoder
   from ldm_jax.nn.bottleneck import GaussianBottleneck
@@ -77,30 +81,74 @@ def jax_job(name):
     jnp.array(np.float32(0.02) * normal(i, *leaf.shape), copy=True)
     for i, leaf in enumerate(leaves)
   )
-  params = jax.tree.unflatten(tree, list(values))
-  if name in ("unet", "decode"):
-    forward = jax.jit(apply)
-    return lambda: forward(params).block_until_ready()
-  optimizer = optax.adamw(1e-4)
+  return jax.tree.unflatten(tree, list(values)), apply, loss
 
-  @jax.jit
-  def begin(params):
-    return params, optimizer.init(params)
+
+def jax_step(name):
+  """The jitted step of AdamW, and its first state."""
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  params, _, loss = jax_network(name)
+  optimizer = optax.adamw(1e-4)
 
   def step(state):
     params, moments = state
-    grads = jax.grad(loss)(params)
+    # All gradients before all updates, as where their norm is taken, too, or
+    # XLA copies the parameters.
+    grads = jax.lax.optimization_barrier(jax.grad(loss)(params))
     changes, moments = optimizer.update(grads, moments, params)
     return optax.apply_updates(params, changes), moments
 
-  step = jax.jit(step, donate_argnums=0)
-  state = [begin(params)]
-  del params
+  # Written by NumPy, so that nothing else is compiled.
+  zeros = lambda leaf: jnp.array(np.zeros(leaf.shape, leaf.dtype), copy=True)
+  moments = jax.tree.map(zeros, jax.eval_shape(optimizer.init, params))
+  return jax.jit(step, donate_argnums=0), (params, moments)
+
+
+def jax_job(name, program=None):
+  """A function without arguments that does a job and waits for it.
+
+  Args:
+    program: the file of a step's executable, by `store`, to load in place of
+      compiling.
+  """
+  import jax
+
+  if name in ("unet", "decode"):
+    params, apply, _ = jax_network(name)
+    forward = jax.jit(apply)
+    return lambda: forward(params).block_until_ready()
+  step, first = jax_step(name)
+  if program:
+    step = load(program, first)
+  state = [first]
+  del first
 
   def run():
     state[0] = jax.block_until_ready(step(state[0]))
 
   return run
+
+
+def store(name, file):
+  """Compiles a step and writes its executable."""
+  from jax.experimental.serialize_executable import serialize
+
+  step, state = jax_step(name)
+  with open(file, "wb") as out:
+    out.write(serialize(step.lower(state).compile())[0])
+
+
+def load(file, state):
+  """The executable that `store` wrote, a function of the state."""
+  import jax
+  from jax.experimental.serialize_executable import deserialize_and_load
+
+  tree = jax.tree.structure(((state,), {}))
+  with open(file, "rb") as stored:
+    return deserialize_and_load(stored.read(), tree, jax.tree.structure(state))
 
 
 def torch_job(name):
@@ -153,7 +201,11 @@ def torch_job(name):
 
 def work(library, name):
   """Does a job by a library, once for each line of stdin."""
-  if library == "xla":
+  if library == "store":
+    store(*name.split(","))
+  elif library == "stored":
+    take_turns(jax_job(*name.split(",")))
+  elif library == "xla":
     from ldm_jax.nn.operators.choice import operators
 
     with operators("xla"):
@@ -164,9 +216,10 @@ def work(library, name):
 
 def take_turns(run):
   """Runs a job once, and then once for each line of stdin."""
-  began = time.perf_counter()
+  began, cpu_began = time.perf_counter(), time.process_time()
   run()
-  print(json.dumps({"first": time.perf_counter() - began}), flush=True)
+  first, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+  print(json.dumps({"first": first, "cpu": cpu}), flush=True)
   for _ in sys.stdin:
     began, cpu_began = time.perf_counter(), time.process_time()
     run()
@@ -182,44 +235,57 @@ def main():
   flags.add_argument("--rounds", type=int, default=5)
   flags.add_argument("--jobs", nargs="*", default=list(JOBS), choices=JOBS)
   flags.add_argument("--torch_python", default=sys.executable)
+  flags.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
   flags.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
   options = flags.parse_args()
   if options.work:
     work(*options.work)
     return
-  for name in options.jobs:
-    sides = {}
-    first = {}
-    for library in ("jax", "xla", "torch"):
-      python = sys.executable if library != "torch" else options.torch_python
-      sides[library] = subprocess.Popen(
-        [python, __file__, "--work", library, name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-      )
-      first[library] = json.loads(sides[library].stdout.readline())["first"]
-    seconds, cpu, peaks = {n: [] for n in sides}, {n: [] for n in sides}, {}
-    for _ in range(options.rounds):
-      for library, side in sides.items():
-        print("go", file=side.stdin, flush=True)
-        line = json.loads(side.stdout.readline())
-        seconds[library].append(line["seconds"])
-        cpu[library].append(line["cpu"])
-        peaks[library] = line["peak"]
-    for side in sides.values():
-      side.stdin.close()
-      side.wait()
-    line = {"job": name, "what": JOBS[name]}
-    for unit, found in (("seconds", seconds), ("cpu", cpu)):
-      median = {n: statistics.median(values) for n, values in found.items()}
-      line |= {f"{n}_{unit}": round(value, 3) for n, value in median.items()}
-      for library in ("jax", "xla"):
-        ratio = median[library] / median["torch"]
-        line[f"{library}_{unit}_ratio"] = round(ratio, 3)
-    line |= {f"{n}_first": round(value, 1) for n, value in first.items()}
-    line |= {f"{n}_peak_gb": round(value, 2) for n, value in peaks.items()}
-    print(json.dumps(line), flush=True)
+  with tempfile.TemporaryDirectory() as folder:
+    for name in options.jobs:
+      print(json.dumps(compare(name, options, folder)), flush=True)
+
+
+def compare(name, options, folder):
+  """The line of a job: medians of every side, ratios to torch's, peaks."""
+  sides, first = {}, {}
+  for library in options.sides:
+    python = sys.executable if library != "torch" else options.torch_python
+    what = name
+    if library == "stored":
+      if name not in STEPS:
+        continue
+      what = f"{name},{folder}/{name}"
+      subprocess.run([python, __file__, "--work", "store", what], check=True)
+    sides[library] = subprocess.Popen(
+      [python, __file__, "--work", library, what],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    first[library] = json.loads(sides[library].stdout.readline())
+  units = {"seconds": {}, "cpu": {}}
+  peaks = {}
+  for _ in range(options.rounds):
+    for library, side in sides.items():
+      print("go", file=side.stdin, flush=True)
+      line = json.loads(side.stdout.readline())
+      for unit, values in units.items():
+        values.setdefault(library, []).append(line[unit])
+      peaks[library] = line["peak"]
+  for side in sides.values():
+    side.stdin.close()
+    side.wait()
+  line = {"job": name, "what": JOBS[name]}
+  for unit, found in units.items():
+    median = {n: statistics.median(values) for n, values in found.items()}
+    line |= {f"{n}_{unit}": round(value, 3) for n, value in median.items()}
+    for library in set(median) - {"torch"} if "torch" in median else ():
+      ratio = median[library] / median["torch"]
+      line[f"{library}_{unit}_ratio"] = round(ratio, 3)
+  line |= {f"{n}_first": round(each["first"], 1) for n, each in first.items()}
+  line |= {f"{n}_first_cpu": round(each["cpu"], 1) for n, each in first.items()}
+  return line | {f"{n}_peak_gb": round(value, 2) for n, value in peaks.items()}
 
 
 if __name__ == "__main__":

@@ -114,6 +114,38 @@ def test_a_convolution_of_one_pixel_is_a_product():
   assert_near(kernel_grad[0, 0], np.einsum("bhwc,bhwd->cd", exact[0], exact[2]))
 
 
+@pytest.mark.parametrize("is_activated", [False, True])
+def test_group_norm_of_large_images_is_exact(monkeypatch, is_activated):
+  """Of a mean far above the deviation; with JAX's gradients in float64."""
+  monkeypatch.setattr(choice, "_LARGE_IMAGE", 1)
+  rng = np.random.default_rng()
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  x, grad = 100 + draw(2, 5, 7, 12), draw(2, 5, 7, 12)
+  params = {"scale": draw(12), "bias": draw(12)}
+  norm = layers.GroupNorm(4, 1e-5, jnp.float32, is_activated)
+  apply = lambda params, x: norm.apply({"params": params}, x)
+
+  def plain(params, x):
+    each = x.reshape(2, 35, 4, 3)
+    z = (each - each.mean((1, 3), keepdims=True)) / jnp.sqrt(
+      each.var((1, 3), keepdims=True) + 1e-5
+    )
+    y = z.reshape(x.shape) * params["scale"] + params["bias"]
+    return y * jax.nn.sigmoid(y) if is_activated else y
+
+  found, pull = jax.vjp(apply, params, x)
+  assert "custom_vjp" in str(jax.make_jaxpr(apply)(params, x))
+  with jax.enable_x64(True):
+    double = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x))
+    right, pull_right = jax.vjp(plain, *double)
+    right_grads = pull_right(jnp.asarray(grad, jnp.float64))
+  assert_near(found, np.asarray(right), 1e-5)
+  for ours, theirs in zip(
+    jax.tree.leaves(pull(grad)), jax.tree.leaves(right_grads), strict=True
+  ):
+    assert_near(ours, np.asarray(theirs), 1e-4)
+
+
 @pytest.mark.parametrize("shape", [SHAPES[1], STRIPED[0]])
 def test_a_turned_kernel_is_read_as_it_is_stored(monkeypatch, shape):
   """With the gradients of a convolution whose kernel is turned before it."""

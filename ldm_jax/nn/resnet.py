@@ -43,10 +43,17 @@ class ResBlock(nn.Module):
     x: Float[Array, "b h w c"],
     emb: Float[Array, "b e"] | None = None,
   ) -> Float[Array, "b h2 w2 d"]:
-    norm = lambda x, name: group_norm(
-      x, name=name, groups=self.groups, epsilon=self.epsilon, dtype=self.dtype
-    )
-    h = jax.nn.silu(norm(x, "norm1"))
+    def norm(x, name, is_activated=True):
+      return group_norm(
+        x,
+        name=name,
+        groups=self.groups,
+        epsilon=self.epsilon,
+        dtype=self.dtype,
+        is_activated=is_activated,
+      )
+
+    h = norm(x, "norm1")
     if self.resample is not None:
       h, x = _RESAMPLE[self.resample](h), _RESAMPLE[self.resample](x)
     h = conv(h, self.features, name="conv1", dtype=self.dtype)
@@ -62,8 +69,8 @@ class ResBlock(nn.Module):
         jax.nn.silu(emb), 2 * self.features, name="emb", dtype=self.dtype
       )
       scale, shift = jnp.split(both[:, None, None], 2, axis=-1)
-      h = norm(h, "norm2") * (1 + scale) + shift
-    h = jax.nn.silu(h)
+      h = norm(h, "norm2", is_activated=False) * (1 + scale) + shift
+      h = jax.nn.silu(h)
     h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
     h = conv(
       h, self.features, name="conv2", is_zero=self.is_zero, dtype=self.dtype

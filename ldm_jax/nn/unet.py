@@ -144,10 +144,15 @@ class UNet(nn.Module):
       h = h + last.astype(h.dtype)
     h = self.up_blocks(h, skips, emb, condition.context)
     h = group_norm(
-      h, name="norm_out", groups=self.groups, epsilon=EPSILON, dtype=self.dtype
+      h,
+      name="norm_out",
+      groups=self.groups,
+      epsilon=EPSILON,
+      dtype=self.dtype,
+      is_activated=True,
     )
     h = conv(
-      jax.nn.silu(h),
+      h,
       self.out_channels,
       name="conv_out",
       is_zero=True,

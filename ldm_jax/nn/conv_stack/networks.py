@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -121,9 +120,14 @@ class ConvStack:
   def out(self, h: Array, features: int) -> Array:
     """Group norm, silu and the last convolution."""
     h = group_norm(
-      h, name="norm_out", groups=self.groups, epsilon=EPSILON, dtype=self.dtype
+      h,
+      name="norm_out",
+      groups=self.groups,
+      epsilon=EPSILON,
+      dtype=self.dtype,
+      is_activated=True,
     )
-    return conv(jax.nn.silu(h), features, name="conv_out", dtype=self.dtype)
+    return conv(h, features, name="conv_out", dtype=self.dtype)
 
   def block(self, h: Array, multiplier: int, name: str) -> Array:
     """One residual block without an embedding."""

@@ -29,6 +29,8 @@ _FEW_TILES = 40
 _FEW_OUTPUTS = 8
 # Bytes of the columns of im2col.
 _MOST_COLUMNS = 2**28
+# Numbers of an image that leaves the cache between two passes over it.
+_LARGE_IMAGE = 2**20
 # Scores per head from which one head at a time is faster.
 _MANY_SCORES = 2**18
 
@@ -98,6 +100,21 @@ def is_doubled_at_once(kernel: tuple[int, ...], dtype: DTypeLike) -> bool:
   """Whether nearest doubling and the convolution after it are one operator."""
   return (
     is_enabled() and dtype == jnp.float32 and min(kernel[2:]) >= _LEAST_CHANNELS
+  )
+
+
+def is_normalized_at_once(pixels: tuple[Any, ...], dtype: DTypeLike) -> bool:
+  """Whether group norm, and silu after it, are one operator.
+
+  Args:
+    pixels: the shape [b ... c] of the image.
+    dtype: of the image.
+  """
+  return (
+    is_enabled()
+    and dtype == jnp.float32
+    and _are_known(pixels)
+    and math.prod(pixels) >= _LARGE_IMAGE
   )
 
 
