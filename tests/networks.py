@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Var
 
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
 from ldm_jax.weights.naming.convert import shapes
@@ -77,6 +78,16 @@ def random_params(sizes, seed=0):
   return nest(random_tensors(sizes, seed))
 
 
+def _put(values, leaf):
+  """A device's array of numpy's numbers, in the format of a leaf."""
+  return jax.device_put(np.asarray(values, leaf.dtype))
+
+
+def zeros_like(shapes):
+  """Zeros of a tree of shapes; nothing is compiled."""
+  return jax.tree.map(lambda leaf: _put(np.zeros(leaf.shape), leaf), shapes)
+
+
 def random_like(shapes, seed=0):
   """Random arrays of a tree of shapes, none of them zero; nothing is compiled.
 
@@ -88,11 +99,43 @@ def random_like(shapes, seed=0):
   def draw(path, leaf):
     fan_in = math.prod(leaf.shape[:-1])
     size = 0.1 if len(leaf.shape) < 2 else fan_in**-0.5
-    is_scale = getattr(path[-1], "key", None) == "scale"
+    is_scale = bool(path) and getattr(path[-1], "key", None) == "scale"
     noise = size * rng.standard_normal(leaf.shape)
-    return jnp.asarray(is_scale + noise, leaf.dtype)
+    return _put(is_scale + noise, leaf)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def initial_like(init, *inputs, seed=0):
+  """What `init` returns, with numpy's random numbers in place of JAX's.
+
+  Arrays that do not depend on the key, such as zeros of last layers, are those
+  of `init`, of which that part alone is compiled.
+
+  Args:
+    init: a function of a key and the inputs, to a tree of arrays.
+  """
+  key = jax.random.key(0)
+  closed, shapes = jax.make_jaxpr(init, return_shape=True)(key, *inputs)
+  random = {closed.jaxpr.invars[0]}
+  for equation in closed.jaxpr.eqns:
+    if any(isinstance(v, Var) and v in random for v in equation.invars):
+      random.update(equation.outvars)
+  outputs = closed.jaxpr.outvars
+  leaves, tree = jax.tree.flatten(random_like(shapes, seed))
+  is_random = [isinstance(v, Var) and v in random for v in outputs]
+
+  def fixed(*of):
+    values = jax.tree.leaves(init(*of))
+    return [x for x, at in zip(values, is_random, strict=True) if not at]
+
+  found = iter(jax.jit(fixed)(key, *inputs))
+  # An average is a copy of the parameters.
+  first = {}
+  return tree.unflatten(
+    jax.device_put(np.array(first.setdefault(v, leaf))) if at else next(found)
+    for v, leaf, at in zip(outputs, leaves, is_random, strict=True)
+  )
 
 
 def random_variables(module, *inputs, seed=0):
@@ -103,14 +146,14 @@ def random_variables(module, *inputs, seed=0):
 
 def state_like(shapes, seed=0):
   """A state at step 0: random parameters and a fresh optimizer."""
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   params = random_like(shapes.params, seed)
-  drawn = zeros.replace(params=params)
+  drawn = zeros_like(shapes).replace(params=params)
   if shapes.ema is not None:
     is_whole = jax.tree.structure(shapes.ema) == jax.tree.structure(params)
     average = params if is_whole else params["autoencoder"]
     # A state is donated, so no array may be in it twice.
-    drawn = drawn.replace(ema=jax.tree.map(jnp.copy, average))
+    copy = lambda leaf: jax.device_put(np.array(leaf))
+    drawn = drawn.replace(ema=jax.tree.map(copy, average))
   if getattr(shapes, "critic", None) is not None:
     drawn = drawn.replace(critic=random_like(shapes.critic, seed + 1))
   return drawn

@@ -102,9 +102,10 @@ def test_blocks_of_a_unet_keep_their_rows(kind, mesh):
   assert not gathered(network, arguments(LATENT, TIME, CONTEXT), built(mesh))
 
 
+# The first is the quickest; the autoencoder is of the blocks of a U-Net.
 OTHERS = {
-  "autoencoder": (Autoencoder(ConvStack(64, (1, 2), 1), 4), (IMAGE, LATENT)),
   "discriminator": (PatchDiscriminator(width=64, layers=2), (IMAGE,)),
+  "autoencoder": (Autoencoder(ConvStack(64, (1, 2), 1), 4), (IMAGE, LATENT)),
   "text encoder": (TextEncoder(24, 64, 2, 2, 32, length=6), (("int32", 6),)),
 }
 

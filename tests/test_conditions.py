@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import random_state, random_variables
+from networks import initial_like, random_state, random_variables
 
 from ldm_jax.concat_conditioning import (
   NoiseAugmentation,
@@ -41,8 +41,8 @@ KEEP, DROP = jnp.array([False, False]), jnp.array([False, True])
 
 
 def embed(part, raw, drop=KEEP):
-  variables = part.init(jax.random.key(0), raw, drop)
-  return part.apply(variables, raw, drop), variables
+  variables = initial_like(part.init, raw, drop)
+  return jax.jit(part.apply)(variables, raw, drop), variables
 
 
 def segmaps():
@@ -148,10 +148,9 @@ def test_the_unconditional_layout_has_no_object():
   encoder = TextEncoder(50, 8, 1, 2, 4, 5)
   part = LayoutEmbedder(encoder)
   ids = jnp.asarray(RNG.integers(0, 49, (2, 5)), jnp.int32)
-  variables = part.init(jax.random.key(0), ids, KEEP)
-  empty = jnp.full((2, 5), 49)
-  a = part.apply(variables, ids, DROP).context
-  b = part.apply(variables, empty, KEEP).context
+  a, variables = embed(part, ids, DROP)
+  b = jax.jit(part.apply)(variables, jnp.full((2, 5), 49), KEEP)
+  a, b = np.asarray(a.context), np.asarray(b.context)
   np.testing.assert_allclose(a[1], b[1], atol=1e-6)
   assert np.abs(a[0] - b[0]).max() > 0.01
 
@@ -271,7 +270,7 @@ def test_every_condition_trains(first_stage, names):
   """A step updates every parameter except those without a gradient yet."""
   task = DenoiserTask(conditioned_model(names), latent_scale=1.0)
   frozen, arrays = Frozen(first_stage, jnp.float32(1.0)), batch()
-  state = jax.jit(task.init)(jax.random.key(1), arrays, frozen)
+  state = initial_like(task.init, arrays, frozen)
   step = jax.jit(task.step)
   after = state
   for i in range(6):  # zeros at the ends hold gradients back for a step each
@@ -290,16 +289,19 @@ def test_masked_pixels_are_hidden_before_the_first_stage(first_stage):
   model = conditioned_model(("masked",))
   params = Parameters(first_stage, jnp.float32(0.5), {}, {})
   arrays = batch()
-  arrays = {name: jnp.asarray(rows) for name, rows in arrays.items()}
-  seen = prepare_inputs(model, params, arrays, None)["mask"]
+  arrays = jax.device_put(arrays)
+  seen_of = jax.jit(
+    lambda arrays: prepare_inputs(model, params, arrays, None)["mask"]
+  )
+  seen = seen_of(arrays)
   other = jnp.where(
     arrays["mask"][..., None], 255 - arrays["image"], arrays["image"]
   )
-  again = prepare_inputs(model, params, arrays | {"image": other}, None)["mask"]
+  again = seen_of(arrays | {"image": other})
   np.testing.assert_array_equal(seen.latents, again.latents)
   np.testing.assert_array_equal(seen.mask[..., 0], arrays["mask"][:, ::4, ::4])
   hidden = jnp.where(arrays["mask"][..., None], 0.0, to_float(arrays["image"]))
-  whole = 0.5 * model.encode(params, hidden).mode()
+  whole = 0.5 * jax.jit(lambda x: model.encode(params, x).mode())(hidden)
   np.testing.assert_allclose(seen.latents, whole, atol=1e-5)
 
 
@@ -317,7 +319,7 @@ def test_low_resolution_images_get_the_noise_of_their_level():
 
 def test_training_noise_levels_stay_below_the_largest():
   task = DenoiserTask(conditioned_model(("noisy low",)), latent_scale=1.0)
-  draws = task.draw(jax.random.key(0), batch(64))
+  draws = jax.jit(task.draw)(jax.random.key(0), batch(64))
   assert (
     draws.noise_augmentation.level.max() == 7
     and draws.noise_augmentation.level.min() == 0
@@ -329,6 +331,7 @@ def test_offset_noise_moves_the_means():
   task = DenoiserTask(conditioned_model(()), latent_scale=1.0)
   offset = dataclasses.replace(task, offset_noise=0.5)
   key, arrays = jax.random.key(0), batch(512)
-  means = [t.draw(key, arrays).noise.mean((1, 2)) for t in (task, offset)]
+  draw = lambda task: jax.jit(lambda *of: task.draw(*of).noise)(key, arrays)
+  means = [np.asarray(draw(t)).mean((1, 2)) for t in (task, offset)]
   np.testing.assert_allclose(means[0].var(), 1 / 16, rtol=0.1)
   np.testing.assert_allclose(means[1].var(), 1 / 16 + 0.25, rtol=0.1)

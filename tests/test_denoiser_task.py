@@ -6,9 +6,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from networks import random_like, random_variables
+from networks import initial_like, random_like, random_variables
 
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.loss import DenoisingLoss
@@ -44,26 +43,30 @@ TASK = DenoiserTask(
 
 def draw(seed=0, count=8, side=8):
   rng = np.random.default_rng(seed)
-  return {
-    "image": jnp.asarray(
-      rng.integers(0, 256, (count, side, side, 3), np.uint8)
-    ),
-    "tokens": jnp.asarray(rng.integers(4, 20, (count, 6), np.int32)),
-    "label": jnp.asarray(rng.integers(0, 5, count, np.int32)),
+  batch = {
+    "image": rng.integers(0, 256, (count, side, side, 3), np.uint8),
+    "tokens": rng.integers(4, 20, (count, 6), np.int32),
+    "label": rng.integers(0, 5, count, np.int32),
   }
+  return jax.device_put(batch)
+
+
+def normal(seed=0, shape=(8, 4, 4, 3)):
+  """x_t of a batch, as a rule."""
+  rng = np.random.default_rng(seed)
+  return jax.device_put(rng.standard_normal(shape, np.float32))
 
 
 @functools.cache
 def begin(task=TASK, seed=0):
+  """State, frozen parameters and batch; what `init` makes zero is zero."""
   batch = draw(seed)
   shapes = task.frozen_shapes(batch)
-  noise = jnp.zeros((8, 4, 4, 3))
-  first_stage = random_variables(
-    task.model.first_stage, to_float(batch["image"]), noise
-  )
+  images = jax.device_put(np.zeros((8, 8, 8, 3), np.float32))
+  first_stage = random_variables(task.model.first_stage, images, normal())
   frozen = Frozen(first_stage, jnp.float32(1.7))
   jax.tree.map(lambda a, b: a.shape == b.shape or 1 / 0, frozen, shapes)
-  return jax.jit(task.init)(jax.random.key(2), batch, frozen), frozen, batch
+  return initial_like(task.init, batch, frozen), frozen, batch
 
 
 @functools.cache
@@ -85,34 +88,39 @@ def loss_of(task):
 
 
 @functools.cache
+def drawn(task):
+  """The random numbers of a step, compiled once for equal tasks."""
+  return jax.jit(task.draw)
+
+
+@functools.cache
 def unet_gradient(remat):
   """The gradient of a loss of the U-Net with rematerialisation as given."""
-  state = perturbed(begin()[0])
-  xt = jnp.asarray(
-    np.random.default_rng(1).standard_normal((8, 4, 4, 3)), jnp.float32
-  )
-  rows = np.random.default_rng(2).standard_normal((8, 7, 16))
-  condition = Condition(jnp.asarray(rows, jnp.float32))
+  inputs = normal(), jnp.arange(8.0)
+  condition = Condition(normal(2, (8, 7, 16)))
+  params = random_variables(TASK.model.unet, *inputs, condition)
   unet = TASK.model.unet.clone(remat=remat)
   loss = lambda params: jnp.square(
-    unet.apply(params, xt, jnp.arange(8.0), condition)
+    unet.apply(params, *inputs, condition)
   ).mean()
-  return jax.jit(jax.grad(loss))(state.params["unet"])
+  return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
 
 
 def test_an_initial_network_predicts_zero_at_loss_one():
   """Zero-initialised outputs: the first eps loss is E|eps|^2 = 1."""
   state, frozen, batch = begin()
   params = TASK.parameters(state.params, frozen)
-  drop = {"tokens": jnp.zeros(8, bool), "label": jnp.zeros(8, bool)}
-  condition = TASK.model.condition(params, batch, drop)
-  xt = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
-  network = jax.jit(TASK.model.predict)
-  out = network(params, xt, jnp.arange(8.0), condition)
-  assert np.all(out == 0)
-  draws = TASK.draw(jax.random.key(3), batch)
+  xt, t = normal(), jnp.arange(8.0)
+  draws = drawn(TASK)(jax.random.key(3), batch)
+  conditioned = jax.jit(
+    lambda *inputs: TASK.model.predict(
+      params, xt, t, TASK.model.condition(params, *inputs)
+    )
+  )
+  no = jnp.zeros(8, bool)
+  assert np.all(conditioned(batch, {"tokens": no, "label": no}) == 0)
   loss = loss_of(TASK)(state.params, frozen, batch, draws)
-  np.testing.assert_allclose(loss, jnp.square(draws.noise).mean(), rtol=1e-5)
+  np.testing.assert_allclose(loss, np.square(draws.noise).mean(), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -134,9 +142,9 @@ def test_slices_of_a_batch_are_the_batch():
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(remat):
   ours, theirs = unet_gradient("off"), unet_gradient(remat)
-  norm = float(optax.tree.norm(ours))
-  difference = optax.tree.norm(jax.tree.map(jnp.subtract, ours, theirs))
-  assert norm > 0 and difference / norm < 1e-5
+  size = lambda tree: sum(np.vdot(x, x) for x in jax.tree.leaves(tree)) ** 0.5
+  difference = jax.tree.map(np.subtract, ours, theirs)
+  assert size(ours) > 0 and size(difference) / size(ours) < 1e-5
 
 
 def test_bfloat16_computes_what_float32_does():
@@ -146,7 +154,7 @@ def test_bfloat16_computes_what_float32_does():
   task = dataclasses.replace(
     TASK, model=dataclasses.replace(TASK.model, unet=unet)
   )
-  inputs = state.params, frozen, batch, TASK.draw(key, batch)
+  inputs = state.params, frozen, batch, drawn(TASK)(key, batch)
   half, full = loss_of(task)(*inputs), loss_of(TASK)(*inputs)
   np.testing.assert_allclose(half, full, rtol=0.02)
   assert half != full
@@ -158,7 +166,7 @@ def test_bfloat16_computes_what_float32_does():
 def test_the_first_stage_gets_no_gradient():
   state, frozen, batch = begin()
   state = perturbed(state)
-  draws = TASK.draw(jax.random.key(3), batch)
+  draws = drawn(TASK)(jax.random.key(3), batch)
   loss = lambda f: TASK._loss(state.params, f, batch, draws).mean()
   grads = jax.jit(jax.grad(loss))(frozen)
   assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads.first_stage))
@@ -170,10 +178,10 @@ def test_dropped_conditions_are_the_unconditional_ones():
   params = TASK.parameters(perturbed(state).params, frozen)
   yes, no = jnp.ones(8, bool), jnp.zeros(8, bool)
   condition = jax.jit(TASK.model.condition)
-  condition_of = lambda raw, drop: condition(params, raw, drop).context
+  condition_of = lambda *raw: np.asarray(condition(params, *raw).context)
   dropped = condition_of(batch, {"tokens": yes, "label": yes})
   empty = batch | {
-    "tokens": jnp.tile(jnp.array([2, 3, 0, 0, 0, 0]), (8, 1)),
+    "tokens": jax.device_put(np.tile(np.int32([2, 3, 0, 0, 0, 0]), (8, 1))),
     "label": jnp.full(8, 5),
   }
   np.testing.assert_array_equal(
@@ -187,8 +195,9 @@ def test_dropped_conditions_are_the_unconditional_ones():
 
 
 def test_drop_rates_are_kept():
-  batch = {name: jnp.concatenate([rows] * 500) for name, rows in draw().items()}
-  drop = TASK.draw(jax.random.key(0), batch).drop
+  batch = {name: np.concatenate([rows] * 500) for name, rows in draw().items()}
+  drop = jax.jit(lambda key: TASK.draw(key, batch).drop)(jax.random.key(0))
+  drop = jax.tree.map(np.asarray, drop)
   for mask in drop.values():
     assert abs(float(mask.mean()) - 0.1) < 4.5 * (0.09 / 4000) ** 0.5
   both = float((drop["tokens"] & drop["label"]).mean())
@@ -202,24 +211,29 @@ def test_guidance_one_is_the_conditional_model():
   condition_of = lambda drop: TASK.model.condition(
     params, batch, {"tokens": drop, "label": drop}
   )
-  xt = jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
-  level = TASK.model.schedule.level(jnp.float32(300))
-  alone, null = (
-    jax.jit(
-      lambda drop: TASK.model.denoiser(params, condition_of(drop))(xt, level)
-    )(drop)
-    for drop in (no, yes)
-  )
-  guided = jax.jit(
-    lambda s: TASK.model.guided_denoiser(
-      params, condition_of(yes), condition_of(no), ClassifierFreeGuidance(s)
-    )(xt, level)
-  )
-  np.testing.assert_allclose(guided(1.0).eps, alone.eps, atol=1e-5)
-  np.testing.assert_allclose(guided(0.0).eps, null.eps, atol=1e-5)
-  np.testing.assert_allclose(
-    guided(3.0).eps, null.eps + 3 * (alone.eps - null.eps), atol=1e-4
-  )
+  xt, level = normal(), TASK.model.schedule.level(jnp.float32(300))
+
+  @jax.jit
+  def estimates():
+    """Of the network without guidance: conditional, null; then guided."""
+    conditional, null = condition_of(no), condition_of(yes)
+    plain = (
+      TASK.model.denoiser(params, condition)(xt, level).eps
+      for condition in (conditional, null)
+    )
+    guided = jax.vmap(
+      lambda s: (
+        TASK.model.guided_denoiser(
+          params, null, conditional, ClassifierFreeGuidance(s)
+        )(xt, level).eps
+      )
+    )
+    return *plain, guided(jnp.float32([1, 0, 3]))
+
+  alone, null, guided = map(np.asarray, estimates())
+  np.testing.assert_allclose(guided[0], alone, atol=1e-5)
+  np.testing.assert_allclose(guided[1], null, atol=1e-5)
+  np.testing.assert_allclose(guided[2], null + 3 * (alone - null), atol=1e-4)
 
 
 def test_the_average_warms_up_as_in_ldm():
@@ -238,35 +252,40 @@ def test_the_measured_scale_gives_unit_variance():
   scale = measure_latent_scale(
     TASK.model.first_stage, frozen.first_stage, batches, jax.random.key(0)
   )
-  latents = []
-  for i, batch in enumerate(batches):
-    params = dataclasses.replace(
-      TASK.parameters({"unet": 0, "conditioners": {}}, frozen)
-    )
-    posterior = TASK.model.encode(params, to_float(batch["image"]))
-    noise = jax.random.normal(
-      jax.random.fold_in(jax.random.key(0), i), posterior.mean.shape
-    )
-    latents.append(scale * posterior.sample(noise))
+  params = TASK.parameters({"unet": 0, "conditioners": {}}, frozen)
+
+  @jax.jit
+  def latents_of(i, images):
+    posterior = TASK.model.encode(params, to_float(images))
+    key = jax.random.fold_in(jax.random.key(0), i)
+    noise = jax.random.normal(key, posterior.mean.shape)
+    return scale * posterior.sample(noise)
+
+  latents = [latents_of(i, batch["image"]) for i, batch in enumerate(batches)]
   np.testing.assert_allclose(np.std(latents), 1.0, rtol=1e-3)
 
 
 def test_decode_undoes_the_scale():
   state, frozen, batch = begin()
   params = TASK.parameters(state.params, frozen)
-  images = to_float(batch["image"])
-  latents = TASK.model.encode(params, images).mode()
-  direct = TASK.model.first_stage.apply(
-    frozen.first_stage, latents, method="decode"
-  )
-  scaled = TASK.model.decode(params, params.latent_scale * latents)
+
+  @jax.jit
+  def decoded():
+    latents = TASK.model.encode(params, to_float(batch["image"])).mode()
+    direct = TASK.model.first_stage.apply(
+      frozen.first_stage, latents, method="decode"
+    )
+    return TASK.model.decode(params, params.latent_scale * latents), direct
+
+  scaled, direct = decoded()
   np.testing.assert_allclose(scaled, direct, atol=1e-5)
 
 
 def test_bytes_and_floats():
-  every = jnp.arange(256, dtype=jnp.uint8).repeat(3).reshape(1, 16, 16, 3)
-  np.testing.assert_array_equal(to_uint8(to_float(every)), every)
-  assert to_float(every).min() == -1 and to_float(every).max() == 1
+  every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+  floats = to_float(jax.device_put(every))
+  np.testing.assert_array_equal(to_uint8(floats), every)
+  assert np.min(floats) == -1 and np.max(floats) == 1
   wild = jnp.full((1, 1, 1, 3), 7.0)
   assert np.all(to_uint8(wild) == 255) and np.all(to_uint8(-wild) == 0)
 
@@ -285,30 +304,31 @@ def test_contradictions_are_refused():
 def test_an_initial_text_encoder_is_the_identity():
   encoder = TextEncoder(20, 16, 2, 2, 8, length=6)
   tokens = draw()["tokens"]
-  params = encoder.init(jax.random.key(0), tokens)
-  before = encoder.apply(params, tokens)
-  after = encoder.apply(params, tokens.at[:, 2].set((tokens[:, 2] + 1) % 20))
-  same = jnp.array([0, 1, 3, 4, 5])
+  params = initial_like(encoder.init, tokens)
+  changed = np.array(tokens)
+  changed[:, 2] = (changed[:, 2] + 1) % 20
+  encode = jax.jit(encoder.apply)
+  before, after = (np.asarray(encode(params, x)) for x in (tokens, changed))
+  same = [0, 1, 3, 4, 5]
   np.testing.assert_array_equal(after[:, same], before[:, same])
-  assert jnp.all(jnp.abs(after[:, 2] - before[:, 2]).max(axis=-1) > 0.1)
+  assert np.all(np.abs(after[:, 2] - before[:, 2]).max(axis=-1) > 0.1)
 
 
 def test_pooled_text_is_a_normalised_vector_next_to_the_tokens():
   pooled = TEXT.clone(is_pooled=True)
   tokens, drop = draw()["tokens"], jnp.arange(8) % 2 == 0
-  condition, params = pooled.init_with_output(jax.random.key(0), tokens, drop)
-  np.testing.assert_allclose(condition.vector.mean(-1), 0, atol=1e-6)
-  np.testing.assert_allclose(condition.vector.var(-1), 1, rtol=1e-2)
-  null = pooled.apply(params, tokens, jnp.ones(8, bool))
-  np.testing.assert_allclose(condition.vector[::2], null.vector[::2], atol=1e-6)
-  assert (
-    float(jnp.abs(condition.vector - null.vector)[1::2].max(-1).min()) > 0.1
-  )
+  params = initial_like(pooled.init, tokens, drop)
+  apply = jax.jit(pooled.apply)
+  vector = np.asarray(apply(params, tokens, drop).vector)
+  np.testing.assert_allclose(vector.mean(-1), 0, atol=1e-6)
+  np.testing.assert_allclose(vector.var(-1), 1, rtol=1e-2)
+  null = np.asarray(apply(params, tokens, jnp.ones(8, bool)).vector)
+  np.testing.assert_allclose(vector[::2], null[::2], atol=1e-6)
+  assert np.abs(vector - null)[1::2].max(-1).min() > 0.1
 
 
 def test_coordinates_run_from_the_first_pixel_to_the_last():
-  x = jnp.ones((2, 3, 5, 4))
-  waves = coordinates(x, 2)
+  waves = np.asarray(coordinates(jnp.ones((2, 3, 5, 4)), 2))
   assert waves.shape == (2, 3, 5, 8)
   row, column = np.array([-1, 0, 1]), np.array([-1, -0.5, 0, 0.5, 1])
   for u, mine in ((row, waves[1, :, 4, :4]), (column, waves[0, 2, :, 4:])):
@@ -322,10 +342,8 @@ def test_coordinates_distinguish_equal_pixels(octaves):
   flat, t = jnp.ones((1, 28, 28, 3)), jnp.zeros(1)
   plan = AttentionPlan((0,), mid_depth=0, heads=1)
   unet = UNet(3, 8, (1,), 1, plan, groups=1, octaves=octaves)
-  params = unet.init(jax.random.key(0), flat, t, Condition())
-  rng = np.random.default_rng(1)
-  perturb = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)
-  answer = unet.apply(jax.tree.map(perturb, params), flat, t, Condition())
+  params = random_variables(unet, flat, t, Condition())
+  answer = np.asarray(jax.jit(unet.apply)(params, flat, t, Condition()))
   # Twelve convolutions lie between x_t and the output: no padding is in reach.
   spread = answer[0, 13:15, 13:15].std(axis=(0, 1)).max()
   assert spread > 1e-3 if octaves else spread < 1e-5
@@ -340,7 +358,7 @@ def test_the_held_out_loss_at_given_times_is_their_mean():
     ),
     loss=DenoisingLoss("flow"),
   )
-  times = (0.0, 0.125, 0.5, 1.0)
+  times = (0.0, 0.5, 1.0)
   task = dataclasses.replace(flow, validation_times=times)
   state, frozen, batch = begin(flow)
   state, key = perturbed(state), jax.random.key(5)
@@ -349,10 +367,10 @@ def test_the_held_out_loss_at_given_times_is_their_mean():
   losses = np.array([found[f"loss_at_{s:g}"] for s in times])
   np.testing.assert_allclose(found["loss"], losses.mean(), rtol=1e-6)
   assert len(set(losses)) == len(times)
-  draws = flow.draw(key, batch)
-  draws = draws._replace(drop=jax.tree.map(jnp.zeros_like, draws.drop))
+  draws = drawn(flow)(key, batch)
+  draws = draws._replace(drop=jax.tree.map(np.zeros_like, draws.drop))
   for s, loss in zip(times, losses, strict=True):
-    t = jnp.full(8, 1000 * s - 1, jnp.float32)
+    t = jnp.full(8, 1000 * s - 1)
     inputs = state.ema, frozen, batch, draws._replace(t=t)
     np.testing.assert_allclose(loss_of(flow)(*inputs), loss, rtol=1e-5)
 

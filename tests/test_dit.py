@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import initial_like, random_like, random_variables
 
 from ldm_jax import config_json
 from ldm_jax.diffusion.prediction import target
@@ -46,14 +47,13 @@ def inputs(height=4, width=6, b=2):
 @functools.cache
 def perturbed(module):
   """Variables of which none is zero."""
-  variables = module.init(jax.random.key(0), *inputs())
-  leaves, tree = jax.tree.flatten(variables)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  moved = [
-    leaf + 0.3 * jax.random.normal(key, leaf.shape)
-    for leaf, key in zip(leaves, keys, strict=True)
-  ]
-  return jax.tree.unflatten(tree, moved)
+  return random_variables(module, *inputs())
+
+
+@functools.cache
+def applying(module):
+  """The network, compiled once for equal shapes."""
+  return jax.jit(module.apply)
 
 
 def test_unpatchify_inverts_patchify():
@@ -69,7 +69,7 @@ def test_unpatchify_inverts_patchify():
 def test_a_patch_embedding_is_a_strided_convolution():
   x, *_ = inputs()
   module = PatchEmbedding(2, 16)
-  variables = module.init(jax.random.key(0), x)
+  variables = random_variables(module, x)
   kernel = variables["params"]["kernel"]
   expected = jax.lax.conv_general_dilated(
     x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -80,15 +80,14 @@ def test_a_patch_embedding_is_a_strided_convolution():
 
 @pytest.mark.parametrize("module", [TINY, MODERN], ids=["tiny", "modern"])
 def test_a_new_network_outputs_zero_and_its_blocks_are_the_identity(module):
-  variables = module.init(jax.random.key(0), *inputs())
-  out = module.apply(variables, *inputs())
+  out = applying(module)(initial_like(module.init, *inputs()), *inputs())
   assert out.shape == (2, 4, 6, 3) and out.dtype == jnp.float32
   assert not np.any(out)
   block = DiTBlock(2, 32, norm=module.norm, mlp=module.mlp)
-  x = jax.random.normal(jax.random.key(2), (2, 5, 16))
-  emb = jax.random.normal(jax.random.key(3), (2, 16))
-  new = block.init(jax.random.key(4), x, emb, None)
-  np.testing.assert_array_equal(block.apply(new, x, emb, None), x)
+  array = lambda *shape: random_like(jax.ShapeDtypeStruct(shape, jnp.float32))
+  x, emb = array(2, 5, 16), array(2, 16)
+  new = initial_like(lambda *of: block.init(*of, None), x, emb)
+  np.testing.assert_array_equal(jax.jit(block.apply)(new, x, emb, None), x)
 
 
 def test_scan_and_remat_change_nothing_and_gradients_are_finite():
@@ -109,7 +108,7 @@ def test_scan_and_remat_change_nothing_and_gradients_are_finite():
 
 def test_every_image_depends_on_its_own_inputs_alone():
   xt, t, condition = inputs()
-  apply = jax.jit(functools.partial(MODERN.apply, perturbed(MODERN)))
+  apply = functools.partial(applying(MODERN), perturbed(MODERN))
   both = apply(xt, t, condition)
   alone = apply(xt[1:], t[1:], Condition(vector=condition.vector[1:]))
   scale = np.abs(both).max()
@@ -123,8 +122,9 @@ def test_every_image_depends_on_its_own_inputs_alone():
 
 
 def test_bfloat16_is_near_and_returns_float32():
-  exact = TINY.apply(perturbed(TINY), *inputs())
-  out = TINY.clone(dtype="bfloat16").apply(perturbed(TINY), *inputs())
+  exact = applying(TINY)(perturbed(TINY), *inputs())
+  half = TINY.clone(dtype="bfloat16")
+  out = applying(half)(perturbed(TINY), *inputs())
   assert out.dtype == jnp.float32
   assert np.abs(out - exact).max() < 0.05 * np.abs(exact).max()
 
@@ -135,18 +135,19 @@ def test_the_variance_is_not_returned_and_not_trained():
   variables = perturbed(module)
   loss = lambda v: (module.apply(v, *inputs()) ** 2).sum()
   grads = jax.jit(jax.grad(loss))(variables)
-  last = grads["params"]["proj_out"]["kernel"].reshape(16, 4, 6)
+  last = np.reshape(grads["params"]["proj_out"]["kernel"], (16, 4, 6))
   assert np.all(np.any(last[..., :3], axis=0))
   assert not np.any(last[..., 3:])
-  kept = variables["params"]["proj_out"]
+  kept = jax.tree.map(np.asarray, variables["params"]["proj_out"])
   mean = {
     "kernel": kept["kernel"].reshape(16, 4, 6)[..., :3].reshape(16, 12),
     "bias": kept["bias"].reshape(4, 6)[:, :3].reshape(12),
   }
+  mean = jax.device_put(mean)
   alone = {"params": variables["params"] | {"proj_out": mean}}
-  np.testing.assert_allclose(
-    module.apply(variables, *inputs()), TINY.apply(alone, *inputs()), atol=1e-6
-  )
+  found = applying(module)(variables, *inputs())
+  expected = applying(TINY)(alone, *inputs())
+  np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_sincos_positions_distinguish_all_patches():
@@ -196,11 +197,11 @@ def test_rotations_keep_lengths_and_depend_on_differences():
 def test_concatenated_channels_join_the_patches():
   xt, t, condition = inputs()
   both = jnp.concatenate([xt, 2 * xt], axis=-1)
-  variables = TINY.init(jax.random.key(0), both, t, condition)
+  variables = random_variables(TINY, both, t, condition)
   concat = Condition(vector=condition.vector, concat=2 * xt)
   np.testing.assert_array_equal(
-    TINY.apply(variables, both, t, condition),
-    TINY.apply(variables, xt, t, concat),
+    applying(TINY)(variables, both, t, condition),
+    applying(TINY)(variables, xt, t, concat),
   )
 
 
@@ -265,9 +266,9 @@ def test_sit_sees_the_straight_line_and_predicts_the_velocity_back():
     t = jnp.full((2,), time)
     tau = 1 - (time + 1) / 8
     z = tau * x0 + (1 - tau) * noise
-    raw = TINY.apply(variables, z, jnp.full((2,), tau), condition)
+    raw = applying(TINY)(variables, z, jnp.full((2,), tau), condition)
     xt = q_sample(FLOW, x0, t, noise)
-    found = SIT.apply(variables, xt, t, condition)
+    found = applying(SIT)(variables, xt, t, condition)
     np.testing.assert_allclose(found, -raw, atol=2e-5)
     np.testing.assert_allclose(
       target("flow", FLOW, x0, t, noise), -(x0 - noise), atol=1e-6

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import initial_like, random_like, random_variables
 
 from ldm_jax import config_json
 from ldm_jax.diffusion.schedule import Schedule, q_sample
@@ -42,14 +43,13 @@ def inputs(b=2, height=4, width=6):
 @functools.cache
 def perturbed(module):
   """Variables of which none is zero."""
-  variables = module.init(jax.random.key(0), *inputs())
-  leaves, tree = jax.tree.flatten(variables)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  moved = [
-    leaf + 0.3 * jax.random.normal(key, leaf.shape)
-    for leaf, key in zip(leaves, keys, strict=True)
-  ]
-  return jax.tree.unflatten(tree, moved)
+  return random_variables(module, *inputs())
+
+
+@functools.cache
+def applying(module):
+  """The network, compiled once for equal shapes."""
+  return jax.jit(module.apply)
 
 
 def test_unpack_inverts_pack_and_tokens_of_channels_are_concatenated():
@@ -91,8 +91,8 @@ def test_rotations_keep_lengths_and_depend_on_differences():
 
 
 def test_a_new_network_outputs_zero():
-  variables = TINY.init(jax.random.key(0), *inputs())
-  out = TINY.apply(variables, *inputs())
+  variables = initial_like(TINY.init, *inputs())
+  out = applying(TINY)(variables, *inputs())
   assert out.shape == (2, 4, 6, 3) and out.dtype == jnp.float32
   assert not np.any(out)
   for name in ("double_0", "single_1"):
@@ -120,7 +120,7 @@ def test_scan_and_remat_change_nothing_and_gradients_are_finite():
 
 def test_every_image_depends_on_its_own_inputs_alone():
   xt, t, condition = inputs()
-  apply = jax.jit(functools.partial(TINY.apply, perturbed(TINY)))
+  apply = functools.partial(applying(TINY), perturbed(TINY))
   both = apply(xt, t, condition)
   second = jax.tree.map(lambda x: x[1:], condition)
   alone = apply(xt[1:], t[1:], second)
@@ -139,7 +139,7 @@ def test_every_image_depends_on_its_own_inputs_alone():
 def test_the_order_of_the_text_does_not_matter():
   """All of its tokens have the position 0."""
   xt, t, condition = inputs()
-  apply = functools.partial(TINY.apply, perturbed(TINY), xt, t)
+  apply = functools.partial(applying(TINY), perturbed(TINY), xt, t)
   other = condition.replace(context=condition.context[:, ::-1])
   out = apply(condition)
   scale = np.abs(out).max()
@@ -148,7 +148,7 @@ def test_the_order_of_the_text_does_not_matter():
 
 def test_a_condition_without_guidance_has_the_scale_1():
   xt, t, condition = inputs()
-  apply = functools.partial(TINY.apply, perturbed(TINY), xt, t)
+  apply = functools.partial(applying(TINY), perturbed(TINY), xt, t)
   np.testing.assert_array_equal(
     apply(condition.replace(guidance=None)),
     apply(condition.replace(guidance=jnp.ones(2))),
@@ -171,7 +171,7 @@ def test_matrices_in_8_bits_are_read(is_scanned):
     lambda leaf: leaf.unbox() if is_quantized(leaf) else leaf, params
   )
   found = jax.jit(functools.partial(apply, module))(params, *inputs())
-  expected = jax.jit(TINY.apply)(wide, *inputs())
+  expected = applying(TINY)(wide, *inputs())
   scale = np.abs(expected).max()
   np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
 
@@ -179,13 +179,13 @@ def test_matrices_in_8_bits_are_read(is_scanned):
 def test_the_network_sees_the_straight_line():
   """z = (1 - s) x0 + s eps at s = (t + 1) / T, whatever x_t's own scale."""
   x0, _, condition = inputs()
-  noise = jax.random.normal(jax.random.key(5), x0.shape)
+  noise = random_like(jax.eval_shape(lambda: x0), seed=5)
   variables = perturbed(TINY)
   for steps in (8, 4):
     t = jnp.full((2,), 0.5 * steps - 1)  # s = 0.5
     xt = q_sample(Schedule("rectified_flow", steps=steps), x0, t, noise)
     module = TINY.clone(flow_steps=steps)
-    found = module.apply(variables, xt, t, condition)
+    found = applying(module)(variables, xt, t, condition)
     z = 0.5 * x0 + 0.5 * noise
     np.testing.assert_allclose(xt * 0.5**0.5, z, atol=1e-6)
     if steps == 8:
@@ -194,8 +194,9 @@ def test_the_network_sees_the_straight_line():
 
 
 def test_bfloat16_is_near_and_returns_float32():
-  exact = TINY.apply(perturbed(TINY), *inputs())
-  out = TINY.clone(dtype="bfloat16").apply(perturbed(TINY), *inputs())
+  exact = applying(TINY)(perturbed(TINY), *inputs())
+  half = TINY.clone(dtype="bfloat16")
+  out = applying(half)(perturbed(TINY), *inputs())
   assert out.dtype == jnp.float32
   assert np.abs(out - exact).max() < 0.1 * np.abs(exact).max()
 
@@ -205,11 +206,11 @@ def test_concatenated_channels_join_the_patches():
   xt, t, condition = inputs()
   t = jnp.full((2,), 7.0)  # s = 1
   both = jnp.concatenate([xt, 2 * xt], axis=-1)
-  variables = TINY.init(jax.random.key(0), both, t, condition)
+  variables = random_variables(TINY, both, t, condition)
   concat = condition.replace(concat=2 * xt)
   np.testing.assert_array_equal(
-    TINY.apply(variables, both, t, condition),
-    TINY.apply(variables, xt, t, concat),
+    applying(TINY)(variables, both, t, condition),
+    applying(TINY)(variables, xt, t, concat),
   )
 
 

@@ -27,7 +27,7 @@ def add_noise(images, sigma, seed=0):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_image_of_the_data_set_is_read_exactly(split):
-  images, attributes, segmap = stacked(split, 1200, seed=11)
+  images, attributes, segmap = stacked(split, 400, seed=11)
   reading = read_glyphs(images)
   np.testing.assert_array_equal(reading.attributes, attributes)
   np.testing.assert_array_equal(reading.segmap, segmap)
@@ -46,7 +46,7 @@ def test_noise_does_not_change_the_reading_and_is_measured(sigma):
 
 
 def test_accuracy_of_shuffled_captions_is_chance():
-  images, attributes, _ = stacked("train", 1500)
+  images, attributes, _ = stacked("train", 700)
   wrong = np.random.default_rng(0).permutation(attributes)
   scores = attribute_accuracy(read_glyphs(images), wrong)
   chances = {"background": 1 / 4, "size": 1 / 2, "position": 1 / 9}

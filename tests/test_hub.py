@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from networks import random_variables
 
 import ldm_jax
 from ldm_jax.errors import ConfigError
@@ -31,9 +32,8 @@ def info(home, *arguments):
 def test_a_repository_that_was_fetched_before_is_read_offline(tmp_path):
   repository = tmp_path / "hub" / "models--owner--small"
   vae = Autoencoder(ConvStack(8, (1, 2), 1, groups=4), 3)
-  params = vae.init(
-    jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 4, 4, 3))
-  )
+  images, noise = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 4, 4, 3))
+  params = random_variables(vae, images, noise)
   folder = repository / "snapshots" / REVISION
   ldm_jax.save_pretrained(vae, params, str(folder))
   (repository / "refs").mkdir()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import random_variables
+from networks import initial_like, random_like, random_variables
 
 from ldm_jax import config_json
 from ldm_jax.diffusion.prediction import target
@@ -38,20 +38,27 @@ def variables(module):
   return random_variables(module, *inputs())
 
 
+@functools.cache
+def applying(module):
+  """The network, compiled once for equal shapes."""
+  return jax.jit(module.apply)
+
+
 def run(module, *args):
-  return jax.jit(module.apply)(variables(module), *args)
+  return np.asarray(applying(module)(variables(module), *args))
 
 
 def test_a_new_network_outputs_zero_and_its_blocks_are_the_identity():
-  new = jax.jit(DUAL.init)(jax.random.key(0), *inputs())
-  out = DUAL.apply(new, *inputs())
+  new = initial_like(DUAL.init, *inputs())
+  out = jax.jit(DUAL.apply)(new, *inputs())
   assert out.shape == (2, 4, 6, 3) and out.dtype == jnp.float32
   assert not np.any(out)
-  draw = functools.partial(jax.random.normal, jax.random.key(2))
-  x, context, emb = draw((2, 5, 16)), draw((2, 3, 16)), draw((2, 16))
+  array = lambda *shape: random_like(jax.ShapeDtypeStruct(shape, jnp.float32))
+  x, context, emb = array(2, 5, 16), array(2, 3, 16), array(2, 16)
   for options in ({"is_dual": True}, {"is_last": True}):
     block = JointBlock(2, 32, **options)
-    found = block.init_with_output(jax.random.key(4), x, context, emb)[0]
+    new = initial_like(block.init, x, context, emb)
+    found = jax.jit(block.apply)(new, x, context, emb)
     for ours, theirs in zip(found, (x, context), strict=True):
       np.testing.assert_array_equal(ours, theirs)
 
@@ -101,8 +108,8 @@ def test_the_order_of_texts_does_not_matter_and_that_of_patches_does():
   found = run(SMALL, xt, t, reordered)
   scale = np.abs(expected).max()
   np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
-  moved = run(SMALL, jnp.roll(xt, 2, axis=2), t, condition)
-  assert np.abs(jnp.roll(moved, -2, axis=2) - expected).max() > 1e-3 * scale
+  moved = run(SMALL, jax.device_put(np.roll(xt, 2, axis=2)), t, condition)
+  assert np.abs(np.roll(moved, -2, axis=2) - expected).max() > 1e-3 * scale
 
 
 def test_bfloat16_is_near_and_returns_float32():
@@ -125,10 +132,15 @@ def test_an_image_has_the_positions_of_the_centre():
 
 def test_weight_decay_leaves_positions_as_they_are():
   params = {"kernel": jnp.ones((2, 2)), "fixed_positions": jnp.ones((2, 2))}
-  grads = jax.tree.map(jnp.zeros_like, params)
   for muon in (None, 1e-3):
     optimizer = Optimizer(0.1, weight_decay=0.1, muon=muon).build()
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+
+    @jax.jit
+    def update(params, optimizer=optimizer):
+      grads = jax.tree.map(jnp.zeros_like, params)
+      return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    updates = update(params)
     assert np.any(updates["kernel"])
     assert not np.any(updates["fixed_positions"])
 
@@ -176,14 +188,14 @@ def test_the_flow_feeds_the_straight_line_at_a_thousand_times_its_time():
   x0, _, condition = inputs()
   noise = jax.random.normal(jax.random.key(5), x0.shape)
   flow = Schedule("rectified_flow", steps=8)
-  module = SMALL.clone(flow_steps=8)
+  flowing = jax.jit(SMALL.clone(flow_steps=8).apply)
   plain = jax.jit(SMALL.clone(flow_steps=None).apply)
   for time in (0.0, 3.0, 7.0):
     t, s = jnp.full((2,), time), (time + 1) / 8
     z = (1 - s) * x0 + s * noise
     expected = plain(variables(SMALL), z, jnp.full((2,), 1000 * s), condition)
     xt = q_sample(flow, x0, t, noise)
-    found = jax.jit(module.apply)(variables(SMALL), xt, t, condition)
+    found = flowing(variables(SMALL), xt, t, condition)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, atol=2e-5 * scale)
     np.testing.assert_allclose(

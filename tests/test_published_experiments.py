@@ -17,7 +17,9 @@ import pytest
 from networks import random_like, random_state
 
 from ldm_jax import config
+from ldm_jax.concat_conditioning import prepare_inputs
 from ldm_jax.diffusion.schedule import Schedule
+from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.bottleneck import VectorQuantizer
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
@@ -26,6 +28,7 @@ from ldm_jax.nn.conditioners.embedders import (
   LayoutEmbedder,
   SizeEmbedder,
   TextEmbedder,
+  merge,
 )
 from ldm_jax.nn.conditioners.spatial import (
   DepthMap,
@@ -138,6 +141,32 @@ def stage_shapes(stage, side):
   return jax.eval_shape(stage.init, jax.random.key(0), images, latents)
 
 
+@functools.cache
+def module_shapes(module, *inputs):
+  """Shapes of (output, variables), traced once for equal modules."""
+  return jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs)
+
+
+def scanned(module):
+  """The same parameters, of which one block is traced in place of all."""
+  if hasattr(module, "is_scanned"):
+    return module.clone(is_scanned=True)
+  if isinstance(module, T5Embedder):
+    return module.clone(encoder=scanned(module.encoder))
+  return module
+
+
+def conditioners_inputs(task, given, frozen):
+  """What the conditioners read of a batch."""
+  params = Parameters(frozen.first_stage, frozen.latent_scale, None, None)
+  noise = task.draw(jax.random.key(0), given).noise_augmentation
+  return prepare_inputs(task.model, params, given, noise)
+
+
+def zeros(shapes):
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
 def count(tree):
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
@@ -194,10 +223,23 @@ def test_second_stages_have_their_size(name):
   side = task.model.size_multiple
   given = batch(task, side, 1)
   frozen = Frozen(stage_shapes(task.first_stage, side), jnp.float32(1.0))
-  shapes = jax.eval_shape(task.init_params, jax.random.key(0), given, frozen)
-  found = count(shapes["unet"]), count(shapes["conditioners"])
+  raw = jax.eval_shape(
+    functools.partial(conditioners_inputs, task), given, frozen
+  )
+  drop = jax.ShapeDtypeStruct((1,), bool)
+  made = [
+    module_shapes(scanned(part), raw[part.input_key], drop)
+    for part in task.model.conditioners
+  ]
+  condition = jax.eval_shape(
+    lambda: merge([zeros(output) for output, _ in made])
+  )
+  latents = jax.ShapeDtypeStruct(task._latent_shape(given), jnp.float32)
+  t = jax.ShapeDtypeStruct((1,), jnp.float32)
+  _, unet = module_shapes(scanned(task.model.unet), latents, t, condition)
+  found = count(unet), count([variables for _, variables in made])
   assert found == DIFFUSIONS[name]
-  tensors = len(jax.tree.leaves(shapes["unet"]))
+  tensors = len(jax.tree.leaves(unet))
   assert tensors == TENSORS.get(name, tensors)
 
 
