@@ -39,8 +39,12 @@ def get_config():
 """
 
 
-def untrained(path, folder, flags):
-  """Writes the run of a config with these flags, at step 0, random."""
+def untrained(path, folder, flags, step=1):
+  """Writes the run of a config with these flags, random, without a step.
+
+  Args:
+    step: of the checkpoint; training resumes from 0 at the first step.
+  """
   overrides = dict(
     flag.removeprefix("--config.").split("=", 1) for flag in flags
   )
@@ -52,4 +56,4 @@ def untrained(path, folder, flags):
   where = os.path.join(folder, "checkpoints")
   with contextlib.closing(Checkpoints(where)) as checkpoints:
     state = jax.device_put(state_like(programs.shapes), programs.shardings)
-    checkpoints.save(1, state)
+    checkpoints.save(step, state)
