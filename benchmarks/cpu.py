@@ -2,15 +2,16 @@
 
   python benchmarks/cpu.py [--rounds 5] [--torch_python PYTHON]
 
-Processes hold the same networks (random weights, float32) and take turns,
-so that load on the machine affects all: jax, jax with XLA's own operators alone
+Processes hold the same networks (random weights, float32) and take turns, so
+that load on the machine affects all: jax, jax with XLA's own operators alone
 (`operators("xla")`), torch, and, for the steps, jax with an executable that
 another process compiled ("stored"): its peak memory is without compilation.
-Prints a line of JSON per job: medians of
-wall seconds and of CPU seconds (of all cores, which other load changes little),
-their ratios to torch's, seconds of the first call (which compiles), and each
-process's peak memory in GB. Needs torch and diffusers (pip install
-torch diffusers), in this Python or another one. Results are in
+Prints a line of JSON per job: medians of wall seconds and of CPU seconds (of
+all cores, which other load changes little), their ratios to torch's, wall and
+CPU seconds of the first call (which compiles), and each process's peak memory
+in GB. On a busy machine set OMP_WAIT_POLICY=PASSIVE: torch's threads otherwise
+wait in loops, which counts as CPU seconds. Needs torch and diffusers (pip
+install torch diffusers), in this Python or another one. Results are in
 benchmarks/cpu.md.
 """
 
@@ -273,6 +274,7 @@ def compare(name, options, folder):
       for unit, values in units.items():
         values.setdefault(library, []).append(line[unit])
       peaks[library] = line["peak"]
+      print(library, line, file=sys.stderr, flush=True)
   for side in sides.values():
     side.stdin.close()
     side.wait()
