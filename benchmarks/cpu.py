@@ -147,9 +147,15 @@ def load(file, state):
   import jax
   from jax.experimental.serialize_executable import deserialize_and_load
 
+  from ldm_jax.runtime.freed_memory import return_freed_memory
+
   tree = jax.tree.structure(((state,), {}))
   with open(file, "rb") as stored:
-    return deserialize_and_load(stored.read(), tree, jax.tree.structure(state))
+    program = deserialize_and_load(
+      stored.read(), tree, jax.tree.structure(state)
+    )
+  return_freed_memory()
+  return program
 
 
 def torch_job(name):

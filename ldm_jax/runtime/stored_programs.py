@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
+from ldm_jax.runtime.freed_memory import return_freed_memory
 from ldm_jax.runtime.program_files import ProgramFiles
 from ldm_jax.runtime.program_identity import (
   Unknown,
@@ -107,6 +108,7 @@ class StoredProgram:
     if program is None:
       program = self._find(_Store.files, key, args, static)
       self._programs[key] = program
+      return_freed_memory()
     return program(*args)
 
   def _jit(self, *args: Any, **static: Any) -> Any:
