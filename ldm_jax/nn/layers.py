@@ -187,6 +187,8 @@ class GroupNorm(nn.Module):
     channels = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
+    # Parameters of an export are arrays of numpy.
+    scale, bias = jnp.asarray(scale), jnp.asarray(bias)
     rows = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)
     options = rows, scale, bias, self.groups, self.epsilon
     if moments is None and is_normalized_at_once(x.shape, x.dtype):
