@@ -8,7 +8,7 @@ without regularizers, aligned to that folder; and the text model on the latents
 of each, at a constant learning rate, is scored at several numbers of steps.
 All is in runs/aligned; what is there is not computed again. Each measurement is
 one line of runs/aligned/measured.jsonl, and the tables of
-benchmarks/regularizers.md are printed. Two seeds of two arms take about an hour
+benchmarks/regularizers.md are printed. Two seeds of two arms take half an hour
 of CPU time.
 """
 
