@@ -142,7 +142,8 @@ def check_mesh(task: Any, batch: Any, sharding: Sharding) -> None:
   trained = state, getattr(frozen, "base", None)
   for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    is_matrix = len(leaf.shape) < 3 or re.search(MATRICES, name)
+    # Of two axes, or three where the blocks of a transformer are stacked.
+    is_matrix = len(leaf.shape) < 4 or re.search(MATRICES, name)
     if name.endswith("kernel") and not is_matrix:
       raise ConfigError(
         f"mesh fsdp={fsdp}, tensor={tensor} and context={context} exclude each "
