@@ -70,8 +70,8 @@ def test_a_patch_embedding_is_a_strided_convolution():
   x, *_ = inputs()
   module = PatchEmbedding(2, 16)
   variables = random_variables(module, x)
-  kernel = variables["params"]["kernel"]
-  expected = jax.lax.conv_general_dilated(
+  kernel, bias = (variables["params"][name] for name in ("kernel", "bias"))
+  expected = bias + jax.lax.conv_general_dilated(
     x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
   found = module.apply(variables, x)
