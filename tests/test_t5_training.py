@@ -85,7 +85,7 @@ def root(tmp_path_factory):
   text = CONFIG.format(
     base=str(CONFIGS / "glyphs_velocity.py"),
     clip=f"ClipText({len(tokenizer)}, 16, 1, 2, hidden=24, end={end})",
-    t5=f"T5Encoder({asked})",
+    t5=f"T5Encoder({asked}, is_scanned=True)",
     ids=special,
     folders=(str(root / "clip"), str(root / "t5")),
     tokenizer=str(root / "tokenizer"),

@@ -36,6 +36,12 @@ def stack_parameters(
 def unstack_parameters(params: Parameters) -> Parameters:
   """The same, each block by its name, as files and LoRAs call it."""
   parts = {"conditioners": dict(params.conditioners), "unet": params.unet}
-  if not has_stacks(parts):
-    return params
-  return params.replace(**jax.jit(unstack_blocks)(parts))
+  apart = unstack_variables(parts)
+  return params if apart is parts else params.replace(**apart)
+
+
+def unstack_variables(variables: Any) -> Any:
+  """Dictionaries of variables without stacks; themselves if there are none."""
+  if not has_stacks(variables):
+    return variables
+  return jax.jit(unstack_blocks)(variables)

@@ -13,6 +13,7 @@ from ldm_jax.nn.conditioners.embedded_text import (
   embedded_name,
   null_variables,
 )
+from ldm_jax.pretrained.stacked_parameters import unstack_variables
 from ldm_jax.runtime.checkpointing.checksums import checksum
 from ldm_jax.runtime.devices import processes
 from ldm_jax.runtime.devices.sharding import Sharding
@@ -75,7 +76,9 @@ def with_embedded_texts(
       "latents without them"
     )
   for name, identity in kept.items():
-    if identity["parameters"] != checksum(frozen.conditioners[name]):
+    # `prepare` has taken it of parameters as files name them.
+    variables = unstack_variables(frozen.conditioners[name])
+    if identity["parameters"] != checksum(variables):
       raise _other_texts(experiment, name)
   nulls, batch = {}, dict(held_out)
   for part in experiment.task.model.conditioners:
