@@ -178,7 +178,7 @@ def test_a_step_on_prepared_latents_and_texts(prepared):
   else:
     assert found.keys() == {"tokens", "t5_tokens"}
     encoder = frozen.conditioners["t5_tokens"]["params"]["encoder"]
-    assert "block_0_to_1" in encoder
+    assert "stacked_block_0_to_1" in encoder
   found["moments"] = moments
   after, _ = jax.eval_shape(task.step, state, frozen, found, jax.random.key(0))
   assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -49,9 +49,9 @@ NETWORKS = {
   ),
 }
 STACKS = {
-  "dit": ["block_0_to_2"],
-  "flux": ["double_0_to_1", "single_0_to_2"],
-  "mmdit": ["block_0_to_1", "block_2_to_3"],
+  "dit": ["stacked_block_0_to_2"],
+  "flux": ["stacked_double_0_to_1", "stacked_single_0_to_2"],
+  "mmdit": ["stacked_block_0_to_1", "stacked_block_2_to_3"],
 }
 
 
@@ -104,7 +104,7 @@ def test_blocks_of_a_conditioner_are_stacked_by_its_name():
   held = {"conditioners": {part.input_key: variables}}
   stacked = stack_parameters(model, held)
   found = stacked["conditioners"][part.input_key]
-  assert "block_0_to_2" in found["params"]["encoder"]
+  assert "stacked_block_0_to_2" in found["params"]["encoder"]
   np.testing.assert_allclose(
     part.apply(found, *inputs).context,
     part.apply(variables, *inputs).context,
@@ -121,7 +121,7 @@ def test_blocks_of_a_conditioner_are_stacked_by_its_name():
 
 
 def test_parameters_without_stacks_are_not_copied():
-  part = {"params": {"down_0_block_1": {"kernel": jnp.ones(3)}}}
+  part = {"params": {"mix_0_to_1": {"kernel": jnp.ones(3)}}}
   params = Parameters(None, None, {}, part)
   assert unstack_parameters(params) is params
   assert stack_parameters(LatentDiffusion(), {"unet": part})["unet"] is part
@@ -157,12 +157,14 @@ def test_a_stack_is_sharded_as_its_blocks():
   }
   for name, shape in block.items():
     spec = sharding.spec(f"unet/params/block_3/{name}", shape)
-    found = sharding.spec(f"unet/params/block_0_to_3/{name}", (4, *shape))
+    found = sharding.spec(
+      f"unet/params/stacked_block_0_to_3/{name}", (4, *shape)
+    )
     expected = P(None, *spec) if any(spec) else P()
     assert found == expected, name
-  assert sharding.spec("ema/block_0_to_3/q/kernel", (4, 256, 128))[2] == (
-    "tensor"
-  )
+  assert sharding.spec("ema/stacked_block_0_to_3/q/kernel", (4, 256, 128))[
+    2
+  ] == ("tensor")
 
 
 @pytest.mark.slow
@@ -187,7 +189,7 @@ def test_a_run_stores_stacks_and_a_model_has_none(tmp_path):
   for steps in (1, 2):
     assert run("glyphs_dit.py", "dit", steps, first, scanned, *net) == 0
   stored = Run.open(str(tmp_path / "dit")).trained(MeshShape().build())
-  assert "block_0_to_2" in stored["unet"]["params"]
+  assert "stacked_block_0_to_2" in stored["unet"]["params"]
   opened = open_model(str(tmp_path / "dit"))
   assert_trees_equal(opened.params.unet, unstack_blocks(stored["unet"]))
   start = f"--config.start={tmp_path / 'dit'}"

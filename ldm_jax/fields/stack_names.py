@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 
-# The parameters of name_3, name_4, ..., name_9, stacked, are name_3_to_9.
-STACK = re.compile(r"\b([a-z_]+)_(\d+)_to_(\d+)\b")
+# A name that no module has: stacked_block_3_to_9 for block_3, ..., block_9.
+STACK = re.compile(r"\bstacked_(\w+)_(\d+)_to_(\d+)\b")
 
 
 def stack_name(names: Sequence[str]) -> str:
-  """Of the stack of such blocks: "block_0", ..., "block_9" are block_0_to_9."""
-  return f"{names[0]}_to_{names[-1].rpartition('_')[2]}"
+  """Of the stack of blocks that are called by a word and a number in a row."""
+  return f"stacked_{names[0]}_to_{names[-1].rpartition('_')[2]}"
