@@ -15,6 +15,7 @@ from ldm_jax.data.text.stored_tokenizers import T5_TOKENS
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.data.transforms.layout_tokens import LayoutTokens
 from ldm_jax.errors import ConfigError
+from ldm_jax.fields.stack_names import STACK
 from ldm_jax.nn.conditioners.clip_embedder import ClipEmbedder
 from ldm_jax.nn.conditioners.conditioner import ConcatConditioner
 from ldm_jax.nn.conditioners.embedders import TextEmbedder
@@ -142,8 +143,9 @@ def check_mesh(task: Any, batch: Any, sharding: Sharding) -> None:
   trained = state, getattr(frozen, "base", None)
   for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    # Of two axes, or three where the blocks of a transformer are stacked.
-    is_matrix = len(leaf.shape) < 4 or re.search(MATRICES, name)
+    # The first axis of stacked blocks is none of a kernel's.
+    axes = len(leaf.shape) - bool(STACK.search(name))
+    is_matrix = axes < 3 or re.search(MATRICES, name)
     if name.endswith("kernel") and not is_matrix:
       raise ConfigError(
         f"mesh fsdp={fsdp}, tensor={tensor} and context={context} exclude each "
