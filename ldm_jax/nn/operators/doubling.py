@@ -23,14 +23,21 @@ from ldm_jax.nn.operators.strips import (
   sum_over_strips,
 )
 from ldm_jax.nn.operators.transforms import (
-  Grid,
+  Matrix,
+  apply,
   both_axes,
   interleave,
-  product,
+  kronecker,
+  of_taps,
+  products,
   rows,
   stacked,
-  taps,
+  transposed,
+  windows,
 )
+
+_KERNEL: Matrix = ((1, 0, 0), (1, 1, 1), (0, 0, 1))
+_OUTPUTS: Matrix = ((1, 1, 0), (0, 1, -1))
 
 
 @jax.custom_vjp
@@ -40,17 +47,15 @@ def doubled_convolution(
   """The convolution of x repeated twice along height and width."""
   x, kernel = lax.optimization_barrier((x, kernel))
   b, h, w, _ = x.shape
-  sums = both_axes(_transform_kernel, taps(kernel))
+  sums = _sums(kernel)
+
+  def convolve(padded: Array) -> Array:
+    found = lax.optimization_barrier(products(_pixels(padded), sums))
+    cells = apply(kronecker(_OUTPUTS, _OUTPUTS), found)
+    return interleave(cells, b, padded.shape[1] - 2, w)
+
   if not _is_by_strips(x, kernel):
-    pixels = _pixels(_padded(x))
-    return _outputs(_products(pixels, sums), b, h, w)
-  weights = stacked(sums)
-
-  def convolve(strip: Array) -> Array:
-    products = stacked(_pixels(strip)) @ weights
-    products = _grid(lax.optimization_barrier(products))
-    return _outputs(products, b, strip.shape[1] - 2, w)
-
+    return convolve(_padded(x))
   return over_strips(convolve, x, lines_of_a_strip(h, b * w, 1))[:, : 2 * h]
 
 
@@ -60,23 +65,19 @@ def _forward(x: Array, kernel: Array):
 
 def _backward(saved: tuple[Array, Array], grad: Array):
   x, kernel = lax.optimization_barrier(saved)
-  b, h, w, c = x.shape
-  sums = both_axes(_transform_kernel, taps(kernel))
-  # One product of all 9 sums, which are the kernel's size together.
-  turned = jnp.concatenate([m for row in sums for m in row], axis=1)
+  b, h, w, _ = x.shape
+  sums = _sums(kernel)
 
   def pull(grads: Array) -> Array:
     """Of x: the sum of E K^T, E of the grads around both pixels."""
-    found = both_axes(_around, _cells(grads, 4))
-    found = jnp.concatenate([m for row in found for m in row], axis=1)
-    found = product(lax.optimization_barrier(found), turned, is_turned=True)
-    return found.reshape(b, -1, w, c)
+    found = products(stacked(both_axes(_around, _cells(grads))), sums, True)
+    return found.sum(0).reshape(b, -1, w, x.shape[-1])
 
   def gradient(strip: Array, grads: Array) -> Array:
     """Of the kernel's sums, [9 c d]."""
-    pixels = stacked(_pixels(strip))
-    spread = stacked(both_axes(_spread_outputs, _cells(grads, 2)))
-    return jnp.einsum("ntc,ntd->ncd", pixels, spread)
+    matrix = kronecker(*(transposed(_OUTPUTS),) * 2)
+    spread = lax.optimization_barrier(apply(matrix, windows(grads)))
+    return jnp.einsum("ntc,ntd->ncd", _pixels(strip), spread)
 
   if _is_by_strips(x, kernel):
     lines = lines_of_a_strip(h, b * w, 1)
@@ -85,8 +86,8 @@ def _backward(saved: tuple[Array, Array], grad: Array):
   else:
     x_grad = pull(_padded(grad))
     sum_grads = gradient(_padded(x), grad)
-  found = both_axes(_gather_kernel, _grid(sum_grads))
-  return x_grad, jnp.stack([jnp.stack(row) for row in found])
+  kernel_grad = apply(of_taps(transposed(_KERNEL)), sum_grads)
+  return x_grad, kernel_grad.reshape(kernel.shape)
 
 
 doubled_convolution.defvjp(_forward, _backward)
@@ -101,57 +102,32 @@ def _padded(x: Array) -> Array:
   return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def _products(pixels: Grid, sums: Grid) -> Grid:
-  pairs = [zip(*pair, strict=True) for pair in zip(pixels, sums, strict=True)]
-  return [[product(*pair) for pair in row] for row in pairs]
+def _sums(kernel: Array) -> Float[Array, "9 c d"]:
+  """The kernel's taps, summed along both axes."""
+  taps = kernel.reshape(9, *kernel.shape[2:])
+  return lax.optimization_barrier(apply(of_taps(_KERNEL), taps))
 
 
-def _outputs(products: Grid, b: int, h: int, w: int) -> Array:
-  return interleave(both_axes(_gather_outputs, products), b, h, w)
-
-
-def _grid(products: Array) -> Grid:
-  return [[products[3 * i + j] for j in range(3)] for i in range(3)]
-
-
-def _pixels(padded: Array) -> Grid:
-  """The transformed pixels, matrices [b*h*w c]."""
+def _pixels(padded: Float[Array, "b h2 w2 c"]) -> Float[Array, "9 t c"]:
+  """The transformed pixels of every neighbourhood of 3 x 3."""
   h, w = padded.shape[1] - 2, padded.shape[2] - 2
   near = [
     [rows(padded[:, i : i + h, j : j + w]) for j in range(3)] for i in range(3)
   ]
-  return both_axes(_transform_pixels, near)
-
-
-def _cells(grads: Array, size: int) -> Grid:
-  """The grads of every second window of size x size, matrices [b*h*w d]."""
-  h, w = grads.shape[1] - size + 1, grads.shape[2] - size + 1
-  return [
-    [rows(grads[:, i : i + h : 2, j : j + w : 2]) for j in range(size)]
-    for i in range(size)
-  ]
+  return stacked(both_axes(_transform_pixels, near))
 
 
 def _transform_pixels(d: list[Array]) -> list[Array]:
   return [d[0] - d[1], d[1], d[1] - d[2]]
 
 
-def _transform_kernel(g: list[Array]) -> list[Array]:
-  return [g[0], g[0] + g[1] + g[2], g[2]]
-
-
-def _gather_outputs(m: list[Array]) -> list[Array]:
-  return [m[0] + m[1], m[1] - m[2]]
-
-
-def _spread_outputs(y: list[Array]) -> list[Array]:
-  """The transpose of `_gather_outputs`."""
-  return [y[0], y[0] + y[1], -y[1]]
-
-
-def _gather_kernel(u: list[Array]) -> list[Array]:
-  """The transpose of `_transform_kernel`."""
-  return [u[0] + u[1], u[1], u[1] + u[2]]
+def _cells(grads: Array) -> list[list[Array]]:
+  """The pixels of every second window of 4 x 4, matrices [b*h*w d]."""
+  h, w = grads.shape[1] - 3, grads.shape[2] - 3
+  return [
+    [rows(grads[:, i : i + h : 2, j : j + w : 2]) for j in range(4)]
+    for i in range(4)
+  ]
 
 
 def _around(y: list[Array]) -> list[Array]:

@@ -10,28 +10,30 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.operators.transforms import (
+  Matrix,
+  apply,
   interleave,
-  product,
+  kronecker,
+  of_taps,
+  products,
   rows,
+  windows,
   zeros_after,
 )
 from ldm_jax.nn.operators.winograd_transforms import (
-  gather_kernel,
-  gather_outputs,
-  spread_outputs,
-  transform_kernel,
+  GATHER,
+  KERNEL,
+  OUTPUTS,
+  SPREAD,
   transform_pixels,
 )
 
 # A row of B^T takes one line of the tile, and adds or subtracts another.
 _LINES = (0, 1, 2, 1), (2, 2, 1, 3)
 _SIGNS = (-1, 1, -1, -1)
-_KERNEL = (1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)  # G
-_SPREAD = (1, 0), (1, 1), (1, -1), (0, -1)  # A
 
 
 def convolution_by_rows(
@@ -44,19 +46,17 @@ def convolution_by_rows(
   """
   b, h, w, _ = x.shape
   lines = _lines(x)
-  order = range(3)[::-1] if is_turned else range(3)
+  taps = kernel.reshape(9, *kernel.shape[2:])
 
-  def row(numbers: tuple) -> tuple[Array, ...]:
+  def row(numbers: tuple) -> Array:
     line, weights = numbers
-    sums = sum(weights[i] * kernel[j] for i, j in enumerate(order))
-    weights = transform_kernel([sums[j] for j in order])
-    pairs = zip(_pixels(lines, line), weights, strict=True)
-    return tuple(gather_outputs([product(*pair, is_turned) for pair in pairs]))
+    weights = lax.optimization_barrier(apply(weights, taps))
+    return apply(OUTPUTS, products(_pixels(lines, line), weights, is_turned))
 
-  columns = _over_rows(row, x, (_row_numbers(), _floats(_KERNEL)))
-  cells = [gather_outputs(list(column)) for column in columns]
-  grid = [list(line) for line in zip(*cells, strict=True)]
-  return interleave(grid, b, (h + 1) // 2, (w + 1) // 2)[:, :h, :w]
+  matrices = _by_rows(of_taps(KERNEL, is_turned))
+  cells = apply(OUTPUTS, _over_rows(row, x, (_row_numbers(), matrices)))
+  cells = cells.reshape(4, *cells.shape[2:])
+  return interleave(cells, b, (h + 1) // 2, (w + 1) // 2)[:, :h, :w]
 
 
 def kernel_gradient_by_rows(
@@ -66,43 +66,38 @@ def kernel_gradient_by_rows(
   lines = _lines(x)
   h, w = grad.shape[1:3]
   even = jnp.pad(grad, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-  first, second = even[:, ::2], even[:, 1::2]
+  cells = windows(even)
 
-  def row(numbers: tuple) -> tuple[Array, ...]:
-    line, (top, bottom) = numbers
-    spread = lax.optimization_barrier(top * first + bottom * second)
-    grads = spread_outputs([spread[:, :, j::2] for j in range(2)])
-    pairs = zip(_pixels(lines, line), grads, strict=True)
-    products = [pixels.T @ rows(grad) for pixels, grad in pairs]
-    return tuple(gather_kernel(products))
+  def row(numbers: tuple) -> Array:
+    line, weights = numbers
+    spread = lax.optimization_barrier(apply(weights, cells))
+    sums = jnp.einsum("ntc,ntd->ncd", _pixels(lines, line), spread)
+    return apply(GATHER, sums)
 
-  columns = _over_rows(row, x, (_row_numbers(), _floats(_SPREAD)))
-  taps = [gather_kernel(list(column)) for column in columns]
-  return jnp.stack([jnp.stack(column) for column in taps], axis=1)
+  matrices = _by_rows(kronecker(SPREAD, SPREAD))
+  return apply(GATHER, _over_rows(row, x, (_row_numbers(), matrices)))
 
 
 def _over_rows(
-  function: Callable[[tuple], tuple[Array, ...]], x: Array, rows: tuple
-) -> list[Array]:
+  function: Callable[[tuple], Array], x: Array, rows: tuple
+) -> Array:
   """`function` of each of the four rows, stacked; made after x."""
   at = lambda i: jax.tree.map(lambda number: number[i], rows)
-
-  def put(i: ArrayLike, out: list[Array]) -> list[Array]:
-    pairs = zip(out, function(at(i)), strict=True)
-    return [lax.dynamic_update_index_in_dim(*pair, i, 0) for pair in pairs]
-
-  shapes = jax.eval_shape(lambda: function(at(0)))
-  start = [zeros_after(x, (4, *shape.shape)) for shape in shapes]
-  return lax.fori_loop(0, 4, put, start)
+  put = lambda i, out: lax.dynamic_update_index_in_dim(
+    out, function(at(i)), i, 0
+  )
+  shape = jax.eval_shape(lambda: function(at(0))).shape
+  return lax.fori_loop(0, 4, put, zeros_after(x, (4, *shape)))
 
 
-def _floats(matrix: tuple) -> Array:
-  return jnp.array(matrix, jnp.float32)
+def _by_rows(matrix: Matrix) -> Float[Array, "4 4 q"]:
+  """A matrix for the 16 products of a tile, in one of 4 for each row."""
+  return jnp.array(matrix, jnp.float32).reshape(4, 4, -1)
 
 
 def _row_numbers() -> tuple[Array, ...]:
   """Of every row of B^T: its two lines of the tile, and the second's sign."""
-  return (*map(jnp.array, _LINES), _floats(_SIGNS))
+  return (*map(jnp.array, _LINES), jnp.array(_SIGNS, jnp.float32))
 
 
 def _lines(x: Array) -> Array:
@@ -113,8 +108,10 @@ def _lines(x: Array) -> Array:
   return lax.optimization_barrier(x.reshape(b, -1, 2, x.shape[2], c))
 
 
-def _pixels(lines: Array, line: tuple[Array, Array, Array]) -> list[Array]:
-  """One row of B^T d B, four matrices [b*th*tw c], of tiles of 4 x 4 pixels.
+def _pixels(
+  lines: Array, line: tuple[Array, Array, Array]
+) -> Float[Array, "4 t c"]:
+  """One row of B^T d B of every tile of 4 x 4 pixels.
 
   Args:
     lines: see `_lines`.
@@ -131,4 +128,5 @@ def _pixels(lines: Array, line: tuple[Array, Array, Array]) -> list[Array]:
   row = lax.optimization_barrier(take(first) + sign * take(second))
   row = row.reshape(b, th, tw + 1, 2, c)
   cut = lambda j: row[:, :, j // 2 : j // 2 + tw, j % 2]
-  return transform_pixels([rows(cut(j)) for j in range(4)])
+  pixels = transform_pixels([rows(cut(j)) for j in range(4)])
+  return lax.optimization_barrier(jnp.stack(pixels))

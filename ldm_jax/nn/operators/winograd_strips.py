@@ -13,17 +13,18 @@ from ldm_jax.nn.operators.strips import (
   sum_over_strips,
 )
 from ldm_jax.nn.operators.transforms import (
-  both_axes,
+  apply,
   interleave,
+  kronecker,
+  of_taps,
   products,
-  stacked,
-  taps,
+  windows,
 )
 from ldm_jax.nn.operators.winograd_transforms import (
-  gather_kernel,
-  gather_outputs,
-  spread_outputs,
-  transform_kernel,
+  GATHER,
+  KERNEL,
+  OUTPUTS,
+  SPREAD,
   transform_pixels,
 )
 
@@ -37,12 +38,14 @@ def convolution_by_strips(
     kernel: [3 3 c d], or [3 3 d c] if it is turned by half a turn.
   """
   batch, height, width, _ = x.shape
-  weights = stacked(both_axes(transform_kernel, taps(kernel, is_turned)))
+  taps = kernel.reshape(9, *kernel.shape[2:])
+  weights = apply(of_taps(KERNEL, is_turned), taps)
+  weights = lax.optimization_barrier(weights)
 
   def convolve(strip: Array) -> Array:
     found = products(_pixels(strip), weights, is_turned)
     found = lax.optimization_barrier(found)
-    cells = both_axes(gather_outputs, _grid(found))
+    cells = apply(kronecker(OUTPUTS, OUTPUTS), found)
     _, h, w, _ = strip.shape
     return interleave(cells, batch, h // 2 - 1, w // 2 - 1)[:, :, :width]
 
@@ -55,16 +58,13 @@ def kernel_gradient_by_strips(
   """G^T [sum over tiles of (B^T d B) (A dY A^T)] G."""
 
   def gradient(strip: Array, grads: Array) -> Array:
-    cells = [
-      [grads[:, i::2, j::2].reshape(-1, grads.shape[-1]) for j in range(2)]
-      for i in range(2)
-    ]
-    spread = stacked(both_axes(spread_outputs, cells))
+    spread = apply(kronecker(SPREAD, SPREAD), windows(grads))
+    spread = lax.optimization_barrier(spread)
     return jnp.einsum("ntc,ntd->ncd", _pixels(strip), spread)
 
   sums = sum_over_strips(gradient, _even(x), _even(grad), _lines(x))
-  found = both_axes(gather_kernel, _grid(sums))
-  return jnp.stack([jnp.stack(row) for row in found])
+  found = apply(kronecker(GATHER, GATHER), sums)
+  return found.reshape(3, 3, *found.shape[1:])
 
 
 def _lines(x: Array) -> int:
@@ -75,10 +75,6 @@ def _lines(x: Array) -> int:
 def _even(x: Array) -> Array:
   """x with a column of zeros, if its width is odd."""
   return jnp.pad(x, ((0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0)))
-
-
-def _grid(products: Array) -> list[list[Array]]:
-  return [[products[4 * i + j] for j in range(4)] for i in range(4)]
 
 
 def _pixels(strip: Float[Array, "b h w c"]) -> Float[Array, "16 t c"]:
