@@ -11,6 +11,8 @@ so that 9 products per channel pair give 4 outputs, instead of 36. Large images
 are computed in strips of lines; their 9 products are one batched product.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -25,13 +27,10 @@ from ldm_jax.nn.operators.strips import (
 from ldm_jax.nn.operators.transforms import (
   Matrix,
   apply,
-  both_axes,
   interleave,
   kronecker,
   of_taps,
   products,
-  rows,
-  stacked,
   transposed,
   windows,
 )
@@ -40,6 +39,7 @@ _KERNEL: Matrix = ((1, 0, 0), (1, 1, 1), (0, 0, 1))
 _OUTPUTS: Matrix = ((1, 1, 0), (0, 1, -1))
 
 
+@jax.jit  # equal shapes are traced once
 @jax.custom_vjp
 def doubled_convolution(
   x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
@@ -63,6 +63,7 @@ def _forward(x: Array, kernel: Array):
   return doubled_convolution(x, kernel), (x, kernel)
 
 
+@jax.jit
 def _backward(saved: tuple[Array, Array], grad: Array):
   x, kernel = lax.optimization_barrier(saved)
   b, h, w, _ = x.shape
@@ -70,7 +71,7 @@ def _backward(saved: tuple[Array, Array], grad: Array):
 
   def pull(grads: Array) -> Array:
     """Of x: the sum of E K^T, E of the grads around both pixels."""
-    found = products(stacked(both_axes(_around, _cells(grads))), sums, True)
+    found = products(_of_windows(_around, 4, 2, grads), sums, True)
     return found.sum(0).reshape(b, -1, w, x.shape[-1])
 
   def gradient(strip: Array, grads: Array) -> Array:
@@ -90,7 +91,7 @@ def _backward(saved: tuple[Array, Array], grad: Array):
   return x_grad, kernel_grad.reshape(kernel.shape)
 
 
-doubled_convolution.defvjp(_forward, _backward)
+doubled_convolution.__wrapped__.defvjp(_forward, _backward)
 
 
 def _is_by_strips(x: Array, kernel: Array) -> bool:
@@ -110,24 +111,34 @@ def _sums(kernel: Array) -> Float[Array, "9 c d"]:
 
 def _pixels(padded: Float[Array, "b h2 w2 c"]) -> Float[Array, "9 t c"]:
   """The transformed pixels of every neighbourhood of 3 x 3."""
-  h, w = padded.shape[1] - 2, padded.shape[2] - 2
-  near = [
-    [rows(padded[:, i : i + h, j : j + w]) for j in range(3)] for i in range(3)
-  ]
-  return stacked(both_axes(_transform_pixels, near))
+  return _of_windows(_differences, 3, 1, padded)
 
 
-def _transform_pixels(d: list[Array]) -> list[Array]:
+def _of_windows(
+  transform: Callable[[list], list],
+  size: int,
+  stride: int,
+  x: Float[Array, "b h w c"],
+) -> Float[Array, "9 t c"]:
+  """M window M^T of every window of size x size pixels.
+
+  Args:
+    transform: multiplies a list of `size` by the matrix M, of three rows.
+    stride: distance between windows, in pixels.
+  """
+
+  def along(axis: int, x: Array, to: int) -> Array:
+    last = x.shape[axis] - size + 1
+    cut = lambda i: lax.slice_in_dim(x, i, last + i, stride, axis)
+    pieces = transform([cut(i) for i in range(size)])
+    return lax.optimization_barrier(jnp.stack(pieces, to))
+
+  return along(3, along(1, x, 0), 1).reshape(9, -1, x.shape[-1])
+
+
+def _differences(d: list[Array]) -> list[Array]:
+  """What of a neighbourhood meets each of the sums."""
   return [d[0] - d[1], d[1], d[1] - d[2]]
-
-
-def _cells(grads: Array) -> list[list[Array]]:
-  """The pixels of every second window of 4 x 4, matrices [b*h*w d]."""
-  h, w = grads.shape[1] - 3, grads.shape[2] - 3
-  return [
-    [rows(grads[:, i : i + h : 2, j : j + w : 2]) for j in range(4)]
-    for i in range(4)
-  ]
 
 
 def _around(y: list[Array]) -> list[Array]:

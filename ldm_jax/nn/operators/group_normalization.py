@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 Saved = tuple[Array, Array, Array, Array, Array]
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4))
 def normalize_groups_by_xla(
   x: Float[Array, "b l c"],
   scale: Float[Array, " c"],
@@ -40,6 +41,7 @@ def normalize_groups_by_xla(
   return x * (scale / jnp.sqrt(variance + epsilon)) + bias
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalize_groups(
   x: Float[Array, "b l c"],
@@ -71,6 +73,7 @@ def _forward(
   return y, (x, scale, bias, mean, inverse)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(
   groups: int, epsilon: float, is_activated: bool, saved: Saved, grad: Array
 ) -> tuple[Array, Array, Array]:
@@ -94,7 +97,7 @@ def _backward(
   return x_grad, scale_grads.sum(0), bias_grads.sum(0)
 
 
-normalize_groups.defvjp(_forward, _backward)
+normalize_groups.__wrapped__.defvjp(_forward, _backward)
 
 
 def _group_mean(

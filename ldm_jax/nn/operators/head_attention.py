@@ -15,6 +15,7 @@ def has_even_chunks(queries: int, keys: int) -> bool:
   return _chunks(queries, keys) <= 4 * math.ceil(queries * keys / _SCORES)
 
 
+@jax.jit  # equal shapes are traced once
 @jax.custom_vjp
 def head_attention(
   q: Float[Array, "b l n d"],
@@ -48,6 +49,7 @@ def _forward(q: Array, k: Array, v: Array):
   return _unheads(out, q.shape[0]), (q, k, v, out, log_mass)
 
 
+@jax.jit
 def _backward(saved, grad: Array):
   """dv = P^T do; dP = do v^T; dS = P (dP - sum(do o)); dq, dk from dS.
 
@@ -84,7 +86,7 @@ def _backward(saved, grad: Array):
   return tuple(_unheads(x, q.shape[0]) for x in grads)
 
 
-head_attention.defvjp(_forward, _backward)
+head_attention.__wrapped__.defvjp(_forward, _backward)
 
 
 def _over_chunks(function, chunks: int, rows: Array):

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from ldm_jax.nn.operators.transforms import zeros_after
 
 
+@jax.jit  # equal shapes are traced once
 @jax.custom_vjp
 def im2col_convolution(
   x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
@@ -54,6 +55,7 @@ def _forward(x: Array, kernel: Array):
   return im2col_convolution(x, kernel), (x, kernel)
 
 
+@jax.jit
 def _backward(saved: tuple[Array, Array], grad: Array):
   x, kernel = saved
   rows = grad.reshape(-1, grad.shape[-1])
@@ -68,4 +70,4 @@ def _backward(saved: tuple[Array, Array], grad: Array):
   return sum_columns(column_grads, x.shape).astype(x.dtype), kernel_grad
 
 
-im2col_convolution.defvjp(_forward, _backward)
+im2col_convolution.__wrapped__.defvjp(_forward, _backward)

@@ -4,13 +4,10 @@ Transforms of kernels and of products are products with small constant matrices:
 XLA:CPU compiles a product in a tenth of the time of the sums it consists of.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-Grid = list[list[Array]]
 Matrix = tuple[tuple[int | float, ...], ...]
 
 
@@ -45,17 +42,6 @@ def apply(
   weights = jnp.asarray(matrix, x.dtype)
   sums = product(weights, x.reshape(len(x), -1))
   return sums.reshape(len(weights), *x.shape[1:])
-
-
-def both_axes(transform: Callable[[list], list], grid: Grid) -> Grid:
-  """M grid M^T, of a transform that multiplies a list by the matrix M."""
-  columns = [transform([row[j] for row in grid]) for j in range(len(grid[0]))]
-  return [transform(list(row)) for row in zip(*columns, strict=True)]
-
-
-def stacked(grid: Grid) -> Array:
-  """[n ...] of a grid of n arrays; not fused into what reads it."""
-  return lax.optimization_barrier(jnp.stack([x for row in grid for x in row]))
 
 
 def rows(x: Array) -> Array:

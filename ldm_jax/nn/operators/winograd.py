@@ -23,6 +23,7 @@ from ldm_jax.nn.operators.winograd_strips import (
 )
 
 
+@functools.partial(jax.jit, static_argnums=2)  # equal shapes are traced once
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def winograd_convolution(
   x: Float[Array, "b h w c"], kernel: Array, is_turned: bool = False
@@ -52,9 +53,10 @@ def _backward(is_turned: bool, saved: tuple[Array, Array], grad: Array):
   return x_grad, _kernel_gradient(*ends, kernel)
 
 
-winograd_convolution.defvjp(_forward, _backward)
+winograd_convolution.__wrapped__.defvjp(_forward, _backward)
 
 
+@jax.jit
 def _kernel_gradient(x: Array, grad: Array, kernel: Array) -> Array:
   x, grad = lax.optimization_barrier((x, grad))
   # Every strip reads and writes the sum, too.
