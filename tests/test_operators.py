@@ -30,6 +30,14 @@ SHAPES = [(2, 8, 6, 12, 20), (1, 7, 5, 20, 12), (1, 1, 9, 8, 8)]
 STRIPED = [(2, 13, 11, 2, 3), (1, 16, 10, 3, 2), (1, 7, 40, 2, 2)]
 
 
+@pytest.fixture
+def patched(monkeypatch):
+  """`monkeypatch`, for what the operators' kept traces were made with."""
+  jax.clear_caches()
+  yield monkeypatch
+  jax.clear_caches()
+
+
 def exact(x, kernel, is_doubled):
   """The convolution in float64 NumPy."""
   x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
@@ -105,9 +113,9 @@ def test_convolutions_are_exact(convolution, shape):
 @pytest.mark.parametrize(
   "convolution", [winograd_convolution, doubled_convolution]
 )
-def test_strips_of_lines_are_exact(monkeypatch, convolution, shape):
+def test_strips_of_lines_are_exact(patched, convolution, shape):
   """Odd heights and widths, a last strip that is not full, two images."""
-  monkeypatch.setattr(strips, "_TILES", 4)
+  patched.setattr(strips, "_TILES", 4)
   b, h, w, c, d = shape
   assert strips.are_many(b * (h // 2) * (w // 2) // 4, jnp.empty((3, 3, c, d)))
   assert strips.lines_of_a_strip(h, b * w, 1) < h
@@ -158,9 +166,9 @@ def test_group_norm_of_large_images_is_exact(monkeypatch, is_activated):
 
 
 @pytest.mark.parametrize("shape", [SHAPES[1], STRIPED[0]])
-def test_a_turned_kernel_is_read_as_it_is_stored(monkeypatch, shape):
+def test_a_turned_kernel_is_read_as_it_is_stored(patched, shape):
   """With the gradients of a convolution whose kernel is turned before it."""
-  monkeypatch.setattr(strips, "_TILES", 4)
+  patched.setattr(strips, "_TILES", 4)
   x, kernel, grad = draw(*shape)
   stored = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
   turned = lambda x, kernel: winograd_convolution(x, kernel, True)
@@ -173,9 +181,9 @@ def test_a_turned_kernel_is_read_as_it_is_stored(monkeypatch, shape):
 
 
 @pytest.mark.parametrize("lengths", [(64, 64), (37, 77), (60, 90), (13, 5)])
-def test_attention_by_head_is_exact(monkeypatch, lengths):
+def test_attention_by_head_is_exact(patched, lengths):
   """With a few scores held at once, so that all loops are gone through."""
-  monkeypatch.setattr(head_attention, "_SCORES", 1024)
+  patched.setattr(head_attention, "_SCORES", 1024)
   rng = np.random.default_rng()
   q, k, v, grad = (
     jax.device_put(rng.standard_normal((2, length, 3, 8), np.float32))
@@ -204,10 +212,10 @@ def test_lengths_without_equal_chunks_are_not_by_head():
 @pytest.mark.parametrize("spec", [("data", None), (None, "tensor")])
 @pytest.mark.parametrize("shape", [(8, 4, 4, 16, 16), (8, 8, 8, 4, 4)])
 def test_gradients_on_a_mesh_are_one_devices(
-  monkeypatch, convolution, spec, shape
+  patched, convolution, spec, shape
 ):
   """The second shape is computed in strips."""
-  monkeypatch.setattr(strips, "_TILES", 4)
+  patched.setattr(strips, "_TILES", 4)
   is_doubled = convolution is doubled_convolution
   x, kernel, grad = draw(*shape, is_doubled)
   mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "tensor"))
