@@ -4,8 +4,10 @@ Rows are numbered T (train), S (sample) and W (weights).
 """
 
 import contextlib
+import inspect
 import json
 import os
+import pathlib
 import shutil
 import signal
 import struct
@@ -435,13 +437,23 @@ def outcome(command, arguments, capsys):
   return code, output.err + output.out, seconds
 
 
+CONTENTS = {}  # of files that have not changed since they were read
+
+
 def everything(root):
   """All files, and what is in them."""
-  return {
-    path: path.read_bytes()
-    for path in root.rglob("*")
-    if path.is_file() and path.name != "lock"
-  }
+  files = {}
+  for folder, _, names in os.walk(root):
+    for name in set(names) - {"lock"}:
+      path = os.path.join(folder, name)
+      if not os.path.isfile(path):
+        continue
+      now = os.stat(path)
+      state = path, now.st_ino, now.st_size, now.st_mtime_ns
+      if state not in CONTENTS:
+        CONTENTS[state] = pathlib.Path(path).read_bytes()
+      files[path] = CONTENTS[state]
+  return files
 
 
 def check(root, command, arguments, code, text, capsys):
@@ -564,7 +576,7 @@ def test_images_that_are_not_finite(place, tmp_path, capsys, monkeypatch):
   spoiled = lambda *arguments: whole(*arguments).at[0, 3, 3].set(jnp.nan)
   monkeypatch.setattr(LatentDiffusion, "decode", spoiled)
   # Not the functions that other tests have compiled.
-  own = latent_codec._programs.__wrapped__
+  own = inspect.unwrap(latent_codec._programs)
   monkeypatch.setattr(latent_codec, "_programs", own)
   flags = [f"--model={place / 'two'}", "--steps=2", f"--out={tmp_path / 'x'}"]
   text = "hold NaN or infinity"
