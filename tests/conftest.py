@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import jaxtyping
 import pytest
+from beartype import BeartypeConf
 from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
@@ -65,15 +66,16 @@ RARE = re.compile(
 )
 
 # Shapes in signatures are checked here, and only here; types of modules without
-# shapes, too, which takes a tenth of the time for each call. (optax's recursive
-# types are right for the first check only.)
+# shapes, too, which takes a tenth of the time for each call. Only the first knows
+# optax's recursive types, and prints values that are endless in short.
 SHAPED, OTHERS = [], []
 for source in (ROOT / "ldm_jax").rglob("*.py"):
   module = ".".join(source.relative_to(ROOT).with_suffix("").parts)
   is_shaped = re.search("^from jaxtyping|optax", source.read_text(), re.M)
-  (SHAPED if is_shaped else OTHERS).append(module)
+  is_read = module.startswith("ldm_jax.weights.")
+  (SHAPED if is_shaped or is_read else OTHERS).append(module)
 install_import_hook(SHAPED, "beartype.beartype")
-beartype_packages(OTHERS)
+beartype_packages(OTHERS, conf=BeartypeConf(claw_is_pep526=False))
 
 # The checks take two fifths of the time of tracing. These files trace
 # networks of published sizes, which their own tests check in small.

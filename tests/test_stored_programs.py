@@ -1,5 +1,6 @@
 """A later process traces and compiles nothing, and computes the same."""
 
+import inspect
 import pickle
 
 import jax
@@ -247,7 +248,7 @@ def forget_shared(monkeypatch):
     (latent_codec, "_programs"),
     (compiled_steps, "_programs"),
   ):
-    monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
+    monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
   monkeypatch.setattr(engine, "programs", denoising_steps.programs)
 
 
