@@ -67,13 +67,14 @@ RARE = re.compile(
 
 # Shapes in signatures are checked here, and only here; types of modules without
 # shapes, too, which takes a tenth of the time for each call. Only the first knows
-# optax's recursive types, and prints values that are endless in short.
+# optax's recursive types, leaves fields of dataclasses to the package, and prints
+# values that are endless in short.
+SLOWLY = "^from jaxtyping|optax|dataclass|WeightsError"
 SHAPED, OTHERS = [], []
 for source in (ROOT / "ldm_jax").rglob("*.py"):
   module = ".".join(source.relative_to(ROOT).with_suffix("").parts)
-  is_shaped = re.search("^from jaxtyping|optax", source.read_text(), re.M)
-  is_read = module.startswith("ldm_jax.weights.")
-  (SHAPED if is_shaped or is_read else OTHERS).append(module)
+  is_shaped = re.search(SLOWLY, source.read_text(), re.M)
+  (SHAPED if is_shaped else OTHERS).append(module)
 install_import_hook(SHAPED, "beartype.beartype")
 beartype_packages(OTHERS, conf=BeartypeConf(claw_is_pep526=False))
 
