@@ -211,9 +211,7 @@ def test_lengths_without_equal_chunks_are_not_by_head():
 @pytest.mark.parametrize("convolution", ALGORITHMS)
 @pytest.mark.parametrize("spec", [("data", None), (None, "tensor")])
 @pytest.mark.parametrize("shape", [(8, 4, 4, 16, 16), (8, 8, 8, 4, 4)])
-def test_gradients_on_a_mesh_are_one_devices(
-  patched, convolution, spec, shape
-):
+def test_gradients_on_a_mesh_are_one_devices(patched, convolution, spec, shape):
   """The second shape is computed in strips."""
   patched.setattr(strips, "_TILES", 4)
   is_doubled = convolution is doubled_convolution

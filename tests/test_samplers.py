@@ -62,9 +62,12 @@ def with_oracle(sampler_config, schedule=SCHEDULE):
 
 @pytest.mark.parametrize("name", sorted({*SAMPLERS} - {"lcm", "unipc_bh2"}))
 def test_with_an_oracle_the_result_is_x0_for_any_steps_and_spacing(name):
-  counts = (1, 2, 3, 4, 5, 6, 7, 13, 14, 15, 16, 50, 101, 333)
-  for timestep_spacing in SPACINGS:
-    for steps in counts:
+  counts = (1, 2, 3, 4, 5, 6, 7, 13, 14, 15, 16, 50)
+  # Long ones with two of the spacings, which are others for every sampler.
+  place = sorted(SAMPLERS).index(name)
+  for number, timestep_spacing in enumerate(SPACINGS):
+    long = {place % len(SPACINGS): (101,), (place + 1) % len(SPACINGS): (333,)}
+    for steps in counts + long.get(number, ()):
       found, x0, _ = with_oracle(SamplerConfig(steps, name, timestep_spacing))
       case = f"{timestep_spacing} {steps}"
       np.testing.assert_allclose(found, x0, atol=1e-6, err_msg=case)
