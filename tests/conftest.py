@@ -66,9 +66,9 @@ RARE = re.compile(
 )
 
 # Shapes in signatures are checked here, and only here; types of modules without
-# shapes, too, which takes a tenth of the time for each call. Only the first knows
-# optax's recursive types, leaves fields of dataclasses to the package, and prints
-# values that are endless in short.
+# shapes, too, in a tenth of the time for each call. Only the first knows the
+# recursive types of optax, leaves fields of dataclasses to the package, and
+# prints endless values in short.
 SLOWLY = "^from jaxtyping|optax|dataclass|WeightsError"
 SHAPED, OTHERS = [], []
 for source in (ROOT / "ldm_jax").rglob("*.py"):
