@@ -65,18 +65,32 @@ RARE = re.compile(
   r"twenty_thousand|digits_are_sampled|is_memorised|eight_modes|scores_of_images"
 )
 
-# Shapes in signatures are checked here, and only here; types of modules without
-# shapes, too, in a tenth of the time for each call. Only the first knows the
-# recursive types of optax, leaves fields of dataclasses to the package, and
-# prints endless values in short.
-SLOWLY = "^from jaxtyping|optax|dataclass|WeightsError"
-SHAPED, OTHERS = [], []
-for source in (ROOT / "ldm_jax").rglob("*.py"):
+# Types in signatures are checked here, and only here, by two hooks. That of
+# jaxtyping checks shapes, too; it knows the recursive types of optax, leaves
+# fields of dataclasses to the package's own checks, and does not print whole
+# values, which may be endless where they were read from files. beartype's, for
+# all other modules, takes a tenth of the time for each call.
+NEEDS_JAXTYPING = re.compile(
+  r"^(from|import) (jaxtyping|optax|dataclasses)|\b(Images|PerImage)\b", re.M
+)
+JAXTYPED, OTHERS = ["ldm_jax.weights"], []
+for source in sorted((ROOT / "ldm_jax").rglob("*.py")):
   module = ".".join(source.relative_to(ROOT).with_suffix("").parts)
-  is_shaped = re.search(SLOWLY, source.read_text(), re.M)
-  (SHAPED if is_shaped else OTHERS).append(module)
-install_import_hook(SHAPED, "beartype.beartype")
-beartype_packages(OTHERS, conf=BeartypeConf(claw_is_pep526=False))
+  text = source.read_text()
+  if source.name == "__init__.py":  # its name stands for the whole package
+    package = module.removesuffix(".__init__")
+    if "\ndef " in text and package != "ldm_jax":
+      JAXTYPED.append(package)
+  elif NEEDS_JAXTYPING.search(text):
+    JAXTYPED.append(module)
+  else:
+    OTHERS.append(module)
+WHOLE = tuple(f"{name}." for name in JAXTYPED)
+install_import_hook(JAXTYPED, "beartype.beartype")
+beartype_packages(
+  [module for module in OTHERS if not module.startswith(WHOLE)],
+  conf=BeartypeConf(claw_is_pep526=False),
+)
 
 # The checks take two fifths of the time of tracing. These files trace
 # networks of published sizes, which their own tests check in small.

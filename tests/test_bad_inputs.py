@@ -444,12 +444,12 @@ def everything(root):
   """All files, and what is in them."""
   files = {}
   for folder, _, names in os.walk(root):
-    for name in set(names) - {"lock"}:
+    for name in names:
       path = os.path.join(folder, name)
-      if not os.path.isfile(path):
+      if name == "lock" or not os.path.isfile(path):
         continue
-      now = os.stat(path)
-      state = path, now.st_ino, now.st_size, now.st_mtime_ns
+      status = os.stat(path)
+      state = path, status.st_ino, status.st_size, status.st_mtime_ns
       if state not in CONTENTS:
         CONTENTS[state] = pathlib.Path(path).read_bytes()
       files[path] = CONTENTS[state]

@@ -210,9 +210,9 @@ def test_lengths_without_equal_chunks_are_not_by_head():
 
 @pytest.mark.parametrize("convolution", ALGORITHMS)
 @pytest.mark.parametrize("spec", [("data", None), (None, "tensor")])
-@pytest.mark.parametrize("shape", [(8, 4, 4, 16, 16), (8, 8, 8, 4, 4)])
+@pytest.mark.parametrize("shape", [(8, 4, 4, 16, 32), (8, 8, 8, 4, 4)])
 def test_gradients_on_a_mesh_are_one_devices(patched, convolution, spec, shape):
-  """The second shape is computed in strips."""
+  """The second shape is computed in strips, the first in rows."""
   patched.setattr(strips, "_TILES", 4)
   is_doubled = convolution is doubled_convolution
   x, kernel, grad = draw(*shape, is_doubled)
@@ -223,7 +223,8 @@ def test_gradients_on_a_mesh_are_one_devices(patched, convolution, spec, shape):
 
   @jax.jit
   def pull(x, kernel, grad):
-    return jax.vjp(convolution, x, kernel)[1](grad)
+    value, pull = jax.vjp(convolution, x, kernel)
+    return *pull(grad), value
 
   data, tensor = spec
   placed = (
@@ -233,6 +234,26 @@ def test_gradients_on_a_mesh_are_one_devices(patched, convolution, spec, shape):
   )
   for ours, theirs in zip(pull(*placed), pull(x, kernel, grad), strict=True):
     assert_near(np.asarray(ours), np.asarray(theirs), 1e-5)
+  if data:  # every device computes its own images alone
+    whole = NamedSharding(mesh, PartitionSpec())
+    results = (placed[0].sharding, whole, placed[2].sharding)
+    program = jax.jit(pull, out_shardings=results).lower(*placed).compile()
+    assert "all-reduce" in program.as_text()
+    assert "all-gather" not in program.as_text()
+
+
+def test_equal_shapes_are_traced_and_lowered_once():
+  x, kernel, _ = draw(1, 12, 10, 12, 12)
+
+  def loss(x, kernel):
+    for _ in range(3):
+      x = winograd_convolution(x, kernel)
+    return x.sum()
+
+  pulled = jax.value_and_grad(loss, (0, 1))
+  text = jax.jit(pulled).lower(x, kernel).as_text()
+  # Of the kernel, of the turned kernel, and the gradient of the kernel.
+  assert text.count("stablehlo.while") == 3
 
 
 WIDE, NARROW = (3, 3, 128, 128), (3, 3, 64, 128)

@@ -7,8 +7,8 @@ same pixel. Along each axis three products give the two outputs:
   y_0 = (d_0 - d_1) g_0 + d_1 (g_0 + g_1 + g_2)
   y_1 = d_1 (g_0 + g_1 + g_2) - (d_1 - d_2) g_2
 
-so that 9 products per channel pair give 4 outputs, instead of 36. Large images
-are computed in strips of lines; their 9 products are one batched product.
+so that 9 products per channel pair give 4 outputs, instead of 36. They are one
+batched product; large images are computed in strips of lines.
 """
 
 from collections.abc import Callable
@@ -26,20 +26,20 @@ from ldm_jax.nn.operators.strips import (
 )
 from ldm_jax.nn.operators.transforms import (
   Matrix,
-  apply,
+  along_both_axes,
+  combine,
   interleave,
-  kronecker,
-  of_taps,
   products,
+  split_windows,
+  transform_taps,
   transposed,
-  windows,
 )
 
 _KERNEL: Matrix = ((1, 0, 0), (1, 1, 1), (0, 0, 1))
 _OUTPUTS: Matrix = ((1, 1, 0), (0, 1, -1))
 
 
-@jax.jit  # equal shapes are traced once
+@jax.jit
 @jax.custom_vjp
 def doubled_convolution(
   x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
@@ -47,11 +47,11 @@ def doubled_convolution(
   """The convolution of x repeated twice along height and width."""
   x, kernel = lax.optimization_barrier((x, kernel))
   b, h, w, _ = x.shape
-  sums = _sums(kernel)
+  sums = transform_taps(_KERNEL, kernel)
 
   def convolve(padded: Array) -> Array:
     found = lax.optimization_barrier(products(_pixels(padded), sums))
-    cells = apply(kronecker(_OUTPUTS, _OUTPUTS), found)
+    cells = combine(along_both_axes(_OUTPUTS), found)
     return interleave(cells, b, padded.shape[1] - 2, w)
 
   if not _is_by_strips(x, kernel):
@@ -67,17 +67,17 @@ def _forward(x: Array, kernel: Array):
 def _backward(saved: tuple[Array, Array], grad: Array):
   x, kernel = lax.optimization_barrier(saved)
   b, h, w, _ = x.shape
-  sums = _sums(kernel)
+  sums = transform_taps(_KERNEL, kernel)
 
   def pull(grads: Array) -> Array:
     """Of x: the sum of E K^T, E of the grads around both pixels."""
-    found = products(_of_windows(_around, 4, 2, grads), sums, True)
+    found = products(_transform_windows(_around, 4, 2, grads), sums, True)
     return found.sum(0).reshape(b, -1, w, x.shape[-1])
 
   def gradient(strip: Array, grads: Array) -> Array:
     """Of the kernel's sums, [9 c d]."""
-    matrix = kronecker(*(transposed(_OUTPUTS),) * 2)
-    spread = lax.optimization_barrier(apply(matrix, windows(grads)))
+    matrix = along_both_axes(transposed(_OUTPUTS))
+    spread = lax.optimization_barrier(combine(matrix, split_windows(grads)))
     return jnp.einsum("ntc,ntd->ncd", _pixels(strip), spread)
 
   if _is_by_strips(x, kernel):
@@ -87,7 +87,7 @@ def _backward(saved: tuple[Array, Array], grad: Array):
   else:
     x_grad = pull(_padded(grad))
     sum_grads = gradient(_padded(x), grad)
-  kernel_grad = apply(of_taps(transposed(_KERNEL)), sum_grads)
+  kernel_grad = combine(along_both_axes(transposed(_KERNEL)), sum_grads)
   return x_grad, kernel_grad.reshape(kernel.shape)
 
 
@@ -103,18 +103,12 @@ def _padded(x: Array) -> Array:
   return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def _sums(kernel: Array) -> Float[Array, "9 c d"]:
-  """The kernel's taps, summed along both axes."""
-  taps = kernel.reshape(9, *kernel.shape[2:])
-  return lax.optimization_barrier(apply(of_taps(_KERNEL), taps))
-
-
 def _pixels(padded: Float[Array, "b h2 w2 c"]) -> Float[Array, "9 t c"]:
   """The transformed pixels of every neighbourhood of 3 x 3."""
-  return _of_windows(_differences, 3, 1, padded)
+  return _transform_windows(_differences, 3, 1, padded)
 
 
-def _of_windows(
+def _transform_windows(
   transform: Callable[[list], list],
   size: int,
   stride: int,
@@ -127,11 +121,11 @@ def _of_windows(
     stride: distance between windows, in pixels.
   """
 
-  def along(axis: int, x: Array, to: int) -> Array:
+  def along(axis: int, x: Array, place: int) -> Array:
     last = x.shape[axis] - size + 1
     cut = lambda i: lax.slice_in_dim(x, i, last + i, stride, axis)
     pieces = transform([cut(i) for i in range(size)])
-    return lax.optimization_barrier(jnp.stack(pieces, to))
+    return lax.optimization_barrier(jnp.stack(pieces, place))
 
   return along(3, along(1, x, 0), 1).reshape(9, -1, x.shape[-1])
 

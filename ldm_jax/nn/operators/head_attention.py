@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.operators.transforms import product
+
 _SCORES = 2**21  # of one head that are held at once
 
 
@@ -15,7 +17,7 @@ def has_even_chunks(queries: int, keys: int) -> bool:
   return _chunks(queries, keys) <= 4 * math.ceil(queries * keys / _SCORES)
 
 
-@jax.jit  # equal shapes are traced once
+@jax.jit
 @jax.custom_vjp
 def head_attention(
   q: Float[Array, "b l n d"],
@@ -36,11 +38,11 @@ def _forward(q: Array, k: Array, v: Array):
     queries, keys, values = head
 
     def attend(rows: Array):
-      scores = rows @ keys.T
+      scores = product(rows, keys, True)
       top = scores.max(-1, keepdims=True)
       weights = jnp.exp(scores - top)
       mass = weights.sum(-1, keepdims=True)
-      return (weights @ values) / mass, top + jnp.log(mass)
+      return product(weights, values) / mass, top + jnp.log(mass)
 
     return _over_chunks(attend, chunks, queries)
 

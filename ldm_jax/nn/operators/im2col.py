@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from ldm_jax.nn.operators.transforms import zeros_after
 
 
-@jax.jit  # equal shapes are traced once
+@jax.jit
 @jax.custom_vjp
 def im2col_convolution(
   x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]

@@ -43,6 +43,7 @@ def _forward(x: Array, kernel: Array):
   return few_outputs_convolution(x, kernel), (x, kernel)
 
 
+@jax.jit
 def _backward(saved: tuple[Array, Array], grad: Array):
   x, kernel = saved
   grads = columns(grad)

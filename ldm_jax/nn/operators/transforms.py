@@ -16,32 +16,40 @@ def transposed(matrix: Matrix) -> Matrix:
   return tuple(zip(*matrix, strict=True))
 
 
-def kronecker(matrix: Matrix, other: Matrix) -> Matrix:
-  """The matrix that applies `matrix` to a grid's rows, `other` to columns."""
-  return tuple(
-    tuple(a * b for a in row for b in others)
-    for row in matrix
-    for others in other
-  )
-
-
-def of_taps(matrix: Matrix, is_turned: bool = False) -> Matrix:
-  """The matrix for the 9 taps of a kernel, from that along one axis.
+def along_both_axes(matrix: Matrix, is_reversed: bool = False) -> Matrix:
+  """The matrix for the cells of a grid, of one for its rows and its columns.
 
   Args:
-    is_turned: for the taps in reverse.
+    is_reversed: for the cells in reverse, as of a kernel turned by half a turn.
   """
-  both = kronecker(matrix, matrix)
-  return tuple(row[::-1] for row in both) if is_turned else both
+  both = tuple(
+    tuple(a * b for a in row for b in other)
+    for row in matrix
+    for other in matrix
+  )
+  return tuple(row[::-1] for row in both) if is_reversed else both
 
 
-def apply(
+def combine(
   matrix: Matrix | Float[Array, "p q"], x: Float[Array, "q ..."]
 ) -> Float[Array, "p ..."]:
-  """Sums of the q arrays with the matrix's weights, as one product."""
+  """Sums of the q arrays with the matrix's weights, as one product.
+
+  The product has a batch axis of one: see `product`. The arrays' axes are not
+  merged, since a mesh may shard any of them.
+  """
   weights = jnp.asarray(matrix, x.dtype)
-  sums = product(weights, x.reshape(len(x), -1))
-  return sums.reshape(len(weights), *x.shape[1:])
+  numbers = (((2,), (1,)), ((0,), (0,)))
+  return lax.dot_general(weights[None], x[None], numbers)[0]
+
+
+def transform_taps(
+  matrix: Matrix, kernel: Float[Array, "3 3 c d"], is_turned: bool = False
+) -> Float[Array, "p c d"]:
+  """M g M^T of a kernel, of the matrix M; not fused into what reads it."""
+  taps = kernel.reshape(9, *kernel.shape[2:])
+  sums = combine(along_both_axes(matrix, is_turned), taps)
+  return lax.optimization_barrier(sums)
 
 
 def rows(x: Array) -> Array:
@@ -52,8 +60,9 @@ def rows(x: Array) -> Array:
 def product(matrix: Array, other: Array, is_turned: bool = False) -> Array:
   """The product of two matrices, with a batch axis of one.
 
-  `layers.remat_policy` "dots" keeps products without a batch axis, and those
-  of Winograd's convolution would be four times its result.
+  `layers.remat_policy` "dots" keeps products without a batch axis. Those of
+  Winograd's convolution would be four times its result, those of attention its
+  scores.
 
   Args:
     is_turned: the second is transposed.
@@ -75,12 +84,12 @@ def products(
 def interleave(
   cells: Float[Array, "4 t d"], b: int, h: int, w: int
 ) -> Float[Array, "b h2 w2 d"]:
-  """The images whose windows of 2 x 2 pixels have these four, [b*h*w d]."""
+  """The images, h2 = 2 h, of the four pixels of every window of 2 x 2."""
   cells = lax.optimization_barrier(cells).reshape(2, 2, b, h, w, -1)
   return cells.transpose(2, 3, 0, 4, 1, 5).reshape(b, 2 * h, 2 * w, -1)
 
 
-def windows(x: Float[Array, "b h w d"]) -> Float[Array, "4 t d"]:
+def split_windows(x: Float[Array, "b h w d"]) -> Float[Array, "4 t d"]:
   """The four pixels of every window of 2 x 2; the inverse of `interleave`."""
   b, h, w, d = x.shape
   cells = x.reshape(b, h // 2, 2, w // 2, 2, d).transpose(2, 4, 0, 1, 3, 5)

@@ -23,7 +23,7 @@ from ldm_jax.nn.operators.winograd_strips import (
 )
 
 
-@functools.partial(jax.jit, static_argnums=2)  # equal shapes are traced once
+@functools.partial(jax.jit, static_argnums=2)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def winograd_convolution(
   x: Float[Array, "b h w c"], kernel: Array, is_turned: bool = False

@@ -14,13 +14,12 @@ from jaxtyping import Array, Float
 
 from ldm_jax.nn.operators.transforms import (
   Matrix,
-  apply,
+  along_both_axes,
+  combine,
   interleave,
-  kronecker,
-  of_taps,
   products,
   rows,
-  windows,
+  split_windows,
   zeros_after,
 )
 from ldm_jax.nn.operators.winograd_transforms import (
@@ -49,12 +48,12 @@ def convolution_by_rows(
   taps = kernel.reshape(9, *kernel.shape[2:])
 
   def row(numbers: tuple) -> Array:
-    line, weights = numbers
-    weights = lax.optimization_barrier(apply(weights, taps))
-    return apply(OUTPUTS, products(_pixels(lines, line), weights, is_turned))
+    line, matrix = numbers
+    weights = lax.optimization_barrier(combine(matrix, taps))
+    return combine(OUTPUTS, products(_pixels(lines, line), weights, is_turned))
 
-  matrices = _by_rows(of_taps(KERNEL, is_turned))
-  cells = apply(OUTPUTS, _over_rows(row, x, (_row_numbers(), matrices)))
+  matrices = _of_rows(along_both_axes(KERNEL, is_turned))
+  cells = combine(OUTPUTS, _over_rows(row, x, (_row_numbers(), matrices)))
   cells = cells.reshape(4, *cells.shape[2:])
   return interleave(cells, b, (h + 1) // 2, (w + 1) // 2)[:, :h, :w]
 
@@ -66,23 +65,23 @@ def kernel_gradient_by_rows(
   lines = _lines(x)
   h, w = grad.shape[1:3]
   even = jnp.pad(grad, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-  cells = windows(even)
+  cells = split_windows(even)
 
   def row(numbers: tuple) -> Array:
-    line, weights = numbers
-    spread = lax.optimization_barrier(apply(weights, cells))
+    line, matrix = numbers
+    spread = lax.optimization_barrier(combine(matrix, cells))
     sums = jnp.einsum("ntc,ntd->ncd", _pixels(lines, line), spread)
-    return apply(GATHER, sums)
+    return combine(GATHER, sums)
 
-  matrices = _by_rows(kronecker(SPREAD, SPREAD))
-  return apply(GATHER, _over_rows(row, x, (_row_numbers(), matrices)))
+  matrices = _of_rows(along_both_axes(SPREAD))
+  return combine(GATHER, _over_rows(row, x, (_row_numbers(), matrices)))
 
 
 def _over_rows(
-  function: Callable[[tuple], Array], x: Array, rows: tuple
+  function: Callable[[tuple], Array], x: Array, numbers: tuple
 ) -> Array:
   """`function` of each of the four rows, stacked; made after x."""
-  at = lambda i: jax.tree.map(lambda number: number[i], rows)
+  at = lambda i: jax.tree.map(lambda number: number[i], numbers)
   put = lambda i, out: lax.dynamic_update_index_in_dim(
     out, function(at(i)), i, 0
   )
@@ -90,7 +89,7 @@ def _over_rows(
   return lax.fori_loop(0, 4, put, zeros_after(x, (4, *shape)))
 
 
-def _by_rows(matrix: Matrix) -> Float[Array, "4 4 q"]:
+def _of_rows(matrix: Matrix) -> Float[Array, "4 4 q"]:
   """A matrix for the 16 products of a tile, in one of 4 for each row."""
   return jnp.array(matrix, jnp.float32).reshape(4, 4, -1)
 

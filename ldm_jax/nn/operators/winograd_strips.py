@@ -13,12 +13,12 @@ from ldm_jax.nn.operators.strips import (
   sum_over_strips,
 )
 from ldm_jax.nn.operators.transforms import (
-  apply,
+  along_both_axes,
+  combine,
   interleave,
-  kronecker,
-  of_taps,
   products,
-  windows,
+  split_windows,
+  transform_taps,
 )
 from ldm_jax.nn.operators.winograd_transforms import (
   GATHER,
@@ -38,14 +38,12 @@ def convolution_by_strips(
     kernel: [3 3 c d], or [3 3 d c] if it is turned by half a turn.
   """
   batch, height, width, _ = x.shape
-  taps = kernel.reshape(9, *kernel.shape[2:])
-  weights = apply(of_taps(KERNEL, is_turned), taps)
-  weights = lax.optimization_barrier(weights)
+  weights = transform_taps(KERNEL, kernel, is_turned)
 
   def convolve(strip: Array) -> Array:
     found = products(_pixels(strip), weights, is_turned)
     found = lax.optimization_barrier(found)
-    cells = apply(kronecker(OUTPUTS, OUTPUTS), found)
+    cells = combine(along_both_axes(OUTPUTS), found)
     _, h, w, _ = strip.shape
     return interleave(cells, batch, h // 2 - 1, w // 2 - 1)[:, :, :width]
 
@@ -58,12 +56,12 @@ def kernel_gradient_by_strips(
   """G^T [sum over tiles of (B^T d B) (A dY A^T)] G."""
 
   def gradient(strip: Array, grads: Array) -> Array:
-    spread = apply(kronecker(SPREAD, SPREAD), windows(grads))
+    spread = combine(along_both_axes(SPREAD), split_windows(grads))
     spread = lax.optimization_barrier(spread)
     return jnp.einsum("ntc,ntd->ncd", _pixels(strip), spread)
 
   sums = sum_over_strips(gradient, _even(x), _even(grad), _lines(x))
-  found = apply(kronecker(GATHER, GATHER), sums)
+  found = combine(along_both_axes(GATHER), sums)
   return found.reshape(3, 3, *found.shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""The matrices of Winograd's F(2 x 2, 3 x 3), along one axis of a tile."""
+"""Winograd's transforms for F(2 x 2, 3 x 3), along one axis of a tile."""
 
 from jaxtyping import Array
 
