@@ -67,11 +67,13 @@ RARE = re.compile(
 
 # Types in signatures are checked here, and only here, by two hooks. That of
 # jaxtyping checks shapes, too; it knows the recursive types of optax, leaves
-# fields of dataclasses to the package's own checks, and does not print whole
-# values, which may be endless where they were read from files. beartype's, for
-# all other modules, takes a tenth of the time for each call.
+# dataclasses and decorated functions to the package's own checks, and does not
+# print whole values, which may be endless where they were read from files.
+# beartype's, for all other modules, takes a tenth of the time for each call.
 NEEDS_JAXTYPING = re.compile(
-  r"^(from|import) (jaxtyping|optax|dataclasses)|\b(Images|PerImage)\b", re.M
+  r"^(from|import) (jaxtyping|optax)|@.*dataclass|wraps|"
+  r"\b(Images|PerImage)\b",
+  re.M,
 )
 JAXTYPED, OTHERS = ["ldm_jax.weights"], []
 for source in sorted((ROOT / "ldm_jax").rglob("*.py")):

@@ -33,8 +33,7 @@ def remat_policy(remat: Remat, module: type[nn.Module]) -> type[nn.Module]:
   "off" stores everything for the backward pass, "full" a module's inputs alone,
   and "dots" also the results of convolutions and of products with a matrix,
   but not attention's scores (as `jax.checkpoint_policies`'
-  dots_with_no_batch_dims_saveable, and convolutions). Convolutions by the
-  package's own operators, on CPUs, are computed again.
+  dots_with_no_batch_dims_saveable), nor convolutions by CPUs' own operators.
   """
   if remat == "off":
     return module
