@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldm_jax.nn import layers
@@ -199,6 +200,20 @@ def test_attention_by_head_is_exact(patched, lengths):
   assert_near(found, right)
   for ours, theirs in zip(pulled, pulled_right, strict=True):
     assert_near(ours, theirs, 1e-5)
+
+
+def test_no_scores_are_kept_under_remat_of_dots(capsys):
+  rng = np.random.default_rng()
+  q, k, v = (
+    jax.device_put(rng.standard_normal((1, length, 2, 8), np.float32))
+    for length in (48, 40, 40)
+  )
+  attend = lambda *heads: jnp.sin(head_attention.head_attention(*heads)).sum()
+  policy = layers._is_saved_dot
+  print_saved_residuals(jax.checkpoint(attend, policy=policy), q, k, v)
+  kept = capsys.readouterr().out.splitlines()
+  assert len(kept) == 3
+  assert all("from the argument" in line for line in kept)
 
 
 def test_lengths_without_equal_chunks_are_not_by_head():

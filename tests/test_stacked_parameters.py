@@ -162,9 +162,8 @@ def test_a_stack_is_sharded_as_its_blocks():
     )
     expected = P(None, *spec) if any(spec) else P()
     assert found == expected, name
-  assert sharding.spec("ema/stacked_block_0_to_3/q/kernel", (4, 256, 128))[
-    2
-  ] == ("tensor")
+  spec = sharding.spec("ema/stacked_block_0_to_3/q/kernel", (4, 256, 128))
+  assert spec[2] == "tensor"
 
 
 @pytest.mark.slow

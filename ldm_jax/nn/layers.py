@@ -32,8 +32,8 @@ def remat_policy(remat: Remat, module: type[nn.Module]) -> type[nn.Module]:
 
   "off" stores everything for the backward pass, "full" a module's inputs alone,
   and "dots" also the results of convolutions and of products with a matrix,
-  but not attention's scores (as `jax.checkpoint_policies`'
-  dots_with_no_batch_dims_saveable), nor convolutions by CPUs' own operators.
+  but not attention's scores (dots_with_no_batch_dims_saveable of JAX, and
+  convolutions, but for those of 3 x 3 by `operators`' algorithms on a CPU).
   """
   if remat == "off":
     return module
