@@ -24,7 +24,7 @@ FIGURE = pathlib.Path(__file__).with_suffix(".png")
 PASSES = ("forward", "backward", "update")
 # Of an operation's path, in this order: the first that is found.
 PARTS = {
-  "attention": r"attention\w*/(while|vmap|transpose|reshape|reduce)",
+  "attention": r"head_attention|attention\w*/(vmap|transpose|reshape|reduce)",
   "dense layers": r"/(q|k|v|out|up|down|emb|time\w*)/",
   "norms": r"/norm\w*/|silu|gelu",
   "convolutions": r"conv|sample|shortcut|proj_",
@@ -36,21 +36,32 @@ _COPIES = "copies of parameters"
 
 
 def operations(text):
-  """Of each instruction of a compiled program: its opcode and its path."""
+  """Of each instruction of a compiled program: its opcode and its path.
+
+  XLA drops the paths of products with small matrices, which are transforms of
+  convolutions: they are "transform", with the path of the instruction that is
+  scheduled before them.
+  """
   paths, called, found = {}, {}, {}
   computation = None
   for line in text.splitlines():
     if not line.startswith(" "):
       header = re.match(r"(?:ENTRY )?%([\w.\-]+) ", line)
       computation = header[1] if header else computation
+      before = ""
       continue
     named = re.match(_INSTRUCTION, line)
     if not named:
       continue
     path = re.search(r'op_name="([^"]*)"', line)
-    found[named[1]] = (named[2], path[1] if path else "")
     if path:
+      found[named[1]] = (named[2], path[1])
       paths.setdefault(computation, path[1])
+      before = path[1]
+    elif named[1].startswith("ynn_fusion"):
+      found[named[1]] = ("transform", before)
+    else:
+      found[named[1]] = (named[2], "")
     if call := re.search(r"calls=%([\w.\-]+)", line):
       called[named[1]] = call[1]
   return {
@@ -88,6 +99,8 @@ def place(name, opcode, path):
   if path.count("/") == 1:
     return _ADAMW, "update"
   moment = "backward" if "transpose(jvp" in path else "forward"
+  if opcode == "transform":
+    return "convolutions: the rest", moment
   found = (part for part, words in PARTS.items() if re.search(words, path))
   part = next(found, _OTHER)
   if part in ("convolutions", "dense layers"):
