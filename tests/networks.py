@@ -1,5 +1,6 @@
 """Shapes of networks' parameters, and random arrays of those shapes."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax.extend.core import Var
 
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
+from ldm_jax.runtime.program_cache import Structure
 from ldm_jax.weights.naming.convert import shapes
 
 
@@ -16,6 +18,13 @@ def f32(*shape):
 
 
 def init_shapes(module, *specs):
+  """Flat, by path; equal modules are traced once."""
+  return dict(_init_shapes(module, Structure.of(specs)))
+
+
+@functools.cache
+def _init_shapes(module, inputs):
+  specs = inputs.shapes
   variables = jax.eval_shape(module.init, jax.random.key(0), *specs)
   return shapes(variables["params"])
 

@@ -222,6 +222,22 @@ def test_files_functions_and_folders_are_small():
     assert count <= 16, f"{folder} has {count} files"
 
 
+def test_a_name_of_a_module_is_assigned_once():
+  """A second value replaces the first for functions above it, too.
+
+  A value that is made of the first may follow it.
+  """
+  for path in [*FILES, *sorted((ROOT / "tests").glob("*.py"))]:
+    seen = set()
+    for node in parsed(path).body:
+      if isinstance(node, ast.Assign):
+        names = {each.id for each in node.targets if isinstance(each, ast.Name)}
+        used = {n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)}
+        again = (names - used) & seen
+        assert not again, f"{path}: {again} are assigned twice"
+        seen |= names
+
+
 def test_file_names_are_subjects():
   catch_all = {"utils", "util", "common", "helpers", "misc", "base", "types"}
   assert not [path for path in FILES if path.stem in catch_all]

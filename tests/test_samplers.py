@@ -250,7 +250,7 @@ ORDERS = [
   (SamplerConfig(sampler="unipc", order=2), 3),
   (SamplerConfig(sampler="unipc_bh1", order=2), 3),
 ]
-COUNTS = [40, 80, 160, 320, 640]
+HALVED = [40, 80, 160, 320, 640]
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +265,9 @@ def slope(make_table, solution):
   """Of ln error over ln 1/steps, by least squares."""
   errors = [
     np.sqrt(np.mean((follow(make_table(n), LINE, mixture) - solution) ** 2))
-    for n in COUNTS
+    for n in HALVED
   ]
-  return -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
+  return -np.polyfit(np.log(HALVED), np.log(errors), 1)[0]
 
 
 @pytest.mark.parametrize("sampler_config, order", ORDERS)

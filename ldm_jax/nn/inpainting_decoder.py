@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
-from ldm_jax.nn.layers import conv, torch_init
+from ldm_jax.nn.initializers import torch_init
+from ldm_jax.nn.layers import conv
 
 
 class ImageFeatures(nn.Module):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.initializers import ZERO_INIT, torch_init
 from ldm_jax.nn.operators.choice import is_normalized_at_once
 from ldm_jax.nn.operators.convolution import (
   convolve,
@@ -45,23 +46,6 @@ def _is_saved_dot(primitive: Any, *_: Any, **params: Any) -> bool:
     _, (batched, _) = params["dimension_numbers"]
     return not batched
   return primitive.name == "conv_general_dilated"
-
-
-def torch_init(fan_in: int) -> dict[str, Any]:
-  """Initialisers of PyTorch's Conv2d and Linear for `nn.Conv`, `nn.Dense`."""
-  bound = fan_in**-0.5
-
-  def bias_init(key, shape, dtype=jnp.float32):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-  return {"kernel_init": kernel_init, "bias_init": bias_init}
-
-
-ZERO_INIT = {
-  "kernel_init": nn.initializers.zeros,
-  "bias_init": nn.initializers.zeros,
-}
 
 
 def conv(

@@ -1,5 +1,6 @@
 """The residual block shared by the autoencoder and the U-Net."""
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -43,33 +44,30 @@ class ResBlock(nn.Module):
     x: Float[Array, "b h w c"],
     emb: Float[Array, "b e"] | None = None,
   ) -> Float[Array, "b h2 w2 d"]:
-    def norm(x, name, is_activated=True):
-      return group_norm(
-        x,
-        name=name,
-        groups=self.groups,
-        epsilon=self.epsilon,
-        dtype=self.dtype,
-        is_activated=is_activated,
-      )
-
-    h = norm(x, "norm1")
+    norm = functools.partial(
+      group_norm,
+      groups=self.groups,
+      epsilon=self.epsilon,
+      dtype=self.dtype,
+      is_activated=True,
+    )
+    h = norm(x, name="norm1")
     if self.resample is not None:
       h, x = _RESAMPLE[self.resample](h), _RESAMPLE[self.resample](x)
     h = conv(h, self.features, name="conv1", dtype=self.dtype)
     if emb is None:
-      h = norm(h, "norm2")
+      h = norm(h, name="norm2")
     elif self.modulation == "add":
       shift = dense(
         jax.nn.silu(emb), self.features, name="emb", dtype=self.dtype
       )
-      h = norm(h + shift[:, None, None], "norm2")
+      h = norm(h + shift[:, None, None], name="norm2")
     else:
       both = dense(
         jax.nn.silu(emb), 2 * self.features, name="emb", dtype=self.dtype
       )
       scale, shift = jnp.split(both[:, None, None], 2, axis=-1)
-      h = norm(h, "norm2", is_activated=False) * (1 + scale) + shift
+      h = norm(h, name="norm2", is_activated=False) * (1 + scale) + shift
       h = jax.nn.silu(h)
     h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
     h = conv(

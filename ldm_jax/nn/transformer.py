@@ -1,6 +1,7 @@
 """Attention blocks: over pixels alone, or over pixels and a context."""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -101,14 +102,15 @@ class Attention(nn.Module):
   ) -> Float[Array, "b l c"]:
     source = x if context is None else context
     inner = self.heads * self.head_width
-
-    def project(tokens, name):
-      tokens = dense(
-        tokens, inner, name=name, use_bias=self.is_biased, dtype=self.dtype
+    project = functools.partial(
+      dense, features=inner, use_bias=self.is_biased, dtype=self.dtype
+    )
+    q, k, v = (
+      project(tokens, name=name).reshape(
+        *tokens.shape[:2], self.heads, self.head_width
       )
-      return tokens.reshape(*tokens.shape[:2], self.heads, self.head_width)
-
-    q, k, v = project(x, "q"), project(source, "k"), project(source, "v")
+      for name, tokens in (("q", x), ("k", source), ("v", source))
+    )
     out = dot_product_attention(
       q, k, v, self.attention_backend, is_causal=self.is_causal
     )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ldm_jax.fields.limits import Below1, Count, Natural
 from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.initializers import normal
 from ldm_jax.nn.layers import (
   Remat,
   check_widths,
@@ -187,7 +188,7 @@ class UNet(nn.Module):
       table = nn.Dense(
         width,
         use_bias=False,
-        kernel_init=nn.initializers.normal(1.0),
+        kernel_init=normal(1.0),
         name="vector",
       )
       emb = emb + table(vector)

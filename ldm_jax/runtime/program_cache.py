@@ -9,7 +9,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from ldm_jax.runtime.stored_programs import stored_value
 
-SIZE = 8  # results kept of each function
+SIZE = 8  # results kept of each function that makes programs
 
 
 class Structure(NamedTuple):
@@ -35,7 +35,7 @@ class Structure(NamedTuple):
     return jax.tree.unflatten(self.form, self.leaves)
 
 
-def shared_by_value(build: Callable) -> Callable:
+def shared_by_value(build: Callable, size: int = SIZE) -> Callable:
   """`build`, with the results of its latest arguments kept.
 
   For functions that make jitted functions of modules and shardings: `jax.jit`
@@ -43,8 +43,11 @@ def shared_by_value(build: Callable) -> Callable:
   give the same one, so that a second pipeline of a model, or a second run of a
   task, traces and compiles nothing. Arguments that have no hash, such as a
   module that holds arrays, are not kept.
+
+  Args:
+    size: the number of results that are kept.
   """
-  kept = functools.lru_cache(SIZE)(build)
+  kept = functools.lru_cache(size)(build)
 
   @functools.wraps(build)
   def get(*args: Any) -> Any:

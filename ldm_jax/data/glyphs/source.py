@@ -95,12 +95,13 @@ def _in_reading_order(level: int, things: list[Thing]) -> tuple[Thing, ...]:
   Of all orders, that of the widest smallest gap.
   """
 
+  if len(things) == 1:
+    return tuple(things)
+
   def narrowest(order: tuple[Thing, ...]) -> int:
     centres = np.array([centre(level, thing) for thing in order])
     return int(np.diff(centres, axis=0).max(axis=1).min())
 
-  if len(things) == 1:
-    return tuple(things)
   return max(itertools.permutations(things), key=narrowest)
 
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.layers import dense, torch_init
+from ldm_jax.nn.initializers import torch_init
+from ldm_jax.nn.layers import dense
 
 _EPSILON = 1e-15  # diffusers' and EfficientViT's, added to the normaliser
 

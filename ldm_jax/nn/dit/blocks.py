@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.nn.attention import AttentionBackend, dot_product_attention
 from ldm_jax.nn.dit.positions import rotate
+from ldm_jax.nn.initializers import xavier
 from ldm_jax.nn.operators.rows import on_rows
 
 Norm = Literal["layer", "rms"]
@@ -23,7 +24,7 @@ def linear(
   *,
   name: str,
   dtype: DTypeLike,
-  kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform(),
+  kernel_init: Callable[..., Any] = xavier,
 ) -> Float[Array, "... d"]:
   """x W + b over the last axis; b starts at 0."""
   layer = nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)

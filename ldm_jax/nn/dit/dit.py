@@ -21,6 +21,7 @@ from ldm_jax.nn.dit.blocks import (
 )
 from ldm_jax.nn.dit.patches import PatchEmbedding, unpatchify
 from ldm_jax.nn.dit.positions import rotary_angles, sincos_positions
+from ldm_jax.nn.initializers import normal
 from ldm_jax.nn.layers import Remat, remat_policy, sinusoids
 from ldm_jax.nn.operators.block_scan import apply_blocks
 
@@ -175,7 +176,7 @@ class DiT(nn.Module):
     self, t: Float[Array, " b"], vector: Float[Array, "b d"] | None
   ) -> Float[Array, "b d"]:
     """MLP(sinusoids(t)) + vector, in float32."""
-    init = nn.initializers.normal(0.02)
+    init = normal(0.02)
     h = sinusoids(t, TIME_WIDTH, self.frequency_shift)
     for name in ("time_1", "time_2"):
       h = jax.nn.silu(h) if name == "time_2" else h
@@ -197,7 +198,7 @@ class DiT(nn.Module):
       )
     if self.registers:
       shape = (self.registers, self.width)
-      tokens = self.param("registers", nn.initializers.normal(0.02), shape)
+      tokens = self.param("registers", normal(0.02), shape)
       tokens = jnp.broadcast_to(tokens.astype(h.dtype), (len(h), *shape))
       h = jnp.concatenate([tokens, h], axis=1)
     return h, angles

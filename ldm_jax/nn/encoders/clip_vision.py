@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.encoders.clip_text import Activation, ClipBlock
-from ldm_jax.nn.layers import dense, layer_norm, torch_init
+from ldm_jax.nn.initializers import torch_init
+from ldm_jax.nn.layers import dense, layer_norm
 
 # Of the images that OpenAI's encoders were trained on, in [0, 1]; by channel.
 MEAN = (0.48145466, 0.4578275, 0.40821073)

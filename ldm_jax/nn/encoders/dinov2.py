@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from ldm_jax.fields.limits import Count, Natural
 from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.encoders.position_grid import resize_positions
-from ldm_jax.nn.layers import dense, torch_init
+from ldm_jax.nn.initializers import torch_init
+from ldm_jax.nn.layers import dense
 from ldm_jax.nn.transformer import Attention
 
 # Of ImageNet's images in [0, 1], by channel.

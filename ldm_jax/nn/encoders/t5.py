@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ldm_jax.fields.limits import Count, Positive
+from ldm_jax.nn.initializers import normal
 from ldm_jax.nn.layers import Remat, remat_policy
 from ldm_jax.nn.operators.block_scan import apply_blocks
 from ldm_jax.nn.operators.rows import on_rows
@@ -18,8 +19,9 @@ def _matrix(
   x: Float[Array, "... c"], features: int, deviation: float, **options
 ) -> Float[Array, "... d"]:
   """x W over the last axis, W of normal values of `deviation`."""
-  init = nn.initializers.normal(deviation)
-  layer = nn.Dense(features, use_bias=False, kernel_init=init, **options)
+  layer = nn.Dense(
+    features, use_bias=False, kernel_init=normal(deviation), **options
+  )
   return on_rows(layer, x)
 
 
@@ -185,7 +187,6 @@ class T5Encoder(nn.Module):
       mask: true at the tokens that are attended to; None at all of them. SD3
         and FLUX attend to the padding too.
     """
-    normal = nn.initializers.normal
     table = nn.Embed(
       self.vocabulary, self.width, embedding_init=normal(1.0), name="tokens"
     )
@@ -200,7 +201,7 @@ class T5Encoder(nn.Module):
     table = nn.Embed(
       self.buckets,
       self.heads,
-      embedding_init=nn.initializers.normal(self.width**-0.5),
+      embedding_init=normal(self.width**-0.5),
       name="positions",
     )
     rows = table(relative_buckets(length, self.buckets, self.distance))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from ldm_jax.nn.attention import AttentionBackend, dot_product_attention
 from ldm_jax.nn.dit.blocks import linear, modulated
 from ldm_jax.nn.flux.positions import rotate_pairs
+from ldm_jax.nn.initializers import xavier
 from ldm_jax.nn.operators.rows import on_rows
 
 EPSILON = 1e-6  # of all norms
@@ -67,7 +68,7 @@ class Stream(nn.Module):
   dtype: DTypeLike = "float32"
 
   def setup(self):
-    init = {"kernel_init": nn.initializers.xavier_uniform()}
+    init = {"kernel_init": xavier}
     zero = {"kernel_init": nn.initializers.zeros}
     self.modulation = nn.Dense(6 * self.width, dtype="float32", **zero)
     self.attention = Heads(self.heads, self.dtype)

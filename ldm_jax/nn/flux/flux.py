@@ -17,6 +17,7 @@ from ldm_jax.nn.dit.blocks import linear, modulated
 from ldm_jax.nn.flux.blocks import EPSILON, DoubleBlock, SingleBlock
 from ldm_jax.nn.flux.packing import SIDE, pack, unpack
 from ldm_jax.nn.flux.positions import rotary_cos_sin
+from ldm_jax.nn.initializers import normal
 from ldm_jax.nn.layers import Remat, remat_policy, sinusoids
 from ldm_jax.nn.operators.block_scan import apply_blocks
 
@@ -140,7 +141,7 @@ class Flux(nn.Module):
       scale = jnp.ones_like(time) if scale is None else scale
       scale = _MOST * scale.astype(jnp.float32)
       parts["guidance"] = sinusoids(scale, TIME_WIDTH)
-    init = nn.initializers.normal(0.02)
+    init = normal(0.02)
     total = jnp.zeros(())
     for name, h in parts.items():
       for i in (1, 2):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.nn.attention import AttentionBackend, dot_product_attention
 from ldm_jax.nn.dit.blocks import linear, modulated
+from ldm_jax.nn.initializers import xavier
 from ldm_jax.nn.operators.rows import on_rows
 
 EPSILON = 1e-6  # of all norms
@@ -29,7 +30,6 @@ class StreamAttention(nn.Module):
   dtype: DTypeLike = "float32"
 
   def setup(self):
-    xavier = nn.initializers.xavier_uniform()
     dense = lambda: nn.Dense(self.width, dtype=self.dtype, kernel_init=xavier)
     self.q, self.k, self.v = dense(), dense(), dense()
     if self.is_qk_normed:

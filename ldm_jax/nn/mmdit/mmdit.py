@@ -14,6 +14,7 @@ from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.conditioners.embedders import Condition
 from ldm_jax.nn.dit.blocks import linear, modulated
 from ldm_jax.nn.dit.patches import PatchEmbedding, unpatchify
+from ldm_jax.nn.initializers import normal
 from ldm_jax.nn.layers import Remat, remat_policy, sinusoids
 from ldm_jax.nn.mmdit.blocks import EPSILON, JointBlock
 from ldm_jax.nn.mmdit.positions import axis_table, centre_positions
@@ -147,7 +148,7 @@ class MMDiT(nn.Module):
     inputs = {"time": sinusoids(t, TIME_WIDTH)}
     if vector is not None:
       inputs["vector"] = vector.astype(jnp.float32)
-    options = {"dtype": "float32", "kernel_init": nn.initializers.normal(0.02)}
+    options = {"dtype": "float32", "kernel_init": normal(0.02)}
     total = 0.0
     for name, h in inputs.items():
       h = linear(h, self.width, name=f"{name}_1", **options)

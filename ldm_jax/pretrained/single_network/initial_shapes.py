@@ -1,5 +1,6 @@
 """Shapes of a network's variables, by its module and its config."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -22,32 +23,50 @@ from ldm_jax.pretrained.configs.strict_config import Config
 from ldm_jax.pretrained.dit import dit_config
 from ldm_jax.pretrained.flux import flux_config
 from ldm_jax.pretrained.mmdit import mmdit_config
+from ldm_jax.runtime.program_cache import Structure, shared_by_value
+from ldm_jax.runtime.stored_programs import stored_value
 
 
 def abstract(module: nn.Module, config: Config) -> dict[str, Any]:
-  """Shapes of the module's variables."""
+  """Shapes of the module's variables.
+
+  Equal modules are traced once: by a process, or, where programs are stored,
+  by the first.
+  """
+  inputs = jax.eval_shape(lambda: _inputs(module, config))
+  return _shapes(module, Structure.of(inputs))
+
+
+@functools.partial(shared_by_value, size=64)
+def _shapes(module: nn.Module, inputs: Structure) -> dict[str, Any]:
   key = jax.random.key(0)
-  return jax.eval_shape(lambda: _init(module, config, key))
+  trace = lambda: jax.eval_shape(module.init, key, *inputs.shapes)
+  return stored_value(("variables", module, inputs), trace)
 
 
-def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
+def _inputs(module: nn.Module, config: Config) -> tuple[Any, ...]:
+  """The smallest that the module takes, all zero."""
   tokens = jnp.zeros((1, 1), jnp.int32)
   if isinstance(module, ClassEmbedder):
-    return module.init(key, tokens[0], jnp.zeros((1,), bool))
+    return tokens[0], jnp.zeros((1,), bool)
   if isinstance(module, ClipVision | DinoV2):
-    return module.init(key, jnp.zeros((1, module.size, module.size, 3)))
+    return (jnp.zeros((1, module.size, module.size, 3)),)
   if isinstance(module, Autoencoder | TinyAutoencoder | DCAutoencoder):
     side = module.stride
     shape = (1, *module.latent_shape(side, side))
-    return module.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros(shape))
+    return jnp.zeros((1, side, side, 3)), jnp.zeros(shape)
   if isinstance(module, DiT):
-    return module.init(key, *_dit_inputs(module, config))
+    return _dit_inputs(module, config)
   if isinstance(module, MMDiT):
-    return module.init(key, *mmdit_config.init_inputs(config))
+    return mmdit_config.init_inputs(config)
   if isinstance(module, Flux):
-    return module.init(key, *flux_config.init_inputs(config))
+    return flux_config.init_inputs(config)
   if not isinstance(module, UNet):
-    return module.init(key, tokens)
+    return (tokens,)
+  return _unet_inputs(module, config)
+
+
+def _unet_inputs(module: UNet, config: Config) -> tuple[Any, ...]:
   inputs = unet_reader.inputs(config)
   side = 2 ** (len(module.multipliers) - 1)
   context, vector = inputs.context, inputs.vector
@@ -57,11 +76,10 @@ def _init(module: nn.Module, config: Config, key: jax.Array) -> Any:
     guidance=None if module.guidance_width is None else jnp.zeros((1,)),
   )
   latents = jnp.zeros((1, side, side, inputs.channels))
-  if isinstance(module, ControlNet):
-    side *= 2 ** (len(module.hint_channels) - 1)
-    hint = jnp.zeros((1, side, side, 3))
-    return module.init(key, latents, jnp.zeros((1,)), condition, hint)
-  return module.init(key, latents, jnp.zeros((1,)), condition)
+  if not isinstance(module, ControlNet):
+    return latents, jnp.zeros((1,)), condition
+  side *= 2 ** (len(module.hint_channels) - 1)
+  return latents, jnp.zeros((1,)), condition, jnp.zeros((1, side, side, 3))
 
 
 def _dit_inputs(module: DiT, config: Config) -> tuple[Any, ...]:
