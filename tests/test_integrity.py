@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from full import repeated
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ldm_jax.cli import verify
 from ldm_jax.errors import DamagedFile, NonFinite
@@ -146,6 +146,36 @@ def test_a_state_that_is_not_finite_is_not_saved(folder):
 def test_the_newest_intact_checkpoint_is_restored(folder):
   step, state = restore_newest(folder)
   assert step == 3 and checksum(state) == checksum(state_of(3))
+
+
+@pytest.mark.parametrize("part", ["state", "subtree"])
+def test_replicated_arrays_are_read_once_for_all_devices(folder, part):
+  sharding = MeshShape(data=4, fsdp=2).build()
+  by_fsdp = NamedSharding(sharding.mesh, PartitionSpec("fsdp"))
+  places = jax.tree.map(lambda _: sharding.replicated, SHAPES)
+  places["params"]["kernel"] = by_fsdp
+  target = jax.tree.map(
+    lambda leaf, place: leaf.update(sharding=place), SHAPES, places
+  )
+  read = tree_io.read_once(target)
+  is_host = jax.tree.map(lambda leaf: isinstance(leaf, np.ndarray), read)
+  assert not is_host["params"].pop("kernel")
+  assert all(jax.tree.leaves(is_host))
+  if part == "subtree":
+    step, found = read_checkpoints.restore_newest_subtree(str(folder), target)
+  else:
+    with contextlib.closing(Checkpoints(str(folder), POLICY)) as checkpoints:
+      step, found = checkpoints.restore_newest(SHAPES, places)
+  assert step == STEPS[-1]
+  jax.tree.map(np.testing.assert_array_equal, found, state_of(step))
+  assert jax.tree.map(lambda x: x.sharding, found) == places
+  assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(
+    lambda x: x.dtype, SHAPES
+  )
+  rows = found["half"].addressable_shards
+  assert len(rows) == 8
+  for shard in rows:
+    np.testing.assert_array_equal(shard.data, state_of(step)["half"])
 
 
 def flip(path, rng):

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ldm_jax.nn.conv_stack.resnet import ResBlock
 from ldm_jax.nn.layers import remat_policy
-from ldm_jax.nn.resnet import ResBlock
 from ldm_jax.nn.transformer import SpatialTransformer
 
 BLOCK = SpatialTransformer(3, heads=2, head_width=8, groups=4)

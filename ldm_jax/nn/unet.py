@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ldm_jax.fields.limits import Below1, Count, Natural
 from ldm_jax.nn.attention import AttentionBackend
 from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.conv_stack.resnet import ResBlock
 from ldm_jax.nn.initializers import normal
 from ldm_jax.nn.layers import (
   Remat,
@@ -24,7 +25,6 @@ from ldm_jax.nn.layers import (
   sinusoids,
   upsample_conv,
 )
-from ldm_jax.nn.resnet import ResBlock
 from ldm_jax.nn.transformer import (
   AttentionPlan,
   PixelAttention,

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.fields.limits import Below1, Count, Natural
 from ldm_jax.nn.attention import AttentionBackend
+from ldm_jax.nn.conv_stack.resnet import ResBlock
 from ldm_jax.nn.layers import (
   Remat,
   check_widths,
@@ -19,7 +20,6 @@ from ldm_jax.nn.layers import (
   remat_policy,
   upsample_conv,
 )
-from ldm_jax.nn.resnet import ResBlock
 from ldm_jax.nn.transformer import PixelAttention
 
 EPSILON = 1e-6  # of every norm in the autoencoder; the U-Net's is 1e-5

@@ -27,6 +27,8 @@ from ldm_jax.runtime.checkpointing.tree_io import (
   check_tree,
   damage_errors,
   import_orbax,
+  placed,
+  read_once,
 )
 from ldm_jax.runtime.devices import processes
 
@@ -154,11 +156,12 @@ class Checkpoints:
       restored = self._manager.restore(
         step,
         args=args.Composite(
-          state=args.StandardRestore(target), digests=args.JsonRestore()
+          state=args.StandardRestore(read_once(target)),
+          digests=args.JsonRestore(),
         ),
       )
     check_tree(f"step {step}", restored["digests"], restored["state"])
-    return restored["state"]
+    return placed(restored["state"], target)
 
   def restore_newest(self, abstract: Any, shardings: Any) -> tuple[int, Any]:
     """The newest intact step and its state; see `restore` for arguments.

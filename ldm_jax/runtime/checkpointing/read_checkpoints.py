@@ -43,9 +43,10 @@ def restore_newest_subtree(folder: str, target: Any) -> tuple[int, Any]:
     DamagedFile: they are intact in no step.
   """
   ocp = import_orbax()
+  item = tree_io.read_once(target)
   arguments = ocp.args.PyTreeRestore(
-    item=target,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+    item=item,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
     partial_restore=True,
   )
   with _open_read_only(folder) as manager:
@@ -59,7 +60,7 @@ def restore_newest_subtree(folder: str, target: Any) -> tuple[int, Any]:
           ),
         )
       check_tree(f"step {step}", found["digests"], found["state"])
-      return found["state"]
+      return tree_io.placed(found["state"], target)
 
     return newest_intact(sorted(manager.all_steps()), restore)
 
