@@ -13,6 +13,7 @@ from test_pretrained import clip_prompts, file, folder, model  # noqa: F401, fix
 
 from ldm_jax.diffusion.torch_noise import torch_normal
 from ldm_jax.errors import ConfigError
+from ldm_jax.runtime.devices.replication import replicate
 from ldm_jax.runtime.image_files import write_png
 from ldm_jax.sampling.initial_latents import image_root
 from ldm_jax.sampling.metadata import (
@@ -327,6 +328,32 @@ def test_nothing_but_a_size_compiles(pipe):
   assert engine._chunk._jitted._cache_size() == compiled
   pipe("a fox", num=2, height=20, width=16, steps=3)
   assert engine._chunk._jitted._cache_size() == compiled + 1
+
+
+def test_parameters_are_on_all_devices_before_a_program_is_called(
+  pipe,
+  model,  # noqa: F811
+):
+  """Those on one device alone would be copied at each call."""
+  _, engine = pipe._adapted.engine(GenerationRequest())
+  params = engine._params
+  assert all(len(x.devices()) == 8 for x in jax.tree.leaves(params))
+  jax.tree.map(np.testing.assert_array_equal, params, model[1])
+  assert replicate(params, engine.sharding) is params
+  chunk, calls = engine._chunk, []
+
+  def guarded(*arrays, **static):
+    calls.append(1)
+    with jax.transfer_guard_device_to_device("disallow"):
+      return chunk(*arrays, **static)
+
+  pipe("a fox", num=2, **SIZE)
+  engine._chunk = guarded
+  try:
+    pipe("a fox", num=2, **SIZE)
+  finally:
+    engine._chunk = chunk
+  assert calls
 
 
 def test_a_sampler_is_swapped_by_name(pipe):

@@ -12,6 +12,7 @@ from ldm_jax.loaded_model import LoadedModel, skip_last_blocks
 from ldm_jax.pretrained.controlnet import with_controlnet
 from ldm_jax.pretrained.lora.merge import merge_lora
 from ldm_jax.pretrained.textual_inversion import load_inversion
+from ldm_jax.runtime.devices.replication import replicate
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.sampling.engine import SamplingEngine
 from ldm_jax.sampling.inputs.condition_inputs import open_classifier
@@ -54,8 +55,9 @@ class AdaptedModel:
       trust: of a classifier's run, see `Run.open`.
     """
     self._trust = trust
-    self._base = self.loaded = loaded  # without and with LoRAs
     self._dtype, self._sharding = dtype, sharding
+    # Without and with LoRAs.
+    self._base = self.loaded = self._placed(loaded)
     self.loras: dict[str, Lora] = {}
     self.embeddings: list[str] = []
     # Keyed by those fields of a request that change the model or its guidance.
@@ -90,7 +92,7 @@ class AdaptedModel:
   def add_embedding(self, file: str | os.PathLike, token: str | None) -> None:
     """See `Pipeline.load_textual_inversion`."""
     with config_errors():
-      self._base = load_inversion(self._base, file, token)
+      self._base = self._placed(load_inversion(self._base, file, token))
     self.embeddings.append(os.fspath(file))
     self._engines.clear()  # the tables of tokens have grown
     self._merge(self.loras)
@@ -114,6 +116,7 @@ class AdaptedModel:
         loaded = skip_last_blocks(loaded, request.clip_skip - 1)
       if network is not None:
         loaded = with_controlnet(loaded, network, self._dtype)
+        loaded = self._placed(loaded)
       if classifier is not None:
         scale = float(loaded.params.latent_scale)
         guide = open_classifier(classifier, scale, self._sharding, self._trust)
@@ -140,6 +143,7 @@ class AdaptedModel:
       with config_errors():
         for name, scale in loras:
           found = merge_lora(found, files[name], scale=scale)
+      found = self._placed(found)
       if found.model is not loaded.model:
         raise ConfigError(
           f"a LoRA of {', '.join(name for name, _ in loras)} holds embeddings, "
@@ -148,6 +152,13 @@ class AdaptedModel:
       return found.params if loras else None
 
     return merged
+
+  def _placed(self, loaded: LoadedModel) -> LoadedModel:
+    """The model with its parameters on all devices."""
+    params = replicate(loaded.params, self._sharding)
+    if params is loaded.params:
+      return loaded
+    return dataclasses.replace(loaded, params=params)
 
   def _names(self, name: str | None) -> list[str]:
     if name is None:
@@ -167,6 +178,7 @@ class AdaptedModel:
     with config_errors():
       for lora in loras.values():
         loaded = merge_lora(loaded, lora.file, scale=lora.scale)
+    loaded = self._placed(loaded)
     if loaded.model != self.loaded.model:
       self._engines.clear()  # the tables of tokens have another length
     self.loras, self.loaded = dict(loras), loaded
