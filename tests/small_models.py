@@ -82,7 +82,7 @@ def stable_diffusion(clip_prompts: ClipPrompts):
   )
   model = LatentDiffusion(
     Autoencoder(ConvStack(32, (1, 1), 1), 4),
-    UNet(4, 32, (1, 1), 1, AttentionPlan((1, 1), heads=8)),
+    UNet(4, 32, (1, 1), 1, AttentionPlan((1, 0), heads=8)),
     (embedder,),
   )
   key = jax.random.key(0)
