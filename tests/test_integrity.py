@@ -149,7 +149,10 @@ def test_the_newest_intact_checkpoint_is_restored(folder):
 
 
 @pytest.mark.parametrize("part", ["state", "subtree"])
-def test_replicated_arrays_are_read_once_for_all_devices(folder, part):
+def test_replicated_arrays_are_read_once_for_all_devices(
+  folder, part, monkeypatch
+):
+  monkeypatch.setattr(tree_io, "_SMALL", 64 * 96)  # bytes; the kernel has more
   sharding = MeshShape(data=4, fsdp=2).build()
   by_fsdp = NamedSharding(sharding.mesh, PartitionSpec("fsdp"))
   places = jax.tree.map(lambda _: sharding.replicated, SHAPES)
@@ -160,6 +163,14 @@ def test_replicated_arrays_are_read_once_for_all_devices(folder, part):
   read = tree_io.read_once(target)
   is_host = jax.tree.map(lambda leaf: isinstance(leaf, np.ndarray), read)
   assert not is_host["params"].pop("kernel")
+  alone = tree_io.read_once(
+    {
+      "large": jax.ShapeDtypeStruct(
+        (64, 97), np.uint8, sharding=sharding.replicated
+      )
+    }
+  )
+  assert not isinstance(alone["large"], np.ndarray)
   assert all(jax.tree.leaves(is_host))
   if part == "subtree":
     step, found = read_checkpoints.restore_newest_subtree(str(folder), target)

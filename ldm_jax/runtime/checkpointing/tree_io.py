@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ import numpy as np
 from ldm_jax.errors import DamagedFile
 from ldm_jax.runtime.checkpointing.checksums import checksums
 from ldm_jax.runtime.devices import processes
+
+_SMALL = 2**20  # bytes
 
 
 def save_tree(folder: str, tree: Any) -> None:
@@ -57,10 +60,11 @@ def load_tree(folder: str, target: Any) -> Any:
 
 
 def read_once(target: Any) -> Any:
-  """`target` for Orbax, with arrays of numpy for replicated leaves.
+  """`target` for Orbax, with arrays of numpy for small replicated leaves.
 
-  Orbax reads and decompresses a shard for every device that holds it, on
-  eight devices eight times (0.12).
+  Each device's shard takes Orbax 0.12 some .2 ms: of small arrays on eight
+  devices, three times the time of reading them once. Of large arrays it reads
+  the devices' shards faster than an array of numpy.
 
   Args:
     target: tree of `ShapeDtypeStruct` with shardings.
@@ -68,7 +72,9 @@ def read_once(target: Any) -> Any:
 
   def of(leaf: jax.ShapeDtypeStruct) -> Any:
     sharding = leaf.sharding
-    if len(sharding.device_set) == 1 or not sharding.is_fully_replicated:
+    size = math.prod(leaf.shape) * leaf.dtype.itemsize
+    is_copied = sharding.is_fully_replicated and len(sharding.device_set) > 1
+    if not is_copied or size > _SMALL:
       return leaf
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
