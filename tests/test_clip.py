@@ -94,6 +94,7 @@ def test_chunked_attention_gives_the_same_states_and_gradients():
   tokens = random_ids(2, 8)
   params = random_params(OTHER, tokens)
 
+  @functools.partial(jax.jit, static_argnums=1)
   @functools.partial(jax.value_and_grad, has_aux=True)
   def both(params, attention_backend):
     out = run(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_variables
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ldm_jax.nn.encoders.lpips import LPIPS, SCALE, SHIFT
@@ -20,12 +21,14 @@ def random_images(seed, shape=(2, 21, 18, 3)):
 @pytest.fixture(scope="module")
 def params():
   x = jnp.zeros((1, 16, 16, 3))
-  params = jax.jit(lpips.init)(jax.random.key(0), x, x)
-  # Biases are initialised at zero; the reference is tested with others.
-  return jax.tree.map(
-    lambda p: p + 0.1 * (p.ndim == 1) * jnp.arange(p.size).reshape(p.shape) / 9,
-    params,
-  )
+  params = random_variables(lpips, x, x)
+  # The weights of a distance are positive.
+  return {
+    "params": jax.tree_util.tree_map_with_path(
+      lambda path, p: jnp.abs(p) if "head" in path[0].key else p,
+      params["params"],
+    )
+  }
 
 
 def reference(params, x, y):
@@ -92,7 +95,9 @@ gradient = jax.jit(jax.grad(lambda *args: lpips.apply(*args).sum(), (0, 1)))
 @pytest.mark.parametrize("bias", [0.0, -1e3])
 def test_gradients_are_finite_everywhere(params, x, y, bias):
   """A bias of -1,000 makes every feature zero, where a norm has no gradient."""
-  params = jax.tree.map(lambda p: p + bias if p.ndim == 1 else p, params)
+  params = jax.tree.map(
+    lambda p: np.asarray(p) + np.float32(bias * (p.ndim == 1)), params
+  )
   gradients = gradient(params, x, y)
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradients))
 

@@ -102,15 +102,14 @@ def unboxed(tree):
 def transformer(is_scanned):
   """A small DiT away from its zeros, its inputs, and 8-bit parameters."""
   net = DiT(4, 64, depth=4, heads=4, is_scanned=is_scanned)
-  key = jax.random.key(7)
-  x = jax.random.normal(key, (2, 8, 8, 4))
-  condition = Condition(vector=jax.random.normal(key, (2, 64)))
-  t = jnp.asarray([3.0, 700.0])
-  params = net.init(key, x, t, condition)
-  leaves, structure = jax.tree.flatten(params)
-  keys = jax.random.split(key, len(leaves))
-  draw = lambda k, leaf: 0.2 * jax.random.normal(k, leaf.shape)
-  params = structure.unflatten(map(draw, keys, leaves))
+  rng = np.random.default_rng(7)
+  draw = lambda shape, size=1: jax.device_put(
+    np.float32(size * rng.standard_normal(shape))
+  )
+  x, condition = draw((2, 8, 8, 4)), Condition(vector=draw((2, 64)))
+  t = jax.device_put(np.float32([3.0, 700.0]))
+  shapes = jax.eval_shape(net.init, jax.random.key(0), x, t, condition)
+  params = jax.tree.map(lambda leaf: draw(leaf.shape, 0.2), shapes)
   return net, (x, t, condition), in_8_bits(params)
 
 

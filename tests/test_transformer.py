@@ -1,10 +1,13 @@
 """Transformer blocks: scanned or not, with and without rematerialisation."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_variables
 
 from ldm_jax.nn.conv_stack.resnet import ResBlock
 from ldm_jax.nn.layers import remat_policy
@@ -15,19 +18,15 @@ BLOCK = SpatialTransformer(3, heads=2, head_width=8, groups=4)
 
 def inputs(seed=0):
   """Parameters of which none is zero, pixels, and a context."""
-  x, context, key_params = jax.random.split(jax.random.key(seed), 3)
-  x = jax.random.normal(x, (2, 6, 5, 12))
-  context = jax.random.normal(context, (2, 7, 10))
-  params = BLOCK.init(jax.random.key(1), x, context)
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(key_params, len(leaves))
-  perturbed = [
-    leaf + 0.1 * jax.random.normal(key, leaf.shape)
-    for leaf, key in zip(leaves, keys, strict=True)
-  ]
-  return jax.tree.unflatten(tree, perturbed), x, context
+  rng = np.random.default_rng(seed)
+  x, context = (
+    np.float32(rng.standard_normal(shape))
+    for shape in ((2, 6, 5, 12), (2, 7, 10))
+  )
+  return random_variables(BLOCK, x, context, seed=seed), x, context
 
 
+@functools.cache
 def value_and_grads(block):
   loss = lambda *args: (block.apply(*args) ** 2).mean()
   return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*inputs())
@@ -69,7 +68,7 @@ def stored(remat):
   """Elements that a residual block stores for its backward pass."""
   block = remat_policy(remat, ResBlock)(16, groups=4)
   x = jnp.ones((1, 8, 8, 16))
-  params = block.init(jax.random.key(0), x)
+  params = random_variables(block, x)
   _, pull = jax.vjp(lambda x: nn.apply(lambda m, x: m(x), block)(params, x), x)
   return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
