@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import f32, random_variables
 from single_files import (
   CLIP,
   FIRST,
@@ -104,9 +105,7 @@ def test_a_folder_of_an_autoencoder_has_its_own_scale(tmp_path, vae):
 
 def halves():
   """TAESD's encoder and decoder, each under its own names."""
-  variables = TINY.init(
-    jax.random.key(0), jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 2, 2, 4))
-  )
+  variables = random_variables(TINY, f32(1, 4, 4, 3), f32(1, 2, 2, 4))
   network = saving.export_network(TINY, variables)
   tensors = network.tensors("diffusers", np.dtype("float32"))
   sides = {"encoder": {}, "decoder": {}}

@@ -1,5 +1,6 @@
 """A later process traces and compiles nothing, and computes the same."""
 
+import functools
 import inspect
 import pickle
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import f32, random_like, random_variables
 
 from ldm_jax.diffusion.guidance import ClassifierFreeGuidance
 from ldm_jax.diffusion.samplers import SamplerConfig
@@ -228,16 +230,14 @@ def small_model():
     (ClassEmbedder(3, 8),),
   )
   key, latents = jax.random.key(0), (1, 8, 8, 3)
-  first = model.first_stage.init(
-    key, jnp.zeros((1, 8, 8, 3)), jnp.zeros(latents)
-  )
-  trained = model.init(key, {"label": jnp.zeros((1,), jnp.int32)}, latents)
+  first = random_variables(model.first_stage, f32(1, 8, 8, 3), f32(*latents))
+  label = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
+  init = functools.partial(model.init, shape=latents)
+  trained = random_like(jax.eval_shape(init, key, label))
   sharding = MeshShape().build(jax.devices()[:2])
   params = Parameters(
     first, jnp.float32(1), trained["conditioners"], trained["unet"]
   )
-  # Fresh networks are full of zeros.
-  params = jax.tree.map(lambda x: x + 0.03, params)
   return model, jax.device_put(params, sharding.replicated), sharding
 
 

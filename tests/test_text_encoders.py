@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_variables
 
 import ldm_jax
 from ldm_jax.cli import convert, sample, train
@@ -57,7 +58,8 @@ def parts(tmp_path_factory):
   encoder = ClipText(
     len(tokenizer), 16, 2, 2, hidden=24, end=tokenizer.eos_token_id
   )
-  variables = encoder.init(jax.random.key(7), jnp.zeros((1, 77), jnp.int32))
+  ids = jax.ShapeDtypeStruct((1, 77), jnp.int32)
+  variables = random_variables(encoder, ids)
   ldm_jax.save_pretrained(encoder, variables, str(root / "encoder"))
   ids = {
     "begin": tokenizer.bos_token_id,
