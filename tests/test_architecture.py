@@ -30,6 +30,7 @@ LEVELS = {
   "weights": 2,
   "runtime": 2,
   "latent_diffusion": 3,
+  "measured_operators": 3,
   "evaluation.metrics": 3,
   "config": 4,
   "concat_conditioning": 4,

@@ -23,7 +23,7 @@ from ldm_jax.nn.operators.group_normalization import (
   normalize_groups,
   normalize_groups_by_xla,
 )
-from ldm_jax.nn.operators.rows import on_rows
+from ldm_jax.nn.operators.rows import on_rows, product
 
 Remat = Literal["off", "dots", "full"]
 
@@ -115,7 +115,9 @@ def dense(
 ) -> Float[Array, "... d"]:
   """x W + b over the last axis; `is_zero` starts at 0."""
   init = ZERO_INIT if is_zero else torch_init(x.shape[-1])
-  layer = nn.Dense(features, use_bias, dtype=dtype, name=name, **init)
+  layer = nn.Dense(
+    features, use_bias, dtype=dtype, name=name, dot_general=product, **init
+  )
   return on_rows(layer, x)
 
 

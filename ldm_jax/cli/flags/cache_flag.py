@@ -18,6 +18,7 @@ def add_cache_flag(flags: Parser) -> None:
 def use_cache(flags: argparse.Namespace) -> None:
   """Does as the flag says, and removes it."""
   if not vars(flags).pop("no_cache"):
+    from ldm_jax.measured_operators import use_measured_operators
     from ldm_jax.runtime.compilation_cache import use_compilation_cache
 
-    use_compilation_cache()
+    use_measured_operators(use_compilation_cache())

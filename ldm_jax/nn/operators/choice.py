@@ -3,8 +3,10 @@
 The thresholds were measured on two AVX-512 cores; see benchmarks/cpu.md.
 """
 
+import functools
 import math
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
@@ -31,8 +33,31 @@ _FEW_OUTPUTS = 8
 _MOST_COLUMNS = 2**28
 # Numbers of an image that leaves the cache between two passes over it.
 _LARGE_IMAGE = 2**20
+# Gain of bfloat16's products over casts to float32 from which their columns
+# are worth more than Winograd's fewer products, and up to which the products
+# themselves are cast.
+_COLUMNS_GAIN, _CAST_GAIN = 1.25, 0.9
+ASSUMED_GAIN = 2.0  # with AVX512-BF16 or AMX, where nothing was measured
 # Scores per head from which one head at a time is faster.
 _MANY_SCORES = 2**18
+
+
+class _Bfloat16:
+  """The gain of products in bfloat16, measured at the first call."""
+
+  gain: Callable[[], float] = staticmethod(lambda: ASSUMED_GAIN)
+
+
+def set_bfloat16_gain(measure: Callable[[], float] | None) -> None:
+  """Sets how the gain of products in bfloat16 is found from now on.
+
+  Args:
+    measure: returns the time of a product that is cast to float32, to that in
+      bfloat16; called at most once, when it is needed. None assumes that of a
+      processor with instructions for bfloat16.
+  """
+  kept = functools.cache(measure or (lambda: ASSUMED_GAIN))
+  _Bfloat16.gain = staticmethod(kept)
 
 
 def operators(which: Operators) -> AbstractContextManager:
@@ -74,9 +99,9 @@ def choose_convolution(
   Args:
     pixels: the shape [b h w c] of the input.
     kernel: the shape [1 1 c d] or [3 3 c d] of the kernel.
-    dtype: of both. bfloat16 has fast products but no convolution on CPUs; large
-      images are faster in float32, in which Winograd's transforms keep the
-      digits.
+    dtype: of both. bfloat16 may have fast products but has no convolution on
+      CPUs; large images are faster in float32, in which Winograd's transforms
+      keep the digits. See `is_cast`.
   """
   if not is_enabled() or not _are_known(pixels):
     return "xla"
@@ -90,10 +115,22 @@ def choose_convolution(
   if dtype == jnp.bfloat16:
     columns = 2 * 9 * channels * batch * height * width
     is_small = columns <= _MOST_COLUMNS and tiles < 2 * channels
-    return "im2col" if is_small else "winograd"
+    is_fast = tiles <= _FEW_TILES or _Bfloat16.gain() > _COLUMNS_GAIN
+    return "im2col" if is_small and is_fast else "winograd"
   if dtype != jnp.float32:
     return "xla"
   return "im2col" if tiles <= _FEW_TILES else "winograd"
+
+
+def is_cast(name: Convolution | Literal["product"], dtype: DTypeLike) -> bool:
+  """Whether an operator of bfloat16 arrays is computed in float32.
+
+  Winograd's convolution always is, and others where this processor's products
+  in bfloat16 are slower than with casts (`set_bfloat16_gain`).
+  """
+  if dtype != jnp.bfloat16 or name == "xla" or not is_enabled():
+    return False
+  return name == "winograd" or _Bfloat16.gain() < _CAST_GAIN
 
 
 def is_doubled_at_once(kernel: tuple[int, ...], dtype: DTypeLike) -> bool:

@@ -6,7 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.operators.choice import choose_convolution, is_doubled_at_once
+from ldm_jax.nn.operators.choice import (
+  choose_convolution,
+  is_cast,
+  is_doubled_at_once,
+)
 from ldm_jax.nn.operators.doubling import doubled_convolution
 from ldm_jax.nn.operators.im2col import im2col_convolution
 from ldm_jax.nn.operators.pointwise import (
@@ -36,10 +40,8 @@ def convolve(
   )
   if is_same and tuple(strides) == (1, 1):
     name = choose_convolution(x.shape, kernel.shape, x.dtype)
-    if name == "winograd" and x.dtype == jnp.bfloat16:
-      exact = winograd_convolution(
-        *(a.astype(jnp.float32) for a in (x, kernel))
-      )
+    if is_cast(name, x.dtype):
+      exact = _ALGORITHMS[name](*(a.astype(jnp.float32) for a in (x, kernel)))
       return exact.astype(x.dtype)
     if name != "xla":
       return _ALGORITHMS[name](x, kernel)

@@ -1,9 +1,13 @@
 """Dense layers over rows of tokens, as a matrix where that is faster."""
 
+from typing import Any
+
 import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.operators.choice import is_enabled
+from ldm_jax.nn.operators.choice import is_cast, is_enabled
 
 
 def on_rows(
@@ -19,3 +23,16 @@ def on_rows(
     return layer(x)
   rows = layer(x.reshape(-1, x.shape[-1]))
   return rows.reshape(*x.shape[:-1], rows.shape[-1])
+
+
+def product(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
+  """`jax.lax.dot_general`, of bfloat16 in float32 where that is faster.
+
+  A value of `flax.linen.Dense`'s field `dot_general`.
+  """
+  if not is_cast("product", x.dtype):
+    return lax.dot_general(x, kernel, dimensions, **options)
+  exact = lax.dot_general(
+    *(a.astype(jnp.float32) for a in (x, kernel)), dimensions, **options
+  )
+  return exact.astype(x.dtype)
