@@ -12,7 +12,7 @@ from ldm_jax.errors import ConfigError, NonFinite
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.first_stage import FirstStage, Posterior
 from ldm_jax.nn.latent_normalization import normalize
-from ldm_jax.nn.operators.choice import current_operators
+from ldm_jax.nn.operators.choice import operators_of
 from ldm_jax.pixels import to_float
 from ldm_jax.runtime.stored_programs import StoredProgram
 
@@ -127,7 +127,7 @@ def measure_latent_scale(
     return jnp.stack([latents.mean(), jnp.square(latents).mean()])
 
   parts = "moments of latents", stage, which
-  program = StoredProgram(moments, parts, current_operators)
+  program = StoredProgram(moments, parts, operators_of(*parts))
   totals = [
     program(params, batch, jax.random.fold_in(key, i))
     for i, batch in enumerate(batches)

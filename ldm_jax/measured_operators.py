@@ -16,9 +16,10 @@ SHAPE = (2048, 640)  # of the pixels; the kernel is square
 def use_measured_operators(folder: str | os.PathLike | None) -> None:
   """Chooses bfloat16's operators on a CPU by a table in this folder.
 
-  The table (`machine.json`) has the gain of products in bfloat16 over products
-  that are cast to float32. It is measured when the first such network is
-  traced, and kept, so that a request is computed by the same operators again.
+  The table (`bfloat16_gain-*.json`, of each processor and version) has the gain
+  of products in bfloat16 over products that are cast to float32. It is measured
+  when the first U-Net, autoencoder or CLIP in bfloat16 is traced, and kept, so
+  that a request is computed by the same operators again.
   Processes of one job, which must compile one program, and processes without a
   folder assume that bfloat16 is faster.
 
@@ -44,7 +45,7 @@ def bfloat16_gain() -> float:
   device; the least of seven rounds in turns, some .3 s. Above 1 bfloat16 is
   faster, as with AMX or AVX512-BF16 instructions that XLA uses.
   """
-  with jax.ensure_compile_time_eval():
+  with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
     x = jnp.full(SHAPE, 0.5, jnp.bfloat16)
     kernel = jnp.full((SHAPE[1], SHAPE[1]), 0.25, jnp.bfloat16)
     own, cast = (jax.jit(f) for f in (jnp.matmul, _product_in_float32))

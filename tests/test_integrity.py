@@ -189,6 +189,18 @@ def test_replicated_arrays_are_read_once_for_all_devices(
     np.testing.assert_array_equal(shard.data, state_of(step)["half"])
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_arrays_of_another_shape_are_damage_on_any_mesh(folder, devices):
+  sharding = MeshShape().build(jax.devices()[:devices])
+  shapes = {**SHAPES, "is_odd": jax.ShapeDtypeStruct((3,), bool)}
+  places = jax.tree.map(lambda _: sharding.replicated, shapes)
+  with (
+    contextlib.closing(Checkpoints(str(folder), POLICY)) as checkpoints,
+    pytest.raises(DamagedFile, match="shape"),
+  ):
+    checkpoints.restore(STEPS[-1], shapes, places)
+
+
 def flip(path, rng):
   """Changes one bit of a file."""
   raw = bytearray(path.read_bytes())

@@ -27,7 +27,7 @@ from ldm_jax.nn.conv_stack.exact_tiles import (
 from ldm_jax.nn.first_stage import Posterior
 from ldm_jax.nn.inpainting_decoder import InpaintingAutoencoder
 from ldm_jax.nn.latent_normalization import denormalize, normalize
-from ldm_jax.nn.operators.choice import current_operators
+from ldm_jax.nn.operators.choice import current_operators, operators_of
 from ldm_jax.pixels import to_float, to_uint8
 from ldm_jax.runtime.devices import memory, processes
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
@@ -227,7 +227,7 @@ def _programs(
       constrain_activations(bound, sharding), static_argnames="tile"
     )
     parts = name, model, sharding
-    return StoredProgram(jitted, parts, current_operators)
+    return StoredProgram(jitted, parts, operators_of(*parts))
 
   return program("encoder", _encoded), program("decoder", _decoded)
 

@@ -12,7 +12,7 @@ from ldm_jax.errors import ConfigError
 from ldm_jax.latent_diffusion import LatentDiffusion
 from ldm_jax.nn.first_stage import FirstStage
 from ldm_jax.nn.latent_normalization import denormalize
-from ldm_jax.nn.operators.choice import current_operators
+from ldm_jax.nn.operators.choice import operators_of
 from ldm_jax.pixels import to_uint8
 from ldm_jax.pretrained.open_autoencoder import open_autoencoder
 from ldm_jax.runtime.stored_programs import StoredProgram
@@ -51,7 +51,7 @@ class PreviewDecoder:
       return to_uint8(stage.apply(variables, unscaled, method="decode"))
 
     parts = "preview decoder", stage
-    self._decode = StoredProgram(jax.jit(decode), parts, current_operators)
+    self._decode = StoredProgram(jax.jit(decode), parts, operators_of(*parts))
 
   @classmethod
   def open(cls, path: str, trust: Collection[str] = ()) -> "PreviewDecoder":

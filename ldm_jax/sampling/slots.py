@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, UInt8
 from ldm_jax.diffusion import samplers
 from ldm_jax.diffusion.samplers.x0_register import add_x0_register, keep_x0
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
-from ldm_jax.nn.operators.choice import current_operators
+from ldm_jax.nn.operators.choice import operators_of
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.program_cache import shared_by_value
 from ldm_jax.runtime.stored_programs import StoredProgram
@@ -287,7 +287,7 @@ def _programs(
   take = jax.jit(lambda state, slot, register: state[slot, register])
   jitted = jax.jit(advance, static_argnames="window")
   return (
-    StoredProgram(jitted, ("slots", model, sharding), current_operators),
+    StoredProgram(jitted, ("slots", model, sharding), operators_of(model)),
     jax.jit(put, donate_argnums=0),
     take,
   )

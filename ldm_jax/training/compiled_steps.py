@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
-from ldm_jax.nn.operators.choice import current_operators, operators
+from ldm_jax.nn.operators.choice import operators, operators_of
 from ldm_jax.runtime import skip_updates
 from ldm_jax.runtime.devices import attention_kernels
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
@@ -133,7 +133,7 @@ def _programs(
 
   def jitted(name: str, function: Callable, **options: Any) -> Callable:
     jitted = jax.jit(constrain_activations(function, sharding), **options)
-    return StoredProgram(jitted, (name, *parts), current_operators)
+    return StoredProgram(jitted, (name, *parts), operators_of(*parts))
 
   # Runs once and initialises every kernel by itself: optimised, its
   # compilation takes a CPU as long as the step's.
@@ -145,7 +145,7 @@ def _programs(
     StoredProgram(
       jax.jit(init, out_shardings=shardings, compiler_options=options),
       ("init", *parts, options),
-      current_operators,
+      operators_of(*parts),
     ),
     jitted("step", step, donate_argnums=0, out_shardings=(shardings, copied)),
     jitted("measure", fast.measure, out_shardings=copied),

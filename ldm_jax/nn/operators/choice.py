@@ -6,6 +6,7 @@ The thresholds were measured on two AVX-512 cores; see benchmarks/cpu.md.
 import functools
 import math
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
@@ -57,7 +58,13 @@ def set_bfloat16_gain(measure: Callable[[], float] | None) -> None:
       processor with instructions for bfloat16.
   """
   kept = functools.cache(measure or (lambda: ASSUMED_GAIN))
-  _Bfloat16.gain = staticmethod(kept)
+  lock = threading.Lock()
+
+  def gain() -> float:
+    with lock:  # threads that trace at once wait for one measurement
+      return kept()
+
+  _Bfloat16.gain = staticmethod(gain)
 
 
 def operators(which: Operators) -> AbstractContextManager:
@@ -74,6 +81,27 @@ def operators(which: Operators) -> AbstractContextManager:
 def current_operators() -> str:
   """Those with which functions are traced."""
   return _OPERATORS.value
+
+
+def operators_of(*values: Any) -> Callable[[], str]:
+  """What the operators depend on by which programs of these are computed.
+
+  A part of the key of a stored program. The gain of bfloat16 is measured for
+  values that name the format alone.
+
+  Args:
+    values: the modules, tasks and shapes that a program is made of.
+  """
+  if not any("bfloat16" in repr(value) for value in values):
+    return current_operators
+
+  def current() -> str:
+    found = current_operators()
+    if is_enabled():
+      found += f", columns {_is_by_columns()}, cast {_are_products_cast()}"
+    return found
+
+  return current
 
 
 def is_enabled() -> bool:
@@ -115,8 +143,9 @@ def choose_convolution(
   if dtype == jnp.bfloat16:
     columns = 2 * 9 * channels * batch * height * width
     is_small = columns <= _MOST_COLUMNS and tiles < 2 * channels
-    is_fast = tiles <= _FEW_TILES or _Bfloat16.gain() > _COLUMNS_GAIN
-    return "im2col" if is_small and is_fast else "winograd"
+    if is_small and (tiles <= _FEW_TILES or _is_by_columns()):
+      return "im2col"
+    return "winograd"
   if dtype != jnp.float32:
     return "xla"
   return "im2col" if tiles <= _FEW_TILES else "winograd"
@@ -130,7 +159,15 @@ def is_cast(name: Convolution | Literal["product"], dtype: DTypeLike) -> bool:
   """
   if dtype != jnp.bfloat16 or name == "xla" or not is_enabled():
     return False
-  return name == "winograd" or _Bfloat16.gain() < _CAST_GAIN
+  return name == "winograd" or _are_products_cast()
+
+
+def _is_by_columns() -> bool:
+  return _Bfloat16.gain() > _COLUMNS_GAIN
+
+
+def _are_products_cast() -> bool:
+  return _Bfloat16.gain() < _CAST_GAIN
 
 
 def is_doubled_at_once(kernel: tuple[int, ...], dtype: DTypeLike) -> bool:

@@ -161,7 +161,7 @@ class Checkpoints:
         ),
       )
     check_tree(f"step {step}", restored["digests"], restored["state"])
-    return placed(restored["state"], target)
+    return placed(f"step {step}", restored["state"], target)
 
   def restore_newest(self, abstract: Any, shardings: Any) -> tuple[int, Any]:
     """The newest intact step and its state; see `restore` for arguments.

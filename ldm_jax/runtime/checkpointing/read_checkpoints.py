@@ -60,7 +60,7 @@ def restore_newest_subtree(folder: str, target: Any) -> tuple[int, Any]:
           ),
         )
       check_tree(f"step {step}", found["digests"], found["state"])
-      return tree_io.placed(found["state"], target)
+      return tree_io.placed(f"step {step}", found["state"], target)
 
     return newest_intact(sorted(manager.all_steps()), restore)
 

@@ -56,7 +56,7 @@ def load_tree(folder: str, target: Any) -> Any:
       ),
     )
   check_tree(folder, found["digests"], found["tree"])
-  return placed(found["tree"], target)
+  return placed(folder, found["tree"], target)
 
 
 def read_once(target: Any) -> Any:
@@ -81,12 +81,22 @@ def read_once(target: Any) -> Any:
   return jax.tree.map(of, target)
 
 
-def placed(found: Any, target: Any) -> Any:
-  """What was restored by `read_once`, with the shardings of `target`."""
+def placed(what: str, found: Any, target: Any) -> Any:
+  """What was restored by `read_once`, with the shardings of `target`.
+
+  Raises:
+    DamagedFile: an array has another shape; Orbax itself refuses that of
+      arrays which it places.
+  """
 
   def place(array: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     if isinstance(array, jax.Array):
       return array
+    if array.shape != leaf.shape:
+      raise DamagedFile(
+        f"{what} cannot be read: an array has the shape {array.shape}, needed "
+        f"is {leaf.shape}"
+      )
     part = lambda index: array[index]
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
 

@@ -19,7 +19,7 @@ from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.conditioners.embedders import Condition, merge
 from ldm_jax.nn.conditioners.source_image import SourceImage
 from ldm_jax.nn.encoder_unet import EncoderUNet
-from ldm_jax.nn.operators.choice import current_operators
+from ldm_jax.nn.operators.choice import operators_of
 from ldm_jax.runtime.devices.activation_sharding import constrain_activations
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.program_cache import shared_by_value
@@ -247,7 +247,8 @@ def programs(
     static_argnames="window",
     donate_argnums=1,
   )
-  stored = functools.partial(StoredProgram, context=current_operators)
+  context = operators_of(model, classifier)
+  stored = functools.partial(StoredProgram, context=context)
   return (
     stored(jitted, ("condition", model, sharding)),
     stored(jitted_piece, ("sampler", model, classifier, sharding)),
