@@ -1,5 +1,6 @@
 """A later process traces and compiles nothing, and computes the same."""
 
+import dataclasses
 import functools
 import inspect
 import pickle
@@ -15,7 +16,10 @@ from ldm_jax.diffusion.samplers import SamplerConfig
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
 from ldm_jax.nn.autoencoder import Autoencoder, ConvStack
 from ldm_jax.nn.conditioners.embedders import ClassEmbedder
+from ldm_jax.nn.encoders.clip_text import ClipText
+from ldm_jax.nn.operators import choice
 from ldm_jax.nn.unet import AttentionPlan, UNet
+from ldm_jax.pretrained.single_network import initial_shapes
 from ldm_jax.runtime import stored_programs
 from ldm_jax.runtime.devices.sharding import MeshShape
 from ldm_jax.runtime.program_cache import Structure
@@ -27,6 +31,7 @@ from ldm_jax.sampling import (
   SamplingEngine,
   engine,
   latent_codec,
+  slots,
 )
 from ldm_jax.sampling.steps import denoising_steps
 from ldm_jax.training import compiled_steps
@@ -282,6 +287,43 @@ def test_images_of_stored_programs_are_equal_bit_for_bit(
   assert events and plain.std() > 1
   np.testing.assert_array_equal(read, plain)
   np.testing.assert_array_equal(written, plain)
+
+
+def test_programs_in_bfloat16_are_kept_by_its_gain():
+  """Those of sampling, of decoding and of slots."""
+  model, _, sharding = small_model()
+  half = dataclasses.replace(model, unet=model.unet.clone(dtype="bfloat16"))
+  found = {}
+  try:
+    for gain in (2.0, 0.5):
+      choice.set_bfloat16_gain(lambda gain=gain: gain)
+      for name, each in (("float32", model), ("bfloat16", half)):
+        programs = (
+          *denoising_steps.programs(each, None, sharding),
+          *latent_codec._programs(each, sharding),
+          slots._programs(each, sharding)[0],
+        )
+        contexts = [program._context() for program in programs]
+        found.setdefault(name, []).append(contexts)
+  finally:
+    choice.set_bfloat16_gain(None)
+  before, after = found["float32"]
+  assert before == after
+  for before, after in zip(*found["bfloat16"], strict=True):
+    assert before != after
+
+
+def test_shapes_of_equal_networks_are_traced_once(monkeypatch):
+  calls = []
+  build = lambda parts, trace: calls.append(parts) or trace()
+  monkeypatch.setattr(initial_shapes, "stored_value", build)
+  first = lambda width: ClipText(31, width, 1, 1, length=9, hidden=24)
+  found = [initial_shapes.abstract(first(width), {}) for width in (24, 24, 32)]
+  assert len(calls) == 2
+  assert found[0] == found[1] != found[2]
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  expected = jax.eval_shape(first(24).init, jax.random.key(0), ids)
+  assert found[0] == expected
 
 
 def test_a_stored_step_trains_the_same_state(store, events, monkeypatch):
