@@ -14,6 +14,7 @@ from ldm_jax import config_json
 from ldm_jax.config import Experiment
 from ldm_jax.data import fingerprint
 from ldm_jax.errors import ConfigError
+from ldm_jax.files.atomic_writes import replace_file
 from ldm_jax.files.strict_json import read_object
 from ldm_jax.run import DATA, MAY_CHANGE, Run, Shapes
 from ldm_jax.training.denoiser import DenoiserTask
@@ -125,9 +126,8 @@ def fingerprints(experiment: Experiment) -> dict[str, Any]:
 def write_fingerprints(folder: str, experiment: Experiment) -> None:
   """Writes data.json of a run folder, atomically."""
   path = os.path.join(folder, DATA)
-  with open(path + ".part", "w") as file:
+  with replace_file(path, "utf-8") as file:
     json.dump(fingerprints(experiment), file, indent=1)
-  os.replace(path + ".part", path)
 
 
 def record_changes(run: Run, lines: list[str]) -> None:

@@ -3,7 +3,6 @@
 import concurrent.futures
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +28,11 @@ from ldm_jax.runtime.devices.sharding import MeshShape, Sharding
 from ldm_jax.runtime.monitoring.progress import Progress
 from ldm_jax.training.dataloading import bad_image_log
 from ldm_jax.training.preparation import array_files
-from ldm_jax.training.preparation.progress_log import ProgressLog
+from ldm_jax.training.preparation.progress_log import (
+  ProgressLog,
+  log_path,
+  remove_logs,
+)
 from ldm_jax.training.preparation.request import PrepareRequest, PrepareResult
 from ldm_jax.training.preparation.texts import TextCache, text_cache
 
@@ -163,6 +166,8 @@ def encode_missing(
     is_begun = _begin(request.out, manifest, arrays)
   if not is_begun:
     logger.info(f"{request.out} is complete")
+    if processes.is_first():
+      remove_logs(request.out)  # of a process killed after the last line
     return
   _encode_all(request, work, Encoders(encode, texts), arrays)
   processes.barrier("all is encoded")
@@ -239,7 +244,7 @@ def _encode_all(
 ) -> None:
   """Encodes this process's blocks, from the first that is not on disk."""
   mine, count = jax.process_index(), jax.process_count()
-  log = ProgressLog(os.path.join(request.out, f"done_{mine}_of_{count}.jsonl"))
+  log = ProgressLog(log_path(request.out, mine, count))
   starts = range(mine * request.batch, work.count, count * request.batch)
   done = log.keep(starts)
   blocks = _read_ahead(work, starts[done:], request.batch, request.threads)
@@ -280,14 +285,11 @@ def _read_ahead(
 
 def _finish(folder: str, manifest: Mapping[str, Any]) -> None:
   """Writes the captions and marks the folder as complete."""
-  ending = f"_of_{jax.process_count()}.jsonl"
-  names = [name for name in os.listdir(folder) if name.startswith("done_")]
-  every = [os.path.join(folder, name) for name in names]
-  logs = [path for path in every if path.endswith(ending)]
   if manifest["has_captions"]:
-    blocks = [block for path in logs for block in ProgressLog(path).blocks]
+    count = jax.process_count()
+    logs = [ProgressLog(log_path(folder, n, count)) for n in range(count)]
+    blocks = [block for log in logs for block in log.blocks]
     captions = [text for _, texts in sorted(blocks) for text in texts]
     write_captions(folder, captions)
   write_manifest(folder, {**manifest, "is_complete": True})
-  for path in every:
-    os.remove(path)
+  remove_logs(folder)

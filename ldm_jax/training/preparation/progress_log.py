@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,18 @@ class ProgressLog:
     with open_append(self._path) as file:
       file.write(text.encode())
     self._written = len(self.blocks)
+
+
+def log_path(folder: str, process: int, count: int) -> str:
+  """The file of one of `count` processes that prepare a folder."""
+  return os.path.join(folder, f"done_{process}_of_{count}.jsonl")
+
+
+def remove_logs(folder: str) -> None:
+  """Removes the logs of a complete folder, of any number of processes."""
+  for name in os.listdir(folder):
+    if re.fullmatch(r"done_\d+_of_\d+\.jsonl", name):
+      os.remove(os.path.join(folder, name))
 
 
 def _block(line: bytes) -> list[Any]:
