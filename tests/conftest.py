@@ -56,6 +56,7 @@ LONGEST = (
 RARE = re.compile(
   r"one_device\[\w+-(1x8|2x4|4x1x2x1|8x1)|"
   r"keep_their_rows\[.*\((1, 4, 2|2, 2, 2)\)|"
+  r"keep_their_rows\[(?!residual|auto).*\(1, 8, 1\)|one_device\[every.*1x2x4|"
   r"memorisation_ratio|do_not_depend_on_batches_or_devices|"
   r"to_report\[(?!class)|"
   r"learns\[(?!ldm/kl_f8\]|sd/(sd1|sdxl_base)\])|"

@@ -89,6 +89,7 @@ def test_a_metric_of_features_has_a_number_for_each_mode(
     str(folder),
     inception=str(weights),
     allow_small=True,
+    num=3,  # and no larger batch
     metrics=("mine.metrics:Activity",),
     trust=("mine",),
   )

@@ -43,6 +43,7 @@ SMALL = {
     "task.model.unet.attention.depths": "1,",
     "task.model.unet.attention.head_width": "8",
     "task.model.unet.groups": "4",
+    "task.optimizer.muon": "none",
     "reports.previews_every": "0",
   },
 }

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from untrained import untrained
 
 from ldm_jax.cli import convert, report, retrieve, sample, train
 from ldm_jax.cli.exit_codes import CommandError
@@ -39,12 +40,17 @@ STAGE = [
   *DATA,
 ]
 NET = [
+  # Muon takes longer to compile than everything else; see test_runtime.
+  "--config.task.optimizer.muon=none",
   "--config.task.model.unet.channels=16",
   "--config.task.model.unet.groups=4",
   "--config.task.model.unet.multipliers=1,",
   "--config.task.model.unet.attention.depths=1,",
 ]
-WORDS = ["--config.task.model.conditioners.0.encoder.width=16"]
+WORDS = [
+  "--config.task.model.conditioners.0.encoder.width=16",
+  "--config.task.model.conditioners.0.encoder.depth=1",
+]
 TWO = [*NET, *WORDS, *DATA]
 
 
@@ -60,10 +66,11 @@ def run(config, folder, steps, *flags):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+  """Both stages with random parameters, as after training."""
   root = tmp_path_factory.mktemp("beginnings")
-  assert run("autoencoder", root / "one", 2, *STAGE) == 0
+  untrained(CONFIGS / "glyphs_autoencoder.py", root / "one", STAGE)
   first = f"--config.first_stage={root / 'one'}"
-  assert run("text", root / "text", 4, first, *TWO) == 0
+  untrained(CONFIGS / "glyphs_text.py", root / "text", [first, *TWO])
   return root
 
 
@@ -290,7 +297,7 @@ def test_every_condition_from_config_to_report(
   first = runs / "stage"
   if not first.exists():  # two halvings, as the configs' maps need
     stage = [f.replace("=1,2", "=1,1,1") for f in STAGE]
-    assert run("autoencoder", first, 2, *stage) == 0
+    untrained(CONFIGS / "glyphs_autoencoder.py", first, stage)
   flags = [f"--config.first_stage={first}", *NET, *DATA]
   if name == "velocity":
     flags += WORDS
@@ -327,7 +334,8 @@ def test_a_classifier_trains_and_guides(runs, tmp_path, capsys):
   half = [f"--config.task.classifier.{flag}" for flag in small]
   classifier, plain = tmp_path / "classifier", tmp_path / "plain"
   assert run("classifier", classifier, 2, first, *half, *DATA) == 0
-  assert run("unconditional", plain, 2, first, *NET, *DATA) == 0
+  path = CONFIGS / "glyphs_unconditional.py"
+  untrained(path, plain, [first, *NET, *DATA])
   flags = [f"--model={plain}", "--steps=2", "--output=latent"]
   images = []
   for scale in (0, 1, 50):

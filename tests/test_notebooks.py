@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import small_models
@@ -38,14 +39,18 @@ def test_a_notebook_is_that_of_its_python_file(name):
   assert path.stat().st_size < 40_000
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+  return small_models.write(tmp_path_factory.mktemp("models"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs(name, tmp_path_factory, monkeypatch):
+def test_a_notebook_runs(name, models, tmp_path, monkeypatch):
   """Every cell, on small models; its assertions hold."""
   pytest.importorskip("nbclient")
   pytest.importorskip("ipykernel")
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
-  monkeypatch.delenv("XLA_FLAGS", raising=False)
-  place = small_models.write(tmp_path_factory.mktemp("notebook"))
+  place = shutil.copytree(models, tmp_path / "notebook")
   module = maker()
   module.run(module.notebook(name), place)

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 from test_training import CONFIGS, NO_PREVIEWS, ONE, run
+from test_training import TWO as TRAINED
+from untrained import untrained
 
 from ldm_jax.cli import prepare
 from ldm_jax.cli.exit_codes import CommandError
@@ -23,24 +25,14 @@ from ldm_jax.training.preparation.progress_log import ProgressLog
 
 SIZE = 40
 DATA = [f"--config.data.source.size={SIZE}"]
-TWO = [
-  "--config.task.model.unet.channels=16",
-  "--config.task.model.unet.groups=4",
-  "--config.task.model.unet.multipliers=1,",
-  "--config.task.model.unet.attention.depths=1,",
-  "--config.task.optimizer.muon=none",
-  "--config.data.batch=8",
-  "--config.data.held_out=8",
-  "--config.reports.every=1",
-  NO_PREVIEWS,
-  *DATA,
-]
+TWO = [*TRAINED, NO_PREVIEWS]  # with programs of test_training
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
   folder = tmp_path_factory.mktemp("stage") / "one"
-  assert run("glyphs_autoencoder.py", folder, 2, [*ONE, NO_PREVIEWS]) == 0
+  flags = [*ONE, NO_PREVIEWS, "--config.steps=1"]
+  untrained(CONFIGS / "glyphs_autoencoder.py", folder, flags)
   return str(folder)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from networks import random_like
+from untrained import untrained
 
 from ldm_jax.cli import train
 from ldm_jax.latent_diffusion import LatentDiffusion, Parameters
@@ -181,7 +182,8 @@ def test_a_run_stores_stacks_and_a_model_has_none(tmp_path):
     place = f"--workdir={tmp_path / name}"
     return train.main([f"--config={CONFIGS / config}", place, *flags])
 
-  assert run("glyphs_autoencoder.py", "one", 1, *small) == 0
+  path = CONFIGS / "glyphs_autoencoder.py"
+  untrained(path, tmp_path / "one", [*small, *data])
   first = f"--config.first_stage={tmp_path / 'one'}"
   scanned = f"{unet}is_scanned=true"
   net.append("--config.task.ema_decay=None")  # "params" are opened

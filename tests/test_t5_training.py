@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import t5_files
 from test_text_encoders import SMALL
+from untrained import untrained
 
 import ldm_jax
 from ldm_jax.cli import prepare, sample, train
@@ -97,8 +98,8 @@ def root(tmp_path_factory):
     "--config.task.autoencoder.trunk.multipliers=1,2",
     "--config.task.autoencoder.trunk.groups=4",
   ]
-  config = f"--config={CONFIGS / 'glyphs_autoencoder.py'}"
-  assert train.main([config, f"--workdir={root / 'ae'}", *flags, *SMALL]) == 0
+  path = CONFIGS / "glyphs_autoencoder.py"
+  untrained(path, root / "ae", [*flags, *SMALL])
   return root
 
 

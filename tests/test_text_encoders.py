@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import random_variables
+from untrained import untrained
 
 import ldm_jax
 from ldm_jax.cli import convert, sample, train
@@ -80,8 +81,8 @@ def parts(tmp_path_factory):
     "--config.task.autoencoder.trunk.multipliers=1,2",
     "--config.task.autoencoder.trunk.groups=4",
   ]
-  config = f"--config={CONFIGS / 'glyphs_autoencoder.py'}"
-  assert train.main([config, f"--workdir={root / 'ae'}", *flags, *SMALL]) == 0
+  path = CONFIGS / "glyphs_autoencoder.py"
+  untrained(path, root / "ae", [*flags, *SMALL])
   return root, variables
 
 

@@ -39,16 +39,19 @@ def get_config():
 """
 
 
-def untrained(path, folder, flags, step=1):
+def untrained(path, folder, flags=(), step=1):
   """Writes the run of a config with these flags, random, without a step.
 
   Args:
+    path: of a config, or an Experiment.
     step: of the checkpoint; training resumes from 0 at the first step.
   """
   overrides = dict(
     flag.removeprefix("--config.").split("=", 1) for flag in flags
   )
-  experiment = override(config.load(str(path)), overrides)
+  if not isinstance(path, config.Experiment):
+    path = config.load(str(path))
+  experiment = override(path, overrides)
   sharding = experiment.mesh.build()
   run, tokenizer, frozen, _ = prepare_run(experiment, str(folder), sharding)
   batch = sharding.distribute(held_out(run.experiment, tokenizer))

@@ -1,6 +1,7 @@
 """Plans training or sampling: whether it fits, and the cost of a step."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from ldm_jax.planning.programs import Program, build_program
 from ldm_jax.planning.request import LargestBatch, PlanRequest, PlanResult
 from ldm_jax.runtime.devices import aot, memory
 from ldm_jax.runtime.devices.aot import MemoryAnalysis
+from ldm_jax.runtime.devices.partitioned import partitioned_program
 from ldm_jax.runtime.devices.sharding import Sharding
 from ldm_jax.runtime.monitoring import flops
 from ldm_jax.training.batch_shapes import with_first_stage
@@ -63,14 +65,35 @@ def _plan(request: PlanRequest) -> PlanResult:
   logger.info(f"compiling {what} ...")
   program = build(batch)
   needs, limit = memory_needs(program), _memory_limit(request)
+  source = None if needs.refusal else "compiled"
+  if needs.collectives is None and needs.refusal is None:
+    found = _partitioned(plain)
+    needs = needs._replace(collectives=found)
+    source = None if found is None else "partitioned"
   largest = None
   if request.largest:
     largest = _largest(
       build, batch, sharding.batch_shards * accumulated, needs, limit
     )
-  return _result(
+  result = _result(
     request, sharding, batch, operations, (program, needs), limit, largest
   )
+  return dataclasses.replace(result, collectives_of=source)
+
+
+def _partitioned(plain: Program) -> dict[str, tuple[int, int]] | None:
+  """Collectives of a program without kernels, divided for CPU devices."""
+  logger.info(
+    "the compiler cannot print its program; partitioning it for CPU devices, "
+    "to count the collectives ..."
+  )
+  homes = plain.options["out_shardings"]
+  try:
+    text = partitioned_program(plain.function, plain.args, homes)
+  except RuntimeError as error:
+    logger.warning(f"the collectives are not counted: {error}")
+    return None
+  return aot.count_collectives(text)
 
 
 def _experiment(request: PlanRequest) -> Experiment:

@@ -78,8 +78,10 @@ class PlanResult:
       before compilation.
     arguments, temporaries, total: bytes; total is the peak.
     compiled_flops: XLA's count for one device, loop bodies once; 0 if unknown.
-    collectives: kind -> (number, bytes); None if the compiler does not show
-      them.
+    collectives: kind -> (number, bytes); None if they cannot be counted.
+    collectives_of: the program they are counted in: the "compiled" one or,
+      where its compiler cannot print it, the one that XLA's SPMD partitioner
+      makes for as many CPU devices ("partitioned").
     compile_seconds: duration of the compilation.
     refusal: the compiler's reason for giving up, or None.
     parts: bytes of the arguments by what they are.
@@ -109,6 +111,7 @@ class PlanResult:
   fits: bool | None
   memory_limit: float | None
   largest_batch: LargestBatch | None = None
+  collectives_of: Literal["compiled", "partitioned"] | None = None
 
   def to_json(self) -> dict[str, Any]:
     """All fields as JSON values; largest_batch only if it was requested."""

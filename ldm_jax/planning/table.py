@@ -49,6 +49,9 @@ def _memory_rows(result: PlanResult) -> list[tuple[str, str]]:
   ]
   if result.collectives is None:
     rows.append(("collectives", "not shown by the compiler"))
+  elif result.collectives_of == "partitioned":
+    about = "of the partitioner; the compiler cannot print its program"
+    rows.append(("collectives", about))
   # A space, for names may be as wide as the column.
   return rows + [
     (f"{kind} ", f"{count}, {_gib(size)}")
