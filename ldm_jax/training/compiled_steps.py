@@ -57,6 +57,10 @@ class Task(Protocol):
 class CompiledTask:
   """A task's four functions, jitted for a mesh; the state is donated.
 
+  `init_from(batch, start)` is the initial state with the parameters `start`, as
+  a task's function `with_start(state, start)` places them, if it has one; what
+  they replace is not initialised.
+
   A step's key is a function of (seed, step), so a restart repeats the run;
   measures and previews use the same random numbers every time, so that they
   can be compared.
@@ -70,7 +74,6 @@ class CompiledTask:
       task, sharding, Structure.of(frozen), Structure.of(batch)
     )
     self.shapes, self.shardings = programs.shapes, programs.shardings
-    self._with_start = getattr(task, "with_start", None)
 
     def work(batch: Batch) -> int:
       """FLOPs without fused kernels, which are opaque, and Winograd's."""
@@ -83,25 +86,12 @@ class CompiledTask:
       return lambda state, batch: jitted(state, frozen, batch, keys[n])
 
     self.init = lambda batch: programs.init(keys[INIT], batch, frozen)
+    self.init_from = lambda batch, start: programs.init_from(
+      keys[INIT], batch, frozen, start
+    )
     self.step = bound(programs.step, TRAIN)
     self.measure = bound(programs.measure, MEASURE)
     self.preview = bound(programs.preview, PREVIEW)
-
-  def with_params(self, state: Any, start: Any) -> Any:
-    """The state with other parameters; its average, if any, is a copy of them.
-
-    A task with a function `with_start` places them itself.
-    """
-    if (place := self._with_start) is not None:
-      begin = jax.jit(place, donate_argnums=0, out_shardings=self.shardings)
-      return begin(state, start)
-    shardings = (self.shardings.params, self.shardings.ema)
-    average = lambda start: None if state.ema is None else start
-    twice = jax.jit(
-      lambda start: (start, average(start)), out_shardings=shardings
-    )
-    params, ema = twice(start)
-    return state.replace(params=params, ema=ema)
 
 
 class _Programs(NamedTuple):
@@ -110,6 +100,7 @@ class _Programs(NamedTuple):
   shapes: Any
   shardings: Any
   init: Callable
+  init_from: Callable
   step: Callable
   measure: Callable
   preview: Callable
@@ -135,22 +126,43 @@ def _programs(
     jitted = jax.jit(constrain_activations(function, sharding), **options)
     return StoredProgram(jitted, (name, *parts), operators_of(*parts))
 
-  # Runs once and initialises every kernel by itself: optimised, its
-  # compilation takes a CPU as long as the step's.
-  is_cpu = jax.default_backend() == "cpu"
-  options = {"xla_backend_optimization_level": 0} if is_cpu else None
+  place = getattr(task, "with_start", _with_params)
+
+  def init_from(key: jax.Array, batch: Batch, frozen: Any, start: Any) -> Any:
+    return place(init(key, batch, frozen), start)
+
+  def once(name: str, function: Callable) -> Callable:
+    options = compiled_for_one_call()
+    return StoredProgram(
+      jax.jit(function, out_shardings=shardings, compiler_options=options),
+      (name, *parts, options),
+      operators_of(*parts),
+    )
+
   return _Programs(
     shapes,
     shardings,
-    StoredProgram(
-      jax.jit(init, out_shardings=shardings, compiler_options=options),
-      ("init", *parts, options),
-      operators_of(*parts),
-    ),
+    once("init", init),
+    once("init_from", init_from),
     jitted("step", step, donate_argnums=0, out_shardings=(shardings, copied)),
     jitted("measure", fast.measure, out_shardings=copied),
     jitted("preview", fast.preview, out_shardings=copied),
   )
+
+
+def compiled_for_one_call() -> dict[str, Any] | None:
+  """Options of `jax.jit` for programs that run once, such as initialisations.
+
+  They initialise every kernel by itself: optimised, their compilation takes a
+  CPU as long as that of a step.
+  """
+  is_cpu = jax.default_backend() == "cpu"
+  return {"xla_backend_optimization_level": 0} if is_cpu else None
+
+
+def _with_params(state: Any, start: Any) -> Any:
+  """The state with other parameters; its average, if any, is a copy of them."""
+  return state.replace(params=start, ema=None if state.ema is None else start)
 
 
 def _keys(sharding: Sharding, seed: int) -> list[jax.Array]:

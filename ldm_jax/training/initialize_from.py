@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ldm_jax.data.text.clip_prompts import ClipPrompts
 from ldm_jax.data.text.tokenizers import Tokenizer
 from ldm_jax.errors import WeightsError
 from ldm_jax.loaded_model import LoadedModel
+from ldm_jax.training.compiled_steps import compiled_for_one_call
 from ldm_jax.training.denoiser import DenoiserTask
 
 CONV_IN = ("unet", "params", "conv_in", "kernel")
@@ -23,6 +23,32 @@ def tokenizer_of(start: LoadedModel) -> Tokenizer | None:
   return start.tokenizer
 
 
+def initialised_where_absent(
+  task: DenoiserTask,
+  start: LoadedModel,
+  key: jax.Array,
+  batch: Any,
+  frozen: Any,
+) -> dict:
+  """`task.init_params`, with shapes for what `start` has.
+
+  Only conditioners that it lacks are initialised: a second U-Net with random
+  parameters would need the memory of the first, unsharded.
+  """
+  shapes = jax.eval_shape(task.init_params, key, batch, frozen)
+  names = shapes["conditioners"].keys() - start.params.conditioners.keys()
+
+  def absent(*args: Any) -> dict:
+    found = task.init_params(*args)["conditioners"]
+    return {name: found[name] for name in names}
+
+  if not names:
+    return shapes
+  absent = jax.jit(absent, compiler_options=compiled_for_one_call())
+  conditioners = shapes["conditioners"] | absent(key, batch, frozen)
+  return shapes | {"conditioners": conditioners}
+
+
 def initial_params(task: DenoiserTask, initial: Any, start: LoadedModel) -> Any:
   """Parameters of `start` in the architecture of `task`.
 
@@ -31,7 +57,8 @@ def initial_params(task: DenoiserTask, initial: Any, start: LoadedModel) -> Any:
   Conditioners that the start lacks keep their random initialisation.
 
   Args:
-    initial: randomly initialised parameters of U-Net and conditioners.
+    initial: parameters of U-Net and conditioners, or their shapes; random ones
+      where the start lacks them.
 
   Raises:
     WeightsError: the start is another network than the config's.
@@ -94,7 +121,7 @@ def _check_same(found: Any, initial: Any) -> None:
   def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     name = lambda path: "/".join(entry.key for entry in path)
-    return {name(path): np.shape(leaf) for path, leaf in leaves}
+    return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
   theirs, ours = shapes(found), shapes(initial)
   odd = sorted(

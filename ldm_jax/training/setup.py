@@ -246,8 +246,8 @@ def _started(
   """
   task, key = experiment.task, jax.random.key(experiment.seed)
   example = example_of(experiment, tokenizer)
-  initial = jax.jit(task.init_params)(
-    jax.random.fold_in(key, INIT), example, frozen
+  initial = initialize_from.initialised_where_absent(
+    task, start, jax.random.fold_in(key, INIT), example, frozen
   )
   params = initialize_from.initial_params(task, initial, start)
   for name in task.model.frozen_conditioners:

@@ -153,10 +153,10 @@ class Trainer:
         logger.info(f"resuming {self.folder} from step {begin}")
       return begin, state
     with log_duration("compiling and running the initialisation"):
-      state = jax.block_until_ready(compiled.init(example))
-    if self.start is not None:
-      state = compiled.with_params(state, self.start)
-    return 0, state
+      if self.start is None:
+        return 0, jax.block_until_ready(compiled.init(example))
+      state = compiled.init_from(example, self.start)
+      return 0, jax.block_until_ready(state)
 
 
 @dataclasses.dataclass(frozen=True)
