@@ -72,6 +72,8 @@ def small(config: str) -> dict[str, str]:
   name = pathlib.Path(config).stem
   if name in ("glyphs_autoencoder", "quickstart_autoencoder"):
     return small_models.ONE | {"task.optimizer.muon": "none"}
+  if name in ("glyphs_text", "quickstart_text"):
+    return small_models.TEXT
   if name.startswith(("glyphs", "quickstart")):
     return small_models.TWO
   return {}

@@ -59,6 +59,10 @@ TWO = DATA | {
   "task.optimizer.muon": "none",
   "task.preview_steps": "2",
 }
+TEXT = TWO | {
+  "task.model.conditioners.0.encoder.width": "16",
+  "task.model.conditioners.0.encoder.depth": "1",
+}
 
 
 def prompts(folder: pathlib.Path) -> ClipPrompts:
@@ -122,10 +126,7 @@ def write_runs(root: pathlib.Path) -> None:
   runs = root / "runs"
   flags = lambda values: [f"--config.{k}={v}" for k, v in values.items()]
   untrained(CONFIGS / "glyphs_autoencoder.py", runs / "ae", flags(ONE))
-  first = {"first_stage": str(runs / "ae")}
-  text = {"task.model.conditioners.0.encoder.width": "16"}
-  text |= {"task.model.conditioners.0.encoder.depth": "1"}
-  two = flags(TWO | text | first)
+  two = flags(TEXT | {"first_stage": str(runs / "ae")})
   untrained(CONFIGS / "glyphs_text.py", runs / "text", two)
   shutil.copytree(runs / "ae", runs / "glyphs_autoencoder")
   shutil.copytree(runs / "text", runs / "glyphs_text")
