@@ -12,7 +12,9 @@ install = { command -v uv || $(BIN)/pip install -q uv; } > /dev/null && \
   PATH="$$PATH:$(abspath $(BIN))" uv pip install -q --python $(BIN)/python $(1) || \
   $(BIN)/pip install -q $(1)
 # One worker runs all of a file; tests/conftest.py orders the files.
-PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+WORKERS = 2
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile \
+  --no-loadscope-reorder
 
 .PHONY: quickstart gallery test slow live everything reference lint check docs \
   figures clean
@@ -68,6 +70,8 @@ test: $(STAMP)
 	$(PYTEST) $(ONLY)
 
 # Slow tests. Comparisons with torch, diffusers and lpips are skipped without them.
+# A third worker, since some of them wait for a scheduler or for other processes.
+slow: WORKERS = 3
 slow: $(STAMP)
 	$(PYTEST) -m "slow and not rare"
 
