@@ -105,6 +105,15 @@ gc.set_threshold(200_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
+def unmeasured_operators():
+  """What a command measured of this machine is not assumed by later tests."""
+  from ldm_jax.nn.operators import choice
+
+  yield
+  choice.set_bfloat16_gain(None)
+
+
+@pytest.fixture(autouse=True)
 def checked_shapes(request: pytest.FixtureRequest):
   """Shapes are checked in all tests but the quick ones of those files."""
   name = request.path.stem.removeprefix("test_")

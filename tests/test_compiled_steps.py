@@ -1,13 +1,17 @@
 """A run that begins from a model initialises only what the model lacks."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import pytest
 from networks import random_like
 from test_meshes import STAGE_ONE, STAGE_TWO, draw, frozen_of
 
 from ldm_jax.latent_diffusion import Parameters
 from ldm_jax.loaded_model import LoadedModel
 from ldm_jax.runtime.devices.sharding import MeshShape
+from ldm_jax.runtime.optimizer import Optimizer
 from ldm_jax.runtime.program_cache import Structure
 from ldm_jax.training import compiled_steps
 from ldm_jax.training.compiled_steps import CompiledTask
@@ -33,42 +37,65 @@ def text_of(jitted, *args):
   return jitted.lower(*args).compile().as_text()
 
 
-def test_parameters_to_begin_from_are_not_initialised_before():
-  compiled, batch, text = compiled_for(STAGE_TWO)
-  start = random_like(compiled.shapes.params, 3)
-  start = jax.device_put(start, compiled.shardings.params)
-  state = compiled.init_from(batch, start)
-  for part in (state.params, state.ema):
+@pytest.mark.parametrize(
+  ("ema_decay", "optimizer"),
+  [(0.9, Optimizer(1e-3)), (None, Optimizer(1e-3, muon=0.02))],
+)
+def test_parameters_to_begin_from_are_not_initialised_before(
+  ema_decay, optimizer
+):
+  task = dataclasses.replace(
+    STAGE_TWO, ema_decay=ema_decay, optimizer=optimizer
+  )
+  compiled, batch, text = compiled_for(task)
+  start = jax.tree.map(np.array, random_like(compiled.shapes.params, 3))
+  placed = jax.device_put(start, compiled.shardings.params)
+  assert RANDOM not in text(placed)
+  state = compiled.init_from(batch, placed)
+  # They have become the state's: no second set stays in memory.
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed))
+  for part in filter(None, (state.params, state.ema)):
     jax.tree.map(np.testing.assert_array_equal, part, start)
   same = jax.tree.map(
     lambda array, home: array.sharding == home, state, compiled.shardings
   )
   assert all(jax.tree.leaves(same)) and state.step == 0
-  assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt))
-  assert RANDOM not in text(start)
-  key = jax.random.key(0)
+  assert (state.ema is None) == (ema_decay is None)
+  # Not Muon's three coefficients.
+  moments = [leaf for leaf in jax.tree.leaves(state.opt) if leaf.size > 3]
+  assert len(moments) > 50 and not any(map(np.any, moments))
   draws = jax.jit(lambda key: jax.random.normal(key, (9,)))
-  assert RANDOM in text_of(draws, key)
+  assert RANDOM in text_of(draws, jax.random.key(0))
   # They share no memory, since the step donates the state.
   places = [
     leaf.addressable_shards[0].data.unsafe_buffer_pointer()
-    for leaf in jax.tree.leaves((state.params, state.ema, start))
+    for leaf in jax.tree.leaves((state.params, state.ema))
   ]
   assert len(set(places)) == len(places)
 
 
 def test_what_a_start_replaces_in_stage_one_is_not_initialised():
-  """The discriminator begins with random parameters."""
+  """The discriminator begins with random parameters unless it is continued."""
   compiled, batch, text = compiled_for(STAGE_ONE)
-  shapes = {"autoencoder": compiled.shapes.params["autoencoder"]}
-  start = random_like(shapes, 3)
-  state = compiled.init_from(batch, start)
+  shardings = {
+    "autoencoder": compiled.shardings.params["autoencoder"],
+    "critic": compiled.shardings.critic,
+  }
+  shapes = {
+    "autoencoder": compiled.shapes.params["autoencoder"],
+    "critic": compiled.shapes.critic,
+  }
+  start = jax.tree.map(np.array, random_like(shapes, 3))
+  placed = jax.device_put(start, shardings)
+  assert RANDOM not in text(placed)
+  critic = placed.pop("critic")
+  assert RANDOM in text(placed)
+  state = compiled.init_from(batch, placed)
   for part in (state.params["autoencoder"], state.ema):
     jax.tree.map(np.testing.assert_array_equal, part, start["autoencoder"])
-  kernel = state.critic["params"]["conv0"]["kernel"]
-  assert np.std(kernel) > 0.01
-  whole = start | {"critic": random_like(compiled.shapes.critic, 4)}
-  assert RANDOM not in text(whole)
+  kernel = lambda params: np.asarray(params["params"]["conv0"]["kernel"])
+  assert np.std(kernel(state.critic)) > 0.01
+  assert (kernel(state.critic) != kernel(critic)).all()
 
 
 def test_conditioners_that_the_start_lacks_have_their_initial_values():

@@ -3,6 +3,7 @@
 And every condition of the glyphs from config to report.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -14,11 +15,12 @@ import pytest
 from PIL import Image
 from untrained import untrained
 
+import ldm_jax
 from ldm_jax.cli import convert, report, retrieve, sample, train
 from ldm_jax.cli.exit_codes import CommandError
 from ldm_jax.data.glyphs.source import Glyphs
 from ldm_jax.errors import WeightsError
-from ldm_jax.nn.conditioners.embedders import Condition
+from ldm_jax.nn.conditioners.embedders import ClassEmbedder, Condition
 from ldm_jax.pretrained.open_autoencoder import open_autoencoder
 from ldm_jax.pretrained.open_model import open_model
 from ldm_jax.run import Run
@@ -236,6 +238,33 @@ def test_conditioners_that_the_start_lacks_are_initialised(runs):
   task = Run.open(str(runs / "text")).experiment.task
   found = initial_params(task, fresh, opened)
   assert found["conditioners"]["label"] is more["label"]
+
+
+@pytest.mark.slow
+def test_a_text_model_learns_labels_too(runs, tmp_path):
+  """What the start has is kept; the labels' table has its initial values."""
+  task = Run.open(str(runs / "text")).experiment.task
+  labels = ClassEmbedder(48, 16)
+  model = dataclasses.replace(
+    task.model, conditioners=(*task.model.conditioners, labels)
+  )
+  still = dataclasses.replace(task.optimizer, rate=1e-12)
+  made = Run.open(str(runs / "text")).experiment
+  made = dataclasses.replace(
+    made,
+    task=dataclasses.replace(task, model=model, optimizer=still),
+    start=str(runs / "text"),
+    first_stage="",
+    steps=1,
+  )
+  ldm_jax.train(made, str(tmp_path / "both"))
+  _, found = params_of(tmp_path / "both")
+  _, expected = params_of(runs / "text")
+  near = functools.partial(np.testing.assert_allclose, atol=1e-6)
+  table = found["conditioners"].pop("label")["params"]
+  jax.tree.map(near, found, expected)
+  (rows,) = jax.tree.leaves(table)
+  assert rows.shape[1] == 16 and 0.8 < np.std(rows) < 1.2  # N(0, 1)
 
 
 # The slow tier: from config to report.

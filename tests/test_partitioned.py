@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from test_plan import planned
 
-from ldm_jax.runtime.devices import aot
+from ldm_jax.runtime.devices import aot, partitioned
 from ldm_jax.runtime.devices.partitioned import partitioned_program
 from ldm_jax.runtime.devices.sharding import MeshShape
 
@@ -22,7 +22,7 @@ class Update:
 
 
 def test_a_program_is_partitioned_for_devices_of_another_process():
-  """With the collectives of the compiled one: of gradients, and of kernels."""
+  """With the bytes of the compiled one: of gradients, and of kernels."""
   mesh = MeshShape(2, 4).build()
   home = lambda *axes: jax.sharding.NamedSharding(mesh.mesh, P(*axes))
   shape = lambda home, *size: jax.ShapeDtypeStruct(size, "f4", sharding=home)
@@ -39,13 +39,62 @@ def test_a_program_is_partitioned_for_devices_of_another_process():
     return Update(jax.tree.map(jnp.subtract, state, gradients), 1), value
 
   key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=home())
-  homes = (Update(jax.tree.map(lambda x: x.sharding, kernels), None), home())
+  shardings = (
+    Update(jax.tree.map(lambda x: x.sharding, kernels), None),
+    home(),
+  )
   args = kernels, images, key
   with jax.sharding.set_mesh(mesh.mesh):
-    expected = aot.memory_analysis(step, args, out_shardings=homes).collectives
-  text = partitioned_program(step, args, homes)
-  assert aot.count_collectives(text) == expected
+    expected = aot.memory_analysis(
+      step, args, out_shardings=shardings
+    ).collectives
+  text = partitioned_program(step, args, shardings)
+  found = aot.count_collectives(text)
+  sizes = lambda counts: {kind: size for kind, (_, size) in counts.items()}
+  assert sizes(found) == sizes(expected)  # the compiler joins some of them
   assert {"all-gather", "all-reduce"} <= set(expected)
+
+
+def squares(kernel, images):
+  """Its gradient gathers the kernel of fsdp, and sums over the devices."""
+  return jnp.float32((images @ kernel.astype("bfloat16")) ** 2).sum()
+
+
+def arguments(mesh):
+  home = lambda *axes: jax.sharding.NamedSharding(mesh.mesh, P(*axes))
+  shape = jax.ShapeDtypeStruct
+  kernel = shape((256, 512), "float32", sharding=home("fsdp"))
+  images = shape((16, 256), "bfloat16", sharding=home("fsdp"))
+  return kernel, images
+
+
+def test_bfloat16_is_sent_in_two_bytes():
+  """A CPU, which sends float32 instead, is not asked."""
+  kernel, images = arguments(MeshShape(1, 8).build())
+  gradient = jax.grad(squares)
+  args, sharding = (kernel, images), kernel.sharding
+  text = partitioned_program(gradient, args, sharding)
+  sent = {"all-gather": (1, 2 * 256 * 512), "all-reduce": (1, 2 * 256 * 512)}
+  assert aot.count_collectives(text) == sent
+  widened = aot.memory_analysis(gradient, args, out_shardings=sharding)
+  assert widened.collectives["all-gather"] == (1, 4 * 256 * 512)
+
+
+@pytest.mark.slow
+def test_collectives_of_a_tpu_are_those_of_the_partitioner():
+  pytest.importorskip("libtpu")
+  mesh = MeshShape(1, 8).build(aot.topology_devices("v5e:2x4"))
+  args, gradient = arguments(mesh), jax.grad(squares)
+  text = partitioned_program(gradient, args, args[0].sharding)
+  found = aot.memory_analysis(gradient, args, out_shardings=args[0].sharding)
+  assert aot.count_collectives(text) == found.collectives
+
+
+def test_a_process_that_fails_is_named(monkeypatch):
+  monkeypatch.setattr(partitioned, "CHILD", "raise SystemExit('no memory')")
+  args = arguments(MeshShape(1, 8).build())
+  with pytest.raises(RuntimeError, match="ended with 1: no memory"):
+    partitioned_program(squares, args, None)
 
 
 @pytest.mark.slow

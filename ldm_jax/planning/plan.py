@@ -87,9 +87,9 @@ def _partitioned(plain: Program) -> dict[str, tuple[int, int]] | None:
     "the compiler cannot print its program; partitioning it for CPU devices, "
     "to count the collectives ..."
   )
-  homes = plain.options["out_shardings"]
+  shardings = plain.options["out_shardings"]
   try:
-    text = partitioned_program(plain.function, plain.args, homes)
+    text = partitioned_program(plain.function, plain.args, shardings)
   except RuntimeError as error:
     logger.warning(f"the collectives are not counted: {error}")
     return None

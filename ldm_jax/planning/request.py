@@ -81,7 +81,7 @@ class PlanResult:
     collectives: kind -> (number, bytes); None if they cannot be counted.
     collectives_of: the program they are counted in: the "compiled" one or,
       where its compiler cannot print it, the one that XLA's SPMD partitioner
-      makes for as many CPU devices ("partitioned").
+      makes for as many CPU devices ("partitioned"); None without collectives.
     compile_seconds: duration of the compilation.
     refusal: the compiler's reason for giving up, or None.
     parts: bytes of the arguments by what they are.

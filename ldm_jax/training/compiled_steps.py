@@ -1,4 +1,4 @@
-"""A task's four functions, compiled for a mesh."""
+"""A task's functions, compiled for a mesh."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -34,10 +34,12 @@ class Task(Protocol):
   As an `Experiment.task` it also needs `frozen_shapes(batch)`: the shapes of
   `frozen` for batches like this one, of arrays or of their shapes.
 
-  Optional members: `with_first_stage(stage)` and `first_stage` for a task on
-  the latents of a first stage (its `frozen` is a `denoiser.Frozen`); `model`
-  and `parameters(trained, frozen)` for a run that can be sampled;
-  `load_frozen(batch)` to read other frozen arrays when a run starts.
+  Optional members: `with_start(state, start)`, the initial state with other
+  parameters, where `start` is not all of `params`; `with_first_stage(stage)`
+  and `first_stage` for a task on the latents of a first stage (its `frozen` is
+  a `denoiser.Frozen`); `model` and `parameters(trained, frozen)` for a run that
+  can be sampled; `load_frozen(batch)` to read other frozen arrays when a run
+  starts.
   """
 
   def init(self, key: Any, batch: Any, frozen: Any) -> Any:
@@ -55,11 +57,10 @@ class Task(Protocol):
 
 
 class CompiledTask:
-  """A task's four functions, jitted for a mesh; the state is donated.
+  """A task's functions, jitted for a mesh; the state is donated.
 
-  `init_from(batch, start)` is the initial state with the parameters `start`, as
-  a task's function `with_start(state, start)` places them, if it has one; what
-  they replace is not initialised.
+  `init_from(batch, start)` is the initial state that begins with the parameters
+  `start`, which are donated; what they replace is not initialised.
 
   A step's key is a function of (seed, step), so a restart repeats the run;
   measures and previews use the same random numbers every time, so that they
@@ -131,10 +132,10 @@ def _programs(
   def init_from(key: jax.Array, batch: Batch, frozen: Any, start: Any) -> Any:
     return place(init(key, batch, frozen), start)
 
-  def once(name: str, function: Callable) -> Callable:
-    options = compiled_for_one_call()
+  def once(name: str, function: Callable, **options: Any) -> Callable:
+    options |= {"compiler_options": compiled_for_one_call()}
     return StoredProgram(
-      jax.jit(function, out_shardings=shardings, compiler_options=options),
+      jax.jit(function, out_shardings=shardings, **options),
       (name, *parts, options),
       operators_of(*parts),
     )
@@ -143,7 +144,7 @@ def _programs(
     shapes,
     shardings,
     once("init", init),
-    once("init_from", init_from),
+    once("init_from", init_from, donate_argnums=3),
     jitted("step", step, donate_argnums=0, out_shardings=(shardings, copied)),
     jitted("measure", fast.measure, out_shardings=copied),
     jitted("preview", fast.preview, out_shardings=copied),

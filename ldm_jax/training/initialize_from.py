@@ -30,23 +30,26 @@ def initialised_where_absent(
   batch: Any,
   frozen: Any,
 ) -> dict:
-  """`task.init_params`, with shapes for what `start` has.
+  """`task.init_params`, with shapes for what is not initialised here.
 
-  Only conditioners that it lacks are initialised: a second U-Net with random
-  parameters would need the memory of the first, unsharded.
+  Values have the trained conditioners that `start` lacks, and nothing else: a
+  second U-Net with random parameters would need the memory of the first,
+  unsharded.
   """
   shapes = jax.eval_shape(task.init_params, key, batch, frozen)
-  names = shapes["conditioners"].keys() - start.params.conditioners.keys()
+  conditioners = shapes["conditioners"]
+  known = {*start.params.conditioners, *task.model.frozen_conditioners}
+  names = [n for n in conditioners.keys() - known if conditioners[n]]
 
-  def absent(*args: Any) -> dict:
+  def missing(*args: Any) -> dict:
     found = task.init_params(*args)["conditioners"]
     return {name: found[name] for name in names}
 
   if not names:
     return shapes
-  absent = jax.jit(absent, compiler_options=compiled_for_one_call())
-  conditioners = shapes["conditioners"] | absent(key, batch, frozen)
-  return shapes | {"conditioners": conditioners}
+  initialise = jax.jit(missing, compiler_options=compiled_for_one_call())
+  values = initialise(key, batch, frozen)
+  return shapes | {"conditioners": conditioners | values}
 
 
 def initial_params(task: DenoiserTask, initial: Any, start: LoadedModel) -> Any:

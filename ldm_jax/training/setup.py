@@ -64,7 +64,8 @@ class PreparedRun(NamedTuple):
 
   Attributes:
     frozen: parameters that are not trained, on the devices.
-    start: parameters to begin from instead of initialised ones, or None.
+    start: parameters to begin from instead of initialised ones, or None; the
+      trainer donates them, so that no second set stays in memory.
   """
 
   run: Run

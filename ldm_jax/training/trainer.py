@@ -68,7 +68,7 @@ class Trainer:
     previews_every: steps between previews; 0 for none.
     captions: to write under previewed samples.
     profile: the first and the last step to trace, or None.
-    start: parameters to begin from instead of initialised ones.
+    start: parameters to begin from instead of initialised ones; donated.
     examples: from a step to the indices of its examples, to name those of an
       update that is skipped.
     hang, abort: seconds, of the `Watchdog`.

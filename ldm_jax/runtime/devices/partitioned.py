@@ -1,15 +1,16 @@
-"""A program as XLA's SPMD partitioner divides it, on as many CPU devices.
+"""A program as XLA's SPMD partitioner divides it, for as many CPU devices.
 
 For compilers that cannot print their programs: what they do with the
-partitioner's collectives afterwards (joining, splitting, overlapping) is not in
-it, but which of them there are, and how large, is. An array that is a result
-under several names may be gathered once where the compiled program does so for
-each name.
+partitioner's collectives afterwards (joining, splitting, overlapping, other
+dtypes) is not in it. An array that is a result under several names may be
+gathered once where the compiled program does so for each name.
 """
 
+import glob
 import itertools
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -21,12 +22,16 @@ import jax
 import jax.export
 import numpy as np
 
-WRITE = (
+import ldm_jax
+
+CHILD = (
   "import sys; from ldm_jax.runtime.devices.partitioned import write_program; "
   "write_program(*sys.argv[1:])"
 )
-DEVICES = r"--xla_force_host_platform_device_count=\d+"
-OPTION = "--xla_backend_optimization_level=0"  # no collective depends on it
+DEVICE_COUNT = r"--xla_force_host_platform_device_count=\d+"
+UNOPTIMISED = "--xla_backend_optimization_level=0"  # the machine code alone
+# The first pass that is for CPUs: it widens bfloat16.
+CPU_PASS = "all-reduce-promotion"
 
 
 def partitioned_program(
@@ -43,70 +48,95 @@ def partitioned_program(
     out_shardings: as of `jax.jit`.
 
   Raises:
-    RuntimeError: the other process failed; with the end of what it wrote.
+    RuntimeError: the other process failed, with the end of what it wrote; or
+      the function cannot be exported.
+  """
+  try:
+    exported, mesh = _exported(function, args, out_shardings)
+    with tempfile.TemporaryDirectory() as folder:
+      return _written_by_child(folder, bytes(exported.serialize()), mesh)
+  except (OSError, ValueError, TypeError, NotImplementedError) as error:
+    raise RuntimeError(f"cannot partition the program: {error}") from error
+
+
+def _exported(
+  function: Callable, args: Sequence[Any], out_shardings: Any
+) -> tuple[Any, str]:
+  """The function of lists, since not every class of a tree can be serialised.
+
+  And its mesh, as JSON of [[name, size], ...].
   """
   leaves, tree = jax.tree.flatten(tuple(args))
-  homes = jax.tree.map(
-    lambda home, part: [home] * len(jax.tree.leaves(part)),
+  is_sharding = lambda x: x is None or isinstance(x, jax.sharding.Sharding)
+  shardings = jax.tree.map(
+    lambda sharding, part: [sharding] * len(jax.tree.leaves(part)),
     out_shardings,
     jax.eval_shape(function, *args),
-    is_leaf=lambda home: (
-      home is None or isinstance(home, jax.sharding.Sharding)
-    ),
+    is_leaf=is_sharding,
   )
-  homes = jax.tree.leaves(homes, is_leaf=lambda part: isinstance(part, list))
+  lists = jax.tree.leaves(shardings, is_leaf=lambda x: isinstance(x, list))
 
   def flat(*leaves: Any) -> list[Any]:
     return jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves)))
 
-  # Lists, since not every class of a tree can be serialised.
-  flat = jax.jit(flat, out_shardings=list(itertools.chain(*homes)))
+  flat = jax.jit(flat, out_shardings=list(itertools.chain(*lists)))
   exported = jax.export.export(flat, platforms=("cpu",))(*leaves)
-  shape = json.dumps(list(leaves[0].sharding.mesh.shape.items()))
-  with tempfile.TemporaryDirectory() as folder:
-    paths = [os.path.join(folder, name) for name in ("exported", "program")]
-    with open(paths[0], "wb") as file:
-      file.write(exported.serialize())
-    flags = re.sub(DEVICES, "", os.environ.get("XLA_FLAGS", ""))
-    done = subprocess.run(
-      [sys.executable, "-c", WRITE, *paths, shape],
-      env={
-        **os.environ,
-        "XLA_FLAGS": f"{flags} {OPTION}",
-        "JAX_PLATFORMS": "cpu",
-      },
-      stderr=subprocess.PIPE,
-      text=True,
+  mesh = leaves[0].sharding.mesh.shape
+  return exported, json.dumps(list(mesh.items()))
+
+
+def _written_by_child(folder: str, content: bytes, mesh: str) -> str:
+  """What `write_program` writes in another process."""
+  source, target = (os.path.join(folder, n) for n in ("exported", "program"))
+  pathlib.Path(source).write_bytes(content)
+  flags = re.sub(DEVICE_COUNT, "", os.environ.get("XLA_FLAGS", ""))
+  package = str(pathlib.Path(ldm_jax.__file__).parent.parent)
+  paths = [package, os.environ.get("PYTHONPATH", "")]
+  done = subprocess.run(
+    [sys.executable, "-c", CHILD, source, target, mesh],
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+      "XLA_FLAGS": f"{flags} {UNOPTIMISED}",
+    },
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  if done.returncode:
+    raise RuntimeError(
+      "cannot partition the program: the process for it ended with "
+      f"{done.returncode}: {done.stderr[-2000:]}"
     )
-    if done.returncode:
-      raise RuntimeError(
-        f"cannot partition for {exported.nr_devices} CPU devices: "
-        f"{done.stderr[-2000:]}"
-      )
-    with open(paths[1]) as file:
-      return file.read()
+  return pathlib.Path(target).read_text()
 
 
-def write_program(source: str, target: str, shape: str) -> None:
+def write_program(source: str, target: str, mesh: str) -> None:
   """Compiles an exported function for CPU devices and writes its HLO.
 
+  That before the first pass which only the compiler of CPUs has.
+
   Args:
-    shape: the mesh, as JSON of [[name, size], ...].
+    source, target: files.
+    mesh: its axes, as JSON of [[name, size], ...].
   """
-  with open(source, "rb") as file:
-    exported = jax.export.deserialize(file.read())
+  exported = jax.export.deserialize(pathlib.Path(source).read_bytes())
   jax.config.update("jax_num_cpu_devices", exported.nr_devices)
-  names, sizes = zip(*json.loads(shape), strict=True)
+  jax.config.update("jax_enable_compilation_cache", False)  # passes must run
+  names, sizes = zip(*json.loads(mesh), strict=True)
   devices = np.array(jax.devices()).reshape(sizes)
-  mesh = jax.sharding.Mesh(devices, names)
+  concrete = jax.sharding.Mesh(devices, names)
   args = [
-    jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=home)
-    for aval, home in zip(
-      exported.in_avals, exported.in_shardings_jax(mesh), strict=True
+    jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
+    for aval, sharding in zip(
+      exported.in_avals, exported.in_shardings_jax(concrete), strict=True
     )
   ]
-  homes = list(exported.out_shardings_jax(mesh))
-  call = jax.jit(exported.call, out_shardings=homes)
-  compiled = call.lower(*args).compile()
-  with open(target, "w") as file:
-    file.write(compiled.as_text())
+  out_shardings = list(exported.out_shardings_jax(concrete))
+  lowered = jax.jit(exported.call, out_shardings=out_shardings).lower(*args)
+  with tempfile.TemporaryDirectory() as folder:
+    options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": CPU_PASS}
+    lowered.compile(compiler_options=options)
+    (path,) = glob.glob(f"{glob.escape(folder)}/*.before_{CPU_PASS}.txt")
+    pathlib.Path(target).write_bytes(pathlib.Path(path).read_bytes())
