@@ -1,4 +1,4 @@
-"""A preparation killed at any change of a file resumes to the same folder."""
+"""A preparation that is killed resumes to the same folder, at any time."""
 
 import os
 import pathlib
@@ -7,14 +7,15 @@ import sys
 
 import pytest
 
-# Forks: a process is killed as it is about to make its n-th change of a file,
-# for each n, and a second one resumes.
+# Forks: a process is killed as it creates, opens, renames or removes a file, or
+# halfway in writing rows or progress, the n-th time; then another resumes.
 EVERY_KILL = """
 import dataclasses, os, pathlib, sys, types
 import jax, numpy as np
 from ldm_jax import config
 from ldm_jax.runtime.folder_lock import folder_lock
-from ldm_jax.training.preparation import images, latents
+from ldm_jax.training.preparation import (
+  array_files, images, latents, progress_log)
 from ldm_jax.training.preparation.request import PrepareRequest
 
 folder = pathlib.Path(sys.argv[2])
@@ -25,16 +26,36 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 def kill_at(number):
   left = number
-  def hook(event, arguments):
+  def is_last():
     nonlocal left
+    left -= 1
+    return not left
+
+  def hook(event, arguments):
     if event not in CHANGES or not str(arguments[0]).startswith(str(folder)):
       return
     if event == "open" and not arguments[2] & WRITES:
       return
-    left -= 1
-    if not left:
+    if is_last():
       os._exit(KILLED)
   sys.addaudithook(hook)
+
+  class Cut:  # an unbuffered file
+    def __init__(self, file): self.file = file
+    def __getattr__(self, name): return getattr(self.file, name)
+    def __enter__(self): return self
+    def __exit__(self, *_): self.file.close()
+    def write(self, data):
+      data = memoryview(data).cast("B")
+      if is_last():
+        self.file.write(data[: len(data) // 2])
+        os._exit(KILLED)
+      return self.file.write(data)
+
+  files = (array_files, "open_update"), (progress_log, "open_append")
+  for module, name in files:
+    opened = getattr(module, name)
+    setattr(module, name, lambda path, opened=opened: Cut(opened(path)))
 
 def in_a_process(make, out, number=0):
   child = os.fork()
@@ -80,6 +101,10 @@ make = {"encoded": encoded, "packed": packed}[sys.argv[1]]
 read = lambda out: {p.name: p.read_bytes() for p in out.iterdir()}
 assert in_a_process(make, folder / "whole") == 0
 whole = read(folder / "whole")
+if sys.argv[1] == "encoded":  # of a process that is no longer one of the job
+  (folder / "whole" / "done_1_of_2.jsonl").touch()
+  assert in_a_process(make, folder / "whole") == 0
+  assert read(folder / "whole") == whole
 number, found = 0, KILLED
 while found == KILLED:
   number += 1
@@ -110,7 +135,7 @@ print(number)
   ],
   ids=["encoded", "packed"],
 )
-def test_killed_at_every_change_of_a_file(tmp_path, what, files):
+def test_killed_at_any_time(tmp_path, what, files):
   done = subprocess.run(
     [sys.executable, "-c", EVERY_KILL, what, tmp_path],
     capture_output=True,
