@@ -25,7 +25,8 @@ import numpy as np
 import ldm_jax
 
 CHILD = (
-  "import sys; from ldm_jax.runtime.devices.partitioned import write_program; "
+  "import sys; sys.path.append(sys.argv.pop()); "
+  "from ldm_jax.runtime.devices.partitioned import write_program; "
   "write_program(*sys.argv[1:])"
 )
 DEVICE_COUNT = r"--xla_force_host_platform_device_count=\d+"
@@ -91,13 +92,11 @@ def _written_by_child(folder: str, content: bytes, mesh: str) -> str:
   pathlib.Path(source).write_bytes(content)
   flags = re.sub(DEVICE_COUNT, "", os.environ.get("XLA_FLAGS", ""))
   package = str(pathlib.Path(ldm_jax.__file__).parent.parent)
-  paths = [package, os.environ.get("PYTHONPATH", "")]
   done = subprocess.run(
-    [sys.executable, "-c", CHILD, source, target, mesh],
+    [sys.executable, "-c", CHILD, source, target, mesh, package],
     env={
       **os.environ,
       "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": os.pathsep.join(filter(None, paths)),
       "XLA_FLAGS": f"{flags} {UNOPTIMISED}",
     },
     stdout=subprocess.DEVNULL,
