@@ -102,7 +102,9 @@ def test_collectives_are_counted_where_the_compiler_prints_no_program(
   capsys, monkeypatch
 ):
   """As libtpu for some programs; nearly those of the program it cannot show."""
-  flags = "--batch=8", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"
+  flags = ["--batch=8", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"]
+  flags += ["--prepared=latents", "--config.task.model.unet.multipliers=1,"]
+  flags.append("--config.task.model.unet.attention.depths=1,")
   _, shown = planned(capsys, *flags)
 
   def refuse(self):
