@@ -81,7 +81,8 @@ class PlanResult:
     collectives: kind -> (number, bytes); None if they cannot be counted.
     collectives_of: the program they are counted in: the "compiled" one or,
       where its compiler cannot print it, the one that XLA's SPMD partitioner
-      makes for as many CPU devices ("partitioned"); None without collectives.
+      makes for as many CPU devices ("partitioned"), whose gathers may be of
+      float32 where a TPU's are of bfloat16; None without collectives.
     compile_seconds: duration of the compilation.
     refusal: the compiler's reason for giving up, or None.
     parts: bytes of the arguments by what they are.

@@ -50,7 +50,7 @@ def _memory_rows(result: PlanResult) -> list[tuple[str, str]]:
   if result.collectives is None:
     rows.append(("collectives", "not shown by the compiler"))
   elif result.collectives_of == "partitioned":
-    about = "of the partitioner; the compiler cannot print its program"
+    about = "before the compiler's changes, as it prints no program"
     rows.append(("collectives", about))
   # A space, for names may be as wide as the column.
   return rows + [

@@ -1,9 +1,11 @@
 """A program as XLA's SPMD partitioner divides it, for as many CPU devices.
 
-For compilers that cannot print their programs: what they do with the
-partitioner's collectives afterwards (joining, splitting, overlapping, other
-dtypes) is not in it. An array that is a result under several names may be
-gathered once where the compiled program does so for each name.
+For compilers that cannot print their programs. What they do with the
+partitioner's collectives afterwards is not in it: joining and splitting them,
+permuting in place of gathering, and casting before gathering, by which libtpu
+halves the bytes of kernels that are used in bfloat16. An array that is a result
+under several names may be gathered once where the compiled program does so for
+each name.
 """
 
 import glob
